@@ -1,0 +1,75 @@
+"""magmerge merges fine-tuned neural networks, then calibrates the magnitude of the change.
+
+The front door: `merge`, `calibrate`, `plan`, `inspect`, `diff`, `catalog`, `demo`, `Recipe`,
+`open_checkpoint`, `method`, `calibrator`, `register_method`, `register_calibrator`. Each name is
+loaded at its first use, so that importing magmerge does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from magmerge.version import __version__
+
+if TYPE_CHECKING:
+    from magmerge.catalogue import calibrator, catalog, method
+    from magmerge.checkpoints import open_checkpoint
+    from magmerge.demonstration import demo
+    from magmerge.errors import MagmergeError, MagmergeWarning
+    from magmerge.inspection import diff, inspect
+    from magmerge.pipeline import calibrate, merge, plan
+    from magmerge.recipe import Recipe
+    from magmerge.registry import register_calibrator, register_method
+    from magmerge.result import Result
+
+_HOMES = {
+    "MagmergeError": "errors",
+    "MagmergeWarning": "errors",
+    "Recipe": "recipe",
+    "Result": "result",
+    "calibrate": "pipeline",
+    "calibrator": "catalogue",
+    "catalog": "catalogue",
+    "demo": "demonstration",
+    "diff": "inspection",
+    "inspect": "inspection",
+    "merge": "pipeline",
+    "method": "catalogue",
+    "open_checkpoint": "checkpoints",
+    "plan": "pipeline",
+    "register_calibrator": "registry",
+    "register_method": "registry",
+}
+
+__all__ = [
+    "MagmergeError",
+    "MagmergeWarning",
+    "Recipe",
+    "Result",
+    "__version__",
+    "calibrate",
+    "calibrator",
+    "catalog",
+    "demo",
+    "diff",
+    "inspect",
+    "merge",
+    "method",
+    "open_checkpoint",
+    "plan",
+    "register_calibrator",
+    "register_method",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'magmerge' has no attribute {name!r}")
+    value = getattr(import_module(f"magmerge.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,42 @@
+"""Look-up of methods and calibrators by name, and the list of all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from magmerge import registry
+from magmerge.types import Calibrator, Method
+
+
+def method(name: str) -> Method:
+    """The merge method `name`: `method("ties").fn(deltas, density=0.2)` merges [K, *shape]."""
+    return registry.methods.get(name)
+
+
+def calibrator(name: str) -> Calibrator:
+    """The calibrator `name`: `calibrator("wsc").fn(deltas, merged)` gives its factor."""
+    return registry.calibrators.get(name)
+
+
+def catalog() -> list[dict[str, Any]]:
+    """Every method and calibrator, with parameters, defaults and source."""
+    listed = [("method", item, registry.methods.aliases(item.name)) for item in registry.methods]
+    found: list[tuple[str, Method | Calibrator, tuple[str, ...]]] = [*listed]
+    found += [
+        ("calibrator", item, registry.calibrators.aliases(item.name))
+        for item in registry.calibrators
+    ]
+    return [
+        {
+            "kind": kind,
+            "name": item.name,
+            "aliases": list(aliases),
+            "summary": item.summary,
+            "source": item.source,
+            "parameters": [
+                {"name": p.name, "default": p.default, "meaning": p.meaning}
+                for p in item.parameters
+            ],
+        }
+        for kind, item, aliases in found
+    ]

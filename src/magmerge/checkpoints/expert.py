@@ -1,0 +1,46 @@
+"""A whole fine-tuned model as an expert: its task vector is its difference from the base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from magmerge.types import Checkpoint, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class FullExpert:
+    """An expert that is a checkpoint of its own."""
+
+    def __init__(self, name: str, checkpoint: Checkpoint) -> None:
+        self.name = name
+        self.checkpoint = checkpoint
+        self.source = checkpoint.source
+        self.untouched: frozenset[str] = frozenset()
+        self.faults: list[str] = []
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that a digest is taken of."""
+        return self.checkpoint.files
+
+    @property
+    def ties(self) -> Mapping[str, str]:
+        """The checkpoint's shared tensors."""
+        return self.checkpoint.ties
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """The tensors of the checkpoint."""
+        return self.checkpoint.specs
+
+    def weight(self, name: str, base: Tensor) -> Tensor:
+        """The tensor itself, in the dtype of `base`."""
+        return self.checkpoint.read(name).to(base.dtype)
+
+    def delta(self, name: str, base: Tensor) -> Tensor:
+        """The tensor less the base's."""
+        return self.weight(name, base) - base

@@ -1,0 +1,89 @@
+"""Checkpoints that are in memory: mappings of tensors, and modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from magmerge import dtypes
+from magmerge.errors import CheckpointError
+from magmerge.types import Kind, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class MemoryCheckpoint:
+    """A mapping from names to tensors, seen as a checkpoint. The tensors are never changed."""
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        source: str = "tensors in memory",
+        *,
+        folder: Path | None = None,
+        files: tuple[Path, ...] = (),
+        kinds: Mapping[str, Kind] | None = None,
+    ) -> None:
+        self.source = source
+        self.folder = folder
+        self.files = files
+        self.kinds = MappingProxyType(dict(kinds or {}))
+        self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
+        self.specs = MappingProxyType(
+            {name: _spec(name, tensor, source) for name, tensor in self._tensors.items()}
+        )
+        self.ties = MappingProxyType(_ties(self._tensors))
+
+    def read(self, name: str) -> Tensor:
+        """The tensor `name` on the CPU; it may share memory with the mapping's."""
+        return self._tensors[name].cpu().contiguous()
+
+
+def from_module(module: nn.Module) -> MemoryCheckpoint:
+    """A module's state, with the kinds of layer that its classes tell."""
+    return MemoryCheckpoint(
+        module.state_dict(), f"a {type(module).__name__} in memory", kinds=_module_kinds(module)
+    )
+
+
+def _spec(name: str, tensor: Tensor, source: str) -> TensorSpec:
+    code = dtypes.code_of(tensor.dtype)
+    if code is None or tensor.layout.__str__() != "torch.strided":
+        raise CheckpointError(
+            f"{tensor.dtype}, {tensor.layout} cannot be stored in safetensors",
+            source=source,
+            tensor=name,
+            remedy="convert it to a dense tensor of a plain dtype first",
+        )
+    return TensorSpec(name, tuple(tensor.shape), code)
+
+
+def _ties(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Each name whose tensor is the very memory of an earlier one, to that earlier name."""
+    seen: dict[tuple[object, ...], str] = {}
+    ties = {}
+    for name, tensor in tensors.items():
+        if tensor.numel() == 0 or tensor.device.type == "meta":
+            continue
+        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if place in seen:
+            ties[name] = seen[place]
+        else:
+            seen[place] = name
+    return ties
+
+
+def _module_kinds(module: nn.Module) -> dict[str, Kind]:
+    from torch import nn
+
+    kinds: dict[str, Kind] = {}
+    for path, layer in module.named_modules():
+        name = f"{path}.weight" if path else "weight"
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+            kinds[name] = "embedding"
+        elif type(layer).__name__ == "Conv1D" and hasattr(layer, "nf"):
+            kinds[name] = "transposed"
+    return kinds

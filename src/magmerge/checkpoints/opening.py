@@ -1,0 +1,137 @@
+"""From what a user names (a folder, a file, a mapping, a module) to a checkpoint or an expert."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from magmerge.checkpoints import lora
+from magmerge.checkpoints.expert import FullExpert
+from magmerge.checkpoints.safetensors import (
+    SafetensorsCheckpoint,
+    check_against_index,
+    read_index,
+)
+from magmerge.errors import CheckpointError, suggestion
+from magmerge.types import Checkpoint, Expert
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    Model: TypeAlias = str | Path | Mapping[str, Tensor] | nn.Module | Checkpoint
+else:
+    Model: TypeAlias = Any
+
+TORCH_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt"})
+NAMES = ("model", "diffusion_pytorch_model", "adapter_model", "pytorch_model")
+
+
+def open_checkpoint(model: Model) -> Checkpoint:
+    """Open a model without reading its tensors.
+
+    `model` is a folder or file path, a mapping from names to tensors, a torch module, or a
+    checkpoint. Raises CheckpointError, with the remedy, for anything missing, corrupt or unsafe.
+    """
+    if isinstance(model, str | Path):
+        return _open_path(Path(model))
+    if isinstance(model, Mapping):
+        from magmerge.checkpoints.memory import MemoryCheckpoint
+
+        return MemoryCheckpoint(model)
+    if hasattr(model, "specs") and hasattr(model, "read"):
+        return cast("Checkpoint", model)
+    if hasattr(model, "state_dict"):
+        from magmerge.checkpoints.memory import from_module
+
+        return from_module(cast("nn.Module", model))
+    raise CheckpointError(
+        f"a {type(model).__name__} is no model",
+        remedy="give a folder, a file, a mapping from names to tensors, or a torch module",
+    )
+
+
+def open_expert(name: str, model: Model, base: Checkpoint | None) -> Expert:
+    """Open one expert: a whole model, or a PEFT adapter folder as task vectors on `base`."""
+    checkpoint = open_checkpoint(model)
+    if checkpoint.folder is None or not (checkpoint.folder / lora.CONFIG).is_file():
+        return FullExpert(name, checkpoint)
+    if not all(file.name.startswith("adapter_model.") for file in checkpoint.files):
+        return FullExpert(name, checkpoint)
+    if base is None:
+        raise CheckpointError(
+            "an adapter is a change of a base model, and no base is given",
+            source=checkpoint.source,
+            remedy="name the base with --base",
+        )
+    return lora.LoraExpert(name, checkpoint, lora.read_config(checkpoint.folder), base)
+
+
+def _open_path(path: Path) -> Checkpoint:
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.is_file():
+        raise _missing(path)
+    if path.name.endswith(".index.json"):
+        return _open_index(path, str(path))
+    if path.suffix == ".safetensors":
+        return SafetensorsCheckpoint([path], str(path))
+    if path.suffix in TORCH_SUFFIXES:
+        from magmerge.checkpoints.torch_pickle import open_torch
+
+        return open_torch([path], str(path))
+    raise CheckpointError(
+        f"a file ending in {path.suffix or 'nothing'} is no known checkpoint",
+        source=path,
+        remedy="magmerge reads .safetensors, and torch files named .bin, .pt, .pth or .ckpt",
+    )
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    for suffix in (".safetensors", ".bin"):
+        for name in NAMES:
+            single, index = folder / f"{name}{suffix}", folder / f"{name}{suffix}.index.json"
+            if single.is_file() and index.is_file():
+                raise CheckpointError(
+                    f"it holds both {single.name} and {index.name}",
+                    source=folder,
+                    remedy="remove the one that is left over from another save",
+                )
+            if index.is_file():
+                return _open_index(index, str(folder))
+            if single.is_file():
+                return _open_files([single], str(folder), folder)
+    lone = sorted(folder.glob("*.safetensors"))
+    if len(lone) == 1:
+        return _open_files(lone, str(folder), folder)
+    listing = ", ".join(file.name for file in lone) or "no .safetensors or .bin file"
+    raise CheckpointError(
+        f"no checkpoint in this folder: it holds {listing}",
+        source=folder,
+        remedy="name the file itself, or a folder with model.safetensors or its index",
+    )
+
+
+def _open_index(index: Path, source: str) -> Checkpoint:
+    shards, weight_map = read_index(index)
+    checkpoint = _open_files(shards, source, index.parent)
+    if isinstance(checkpoint, SafetensorsCheckpoint):
+        check_against_index(checkpoint, weight_map)
+    return checkpoint
+
+
+def _open_files(files: list[Path], source: str, folder: Path) -> Checkpoint:
+    if all(file.suffix == ".safetensors" for file in files):
+        return SafetensorsCheckpoint(files, source, folder)
+    from magmerge.checkpoints.torch_pickle import open_torch
+
+    return open_torch(files, source, folder)
+
+
+def _missing(path: Path) -> CheckpointError:
+    parent = path.parent
+    near = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+    remedy = suggestion(path.name, near) if near else f"{parent} does not exist either"
+    if not remedy.startswith("did you mean"):
+        remedy = "check the path; a model of the Hugging Face hub must be downloaded first"
+    return CheckpointError("no such file or folder", source=path, remedy=remedy)

@@ -1,0 +1,145 @@
+"""Finished tensors to their places: on disk, each at its offset, or in memory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from magmerge.checkpoints.layout import index_of
+from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
+from magmerge.checkpoints.staging import Staging
+from magmerge.errors import OutputError
+from magmerge.types import Plan, Step
+
+INDEX = "model.safetensors.index.json"
+
+
+class Sink(Protocol):
+    """Takes each tensor once, in any order, from any thread."""
+
+    def write(self, step: Step, tensor: Tensor) -> None:
+        """Take the tensor of `step`, in its final dtype."""
+        ...
+
+
+class MemorySink:
+    """Keeps the tensors."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+
+    def write(self, step: Step, tensor: Tensor) -> None:
+        self.tensors[step.spec.name] = tensor
+
+
+class FileSink:
+    """Writes each tensor at its offset in a staged file; `publish` verifies all and names them."""
+
+    def __init__(self, plan: Plan, staging: Staging) -> None:
+        self._plan = plan
+        self._staging = staging
+        self._written: set[str] = set()
+        self._lock = threading.Lock()
+        self._handles: list[int] = []
+
+    def __enter__(self) -> FileSink:
+        try:
+            with self._explained():
+                for shard in self._plan.shards:
+                    path = self._staging.folder / shard.file
+                    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+                    self._handles.append(handle)
+                    _reserve(handle, shard.size)
+                    _write_at(handle, memoryview(shard.header), 0)
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def write(self, step: Step, tensor: Tensor) -> None:
+        data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+        with self._explained():
+            _write_at(self._handles[step.shard], data, step.offset)
+        with self._lock:
+            self._written.add(step.spec.name)
+
+    def publish(self, extra: Mapping[str, bytes]) -> None:
+        """Write the `extra` files, verify, and give the result its final name."""
+        with self._explained():
+            for handle in self._handles:
+                os.fsync(handle)
+            self._close()
+            extra = dict(extra)
+            index = index_of(self._plan.steps, self._plan.shards)
+            if index is not None:
+                extra[INDEX] = index.encode()
+            for name, content in extra.items():
+                path = self._staging.folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            self._verify()
+            self._staging.publish(extra if self._staging.single else ())
+
+    def _verify(self) -> None:
+        """Every tensor was written, and safetensors' own reader finds what the plan says."""
+        files = [self._staging.folder / shard.file for shard in self._plan.shards]
+        found = SafetensorsCheckpoint(files, str(self._staging.target)).specs
+        wanted = {step.spec.name: step.spec for step in self._plan.steps}
+        if found != wanted or self._written != set(wanted):
+            odd = {name for name in wanted | found if wanted.get(name) != found.get(name)}
+            odd |= set(wanted) ^ self._written
+            raise OutputError(
+                f"the written files are not as planned: {', '.join(sorted(odd))}",
+                source=self._staging.target,
+                remedy="report this; nothing was left at the output",
+            )
+
+    def _close(self) -> None:
+        while self._handles:
+            os.close(self._handles.pop())
+
+    def _explained(self) -> _DiskErrors:
+        return _DiskErrors(self._staging.target)
+
+
+class _DiskErrors:
+    """Turns the operating system's errors into one message with a remedy."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise OutputError(
+                "no space left on the disk" if full else f"cannot be written: {error.strerror}",
+                source=self._target,
+                remedy="free some space or choose another output; nothing was left behind",
+            ) from error
+
+
+def _reserve(handle: int, size: int) -> None:
+    """Take the space now: a full disk is found before the work. macOS can only set the size."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, 0, size)
+    else:
+        os.ftruncate(handle, size)
+
+
+def _write_at(handle: int, data: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(handle, data[done:], offset + done)

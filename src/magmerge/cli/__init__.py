@@ -1,0 +1,60 @@
+"""The command line: one file for each verb. Importing it does not import torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+import typer
+
+from magmerge.cli import calibrate, demo, diff, inspect, merge, methods, plan
+from magmerge.cli.output import print_error, print_warning
+from magmerge.errors import MagmergeError, MagmergeWarning
+from magmerge.version import __version__
+
+app = typer.Typer(
+    name="magmerge",
+    help="Merge fine-tuned neural networks, then calibrate the magnitude of the change.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (merge, calibrate, plan, inspect, diff, methods, demo):
+    app.command(verb.__name__.rpartition(".")[2])(verb.command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"magmerge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    """Options of the program itself."""
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 a user's mistake, 2 wrong usage, 130 stopped."""
+    json_wanted = "--json" in sys.argv
+    warnings.showwarning = lambda message, category, *_: print_warning(message, category)
+    warnings.simplefilter("always", MagmergeWarning)
+    try:
+        app()
+    except MagmergeError as error:
+        print_error(error, as_json=json_wanted)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print_error(MagmergeError("stopped; nothing was left at the output"), as_json=json_wanted)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) has gone: no more output, and no complaint at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

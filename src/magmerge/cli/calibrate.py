@@ -1,0 +1,54 @@
+"""magmerge calibrate"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from magmerge.cli import options as o
+from magmerge.cli.output import progress_reporter
+from magmerge.cli.summary import show_result
+
+
+def command(
+    merged: Annotated[Path, typer.Argument(help="The merged model, made by any tool.")],
+    out: o.Out,
+    base: Annotated[Path, typer.Option("--base", help="The model the experts were tuned from.")],
+    expert: o.Expert,
+    method: Annotated[str, typer.Option("--method", help="The calibrator.")] = "wsc",
+    settings: o.Set = [],
+    gate: o.Gate = "on",
+    sensitive: o.Sensitive = None,
+    skip: o.Skip = [],
+    ignore: o.Ignore = [],
+    dtype: o.Dtype = None,
+    threads: o.Threads = None,
+    shard_size: o.ShardSize = "5GB",
+    donor: o.Donor = None,
+    yes: o.Yes = False,
+    json: o.Json = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Calibrate the layer-wise magnitude of a merged model, given its base and experts.
+
+    Example: magmerge calibrate MERGED --base B --expert E1 --expert E2 --method wsc OUT
+    """
+    params, _ = o.parse_settings(settings, [], method)
+    arguments = o.shared_arguments(locals())
+    import magmerge
+
+    start = time.monotonic()
+    with progress_reporter() as progress:
+        result = magmerge.calibrate(
+            merged,
+            base=base,
+            experts=expert,
+            method=method,
+            params=params,
+            progress=progress,
+            **arguments,
+        )
+    show_result(result, time.monotonic() - start, as_json=json, verbose=verbose)

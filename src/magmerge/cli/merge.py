@@ -1,0 +1,42 @@
+"""magmerge merge"""
+
+from __future__ import annotations
+
+import time
+
+from magmerge.cli import options as o
+from magmerge.cli.output import progress_reporter
+from magmerge.cli.summary import show_result
+
+
+def command(
+    out: o.Out,
+    expert: o.Expert,
+    base: o.Base = None,
+    method: o.MergeMethod = "task_arithmetic",
+    settings: o.Set = [],
+    calibrate: o.Calibrate = [],
+    gate: o.Gate = "on",
+    sensitive: o.Sensitive = None,
+    skip: o.Skip = [],
+    ignore: o.Ignore = [],
+    dtype: o.Dtype = None,
+    seed: o.Seed = 0,
+    threads: o.Threads = None,
+    shard_size: o.ShardSize = "5GB",
+    donor: o.Donor = None,
+    yes: o.Yes = False,
+    json: o.Json = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Merge experts that share a base, and write an ordinary checkpoint.
+
+    Example: magmerge merge --base B --expert E1 --expert E2 --method ties --calibrate wsc OUT
+    """
+    arguments = o.merge_arguments(locals())
+    import magmerge
+
+    start = time.monotonic()
+    with progress_reporter() as progress:
+        result = magmerge.merge(**arguments, progress=progress)
+    show_result(result, time.monotonic() - start, as_json=json, verbose=verbose)

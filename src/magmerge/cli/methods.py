@@ -1,0 +1,18 @@
+"""magmerge methods"""
+
+from __future__ import annotations
+
+from magmerge.cli import options as o
+from magmerge.cli.output import show, show_json
+
+
+def command(json: o.Json = False) -> None:
+    """List every method and calibrator: parameters, defaults, source."""
+    import magmerge
+    from magmerge.report.tables import catalog_table
+
+    entries = magmerge.catalog()
+    if json:
+        show_json(entries)
+        return
+    show(catalog_table(entries, "method"), catalog_table(entries, "calibrator"))

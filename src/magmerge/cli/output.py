@@ -1,0 +1,115 @@
+"""What the command line prints: results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from magmerge.errors import MagmergeError, MagmergeWarning
+from magmerge.report.tables import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from magmerge.result import Result
+
+LOG_WIDTH = 240
+"""Columns of a table where there is no terminal."""
+LOG_EVERY = 5.0
+"""Seconds between two lines of progress where there is no terminal."""
+
+
+def console() -> Console:
+    """Where results go. Without a terminal, lines are as long as their content."""
+    made = Console(highlight=False)
+    return made if made.is_terminal else Console(highlight=False, width=LOG_WIDTH)
+
+
+def log() -> Console:
+    """Where progress, warnings and errors go."""
+    return Console(stderr=True, highlight=False)
+
+
+def show(*parts: RenderableType) -> None:
+    """Print to stdout."""
+    out = console()
+    for part in parts:
+        out.print(part)
+
+
+def show_json(content: Any) -> None:
+    """Print JSON to stdout; a number that is not finite becomes null."""
+    print(json.dumps(_finite(content), indent=1, ensure_ascii=False))  # noqa: T201
+
+
+def print_error(error: MagmergeError, *, as_json: bool) -> None:
+    """One clear message."""
+    if as_json:
+        show_json({"error": error.as_dict()})
+        return
+    log().print(plain("error: ", "bold red") + plain(str(error)), soft_wrap=True)
+
+
+def print_warning(message: Warning | str, category: type[Warning]) -> None:
+    """One line for a warning of magmerge's own; those of other libraries are not for users."""
+    if issubclass(category, MagmergeWarning):
+        log().print(plain("warning: ", "bold yellow") + plain(str(message)), soft_wrap=True)
+
+
+@contextmanager
+def progress_reporter() -> Iterator[Callable[[str, int, int], None]]:
+    """A function for `progress=`: a bar on a terminal, a plain line now and then in a log."""
+    screen = log()
+    if not screen.is_terminal:
+        yield _LineReporter(screen)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=screen) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(label: str, done: int, total: int) -> None:
+            if label not in tasks:
+                tasks[label] = bars.add_task(label, total=total)
+            bars.update(tasks[label], completed=done, total=total)
+
+        yield report
+
+
+class _LineReporter:
+    def __init__(self, screen: Console) -> None:
+        self._screen = screen
+        self._last = time.monotonic()
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done == total or now - self._last >= LOG_EVERY:
+            self._last = now
+            self._screen.print(plain(f"{label}: {done}/{total}"))
+
+
+def result_document(result: Result) -> dict[str, Any]:
+    """A result for a program to read."""
+    return {
+        "path": None if result.path is None else str(result.path),
+        "recipe": result.recipe.model_dump(mode="json"),
+        "warnings": list(result.warnings),
+        "layers": [asdict(record) for record in result.records],
+    }
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return content

@@ -1,0 +1,51 @@
+"""magmerge plan"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from magmerge.cli import options as o
+from magmerge.cli.output import print_warning, show, show_json
+from magmerge.errors import MagmergeWarning
+
+
+def command(
+    expert: o.Expert,
+    out: Annotated[
+        Path | None, typer.Argument(help="Where the result would go; checked if given.")
+    ] = None,
+    base: o.Base = None,
+    method: o.MergeMethod = "task_arithmetic",
+    settings: o.Set = [],
+    calibrate: o.Calibrate = [],
+    gate: o.Gate = "on",
+    sensitive: o.Sensitive = None,
+    skip: o.Skip = [],
+    ignore: o.Ignore = [],
+    dtype: o.Dtype = None,
+    seed: o.Seed = 0,
+    threads: o.Threads = None,
+    shard_size: o.ShardSize = "5GB",
+    donor: o.Donor = None,
+    yes: o.Yes = False,
+    json: o.Json = False,
+) -> None:
+    """Say what a merge would do, from headers alone, and find every structural fault.
+
+    Takes the arguments of `magmerge merge`. Prints a row for each tensor.
+    """
+    arguments = o.merge_arguments(locals())
+    import magmerge
+    from magmerge.planning import describe
+    from magmerge.report.tables import plan_summary, plan_table
+
+    plan = magmerge.plan(**arguments)
+    if json:
+        show_json(describe(plan))
+        return
+    for warning in plan.warnings:
+        print_warning(warning, MagmergeWarning)
+    show(plan_table(plan), plan_summary(plan))

@@ -1,0 +1,103 @@
+"""Everything that can go wrong: each error names the tensor, the source and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class MagmergeError(Exception):
+    """A user's mistake or a broken input.
+
+    `problem` says what is wrong, `source` which file or object, `tensor` which tensor or key,
+    `remedy` what to do about it.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        source: object = None,
+        tensor: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.problem = problem
+        self.source = None if source is None else printable(str(source))
+        self.tensor = None if tensor is None else printable(tensor)
+        self.remedy = remedy
+        super().__init__(problem)
+
+    def __str__(self) -> str:
+        where = []
+        if self.tensor is not None:
+            where.append(f"tensor {self.tensor}")
+        if self.source is not None:
+            where.append(f"in {self.source}" if where else self.source)
+        text = f"{' '.join(where)}: {self.problem}" if where else self.problem
+        return f"{text}\n  remedy: {self.remedy}" if self.remedy else text
+
+    def as_dict(self) -> dict[str, str | None]:
+        """The same, for a program to read."""
+        return {
+            "kind": type(self).__name__,
+            "problem": self.problem,
+            "source": self.source,
+            "tensor": self.tensor,
+            "remedy": self.remedy,
+        }
+
+
+class CheckpointError(MagmergeError):
+    """A checkpoint is missing, corrupt, unsafe or of an unknown layout."""
+
+
+class AdapterError(CheckpointError):
+    """A LoRA adapter cannot be read or does not fit its base."""
+
+
+class StructureError(MagmergeError):
+    """Checkpoints that should be merged do not fit each other; `faults` lists every difference."""
+
+    def __init__(self, faults: Sequence[str], *, remedy: str | None = None) -> None:
+        self.faults = tuple(printable(fault) for fault in faults)
+        count = len(self.faults)
+        listing = "\n".join(f"  - {fault}" for fault in self.faults)
+        problem = f"{count} fault{'s' if count > 1 else ''} found before any work\n{listing}"
+        super().__init__(problem, remedy=remedy)
+
+    def as_dict(self) -> dict[str, str | None]:
+        return {**super().as_dict(), "faults": "\n".join(self.faults)}
+
+
+class NonFiniteError(MagmergeError):
+    """A tensor holds NaN or infinity."""
+
+
+class UnknownNameError(MagmergeError):
+    """No method, calibrator, parameter or layer has this name."""
+
+
+class ParameterError(MagmergeError):
+    """A parameter is out of range or of the wrong type."""
+
+
+class OutputError(MagmergeError):
+    """The output cannot be written: it exists, is in use, or there is no space."""
+
+
+class MagmergeWarning(UserWarning):
+    """Something that does not stop the work but that its reader should know."""
+
+
+def printable(text: str) -> str:
+    """`text` with control characters spelled out: names inside files may be hostile."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The remedy for a misspelt `name`: the nearest of the `known` names, or all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"known: {', '.join(known)}" if known else "none is known here"

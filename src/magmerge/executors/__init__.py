@@ -1,0 +1,1 @@
+"""Ways of running jobs. They know nothing of what a job computes."""

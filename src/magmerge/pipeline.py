@@ -1,0 +1,250 @@
+"""merge(), calibrate() and plan(): join recipe, plan, layers and writer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from magmerge import dtypes, registry
+from magmerge.checkpoints.compare import check_distinct
+from magmerge.checkpoints.donor import companion_files
+from magmerge.checkpoints.opening import Model
+from magmerge.checkpoints.staging import Staging, check_space
+from magmerge.checkpoints.writer import FileSink, MemorySink
+from magmerge.errors import MagmergeWarning, OutputError, ParameterError
+from magmerge.executors import local
+from magmerge.planning import Sources, make_plan
+from magmerge.provenance import document
+from magmerge.recipe import Calibrations, Recipe, keywords
+from magmerge.request import Experts, Gate, prepare, thread_count
+from magmerge.result import Result, Target, digest_inputs, extra_files, inputs_of
+from magmerge.run import Progress, bind, execute
+from magmerge.types import LayerRecord, Plan
+
+CORRELATED = 0.1
+"""Mean cosine of task vectors above which WSC's ellipsoid makes the factor too small."""
+
+
+def merge(
+    *,
+    base: Model | None = None,
+    experts: Experts,
+    method: str = "task_arithmetic",
+    params: Mapping[str, Any] | None = None,
+    calibrate: Calibrations | list[Calibrations] = None,
+    gate: Gate = "on",
+    sensitive: str | Path | Iterable[str] = (),
+    skip: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    dtype: str | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    shard_size: str | int = "5GB",
+    donor: str | Path | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Merge `experts` that share `base`, and calibrate the result if asked to.
+
+    A model is a folder, a file, a mapping from names to tensors, or a torch module; an expert may
+    be a PEFT adapter folder. `experts` is a sequence, or a mapping from names to models. `method`
+    and `params` are what `magmerge methods` lists; `calibrate` names a calibrator, or is
+    {"method": ..., "params": {...}}, or a list of these, applied in order. `gate`, `sensitive`,
+    `skip`, `ignore`, `dtype` and `seed` are as in `Recipe`. With `out` the result is written to a
+    folder (or one file, if it ends in .safetensors), in shards of at most `shard_size` bytes
+    (5GB is 5 * 1000^3, 5GiB is 5 * 1024^3), with config and tokenizer of `donor` (default: the
+    base's folder); without, it stays in memory. Raises MagmergeError's children.
+    """
+    recipe, sources = prepare(
+        base=base,
+        experts=experts,
+        method=method,
+        params=params,
+        calibrate=calibrate,
+        gate=gate,
+        sensitive=sensitive,
+        skip=skip,
+        ignore=ignore,
+        dtype=dtype,
+        seed=seed,
+    )
+    return _carry_out(
+        recipe,
+        sources,
+        out=out,
+        overwrite=overwrite,
+        shard_size=shard_size,
+        donor=donor,
+        threads=threads,
+        progress=progress,
+    )
+
+
+def calibrate(
+    merged: Model,
+    *,
+    base: Model,
+    experts: Experts,
+    method: str = "wsc",
+    params: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
+    gate: Gate = "on",
+    sensitive: str | Path | Iterable[str] = (),
+    skip: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    dtype: str | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    shard_size: str | int = "5GB",
+    donor: str | Path | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Calibrate a merged checkpoint that any tool made, given its base and experts.
+
+    `method` and `params` name the calibrator; `data` holds samples for calibrators that need
+    inputs, by expert. What is not calibrated is carried over from `merged` bit for bit. All other
+    arguments are those of `merge`; the donor is by default `merged`'s own folder.
+    """
+    needs = registry.calibrators.get(method).needs
+    if (data is not None) != (needs == "inputs"):
+        raise ParameterError(
+            f"{method} {'needs' if needs == 'inputs' else 'takes no'} data",
+            remedy="give one iterable of model inputs per expert"
+            if needs == "inputs"
+            else "drop data: this calibrator looks at weights only",
+        )
+    recipe, sources = prepare(
+        base=base,
+        experts=experts,
+        merged=merged,
+        calibrate={"method": method, "params": dict(params or {})},
+        gate=gate,
+        sensitive=sensitive,
+        skip=skip,
+        ignore=ignore,
+        dtype=dtype,
+    )
+    return _carry_out(
+        recipe,
+        sources,
+        out=out,
+        overwrite=overwrite,
+        shard_size=shard_size,
+        donor=donor,
+        threads=threads,
+        progress=progress,
+    )
+
+
+def plan(
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    shard_size: str | int = "5GB",
+    donor: str | Path | None = None,
+    threads: int | None = None,
+    method: str = "task_arithmetic",
+    base: Model | None = None,
+    **arguments: Any,
+) -> Plan:
+    """What `merge` with these arguments would do, from headers alone; raises what it would."""
+    recipe, sources = prepare(base=base, method=method, **arguments)
+    target = None if out is None else Target.at(out, sources, overwrite=overwrite)
+    found = _plan(
+        recipe, sources, target, shard_size, _donor(donor, sources), thread_count(threads)
+    )
+    if target is not None:
+        check_space(target.path, found.disk)
+    return found
+
+
+def _carry_out(
+    recipe: Recipe,
+    sources: Sources,
+    *,
+    out: str | Path | None,
+    overwrite: bool,
+    shard_size: str | int,
+    donor: str | Path | None,
+    threads: int | None,
+    progress: Progress | None,
+) -> Result:
+    count = thread_count(threads)
+    target = None if out is None else Target.at(out, sources, overwrite=overwrite)
+    files = _donor(donor, sources)
+    found = _plan(recipe, sources, target, shard_size, files, count)
+    check_distinct(sources.base, sources.experts)
+    work = bind(recipe, sources, found)
+    if target is None:
+        memory = MemorySink()
+        records = execute(work, memory, threads=count, progress=progress)
+        notes = _notes(found, recipe, records)
+        return Result(recipe, found, tuple(records), notes, None, sources, files, memory.tensors)
+    check_space(target.path, found.disk)
+    with Staging(target.path, single=target.single) as staging, FileSink(found, staging) as sink:
+        records = execute(work, sink, threads=count, progress=progress)
+        notes = _notes(found, recipe, records)
+        jobs = (partial(digest_inputs, *one) for one in inputs_of(sources))
+        digests = local.run(jobs, threads=count)
+        text = document(recipe, digests, records, notes)
+        sink.publish(extra_files(target, text, files, recipe.dtype))
+    return Result(recipe, found, tuple(records), notes, target.path, sources, files, None)
+
+
+def _plan(
+    recipe: Recipe,
+    sources: Sources,
+    target: Target | None,
+    shard_size: str | int,
+    donor: Path | None,
+    threads: int,
+) -> Plan:
+    return make_plan(
+        recipe,
+        sources,
+        shard_size=dtypes.parse_size(shard_size),
+        single_file=target.single_file if target else None,
+        metadata=target.metadata(recipe) if target else {},
+        copied=[] if target and target.single else sorted(companion_files(donor)),
+        threads=threads,
+    )
+
+
+def _donor(donor: str | Path | None, sources: Sources) -> Path | None:
+    """The folder that config and tokenizer are taken from."""
+    if donor is None:
+        return sources.layout.folder
+    folder = Path(donor)
+    if not folder.is_dir():
+        raise OutputError(
+            "the donor of config and tokenizer is no folder",
+            source=folder,
+            remedy="name the folder of a model with --donor",
+        )
+    return folder
+
+
+def _notes(plan: Plan, recipe: Recipe, records: list[LayerRecord]) -> tuple[str, ...]:
+    """The plan's warnings and those of the calibration; each is also warned in Python's way."""
+    notes = list(plan.warnings)
+    for calibration in recipe.calibrate:
+        item = registry.calibrators.get(calibration.method)
+        if not item.near_orthogonal(**keywords(item, calibration.params)):
+            continue
+        high = [r for r in records if r.cosine is not None and r.cosine > CORRELATED]
+        if high:
+            worst = max(high, key=lambda record: record.cosine or 0.0)
+            among = sum(record.cosine is not None for record in records)
+            notes.append(
+                f"{item.name} assumes near-orthogonal task vectors, but in {len(high)} of {among} "
+                f"layers their mean cosine is above {CORRELATED} ({worst.name}: "
+                f"{worst.cosine:.2f}), so xi is too small there; consider target=sphere"
+            )
+    for note in notes:
+        warnings.warn(note, MagmergeWarning, stacklevel=3)
+    return tuple(notes)

@@ -1,0 +1,49 @@
+"""magmerge.json: what a result was made of, by what, and what was done to each layer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+
+from magmerge.recipe import Recipe
+from magmerge.types import LayerRecord
+from magmerge.version import __version__
+
+FILE = "magmerge.json"
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, as `sha256sum` prints it."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def document(
+    recipe: Recipe,
+    inputs: Sequence[dict[str, Any]],
+    records: Sequence[LayerRecord],
+    warnings: Sequence[str],
+) -> str:
+    """The provenance as JSON. It has no time and no machine in it: equal runs give equal bytes."""
+    content = {
+        "magmerge": __version__,
+        "recipe": recipe.model_dump(mode="json"),
+        "recipe_digest": recipe.digest,
+        "inputs": list(inputs),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "safetensors": safetensors.__version__,
+        },
+        "warnings": list(warnings),
+        "layers": [asdict(record) for record in records],
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,167 @@
+"""What the user asked for, as data: checked, with a digest, to and from YAML."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from magmerge import registry
+from magmerge.errors import MagmergeError, ParameterError, UnknownNameError, suggestion
+from magmerge.types import Calibrator, Method
+
+FINITE = ConfigDict(allow_inf_nan=False)
+
+
+class Calibration(BaseModel):
+    """One calibrator and its parameters, defaults filled in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    params: dict[str, Any] = {}
+
+
+class Recipe(BaseModel):
+    """A merge (`method`) or the calibration of a merge that exists (`merged`).
+
+    Models are named by path, or described where they are in memory. `ignore` holds patterns of
+    tensors that are not compared and that the result takes from its layout model as they are;
+    `skip` patterns of tensors that are merged but not calibrated; `sensitive` the layers that the
+    gate lets only shrink. `dtype` is the output's, the base's own if None.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: str | None = None
+    experts: dict[str, str]
+    merged: str | None = None
+    method: str | None = None
+    params: dict[str, Any] = {}
+    calibrate: tuple[Calibration, ...] = ()
+    gate: Literal["on", "off"] = "on"
+    sensitive: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    dtype: str | None = None
+    seed: int = 0
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the recipe in canonical JSON."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML, which `from_yaml` reads back to an equal recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text: str, source: str = "recipe") -> Recipe:
+        """Read a recipe; ParameterError for an unknown key or a wrong value."""
+        try:
+            content = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ParameterError(
+                f"not YAML: {error}", source=source, remedy="mend the line it names"
+            ) from error
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise _explained(error, source, cls.model_fields) from error
+
+
+def check_parameters(item: Method | Calibrator, params: Mapping[str, Any]) -> dict[str, Any]:
+    """All parameters of `item` by public name: those given, checked, and the other defaults."""
+    known = {parameter.name: parameter for parameter in item.parameters}
+    for name in params:
+        if name not in known:
+            raise UnknownNameError(
+                f"{item.name} has no parameter {name!r}", remedy=suggestion(name, known)
+            )
+    values = {}
+    for name, parameter in known.items():
+        if name not in params:
+            values[name] = parameter.default
+            continue
+        try:
+            adapter: TypeAdapter[Any] = TypeAdapter(parameter.annotation, config=FINITE)
+            values[name] = adapter.validate_python(params[name], strict=True)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise ParameterError(
+                f"{name} = {params[name]!r} for {item.name}: {fault['msg'].lower()}",
+                remedy=f"{name} is the {parameter.meaning}; its default is {parameter.default!r}"
+                if parameter.meaning
+                else f"the default is {parameter.default!r}",
+            ) from error
+    return values
+
+
+def keywords(item: Method | Calibrator, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Checked parameters by the keywords of the item's function."""
+    return {p.keyword: values[p.name] for p in item.parameters if p.name in values}
+
+
+Calibrations = str | Mapping[str, Any] | Calibration | None
+
+
+def check_calibrations(
+    wanted: Calibrations | list[Calibrations] | tuple[Calibrations, ...],
+) -> tuple[Calibration, ...]:
+    """From "wsc", {"method": "wsc", "params": {...}} or a sequence of such, applied in order."""
+    if wanted is None:
+        return ()
+    if isinstance(wanted, list | tuple):
+        return tuple(found for one in wanted for found in check_calibrations(one))
+    if isinstance(wanted, str):
+        wanted = {"method": wanted}
+    if isinstance(wanted, Mapping):
+        try:
+            wanted = Calibration.model_validate(wanted)
+        except ValidationError as error:
+            raise _explained(error, "calibrate", Calibration.model_fields) from error
+    item = registry.calibrators.get(wanted.method)
+    return (Calibration(method=item.name, params=check_parameters(item, wanted.params)),)
+
+
+def read_sensitive(path: Path) -> tuple[str, ...]:
+    """Layer names from JSON (a list, or an object with "sensitive") or text, one a line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParameterError(
+            f"cannot be read: {error}", source=path, remedy="check the path given to --sensitive"
+        ) from error
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        if text.lstrip().startswith(("{", "[")):
+            raise ParameterError("not JSON", source=path, remedy="mend the file") from None
+        content = [line.strip() for line in text.splitlines() if line.strip()]
+    if isinstance(content, dict):
+        content = content.get("sensitive")
+    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
+        raise ParameterError(
+            "holds no list of layer names",
+            source=path,
+            remedy='write one name a line, or {"sensitive": ["layer", ...]}',
+        )
+    return tuple(content)
+
+
+def _explained(error: ValidationError, source: str, known: Mapping[str, Any]) -> MagmergeError:
+    fault = error.errors()[0]
+    key = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "extra_forbidden":
+        return UnknownNameError(
+            f"unknown key {key!r}", source=source, remedy=suggestion(str(fault["loc"][-1]), known)
+        )
+    return ParameterError(
+        f"{key}: {fault['msg'].lower()}" if key else fault["msg"].lower(), source=source
+    )

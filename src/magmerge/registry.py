@@ -1,0 +1,160 @@
+"""Names for methods and calibrators: one registry for both, open to third parties."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from importlib import import_module, metadata
+from typing import Annotated, Any, Generic, Protocol, TypeVar, get_args, get_origin, get_type_hints
+
+from typing_extensions import Doc
+
+from magmerge.errors import MagmergeError, UnknownNameError, suggestion
+from magmerge.types import Calibrator, Kind, Method, Parameter, Supplied
+
+
+class Named(Protocol):
+    """Anything with a name."""
+
+    @property
+    def name(self) -> str: ...
+
+
+T = TypeVar("T", bound=Named)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Registry(Generic[T]):
+    """Items by name and alias; built-ins and entry points are loaded at the first look-up."""
+
+    def __init__(self, kind: str, builtin: str, group: str) -> None:
+        self.kind = kind
+        self._builtin = builtin
+        self._group = group
+        self._items: dict[str, T] = {}
+        self._aliases: dict[str, str] = {}
+        self._loaded = False
+
+    def add(self, item: T, aliases: tuple[str, ...] = ()) -> None:
+        """Register `item`; a name that is taken is refused."""
+        if self._builtin not in sys.modules:
+            self._load()
+        for name in (item.name, *aliases):
+            if name in self._items or name in self._aliases:
+                raise MagmergeError(
+                    f"a {self.kind} named {name} is registered already",
+                    remedy="choose another name; registered items are never replaced in silence",
+                )
+        self._items[item.name] = item
+        self._aliases.update(dict.fromkeys(aliases, item.name))
+
+    def get(self, name: str) -> T:
+        """The item of this name or alias; UnknownNameError with a suggestion if there is none."""
+        self._load()
+        name = self._aliases.get(name, name)
+        if name not in self._items:
+            raise UnknownNameError(
+                f"there is no {self.kind} named {name!r}",
+                remedy=suggestion(name, [*self._items, *self._aliases]),
+            )
+        return self._items[name]
+
+    def aliases(self, name: str) -> tuple[str, ...]:
+        """The other names of the item `name`."""
+        return tuple(alias for alias, target in self._aliases.items() if target == name)
+
+    def __iter__(self) -> Iterator[T]:
+        self._load()
+        return iter(sorted(self._items.values(), key=lambda item: item.name))
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        import_module(self._builtin)
+        for entry in metadata.entry_points(group=self._group):
+            try:
+                entry.load()
+            except Exception as error:
+                raise MagmergeError(
+                    f"the entry point {entry.name} = {entry.value} cannot be loaded: {error}",
+                    remedy="update or uninstall the package that provides it",
+                ) from error
+
+
+methods: Registry[Method] = Registry("method", "magmerge.methods", "magmerge.methods")
+calibrators: Registry[Calibrator] = Registry(
+    "calibrator", "magmerge.calibrators", "magmerge.calibrators"
+)
+
+
+def parameters_of(fn: Callable[..., Any]) -> tuple[Parameter, ...]:
+    """The user's parameters of `fn`: its keyword-only arguments, less those marked `Supplied`.
+
+    A trailing underscore, which keeps a name from being a Python keyword, is not part of the
+    public name: `lambda_` is `lambda` in recipes and on the command line.
+    """
+    hints = get_type_hints(fn, include_extras=True)
+    found = []
+    for argument in inspect.signature(fn).parameters.values():
+        if argument.kind is not argument.KEYWORD_ONLY:
+            continue
+        if argument.default is argument.empty:
+            raise MagmergeError(
+                f"parameter {argument.name} of {fn.__name__} has no default",
+                remedy="give every keyword argument of a registered function a default",
+            )
+        annotation = hints.get(argument.name, Any)
+        marks = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+        if any(isinstance(mark, Supplied) for mark in marks):
+            continue
+        meaning = next((mark.documentation for mark in marks if isinstance(mark, Doc)), "")
+        name = argument.name.rstrip("_")
+        found.append(Parameter(name, argument.name, argument.default, annotation, meaning))
+    return tuple(found)
+
+
+def register_method(
+    name: str, *, source: str, aliases: tuple[str, ...] = (), **traits: Any
+) -> Callable[[F], F]:
+    """Decorator: make `fn(tensors, **params)` the merge method `name`.
+
+    `source` is where the method is defined (an arXiv id). `traits` are the fields of `Method`
+    that differ from their defaults: acts_on, random, ordered, base_free, experts, survey.
+    """
+
+    def register(fn: F) -> F:
+        methods.add(
+            Method(name, fn, source, _summary(fn), parameters_of(fn), **traits), aliases=aliases
+        )
+        return fn
+
+    return register
+
+
+def register_calibrator(
+    name: str,
+    *,
+    source: str,
+    acts_on: frozenset[Kind],
+    aliases: tuple[str, ...] = (),
+    **traits: Any,
+) -> Callable[[F], F]:
+    """Decorator: make `fn(deltas, merged, **params)` the calibrator `name`.
+
+    `traits` are the fields of `Calibrator` that differ from their defaults.
+    """
+
+    def register(fn: F) -> F:
+        calibrators.add(
+            Calibrator(name, fn, source, _summary(fn), parameters_of(fn), acts_on, **traits),
+            aliases=aliases,
+        )
+        return fn
+
+    return register
+
+
+def _summary(fn: Callable[..., Any]) -> str:
+    return (inspect.getdoc(fn) or "").partition("\n")[0].rstrip(".")

@@ -1,0 +1,1 @@
+"""Results for people: tables of plans, records and differences."""

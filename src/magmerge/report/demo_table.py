@@ -1,0 +1,40 @@
+"""The demo's table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from magmerge.report.tables import plain, table
+
+if TYPE_CHECKING:
+    from magmerge.demonstration import Demo
+
+
+def demo_table(demo: Demo) -> Table:
+    """Rows of models, columns of tasks and their average, in percent of the test texts."""
+    columns = [*demo.tasks, "average", "mean xi"]
+    title = f"accuracy in %, {min(demo.sizes)} to {max(demo.sizes)} test texts a task"
+    if min(demo.sizes) == max(demo.sizes):
+        title = f"accuracy in %, {min(demo.sizes)} test texts a task"
+    made = table(title, "model", *columns, numbers=columns)
+    for row in demo.rows:
+        cells = [f"{100 * accuracy:.1f}" for accuracy in row.accuracies]
+        style = "bold" if " + " in row.model else ""
+        average = plain(f"{100 * row.average:.1f}", "bold")
+        xi = "" if row.xi is None else f"{row.xi:.2f}"
+        made.add_row(plain(row.model, style), *cells, average, xi)
+    return made
+
+
+def demo_notes(demo: Demo) -> list[str]:
+    """What a reader of the table must know."""
+    notes = ["Each expert is measured on its own task only. Methods at their defaults."]
+    notes += [
+        f"{row.model}: without the gate the mean xi would be {row.xi_free:.2f}, but no layer may "
+        "shrink unless it is known as sensitive, so this row is that of the plain merge."
+        for row in demo.rows
+        if row.xi == 1.0 and row.xi_free is not None
+    ]
+    return notes

@@ -1,0 +1,116 @@
+"""From the front door's arguments to a checked recipe and opened models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from magmerge import dtypes, registry
+from magmerge.checkpoints import open_checkpoint, open_expert
+from magmerge.checkpoints.opening import Model
+from magmerge.errors import MagmergeError, ParameterError
+from magmerge.planning import Sources
+from magmerge.recipe import (
+    Calibrations,
+    Recipe,
+    check_calibrations,
+    check_parameters,
+    read_sensitive,
+)
+from magmerge.types import Checkpoint, Expert
+
+Experts = Sequence[Model] | Mapping[str, Model]
+Gate = Literal["on", "off"]
+
+
+def prepare(
+    *,
+    base: Model | None,
+    experts: Experts,
+    merged: Model | None = None,
+    method: str | None = None,
+    params: Mapping[str, Any] | None = None,
+    calibrate: Calibrations | list[Calibrations] | tuple[Calibrations, ...] = None,
+    gate: Gate = "on",
+    sensitive: str | Path | Iterable[str] = (),
+    skip: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    dtype: str | None = None,
+    seed: int = 0,
+) -> tuple[Recipe, Sources]:
+    """Check names and parameters first, then open the models: the cheap mistakes come first."""
+    checked: dict[str, Any] = {}
+    if method is not None:
+        item = registry.methods.get(method)
+        method, checked = item.name, check_parameters(item, params or {})
+    calibrations = check_calibrations(calibrate)
+    if calibrations and base is None:
+        raise MagmergeError(
+            "a calibration needs to know what the merge changed: no base is given",
+            remedy="name the base with --base",
+        )
+    if gate not in ("on", "off"):
+        raise ParameterError(f"the gate is {gate!r}", remedy="it is on or off")
+    layers = read_sensitive(Path(sensitive)) if isinstance(sensitive, str | Path) else sensitive
+    out_dtype = None if dtype is None else dtypes.parse_float_dtype(dtype)
+    opened = _open(base, experts, merged)
+    recipe = Recipe(
+        base=None if opened.base is None else opened.base.source,
+        experts={expert.name: expert.source for expert in opened.experts},
+        merged=None if opened.merged is None else opened.merged.source,
+        method=method,
+        params=checked,
+        calibrate=calibrations,
+        gate=gate,
+        sensitive=tuple(layers),
+        skip=tuple(skip),
+        ignore=tuple(ignore),
+        dtype=out_dtype,
+        seed=seed,
+    )
+    return recipe, opened
+
+
+def thread_count(threads: int | None) -> int:
+    """The number of threads asked for, or one for each core this process may use."""
+    if threads is None:
+        # Only Linux tells which cores this process may use.
+        affinity = getattr(os, "sched_getaffinity", None)
+        return len(affinity(0)) if affinity else os.cpu_count() or 1
+    if threads < 1:
+        raise ParameterError(f"{threads} threads", remedy="give one thread or more")
+    return threads
+
+
+def named(experts: Experts) -> dict[str, Model]:
+    """Experts by name: the mapping's own keys, or the last part of each path, made unique."""
+    if isinstance(experts, Mapping):
+        return dict(experts)
+    if isinstance(experts, str | Path):
+        raise ParameterError(
+            "experts is one path", source=experts, remedy="give a list of models, or a mapping"
+        )
+    models: dict[str, Model] = {}
+    for number, model in enumerate(experts, start=1):
+        stem = Path(model).resolve().name if isinstance(model, str | Path) else f"expert-{number}"
+        name, repeat = stem.removesuffix(".safetensors"), 2
+        while name in models:
+            name, repeat = f"{stem}-{repeat}", repeat + 1
+        models[name] = model
+    return models
+
+
+def _open(base: Model | None, experts: Experts, merged: Model | None) -> Sources:
+    opened_base = None if base is None else open_checkpoint(base)
+    opened: list[Expert] = [
+        open_expert(name, model, opened_base) for name, model in named(experts).items()
+    ]
+    opened_merged = None if merged is None else open_checkpoint(merged)
+    layout: Checkpoint | None = opened_merged or opened_base
+    if layout is None:
+        if not opened:
+            raise MagmergeError("no model is given", remedy="name a base and some experts")
+        layout = open_checkpoint(next(iter(named(experts).values())))
+    return Sources(layout, opened_base, opened, opened_merged)

@@ -1,0 +1,82 @@
+"""Small models for the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+Shapes = dict[str, tuple[int, ...]]
+State = dict[str, Tensor]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Not in pyproject.toml, whose reading would import magmerge before jaxtyping can watch it.
+    config.addinivalue_line("filterwarnings", "error::magmerge.errors.MagmergeWarning")
+
+
+SHAPES: Shapes = {
+    "embed_tokens.weight": (11, 24),
+    "layers.0.attn.weight": (24, 24),
+    "layers.0.mlp.weight": (48, 24),
+    "layers.0.conv.weight": (32, 6, 5),
+    "layers.0.norm.weight": (24,),
+    "lm_head.weight": (11, 24),
+}
+
+
+def random_state(
+    seed: int, shapes: Shapes | None = None, dtype: torch.dtype = torch.float32
+) -> State:
+    """Normal entries, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(shape, generator=generator).to(dtype)
+        for name, shape in (SHAPES if shapes is None else shapes).items()
+    }
+
+
+def tuned(base: State, seed: int, size: float = 0.1) -> State:
+    """`base` with a random task vector on every floating-point tensor."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    return {
+        name: tensor + (size * torch.randn(tensor.shape, generator=generator)).to(tensor.dtype)
+        if tensor.is_floating_point()
+        else tensor.clone()
+        for name, tensor in base.items()
+    }
+
+
+@pytest.fixture
+def base() -> State:
+    return random_state(0)
+
+
+@pytest.fixture
+def experts(base: State) -> list[State]:
+    return [tuned(base, seed) for seed in range(3)]
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[[str, State], Path]:
+    """Writes a state as a model folder and gives its path."""
+
+    def write(name: str, state: State) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        save_file(state, folder / "model.safetensors")
+        (folder / "config.json").write_text('{"model_type": "tiny", "dtype": "float32"}')
+        (folder / "tokenizer.json").write_text("{}")
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def folders(save: Callable[[str, State], Path], base: State, experts: list[State]) -> list[Path]:
+    """A base folder and three expert folders."""
+    return [save("base", base), *(save(f"expert{i}", state) for i, state in enumerate(experts))]

@@ -1,0 +1,29 @@
+"""What every method and calibrator is tried on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from magmerge import registry
+from magmerge.types import Calibrator, Method
+
+METHODS = list(registry.methods)
+CALIBRATORS = list(registry.calibrators)
+SHAPES = [(7,), (5, 9), (9, 5), (4, 3, 2), (3, 2, 2, 2)]
+
+
+def count_for(method: Method) -> int:
+    """A number of experts that the method takes."""
+    least, most = method.experts
+    return max(least, 3) if most is None else most
+
+
+def deltas_for(method: Method, shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn((count_for(method), *shape), generator=generator)
+
+
+def rows_for(calibrator: Calibrator, shape: tuple[int, ...], experts: int = 3) -> Tensor:
+    generator = torch.Generator().manual_seed(len(shape) + experts)
+    return torch.randn((experts, *shape), generator=generator)

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import torch
+from rich.console import Console
+
+import magmerge
+from magmerge.report import tables
+from tests.conftest import State
+
+
+def rendered(*parts: object) -> str:
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    for part in parts:
+        console.print(part)
+    return console.export_text()
+
+
+def test_the_summary_says_what_the_gate_held_back(base: State, experts: list[State]) -> None:
+    big = magmerge.merge(base=base, experts=experts, params={"lambda": 5.0}).state_dict()
+    text = tables.records_summary(magmerge.calibrate(big, base=base, experts=experts).records)
+    assert "xi in 3 layers: mean 1.000" in text
+    assert "without the gate" in text
+
+
+def test_the_plan_counts_actions_and_sizes(base: State, experts: list[State]) -> None:
+    plan = magmerge.plan(base=base, experts=experts, calibrate="wsc")
+    text = rendered(tables.plan_table(plan), tables.plan_summary(plan))
+    assert "6 tensors: 6 merge; 3 calibrated" in text
+    assert "layers.0.conv.weight" in text
+    assert "32x6x5" in text
+
+
+def test_long_names_are_folded_not_cut() -> None:
+    info = magmerge.inspect({"x" * 300: torch.ones(1)})
+    assert rendered(tables.checkpoint_table(info)).count("x") >= 300

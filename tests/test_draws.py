@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import torch
+
+from magmerge.draws import CHUNK, derive_seed, keep_mask
+
+
+def test_an_entry_depends_on_its_seed_and_place_only() -> None:
+    long, short = keep_mask(5, (CHUNK + 500,), 0.3), keep_mask(5, (CHUNK + 20,), 0.3)
+    assert torch.equal(long[: CHUNK + 20], short)
+    assert torch.equal(long.reshape(-1, 4), keep_mask(5, ((CHUNK + 500) // 4, 4), 0.3))
+    assert not torch.equal(long, keep_mask(6, (CHUNK + 500,), 0.3))
+
+
+def test_chunks_have_draws_of_their_own() -> None:
+    mask = keep_mask(1, (2 * CHUNK,), 0.5)
+    assert not torch.equal(mask[:CHUNK], mask[CHUNK:])
+
+
+def test_the_share_is_as_asked() -> None:
+    assert abs(float(keep_mask(0, (300_000,), 0.1).float().mean()) - 0.1) < 0.003
+    assert bool(keep_mask(0, (100,), 1.0).all())
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    keep_mask(1, (10,), 0.5)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_seeds_are_stable_for_ever() -> None:
+    assert derive_seed(0, "layer.weight", 1) == 2069037389823499500

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from magmerge.linalg import largest_mask, mean_pairwise_cosine, row_norms, row_scale
+
+
+@settings(deadline=None)
+@given(
+    values=st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 1e-40, 1e30]), min_size=1, max_size=30),
+    share=st.floats(0, 1),
+)
+def test_the_largest_are_those_of_a_stable_sort(values: list[float], share: float) -> None:
+    count = round(share * len(values))
+    order = sorted(range(len(values)), key=lambda i: -values[i])[:count]
+    mask = largest_mask(torch.tensor(values), count)
+    assert torch.nonzero(mask).reshape(-1).tolist() == sorted(order)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-30, 1e-42, 1e30])
+def test_row_norms_neither_underflow_nor_overflow(size: float) -> None:
+    rows = torch.tensor([[3.0, 4.0], [0.0, 0.0]]) * size
+    expected = torch.linalg.vector_norm(rows.double(), dim=-1)
+    assert torch.allclose(row_norms(rows).double(), expected, rtol=1e-6)
+
+
+def test_row_scales_are_powers_of_two_that_divide_exactly() -> None:
+    rows = torch.randn(50, 7) * torch.logspace(-37, 37, 50).unsqueeze(1)
+    scale = row_scale(rows)
+    assert torch.equal(torch.frexp(scale).mantissa, torch.full((50,), 0.5))
+    assert torch.equal(rows / scale.unsqueeze(1) * scale.unsqueeze(1), rows)
+    assert row_scale(torch.zeros(2, 0)).tolist() == [1, 1]
+
+
+def test_mean_cosine_equals_a_loop_over_pairs_and_rows() -> None:
+    deltas = torch.randn(4, 5, 9, generator=torch.Generator().manual_seed(0))
+    deltas[0, 2] = 0
+    cosines = [
+        torch.cosine_similarity(deltas[i, row], deltas[j, row], dim=0)
+        for row in range(5)
+        for i in range(4)
+        for j in range(i)
+        if deltas[i, row].any() and deltas[j, row].any()
+    ]
+    per_row = [torch.stack(cosines[:6]), torch.stack(cosines[6:12]), torch.stack(cosines[12:15])]
+    per_row += [torch.stack(cosines[15:21]), torch.stack(cosines[21:])]
+    expected = torch.stack([values.mean() for values in per_row]).mean()
+    assert mean_pairwise_cosine(deltas) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_mean_cosine_of_equal_opposite_and_missing_directions() -> None:
+    one = torch.randn(1, 3, 8)
+    assert mean_pairwise_cosine(one.expand(3, 3, 8)) == pytest.approx(1)
+    assert mean_pairwise_cosine(torch.cat([one, -one])) == pytest.approx(-1)
+    assert mean_pairwise_cosine(torch.cat([one, torch.zeros_like(one)])) is None

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from magmerge import registry
+from magmerge.errors import MagmergeError, ParameterError, UnknownNameError
+from magmerge.recipe import Recipe, check_calibrations, check_parameters, keywords
+
+TIES = registry.methods.get("ties")
+
+
+def test_parameters_are_filled_with_defaults_and_bound_by_keyword() -> None:
+    values = check_parameters(TIES, {"lambda": 0.5})
+    assert values["density"] == 0.2
+    assert keywords(TIES, values)["lambda_"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"densty": 0.2}, "did you mean density"),
+        ({"density": 0}, "greater than 0"),
+        ({"density": 1.5}, "less than or equal to 1"),
+        ({"density": "much"}, "valid number"),
+        ({"density": True}, "valid number"),
+        ({"density": float("nan")}, "density"),
+        ({"lambda": float("inf")}, "finite"),
+        ({"scope": "galaxy"}, "'tensor' or 'model'"),
+        ({"weights": [1, "a"]}, "valid number"),
+        ({"thresholds": []}, "no parameter"),
+    ],
+)
+def test_wrong_parameters_are_named_with_the_remedy(params: dict, message: str) -> None:
+    with pytest.raises(MagmergeError, match=message) as caught:
+        check_parameters(TIES, params)
+    assert caught.value.remedy
+
+
+def test_calibrations_in_all_their_forms() -> None:
+    assert check_calibrations(None) == ()
+    (one,) = check_calibrations("wsc")
+    assert one.params == {"target": "ellipsoid", "granularity": "row"}
+    both = check_calibrations(["wsc", {"method": "wsc", "params": {"target": "sphere"}}])
+    assert [c.params["target"] for c in both] == ["ellipsoid", "sphere"]
+    with pytest.raises(UnknownNameError, match="wsc"):
+        check_calibrations("wcs")
+    with pytest.raises(UnknownNameError, match="params"):
+        check_calibrations({"method": "wsc", "parms": {}})
+
+
+RECIPE = Recipe(
+    base="b",
+    experts={"a": "x", "c": "y"},
+    method="ties",
+    params={"density": 0.1},
+    calibrate=check_calibrations("wsc"),
+    sensitive=("l",),
+)
+
+
+def test_yaml_round_trip_keeps_the_recipe_and_its_digest() -> None:
+    back = Recipe.from_yaml(RECIPE.to_yaml())
+    assert back == RECIPE
+    assert back.digest == RECIPE.digest
+    assert back.digest != RECIPE.model_copy(update={"seed": 1}).digest
+
+
+def test_golden_file_and_digest() -> None:
+    golden = Path(__file__).parent / "golden" / "recipe.yaml"
+    assert RECIPE.to_yaml() == golden.read_text(encoding="utf-8")
+    assert RECIPE.digest == "4edf34f6a758ee1f5738f8c602e673888128af4604849dbd22ae453f49e17807"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("experts: {}\nmethd: ties", "did you mean method"),
+        ("experts: {}\nseed: many", "seed"),
+        ("[", "not YAML"),
+        ("3", "valid dictionary"),
+        ("experts: {}\ngate: ajar", "gate"),
+    ],
+)
+def test_wrong_recipes_are_one_clear_message(text: str, message: str) -> None:
+    with pytest.raises((ParameterError, UnknownNameError), match=message):
+        Recipe.from_yaml(text, source="my.yaml")
+
+
+@settings(deadline=None, max_examples=200)
+@given(text=st.text(max_size=60) | st.binary(max_size=40).map(lambda b: b.decode("latin1")))
+def test_fuzz_any_text_is_a_recipe_or_refused(text: str) -> None:
+    try:
+        Recipe.from_yaml(text)
+    except MagmergeError as error:
+        assert str(error)
