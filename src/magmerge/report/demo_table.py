@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from magmerge.demonstration import Demo
 
 
+GATED = 0.005
+"""Difference of mean factors from which on the gate is worth a note."""
+
+
 def demo_table(demo: Demo) -> Table:
     """Rows of models, columns of tasks and their average, in percent of the test texts."""
     columns = [*demo.tasks, "average", "mean xi"]
@@ -32,9 +36,9 @@ def demo_notes(demo: Demo) -> list[str]:
     """What a reader of the table must know."""
     notes = ["Each expert is measured on its own task only. Methods at their defaults."]
     notes += [
-        f"{row.model}: without the gate the mean xi would be {row.xi_free:.2f}, but no layer may "
-        "shrink unless it is known as sensitive, so this row is that of the plain merge."
+        f"{row.model}: the gate holds back rows that would shrink; without it the mean xi would "
+        f"be {row.xi_free:.2f}."
         for row in demo.rows
-        if row.xi == 1.0 and row.xi_free is not None
+        if row.xi is not None and row.xi_free is not None and row.xi - row.xi_free > GATED
     ]
     return notes
