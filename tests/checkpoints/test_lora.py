@@ -189,12 +189,21 @@ def test_reads_a_real_adapter() -> None:
         st.sampled_from(
             ["r", "lora_alpha", "peft_type", "rank_pattern", "alpha_pattern", "fan_in_fan_out"]
         ),
-        st.none() | st.integers() | st.text(max_size=4) | st.lists(st.integers(), max_size=2),
+        st.none()
+        | st.integers()
+        | st.floats()
+        | st.text(max_size=4)
+        | st.lists(st.integers(), max_size=2)
+        | st.dictionaries(st.text(max_size=3), st.none() | st.integers() | st.text(max_size=2)),
     )
 )
 def test_fuzz_any_configuration_is_read_or_refused(adapter: Path, config: dict) -> None:
+    path = adapter / "adapter_config.json"
+    sound = path.read_text()
     edit_config(adapter, **config)
     try:
         open_expert("a", adapter, open_checkpoint(toy()))
     except MagmergeError as error:
         assert str(error)
+    finally:
+        path.write_text(sound)

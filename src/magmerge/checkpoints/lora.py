@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from magmerge import dtypes
-from magmerge.errors import AdapterError, MagmergeError
+from magmerge.errors import AdapterError
 from magmerge.kinds import kinds_of, read_model_config
 from magmerge.types import Checkpoint, Kind, TensorSpec
 
@@ -259,12 +259,20 @@ def fits(pair: LoraPair, down: TensorSpec, up: TensorSpec, target: TensorSpec) -
 
 def _by_pattern(module: str, patterns: Any, default: Any) -> Any:
     """PEFT's rule: the first pattern that matches the whole path, or its end after a dot."""
+    if not isinstance(patterns or {}, dict):
+        raise AdapterError(
+            f"a pattern table is {patterns!r}",
+            source=CONFIG,
+            remedy="restore alpha_pattern in adapter_config.json",
+        )
     for pattern, value in (patterns or {}).items():
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value
         except re.error as error:
-            raise MagmergeError(
-                f"{pattern!r} is no regular expression: {error}", source=CONFIG
+            raise AdapterError(
+                f"{pattern!r} is no regular expression: {error}",
+                source=CONFIG,
+                remedy="restore alpha_pattern in adapter_config.json",
             ) from error
     return default

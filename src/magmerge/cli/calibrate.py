@@ -1,4 +1,4 @@
-"""magmerge calibrate"""
+"""magmerge calibrate: repair a merge that any tool made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""magmerge demo"""
+"""magmerge demo: the demo's table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""magmerge diff"""
+"""magmerge diff: compare two checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""magmerge inspect"""
+"""magmerge inspect: list a checkpoint's tensors."""
 
 from __future__ import annotations
 

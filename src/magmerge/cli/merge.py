@@ -1,4 +1,4 @@
-"""magmerge merge"""
+"""magmerge merge: merge experts, write a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""magmerge methods"""
+"""magmerge methods: list methods and calibrators."""
 
 from __future__ import annotations
 

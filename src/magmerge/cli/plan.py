@@ -1,4 +1,4 @@
-"""magmerge plan"""
+"""magmerge plan: say what a merge would do."""
 
 from __future__ import annotations
 

@@ -1,0 +1,25 @@
+"""README says what is so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import magmerge
+from scripts.readme_tree import tree
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_tree_is_the_packages() -> None:
+    assert tree() in README
+
+
+def test_every_method_and_calibrator_is_in_the_table() -> None:
+    for entry in magmerge.catalog():
+        for name in (entry["name"], *entry["aliases"]):
+            assert f"`{name}`" in README
+
+
+def test_the_demo_rows_are_quoted_as_they_are_printed() -> None:
+    for row in ("base", "experts", "task_arithmetic + wsc", "ties + wsc", "mean xi"):
+        assert row in README
