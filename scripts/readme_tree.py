@@ -1,6 +1,6 @@
 """Print README's tree: every file of the package with the first line of its docstring.
 
-    .venv/bin/python -m scripts.readme_tree
+.venv/bin/python -m scripts.readme_tree
 """
 
 from __future__ import annotations

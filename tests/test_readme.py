@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import magmerge
 from scripts.readme_tree import tree
+
+import magmerge
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magmerge.calibrators.gate import gate
-from magmerge.linalg import mean_pairwise_cosine
+from magmerge.linalg import mean_pairwise_cosine, norm
 from magmerge.types import Calibrator, LayerRecord, Method, Step
 
 
@@ -84,8 +84,8 @@ def calibrate_layer(
         xi_min=float(xi.min()),
         xi_max=float(xi.max()),
         xi_free=free,
-        norm_before=_norm(merged.delta),
-        norm_after=_norm(_spread(xi, step) * delta),
+        norm_before=norm(merged.delta),
+        norm_after=norm(_spread(xi, step) * delta),
         cosine=cosine,
         calibrated_by=tuple(calibrator.name for calibrator, _ in calibrators),
     )
@@ -117,7 +117,3 @@ def _spread(xi: Tensor, step: Step) -> Tensor:
     shape = [1] * len(step.spec.shape)
     shape[1 if step.kind == "transposed" else 0] = -1
     return xi.reshape(shape)
-
-
-def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))

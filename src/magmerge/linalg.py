@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+CHUNK = 1 << 20
+"""Entries that are looked at together, where a whole tensor's temporaries would be too large."""
+HALF = 16
+HALF_BINS = 1 << HALF
 
 
 def as_rows(tensor: Float[Tensor, "rows *rest"]) -> Float[Tensor, "rows columns"]:
@@ -56,15 +63,55 @@ def mean_pairwise_cosine(deltas: Float[Tensor, "K rows columns"]) -> float | Non
 
 def largest_mask(magnitudes: Float[Tensor, "*shape"], count: int) -> Bool[Tensor, "*shape"]:
     """True for exactly the `count` largest entries; among equals, those that come first."""
-    flat = magnitudes.reshape(-1)
     if count <= 0:
         return torch.zeros_like(magnitudes, dtype=torch.bool)
-    if count >= flat.numel():
+    if count >= magnitudes.numel():
         return torch.ones_like(magnitudes, dtype=torch.bool)
-    threshold = torch.kthvalue(flat, flat.numel() - count + 1).values
-    above = flat > threshold
-    quota = count - int(above.sum())
-    return mask_from_threshold(magnitudes, threshold, quota)
+    return mask_from_threshold(magnitudes, *threshold_of(magnitudes, count))
+
+
+def threshold_of(magnitudes: Float[Tensor, "*shape"], count: int) -> tuple[Float[Tensor, ""], int]:
+    """The `count`-th largest magnitude, and how many entries equal to it are among the largest.
+
+    Exact and without a sort: the bit pattern of a non-negative float32 orders as the float does,
+    so the upper halves of all patterns are counted, then the lower halves in the bin that holds
+    the threshold.
+    """
+    flat = magnitudes.reshape(-1)
+    if flat.dtype != torch.float32:
+        threshold = torch.kthvalue(flat, flat.numel() - count + 1).values
+        return threshold, count - int((flat > threshold).sum())
+    upper, lower = (torch.zeros(HALF_BINS, dtype=torch.int64, device=flat.device) for _ in "ul")
+    for chunk in torch.split(flat, CHUNK):
+        upper += torch.bincount(magnitude_bits(chunk) >> HALF, minlength=HALF_BINS)
+    high, rank = bin_of_rank(upper, count)
+    for chunk in torch.split(flat, CHUNK):
+        lower += torch.bincount(lower_halves(magnitude_bits(chunk), high), minlength=HALF_BINS)
+    low, quota = bin_of_rank(lower, rank)
+    return float_of_bits(high, low).to(flat.device), quota
+
+
+def magnitude_bits(values: Float[Tensor, "entries"]) -> Int[Tensor, "entries"]:
+    """The bit patterns of float32 magnitudes, as integers of the same order."""
+    return values.abs().view(torch.int32)
+
+
+def lower_halves(bits: Int[Tensor, "entries"], high: int) -> Int[Tensor, "found"]:
+    """The lower halves of those patterns whose upper half is `high`."""
+    return bits[(bits >> HALF) == high] & (HALF_BINS - 1)
+
+
+def float_of_bits(high: int, low: int) -> Float[Tensor, ""]:
+    """The float32 whose bit pattern has these halves."""
+    return torch.tensor((high << HALF) | low, dtype=torch.int32).view(torch.float32)
+
+
+def bin_of_rank(counts: Int[Tensor, "bins"], rank: int) -> tuple[int, int]:
+    """The bin of the `rank`-th largest entry (from 1), and its rank within that bin."""
+    above = counts.flip(0).cumsum(0)
+    index = int(torch.searchsorted(above, rank))
+    before = int(above[index - 1]) if index else 0
+    return len(counts) - 1 - index, rank - before
 
 
 def mask_from_threshold(
@@ -73,6 +120,18 @@ def mask_from_threshold(
     """True above `threshold`, and for the first `quota` entries that equal it."""
     flat = magnitudes.reshape(-1)
     mask = flat > threshold
-    equal = torch.nonzero(flat == threshold).reshape(-1)
-    mask[equal[:quota]] = True
+    for start in range(0, flat.numel(), CHUNK):
+        if quota <= 0:
+            break
+        equal = torch.nonzero(flat[start : start + CHUNK] == threshold).reshape(-1)[:quota]
+        mask[start : start + CHUNK][equal] = True
+        quota -= len(equal)
     return mask.reshape(magnitudes.shape)
+
+
+def norm(tensor: Float[Tensor, "*shape"]) -> float:
+    """Euclidean norm of all entries, summed in float64 by blocks of a fixed size."""
+    squares = [
+        float(part.double().square().sum()) for part in torch.split(tensor.reshape(-1), CHUNK)
+    ]
+    return math.sqrt(math.fsum(squares))

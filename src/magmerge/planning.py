@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
@@ -12,10 +13,24 @@ from magmerge.checkpoints.layout import lay_out
 from magmerge.errors import ParameterError, StructureError, UnknownNameError, suggestion
 from magmerge.kinds import kinds_of, read_model_config
 from magmerge.recipe import Recipe
-from magmerge.types import Action, Checkpoint, Expert, Kind, Method, Plan, Step, TensorSpec
+from magmerge.types import (
+    Action,
+    Calibrator,
+    Checkpoint,
+    Expert,
+    Kind,
+    Method,
+    Plan,
+    Step,
+    TensorSpec,
+)
 
-WORKING_COPIES = 4
-"""Tensors of a layer's size in float32 that methods and calibrators hold beside their inputs."""
+FLOAT32 = 4
+"""Bytes of a number in the arithmetic."""
+FIXED_COPIES = 4
+"""Tensors of a layer's size that every step holds beside the task vectors."""
+OVERHEAD = 100_000_000
+"""Bytes for everything that does not grow with the layers, code loaded late included."""
 
 
 class Sources(NamedTuple):
@@ -65,7 +80,7 @@ def make_plan(
         steps=tuple(steps),
         shards=tuple(shards),
         disk=sum(shard.size for shard in shards),
-        memory=_memory(steps, sources, threads),
+        memory=_memory(recipe, steps, sources, threads),
         copied=tuple(copied),
         warnings=tuple(_dtype_warnings(sources)),
     )
@@ -257,13 +272,25 @@ def _dtype_warnings(sources: Sources) -> list[str]:
     return warnings
 
 
-def _memory(steps: Sequence[Step], sources: Sources, threads: int) -> int:
-    """Peak bytes beyond the interpreter: the largest layers, one a thread, with working copies."""
-    copies = 1 + 2 * len(sources.experts) + WORKING_COPIES
-    sizes = sorted(
-        (dtypes.nbytes(TensorSpec("", s.spec.shape, "F32")) for s in steps), reverse=True
+def _memory(recipe: Recipe, steps: Sequence[Step], sources: Sources, threads: int) -> int:
+    """Peak bytes beyond the interpreter and torch: the largest layers, one for each thread.
+
+    A layer needs the base, the task vectors, one being read, the result before and after its cast,
+    and the workspace of the method or of the calibrators, whichever is larger.
+    """
+    count = len(sources.experts)
+    items: list[Method | Calibrator] = [
+        registry.calibrators.get(calibration.method) for calibration in recipe.calibrate
+    ]
+    if recipe.method is not None:
+        items.append(registry.methods.get(recipe.method))
+    workspace = max(item.workspace[0] * count + item.workspace[1] for item in items)
+    layers = sorted(
+        (math.prod(step.spec.shape) for step in steps if step.action != "carry"), reverse=True
     )
-    return copies * sum(sizes[:threads])
+    carried = max((dtypes.nbytes(step.spec) for step in steps), default=0)
+    peak = FLOAT32 * (count + FIXED_COPIES + workspace) * sum(layers[:threads])
+    return max(peak, threads * carried) + OVERHEAD
 
 
 def describe(plan: Plan) -> dict[str, Any]:

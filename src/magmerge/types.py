@@ -159,7 +159,8 @@ class Method:
     `acts_on` says whether these are task vectors (the result is the merged one) or whole weights.
     `random`: it takes `seeds`, one for each expert. `ordered`: exchanging experts changes the
     result. `experts`: least and greatest K. `base_free`: defined without a base model.
-    `survey`, if set, gathers whole-model statistics before the merge.
+    `survey`, if set, gathers whole-model statistics before the merge. `workspace`: how many
+    tensors of the layer's size `fn` holds beside its inputs, for each expert and in all.
     """
 
     name: str
@@ -173,6 +174,7 @@ class Method:
     base_free: bool = False
     experts: tuple[int, int | None] = (1, None)
     survey: Callable[..., Survey | None] | None = None
+    workspace: tuple[int, int] = (0, 3)
 
 
 @runtime_checkable
@@ -201,7 +203,8 @@ class Calibrator:
     `returns`: a factor on `merged` (a scalar, or one per row), or a new task vector.
     `needs`: what it looks at besides weights; `order`: whether layers are independent of each
     other, or must be treated in the order of the forward pass. `gated`: the gate bounds its factor.
-    `acts_on`: the kinds of layer it is defined for.
+    `acts_on`: the kinds of layer it is defined for. `near_orthogonal`: whether it assumes, with
+    these parameters, that task vectors are. `workspace`: as in `Method`.
     """
 
     name: str
@@ -215,6 +218,7 @@ class Calibrator:
     order: Literal["any", "forward"] = "any"
     gated: bool = True
     near_orthogonal: Callable[..., bool] = field(default=lambda **_: False)
+    workspace: tuple[int, int] = (0, 9)
 
 
 @dataclass(frozen=True, slots=True)

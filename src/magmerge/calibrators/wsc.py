@@ -53,7 +53,8 @@ def wsc(
     if granularity == "layer":
         rows, stack = rows.reshape(1, -1), stack.reshape(len(stack), 1, -1)
     # Powers of two for each row let no square underflow, and are put back without rounding.
-    size, reach = row_scale(rows), row_scale(stack.abs().amax(dim=-1).T)
+    size = row_scale(rows)
+    reach = torch.stack([row_scale(axis) for axis in stack]).amax(dim=0)
     rows = rows / size.unsqueeze(-1)
     norms = torch.stack([row_norms(axis / reach.unsqueeze(-1)) for axis in stack])
     radius, length = norms.mean(dim=0), row_norms(rows)

@@ -13,7 +13,7 @@ from magmerge.registry import register_method
 from magmerge.types import Density, Lambda, Probability, Seeds, Weights
 
 
-@register_method("dare", source="DARE, arXiv:2311.03099, eqs. 2-4", random=True)
+@register_method("dare", source="DARE, arXiv:2311.03099, eqs. 2-4", random=True, workspace=(1, 3))
 def dare(
     deltas: Float[Tensor, "K *shape"],
     *,
@@ -28,7 +28,12 @@ def dare(
     return average(drop_and_rescale(deltas, p, seeds), weights=weights)
 
 
-@register_method("dare_ties", source="DARE with TIES, arXiv:2311.03099, sec. 4.3", random=True)
+@register_method(
+    "dare_ties",
+    source="DARE with TIES, arXiv:2311.03099, sec. 4.3",
+    random=True,
+    workspace=(2, 6),
+)
 def dare_ties(
     deltas: Float[Tensor, "K *shape"],
     *,

@@ -29,7 +29,9 @@ def survey(
     return ModelThreshold(experts, density) if scope == "model" else None
 
 
-@register_method("ties", source="TIES-Merging, arXiv:2306.01708, alg. 1", survey=survey)
+@register_method(
+    "ties", source="TIES-Merging, arXiv:2306.01708, alg. 1", survey=survey, workspace=(1, 6)
+)
 def ties(
     deltas: Float[Tensor, "K *shape"],
     *,
@@ -77,10 +79,11 @@ def elect_and_average(
     mass = torch.zeros_like(trimmed[0])
     for weight, delta in zip(weights, trimmed, strict=True):
         mass.add_(delta, alpha=weight)
-    elected = mass.sign()
+    elected = mass.sign_()
     total, share = torch.zeros_like(mass), torch.zeros_like(mass)
     for weight, delta in zip(weights, trimmed, strict=True):
         agrees = (delta.sign() == elected) & (elected != 0)
         total.add_(torch.where(agrees, delta, 0.0), alpha=weight)
         share.add_(agrees, alpha=weight)
-    return torch.where(share != 0, total / torch.where(share != 0, share, 1.0), 0.0)
+    alone = share == 0
+    return total.div_(share.masked_fill_(alone, 1.0)).masked_fill_(alone, 0.0)
