@@ -146,3 +146,5 @@ def test_a_tie_that_an_expert_broke_is_no_tie() -> None:
     untied = {"a": torch.ones(3, 2), "b": torch.full((3, 2), 5.0)}
     result = magmerge.merge(base=base, experts=[untied], method="average").state_dict()
     assert torch.equal(result["b"], untied["b"])
+    with pytest.raises(StructureError, match="b is missing from"):
+        magmerge.plan(base=base, experts=[untied, {"a": torch.ones(3, 2)}])

@@ -14,8 +14,8 @@ from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.opening import Model
 from magmerge.errors import StructureError
 from magmerge.executors import local
+from magmerge.faults import matches
 from magmerge.kinds import kinds_of, read_model_config
-from magmerge.planning import matches
 from magmerge.request import thread_count
 from magmerge.run import Progress
 from magmerge.types import Checkpoint, Kind, TensorSpec

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,15 @@ from magmerge.checkpoints.donor import companion_files
 from magmerge.checkpoints.opening import Model
 from magmerge.checkpoints.staging import Staging, check_space
 from magmerge.checkpoints.writer import FileSink, MemorySink
-from magmerge.errors import MagmergeWarning, OutputError, ParameterError
+from magmerge.errors import MagmergeWarning, OutputError, ParameterError, printable
 from magmerge.executors import local
-from magmerge.planning import Sources, make_plan
+from magmerge.planning import make_plan
 from magmerge.provenance import document
 from magmerge.recipe import Calibrations, Recipe, keywords
 from magmerge.request import Experts, Gate, prepare, thread_count
 from magmerge.result import Result, Target, digest_inputs, extra_files, inputs_of
 from magmerge.run import Progress, bind, execute
-from magmerge.types import LayerRecord, Plan
+from magmerge.types import LayerRecord, Plan, Sources
 
 CORRELATED = 0.1
 """Mean cosine of task vectors above which WSC's ellipsoid makes the factor too small."""
@@ -179,16 +180,17 @@ def _carry_out(
     files = _donor(donor, sources)
     found = _plan(recipe, sources, target, shard_size, files, count)
     check_distinct(sources.base, sources.experts)
+    _warn(found.warnings)
     work = bind(recipe, sources, found)
     if target is None:
         memory = MemorySink()
         records = execute(work, memory, threads=count, progress=progress)
-        notes = _notes(found, recipe, records)
+        notes = found.warnings + _correlations(recipe, records)
         return Result(recipe, found, tuple(records), notes, None, sources, files, memory.tensors)
     check_space(target.path, found.disk)
     with Staging(target.path, single=target.single) as staging, FileSink(found, staging) as sink:
         records = execute(work, sink, threads=count, progress=progress)
-        notes = _notes(found, recipe, records)
+        notes = found.warnings + _correlations(recipe, records)
         jobs = (partial(digest_inputs, *one) for one in inputs_of(sources))
         digests = local.run(jobs, threads=count)
         text = document(recipe, digests, records, notes)
@@ -204,7 +206,7 @@ def _plan(
     donor: Path | None,
     threads: int,
 ) -> Plan:
-    return make_plan(
+    found = make_plan(
         recipe,
         sources,
         shard_size=dtypes.parse_size(shard_size),
@@ -213,6 +215,13 @@ def _plan(
         copied=[] if target and target.single else sorted(companion_files(donor)),
         threads=threads,
     )
+    if target is None or target.single or "config.json" in found.copied:
+        return found
+    note = (
+        f"{donor or 'a model in memory or in a single file'} has no config.json, so the result is "
+        "tensors only; name the folder of a model with --donor"
+    )
+    return replace(found, warnings=(*found.warnings, note))
 
 
 def _donor(donor: str | Path | None, sources: Sources) -> Path | None:
@@ -229,9 +238,14 @@ def _donor(donor: str | Path | None, sources: Sources) -> Path | None:
     return folder
 
 
-def _notes(plan: Plan, recipe: Recipe, records: list[LayerRecord]) -> tuple[str, ...]:
-    """The plan's warnings and those of the calibration; each is also warned in Python's way."""
-    notes = list(plan.warnings)
+def _warn(notes: Sequence[str]) -> None:
+    for note in notes:
+        warnings.warn(note, MagmergeWarning, stacklevel=4)
+
+
+def _correlations(recipe: Recipe, records: list[LayerRecord]) -> tuple[str, ...]:
+    """Where task vectors are too alike for what a calibrator assumes of them."""
+    notes = []
     for calibration in recipe.calibrate:
         item = registry.calibrators.get(calibration.method)
         if not item.near_orthogonal(**keywords(item, calibration.params)):
@@ -242,9 +256,9 @@ def _notes(plan: Plan, recipe: Recipe, records: list[LayerRecord]) -> tuple[str,
             among = sum(record.cosine is not None for record in records)
             notes.append(
                 f"{item.name} assumes near-orthogonal task vectors, but in {len(high)} of {among} "
-                f"layers their mean cosine is above {CORRELATED} ({worst.name}: "
-                f"{worst.cosine:.2f}), so xi is too small there; consider target=sphere"
+                f"layers their mean cosine is above {CORRELATED} ({printable(worst.name)}: "
+                f"{worst.cosine:.2f}), so xi is too small there; consider target=sphere "
+                f"(--set {item.name}.target=sphere)"
             )
-    for note in notes:
-        warnings.warn(note, MagmergeWarning, stacklevel=3)
+    _warn(notes)
     return tuple(notes)

@@ -11,7 +11,6 @@ from magmerge import dtypes, registry
 from magmerge.checkpoints import open_checkpoint, open_expert
 from magmerge.checkpoints.opening import Model
 from magmerge.errors import MagmergeError, ParameterError
-from magmerge.planning import Sources
 from magmerge.recipe import (
     Calibrations,
     Recipe,
@@ -19,7 +18,7 @@ from magmerge.recipe import (
     check_parameters,
     read_sensitive,
 )
-from magmerge.types import Checkpoint, Expert
+from magmerge.types import Checkpoint, Expert, Sources
 
 Experts = Sequence[Model] | Mapping[str, Model]
 Gate = Literal["on", "off"]

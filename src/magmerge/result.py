@@ -16,10 +16,9 @@ from magmerge.checkpoints.donor import companion_files, read_companions
 from magmerge.checkpoints.layout import lay_out
 from magmerge.checkpoints.staging import Staging, check_space, check_target
 from magmerge.checkpoints.writer import FileSink
-from magmerge.planning import Sources
 from magmerge.provenance import FILE, document, file_digest
 from magmerge.recipe import Recipe
-from magmerge.types import LayerRecord, Plan
+from magmerge.types import LayerRecord, Plan, Sources
 from magmerge.version import __version__
 
 

@@ -16,9 +16,8 @@ from magmerge.draws import derive_seed
 from magmerge.errors import NonFiniteError
 from magmerge.executors import local
 from magmerge.layer import Merged, Treatment, calibrate_layer, merge_layer
-from magmerge.planning import Sources
 from magmerge.recipe import Recipe, keywords
-from magmerge.types import LayerRecord, Method, Plan, Step, Survey
+from magmerge.types import LayerRecord, Method, Plan, Sources, Step, Survey
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from annotated_types import Interval
 from typing_extensions import Doc
@@ -123,6 +123,15 @@ class Expert(Protocol):
     def delta(self, name: str, base: Tensor) -> Tensor:
         """The task vector `expert - base`, in the dtype of `base`."""
         ...
+
+
+class Sources(NamedTuple):
+    """The opened models. `layout` is the one whose tensors, and only those, the result has."""
+
+    layout: Checkpoint
+    base: Checkpoint | None
+    experts: Sequence[Expert]
+    merged: Checkpoint | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,9 @@ def test_the_same_expert_twice_is_refused(base: State, experts: list[State]) -> 
 
 
 def test_the_same_path_twice_is_refused(folders: list[Path]) -> None:
-    with pytest.raises(StructureError, match="the same expert"):
-        magmerge.merge(base=folders[0], experts=[folders[1], folders[1]])
+    for path in folders[:2]:
+        with pytest.raises(StructureError, match="given twice"):
+            magmerge.plan(base=folders[0], experts=[folders[1], path])
 
 
 def test_experts_that_differ_in_one_value_are_two(base: State, experts: list[State]) -> None:

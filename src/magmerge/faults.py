@@ -1,0 +1,164 @@
+"""What does not fit between the models of a recipe: all of it, from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from magmerge import dtypes, registry
+from magmerge.errors import StructureError
+from magmerge.recipe import Recipe
+from magmerge.types import Checkpoint, Expert, Sources, TensorSpec
+
+
+def check_structure(recipe: Recipe, sources: Sources, config: Mapping[str, Any]) -> None:
+    """StructureError with all faults: missing, extra and misshapen tensors, formats that cannot be
+    merged, models given twice, a number of experts that the method does not take.
+    """
+    faults = [*_expert_count_faults(recipe, sources), *_quantised_faults(sources, config)]
+    faults += _repeated_faults(sources)
+    faults += _difference_faults(recipe, sources)
+    if faults:
+        raise StructureError(faults, remedy=_remedy(faults))
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a tensor's name is one of `patterns` (shell wildcards: * ? [...])."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def dtype_warnings(sources: Sources) -> list[str]:
+    """Experts whose tensors have another precision than the layout's."""
+    warnings = []
+    for source, specs in _all_specs(sources)[1:]:
+        pairs = sorted(
+            {
+                (dtypes.torch_name(spec.dtype), dtypes.torch_name(sources.layout.specs[name].dtype))
+                for name, spec in specs.items()
+                if name in sources.layout.specs
+                and spec.dtype != sources.layout.specs[name].dtype
+                and not _carried(sources.layout.specs[name])
+            }
+        )
+        for own, wanted in pairs:
+            warnings.append(
+                f"{source} has {own} tensors where {sources.layout.source} has {wanted}: "
+                f"computed in float32, written as {wanted} unless --dtype says otherwise"
+            )
+    return warnings
+
+
+def tied_everywhere(sources: Sources, name: str) -> bool:
+    """Whether every model that has this tensor of the layout ties it to the same other one."""
+    models: list[Checkpoint | Expert] = [
+        *sources.experts,
+        *([sources.base] if sources.base else []),
+    ]
+    twin = sources.layout.ties.get(name)
+    return twin is not None and all(
+        name not in model.specs or model.ties.get(name) == twin for model in models
+    )
+
+
+def _expert_count_faults(recipe: Recipe, sources: Sources) -> list[str]:
+    count = len(sources.experts)
+    if recipe.method is None:
+        return [] if count else ["no expert is given"]
+    method = registry.methods.get(recipe.method)
+    least, most = method.experts
+    faults = []
+    if count < least or (most is not None and count > most):
+        wanted = f"exactly {least}" if least == most else f"at least {least}"
+        faults.append(f"{method.name} takes {wanted} experts, but {count} are given")
+    weights = recipe.params.get("weights")
+    if weights is not None and len(weights) != count:
+        faults.append(f"{len(weights)} weights are given for {count} experts")
+    if sources.base is None and not method.base_free:
+        faults.append(f"{method.name} works on task vectors: it needs a base model")
+    return faults
+
+
+def _quantised_faults(sources: Sources, config: Mapping[str, Any]) -> list[str]:
+    faults = []
+    if config.get("quantization_config"):
+        faults.append(
+            f"{sources.layout.source} is quantised (quantization_config in its config.json)"
+        )
+    for source, specs in _all_specs(sources):
+        faults += [
+            f"{name} of {source} is quantised to {dtypes.torch_name(spec.dtype)}"
+            for name, spec in specs.items()
+            if spec.dtype in dtypes.QUANTISED
+        ]
+    return faults
+
+
+def _repeated_faults(sources: Sources) -> list[str]:
+    """Models given twice, as far as their files tell; equal contents are found by the merge."""
+    seen: dict[tuple[Path, ...], str] = {}
+    faults = []
+    models: list[Checkpoint | Expert] = [
+        *([sources.base] if sources.base else []),
+        *sources.experts,
+    ]
+    for model in models:
+        files = tuple(file.resolve() for file in model.files)
+        if files and files in seen:
+            faults.append(f"{model.source} is given twice: it is also {seen[files]}")
+        seen.setdefault(files, "the base" if model is sources.base else "an expert")
+    return faults
+
+
+def _difference_faults(recipe: Recipe, sources: Sources) -> list[str]:
+    layout = sources.layout
+    faults = [fault for expert in sources.experts for fault in expert.faults]
+    for source, specs in _all_specs(sources)[1:]:
+        for name, spec in layout.specs.items():
+            if matches(name, recipe.ignore) or _carried(spec):
+                continue
+            other = specs.get(name)
+            if other is None and layout.ties.get(name) in specs and tied_everywhere(sources, name):
+                continue
+            if other is None:
+                faults.append(f"{name} is missing from {source}")
+            elif other.shape != spec.shape:
+                shapes = f"{list(other.shape)} in {source}, {list(spec.shape)} in {layout.source}"
+                faults.append(f"{name} has shape {shapes}")
+            elif other.dtype not in dtypes.FLOATS:
+                faults.append(f"{name} is {dtypes.torch_name(other.dtype)} in {source}")
+        faults += [
+            f"{name} of {source} is not in {layout.source}"
+            for name in specs
+            if name not in layout.specs and not matches(name, recipe.ignore)
+        ]
+    return faults
+
+
+def _carried(spec: TensorSpec) -> bool:
+    """Tensors that are copied from the layout whatever the others have."""
+    return spec.dtype not in dtypes.FLOATS or 0 in spec.shape
+
+
+def _all_specs(sources: Sources) -> list[tuple[str, Mapping[str, TensorSpec]]]:
+    """Each distinct model's name and tensors, the layout first."""
+    models: list[Checkpoint | Expert] = [sources.layout]
+    if sources.base is not None and sources.base is not sources.layout:
+        models.append(sources.base)
+    return [(model.source, model.specs) for model in [*models, *sources.experts]]
+
+
+def _remedy(faults: Sequence[str]) -> str:
+    if any(" is given twice" in fault for fault in faults):
+        return "give each model once; for more influence of one expert use --set weights=[...]"
+    if any("quantised" in fault for fault in faults):
+        return "dequantise the model first (load it in transformers and save it in bfloat16)"
+    if any(" is missing from " in fault or " is not in " in fault for fault in faults):
+        return (
+            "give models of one architecture; to leave tensors as the base has them, "
+            "or to drop an expert's own head, name them: --ignore 'classifier.*'"
+        )
+    if any("shape" in fault for fault in faults):
+        return "give models of one architecture, or name these tensors with --ignore"
+    return "change the recipe as said above; `magmerge methods` lists what each method takes"
