@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class MagmergeError(Exception):
@@ -36,11 +37,11 @@ class MagmergeError(Exception):
         text = f"{' '.join(where)}: {self.problem}" if where else self.problem
         return f"{text}\n  remedy: {self.remedy}" if self.remedy else text
 
-    def as_dict(self) -> dict[str, str | None]:
+    def as_dict(self) -> dict[str, Any]:
         """The same, for a program to read."""
         return {
             "kind": type(self).__name__,
-            "problem": self.problem,
+            "problem": printable(self.problem),
             "source": self.source,
             "tensor": self.tensor,
             "remedy": self.remedy,
@@ -62,11 +63,12 @@ class StructureError(MagmergeError):
         self.faults = tuple(printable(fault) for fault in faults)
         count = len(self.faults)
         listing = "\n".join(f"  - {fault}" for fault in self.faults)
-        problem = f"{count} fault{'s' if count > 1 else ''} found before any work\n{listing}"
+        self.summary = f"{count} fault{'s' if count > 1 else ''} found before any work"
+        problem = f"{self.summary}\n{listing}"
         super().__init__(problem, remedy=remedy)
 
-    def as_dict(self) -> dict[str, str | None]:
-        return {**super().as_dict(), "faults": "\n".join(self.faults)}
+    def as_dict(self) -> dict[str, Any]:
+        return {**super().as_dict(), "problem": self.summary, "faults": list(self.faults)}
 
 
 class NonFiniteError(MagmergeError):
@@ -97,7 +99,9 @@ def printable(text: str) -> str:
 def suggestion(name: str, known: Iterable[str]) -> str:
     """The remedy for a misspelt `name`: the nearest of the `known` names, or all of them."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    folded = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.6)
+    near = [folded[one] for one in close]
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"known: {', '.join(known)}" if known else "none is known here"

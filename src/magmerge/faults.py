@@ -12,6 +12,29 @@ from magmerge.errors import StructureError
 from magmerge.recipe import Recipe
 from magmerge.types import Checkpoint, Expert, Sources, TensorSpec
 
+_ARCHITECTURE = (
+    "give models of one architecture; to leave these tensors as the base has them, or to drop an "
+    "expert's own ones, name them with --ignore 'PATTERN' (ignore=), for example 'classifier.*'"
+)
+REMEDIES = {
+    " is given twice": "give each model once; for more influence of one expert set its weight: "
+    "--set 'weights=[2, 1]'",
+    "quantised": "dequantise the model first (load it in transformers and save it in bfloat16)",
+    "it needs a base": "name the base with --base (base=); average and slerp do without",
+    " takes ": "give as many experts as the method takes, or choose another method",
+    " weights are given ": "give one weight for each expert: --set 'weights=[0.5, 0.5]'",
+    "the task vector of two": "merge the adapter into its base with PEFT and give the whole model",
+    "the task vector ": "give the base that this adapter was trained on",
+    " is missing from ": _ARCHITECTURE,
+    " is not in ": _ARCHITECTURE,
+    " has shape ": _ARCHITECTURE,
+    "matches no tensor": "patterns match whole names: '*.bias', 'lm_head.*'; "
+    "`magmerge inspect` lists the names",
+    "shares its memory": "ignore both names, or neither",
+    "cannot be a tensor's name": "rename that tensor",
+    "no expert is given": "name the experts with --expert (experts=)",
+}
+
 
 def check_structure(recipe: Recipe, sources: Sources, config: Mapping[str, Any]) -> None:
     """StructureError with all faults: missing, extra and misshapen tensors, formats that cannot be
@@ -20,6 +43,8 @@ def check_structure(recipe: Recipe, sources: Sources, config: Mapping[str, Any])
     faults = [*_expert_count_faults(recipe, sources), *_quantised_faults(sources, config)]
     faults += _repeated_faults(sources)
     faults += _difference_faults(recipe, sources)
+    faults += _pattern_faults(recipe, sources)
+    faults += _name_faults(sources)
     if faults:
         raise StructureError(faults, remedy=_remedy(faults))
 
@@ -130,10 +155,34 @@ def _difference_faults(recipe: Recipe, sources: Sources) -> list[str]:
                 faults.append(f"{name} is {dtypes.torch_name(other.dtype)} in {source}")
         faults += [
             f"{name} of {source} is not in {layout.source}"
-            for name in specs
-            if name not in layout.specs and not matches(name, recipe.ignore)
+            for name, spec in specs.items()
+            if name not in layout.specs and not _carried(spec) and not matches(name, recipe.ignore)
         ]
     return faults
+
+
+def _pattern_faults(recipe: Recipe, sources: Sources) -> list[str]:
+    """Patterns that name no tensor, which are most likely misspelt."""
+    names = [name for _, specs in _all_specs(sources) for name in specs]
+    faults = [
+        f"the pattern {pattern!r} matches no tensor"
+        for pattern in (*recipe.ignore, *recipe.skip)
+        if not any(matches(name, [pattern]) for name in names)
+    ]
+    return faults + [
+        f"{twin} is ignored or not, but {name} shares its memory and is not or is"
+        for name, twin in sources.layout.ties.items()
+        if matches(name, recipe.ignore) != matches(twin, recipe.ignore)
+    ]
+
+
+def _name_faults(sources: Sources) -> list[str]:
+    """Names that a safetensors header cannot hold."""
+    return [
+        f"{name!r} cannot be a tensor's name"
+        for name in sources.layout.specs
+        if name == "__metadata__" or name != name.encode(errors="replace").decode()
+    ]
 
 
 def _carried(spec: TensorSpec) -> bool:
@@ -150,15 +199,8 @@ def _all_specs(sources: Sources) -> list[tuple[str, Mapping[str, TensorSpec]]]:
 
 
 def _remedy(faults: Sequence[str]) -> str:
-    if any(" is given twice" in fault for fault in faults):
-        return "give each model once; for more influence of one expert use --set weights=[...]"
-    if any("quantised" in fault for fault in faults):
-        return "dequantise the model first (load it in transformers and save it in bfloat16)"
-    if any(" is missing from " in fault or " is not in " in fault for fault in faults):
-        return (
-            "give models of one architecture; to leave tensors as the base has them, "
-            "or to drop an expert's own head, name them: --ignore 'classifier.*'"
-        )
-    if any("shape" in fault for fault in faults):
-        return "give models of one architecture, or name these tensors with --ignore"
-    return "change the recipe as said above; `magmerge methods` lists what each method takes"
+    """What to do about the first kind of fault that is found, by the words it is told in."""
+    for words, remedy in REMEDIES.items():
+        if any(words in fault for fault in faults):
+            return remedy
+    return "give models of one architecture"

@@ -16,7 +16,7 @@ from magmerge.errors import StructureError
 from magmerge.executors import local
 from magmerge.faults import matches
 from magmerge.kinds import kinds_of, read_model_config
-from magmerge.request import thread_count
+from magmerge.request import patterns, thread_count
 from magmerge.run import Progress
 from magmerge.types import Checkpoint, Kind, TensorSpec
 
@@ -93,9 +93,9 @@ def diff(
     progress: Progress | None = None,
 ) -> tuple[TensorDifference, ...]:
     """How each tensor of `b` differs from that of `a`; StructureError where names or shapes do."""
-    first, second, patterns = open_checkpoint(a), open_checkpoint(b), tuple(ignore)
-    mine = {n: s for n, s in first.specs.items() if not matches(n, patterns)}
-    theirs = {n: s for n, s in second.specs.items() if not matches(n, patterns)}
+    first, second, ignored = open_checkpoint(a), open_checkpoint(b), patterns(ignore)
+    mine = {n: s for n, s in first.specs.items() if not matches(n, ignored)}
+    theirs = {n: s for n, s in second.specs.items() if not matches(n, ignored)}
     _check_alike(first, second, mine, theirs)
     done = 0
 

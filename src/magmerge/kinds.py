@@ -58,24 +58,23 @@ def _kind(spec: TensorSpec, specs: Mapping[str, TensorSpec], config: Mapping[str
     if dimensions == 1:
         return "statistics" if _is_statistics(spec, specs) else "vector"
     path = spec.name.split(".")
-    if dimensions >= 4:
-        return "convolution"
-    if dimensions == 3 and _is_embedding(path):
+    if not _is_head(path) and _is_embedding(path) and (dimensions < 4 or path[-1] != "weight"):
         return "embedding"
-    if dimensions == 3:
-        return "experts" if "experts" in path else "convolution"
-    return _matrix_kind(spec, path, config)
+    if dimensions == 2:
+        return _matrix_kind(spec, path, config)
+    if dimensions == 3 and "experts" in path:
+        return "experts"
+    return "convolution" if path[-1] == "weight" and spec.shape[0] > 1 else "other"
 
 
 def _matrix_kind(spec: TensorSpec, path: list[str], config: Mapping[str, Any]) -> Kind:
-    module = _module(path)
     if _is_head(path):
         return "head"
-    if _is_embedding(path) or _has_a_row_for_each_token(spec, config):
+    if _has_a_row_for_each_token(spec, config):
         return "embedding"
-    if module in CONV1D.get(str(config.get("model_type")), ()):
+    if _module(path) in CONV1D.get(str(config.get("model_type")), ()):
         return "transposed"
-    return "matrix"
+    return "other" if "table" in path[-1].split("_") else "matrix"
 
 
 def _module(path: list[str]) -> str:
@@ -85,8 +84,9 @@ def _module(path: list[str]) -> str:
 
 
 def _is_embedding(path: list[str]) -> bool:
-    module = _module(path)
-    return module in EMBEDDINGS or not EMBEDDING_WORDS.isdisjoint(module.split("_"))
+    named = path[:-1] if path[-1] == "weight" and len(path) > 1 else path
+    words = named[-1].split("_")
+    return named[-1] in EMBEDDINGS or words[-1] in EMBEDDING_WORDS or words[0] == "embed"
 
 
 def _is_head(path: list[str]) -> bool:

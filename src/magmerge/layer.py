@@ -59,7 +59,11 @@ def calibrate_layer(
     delta, weight = merged.delta, merged.weight
     xi = torch.ones((), dtype=delta.dtype, device=delta.device)
     free = 1.0
-    calibrators = treatment.calibrators if step.calibrated else ()
+    calibrators = [
+        (calibrator, keywords)
+        for calibrator, keywords in treatment.calibrators
+        if step.calibrated and step.kind in calibrator.acts_on
+    ]
     for calibrator, keywords in calibrators:
         rows = _rows_first(deltas, step, 1), _rows_first(_spread(xi, step) * delta, step, 0)
         found = calibrator.fn(*rows, **keywords)
@@ -72,8 +76,7 @@ def calibrate_layer(
             free *= float(found.mean())
     cosine = None
     if calibrators and len(deltas) > 1:
-        first = _rows_first(deltas, step, 1)
-        cosine = mean_pairwise_cosine(first.reshape(*first.shape[:2], -1))
+        cosine = mean_pairwise_cosine(_rows_first(deltas, step, 1))
     result = apply_factor(base, delta, _spread(xi, step), weight)
     record = LayerRecord(
         name=step.spec.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -38,14 +39,14 @@ def row_scale(rows: Float[Tensor, "*batch rows columns"]) -> Float[Tensor, "*bat
     return torch.ldexp(torch.ones_like(greatest), exponent.clamp(min=-125, max=126))
 
 
-def mean_pairwise_cosine(deltas: Float[Tensor, "K rows columns"]) -> float | None:
+def mean_pairwise_cosine(deltas: Float[Tensor, "K rows *rest"]) -> float | None:
     """Mean cosine between the same row of different task vectors, over all pairs and rows.
 
     Rows of zeros have no direction and are left out; None if no pair is left.
     """
-    directions = torch.zeros_like(deltas[0])
+    directions = torch.zeros_like(as_rows(deltas[0]))
     counted = torch.zeros(deltas.shape[1], dtype=deltas.dtype, device=deltas.device)
-    for delta in deltas:
+    for delta in map(as_rows, deltas):
         scale = row_scale(delta).unsqueeze(-1)
         scaled = delta / scale
         norm = torch.linalg.vector_norm(scaled, dim=-1)
@@ -68,6 +69,11 @@ def largest_mask(magnitudes: Float[Tensor, "*shape"], count: int) -> Bool[Tensor
     if count >= magnitudes.numel():
         return torch.ones_like(magnitudes, dtype=torch.bool)
     return mask_from_threshold(magnitudes, *threshold_of(magnitudes, count))
+
+
+def kept_count(density: float, entries: int) -> int:
+    """ceil(density * entries), without the rounding of a density like 0.07 in binary."""
+    return math.ceil(Fraction(str(density)) * entries)
 
 
 def threshold_of(magnitudes: Float[Tensor, "*shape"], count: int) -> tuple[Float[Tensor, ""], int]:

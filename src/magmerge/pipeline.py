@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from magmerge import dtypes, registry
-from magmerge.checkpoints.compare import check_distinct
-from magmerge.checkpoints.donor import companion_files
+from magmerge.checkpoints.compare import check_distinct, check_merged
+from magmerge.checkpoints.donor import check_donor, companion_files
 from magmerge.checkpoints.opening import Model
-from magmerge.checkpoints.staging import Staging, check_space
+from magmerge.checkpoints.target import check_space
 from magmerge.checkpoints.writer import FileSink, MemorySink
 from magmerge.errors import MagmergeWarning, OutputError, ParameterError, printable
 from magmerge.executors import local
@@ -21,7 +20,14 @@ from magmerge.planning import make_plan
 from magmerge.provenance import document
 from magmerge.recipe import Calibrations, Recipe, keywords
 from magmerge.request import Experts, Gate, prepare, thread_count
-from magmerge.result import Result, Target, digest_inputs, extra_files, inputs_of
+from magmerge.result import (
+    Result,
+    Target,
+    companions,
+    digest_inputs,
+    inputs_of,
+    warn_of_no_config,
+)
 from magmerge.run import Progress, bind, execute
 from magmerge.types import LayerRecord, Plan, Sources
 
@@ -155,10 +161,9 @@ def plan(
 ) -> Plan:
     """What `merge` with these arguments would do, from headers alone; raises what it would."""
     recipe, sources = prepare(base=base, method=method, **arguments)
-    target = None if out is None else Target.at(out, sources, overwrite=overwrite)
-    found = _plan(
-        recipe, sources, target, shard_size, _donor(donor, sources), thread_count(threads)
-    )
+    files = _donor(donor, sources)
+    target = None if out is None else Target.at(out, sources, overwrite=overwrite, donor=files)
+    found = _plan(recipe, sources, target, shard_size, files, thread_count(threads))
     if target is not None:
         check_space(target.path, found.disk)
     return found
@@ -176,10 +181,13 @@ def _carry_out(
     progress: Progress | None,
 ) -> Result:
     count = thread_count(threads)
-    target = None if out is None else Target.at(out, sources, overwrite=overwrite)
     files = _donor(donor, sources)
+    target = None if out is None else Target.at(out, sources, overwrite=overwrite, donor=files)
     found = _plan(recipe, sources, target, shard_size, files, count)
-    check_distinct(sources.base, sources.experts)
+    names = [step.spec.name for step in found.steps if step.action in ("merge", "average")]
+    check_distinct(sources.base, sources.experts, names)
+    if sources.merged is not None and sources.base is not None:
+        check_merged(sources.merged, sources.base, sources.experts, names)
     _warn(found.warnings)
     work = bind(recipe, sources, found)
     if target is None:
@@ -188,13 +196,15 @@ def _carry_out(
         notes = found.warnings + _correlations(recipe, records)
         return Result(recipe, found, tuple(records), notes, None, sources, files, memory.tensors)
     check_space(target.path, found.disk)
-    with Staging(target.path, single=target.single) as staging, FileSink(found, staging) as sink:
+    warn_of_no_config(target, files)
+    extra = companions(target, files, recipe.dtype)
+    with target.staging() as staging, FileSink(found, staging) as sink:
         records = execute(work, sink, threads=count, progress=progress)
         notes = found.warnings + _correlations(recipe, records)
         jobs = (partial(digest_inputs, *one) for one in inputs_of(sources))
         digests = local.run(jobs, threads=count)
         text = document(recipe, digests, records, notes)
-        sink.publish(extra_files(target, text, files, recipe.dtype))
+        sink.publish({**extra, target.record_file: text.encode()})
     return Result(recipe, found, tuple(records), notes, target.path, sources, files, None)
 
 
@@ -206,7 +216,7 @@ def _plan(
     donor: Path | None,
     threads: int,
 ) -> Plan:
-    found = make_plan(
+    return make_plan(
         recipe,
         sources,
         shard_size=dtypes.parse_size(shard_size),
@@ -215,13 +225,6 @@ def _plan(
         copied=[] if target and target.single else sorted(companion_files(donor)),
         threads=threads,
     )
-    if target is None or target.single or "config.json" in found.copied:
-        return found
-    note = (
-        f"{donor or 'a model in memory or in a single file'} has no config.json, so the result is "
-        "tensors only; name the folder of a model with --donor"
-    )
-    return replace(found, warnings=(*found.warnings, note))
 
 
 def _donor(donor: str | Path | None, sources: Sources) -> Path | None:
@@ -233,8 +236,9 @@ def _donor(donor: str | Path | None, sources: Sources) -> Path | None:
         raise OutputError(
             "the donor of config and tokenizer is no folder",
             source=folder,
-            remedy="name the folder of a model with --donor",
+            remedy="name the folder of a model with --donor (donor=)",
         )
+    check_donor(folder, sources.layout.folder)
     return folder
 
 
@@ -251,6 +255,12 @@ def _correlations(recipe: Recipe, records: list[LayerRecord]) -> tuple[str, ...]
         if not item.near_orthogonal(**keywords(item, calibration.params)):
             continue
         high = [r for r in records if r.cosine is not None and r.cosine > CORRELATED]
+        low = [r for r in records if r.cosine is not None and r.cosine < -CORRELATED]
+        if len(low) > len(records) / 2:
+            notes.append(
+                f"the experts' task vectors point away from each other in {len(low)} layers (mean "
+                f"cosine below -{CORRELATED}); is {recipe.base} really their base?"
+            )
         if high:
             worst = max(high, key=lambda record: record.cosine or 0.0)
             among = sum(record.cosine is not None for record in records)

@@ -59,6 +59,12 @@ def make_plan(
         _step(recipe, sources, name, kinds[name], _fate(recipe, sources, name, kinds[name]))
         for name in sources.layout.specs
     ]
+    if recipe.calibrate and not any(step.calibrated for step in steps):
+        raise ParameterError(
+            "no tensor of this model is calibrated",
+            source=sources.layout.source,
+            remedy="drop the calibration, or exempt less with --skip and --ignore",
+        )
     steps = _mark_sensitive(steps, recipe)
     steps, shards = lay_out(steps, shard_size, single_file, metadata or {})
     return Plan(
@@ -85,12 +91,13 @@ def _fate(recipe: Recipe, sources: Sources, name: str, kind: Kind) -> _Fate:
         return _Fate("carry", "no entries")
     if recipe.merged is not None:
         calibrated = _calibrators_take(recipe, kind) and not matches(name, recipe.skip)
-        return _Fate("merge", "calibrated") if calibrated else _Fate("carry", f"a {kind}")
+        return _Fate("merge", kind) if calibrated else _Fate("carry", f"{kind}: not calibrated")
     if sources.base and all(name in expert.untouched for expert in sources.experts):
         return _Fate("carry", "no expert changes it")
     if kind == "statistics":
         return _Fate("average", "running statistics are averaged")
-    return _Fate("merge", f"a {kind}")
+    uncalibrated = recipe.calibrate and not _calibrators_take(recipe, kind)
+    return _Fate("merge", f"{kind}: not calibrated" if uncalibrated else kind)
 
 
 def _step(recipe: Recipe, sources: Sources, name: str, kind: Kind, fate: _Fate) -> Step:

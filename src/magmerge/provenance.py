@@ -46,4 +46,4 @@ def document(
         "warnings": list(warnings),
         "layers": [asdict(record) for record in records],
     }
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
 
 from magmerge import registry
 from magmerge.errors import MagmergeError, ParameterError, UnknownNameError, suggestion
@@ -51,6 +51,12 @@ class Recipe(BaseModel):
     dtype: str | None = None
     seed: int = 0
 
+    @field_validator("gate", mode="before")
+    @classmethod
+    def _gate_in_yaml(cls, value: object) -> object:
+        # YAML reads a bare on or off as a boolean.
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
     @property
     def digest(self) -> str:
         """SHA-256 of the recipe in canonical JSON."""
@@ -73,7 +79,7 @@ class Recipe(BaseModel):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise _explained(error, source, cls.model_fields) from error
+            raise explained(error, source, cls.model_fields) from error
 
 
 def check_parameters(item: Method | Calibrator, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,16 +97,20 @@ def check_parameters(item: Method | Calibrator, params: Mapping[str, Any]) -> di
             continue
         try:
             adapter: TypeAdapter[Any] = TypeAdapter(parameter.annotation, config=FINITE)
-            values[name] = adapter.validate_python(params[name], strict=True)
+            value = adapter.validate_python(params[name], strict=True)
+            values[name] = list(value) if isinstance(value, tuple) else value
         except ValidationError as error:
             fault = error.errors()[0]
             raise ParameterError(
                 f"{name} = {params[name]!r} for {item.name}: {fault['msg'].lower()}",
-                remedy=f"{name} is the {parameter.meaning}; its default is {parameter.default!r}"
-                if parameter.meaning
-                else f"the default is {parameter.default!r}",
+                remedy=f"{name}: {parameter.meaning or 'see its method'}; "
+                f"the default is {parameter.default!r}{_example(parameter.default)}",
             ) from error
     return values
+
+
+def _example(default: object) -> str:
+    return "" if default is not None else ". On the command line: --set 'weights=[0.5, 0.5]'"
 
 
 def keywords(item: Method | Calibrator, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,7 +135,7 @@ def check_calibrations(
         try:
             wanted = Calibration.model_validate(wanted)
         except ValidationError as error:
-            raise _explained(error, "calibrate", Calibration.model_fields) from error
+            raise explained(error, "calibrate", Calibration.model_fields) from error
     item = registry.calibrators.get(wanted.method)
     return (Calibration(method=item.name, params=check_parameters(item, wanted.params)),)
 
@@ -136,7 +146,7 @@ def read_sensitive(path: Path) -> tuple[str, ...]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ParameterError(
-            f"cannot be read: {error}", source=path, remedy="check the path given to --sensitive"
+            "cannot be read", source=path, remedy="check the path given to --sensitive"
         ) from error
     try:
         content = json.loads(text)
@@ -155,7 +165,7 @@ def read_sensitive(path: Path) -> tuple[str, ...]:
     return tuple(content)
 
 
-def _explained(error: ValidationError, source: str, known: Mapping[str, Any]) -> MagmergeError:
+def explained(error: ValidationError, source: str, known: Mapping[str, Any]) -> MagmergeError:
     fault = error.errors()[0]
     key = ".".join(map(str, fault["loc"]))
     if fault["type"] == "extra_forbidden":
@@ -163,5 +173,7 @@ def _explained(error: ValidationError, source: str, known: Mapping[str, Any]) ->
             f"unknown key {key!r}", source=source, remedy=suggestion(str(fault["loc"][-1]), known)
         )
     return ParameterError(
-        f"{key}: {fault['msg'].lower()}" if key else fault["msg"].lower(), source=source
+        f"{key}: {fault['msg'].lower()}" if key else fault["msg"].lower(),
+        source=source,
+        remedy=f"known keys: {', '.join(known)}",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from importlib import import_module, metadata
 from typing import Annotated, Any, Generic, Protocol, TypeVar, get_args, get_origin, get_type_hints
@@ -34,6 +35,8 @@ class Registry(Generic[T]):
         self._group = group
         self._items: dict[str, T] = {}
         self._aliases: dict[str, str] = {}
+        self._lock = threading.RLock()
+        self._loading = False
         self._loaded = False
 
     def add(self, item: T, aliases: tuple[str, ...] = ()) -> None:
@@ -69,18 +72,27 @@ class Registry(Generic[T]):
         return iter(sorted(self._items.values(), key=lambda item: item.name))
 
     def _load(self) -> None:
-        if self._loaded:
-            return
-        self._loaded = True
-        import_module(self._builtin)
-        for entry in metadata.entry_points(group=self._group):
+        """Load built-ins and entry points once; other threads wait until all are there."""
+        with self._lock:
+            if self._loaded or self._loading:
+                return
+            self._loading = True
             try:
-                entry.load()
-            except Exception as error:
-                raise MagmergeError(
-                    f"the entry point {entry.name} = {entry.value} cannot be loaded: {error}",
-                    remedy="update or uninstall the package that provides it",
-                ) from error
+                import_module(self._builtin)
+                for entry in metadata.entry_points(group=self._group):
+                    self._load_entry(entry)
+            finally:
+                self._loading = False
+            self._loaded = True
+
+    def _load_entry(self, entry: metadata.EntryPoint) -> None:
+        try:
+            entry.load()
+        except Exception as error:
+            raise MagmergeError(
+                f"the entry point {entry.name} = {entry.value} cannot be loaded: {error}",
+                remedy="update or uninstall the package that provides it",
+            ) from error
 
 
 methods: Registry[Method] = Registry("method", "magmerge.methods", "magmerge.methods")

@@ -7,15 +7,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from magmerge import dtypes, registry
 from magmerge.checkpoints import open_checkpoint, open_expert
-from magmerge.checkpoints.opening import Model
+from magmerge.checkpoints.opening import Model, open_whole
 from magmerge.errors import MagmergeError, ParameterError
 from magmerge.recipe import (
     Calibrations,
     Recipe,
     check_calibrations,
     check_parameters,
+    explained,
     read_sensitive,
 )
 from magmerge.types import Checkpoint, Expert, Sources
@@ -48,14 +51,21 @@ def prepare(
     if calibrations and base is None:
         raise MagmergeError(
             "a calibration needs to know what the merge changed: no base is given",
-            remedy="name the base with --base",
+            remedy="name the base with --base (base=)",
         )
     if gate not in ("on", "off"):
         raise ParameterError(f"the gate is {gate!r}", remedy="it is on or off")
-    layers = read_sensitive(Path(sensitive)) if isinstance(sensitive, str | Path) else sensitive
-    out_dtype = None if dtype is None else dtypes.parse_float_dtype(dtype)
+    if not calibrations and (patterns(skip) or gate == "off"):
+        raise ParameterError(
+            "skip and gate speak of a calibration, and none is asked for",
+            remedy="add --calibrate wsc, or drop them",
+        )
+    layers = (
+        read_sensitive(Path(sensitive)) if isinstance(sensitive, str | Path) else sensitive or ()
+    )
+    out_dtype = None if dtype is None else dtypes.parse_float_dtype(str(dtype))
     opened = _open(base, experts, merged)
-    recipe = Recipe(
+    recipe = _recipe(
         base=None if opened.base is None else opened.base.source,
         experts={expert.name: expert.source for expert in opened.experts},
         merged=None if opened.merged is None else opened.merged.source,
@@ -64,12 +74,24 @@ def prepare(
         calibrate=calibrations,
         gate=gate,
         sensitive=tuple(layers),
-        skip=tuple(skip),
-        ignore=tuple(ignore),
+        skip=patterns(skip),
+        ignore=patterns(ignore),
         dtype=out_dtype,
         seed=seed,
     )
     return recipe, opened
+
+
+def _recipe(**fields: Any) -> Recipe:
+    try:
+        return Recipe(**fields)
+    except ValidationError as error:
+        raise explained(error, "the arguments", Recipe.model_fields) from error
+
+
+def patterns(given: str | Iterable[str]) -> tuple[str, ...]:
+    """One pattern or several."""
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def thread_count(threads: int | None) -> int:
@@ -86,10 +108,15 @@ def thread_count(threads: int | None) -> int:
 def named(experts: Experts) -> dict[str, Model]:
     """Experts by name: the mapping's own keys, or the last part of each path, made unique."""
     if isinstance(experts, Mapping):
-        return dict(experts)
-    if isinstance(experts, str | Path):
+        if any(hasattr(value, "dtype") for value in experts.values()):
+            raise ParameterError(
+                "experts is one model, not several", remedy="put it into a list: experts=[model]"
+            )
+        return {str(name): model for name, model in experts.items()}
+    if isinstance(experts, str | Path) or not isinstance(experts, Iterable):
         raise ParameterError(
-            "experts is one path", source=experts, remedy="give a list of models, or a mapping"
+            f"experts is one {type(experts).__name__}, not several models",
+            remedy="give a list of models, or a mapping from names to models",
         )
     models: dict[str, Model] = {}
     for number, model in enumerate(experts, start=1):
@@ -102,14 +129,13 @@ def named(experts: Experts) -> dict[str, Model]:
 
 
 def _open(base: Model | None, experts: Experts, merged: Model | None) -> Sources:
-    opened_base = None if base is None else open_checkpoint(base)
-    opened: list[Expert] = [
-        open_expert(name, model, opened_base) for name, model in named(experts).items()
-    ]
-    opened_merged = None if merged is None else open_checkpoint(merged)
+    models = named(experts)
+    opened_base = None if base is None else open_whole("base", base)
+    opened: list[Expert] = [open_expert(name, model, opened_base) for name, model in models.items()]
+    opened_merged = None if merged is None else open_whole("merged model", merged)
     layout: Checkpoint | None = opened_merged or opened_base
     if layout is None:
         if not opened:
             raise MagmergeError("no model is given", remedy="name a base and some experts")
-        layout = open_checkpoint(next(iter(named(experts).values())))
+        layout = open_checkpoint(next(iter(models.values())))
     return Sources(layout, opened_base, opened, opened_merged)

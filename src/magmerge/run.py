@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from torch import Tensor
 from magmerge import dtypes, registry
 from magmerge.checkpoints.writer import Sink
 from magmerge.draws import derive_seed
-from magmerge.errors import NonFiniteError
+from magmerge.errors import MagmergeWarning, NonFiniteError, printable
 from magmerge.executors import local
 from magmerge.layer import Merged, Treatment, calibrate_layer, merge_layer
 from magmerge.recipe import Recipe, keywords
@@ -74,10 +75,14 @@ def _finish(
 ) -> LayerRecord | None:
     record = None
     if step.action == "carry":
-        tensor = work.sources.layout.read(step.spec.name)
+        source = work.sources.layout
+        tensor = source.read(step.spec.name).to(dtypes.torch_dtype(step.spec.dtype))
+        # What is in memory is the caller's own, and stays so.
+        tensor = tensor if source.files else tensor.clone()
+        _warn_if_not_finite(tensor, step.spec.name, source.source)
     else:
         tensor, record = _treat(work, step, survey)
-    tensor = _cast(tensor, step)
+        tensor = _cast(tensor, step)
     for one in (step, *twins):
         sink.write(one, tensor)
     return record
@@ -130,12 +135,12 @@ def _read_base(work: Work, step: Step) -> Tensor:
     """The base's tensor in the dtype of the arithmetic: float32, or float64 for a float64 model."""
     name, sources = step.spec.name, work.sources
     source = sources.layout if sources.base is None else sources.base
-    wide = source.specs[name].dtype == "F64"
+    wide = "F64" in (source.specs[name].dtype, sources.layout.specs[name].dtype)
     dtype = torch.float64 if wide else torch.float32
     if sources.base is None:
         return torch.zeros(source.specs[name].shape, dtype=dtype)
     base = source.read(name).to(dtype)
-    _check_finite(base, name, source.source)
+    _check_finite(base, name, source.source, of_base=True)
     return base
 
 
@@ -157,25 +162,34 @@ def _read_experts(work: Work, step: Step, base: Tensor, acts_on: str) -> Tensor:
     return tensors
 
 
-def _check_finite(tensor: Tensor, name: str, source: str) -> None:
+def _check_finite(tensor: Tensor, name: str, source: str, *, of_base: bool = False) -> None:
     if bool(tensor.isfinite().all()):
         return
-    nans, infinities = int(tensor.isnan().sum()), int(tensor.isinf().sum())
     raise NonFiniteError(
-        f"{nans} NaN and {infinities} infinite of {tensor.numel()} values",
+        _count_of_bad(tensor),
         source=source,
         tensor=name,
-        remedy=f"use a sound copy of this model, or keep the base's tensor: --ignore {name}",
+        remedy="use a sound copy of this model"
+        + ("" if of_base else f", or keep the base's tensor: --ignore {name} (ignore=)"),
     )
+
+
+def _warn_if_not_finite(tensor: Tensor, name: str, source: str) -> None:
+    """A tensor that is only copied may hold infinity on purpose, as attention masks do."""
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        note = f"{printable(name)} of {source} is carried over with {_count_of_bad(tensor)}"
+        warnings.warn(note, MagmergeWarning, stacklevel=2)
+
+
+def _count_of_bad(tensor: Tensor) -> str:
+    nans, infinities = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+    return f"{nans} NaN and {infinities} infinite of {tensor.numel()} values"
 
 
 def _cast(tensor: Tensor, step: Step) -> Tensor:
     """The one cast; NonFiniteError where a value is too large for the output's format."""
-    dtype = dtypes.torch_dtype(step.spec.dtype)
-    if tensor.dtype == dtype:
-        return tensor
-    cast = tensor.to(dtype)
-    if bool(cast.isinf().any()) and not bool(tensor.isinf().any()):
+    cast = tensor.to(dtypes.torch_dtype(step.spec.dtype))
+    if not bool(cast.isfinite().all()):
         raise NonFiniteError(
             f"a value is too large for {dtypes.torch_name(step.spec.dtype)}",
             tensor=step.spec.name,

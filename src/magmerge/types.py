@@ -22,6 +22,7 @@ Kind = Literal[
     "vector",  # one dimension: biases, norms
     "statistics",  # running mean and variance of a batch norm
     "experts",  # three dimensions: the fused experts of a mixture model
+    "other",  # class tokens, tables and what else has more than one dimension
     "scalar",
     "buffer",  # integers, booleans
 ]

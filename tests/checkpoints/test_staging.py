@@ -51,7 +51,7 @@ def test_an_empty_folder_is_taken(folders: list[Path], tmp_path: Path) -> None:
 def test_a_folder_that_is_no_model_is_never_replaced(folders: list[Path], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("precious")
-    with pytest.raises(OutputError, match="holds files, but no model"):
+    with pytest.raises(OutputError, match="other things than a model"):
         merge(folders, tmp_path / "out", overwrite=True)
     assert (tmp_path / "out" / "thesis.tex").read_text() == "precious"
 
@@ -118,12 +118,13 @@ SLOW_RUN = r"""
     elif moment == "verify":
         writer.FileSink._verify = pause
     elif moment == "rename":
-        rename = staging.os.rename
+        rename, exchange = staging.os.rename, staging._exchange
         def slow(source, target):
             if Path(target) == out:
                 pause()
             rename(source, target)
         staging.os.rename = slow
+        staging._exchange = lambda *names: pause() or exchange(*names)
     magmerge.merge(base=base, experts=[expert], method="average", out=out, overwrite=True)
 """
 
@@ -147,7 +148,7 @@ def test_a_killed_run_leaves_no_output_or_a_whole_one(
     assert run.stdout.readline() == b"here\n"
     run.send_signal(blow)
     run.wait()
-    if existing and moment != "rename":
+    if existing:
         after = load_file(out / "model.safetensors")
         assert all(torch.equal(before[name], after[name]) for name in before)
     else:
@@ -163,8 +164,89 @@ def test_an_output_moved_aside_by_a_killed_run_comes_back(
     out = tmp_path / "out"
     merge(folders, out)
     os.rename(out, tmp_path / ".out.magmerge-old")
-    with staging.Staging(out, single=False):
-        assert (out / "model.safetensors").is_file()
+    with pytest.raises(OutputError, match="--yes"), staging.Staging(out, single=False):
+        pass
+    assert (out / "model.safetensors").is_file()
+
+
+def test_without_an_exchange_in_one_step_two_renames_do(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "_exchange", lambda *_: False)
+    merge(folders[:2], tmp_path / "out")
+    merge(folders, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert not leftovers(tmp_path)
+
+
+def test_what_appears_during_the_run_is_not_replaced(folders: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def intrude(*_: object) -> None:
+        out.mkdir(exist_ok=True)
+        (out / "thesis.tex").write_text("precious")
+
+    with pytest.raises(OutputError, match="other things"):
+        merge(folders, out, progress=intrude)
+    assert (out / "thesis.tex").read_text() == "precious"
+
+
+def test_a_project_with_a_config_is_no_model(folders: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "out" / "src").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "src/main.ts"):
+        (tmp_path / "out" / name).write_text("{}")
+    with pytest.raises(OutputError, match="other things"):
+        merge(folders, tmp_path / "out", overwrite=True)
+
+
+def test_a_linked_input_and_the_donor_are_inputs_too(folders: list[Path], tmp_path: Path) -> None:
+    cache = tmp_path / "blobs"
+    cache.mkdir()
+    (folders[1] / "model.safetensors").rename(cache / "abc")
+    (folders[1] / "model.safetensors").symlink_to(cache / "abc")
+    donor = tmp_path / "donor"
+    donor.mkdir()
+    (donor / "config.json").write_text("{}")
+    for out in (folders[1], cache, donor):
+        with pytest.raises(OutputError, match="is the input"):
+            merge(folders, out, overwrite=True, donor=donor)
+
+
+def test_a_link_at_the_output_is_followed(folders: list[Path], tmp_path: Path) -> None:
+    merge(folders[:2], tmp_path / "real")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for _ in range(2):
+        merge(folders, tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert not leftovers(tmp_path)
+
+
+def test_a_link_where_magmerge_would_work_is_not_cleared(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "a.txt").write_text("a")
+    (tmp_path / ".out.magmerge-partial").symlink_to(precious)
+    with pytest.raises(OutputError, match="a link stands"):
+        merge(folders, tmp_path / "out")
+    assert (precious / "a.txt").exists()
+
+
+def test_more_shards_than_open_files(tmp_path: Path) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    base = {f"t{i}": torch.zeros(2) for i in range(200)}
+    expert = {name: torch.ones(2) for name in base}
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+    try:
+        result = magmerge.merge(base=base, experts=[expert], method="average")
+        with pytest.warns(magmerge.MagmergeWarning, match=r"no config\.json"):
+            result.save(tmp_path / "out", shard_size=8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) == 200
 
 
 def test_locks_of_dead_runs_do_not_bind(folders: list[Path], tmp_path: Path) -> None:

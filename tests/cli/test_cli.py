@@ -82,7 +82,8 @@ def test_verbose_prints_a_row_for_each_calibrated_layer(
     magmerge_cli, folders: list[Path], tmp_path: Path
 ) -> None:
     found = magmerge_cli("merge", *models(folders), "--calibrate", "wsc", "-v", tmp_path / "o")
-    assert found.out.count("layers.0.") == 3
+    assert found.out.count("layers.0.") == 4
+    assert "no gate" in found.out
 
 
 def test_calibrate_repairs_a_merge_of_any_tool(

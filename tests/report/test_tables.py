@@ -17,15 +17,17 @@ def rendered(*parts: object) -> str:
 
 def test_the_summary_says_what_the_gate_held_back(base: State, experts: list[State]) -> None:
     big = magmerge.merge(base=base, experts=experts, params={"lambda": 5.0}).state_dict()
-    text = tables.records_summary(magmerge.calibrate(big, base=base, experts=experts).records)
-    assert "xi in 3 layers: mean 1.000" in text
+    result = magmerge.calibrate(big, base=base, experts=experts)
+    text = tables.records_summary(result.plan, result.records, merged=False)
+    assert "3 calibrated, 3 carried over" in text
+    assert "mean 1.000, rows from 1.000 to 1.000" in text
     assert "without the gate" in text
 
 
 def test_the_plan_counts_actions_and_sizes(base: State, experts: list[State]) -> None:
     plan = magmerge.plan(base=base, experts=experts, calibrate="wsc")
     text = rendered(tables.plan_table(plan), tables.plan_summary(plan))
-    assert "6 tensors: 6 merge; 3 calibrated" in text
+    assert "6 tensors: merged 6; calibrated 3" in text
     assert "layers.0.conv.weight" in text
     assert "32x6x5" in text
 

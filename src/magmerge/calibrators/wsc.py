@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import torch
@@ -49,37 +50,40 @@ def wsc(
     are the a_k; sphere: xi = mean_k |a_k| / |d|. Returns xi [rows], or a scalar with granularity
     "layer", which takes the layer as one row. Rows where d or all a_k are zero keep xi = 1.
     """
-    rows, stack = as_rows(merged), deltas.reshape(*deltas.shape[:2], -1)
-    if granularity == "layer":
-        rows, stack = rows.reshape(1, -1), stack.reshape(len(stack), 1, -1)
+    flatten = _as_one_row if granularity == "layer" else as_rows
+    rows = flatten(merged)
     # Powers of two for each row let no square underflow, and are put back without rounding.
     size = row_scale(rows)
-    reach = torch.stack([row_scale(axis) for axis in stack]).amax(dim=0)
+    reach = torch.stack([row_scale(flatten(delta)) for delta in deltas]).amax(dim=0)
     rows = rows / size.unsqueeze(-1)
-    norms = torch.stack([row_norms(axis / reach.unsqueeze(-1)) for axis in stack])
+    norms = torch.stack([row_norms(flatten(delta) / reach.unsqueeze(-1)) for delta in deltas])
     radius, length = norms.mean(dim=0), row_norms(rows)
     if target == "sphere":
         factor = radius / torch.where(length > 0, length, 1.0)
     else:
-        factor = _ellipsoid(rows, stack, norms, radius, reach)
+        axes = (flatten(delta) / reach.unsqueeze(-1) for delta in deltas)
+        factor = _ellipsoid(rows, axes, norms, radius)
     factor = torch.where((length > 0) & (radius > 0), factor * (reach / size), 1.0)
     return factor.reshape(()) if granularity == "layer" else factor
 
 
+def _as_one_row(layer: Float[Tensor, "rows *rest"]) -> Float[Tensor, "1 entries"]:
+    return layer.reshape(1, -1)
+
+
 def _ellipsoid(
     rows: Float[Tensor, "rows columns"],
-    stack: Float[Tensor, "K rows columns"],
+    axes: Iterable[Tensor],
     norms: Float[Tensor, "K rows"],
     radius: Float[Tensor, "rows"],
-    reach: Float[Tensor, "rows"],
 ) -> Float[Tensor, "rows"]:
     residual = rows.clone()
     squares = torch.zeros_like(radius)
-    for axis, norm in zip(stack, norms, strict=True):
-        alive = norm > 0
-        direction = axis / (reach * torch.where(alive, norm, 1.0)).unsqueeze(-1)
+    for axis, norm in zip(axes, norms, strict=True):
+        length = torch.where(norm > 0, norm, 1.0)
+        direction = axis / length.unsqueeze(-1)
         projection = (rows * direction).sum(dim=-1)
         residual.addcmul_(projection.unsqueeze(-1), direction, value=-1.0)
-        squares += torch.where(alive, projection / torch.where(alive, norm, 1.0), 0.0).square()
+        squares += (projection / length).square()
     squares += (row_norms(residual) / torch.where(radius > 0, radius, 1.0)).square()
     return torch.where(squares > 0, squares, 1.0).rsqrt()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -13,52 +13,76 @@ from magmerge.errors import StructureError
 from magmerge.types import Checkpoint, Expert
 
 
-def check_distinct(base: Checkpoint | None, experts: Sequence[Expert]) -> None:
-    """StructureError if an expert is the base, or the same model is given twice."""
+def check_distinct(
+    base: Checkpoint | None, experts: Sequence[Expert], names: Collection[str]
+) -> None:
+    """StructureError if an expert is the base, or two are the same, in the tensors `names`."""
     faults = [
         f"{expert.source} is equal to the base {base.source}: it has learnt nothing to merge"
         for expert in experts
-        if base is not None and is_base(expert, base)
+        if base is not None and is_base(expert, base, names)
     ]
+    if faults:
+        raise StructureError(faults, remedy="drop it, or check which model is the base")
     for i, first in enumerate(experts):
         faults += [
             f"{first.source} and {second.source} are the same expert"
             for second in experts[i + 1 :]
-            if same_expert(first, second)
+            if same_expert(first, second, names)
         ]
     if faults:
         raise StructureError(
-            faults, remedy="drop it; to give an expert more influence use --set weights=[...]"
+            faults,
+            remedy="drop one; for more influence of one expert set its weight: "
+            "--set 'weights=[2, 1]'",
         )
 
 
-def is_base(expert: Expert, base: Checkpoint) -> bool:
+def check_merged(
+    merged: Checkpoint, base: Checkpoint, experts: Sequence[Expert], names: Collection[str]
+) -> None:
+    """StructureError if what should be calibrated is no merge, but the base or one expert."""
+    faults = []
+    if same_tensors(merged, base, names):
+        faults.append(f"the merged model {merged.source} is equal to the base {base.source}")
+    faults += [
+        f"the merged model {merged.source} is equal to the expert {expert.source}"
+        for expert in experts
+        if len(experts) > 1
+        and isinstance(expert, FullExpert)
+        and same_tensors(merged, expert.checkpoint, names)
+    ]
+    if faults:
+        raise StructureError(
+            faults, remedy="check the order: magmerge calibrate MERGED OUT --base B --expert E1 ..."
+        )
+
+
+def is_base(expert: Expert, base: Checkpoint, names: Collection[str]) -> bool:
     """Whether all task vectors are zero."""
     if isinstance(expert, LoraExpert):
         return expert.changes_nothing()
-    return isinstance(expert, FullExpert) and same_tensors(expert.checkpoint, base)
+    return isinstance(expert, FullExpert) and same_tensors(expert.checkpoint, base, names)
 
 
-def same_expert(first: Expert, second: Expert) -> bool:
+def same_expert(first: Expert, second: Expert, names: Collection[str]) -> bool:
     """Whether two experts are the same tensors (and, for adapters, scaled alike)."""
     if isinstance(first, LoraExpert) and isinstance(second, LoraExpert):
-        return first.scales == second.scales and same_tensors(first.adapter, second.adapter)
+        return first.scales == second.scales and same_tensors(
+            first.adapter, second.adapter, first.adapter.specs
+        )
     if isinstance(first, FullExpert) and isinstance(second, FullExpert):
-        return same_tensors(first.checkpoint, second.checkpoint)
+        return same_tensors(first.checkpoint, second.checkpoint, names)
     return False
 
 
-def same_tensors(first: Checkpoint, second: Checkpoint) -> bool:
-    """Whether all floating-point tensors are equal. Small ones first: most pairs differ there."""
-    mine = {name: spec for name, spec in first.specs.items() if spec.dtype in dtypes.FLOATS}
-    theirs = {name: spec for name, spec in second.specs.items() if spec.dtype in dtypes.FLOATS}
-    if {name: spec.shape for name, spec in mine.items()} != {
-        name: spec.shape for name, spec in theirs.items()
-    }:
+def same_tensors(first: Checkpoint, second: Checkpoint, names: Collection[str]) -> bool:
+    """Whether the tensors `names` are equal. Small ones first: most pairs differ there."""
+    if any(name not in first.specs or name not in second.specs for name in names):
         return False
-    if first.files and [f.resolve() for f in first.files] == [f.resolve() for f in second.files]:
-        return True
-    by_size = sorted(mine, key=lambda name: (dtypes.nbytes(mine[name]), name))
-    return all(
+    if any(first.specs[name].shape != second.specs[name].shape for name in names):
+        return False
+    by_size = sorted(names, key=lambda name: (dtypes.nbytes(first.specs[name]), name))
+    return bool(names) and all(
         torch.equal(first.read(name).double(), second.read(name).double()) for name in by_size
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from magmerge import dtypes
-from magmerge.errors import CheckpointError
+from magmerge.errors import CheckpointError, OutputError
 
 SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab"})
 LEFT_OUT = frozenset({"magmerge.json", "adapter_config.json", "trainer_state.json"})
@@ -41,10 +42,39 @@ def read_companions(files: dict[str, Path], dtype: str | None) -> dict[str, byte
                 f"cannot be read: {error.strerror}", source=path, remedy="check its permissions"
             ) from error
     if dtype is not None and "config.json" in contents:
-        config = json.loads(contents["config.json"])
+        config = _parsed(contents["config.json"], files["config.json"])
         spoken = {key: dtypes.torch_name(dtype) for key in DTYPE_KEYS if key in config}
         contents["config.json"] = (json.dumps({**config, **spoken}, indent=2) + "\n").encode()
     return contents
+
+
+def check_donor(donor: Path | None, layout: Path | None) -> None:
+    """OutputError if the donor's config describes another architecture than the model's own."""
+    paths = [folder / "config.json" for folder in (donor, layout) if folder is not None]
+    if len(paths) < 2 or donor == layout or not all(path.is_file() for path in paths):
+        return
+    own, other = (_parsed(path.read_bytes(), path) for path in reversed(paths))
+    for key in ("model_type", "architectures"):
+        if key in own and key in other and own[key] != other[key]:
+            raise OutputError(
+                f"its config.json says {key} {other[key]!r}, but the model's says {own[key]!r}",
+                source=donor,
+                remedy="name a donor of the same architecture",
+            )
+
+
+def _parsed(content: bytes, path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"cannot be read: {error}", source=path, remedy="restore the model's config.json"
+        ) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(
+            "is no JSON object", source=path, remedy="restore the model's config.json"
+        )
+    return config
 
 
 def _is_companion(path: Path) -> bool:

@@ -44,6 +44,7 @@ class _Found:
     down: dict[str, str] = field(default_factory=dict)
     up: dict[str, str] = field(default_factory=dict)
     replaced: dict[str, str] = field(default_factory=dict)
+    embeddings: set[str] = field(default_factory=set)
 
 
 class LoraExpert:
@@ -59,6 +60,8 @@ class LoraExpert:
         self.name = name
         self.source = adapter.source
         self.files = adapter.files
+        if adapter.folder is not None:
+            self.files = (*adapter.files, adapter.folder / CONFIG)
         self.adapter = adapter
         self.ties = base.ties
         self._kinds = kinds_of(base, read_model_config(base))
@@ -72,12 +75,16 @@ class LoraExpert:
             target = base_name(f"{module}.weight", base)
             if target is None:
                 unknown.append(f"{module}.weight")
+            elif target in self._pairs:
+                self.faults.append(f"{target} has the task vector of two modules of {name}")
             else:
                 self._pairs[target] = self._pair(module, found, config, base.specs[target])
         for key, stored in found.replaced.items():
             target = base_name(key, base)
             if target is None:
                 unknown.append(key)
+            elif target in self._pairs or target in self._replaced:
+                self.faults.append(f"{target} has the task vector of two modules of {name}")
             else:
                 self._replaced[target] = stored
         specs = dict(base.specs)
@@ -115,14 +122,21 @@ class LoraExpert:
 
     def changes_nothing(self) -> bool:
         """Whether every B is zero, as in an adapter that was never trained."""
-        ups = (self.adapter.read(pair.up) for pair in self._pairs.values())
-        return not self._replaced and not any(bool(up.any()) for up in ups)
+        ups = (
+            pair.scale != 0
+            and bool(self.adapter.read(pair.up).any())
+            and bool(self.adapter.read(pair.down).any())
+            for pair in self._pairs.values()
+        )
+        return not self._replaced and not any(ups)
 
     def _pair(
         self, module: str, found: _Found, config: Mapping[str, Any], target: TensorSpec
     ) -> LoraPair:
         down, up = self.adapter.specs[found.down[module]], self.adapter.specs[found.up[module]]
-        turned = is_turned(down, up, target, self._kinds.get(target.name, "matrix"), config)
+        turned = module in found.embeddings or is_turned(
+            down, up, target, self._kinds.get(target.name, "matrix"), config
+        )
         rank = down.shape[0] if down.shape else 0
         pair = LoraPair(down.name, up.name, scale_of(module, rank, config), turned)
         if not fits(pair, down, up, target):
@@ -161,6 +175,9 @@ def check_config(config: Mapping[str, Any], source: str) -> None:
     reason = None
     if kind != "LORA":
         reason = f"its peft_type is {kind!r}, not LORA"
+    start = str(config.get("init_lora_weights")).lower()
+    if start.startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
+        reason = f"it was started with {start}, which changes the base itself"
     for key, why in refused.items():
         if config.get(key):
             reason = reason or f"it sets {key}: {why}"
@@ -190,6 +207,9 @@ def sort_keys(adapter: Checkpoint) -> _Found:
             found.replaced[clean] = key
             continue
         (found.down if match["factor"] == "A" else found.up)[match["module"]] = key
+        # PEFT keeps an embedding's task vector as [features, tokens].
+        if "lora_embedding_" in path:
+            found.embeddings.add(match["module"])
     halves = sorted(set(found.down) ^ set(found.up))
     if halves:
         raise AdapterError(
@@ -235,7 +255,7 @@ def scale_of(module: str, rank: int, config: Mapping[str, Any]) -> float:
 def is_turned(
     down: TensorSpec, up: TensorSpec, target: TensorSpec, kind: Kind, config: Mapping[str, Any]
 ) -> bool:
-    """Whether B A must be transposed to fit: in embeddings, and in layers stored as [in, out].
+    """Whether B A must be transposed to fit a layer that is stored as [in, out].
 
     The shapes tell, unless the matrix is square. fan_in_fan_out comes last, since PEFT changes it
     for each module in turn and saves the last value for all of them.
@@ -244,7 +264,7 @@ def is_turned(
         return False
     if target.shape[0] != target.shape[1]:
         return (down.shape[1], up.shape[0]) == target.shape
-    return kind in ("transposed", "embedding") or bool(config.get("fan_in_fan_out"))
+    return kind == "transposed" or bool(config.get("fan_in_fan_out"))
 
 
 def fits(pair: LoraPair, down: TensorSpec, up: TensorSpec, target: TensorSpec) -> bool:

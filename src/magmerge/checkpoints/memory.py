@@ -31,7 +31,7 @@ class MemoryCheckpoint:
         self.folder = folder
         self.files = files
         self.kinds = MappingProxyType(dict(kinds or {}))
-        self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
+        self._tensors = {name: _checked(name, tensor, source) for name, tensor in tensors.items()}
         self.specs = MappingProxyType(
             {name: _spec(name, tensor, source) for name, tensor in self._tensors.items()}
         )
@@ -47,6 +47,19 @@ def from_module(module: nn.Module) -> MemoryCheckpoint:
     return MemoryCheckpoint(
         module.state_dict(), f"a {type(module).__name__} in memory", kinds=_module_kinds(module)
     )
+
+
+def _checked(name: object, tensor: object, source: str) -> Tensor:
+    import torch
+
+    if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or tensor.is_meta:
+        raise CheckpointError(
+            f"{name!r} is {'a tensor without data' if isinstance(tensor, torch.Tensor) else 'a'} "
+            f"{type(tensor).__name__}, but a model in memory maps names to torch tensors",
+            source=source,
+            remedy="pass state_dict() of a model that is loaded, or a mapping of such",
+        )
+    return tensor.detach()
 
 
 def _spec(name: str, tensor: Tensor, source: str) -> TensorSpec:
@@ -79,6 +92,7 @@ def _ties(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 def _module_kinds(module: nn.Module) -> dict[str, Kind]:
     from torch import nn
 
+    turned = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     kinds: dict[str, Kind] = {}
     for path, layer in module.named_modules():
         name = f"{path}.weight" if path else "weight"
@@ -86,4 +100,6 @@ def _module_kinds(module: nn.Module) -> dict[str, Kind]:
             kinds[name] = "embedding"
         elif type(layer).__name__ == "Conv1D" and hasattr(layer, "nf"):
             kinds[name] = "transposed"
+        elif isinstance(layer, turned):
+            kinds[name] = "transposed" if layer.groups == 1 else "other"
     return kinds

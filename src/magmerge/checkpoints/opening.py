@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from magmerge.checkpoints import lora
 from magmerge.checkpoints.expert import FullExpert
+from magmerge.checkpoints.renamed import align
 from magmerge.checkpoints.safetensors import (
     SafetensorsCheckpoint,
     check_against_index,
@@ -34,7 +35,12 @@ def open_checkpoint(model: Model) -> Checkpoint:
     checkpoint. Raises CheckpointError, with the remedy, for anything missing, corrupt or unsafe.
     """
     if isinstance(model, str | Path):
-        return _open_path(Path(model))
+        try:
+            return _open_path(_named_path(model))
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot be read: {error.strerror}", source=model, remedy="check its permissions"
+            ) from error
     if isinstance(model, Mapping):
         from magmerge.checkpoints.memory import MemoryCheckpoint
 
@@ -54,17 +60,47 @@ def open_checkpoint(model: Model) -> Checkpoint:
 def open_expert(name: str, model: Model, base: Checkpoint | None) -> Expert:
     """Open one expert: a whole model, or a PEFT adapter folder as task vectors on `base`."""
     checkpoint = open_checkpoint(model)
-    if checkpoint.folder is None or not (checkpoint.folder / lora.CONFIG).is_file():
-        return FullExpert(name, checkpoint)
-    if not all(file.name.startswith("adapter_model.") for file in checkpoint.files):
-        return FullExpert(name, checkpoint)
+    if checkpoint.folder is None or not is_adapter(checkpoint):
+        if any(".lora_A" in key for key in checkpoint.specs):
+            raise CheckpointError(
+                "it holds LoRA factors, but no adapter_config.json says how they are scaled",
+                source=checkpoint.source,
+                remedy="give the adapter's folder, with its adapter_config.json",
+            )
+        return FullExpert(name, checkpoint if base is None else align(checkpoint, base))
     if base is None:
         raise CheckpointError(
             "an adapter is a change of a base model, and no base is given",
             source=checkpoint.source,
-            remedy="name the base with --base",
+            remedy="name the base with --base (base=)",
         )
     return lora.LoraExpert(name, checkpoint, lora.read_config(checkpoint.folder), base)
+
+
+def open_whole(role: str, model: Model) -> Checkpoint:
+    """Open a base or a merged model, which cannot be an adapter."""
+    checkpoint = open_checkpoint(model)
+    if is_adapter(checkpoint):
+        raise CheckpointError(
+            f"it is a PEFT adapter, and the {role} must be a whole model",
+            source=checkpoint.source,
+            remedy="give the adapter as an expert, and the model that it was trained on as base",
+        )
+    return checkpoint
+
+
+def is_adapter(checkpoint: Checkpoint) -> bool:
+    """Whether a folder holds a PEFT adapter and no whole model."""
+    folder = checkpoint.folder
+    if folder is None or not (folder / lora.CONFIG).is_file():
+        return False
+    return all(file.name.startswith("adapter_model.") for file in checkpoint.files)
+
+
+def _named_path(model: str | Path) -> Path:
+    if str(model) == "":
+        raise CheckpointError("a model's path is empty", remedy="name a folder or a file")
+    return Path(model)
 
 
 def _open_path(path: Path) -> Checkpoint:
@@ -74,14 +110,12 @@ def _open_path(path: Path) -> Checkpoint:
         raise _missing(path)
     if path.name.endswith(".index.json"):
         return _open_index(path, str(path))
-    if path.suffix == ".safetensors":
-        return SafetensorsCheckpoint([path], str(path))
-    if path.suffix in TORCH_SUFFIXES:
-        from magmerge.checkpoints.torch_pickle import open_torch
-
-        return open_torch([path], str(path))
+    if path.suffix == ".safetensors" or path.suffix in TORCH_SUFFIXES:
+        # The folder's config tells what the tensors are, also where its one file is named.
+        folder = path.parent if (path.parent / "config.json").is_file() else None
+        return _open_files([path], str(path), folder)
     raise CheckpointError(
-        f"a file ending in {path.suffix or 'nothing'} is no known checkpoint",
+        "no known kind of checkpoint",
         source=path,
         remedy="magmerge reads .safetensors, and torch files named .bin, .pt, .pth or .ckpt",
     )
@@ -115,12 +149,11 @@ def _open_folder(folder: Path) -> Checkpoint:
 def _open_index(index: Path, source: str) -> Checkpoint:
     shards, weight_map = read_index(index)
     checkpoint = _open_files(shards, source, index.parent)
-    if isinstance(checkpoint, SafetensorsCheckpoint):
-        check_against_index(checkpoint, weight_map)
+    check_against_index(checkpoint, weight_map)
     return checkpoint
 
 
-def _open_files(files: list[Path], source: str, folder: Path) -> Checkpoint:
+def _open_files(files: list[Path], source: str, folder: Path | None) -> Checkpoint:
     if all(file.suffix == ".safetensors" for file in files):
         return SafetensorsCheckpoint(files, source, folder)
     from magmerge.checkpoints.torch_pickle import open_torch

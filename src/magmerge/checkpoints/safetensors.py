@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from magmerge import dtypes
 from magmerge.errors import CheckpointError
-from magmerge.types import Kind, TensorSpec
+from magmerge.types import Checkpoint, Kind, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,7 +128,7 @@ def read_index(index: Path) -> tuple[list[Path], dict[str, str]]:
     return [index.parent / shard for shard in shards], weight_map
 
 
-def check_against_index(checkpoint: SafetensorsCheckpoint, weight_map: dict[str, str]) -> None:
+def check_against_index(checkpoint: Checkpoint, weight_map: dict[str, str]) -> None:
     """CheckpointError unless the shards hold exactly the tensors that the index lists."""
     absent = sorted(set(weight_map) - set(checkpoint.specs))
     unlisted = sorted(set(checkpoint.specs) - set(weight_map))
@@ -145,6 +145,13 @@ def check_against_index(checkpoint: SafetensorsCheckpoint, weight_map: dict[str,
 def _validate(file: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
+    try:
+        # safetensors' own message for a file that may not be read is that it does not exist.
+        file.open("rb").close()
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot be read: {error.strerror}", source=file, remedy="check its permissions"
+        ) from error
     try:
         with safe_open(file, framework="numpy"):
             pass

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from magmerge.dtypes import spoken_size
+from magmerge.checkpoints.target import check_free
 from magmerge.errors import OutputError
 
 LOCK = ".lock"
-MODEL_FILES = ("*.safetensors", "*.bin", "config.json", "*.index.json", "magmerge.json")
-RESERVE = 16 << 20
-"""Bytes left free on the disk beside the result's own."""
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 class Staging:
     """The unfinished result, under a hidden name beside `target`.
 
     A lock tells a run at work from the remains of a killed one, which are cleared away. `target`
-    is a folder, or one file if `single`.
+    is a folder, or one file if `single`; it is replaced only if `overwrite`, also when something
+    appears there while the run is at work.
     """
 
-    def __init__(self, target: Path, *, single: bool) -> None:
+    def __init__(self, target: Path, *, single: bool, overwrite: bool = False) -> None:
         self.target = target
         self.single = single
+        self.overwrite = overwrite
         self.folder = target.parent / f".{target.name}.magmerge-partial"
         self._old = target.parent / f".{target.name}.magmerge-old"
         self._lock: int | None = None
@@ -35,37 +37,57 @@ class Staging:
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             self._acquire()
+            self._clear()
+            check_free(self.target, overwrite=self.overwrite)
         except OSError as error:
+            self._abandon()
             raise OutputError(
                 f"cannot be written: {error.strerror}",
                 source=self.target,
                 remedy="choose a folder that you may write to",
             ) from error
-        self._clear()
+        except OutputError:
+            self._abandon()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._lock is None:
-            return
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self._release()
+        self._abandon()
 
     def publish(self, siblings: Iterable[str] = ()) -> None:
         """Give the finished files their final names: first `siblings` of a single file, then it."""
+        check_free(self.target, overwrite=self.overwrite)
         if self.single:
             for name in (*siblings, self.target.name):
                 os.replace(self.folder / name, self.target.parent / name)
+            _sync(self.target.parent)
+            self._abandon()
+            return
+        # The lock moves with the folder, so that no other run takes this one's place meanwhile.
+        if self.target.exists():
+            self._replace()
         else:
-            (self.folder / LOCK).unlink()
-            if self.target.is_dir() and any(self.target.iterdir()):
-                os.rename(self.target, self._old)
             os.rename(self.folder, self.target)
-            shutil.rmtree(self._old, ignore_errors=True)
+        (self.target / LOCK).unlink()
         _sync(self.target.parent)
-        shutil.rmtree(self.folder, ignore_errors=True)
         self._release()
 
+    def _replace(self) -> None:
+        """Exchange the folders in one step where the system can, else in two."""
+        if _exchange(self.folder, self.target):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        os.rename(self.target, self._old)
+        os.rename(self.folder, self.target)
+        shutil.rmtree(self._old, ignore_errors=True)
+
     def _acquire(self) -> None:
+        if self.folder.is_symlink():
+            raise OutputError(
+                "a link stands where magmerge would work",
+                source=self.folder,
+                remedy="remove that link",
+            )
         self.folder.mkdir(exist_ok=True)
         lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -83,6 +105,12 @@ class Staging:
             )
         self._lock = lock
 
+    def _abandon(self) -> None:
+        """Remove what is unfinished, while the lock is still held."""
+        if self._lock is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self._release()
+
     def _release(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
@@ -93,52 +121,22 @@ class Staging:
         for entry in self.folder.iterdir():
             if entry.name != LOCK:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        if self._old.exists():
+        if self._old.is_dir():
             if self.target.exists():
                 shutil.rmtree(self._old, ignore_errors=True)
             else:
                 os.rename(self._old, self.target)
 
 
-def check_target(target: Path, inputs: Iterable[Path], *, single: bool, overwrite: bool) -> None:
-    """OutputError unless `target` is free, or may be replaced: a model, not an input, and asked."""
-    real = target.resolve()
-    for path in inputs:
-        given = path.resolve()
-        if real == given or real in given.parents:
-            raise OutputError(
-                f"it is the input {path}, or holds it",
-                source=target,
-                remedy="choose an output apart from all inputs",
-            )
-    if single and target.is_dir():
-        raise OutputError("it is a folder", source=target, remedy="name a file, or drop the suffix")
-    if not single and target.is_file():
-        raise OutputError(
-            "it is a file", source=target, remedy="name a folder, or a file ending in .safetensors"
-        )
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    if not overwrite:
-        raise OutputError("it exists already", source=target, remedy="pass --yes to replace it")
-    if target.is_dir() and not any(any(target.glob(pattern)) for pattern in MODEL_FILES):
-        raise OutputError(
-            "it holds files, but no model, and is not replaced even with --yes",
-            source=target,
-            remedy="choose another output, or empty the folder yourself",
-        )
-
-
-def check_space(target: Path, size: int) -> None:
-    """OutputError if the disk that will hold `target` has no room for `size` bytes."""
-    place = next(parent for parent in target.resolve().parents if parent.exists())
-    free = shutil.disk_usage(place).free
-    if free < size + RESERVE:
-        raise OutputError(
-            f"the result needs {spoken_size(size)}, but {spoken_size(free)} are free there",
-            source=target,
-            remedy="free some space, choose another disk, or a smaller --dtype",
-        )
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names at once, so that there is a model at the target at any moment."""
+    if not sys.platform.startswith("linux"):
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    names = os.fsencode(first), os.fsencode(second)
+    return bool(rename(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0)
 
 
 def _sync(folder: Path) -> None:

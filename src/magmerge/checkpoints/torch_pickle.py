@@ -74,7 +74,9 @@ def _culprit(message: str) -> str:
     """The part of torch's long message that says what the file asks for."""
     name = re.search(r"(?:global|GLOBAL|class|type)\W+(?:GLOBAL )?([\w.]+\.[\w.]+)", message)
     found = re.search(r"WeightsUnpickler error: ([^\n]+)", message)
-    return name[1] if name else found[1].strip() if found else "it is no plain torch file"
+    if name:
+        return name[1]
+    return found[1].partition("Please")[0].strip() if found else "it is no plain torch file"
 
 
 def _refusal(file: Path, problem: str) -> CheckpointError:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -47,38 +48,33 @@ class FileSink:
         self._staging = staging
         self._written: set[str] = set()
         self._lock = threading.Lock()
-        self._handles: list[int] = []
 
     def __enter__(self) -> FileSink:
-        try:
-            with self._explained():
-                for shard in self._plan.shards:
-                    path = self._staging.folder / shard.file
-                    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-                    self._handles.append(handle)
+        with self._explained():
+            for shard in self._plan.shards:
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+                with _opened(self._staging.folder / shard.file, flags) as handle:
                     _reserve(handle, shard.size)
                     _write_at(handle, memoryview(shard.header), 0)
-        except BaseException:
-            self._close()
-            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        return None
 
     def write(self, step: Step, tensor: Tensor) -> None:
         data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
-        with self._explained():
-            _write_at(self._handles[step.shard], data, step.offset)
+        path = self._staging.folder / self._plan.shards[step.shard].file
+        with self._explained(), _opened(path, os.O_RDWR) as handle:
+            _write_at(handle, data, step.offset)
         with self._lock:
             self._written.add(step.spec.name)
 
     def publish(self, extra: Mapping[str, bytes]) -> None:
         """Write the `extra` files, verify, and give the result its final name."""
         with self._explained():
-            for handle in self._handles:
-                os.fsync(handle)
-            self._close()
+            for shard in self._plan.shards:
+                with _opened(self._staging.folder / shard.file, os.O_RDWR) as handle:
+                    os.fsync(handle)
             extra = dict(extra)
             index = index_of(self._plan.steps, self._plan.shards)
             if index is not None:
@@ -104,10 +100,6 @@ class FileSink:
                 remedy="report this; nothing was left at the output",
             )
 
-    def _close(self) -> None:
-        while self._handles:
-            os.close(self._handles.pop())
-
     def _explained(self) -> _DiskErrors:
         return _DiskErrors(self._staging.target)
 
@@ -127,8 +119,22 @@ class _DiskErrors:
             raise OutputError(
                 "no space left on the disk" if full else f"cannot be written: {error.strerror}",
                 source=self._target,
-                remedy="free some space or choose another output; nothing was left behind",
+                remedy=(
+                    "free some space or choose another output; nothing was left behind"
+                    if full
+                    else "choose a folder that you may write to; nothing was left behind"
+                ),
             ) from error
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    """Opened for one use: a result may have more shards than a process may have open files."""
+    handle = os.open(path, flags, 0o644)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def _reserve(handle: int, size: int) -> None:

@@ -14,7 +14,9 @@ from magmerge.cli.output import progress_reporter, show, show_json
 def command(
     a: Annotated[Path, typer.Argument(help="A model folder or file.")],
     b: Annotated[Path, typer.Argument(help="Another, of the same architecture.")],
-    ignore: o.Ignore = [],
+    ignore: Annotated[
+        list[str], typer.Option("--ignore", help="Leave out tensors of this name (wildcards).")
+    ] = [],
     threads: o.Threads = None,
     json: o.Json = False,
 ) -> None:

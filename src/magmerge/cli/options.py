@@ -11,7 +11,10 @@ import typer
 from magmerge.errors import ParameterError
 
 Base = Annotated[
-    Path | None, typer.Option("--base", help="The model that all experts were fine-tuned from.")
+    Path | None,
+    typer.Option(
+        "--base", help="The model that all experts were tuned from; average and slerp do without."
+    ),
 ]
 Expert = Annotated[
     list[Path],
@@ -27,7 +30,8 @@ MergeMethod = Annotated[
 Set = Annotated[
     list[str],
     typer.Option(
-        "--set", help="A parameter: density=0.2; wsc.target=sphere for a calibrator's; repeat."
+        "--set",
+        help="A parameter, such as density=0.2, or wsc.target=sphere for a calibrator; repeat.",
     ),
 ]
 Calibrate = Annotated[
@@ -51,7 +55,7 @@ Ignore = Annotated[
     list[str],
     typer.Option(
         "--ignore",
-        help="Take tensors of this name from the base, and drop an expert's own; repeat.",
+        help="Take tensors of this name (wildcards) from the base, drop an expert's own; repeat.",
     ),
 ]
 Dtype = Annotated[
@@ -70,7 +74,10 @@ ShardSize = Annotated[
 ]
 Donor = Annotated[
     Path | None,
-    typer.Option("--donor", help="Where config and tokenizer come from. Default: the base."),
+    typer.Option(
+        "--donor",
+        help="Where config and tokenizer come from. Default: the base; for calibrate, MERGED.",
+    ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Replace an output that exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
@@ -96,8 +103,8 @@ def parse_settings(
                 f"--set {setting}: no value", remedy="write NAME=VALUE, like --set density=0.2"
             )
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            value = _number(text) if _number(text) is not None else yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ParameterError(
                 f"--set {setting}: the value cannot be read",
                 remedy="write a number, a word, or a list like [0.5, 0.5]",
@@ -115,6 +122,14 @@ def parse_settings(
             raise ParameterError(f"--set {key} is given twice", remedy="give each parameter once")
         target[name] = value
     return params, others
+
+
+def _number(text: str) -> float | None:
+    """A number as people write it: YAML wants 1.0e-3 for 1e-3."""
+    try:
+        return float(text) if "e" in text.lower() and not text.strip().isalpha() else None
+    except ValueError:
+        return None
 
 
 def merge_arguments(given: Mapping[str, Any]) -> dict[str, Any]:

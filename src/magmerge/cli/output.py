@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
 
 from magmerge.errors import MagmergeError, MagmergeWarning
 from magmerge.report.tables import plain
@@ -27,27 +38,27 @@ LOG_EVERY = 5.0
 """Seconds between two lines of progress where there is no terminal."""
 
 
-def console() -> Console:
-    """Where results go. Without a terminal, lines are as long as their content."""
-    made = Console(highlight=False)
-    return made if made.is_terminal else Console(highlight=False, width=LOG_WIDTH)
-
-
+@cache
 def log() -> Console:
     """Where progress, warnings and errors go."""
     return Console(stderr=True, highlight=False)
 
 
 def show(*parts: RenderableType) -> None:
-    """Print to stdout."""
-    out = console()
-    for part in parts:
-        out.print(part)
+    """Print to stdout. Without a terminal lines are as long as their content, and no longer."""
+    out = Console(highlight=False)
+    if out.is_terminal:
+        out.print(*parts, sep="\n")
+        return
+    drawn = Console(highlight=False, width=LOG_WIDTH, file=StringIO())
+    drawn.print(*parts, sep="\n")
+    text = drawn.file.getvalue()  # type: ignore[attr-defined]
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in text.splitlines()))
 
 
 def show_json(content: Any) -> None:
     """Print JSON to stdout; a number that is not finite becomes null."""
-    print(json.dumps(_finite(content), indent=1, ensure_ascii=False))  # noqa: T201
+    print(json.dumps(_finite(content), indent=1))  # noqa: T201
 
 
 def print_error(error: MagmergeError, *, as_json: bool) -> None:
@@ -55,32 +66,47 @@ def print_error(error: MagmergeError, *, as_json: bool) -> None:
     if as_json:
         show_json({"error": error.as_dict()})
         return
-    log().print(plain("error: ", "bold red") + plain(str(error)), soft_wrap=True)
+    _say(plain("error: ", "bold red") + plain(str(error)))
 
 
 def print_warning(message: Warning | str, category: type[Warning]) -> None:
     """One line for a warning of magmerge's own; those of other libraries are not for users."""
     if issubclass(category, MagmergeWarning):
-        log().print(plain("warning: ", "bold yellow") + plain(str(message)), soft_wrap=True)
+        _say(plain("warning: ", "bold yellow") + plain(str(message)))
+
+
+def _say(text: Text) -> None:
+    """To the same screen as the progress bar, which then moves down; whole words on a terminal."""
+    text.overflow = None
+    log().print(text, soft_wrap=not log().is_terminal)
 
 
 @contextmanager
 def progress_reporter() -> Iterator[Callable[[str, int, int], None]]:
     """A function for `progress=`: a bar on a terminal, a plain line now and then in a log."""
     screen = log()
-    if not screen.is_terminal:
-        yield _LineReporter(screen)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=screen) as bars:
-        tasks: dict[str, Any] = {}
+    try:
+        if not screen.is_terminal:
+            yield _LineReporter(screen)
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        spent = (TimeElapsedColumn(), TextColumn("elapsed"))
+        with Progress(*columns, *spent, console=screen) as bars:
+            yield _BarReporter(bars)
+    except KeyboardInterrupt:
+        screen.print("stopped; nothing was left at the output")
+        raise
 
-        def report(label: str, done: int, total: int) -> None:
-            if label not in tasks:
-                tasks[label] = bars.add_task(label, total=total)
-            bars.update(tasks[label], completed=done, total=total)
 
-        yield report
+class _BarReporter:
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        if label not in self._tasks:
+            self._tasks[label] = self._bars.add_task(label, total=total)
+        self._bars.update(self._tasks[label], completed=done, total=total)
 
 
 class _LineReporter:

@@ -32,6 +32,7 @@ def command(
     donor: o.Donor = None,
     yes: o.Yes = False,
     json: o.Json = False,
+    verbose: o.Verbose = False,
 ) -> None:
     """Say what a merge would do, from headers alone, and find every structural fault.
 
@@ -40,7 +41,7 @@ def command(
     arguments = o.merge_arguments(locals())
     import magmerge
     from magmerge.planning import describe
-    from magmerge.report.tables import plan_summary, plan_table
+    from magmerge.report.tables import plain, plan_summary, plan_table
 
     plan = magmerge.plan(**arguments)
     if json:
@@ -48,4 +49,6 @@ def command(
         return
     for warning in plan.warnings:
         print_warning(warning, MagmergeWarning)
+    if verbose:
+        show(plain(f"recipe {plan.digest}", "dim"))
     show(plan_table(plan), plan_summary(plan))

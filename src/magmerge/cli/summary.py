@@ -19,9 +19,14 @@ def show_result(result: Result, seconds: float, *, as_json: bool, verbose: bool)
         return
     if verbose:
         show(records_table(result.records))
-    steps = [result.recipe.method or "calibration", *(c.method for c in result.recipe.calibrate)]
+    recipe = result.recipe
+    steps = [recipe.method] if recipe.method else []
+    steps += [calibration.method for calibration in recipe.calibrate]
+    count = len(recipe.experts)
+    head = f"{' + '.join(steps)} of " + (f"{recipe.merged} with " if recipe.merged else "")
+    lines = records_summary(result.plan, result.records, merged=recipe.method is not None)
     show(
-        plain(f"{' + '.join(steps)} of {len(result.recipe.experts)} experts", "bold"),
-        plain(f"  {records_summary(result.records)}"),
+        plain(f"{head}{count} expert{'s' if count > 1 else ''}", "bold"),
+        *(plain(f"  {line}") for line in lines.splitlines()),
         plain(f"  wrote {result.path} ({spoken_size(result.plan.disk)}) in {seconds:.1f} s"),
     )

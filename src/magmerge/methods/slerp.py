@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Doc
 
+from magmerge.linalg import row_scale
 from magmerge.registry import register_method
 
 PARALLEL = 0.9995
@@ -38,12 +39,11 @@ def slerp(
     # At the ends the interpolation is one of the experts to the last bit.
     if t in (0.0, 1.0):
         return (second if t else first).clone()
-    norms = torch.linalg.vector_norm(weights.reshape(2, -1), dim=1)
-    cosine = float(
-        (first / norms[0]).reshape(-1) @ (second / norms[1]).reshape(-1)
-        if bool((norms > 0).all())
-        else 1.0
-    )
+    flat = weights.reshape(2, -1)
+    units = flat / row_scale(flat).unsqueeze(1)
+    norms = torch.linalg.vector_norm(units, dim=1)
+    defined = bool((norms > 0).all())
+    cosine = float((units[0] / norms[0]) @ (units[1] / norms[1])) if defined else 1.0
     if abs(cosine) > PARALLEL:
         return (1 - t) * first + t * second
     angle = torch.arccos(torch.tensor(cosine, dtype=torch.float64))

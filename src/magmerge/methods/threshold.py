@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from magmerge.linalg import (
     HALF_BINS,
     bin_of_rank,
     float_of_bits,
+    kept_count,
     lower_halves,
     magnitude_bits,
 )
@@ -62,7 +62,7 @@ class ModelThreshold:
     def conclude(self, sweep: int) -> None:
         """Find the bin (first sweep) and the value (second sweep) of each expert's threshold."""
         if sweep == 0:
-            wanted = math.ceil(self._density * self._entries)
+            wanted = kept_count(self._density, self._entries)
             for k, counts in enumerate(self._upper):
                 self._high[k], self._left[k] = bin_of_rank(counts, wanted)
         else:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Doc
 
-from magmerge.linalg import largest_mask, mask_from_threshold
+from magmerge.linalg import kept_count, largest_mask, mask_from_threshold
 from magmerge.methods.average import expert_weights
 from magmerge.methods.threshold import ModelThreshold
 from magmerge.registry import register_method
@@ -55,7 +55,7 @@ def ties(
 
 def trim(deltas: Float[Tensor, "K *shape"], density: float) -> Float[Tensor, "K *shape"]:
     """Each D_k with all but its ceil(density n) largest entries set to zero."""
-    count = math.ceil(density * deltas[0].numel())
+    count = kept_count(density, deltas[0].numel())
     trimmed = torch.zeros_like(deltas)
     for delta, out in zip(deltas, trimmed, strict=True):
         torch.where(largest_mask(delta.abs(), count), delta, out, out=out)
@@ -68,22 +68,26 @@ def cut(
     """Each D_k above its threshold, with the first `quota` entries that equal it."""
     trimmed = torch.zeros_like(deltas)
     for delta, out, (threshold, quota) in zip(deltas, trimmed, thresholds, strict=True):
-        torch.where(mask_from_threshold(delta.abs(), threshold, quota), delta, out, out=out)
+        mask = mask_from_threshold(delta.abs().to(threshold.dtype), threshold, quota)
+        torch.where(mask, delta, out, out=out)
     return trimmed
 
 
 def elect_and_average(
     trimmed: Float[Tensor, "K *shape"], weights: Sequence[float]
 ) -> Float[Tensor, "*shape"]:
-    """The weighted mean of the entries whose sign is that of their weighted sum."""
+    """The weighted mean of the entries w_k D_k whose sign is that of their sum.
+
+    An expert of negative weight counts with its task vector turned round.
+    """
     mass = torch.zeros_like(trimmed[0])
     for weight, delta in zip(weights, trimmed, strict=True):
         mass.add_(delta, alpha=weight)
     elected = mass.sign_()
     total, share = torch.zeros_like(mass), torch.zeros_like(mass)
     for weight, delta in zip(weights, trimmed, strict=True):
-        agrees = (delta.sign() == elected) & (elected != 0)
+        agrees = (delta.sign() * math.copysign(1.0, weight) == elected) & (elected != 0)
         total.add_(torch.where(agrees, delta, 0.0), alpha=weight)
-        share.add_(agrees, alpha=weight)
+        share.add_(agrees, alpha=abs(weight))
     alone = share == 0
     return total.div_(share.masked_fill_(alone, 1.0)).masked_fill_(alone, 0.0)

@@ -18,7 +18,7 @@ GATED = 0.005
 
 def demo_table(demo: Demo) -> Table:
     """Rows of models, columns of tasks and their average, in percent of the test texts."""
-    columns = [*demo.tasks, "average", "mean xi"]
+    columns = [*demo.tasks, "average", "xi"]
     title = f"accuracy in %, {min(demo.sizes)} to {max(demo.sizes)} test texts a task"
     if min(demo.sizes) == max(demo.sizes):
         title = f"accuracy in %, {min(demo.sizes)} test texts a task"
@@ -28,16 +28,20 @@ def demo_table(demo: Demo) -> Table:
         style = "bold" if " + " in row.model else ""
         average = plain(f"{100 * row.average:.1f}", "bold")
         xi = "" if row.xi is None else f"{row.xi:.2f}"
-        made.add_row(plain(row.model, style), *cells, average, xi)
+        # Under the row of its merge, so that the table fits 80 columns.
+        name = f"  + {row.model.partition(' + ')[2]}" if row.xi is not None else row.model
+        made.add_row(plain(name, style), *cells, average, xi)
     return made
 
 
 def demo_notes(demo: Demo) -> list[str]:
     """What a reader of the table must know."""
-    notes = ["Each expert is measured on its own task only. Methods at their defaults."]
+    notes = [
+        "Each expert is measured on its own task only. Methods are at their defaults.",
+        "xi is the mean factor that the calibration puts on the merged task vectors.",
+    ]
     notes += [
-        f"{row.model}: the gate holds back rows that would shrink; without it the mean xi would "
-        f"be {row.xi_free:.2f}."
+        f"{row.model}: the gate lets no row shrink; without it xi would be {row.xi_free:.2f}."
         for row in demo.rows
         if row.xi is not None and row.xi_free is not None and row.xi - row.xi_free > GATED
     ]

@@ -14,7 +14,16 @@ from magmerge.errors import printable
 
 if TYPE_CHECKING:
     from magmerge.inspection import CheckpointInfo, TensorDifference
-    from magmerge.types import LayerRecord, Plan
+    from magmerge.types import Action, LayerRecord, Plan
+
+
+SPOKEN: dict[Action, str] = {
+    "merge": "merged",
+    "average": "averaged",
+    "carry": "carried over",
+    "tie": "tied",
+}
+"""Actions as a summary tells them."""
 
 
 def plain(text: str, style: str = "") -> Text:
@@ -32,18 +41,20 @@ def table(title: str, *columns: str, numbers: Iterable[str] = ()) -> Table:
 
 
 def plan_table(plan: Plan) -> Table:
-    """Every tensor: shape, dtype, what happens to it, and its shard."""
-    made = table("plan", "tensor", "shape", "dtype", "action", "calibrate", "why", "file")
+    """Every tensor: shape, dtype, what happens to it and why; its shard if there are several."""
+    several = len(plan.shards) > 1
+    columns = ("tensor", "shape", "dtype", "action", "calibrated", "why")
+    made = table("plan", *columns, *(["file"] if several else []))
     for step in plan.steps:
-        calibrate = "sensitive" if step.sensitive else "yes" if step.calibrated else ""
+        calibrated = "sensitive" if step.sensitive else "yes" if step.calibrated else ""
         made.add_row(
             plain(step.spec.name),
             "x".join(map(str, step.spec.shape)) or "scalar",
             torch_name(step.spec.dtype),
             step.action,
-            calibrate,
+            calibrated,
             plain(step.reason),
-            plain(plan.shards[step.shard].file),
+            *([plain(plan.shards[step.shard].file)] if several else []),
         )
     return made
 
@@ -51,11 +62,11 @@ def plan_table(plan: Plan) -> Table:
 def plan_summary(plan: Plan) -> Text:
     """Counts of actions, and the disk and memory that will be needed."""
     actions = Counter(step.action for step in plan.steps)
-    counted = ", ".join(f"{count} {action}" for action, count in actions.most_common())
+    counted = ", ".join(f"{word} {actions[act]}" for act, word in SPOKEN.items() if actions[act])
     calibrated = sum(step.calibrated for step in plan.steps)
     files = f"{len(plan.shards)} shard{'s' if len(plan.shards) > 1 else ''}"
     lines = [
-        f"{len(plan.steps)} tensors: {counted}; {calibrated} calibrated",
+        f"{len(plan.steps)} tensors: {counted}; calibrated {calibrated}",
         f"disk {spoken_size(plan.disk)} in {files}",
         f"peak memory about {spoken_size(plan.memory)} beyond the interpreter and torch",
     ]
@@ -65,37 +76,36 @@ def plan_summary(plan: Plan) -> Text:
 
 
 def records_table(records: Sequence[LayerRecord]) -> Table:
-    """One row for each calibrated layer: its factor, norms and the cosine of the task vectors."""
-    columns = ("xi", "least", "greatest", "norm before", "after", "cosine")
-    made = table("layers", "layer", *columns, "gate", numbers=columns)
+    """One row for each layer: its factors xi, norms of the task vector, cosine of the experts'."""
+    columns = ("xi", "least", "greatest", "no gate", "norm before", "after", "cosine")
+    made = table("layers", "layer", *columns, "list", numbers=columns)
     for record in records:
-        if not record.calibrated_by:
-            continue
+        factors = (record.xi, record.xi_min, record.xi_max, record.xi_free)
         made.add_row(
             plain(record.name),
-            f"{record.xi:.3f}",
-            f"{record.xi_min:.3f}",
-            f"{record.xi_max:.3f}",
-            f"{record.norm_before:.4g}",
-            f"{record.norm_after:.4g}",
+            *(f"{factor:.3f}" if record.calibrated_by else "" for factor in factors),
+            f"{record.norm_before:#.4g}",
+            f"{record.norm_after:#.4g}",
             "" if record.cosine is None else f"{record.cosine:+.3f}",
             "sensitive" if record.sensitive else "",
         )
     return made
 
 
-def records_summary(records: Sequence[LayerRecord]) -> str:
-    """How many layers were calibrated, and by how much."""
+def records_summary(plan: Plan, records: Sequence[LayerRecord], *, merged: bool) -> str:
+    """How many tensors were merged, calibrated and carried over, and by how much they grew."""
+    carried = sum(step.action == "carry" for step in plan.steps)
     calibrated = [record for record in records if record.calibrated_by]
+    parts = [f"{len(records)} tensors merged"] if merged else []
+    parts += [f"{len(calibrated)} calibrated"] if calibrated else []
+    parts += [f"{carried} carried over unchanged"] if carried else []
+    text = ", ".join(parts)
     if not calibrated:
-        return f"{len(records)} tensors merged"
+        return text
     mean = sum(record.xi for record in calibrated) / len(calibrated)
     least = min(record.xi_min for record in calibrated)
     greatest = max(record.xi_max for record in calibrated)
-    text = (
-        f"{len(records)} tensors merged or calibrated; xi in {len(calibrated)} layers: "
-        f"mean {mean:.3f}, from {least:.3f} to {greatest:.3f}"
-    )
+    text += f"\nxi on the task vector: mean {mean:.3f}, rows from {least:.3f} to {greatest:.3f}"
     free = sum(record.xi_free for record in calibrated) / len(calibrated)
     return text if f"{free:.3f}" == f"{mean:.3f}" else f"{text} (mean {free:.3f} without the gate)"
 
@@ -122,10 +132,10 @@ def difference_table(differences: Sequence[TensorDifference]) -> Table:
     for one in differences:
         made.add_row(
             plain(one.name, "dim" if one.difference == 0 else ""),
-            f"{one.norm_a:.4g}",
-            f"{one.norm_b:.4g}",
-            f"{one.difference:.4g}",
-            f"{one.relative:.3g}",
+            f"{one.norm_a:#.4g}",
+            f"{one.norm_b:#.4g}",
+            f"{one.difference:#.4g}",
+            f"{one.relative:#.3g}",
             "" if one.cosine is None else f"{one.cosine:.6f}",
         )
     return made
