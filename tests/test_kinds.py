@@ -47,3 +47,33 @@ def test_running_statistics_come_in_pairs_of_one_shape() -> None:
     assert set(kinds_of(open_checkpoint(pair), {}).values()) == {"statistics"}
     alone = {"bn.running_mean": torch.zeros(3), "n": torch.tensor(1)}
     assert kinds_of(open_checkpoint(alone), {}) == {"bn.running_mean": "vector", "n": "buffer"}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "kind"),
+    [
+        ("image_encoder.pos_embed", (1, 8, 8, 4), "embedding"),
+        ("class_token", (1, 1, 4), "other"),
+        ("query_tokens", (1, 4, 4), "other"),
+        ("logit_scale", (4, 1, 1), "other"),
+        ("time_embed.0.weight", (4, 4), "matrix"),
+        ("embeddings_project.weight", (4, 4), "matrix"),
+        ("attn.relative_position_bias_table", (9, 4), "other"),
+        ("embed_out.weight", (9, 4), "head"),
+    ],
+)
+def test_what_only_looks_like_a_layer_is_left_alone(
+    name: str, shape: tuple[int, ...], kind: str
+) -> None:
+    assert kinds_of(open_checkpoint({name: torch.zeros(shape)}), {})[name] == kind
+
+
+def test_transposed_convolutions_have_their_outputs_second() -> None:
+    model = torch.nn.ModuleDict(
+        {
+            "one": torch.nn.ConvTranspose2d(4, 2, 3),
+            "two": torch.nn.ConvTranspose1d(4, 4, 3, groups=2),
+        }
+    )
+    kinds = kinds_of(open_checkpoint(model), {})
+    assert (kinds["one.weight"], kinds["two.weight"]) == ("transposed", "other")

@@ -87,10 +87,10 @@ def parse_size(text: str | int) -> int:
         raise ParameterError(
             f"{text!r} is no size", remedy="write a number of bytes, or 500MB, 5GB, 5GiB"
         )
-    size = int(float(match[1]) * _UNITS[match[2].upper()])
-    if size < 1:
-        raise ParameterError("a size must be at least one byte", remedy="write 500MB, 5GB, 5GiB")
-    return size
+    size = float(match[1]) * _UNITS[match[2].upper()]
+    if not 1 <= size < math.inf:
+        raise ParameterError(f"{text} is no possible size", remedy="write 500MB, 5GB, 5GiB")
+    return int(size)
 
 
 def spoken_size(size: float) -> str:

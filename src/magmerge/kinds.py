@@ -98,9 +98,7 @@ def _is_head(path: list[str]) -> bool:
 def _has_a_row_for_each_token(spec: TensorSpec, config: Mapping[str, Any]) -> bool:
     """Rows as many as tokens, where that number cannot be another dimension of the model."""
     tokens = config.get("vocab_size")
-    others = {
-        value for key, value in config.items() if key != "vocab_size" and key.endswith("size")
-    }
+    others = [config[key] for key in config if key.endswith("size") and key != "vocab_size"]
     return tokens == spec.shape[0] and tokens not in others
 
 

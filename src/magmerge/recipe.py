@@ -84,6 +84,10 @@ class Recipe(BaseModel):
 
 def check_parameters(item: Method | Calibrator, params: Mapping[str, Any]) -> dict[str, Any]:
     """All parameters of `item` by public name: those given, checked, and the other defaults."""
+    if not isinstance(params, Mapping):
+        raise ParameterError(
+            f"params is a {type(params).__name__}", remedy='give a mapping, like {"density": 0.2}'
+        )
     known = {parameter.name: parameter for parameter in item.parameters}
     for name in params:
         if name not in known:
@@ -136,6 +140,11 @@ def check_calibrations(
             wanted = Calibration.model_validate(wanted)
         except ValidationError as error:
             raise explained(error, "calibrate", Calibration.model_fields) from error
+    if not isinstance(wanted, Calibration):
+        raise ParameterError(
+            f"calibrate is a {type(wanted).__name__}",
+            remedy='give a name like "wsc", or {"method": "wsc", "params": {...}}',
+        )
     item = registry.calibrators.get(wanted.method)
     return (Calibration(method=item.name, params=check_parameters(item, wanted.params)),)
 

@@ -100,7 +100,7 @@ def thread_count(threads: int | None) -> int:
         # Only Linux tells which cores this process may use.
         affinity = getattr(os, "sched_getaffinity", None)
         return len(affinity(0)) if affinity else os.cpu_count() or 1
-    if threads < 1:
+    if not isinstance(threads, int) or threads < 1:
         raise ParameterError(f"{threads} threads", remedy="give one thread or more")
     return threads
 

@@ -107,6 +107,7 @@ def edit_tensors(folder: Path, change: Callable[[State], State]) -> None:
         ({"layer_replication": [[0, 1]]}, "copies layers"),
         ({"lora_alpha": None}, "lora_alpha is None"),
         ({"alpha_pattern": {"(": 1}}, "regular expression"),
+        ({"init_lora_weights": "pissa_niter_4"}, "changes the base itself"),
     ],
 )
 def test_other_adapters_are_refused_with_the_reason(
@@ -161,6 +162,38 @@ def test_an_adapter_on_a_tied_head_changes_the_shared_tensor(adapter: Path) -> N
     result = magmerge.merge(base=base, experts=[adapter], method="average").state_dict()
     assert torch.equal(result["embed.weight"], result["first.weight"])
     assert result["embed.weight"].abs().sum() > 0
+
+
+def test_square_layers_are_turned_by_what_they_are_not_by_their_names(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = {"tok": nn.Embedding(6, 6), "time_embed": nn.Linear(6, 6)}
+    bare = nn.ModuleDict(layers)
+    base = {name: tensor.clone() for name, tensor in bare.state_dict().items()}
+    config = LoraConfig(r=2, target_modules=["tok", "time_embed"])
+    model = get_peft_model(bare, config)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape)
+    model.save_pretrained(tmp_path / "a")
+    merged = model.merge_and_unload().state_dict()
+    found = magmerge.merge(base=base, experts=[tmp_path / "a"], method="average").state_dict()
+    assert all(torch.allclose(found[name], merged[name], atol=1e-5) for name in base)
+
+
+def test_two_task_vectors_for_one_tensor_are_a_fault(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "a", r=2, target_modules=["first", "head"])
+    edit_tensors(
+        tmp_path / "a", lambda state: {n.replace("head", "second"): t for n, t in state.items()}
+    )
+    edit_tensors(
+        tmp_path / "a",
+        lambda state: {n: (torch.ones(2, 6) if "_A" in n else torch.ones(8, 2)) for n in state},
+    )
+    shared = torch.zeros(8, 6)
+    with pytest.raises(StructureError, match="two modules"):
+        magmerge.plan(
+            base={"first.weight": shared, "second.weight": shared}, experts=[tmp_path / "a"]
+        )
 
 
 def test_without_a_base_an_adapter_is_refused(adapter: Path) -> None:

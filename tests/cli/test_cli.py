@@ -69,6 +69,15 @@ def test_merge_does_what_the_function_does(
     assert all(torch.equal(written[name], tensor) for name, tensor in expected.items())
 
 
+def test_numbers_may_be_written_with_an_exponent(
+    magmerge_cli, folders: list[Path], tmp_path: Path
+) -> None:
+    found = magmerge_cli(
+        "merge", *models(folders), "--set", "lambda=1e-3", "--json", tmp_path / "o"
+    )
+    assert found.json["recipe"]["params"]["lambda"] == 0.001
+
+
 def test_merge_tells_a_program_everything(
     magmerge_cli, folders: list[Path], tmp_path: Path
 ) -> None:
@@ -138,6 +147,8 @@ def test_methods_lists_every_registered_name(magmerge_cli) -> None:
         (["--set", "lamda=1"], "did you mean lambda"),
         (["--set", "lambda"], "no value"),
         (["--set", "lambda=[1"], "cannot be read"),
+        (["--set", "lambda=2024-99-99"], "cannot be read"),
+        (["--set", "lambda=" + "[" * 5000], "cannot be read"),
         (["--set", "wsc.target=sphere"], "neither the method nor a calibrator"),
         (["--set", "lambda=1", "--set", "lambda=2"], "given twice"),
         (["--method", "ties", "--set", "density=2"], "less than or equal to 1"),
