@@ -24,3 +24,10 @@ def test_every_method_and_calibrator_is_in_the_table() -> None:
 def test_the_demo_rows_are_quoted_as_they_are_printed() -> None:
     for row in ("base", "experts", "task_arithmetic + wsc", "ties + wsc", "mean xi"):
         assert row in README
+
+
+def test_the_mathematics_snippet_runs() -> None:
+    blocks = [part.partition("```")[0] for part in README.split("```python\n")[1:]]
+    names: dict = {"magmerge": magmerge}
+    exec(blocks[1], names)
+    assert names["xi"].shape == (64,)

@@ -33,6 +33,7 @@ def catalog() -> list[dict[str, Any]]:
             "aliases": list(aliases),
             "summary": item.summary,
             "source": item.source,
+            "takes": _takes(item),
             "parameters": [
                 {"name": p.name, "default": p.default, "meaning": p.meaning}
                 for p in item.parameters
@@ -40,3 +41,13 @@ def catalog() -> list[dict[str, Any]]:
         }
         for kind, item, aliases in found
     ]
+
+
+def _takes(item: Method | Calibrator) -> str:
+    """What it needs besides experts, for a person."""
+    if isinstance(item, Calibrator):
+        kinds = ", ".join(sorted(item.acts_on))
+        return f"layers: {kinds}"
+    least, most = item.experts
+    count = f"exactly {least} experts" if least == most else f"{least} or more experts"
+    return f"{count}, {'with or without a base' if item.base_free else 'a base'}"

@@ -91,13 +91,12 @@ def _fate(recipe: Recipe, sources: Sources, name: str, kind: Kind) -> _Fate:
         return _Fate("carry", "no entries")
     if recipe.merged is not None:
         calibrated = _calibrators_take(recipe, kind) and not matches(name, recipe.skip)
-        return _Fate("merge", kind) if calibrated else _Fate("carry", f"{kind}: not calibrated")
+        return _Fate("merge", kind) if calibrated else _Fate("carry", kind)
     if sources.base and all(name in expert.untouched for expert in sources.experts):
         return _Fate("carry", "no expert changes it")
     if kind == "statistics":
         return _Fate("average", "running statistics are averaged")
-    uncalibrated = recipe.calibrate and not _calibrators_take(recipe, kind)
-    return _Fate("merge", f"{kind}: not calibrated" if uncalibrated else kind)
+    return _Fate("merge", kind)
 
 
 def _step(recipe: Recipe, sources: Sources, name: str, kind: Kind, fate: _Fate) -> Step:

@@ -43,16 +43,15 @@ def table(title: str, *columns: str, numbers: Iterable[str] = ()) -> Table:
 def plan_table(plan: Plan) -> Table:
     """Every tensor: shape, dtype, what happens to it and why; its shard if there are several."""
     several = len(plan.shards) > 1
-    columns = ("tensor", "shape", "dtype", "action", "calibrated", "why")
+    columns = ("tensor", "shape", "dtype", "action", "why")
     made = table("plan", *columns, *(["file"] if several else []))
     for step in plan.steps:
-        calibrated = "sensitive" if step.sensitive else "yes" if step.calibrated else ""
+        calibrated = " + calibrate" if step.calibrated else ""
         made.add_row(
             plain(step.spec.name),
             "x".join(map(str, step.spec.shape)) or "scalar",
             torch_name(step.spec.dtype),
-            step.action,
-            calibrated,
+            f"{step.action}{calibrated}{' (sensitive)' if step.sensitive else ''}",
             plain(step.reason),
             *([plain(plan.shards[step.shard].file)] if several else []),
         )
@@ -149,8 +148,7 @@ def catalog_table(entries: Sequence[Mapping[str, Any]], kind: str) -> Table:
             continue
         names = ", ".join([entry["name"], *entry["aliases"]])
         parameters = "\n".join(f"{p['name']}={p['default']}" for p in entry["parameters"])
-        made.add_row(
-            plain(names, "bold"), plain(parameters), plain(entry["summary"]), plain(entry["source"])
-        )
+        summary = plain(entry["summary"]) + plain(f"\ntakes {entry['takes']}", "dim")
+        made.add_row(plain(names, "bold"), plain(parameters), summary, plain(entry["source"]))
         made.add_row()
     return made
