@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 import warnings
@@ -13,8 +12,6 @@ from magmerge.cli import calibrate, demo, diff, inspect, merge, methods, plan
 from magmerge.cli.output import print_error, print_warning
 from magmerge.errors import MagmergeError, MagmergeWarning
 from magmerge.version import __version__
-
-M_MMAP_THRESHOLD = -3
 
 app = typer.Typer(
     name="magmerge",
@@ -44,21 +41,9 @@ def _root(
     """Options of the program itself."""
 
 
-def _return_memory_at_once() -> None:
-    """Let glibc give large blocks back when they are freed, as the plan's stated peak supposes.
-
-    By default it keeps blocks of up to 32 MB, and the layers of several threads leave holes. This
-    is a setting of the whole process, so only the command line, whose own process it is, makes it.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 1 << 20)
-
-
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 a user's mistake, 2 wrong usage, 130 stopped."""
     json_wanted = "--json" in sys.argv
-    _return_memory_at_once()
     warnings.showwarning = lambda message, category, *_: print_warning(message, category)
     warnings.simplefilter("always", MagmergeWarning)
     try:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from magmerge.cli import options as o
+from magmerge.cli.memory import return_memory_at_once
 from magmerge.cli.output import progress_reporter
 from magmerge.cli.summary import show_result
 
@@ -40,6 +41,7 @@ def command(
     arguments = o.shared_arguments(locals())
     import magmerge
 
+    return_memory_at_once()
     start = time.monotonic()
     with progress_reporter() as progress:
         result = magmerge.calibrate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from magmerge.cli import options as o
+from magmerge.cli.memory import return_memory_at_once
 from magmerge.cli.output import progress_reporter
 from magmerge.cli.summary import show_result
 
@@ -36,6 +37,7 @@ def command(
     arguments = o.merge_arguments(locals())
     import magmerge
 
+    return_memory_at_once()
     start = time.monotonic()
     with progress_reporter() as progress:
         result = magmerge.merge(**arguments, progress=progress)
