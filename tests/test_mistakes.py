@@ -76,7 +76,27 @@ def test_a_bad_base_is_not_kept_but_named(base: State, experts: list[State]) -> 
         magmerge.merge(base=base, experts=experts)
     assert "--ignore" not in caught.value.remedy
     with pytest.warns(magmerge.MagmergeWarning, match="carried over with 0 NaN and 1 infinite"):
-        magmerge.merge(base=base, experts=experts, ignore="layers.0.norm.weight")
+        result = magmerge.merge(base=base, experts=experts, ignore="layers.0.norm.weight")
+    assert any("layers.0.norm.weight" in note for note in result.warnings)
+
+
+def test_a_carried_value_too_large_for_the_output_is_an_error(
+    base: State, experts: list[State]
+) -> None:
+    base["layers.0.norm.weight"][0] = 1e6
+    with pytest.raises(NonFiniteError, match="too large for float16"):
+        magmerge.merge(base=base, experts=experts, ignore="layers.0.norm.weight", dtype="fp16")
+
+
+def test_every_warning_is_in_the_result_and_its_record(
+    base: State, experts: list[State], tmp_path: Path
+) -> None:
+    experts[0] = {name: tensor.half() for name, tensor in experts[0].items()}
+    with pytest.warns(magmerge.MagmergeWarning):
+        result = magmerge.merge(base=base, experts=experts, out=tmp_path / "out")
+    assert ["no config.json" in note for note in result.warnings] == [True, False]
+    record = json.loads((tmp_path / "out" / "magmerge.json").read_text())
+    assert record["warnings"] == list(result.warnings)
 
 
 @pytest.mark.parametrize(("density", "count"), [(0.07, 7), (0.55, 55), (0.2, 20), (0.001, 1)])

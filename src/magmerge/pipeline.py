@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +11,13 @@ from magmerge.checkpoints.compare import check_distinct, check_merged
 from magmerge.checkpoints.donor import check_donor, companion_files
 from magmerge.checkpoints.opening import Model
 from magmerge.checkpoints.target import check_space
-from magmerge.checkpoints.writer import FileSink, MemorySink
-from magmerge.errors import MagmergeWarning, OutputError, ParameterError, printable
-from magmerge.executors import local
+from magmerge.checkpoints.writer import MemorySink, Sink
+from magmerge.errors import OutputError, ParameterError, printable
 from magmerge.planning import make_plan
-from magmerge.provenance import document
+from magmerge.publishing import Filled, Target, warn, write
 from magmerge.recipe import Calibrations, Recipe, keywords
 from magmerge.request import Experts, Gate, prepare, thread_count
-from magmerge.result import (
-    Result,
-    Target,
-    companions,
-    digest_inputs,
-    inputs_of,
-    warn_of_no_config,
-)
+from magmerge.result import Result
 from magmerge.run import Progress, bind, execute
 from magmerge.types import LayerRecord, Plan, Sources
 
@@ -188,24 +178,32 @@ def _carry_out(
     check_distinct(sources.base, sources.experts, names)
     if sources.merged is not None and sources.base is not None:
         check_merged(sources.merged, sources.base, sources.experts, names)
-    _warn(found.warnings)
+    warn(found.warnings)
     work = bind(recipe, sources, found)
+
+    def fill(sink: Sink) -> Filled:
+        records, carried = execute(work, sink, threads=count, progress=progress)
+        notes = (*carried, *_correlations(recipe, records))
+        warn(notes)
+        return Filled(records, (*found.warnings, *notes))
+
+    memory = MemorySink()
     if target is None:
-        memory = MemorySink()
-        records = execute(work, memory, threads=count, progress=progress)
-        notes = found.warnings + _correlations(recipe, records)
-        return Result(recipe, found, tuple(records), notes, None, sources, files, memory.tensors)
-    check_space(target.path, found.disk)
-    warn_of_no_config(target, files)
-    extra = companions(target, files, recipe.dtype)
-    with target.staging() as staging, FileSink(found, staging) as sink:
-        records = execute(work, sink, threads=count, progress=progress)
-        notes = found.warnings + _correlations(recipe, records)
-        jobs = (partial(digest_inputs, *one) for one in inputs_of(sources))
-        digests = local.run(jobs, threads=count)
-        text = document(recipe, digests, records, notes)
-        sink.publish({**extra, target.record_file: text.encode()})
-    return Result(recipe, found, tuple(records), notes, target.path, sources, files, None)
+        filled = fill(memory)
+    else:
+        filled = write(
+            target, found, recipe, sources, files, fill, threads=count, progress=progress
+        )
+    return Result(
+        recipe=recipe,
+        plan=found,
+        records=tuple(filled.records),
+        warnings=filled.warnings,
+        path=None if target is None else target.path,
+        sources=sources,
+        donor=files,
+        tensors=memory.tensors if target is None else None,
+    )
 
 
 def _plan(
@@ -242,11 +240,6 @@ def _donor(donor: str | Path | None, sources: Sources) -> Path | None:
     return folder
 
 
-def _warn(notes: Sequence[str]) -> None:
-    for note in notes:
-        warnings.warn(note, MagmergeWarning, stacklevel=4)
-
-
 def _correlations(recipe: Recipe, records: list[LayerRecord]) -> tuple[str, ...]:
     """Where task vectors are too alike for what a calibrator assumes of them."""
     notes = []
@@ -270,5 +263,4 @@ def _correlations(recipe: Recipe, records: list[LayerRecord]) -> tuple[str, ...]
                 f"{worst.cosine:.2f}), so xi is too small there; consider target=sphere "
                 f"(--set {item.name}.target=sphere)"
             )
-    _warn(notes)
     return tuple(notes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ from torch import Tensor
 from magmerge import dtypes, registry
 from magmerge.checkpoints.writer import Sink
 from magmerge.draws import derive_seed
-from magmerge.errors import MagmergeWarning, NonFiniteError, printable
+from magmerge.errors import NonFiniteError, printable
 from magmerge.executors import local
 from magmerge.layer import Merged, Treatment, calibrate_layer, merge_layer
 from magmerge.recipe import Recipe, keywords
@@ -50,8 +49,12 @@ def bind(recipe: Recipe, sources: Sources, plan: Plan) -> Work:
 
 def execute(
     work: Work, sink: Sink, *, threads: int, progress: Progress | None = None
-) -> list[LayerRecord]:
-    """Give every output tensor to `sink`, and return the records of those that were changed."""
+) -> tuple[list[LayerRecord], list[str]]:
+    """Give every output tensor to `sink`.
+
+    Returns the records of the tensors that were changed, and what a reader should know of those
+    that were carried over, both in the order of the plan.
+    """
     survey = _conduct_survey(work, threads, progress)
     twins: dict[str, list[Step]] = {}
     for step in work.plan.steps:
@@ -59,33 +62,45 @@ def execute(
             twins.setdefault(step.twin, []).append(step)
     steps = [step for step in work.plan.steps if step.twin is None]
     label = "calibrating" if work.method is None else "merging"
-    records = local.run(
+    outcomes = local.run(
         (
             partial(_finish, work, step, twins.get(step.spec.name, []), survey, sink)
             for step in steps
         ),
         threads=threads,
-        done=_counter(label, len(steps), progress),
+        done=counter(label, len(steps), progress),
     )
-    return [record for record in records if record is not None]
+    records = [outcome for outcome in outcomes if isinstance(outcome, LayerRecord)]
+    return records, [outcome for outcome in outcomes if isinstance(outcome, str)]
 
 
 def _finish(
     work: Work, step: Step, twins: list[Step], survey: Survey | None, sink: Sink
-) -> LayerRecord | None:
-    record = None
+) -> LayerRecord | str | None:
+    outcome: LayerRecord | str | None
     if step.action == "carry":
-        source = work.sources.layout
-        tensor = source.read(step.spec.name).to(dtypes.torch_dtype(step.spec.dtype))
-        # What is in memory is the caller's own, and stays so.
-        tensor = tensor if source.files else tensor.clone()
-        _warn_if_not_finite(tensor, step.spec.name, source.source)
+        tensor, outcome = _carry(work, step)
     else:
-        tensor, record = _treat(work, step, survey)
+        tensor, outcome = _treat(work, step, survey)
         tensor = _cast(tensor, step)
     for one in (step, *twins):
         sink.write(one, tensor)
-    return record
+    return outcome
+
+
+def _carry(work: Work, step: Step) -> tuple[Tensor, str | None]:
+    """The layout's own tensor, and a note if it is not finite: attention masks hold infinity."""
+    source = work.sources.layout
+    tensor = source.read(step.spec.name)
+    # What is in memory is the caller's own, and stays so.
+    tensor = tensor if source.files else tensor.clone()
+    if not tensor.is_floating_point():
+        return tensor, None
+    if bool(tensor.isfinite().all()):
+        return _cast(tensor, step), None
+    name, bad = printable(step.spec.name), _count_of_bad(tensor)
+    note = f"{name} of {source.source} is carried over with {bad}"
+    return tensor.to(dtypes.torch_dtype(step.spec.dtype)), note
 
 
 def _treat(work: Work, step: Step, survey: Survey | None) -> tuple[Tensor, LayerRecord]:
@@ -125,7 +140,7 @@ def _conduct_survey(work: Work, threads: int, progress: Progress | None) -> Surv
         local.run(
             (partial(observe, sweep, step) for step in steps),
             threads=threads,
-            done=_counter(f"surveying ({sweep + 1}/{survey.passes})", len(steps), progress),
+            done=counter(f"surveying ({sweep + 1}/{survey.passes})", len(steps), progress),
         )
         survey.conclude(sweep)
     return survey
@@ -174,13 +189,6 @@ def _check_finite(tensor: Tensor, name: str, source: str, *, of_base: bool = Fal
     )
 
 
-def _warn_if_not_finite(tensor: Tensor, name: str, source: str) -> None:
-    """A tensor that is only copied may hold infinity on purpose, as attention masks do."""
-    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-        note = f"{printable(name)} of {source} is carried over with {_count_of_bad(tensor)}"
-        warnings.warn(note, MagmergeWarning, stacklevel=2)
-
-
 def _count_of_bad(tensor: Tensor) -> str:
     nans, infinities = int(tensor.isnan().sum()), int(tensor.isinf().sum())
     return f"{nans} NaN and {infinities} infinite of {tensor.numel()} values"
@@ -199,7 +207,8 @@ def _cast(tensor: Tensor, step: Step) -> Tensor:
     return cast
 
 
-def _counter(label: str, total: int, progress: Progress | None) -> Callable[[object], None] | None:
+def counter(label: str, total: int, progress: Progress | None) -> Callable[[object], None] | None:
+    """What a run of jobs calls after each, so that `progress` hears of it."""
     if progress is None:
         return None
     count = 0

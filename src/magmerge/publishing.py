@@ -1,0 +1,157 @@
+"""Where a result goes, and the one way it gets there: staged, filled, digested, published."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from magmerge.checkpoints.donor import companion_files, read_companions
+from magmerge.checkpoints.staging import Staging
+from magmerge.checkpoints.target import check_space, check_target
+from magmerge.checkpoints.writer import FileSink, Sink
+from magmerge.errors import MagmergeWarning, OutputError
+from magmerge.executors import local
+from magmerge.provenance import FILE, document, file_digest
+from magmerge.recipe import Recipe
+from magmerge.run import Progress, counter
+from magmerge.types import LayerRecord, Plan, Sources
+from magmerge.version import __version__
+
+
+class Filled(NamedTuple):
+    """What filling a sink told: the layers' records, and warnings for the provenance."""
+
+    records: Sequence[LayerRecord]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a result goes: a folder, or one file."""
+
+    path: Path
+    overwrite: bool
+
+    @classmethod
+    def at(
+        cls, out: str | Path, sources: Sources, *, overwrite: bool, donor: Path | None
+    ) -> Target:
+        """The target, checked: OutputError where it is taken or is an input."""
+        if str(out) == "":
+            raise OutputError("the output's name is empty", remedy="name a folder or a file")
+        given = Path(out)
+        # A link is followed once, here: what is renamed in the end is what it leads to.
+        indirect = given.is_symlink() or ".." in given.parts
+        target = cls(given.resolve() if indirect else given, overwrite)
+        paths = [path for _, _, files in inputs_of(sources) for path in files]
+        paths += [path.parent for path in paths]
+        paths += [folder for folder in (sources.layout.folder, donor) if folder is not None]
+        check_target(target.path, paths, single=target.single, overwrite=overwrite)
+        if target.single and not overwrite and (target.path.parent / target.record_file).exists():
+            raise OutputError(
+                "it exists already",
+                source=target.path.parent / target.record_file,
+                remedy="pass --yes (overwrite=True) to replace it",
+            )
+        return target
+
+    def staging(self) -> Staging:
+        """Where it grows."""
+        return Staging(self.path, single=self.single, overwrite=self.overwrite)
+
+    @property
+    def single(self) -> bool:
+        """Whether it is one file."""
+        return self.path.suffix == ".safetensors"
+
+    @property
+    def single_file(self) -> str | None:
+        """The file's name, if it is one file."""
+        return self.path.name if self.single else None
+
+    @property
+    def record_file(self) -> str:
+        """Where the provenance goes, relative to the target's folder."""
+        return f"{self.path.stem}.{FILE}" if self.single else FILE
+
+    def metadata(self, recipe: Recipe) -> dict[str, str]:
+        """What a single file carries of its provenance in its own header."""
+        if not self.single:
+            return {}
+        return {
+            "magmerge": __version__,
+            "magmerge_recipe": json.dumps(recipe.model_dump(mode="json")),
+        }
+
+
+def write(
+    target: Target,
+    plan: Plan,
+    recipe: Recipe,
+    sources: Sources,
+    donor: Path | None,
+    fill: Callable[[Sink], Filled],
+    *,
+    threads: int,
+    progress: Progress | None = None,
+) -> Filled:
+    """Stage the result, let `fill` give its tensors to a sink, and publish it with its provenance.
+
+    Space and companion files are looked at first, so that what is wrong with them costs no work.
+    """
+    check_space(target.path, plan.disk)
+    notes = _config_notes(target, donor)
+    extra = {} if target.single else read_companions(companion_files(donor), recipe.dtype)
+    with target.staging() as staging, FileSink(plan, staging) as sink:
+        filled = fill(sink)
+        filled = Filled(filled.records, (*notes, *filled.warnings))
+        inputs = inputs_of(sources)
+        jobs = (partial(_digest, *one) for one in inputs)
+        digests = local.run(
+            jobs, threads=threads, done=counter("digesting inputs", len(inputs), progress)
+        )
+        text = document(recipe, digests, filled.records, filled.warnings)
+        sink.publish({**extra, target.record_file: text.encode()})
+    return filled
+
+
+def warn(notes: Sequence[str]) -> None:
+    """Warn of each in Python's own way."""
+    for note in notes:
+        warnings.warn(note, MagmergeWarning, stacklevel=4)
+
+
+def _config_notes(target: Target, donor: Path | None) -> tuple[str, ...]:
+    """A folder without config.json holds tensors, but no model that transformers can load."""
+    if target.single or "config.json" in companion_files(donor):
+        return ()
+    note = (
+        f"{donor or 'a model in memory or in a single file'} has no config.json, so the result "
+        "is tensors only; name the folder of a model with --donor (donor=)"
+    )
+    warn([note])
+    return (note,)
+
+
+def inputs_of(sources: Sources) -> list[tuple[str, str, Sequence[Path]]]:
+    """Role, name and files of each model."""
+    inputs: list[tuple[str, str, Sequence[Path]]] = []
+    if sources.merged is not None:
+        inputs.append(("merged", sources.merged.source, sources.merged.files))
+    if sources.base is not None:
+        inputs.append(("base", sources.base.source, sources.base.files))
+    return inputs + [("expert", expert.source, expert.files) for expert in sources.experts]
+
+
+def _digest(role: str, source: str, files: Sequence[Path]) -> dict[str, Any]:
+    """One input as the provenance tells it; a model in memory has no files."""
+    return {
+        "role": role,
+        "source": source,
+        "files": {file.name: file_digest(file) for file in files},
+    }
