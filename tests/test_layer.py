@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from magmerge import registry
-from magmerge.layer import Merged, Treatment, apply_factor, calibrate_layer, merge_layer
-from magmerge.types import Calibrator, Step, TensorSpec
+from magmerge.binding import Treatment
+from magmerge.layer import Merged, apply_factor, calibrate_layer, merge_layer, record_of
+from magmerge.pieces import cut
+from magmerge.types import Calibrator, LayerRecord, Step, TensorSpec
 
 WSC = registry.calibrators.get("wsc")
 
@@ -13,6 +15,15 @@ WSC = registry.calibrators.get("wsc")
 def step(shape: tuple[int, ...], kind: str = "matrix", sensitive: bool = False) -> Step:
     spec = TensorSpec("layer.weight", shape, "F32")
     return Step(spec, kind, "merge", "", True, sensitive, None, 0, 0)
+
+
+def treat(
+    step: Step, treatment: Treatment, base: torch.Tensor, deltas: torch.Tensor, merged: Merged
+) -> tuple[torch.Tensor, LayerRecord]:
+    """The layer as one piece, and its record."""
+    (piece,) = cut(step.spec.shape, step.kind, "whole")
+    result, tally = calibrate_layer(step, piece, treatment, base, deltas, merged)
+    return result, record_of(step, treatment, [tally])
 
 
 @pytest.fixture
@@ -23,7 +34,7 @@ def deltas() -> torch.Tensor:
 def test_the_factor_multiplies_the_merged_task_vector(deltas: torch.Tensor) -> None:
     base, merged = torch.randn(24, 32), deltas.mean(0)
     treatment = Treatment(((WSC, {}),), gated=False)
-    found, record = calibrate_layer(step((24, 32)), treatment, base, deltas, Merged(merged))
+    found, record = treat(step((24, 32)), treatment, base, deltas, Merged(merged))
     xi = WSC.fn(deltas, merged)
     assert torch.equal(found, base + xi.unsqueeze(1) * merged)
     assert record.xi == pytest.approx(float(xi.mean()))
@@ -37,8 +48,8 @@ def test_the_factor_multiplies_the_merged_task_vector(deltas: torch.Tensor) -> N
 def test_a_transposed_layer_has_its_rows_in_columns(deltas: torch.Tensor) -> None:
     base, merged = torch.randn(24, 32), deltas.mean(0)
     treatment = Treatment(((WSC, {}),), gated=False)
-    plain, one = calibrate_layer(step((24, 32)), treatment, base, deltas, Merged(merged))
-    turned, other = calibrate_layer(
+    plain, one = treat(step((24, 32)), treatment, base, deltas, Merged(merged))
+    turned, other = treat(
         step((32, 24), "transposed"), treatment, base.T, deltas.transpose(1, 2), Merged(merged.T)
     )
     assert torch.allclose(turned.T, plain, atol=1e-6)
@@ -52,7 +63,7 @@ def test_the_gate_holds_what_would_go_the_wrong_way(
     base, merged = torch.randn(24, 32), lam * deltas.mean(0)
     treatment = Treatment(((WSC, {}),), gated=True)
     given = step((24, 32), sensitive=sensitive)
-    found, record = calibrate_layer(given, treatment, base, deltas, Merged(merged))
+    found, record = treat(given, treatment, base, deltas, Merged(merged))
     assert torch.equal(found, base + merged)
     assert record.xi == 1
     assert (record.xi_free < 1) != sensitive
@@ -70,8 +81,8 @@ def test_a_second_calibrator_sees_what_the_first_made(deltas: torch.Tensor) -> N
     sphere = {"target": "sphere"}
     once = Treatment(((WSC, sphere),), gated=False)
     twice = Treatment(((WSC, {}), (WSC, sphere)), gated=False)
-    first, _ = calibrate_layer(step((24, 32)), once, base, deltas, Merged(merged))
-    second, record = calibrate_layer(step((24, 32)), twice, base, deltas, Merged(merged))
+    first, _ = treat(step((24, 32)), once, base, deltas, Merged(merged))
+    second, record = treat(step((24, 32)), twice, base, deltas, Merged(merged))
     assert torch.allclose(first, second, rtol=1e-4)
     assert record.calibrated_by == ("wsc", "wsc")
 
@@ -83,14 +94,33 @@ def test_a_calibrator_may_give_a_new_task_vector(deltas: torch.Tensor) -> None:
     item = Calibrator("halve", halve, "", "", (), frozenset({"matrix"}), returns="delta")
     base = torch.randn(24, 32)
     merged = deltas.mean(0)
-    found, record = calibrate_layer(
-        step((24, 32)), Treatment(((item, {}),)), base, deltas, Merged(merged)
-    )
+    found, record = treat(step((24, 32)), Treatment(((item, {}),)), base, deltas, Merged(merged))
     assert torch.equal(found, base + merged / 2)
     assert record.norm_after == pytest.approx(record.norm_before / 2)
 
 
 def test_a_method_on_weights_gives_weight_and_task_vector() -> None:
     base, weights = torch.randn(4, 5), torch.randn(2, 4, 5)
-    merged = merge_layer(registry.methods.get("slerp"), {"t": 0.3}, base, weights)
+    slerp = registry.methods.get("slerp")
+    merged = merge_layer(step((4, 5)), slerp, {"t": 0.3}, base, weights)
     assert torch.equal(merged.delta, merged.weight - base)
+
+
+def test_pieces_of_rows_add_up_to_the_whole_layer() -> None:
+    shape = (250, 1000)
+    deltas = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    base, merged = torch.randn(shape), deltas.mean(0)
+    given, treatment = step(shape), Treatment(((WSC, {}),), gated=False)
+    whole, record = treat(given, treatment, base, deltas, Merged(merged))
+    pieces = cut(shape, "matrix", "rows", limit=1 << 16)
+    assert len(pieces) > 2
+    parts = []
+    for piece in pieces:
+        rows = slice(piece.start // 1000, piece.stop // 1000)
+        part = Merged(merged[rows])
+        parts.append(calibrate_layer(given, piece, treatment, base[rows], deltas[:, rows], part))
+    assert torch.equal(torch.cat([result for result, _ in parts]), whole)
+    found = record_of(given, treatment, [tally for _, tally in parts])
+    assert found.xi == record.xi
+    assert found.cosine == record.cosine
+    assert found.norm_after == pytest.approx(record.norm_after, rel=1e-12)

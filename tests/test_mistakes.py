@@ -21,7 +21,7 @@ from magmerge.errors import (
     ParameterError,
     StructureError,
 )
-from magmerge.linalg import kept_count
+from magmerge.linalg.selection import kept_count
 from magmerge.registry import Registry
 from tests.conftest import State
 

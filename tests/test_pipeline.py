@@ -203,4 +203,8 @@ def test_progress_is_reported_to_the_end(base: State, experts: list[State]) -> N
         progress=lambda *call: calls.append(call),
     )
     assert calls[-1] == ("merging", len(base), len(base))
-    assert {label for label, _, _ in calls} == {"surveying (1/2)", "surveying (2/2)", "merging"}
+    assert {label for label, _, _ in calls} == {
+        "surveying, sweep 1",
+        "surveying, sweep 2",
+        "merging",
+    }

@@ -49,5 +49,7 @@ def _takes(item: Method | Calibrator) -> str:
         kinds = ", ".join(sorted(item.acts_on))
         return f"layers: {kinds}"
     least, most = item.experts
-    count = f"exactly {least} experts" if least == most else f"{least} or more experts"
+    count = f"{least} or more experts"
+    if least == most:
+        count = f"exactly {least} expert{'s' if least > 1 else ''}"
     return f"{count}, {'with or without a base' if item.base_free else 'a base'}"

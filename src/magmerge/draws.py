@@ -1,4 +1,4 @@
-"""Random masks that depend on a seed and a position alone: not on threads, blocks or device."""
+"""Random draws that depend on a seed and a place alone: not on threads, pieces or device."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import hashlib
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 CHUNK = 1 << 16
+"""Entries that one generator draws for."""
+BITS = 31
 
 
 def derive_seed(*parts: object) -> int:
@@ -19,15 +22,46 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
 
 
-def keep_mask(seed: int, shape: Sequence[int], keep: float) -> Bool[Tensor, "*shape"]:
-    """Independent draws, each True with probability `keep`, on the CPU.
+def integers(seed: int, count: int, start: int = 0) -> Int[Tensor, "count"]:
+    """Uniform integers of 31 bits for the places [start, start + count), as int32 on the CPU.
 
-    Entry i depends on (seed, i) alone, since each run of CHUNK entries has a generator of its own.
+    Place i depends on (seed, i) alone, since each run of CHUNK places has a generator of its own.
     """
-    count = math.prod(shape)
-    mask = torch.empty(count, dtype=torch.bool)
-    for start in range(0, count, CHUNK):
-        stop = min(start + CHUNK, count)
-        generator = torch.Generator().manual_seed(derive_seed(seed, start))
-        mask[start:stop] = torch.rand(CHUNK, generator=generator)[: stop - start] < keep
-    return mask.reshape(tuple(shape))
+    found = np.empty(count, dtype=np.int32)
+    for chunk in range(start // CHUNK, -(-(start + count) // CHUNK)):
+        first = chunk * CHUNK
+        words = np.random.SFC64(derive_seed(seed, first)).random_raw(CHUNK // 2)
+        low, high = max(start, first), min(start + count, first + CHUNK)
+        found[low - start : high - start] = words.view(np.int32)[low - first : high - first]
+    return torch.from_numpy(found).bitwise_and_((1 << BITS) - 1)
+
+
+def uniforms(seed: int, shape: Sequence[int], start: int = 0) -> Float[Tensor, "*shape"]:
+    """Uniform float32 in [0, 1), multiples of 2^-24, for the places from `start` on."""
+    found = integers(seed, math.prod(shape), start).bitwise_right_shift_(BITS - 24)
+    return (found.to(torch.float32) * 2.0**-24).reshape(tuple(shape))
+
+
+def keep_bits(seed: int, count: int, keep: float, start: int = 0) -> Int[Tensor, "count"]:
+    """-1, which is all bits set, for each place that is kept (probability `keep`), else 0."""
+    if keep >= 1:
+        return torch.full((count,), -1, dtype=torch.int32)
+    found = integers(seed, count, start)
+    return found.sub_(round(keep * 2**BITS)).bitwise_right_shift_(BITS)
+
+
+def keep_mask(
+    seed: int, shape: Sequence[int], keep: float, start: int = 0
+) -> Bool[Tensor, "*shape"]:
+    """Independent draws, each True with probability `keep`, for the places from `start` on."""
+    return keep_bits(seed, math.prod(shape), keep, start).bool().reshape(tuple(shape))
+
+
+def drop(
+    values: Float[Tensor, "*shape"], seed: int, keep: float, start: int = 0
+) -> Float[Tensor, "*shape"]:
+    """`values` with each entry kept with probability `keep`, else zero."""
+    bits = keep_bits(seed, values.numel(), keep, start).to(values.device).reshape(values.shape)
+    if values.dtype == torch.float32:
+        return values.contiguous().view(torch.int32).bitwise_and(bits).view(torch.float32)
+    return values * bits.bool()

@@ -46,6 +46,11 @@ def known(code: str) -> bool:
     return code in _TORCH_NAMES
 
 
+def width(code: str) -> int:
+    """Bytes of one entry of this format."""
+    return _TORCH_NAMES[code][1]
+
+
 def torch_dtype(code: str) -> torch.dtype:
     """torch's dtype for a safetensors code."""
     import torch

@@ -9,8 +9,9 @@ from typing import Any
 
 from magmerge import dtypes, registry
 from magmerge.errors import StructureError
+from magmerge.models import Checkpoint, Expert, Sources
 from magmerge.recipe import Recipe
-from magmerge.types import Checkpoint, Expert, Sources, TensorSpec
+from magmerge.types import TensorSpec
 
 _ARCHITECTURE = (
     "give models of one architecture; to leave these tensors as the base has them, or to drop an "

@@ -16,9 +16,10 @@ from magmerge.errors import StructureError
 from magmerge.executors import local
 from magmerge.faults import matches
 from magmerge.kinds import kinds_of, read_model_config
+from magmerge.models import Checkpoint
 from magmerge.request import patterns, thread_count
 from magmerge.run import Progress
-from magmerge.types import Checkpoint, Kind, TensorSpec
+from magmerge.types import Kind, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ def diff(
             progress("comparing", done, len(mine))
 
     jobs = (partial(_difference, first, second, name) for name in mine)
-    return tuple(local.run(jobs, threads=thread_count(threads), done=count))
+    return tuple(local.run(local.single(jobs), threads=thread_count(threads), done=count))
 
 
 def _check_alike(

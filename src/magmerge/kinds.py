@@ -8,7 +8,8 @@ from typing import Any
 
 from magmerge import dtypes
 from magmerge.errors import CheckpointError
-from magmerge.types import Checkpoint, Kind, TensorSpec
+from magmerge.models import Checkpoint
+from magmerge.types import Kind, TensorSpec
 
 EMBEDDING_WORDS = frozenset({"embed", "embeds", "embedding", "embeddings", "wte", "wpe"})
 EMBEDDINGS = frozenset({"shared", "relative_attention_bias", "cls_token", "mask_token"})

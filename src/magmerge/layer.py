@@ -1,18 +1,20 @@
-"""The heart: one tensor in, one tensor out. Pure functions of one layer."""
+"""The heart: one tensor in, one tensor out. Pure functions of one layer, or of a piece of it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from magmerge.binding import Treatment
 from magmerge.calibrators.gate import gate
-from magmerge.linalg import mean_pairwise_cosine, norm
-from magmerge.types import Calibrator, LayerRecord, Method, Step
+from magmerge.linalg.rows import mean_of, pairwise_cosines, squares
+from magmerge.types import LayerRecord, Method, Piece, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,21 +26,36 @@ class Merged:
 
 
 @dataclass(frozen=True, slots=True)
-class Treatment:
-    """How a layer is calibrated: the calibrators in their order, each with its keywords."""
+class Tally:
+    """What was done to one piece, in parts that add up to the layer's record in any cut.
 
-    calibrators: Sequence[tuple[Calibrator, Mapping[str, Any]]] = field(default=())
-    gated: bool = True
+    `xi` holds the factor of each row, `free` the same before the gate for each calibrator in turn,
+    `before` and `after` the squares of the merged task vector, grain by grain.
+    """
+
+    xi: tuple[float, ...] = ()
+    free: tuple[tuple[float, ...], ...] = ()
+    cosines: tuple[float, ...] = ()
+    before: tuple[float, ...] = ()
+    after: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def merge_layer(
+    step: Step,
     method: Method,
     keywords: Mapping[str, Any],
     base: Float[Tensor, "*shape"],
     tensors: Float[Tensor, "K *shape"],
 ) -> Merged:
-    """Apply `method` to the experts' task vectors, or to their weights if it acts on those."""
-    result = method.fn(tensors, **keywords)
+    """Apply `method` to the experts' task vectors, or to their weights if it acts on those.
+
+    A method for matrices gets them as [out, in], however they are stored.
+    """
+    if method.kinds is None:
+        result = method.fn(tensors, **keywords)
+    else:
+        result = _rows_first(method.fn(_rows_first(tensors, step, 1), **keywords), step, 0)
     if method.acts_on == "weights":
         return Merged(result - base, result)
     return Merged(result)
@@ -46,53 +63,43 @@ def merge_layer(
 
 def calibrate_layer(
     step: Step,
+    piece: Piece,
     treatment: Treatment,
     base: Float[Tensor, "*shape"],
     deltas: Float[Tensor, "K *shape"],
     merged: Merged,
-) -> tuple[Float[Tensor, "*shape"], LayerRecord]:
-    """The layer's new weight, base + xi * delta, and the record of what was done.
+) -> tuple[Float[Tensor, "*shape"], Tally]:
+    """The new weight, base + xi * delta, and the tally of what was done.
 
     A calibrator that gives a new task vector instead of a factor replaces delta. Each calibrator
-    sees what those before it made. Non-matrices pass with xi = 1.
+    sees what those before it made. Without calibrators xi = 1.
     """
     delta, weight = merged.delta, merged.weight
+    before = tuple(squares(delta, piece.grain))
+    calibrators = treatment.of(step)
+    if not calibrators:
+        result = base + delta if weight is None else weight
+        return result, Tally(before=before, after=before)
     xi = torch.ones((), dtype=delta.dtype, device=delta.device)
-    free = 1.0
-    calibrators = [
-        (calibrator, keywords)
-        for calibrator, keywords in treatment.calibrators
-        if step.calibrated and step.kind in calibrator.acts_on
-    ]
+    free: list[tuple[float, ...]] = []
     for calibrator, keywords in calibrators:
-        rows = _rows_first(deltas, step, 1), _rows_first(_spread(xi, step) * delta, step, 0)
+        rows = _rows_first(deltas, step, 1), _rows_first(_spread(xi, step, delta) * delta, step, 0)
         found = calibrator.fn(*rows, **keywords)
         if calibrator.returns == "delta":
             delta, weight, xi = _rows_first(found, step, 0), None, torch.ones_like(xi.mean())
-            free = 1.0
+            free = []
         else:
             bounded = treatment.gated and calibrator.gated
             xi = xi * (gate(found, step.sensitive) if bounded else found)
-            free *= float(found.mean())
-    cosine = None
-    if calibrators and len(deltas) > 1:
-        cosine = mean_pairwise_cosine(_rows_first(deltas, step, 1))
-    result = apply_factor(base, delta, _spread(xi, step), weight)
-    record = LayerRecord(
-        name=step.spec.name,
-        action=step.action,
-        kind=step.kind,
-        sensitive=step.sensitive,
-        xi=float(xi.mean()),
-        xi_min=float(xi.min()),
-        xi_max=float(xi.max()),
-        xi_free=free,
-        norm_before=norm(merged.delta),
-        norm_after=norm(_spread(xi, step) * delta),
-        cosine=cosine,
-        calibrated_by=tuple(calibrator.name for calibrator, _ in calibrators),
+            free.append(_numbers(found))
+    scaled = _spread(xi, step, delta) * delta
+    return apply_factor(base, delta, _spread(xi, step, delta), weight), Tally(
+        xi=_numbers(xi),
+        free=tuple(free),
+        cosines=_numbers(pairwise_cosines(_rows_first(deltas, step, 1))) if len(deltas) > 1 else (),
+        before=before,
+        after=tuple(squares(scaled, piece.grain)),
     )
-    return result, record
 
 
 def apply_factor(
@@ -108,15 +115,42 @@ def apply_factor(
     return base + xi * delta if weight is None else weight + (xi - 1) * delta
 
 
+def record_of(step: Step, treatment: Treatment, tallies: Sequence[Tally]) -> LayerRecord:
+    """The layer's record from its pieces' tallies, in their order."""
+    xi = [value for tally in tallies for value in tally.xi] or [1.0]
+    free = 1.0
+    for column in zip(*(tally.free for tally in tallies), strict=True):
+        free *= mean_of([value for values in column for value in values]) or 0.0
+    return LayerRecord(
+        name=step.spec.name,
+        action=step.action,
+        kind=step.kind,
+        sensitive=step.sensitive,
+        xi=mean_of(xi) or 0.0,
+        xi_min=min(xi),
+        xi_max=max(xi),
+        xi_free=free,
+        norm_before=math.sqrt(math.fsum(value for tally in tallies for value in tally.before)),
+        norm_after=math.sqrt(math.fsum(value for tally in tallies for value in tally.after)),
+        cosine=mean_of([value for tally in tallies for value in tally.cosines]),
+        calibrated_by=tuple(calibrator.name for calibrator, _ in treatment.of(step)),
+        notes=tuple(dict.fromkeys(note for tally in tallies for note in tally.notes)),
+    )
+
+
+def _numbers(tensor: Tensor) -> tuple[float, ...]:
+    return tuple(tensor.double().reshape(-1).tolist())
+
+
 def _rows_first(tensor: Tensor, step: Step, axis: int) -> Tensor:
     """The layer with its output rows at `axis`, where a transposed matrix has its columns."""
     return tensor.transpose(axis, axis + 1) if step.kind == "transposed" else tensor
 
 
-def _spread(xi: Tensor, step: Step) -> Tensor:
+def _spread(xi: Tensor, step: Step, delta: Tensor) -> Tensor:
     """A factor for each row in a shape that multiplies the layer."""
     if xi.ndim == 0:
         return xi
-    shape = [1] * len(step.spec.shape)
+    shape = [1] * delta.ndim
     shape[1 if step.kind == "transposed" else 0] = -1
     return xi.reshape(shape)

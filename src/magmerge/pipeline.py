@@ -7,19 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from magmerge import dtypes, registry
+from magmerge.binding import bind
 from magmerge.checkpoints.compare import check_distinct, check_merged
 from magmerge.checkpoints.donor import check_donor, companion_files
 from magmerge.checkpoints.opening import Model
 from magmerge.checkpoints.target import check_space
 from magmerge.checkpoints.writer import MemorySink, Sink
+from magmerge.device import CPU, open_device
 from magmerge.errors import OutputError, ParameterError, printable
+from magmerge.memory import DEFAULT
+from magmerge.models import Sources
 from magmerge.planning import make_plan
 from magmerge.publishing import Filled, Target, warn, write
+from magmerge.reading import Reader
 from magmerge.recipe import Calibrations, Recipe, keywords
 from magmerge.request import Experts, Gate, prepare, thread_count
 from magmerge.result import Result
-from magmerge.run import Progress, bind, execute
-from magmerge.types import LayerRecord, Plan, Sources
+from magmerge.run import Progress, Work, execute
+from magmerge.types import LayerRecord, Plan
 
 CORRELATED = 0.1
 """Mean cosine of task vectors above which WSC's ellipsoid makes the factor too small."""
@@ -43,6 +48,8 @@ def merge(
     shard_size: str | int = "5GB",
     donor: str | Path | None = None,
     threads: int | None = None,
+    memory: str | int = DEFAULT,
+    device: str = CPU,
     progress: Progress | None = None,
 ) -> Result:
     """Merge `experts` that share `base`, and calibrate the result if asked to.
@@ -54,7 +61,10 @@ def merge(
     `skip`, `ignore`, `dtype` and `seed` are as in `Recipe`. With `out` the result is written to a
     folder (or one file, if it ends in .safetensors), in shards of at most `shard_size` bytes
     (5GB is 5 * 1000^3, 5GiB is 5 * 1024^3), with config and tokenizer of `donor` (default: the
-    base's folder); without, it stays in memory. Raises MagmergeError's children.
+    base's folder); without, it stays in memory. At most `memory` bytes are used beyond the
+    interpreter, torch and a result that stays in memory, by `threads` layers or pieces of layers at
+    once; `device` is where the arithmetic is done: cpu, or cuda. Neither changes the result, but
+    for rounding on another device. Raises MagmergeError's children.
     """
     recipe, sources = prepare(
         base=base,
@@ -77,6 +87,8 @@ def merge(
         shard_size=shard_size,
         donor=donor,
         threads=threads,
+        memory=memory,
+        device=device,
         progress=progress,
     )
 
@@ -99,6 +111,8 @@ def calibrate(
     shard_size: str | int = "5GB",
     donor: str | Path | None = None,
     threads: int | None = None,
+    memory: str | int = DEFAULT,
+    device: str = CPU,
     progress: Progress | None = None,
 ) -> Result:
     """Calibrate a merged checkpoint that any tool made, given its base and experts.
@@ -134,6 +148,8 @@ def calibrate(
         shard_size=shard_size,
         donor=donor,
         threads=threads,
+        memory=memory,
+        device=device,
         progress=progress,
     )
 
@@ -145,6 +161,8 @@ def plan(
     shard_size: str | int = "5GB",
     donor: str | Path | None = None,
     threads: int | None = None,
+    memory: str | int = DEFAULT,
+    device: str = CPU,
     method: str = "task_arithmetic",
     base: Model | None = None,
     **arguments: Any,
@@ -153,7 +171,9 @@ def plan(
     recipe, sources = prepare(base=base, method=method, **arguments)
     files = _donor(donor, sources)
     target = None if out is None else Target.at(out, sources, overwrite=overwrite, donor=files)
-    found = _plan(recipe, sources, target, shard_size, files, thread_count(threads))
+    open_device(device)
+    count = thread_count(threads)
+    found = _plan(recipe, sources, target, shard_size, files, count, memory)
     if target is not None:
         check_space(target.path, found.disk)
     return found
@@ -168,18 +188,20 @@ def _carry_out(
     shard_size: str | int,
     donor: str | Path | None,
     threads: int | None,
+    memory: str | int,
+    device: str,
     progress: Progress | None,
 ) -> Result:
-    count = thread_count(threads)
+    count, engine = thread_count(threads), open_device(device)
     files = _donor(donor, sources)
     target = None if out is None else Target.at(out, sources, overwrite=overwrite, donor=files)
-    found = _plan(recipe, sources, target, shard_size, files, count)
+    found = _plan(recipe, sources, target, shard_size, files, count, memory)
     names = [step.spec.name for step in found.steps if step.action in ("merge", "average")]
     check_distinct(sources.base, sources.experts, names)
     if sources.merged is not None and sources.base is not None:
         check_merged(sources.merged, sources.base, sources.experts, names)
     warn(found.warnings)
-    work = bind(recipe, sources, found)
+    work = Work(found, bind(recipe), sources, Reader(sources, engine), engine, recipe.seed)
 
     def fill(sink: Sink) -> Filled:
         records, carried = execute(work, sink, threads=count, progress=progress)
@@ -187,9 +209,9 @@ def _carry_out(
         warn(notes)
         return Filled(records, (*found.warnings, *notes))
 
-    memory = MemorySink()
+    kept = MemorySink()
     if target is None:
-        filled = fill(memory)
+        filled = fill(kept)
     else:
         filled = write(
             target, found, recipe, sources, files, fill, threads=count, progress=progress
@@ -202,7 +224,7 @@ def _carry_out(
         path=None if target is None else target.path,
         sources=sources,
         donor=files,
-        tensors=memory.tensors if target is None else None,
+        tensors=kept.tensors if target is None else None,
     )
 
 
@@ -213,6 +235,7 @@ def _plan(
     shard_size: str | int,
     donor: Path | None,
     threads: int,
+    memory: str | int,
 ) -> Plan:
     return make_plan(
         recipe,
@@ -222,6 +245,7 @@ def _plan(
         metadata=target.metadata(recipe) if target else {},
         copied=[] if target and target.single else sorted(companion_files(donor)),
         threads=threads,
+        memory=dtypes.parse_size(memory),
     )
 
 

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from magmerge import dtypes, registry
+from magmerge.binding import bind
 from magmerge.checkpoints.layout import lay_out
 from magmerge.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.faults import check_structure, dtype_warnings, matches, tied_everywhere
 from magmerge.kinds import kinds_of, read_model_config
+from magmerge.memory import allow
+from magmerge.models import Sources
 from magmerge.recipe import Recipe
-from magmerge.types import (
-    Action,
-    Calibrator,
-    Kind,
-    Method,
-    Plan,
-    Sources,
-    Step,
-    TensorSpec,
-)
-
-FLOAT32 = 4
-"""Bytes of a number in the arithmetic."""
-FIXED_COPIES = 4
-"""Tensors of a layer's size that every step holds beside the task vectors."""
-OVERHEAD = 100_000_000
-"""Bytes for everything that does not grow with the layers, code loaded late included."""
+from magmerge.types import Action, Kind, Plan, Step, TensorSpec
 
 
 class _Fate(NamedTuple):
@@ -47,6 +33,7 @@ def make_plan(
     metadata: Mapping[str, str] | None = None,
     copied: Sequence[str] = (),
     threads: int = 1,
+    memory: int,
 ) -> Plan:
     """Decide what happens to each tensor and where its bytes go.
 
@@ -67,12 +54,16 @@ def make_plan(
         )
     steps = _mark_sensitive(steps, recipe)
     steps, shards = lay_out(steps, shard_size, single_file, metadata or {})
+    count = len(sources.experts)
+    allowance = allow(steps, bind(recipe), experts=count, threads=threads, limit=memory)
     return Plan(
         digest=recipe.digest,
         steps=tuple(steps),
         shards=tuple(shards),
         disk=sum(shard.size for shard in shards),
-        memory=_memory(recipe, steps, sources, threads),
+        memory=allowance.memory,
+        room=allowance.room,
+        piece=allowance.piece,
         copied=tuple(copied),
         warnings=tuple(dtype_warnings(sources)),
     )
@@ -96,6 +87,9 @@ def _fate(recipe: Recipe, sources: Sources, name: str, kind: Kind) -> _Fate:
         return _Fate("carry", "no expert changes it")
     if kind == "statistics":
         return _Fate("average", "running statistics are averaged")
+    method = None if recipe.method is None else registry.methods.get(recipe.method)
+    if method is not None and method.kinds is not None and kind not in method.kinds:
+        return _Fate("mean", f"{kind}: lambda times the mean, {method.name} is for matrices")
     return _Fate("merge", kind)
 
 
@@ -145,27 +139,6 @@ def _fields(step: Step) -> dict[str, Any]:
     return {name: getattr(step, name) for name in Step.__slots__}
 
 
-def _memory(recipe: Recipe, steps: Sequence[Step], sources: Sources, threads: int) -> int:
-    """Peak bytes beyond the interpreter and torch: the largest layers, one for each thread.
-
-    A layer needs the base, the task vectors, one being read, the result before and after its cast,
-    and the workspace of the method or of the calibrators, whichever is larger.
-    """
-    count = len(sources.experts)
-    items: list[Method | Calibrator] = [
-        registry.calibrators.get(calibration.method) for calibration in recipe.calibrate
-    ]
-    if recipe.method is not None:
-        items.append(registry.methods.get(recipe.method))
-    workspace = max(item.workspace[0] * count + item.workspace[1] for item in items)
-    layers = sorted(
-        (math.prod(step.spec.shape) for step in steps if step.action != "carry"), reverse=True
-    )
-    carried = max((dtypes.nbytes(step.spec) for step in steps), default=0)
-    peak = FLOAT32 * (count + FIXED_COPIES + workspace) * sum(layers[:threads])
-    return max(peak, threads * carried) + OVERHEAD
-
-
 def describe(plan: Plan) -> dict[str, Any]:
     """The plan for a program to read: everything but the headers' bytes."""
     return {
@@ -174,6 +147,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "shards": [{"file": shard.file, "size": shard.size} for shard in plan.shards],
         "disk": plan.disk,
         "memory": plan.memory,
+        "piece": plan.piece,
         "copied": list(plan.copied),
         "warnings": list(plan.warnings),
     }

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import safetensors
@@ -18,12 +16,6 @@ from magmerge.types import LayerRecord
 from magmerge.version import __version__
 
 FILE = "magmerge.json"
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, as `sha256sum` prints it."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def document(

@@ -14,12 +14,14 @@ from magmerge.checkpoints.donor import companion_files, read_companions
 from magmerge.checkpoints.staging import Staging
 from magmerge.checkpoints.target import check_space, check_target
 from magmerge.checkpoints.writer import FileSink, Sink
+from magmerge.digests import DigestMemory
 from magmerge.errors import MagmergeWarning, OutputError
 from magmerge.executors import local
-from magmerge.provenance import FILE, document, file_digest
+from magmerge.models import Sources
+from magmerge.provenance import FILE, document
 from magmerge.recipe import Recipe
 from magmerge.run import Progress, counter
-from magmerge.types import LayerRecord, Plan, Sources
+from magmerge.types import LayerRecord, Plan
 from magmerge.version import __version__
 
 
@@ -110,11 +112,7 @@ def write(
     with target.staging() as staging, FileSink(plan, staging) as sink:
         filled = fill(sink)
         filled = Filled(filled.records, (*notes, *filled.warnings))
-        inputs = inputs_of(sources)
-        jobs = (partial(_digest, *one) for one in inputs)
-        digests = local.run(
-            jobs, threads=threads, done=counter("digesting inputs", len(inputs), progress)
-        )
+        digests = _digest_inputs(sources, sink.settlers(), threads, progress)
         text = document(recipe, digests, filled.records, filled.warnings)
         sink.publish({**extra, target.record_file: text.encode()})
     return filled
@@ -148,10 +146,25 @@ def inputs_of(sources: Sources) -> list[tuple[str, str, Sequence[Path]]]:
     return inputs + [("expert", expert.source, expert.files) for expert in sources.experts]
 
 
-def _digest(role: str, source: str, files: Sequence[Path]) -> dict[str, Any]:
-    """One input as the provenance tells it; a model in memory has no files."""
-    return {
-        "role": role,
-        "source": source,
-        "files": {file.name: file_digest(file) for file in files},
-    }
+def _digest_inputs(
+    sources: Sources,
+    others: Sequence[Callable[[], None]],
+    threads: int,
+    progress: Progress | None,
+) -> list[dict[str, Any]]:
+    """Each input as the provenance tells it, while `others` wait for the disk.
+
+    A model in memory has no files.
+    """
+    memory, inputs = DigestMemory(), inputs_of(sources)
+    files = list(dict.fromkeys(file for _, _, files in inputs for file in files))
+    jobs: list[Callable[[], str | None]] = [*others]
+    jobs += [partial(memory.digest, file) for file in files]
+    told = counter("digesting inputs, syncing", len(jobs), progress)
+    found = local.run(local.single(jobs), threads=threads, done=told)
+    memory.save()
+    digests = dict(zip(files, found[len(others) :], strict=True))
+    return [
+        {"role": role, "source": source, "files": {file.name: digests[file] for file in own}}
+        for role, source, own in inputs
+    ]

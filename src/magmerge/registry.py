@@ -12,7 +12,8 @@ from typing import Annotated, Any, Generic, Protocol, TypeVar, get_args, get_ori
 from typing_extensions import Doc
 
 from magmerge.errors import MagmergeError, UnknownNameError, suggestion
-from magmerge.types import Calibrator, Kind, Method, Parameter, Supplied
+from magmerge.parameters import Supplied
+from magmerge.types import Calibrator, Kind, Method, Parameter
 
 
 class Named(Protocol):
@@ -118,7 +119,7 @@ def parameters_of(fn: Callable[..., Any]) -> tuple[Parameter, ...]:
                 remedy="give every keyword argument of a registered function a default",
             )
         annotation = hints.get(argument.name, Any)
-        marks = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+        marks = _marks(annotation)
         if any(isinstance(mark, Supplied) for mark in marks):
             continue
         meaning = next((mark.documentation for mark in marks if isinstance(mark, Doc)), "")
@@ -127,16 +128,32 @@ def parameters_of(fn: Callable[..., Any]) -> tuple[Parameter, ...]:
     return tuple(found)
 
 
+def supplied_of(fn: Callable[..., Any]) -> frozenset[str]:
+    """The keywords of `fn` that are marked `Supplied`."""
+    hints = get_type_hints(fn, include_extras=True)
+    return frozenset(
+        name
+        for name, annotation in hints.items()
+        if any(isinstance(mark, Supplied) for mark in _marks(annotation))
+    )
+
+
+def _marks(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+
+
 def register_method(
     name: str, *, source: str, aliases: tuple[str, ...] = (), **traits: Any
 ) -> Callable[[F], F]:
     """Decorator: make `fn(tensors, **params)` the merge method `name`.
 
     `source` is where the method is defined (an arXiv id). `traits` are the fields of `Method`
-    that differ from their defaults: acts_on, random, ordered, base_free, experts, survey.
+    that differ from their defaults: acts_on, kinds, cut, random, ordered, base_free, experts,
+    survey, workspace.
     """
 
     def register(fn: F) -> F:
+        traits["supplied"] = supplied_of(fn)
         methods.add(
             Method(name, fn, source, _summary(fn), parameters_of(fn), **traits), aliases=aliases
         )

@@ -13,6 +13,7 @@ from magmerge import dtypes, registry
 from magmerge.checkpoints import open_checkpoint, open_expert
 from magmerge.checkpoints.opening import Model, open_whole
 from magmerge.errors import MagmergeError, ParameterError
+from magmerge.models import Checkpoint, Expert, Sources
 from magmerge.recipe import (
     Calibrations,
     Recipe,
@@ -21,7 +22,6 @@ from magmerge.recipe import (
     explained,
     read_sensitive,
 )
-from magmerge.types import Checkpoint, Expert, Sources
 
 Experts = Sequence[Model] | Mapping[str, Model]
 Gate = Literal["on", "off"]

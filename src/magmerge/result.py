@@ -12,9 +12,10 @@ from magmerge import dtypes
 from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.layout import lay_out
 from magmerge.checkpoints.writer import Sink
+from magmerge.models import Sources
 from magmerge.publishing import Filled, Target, write
 from magmerge.recipe import Recipe
-from magmerge.types import LayerRecord, Plan, Sources
+from magmerge.types import LayerRecord, Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class Result:
 
         def fill(sink: Sink) -> Filled:
             for step in plan.steps:
-                sink.write(step, tensors[step.spec.name])
+                sink.write(step, 0, tensors[step.spec.name])
             return Filled(self.records, self.warnings)
 
         write(target, plan, self.recipe, self.sources, self.donor, fill, threads=1)

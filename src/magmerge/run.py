@@ -1,50 +1,54 @@
-"""Carry out a plan: read each layer, hand it to layer.py, give the result to a sink."""
+"""Carry out a plan: read each layer by pieces, hand them to layer.py, give results to a sink."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from magmerge import dtypes, registry
+from magmerge import dtypes, journal, registry
+from magmerge.binding import Bound
 from magmerge.checkpoints.writer import Sink
+from magmerge.device import Device
 from magmerge.draws import derive_seed
 from magmerge.errors import NonFiniteError, printable
 from magmerge.executors import local
-from magmerge.layer import Merged, Treatment, calibrate_layer, merge_layer
-from magmerge.recipe import Recipe, keywords
-from magmerge.types import LayerRecord, Method, Plan, Sources, Step, Survey
+from magmerge.executors.local import Job, Task
+from magmerge.layer import Merged, Tally, calibrate_layer, merge_layer, record_of
+from magmerge.memory import bytes_of
+from magmerge.models import Sources
+from magmerge.pieces import cut, cut_for
+from magmerge.reading import Reader
+from magmerge.types import LayerRecord, Method, Piece, Plan, Step, Survey
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
+STRETCH = 1 << 22
+"""Entries whose pieces one job treats in turn."""
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A plan with everything that its steps need, bound once."""
+    """A plan with everything that its steps need."""
 
     plan: Plan
+    bound: Bound
     sources: Sources
-    method: Method | None
-    keywords: Mapping[str, Any]
-    treatment: Treatment
+    reader: Reader
+    device: Device
     seed: int
 
 
-def bind(recipe: Recipe, sources: Sources, plan: Plan) -> Work:
-    """Look up the recipe's method and calibrators and their functions' keywords."""
-    method = None if recipe.method is None else registry.methods.get(recipe.method)
-    calibrators = [(registry.calibrators.get(c.method), c.params) for c in recipe.calibrate]
-    treatment = Treatment(
-        tuple((item, keywords(item, params)) for item, params in calibrators),
-        gated=recipe.gate == "on",
-    )
-    bound = {} if method is None else keywords(method, recipe.params)
-    return Work(plan, sources, method, bound, treatment, recipe.seed)
+class Carried(NamedTuple):
+    """What a reader should know of a tensor that was carried over; None if nothing."""
+
+    note: str | None
 
 
 def execute(
@@ -55,149 +59,209 @@ def execute(
     Returns the records of the tensors that were changed, and what a reader should know of those
     that were carried over, both in the order of the plan.
     """
-    survey = _conduct_survey(work, threads, progress)
+    survey = _survey_model(work, threads, progress)
     twins: dict[str, list[Step]] = {}
     for step in work.plan.steps:
         if step.twin is not None:
             twins.setdefault(step.twin, []).append(step)
     steps = [step for step in work.plan.steps if step.twin is None]
-    label = "calibrating" if work.method is None else "merging"
+    label = "calibrating" if work.bound.method is None else "merging"
     outcomes = local.run(
-        (
-            partial(_finish, work, step, twins.get(step.spec.name, []), survey, sink)
-            for step in steps
-        ),
+        (_treat(work, step, twins.get(step.spec.name, []), survey, sink) for step in steps),
         threads=threads,
+        room=work.plan.room,
         done=counter(label, len(steps), progress),
     )
     records = [outcome for outcome in outcomes if isinstance(outcome, LayerRecord)]
-    return records, [outcome for outcome in outcomes if isinstance(outcome, str)]
+    notes = [outcome.note for outcome in outcomes if isinstance(outcome, Carried) and outcome.note]
+    return records, notes
 
 
-def _finish(
+def _treat(
     work: Work, step: Step, twins: list[Step], survey: Survey | None, sink: Sink
-) -> LayerRecord | str | None:
-    outcome: LayerRecord | str | None
+) -> Task[LayerRecord | Carried]:
+    """One layer: its survey, if its method makes one, then its pieces."""
     if step.action == "carry":
-        tensor, outcome = _carry(work, step)
-    else:
-        tensor, outcome = _treat(work, step, survey)
-        tensor = _cast(tensor, step)
+        pieces = cut(step.spec.shape, step.kind, "entries", work.plan.piece)
+        bad = yield _jobs(work, step, pieces, partial(_carry, work, step, twins, sink))
+        return Carried(_note_of(work, step, [count for part in bad for count in part]))
+    found: Mapping[str, Any] | None = None
+    if work.bound.method is not None and step.action == "merge":
+        own = survey or _survey_for(work, step)
+        if own is not None and own.scope == "layer":
+            yield from _survey_layer(work, step, own)
+        found = None if own is None else own.found(step.spec.name)
+    pieces = cut_for(step, work.bound, work.plan.piece)
+    tallies = yield _jobs(work, step, pieces, partial(_merge, work, step, twins, sink, found))
+    return record_of(step, work.bound.treatment, [tally for part in tallies for tally in part])
+
+
+def _jobs(
+    work: Work, step: Step, pieces: Sequence[Piece], treat: Callable[[Piece], Any]
+) -> list[Job]:
+    """A job for each stretch of pieces; its result is the list of the pieces' results."""
+    size = bytes_of(step, work.bound, len(work.sources.experts), pieces)
+    stretches: list[list[Piece]] = []
+    for piece in pieces:
+        if not stretches or piece.stop - stretches[-1][0].start > STRETCH:
+            stretches.append([])
+        stretches[-1].append(piece)
+
+    def call(stretch: list[Piece]) -> list[Any]:
+        with work.device.queue():
+            return [treat(piece) for piece in stretch]
+
+    return [Job(size, partial(call, stretch)) for stretch in stretches]
+
+
+def _carry(work: Work, step: Step, twins: list[Step], sink: Sink, piece: Piece) -> tuple[int, int]:
+    """Copy a piece of the layout's own tensor; how many of its entries are NaN and infinite."""
+    tensor = work.sources.layout.read_part(step.spec.name, piece.start, piece.stop)
+    nans = infinities = 0
+    dtype = dtypes.torch_dtype(step.spec.dtype)
+    if tensor.is_floating_point():
+        if not math.isfinite(float(tensor.sum(dtype=torch.float64))):
+            nans, infinities = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+        tensor = tensor.to(dtype) if nans or infinities else _cast(tensor, step)
     for one in (step, *twins):
-        sink.write(one, tensor)
-    return outcome
+        sink.write(one, piece.start, tensor)
+    return nans, infinities
 
 
-def _carry(work: Work, step: Step) -> tuple[Tensor, str | None]:
-    """The layout's own tensor, and a note if it is not finite: attention masks hold infinity."""
-    source = work.sources.layout
-    tensor = source.read(step.spec.name)
-    # What is in memory is the caller's own, and stays so.
-    tensor = tensor if source.files else tensor.clone()
-    if not tensor.is_floating_point():
-        return tensor, None
-    if bool(tensor.isfinite().all()):
-        return _cast(tensor, step), None
-    name, bad = printable(step.spec.name), _count_of_bad(tensor)
-    note = f"{name} of {source.source} is carried over with {bad}"
-    return tensor.to(dtypes.torch_dtype(step.spec.dtype)), note
-
-
-def _treat(work: Work, step: Step, survey: Survey | None) -> tuple[Tensor, LayerRecord]:
-    base = _read_base(work, step)
-    if work.method is None:
-        deltas = _read_experts(work, step, base, "deltas")
-        weight = _read_merged(work, step, base.dtype)
-        return calibrate_layer(step, work.treatment, base, deltas, Merged(weight - base, weight))
-    method, bound = work.method, dict(work.keywords)
-    if step.action == "average":
-        method, bound = registry.methods.get("average"), {}
-    if method.random:
-        count = range(len(work.sources.experts))
-        bound["seeds"] = [derive_seed(work.seed, step.spec.name, k) for k in count]
-    if survey is not None and step.action == "merge":
-        bound.update(survey.for_layer(step.spec.name))
-    tensors = _read_experts(work, step, base, method.acts_on)
-    merged = merge_layer(method, bound, base, tensors)
-    deltas = tensors if method.acts_on == "deltas" else tensors - base
-    return calibrate_layer(step, work.treatment, base, deltas, merged)
-
-
-def _conduct_survey(work: Work, threads: int, progress: Progress | None) -> Survey | None:
-    """Whole-model statistics, where the method with these parameters needs them."""
-    if work.method is None or work.method.survey is None:
+def _note_of(work: Work, step: Step, counts: Iterable[tuple[int, int]]) -> str | None:
+    """What to say of a carried tensor that is not finite: attention masks hold infinity."""
+    totals = [sum(column) for column in zip(*counts, strict=True)] or [0, 0]
+    if not any(totals):
         return None
-    survey = work.method.survey(experts=len(work.sources.experts), **work.keywords)
-    if survey is None:
+    name, source = printable(step.spec.name), work.sources.layout.source
+    bad = f"{totals[0]} NaN and {totals[1]} infinite of {math.prod(step.spec.shape)} values"
+    return f"{name} of {source} is carried over with {bad}"
+
+
+def _merge(
+    work: Work,
+    step: Step,
+    twins: list[Step],
+    sink: Sink,
+    found: Mapping[str, Any] | None,
+    piece: Piece,
+) -> Tally:
+    """Merge and calibrate one piece, and write it."""
+    base = work.reader.base(step, piece)
+    with journal.listening() as notes:
+        if work.bound.method is None:
+            deltas = work.reader.experts(step, piece, base, "deltas")
+            weight = work.reader.merged(step, piece)
+            merged = Merged(weight - base, weight)
+        else:
+            method, bound = _method_for(work, step, piece, found, base)
+            seen = found is not None
+            tensors = work.reader.experts(step, piece, base, method.acts_on, seen=seen)
+            merged = merge_layer(step, method, bound, base, tensors)
+            deltas = tensors if method.acts_on == "deltas" else tensors - base
+        result, tally = calibrate_layer(step, piece, work.bound.treatment, base, deltas, merged)
+    part = work.device.take(_cast(result, step))
+    for one in (step, *twins):
+        sink.write(one, piece.start, part)
+    return replace(tally, notes=tuple(notes))
+
+
+def _method_for(
+    work: Work, step: Step, piece: Piece, found: Mapping[str, Any] | None, base: Tensor
+) -> tuple[Method, dict[str, Any]]:
+    """The method for this layer, and its function's keywords for this piece."""
+    assert work.bound.method is not None
+    method, bound = work.bound.method, dict(work.bound.keywords)
+    if step.action == "average":
+        return registry.methods.get("average"), {}
+    if step.action == "mean":
+        return registry.methods.get("task_arithmetic"), {
+            "lambda_": bound.get("lambda_", 1.0),
+            "normalize": True,
+        }
+    if method.random:
+        bound["seeds"] = _seeds(work, step)
+    if "start" in method.supplied:
+        bound["start"] = piece.start
+    if "base" in method.supplied:
+        bound["base"] = base
+    return method, {**bound, **(found or {})}
+
+
+def _survey_for(work: Work, step: Step) -> Survey | None:
+    """The method's survey with these parameters, for this layer."""
+    method = work.bound.method
+    if method is None or method.survey is None:
+        return None
+    bound = {**work.bound.keywords, "experts": len(work.sources.experts)}
+    if method.random:
+        bound["seeds"] = _seeds(work, step)
+    return method.survey(entries=math.prod(step.spec.shape), **bound)
+
+
+def _seeds(work: Work, step: Step) -> list[int]:
+    """One for each expert."""
+    count = range(len(work.sources.experts))
+    return [derive_seed(work.seed, step.spec.name, k) for k in count]
+
+
+def _survey_layer(work: Work, step: Step, survey: Survey) -> Task[None]:
+    """Everything that the method must know of this layer before its pieces are merged."""
+    assert work.bound.method is not None
+    what = work.bound.method.acts_on
+    if survey.samples:
+        sample = Job(0, lambda: survey.prepare(work.reader.sample(step, what, survey.samples)))
+        yield [sample]
+    pieces = cut(step.spec.shape, "other", "entries", work.plan.piece)
+    while survey.passes:
+        wanted = [p for p in pieces if survey.wants(step.spec.name, p.start, p.stop)]
+        yield _jobs(work, step, wanted, partial(_observe, work, step, survey))
+        yield [Job(0, survey.conclude)]
+
+
+def _survey_model(work: Work, threads: int, progress: Progress | None) -> Survey | None:
+    """Whole-model statistics, where the method with these parameters needs them."""
+    if work.bound.method is None:
         return None
     steps = [step for step in work.plan.steps if step.action == "merge"]
-
-    def observe(sweep: int, step: Step) -> None:
-        base = _read_base(work, step)
-        survey.observe(sweep, step.spec.name, _read_experts(work, step, base, "deltas"))
-
-    for sweep in range(survey.passes):
+    survey = _survey_for(work, steps[0]) if steps else None
+    if survey is None or survey.scope != "model":
+        return None
+    sweep = 0
+    while survey.passes:
+        sweep += 1
+        wanted = [s for s in steps if survey.wants(s.spec.name, 0, math.prod(s.spec.shape))]
         local.run(
-            (partial(observe, sweep, step) for step in steps),
+            (_observe_layer(work, step, survey) for step in wanted),
             threads=threads,
-            done=counter(f"surveying ({sweep + 1}/{survey.passes})", len(steps), progress),
+            room=work.plan.room,
+            done=counter(f"surveying, sweep {sweep}", len(wanted), progress),
         )
-        survey.conclude(sweep)
+        survey.conclude()
     return survey
 
 
-def _read_base(work: Work, step: Step) -> Tensor:
-    """The base's tensor in the dtype of the arithmetic: float32, or float64 for a float64 model."""
-    name, sources = step.spec.name, work.sources
-    source = sources.layout if sources.base is None else sources.base
-    wide = "F64" in (source.specs[name].dtype, sources.layout.specs[name].dtype)
-    dtype = torch.float64 if wide else torch.float32
-    if sources.base is None:
-        return torch.zeros(source.specs[name].shape, dtype=dtype)
-    base = source.read(name).to(dtype)
-    _check_finite(base, name, source.source, of_base=True)
-    return base
+def _observe_layer(work: Work, step: Step, survey: Survey) -> Task[None]:
+    pieces = cut(step.spec.shape, "other", "entries", work.plan.piece)
+    yield _jobs(work, step, pieces, partial(_observe, work, step, survey))
 
 
-def _read_merged(work: Work, step: Step, dtype: torch.dtype) -> Tensor:
-    source = work.sources.layout
-    weight = source.read(step.spec.name).to(dtype)
-    _check_finite(weight, step.spec.name, source.source)
-    return weight
-
-
-def _read_experts(work: Work, step: Step, base: Tensor, acts_on: str) -> Tensor:
-    """[K, *shape]: the experts' task vectors or weights."""
-    experts = work.sources.experts
-    tensors = torch.empty((len(experts), *base.shape), dtype=base.dtype)
-    for expert, tensor in zip(experts, tensors, strict=True):
-        read = expert.weight if acts_on == "weights" else expert.delta
-        tensor.copy_(read(step.spec.name, base))
-        _check_finite(tensor, step.spec.name, expert.source)
-    return tensors
-
-
-def _check_finite(tensor: Tensor, name: str, source: str, *, of_base: bool = False) -> None:
-    if bool(tensor.isfinite().all()):
-        return
-    raise NonFiniteError(
-        _count_of_bad(tensor),
-        source=source,
-        tensor=name,
-        remedy="use a sound copy of this model"
-        + ("" if of_base else f", or keep the base's tensor: --ignore {name} (ignore=)"),
-    )
-
-
-def _count_of_bad(tensor: Tensor) -> str:
-    nans, infinities = int(tensor.isnan().sum()), int(tensor.isinf().sum())
-    return f"{nans} NaN and {infinities} infinite of {tensor.numel()} values"
+def _observe(work: Work, step: Step, survey: Survey, piece: Piece) -> None:
+    assert work.bound.method is not None
+    base = work.reader.base(step, piece)
+    tensors = work.reader.experts(step, piece, base, work.bound.method.acts_on)
+    survey.observe(step.spec.name, piece.start, tensors)
 
 
 def _cast(tensor: Tensor, step: Step) -> Tensor:
     """The one cast; NonFiniteError where a value is too large for the output's format."""
-    cast = tensor.to(dtypes.torch_dtype(step.spec.dtype))
-    if not bool(cast.isfinite().all()):
+    dtype = dtypes.torch_dtype(step.spec.dtype)
+    cast = tensor.to(dtype)
+    if not tensor.numel():
+        return cast
+    least, greatest = (float(bound) for bound in torch.aminmax(tensor))
+    # NaN fails this comparison too.
+    if not (max(-least, greatest) <= torch.finfo(dtype).max or bool(cast.isfinite().all())):
         raise NonFiniteError(
             f"a value is too large for {dtypes.torch_name(step.spec.dtype)}",
             tensor=step.spec.name,

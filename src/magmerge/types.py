@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
-
-from annotated_types import Interval
-from typing_extensions import Doc
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,8 +24,12 @@ Kind = Literal[
 ]
 """What a tensor is to its model."""
 
-Action = Literal["merge", "average", "carry", "tie"]
-"""What happens to a tensor: the method, the plain mean, a bit-for-bit copy, or a twin's result."""
+Action = Literal["merge", "mean", "average", "carry", "tie"]
+"""What happens to a tensor: the method; lambda times the mean task vector, where the method is not
+defined for its kind; the plain mean; a bit-for-bit copy; or a twin's result."""
+
+Cut = Literal["entries", "rows", "whole"]
+"""Into what a layer may be cut, so that treating each piece alone gives the same as the whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,116 +39,6 @@ class TensorSpec:
     name: str
     shape: tuple[int, ...]
     dtype: str
-
-
-class Checkpoint(Protocol):
-    """Tensors by name, read lazily and one at a time."""
-
-    @property
-    def source(self) -> str:
-        """What messages call it."""
-        ...
-
-    @property
-    def folder(self) -> Path | None:
-        """Where its config and tokenizer are, if it has any."""
-        ...
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """What a digest is taken of."""
-        ...
-
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        """Every tensor's header, in the order of the model."""
-        ...
-
-    @property
-    def ties(self) -> Mapping[str, str]:
-        """Each tensor that shares another's memory, to that other."""
-        ...
-
-    @property
-    def kinds(self) -> Mapping[str, Kind]:
-        """What is known of its layers beyond shapes."""
-        ...
-
-    def read(self, name: str) -> Tensor:
-        """The whole tensor `name`, on the CPU, in its stored dtype."""
-        ...
-
-
-class Expert(Protocol):
-    """One fine-tuned model, whole or as an adapter on the base."""
-
-    @property
-    def name(self) -> str:
-        """What the user calls it."""
-        ...
-
-    @property
-    def source(self) -> str:
-        """Where it is from."""
-        ...
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """What a digest is taken of."""
-        ...
-
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        """The tensors it has, or would have as a whole model."""
-        ...
-
-    @property
-    def ties(self) -> Mapping[str, str]:
-        """Each tensor that shares another's memory, to that other."""
-        ...
-
-    @property
-    def untouched(self) -> frozenset[str]:
-        """Those of them that it is known to leave as in the base."""
-        ...
-
-    @property
-    def faults(self) -> Sequence[str]:
-        """What its headers show to be wrong with it."""
-        ...
-
-    def weight(self, name: str, base: Tensor) -> Tensor:
-        """The expert's own tensor, in the dtype of `base`, which is what the base has."""
-        ...
-
-    def delta(self, name: str, base: Tensor) -> Tensor:
-        """The task vector `expert - base`, in the dtype of `base`."""
-        ...
-
-
-class Sources(NamedTuple):
-    """The opened models. `layout` is the one whose tensors, and only those, the result has."""
-
-    layout: Checkpoint
-    base: Checkpoint | None
-    experts: Sequence[Expert]
-    merged: Checkpoint | None
-
-
-@dataclass(frozen=True, slots=True)
-class Supplied:
-    """Marks a parameter that the pipeline fills in, not the user."""
-
-
-Density = Annotated[
-    float, Interval(gt=0, le=1), Doc("share of each task vector's entries that is kept")
-]
-Lambda = Annotated[float, Doc("factor on the merged task vector")]
-Probability = Annotated[float, Interval(ge=0, lt=1), Doc("chance that an entry is dropped")]
-Weights = Annotated[
-    Sequence[float] | None, Doc("one weight per expert, in their order; all equal if not given")
-]
-Seeds = Annotated[Sequence[int] | None, Supplied()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +57,16 @@ class Method:
     """A merge: `fn(tensors, **params)` takes one layer of K models, [K, *shape], gives [*shape].
 
     `acts_on` says whether these are task vectors (the result is the merged one) or whole weights.
+    `kinds`: the kinds of layer that it is defined for; others get lambda times the mean. None: all.
+    `cut`: into what pieces it may be given a layer; a function of its parameters where they decide.
     `random`: it takes `seeds`, one for each expert. `ordered`: exchanging experts changes the
     result. `experts`: least and greatest K. `base_free`: defined without a base model.
-    `survey`, if set, gathers whole-model statistics before the merge. `workspace`: how many
-    tensors of the layer's size `fn` holds beside its inputs, for each expert and in all.
+    `survey`, if set, gathers what must be known of the whole layer, or the whole model, before a
+    piece of it can be merged. `workspace`: how many tensors of its input's size for one expert `fn`
+    holds beside that input, for each expert and in all. `supplied`: the keywords of `fn` that the
+    pipeline fills in: `seeds`, `start`, `base` (the base's piece), and what the survey found.
+    `homogeneous`: a multiple of all inputs gives the same multiple of the result. `faithful`:
+    copies of one expert merge to a multiple of its entries, or of some of them.
     """
 
     name: str
@@ -179,29 +75,59 @@ class Method:
     summary: str
     parameters: tuple[Parameter, ...]
     acts_on: Literal["deltas", "weights"] = "deltas"
+    kinds: frozenset[Kind] | None = None
+    cut: Cut | Callable[..., Cut] = "whole"
     random: bool = False
     ordered: bool = False
     base_free: bool = False
     experts: tuple[int, int | None] = (1, None)
     survey: Callable[..., Survey | None] | None = None
     workspace: tuple[int, int] = (0, 3)
+    supplied: frozenset[str] = frozenset()
+    homogeneous: bool = True
+    faithful: bool = True
 
 
 @runtime_checkable
 class Survey(Protocol):
-    """Statistics of all task vectors, gathered in `passes` sweeps in any order of the layers."""
+    """What must be known of a whole layer (or model) before its pieces can be merged.
 
-    passes: int
+    Gathered in sweeps over all pieces, in any order and from several threads, until `passes` is 0.
+    What was found must not depend on how the layers are cut.
+    """
 
-    def observe(self, sweep: int, name: str, deltas: Tensor) -> None:
-        """Take note of the K task vectors of one layer; called from several threads."""
+    @property
+    def scope(self) -> Literal["layer", "model"]:
+        """Whether each layer has a survey of its own, or all share one."""
         ...
 
-    def conclude(self, sweep: int) -> None:
+    @property
+    def samples(self) -> int:
+        """How many entries of the layer to `prepare` with, before the first sweep; 0 for none."""
+        ...
+
+    @property
+    def passes(self) -> int:
+        """How many sweeps are still to be made; asked anew after each."""
+        ...
+
+    def prepare(self, sample: Tensor) -> None:
+        """Look at some entries [K, samples], to know where to look closer."""
+        ...
+
+    def wants(self, name: str, start: int, stop: int) -> bool:
+        """Whether the next sweep has to see entries [start, stop) of the layer `name`."""
+        ...
+
+    def observe(self, name: str, start: int, tensors: Tensor) -> None:
+        """Take note of the piece [K, entries] of the layer `name` whose first entry is `start`."""
+        ...
+
+    def conclude(self) -> None:
         """End one sweep."""
         ...
 
-    def for_layer(self, name: str) -> Mapping[str, Any]:
+    def found(self, name: str) -> Mapping[str, Any]:
         """What the method's function gets for this layer, by keyword."""
         ...
 
@@ -214,7 +140,8 @@ class Calibrator:
     `needs`: what it looks at besides weights; `order`: whether layers are independent of each
     other, or must be treated in the order of the forward pass. `gated`: the gate bounds its factor.
     `acts_on`: the kinds of layer it is defined for. `near_orthogonal`: whether it assumes, with
-    these parameters, that task vectors are. `workspace`: as in `Method`.
+    these parameters, that task vectors are. `cut` and `workspace`: as in `Method`; a calibrator
+    takes a layer by rows or whole.
     """
 
     name: str
@@ -228,7 +155,21 @@ class Calibrator:
     order: Literal["any", "forward"] = "any"
     gated: bool = True
     near_orthogonal: Callable[..., bool] = field(default=lambda **_: False)
+    cut: Cut | Callable[..., Cut] = "whole"
     workspace: tuple[int, int] = (0, 9)
+
+
+class Piece(NamedTuple):
+    """Entries [start, stop) of a flattened layer, in the shape that the mathematics sees.
+
+    `grain` is what all pieces but the last are multiples of: sums are taken grain by grain, so that
+    they do not depend on the pieces.
+    """
+
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+    grain: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,13 +198,19 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that will happen, known from headers alone. Sizes are in bytes."""
+    """All that will happen, known from headers alone. Sizes are in bytes.
+
+    `memory` is the stated peak beyond the interpreter and torch; `room` the part of it that jobs
+    share; `piece` how many entries of a layer are at work at once.
+    """
 
     digest: str
     steps: tuple[Step, ...]
     shards: tuple[Shard, ...]
     disk: int
     memory: int
+    piece: int
+    room: int
     copied: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -275,6 +222,7 @@ class LayerRecord:
     `xi` is the mean factor, `xi_min` and `xi_max` its extremes over the rows, `xi_free` its mean
     before the gate; the norms are those of the merged task vector before and after; `cosine` is
     the mean pairwise cosine of the experts' rows, None where fewer than two changed anything.
+    `notes`: where the arithmetic had to leave its usual path.
     """
 
     name: str
@@ -289,3 +237,4 @@ class LayerRecord:
     norm_after: float
     cosine: float | None
     calibrated_by: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

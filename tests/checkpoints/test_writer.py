@@ -54,9 +54,9 @@ def test_a_tensor_that_was_never_written_is_found(
 ) -> None:
     write = FileSink.write
 
-    def forgetful(self: FileSink, step: object, tensor: torch.Tensor) -> None:
+    def forgetful(self: FileSink, step: object, start: int, part: torch.Tensor) -> None:
         if step.spec.name != "lm_head.weight":
-            write(self, step, tensor)
+            write(self, step, start, part)
 
     monkeypatch.setattr(FileSink, "write", forgetful)
     with pytest.raises(OutputError, match=r"not as planned: lm_head\.weight"):

@@ -43,6 +43,8 @@ def test_zeros_merge_to_zeros(method: Method) -> None:
 def test_one_expert_alone_gives_a_multiple_of_its_own_entries(method: Method) -> None:
     if method.experts[0] > 1:
         pytest.skip("takes more than one expert")
+    if not method.faithful:
+        pytest.skip("declares that it turns task vectors")
     delta = deltas_for(method, (5, 9))[:1]
     merged = method.fn(delta)
     ratio = (merged / delta[0])[merged != 0]
@@ -54,6 +56,8 @@ def test_one_expert_alone_gives_a_multiple_of_its_own_entries(method: Method) ->
 def test_copies_of_one_expert_keep_its_direction(method: Method) -> None:
     if method.random:
         pytest.skip("each copy has draws of its own")
+    if not method.faithful:
+        pytest.skip("declares that it turns task vectors")
     one = deltas_for(method, (5, 9))[0]
     merged = method.fn(one.expand(count_for(method), 5, 9).contiguous())
     kept = merged != 0
@@ -78,6 +82,8 @@ def test_order_of_experts_does_not_matter_unless_declared(method: Method) -> Non
 @every_method
 @pytest.mark.parametrize("factor", [2.0, 0.25, 2.0**-20])
 def test_scales_with_its_inputs(method: Method, factor: float) -> None:
+    if not method.homogeneous:
+        pytest.skip("declares a parameter that is a size")
     deltas = deltas_for(method, (6, 8))
     assert torch.allclose(method.fn(deltas * factor), method.fn(deltas) * factor, rtol=1e-5, atol=0)
 

@@ -1,4 +1,4 @@
-"""Every method and calibrator gives the same bits in one thread and in several."""
+"""Every method and calibrator gives the same bits whatever the threads and the pieces."""
 
 from __future__ import annotations
 
@@ -6,22 +6,36 @@ import pytest
 import torch
 
 import magmerge
+from magmerge import memory
 from magmerge.types import Method
-from tests.conftest import State
+from tests.conftest import State, random_state, tuned
 from tests.contracts.laws import CALIBRATORS, METHODS
 
+LARGE = {
+    "layers.0.mlp.weight": (330, 1000),
+    "layers.1.mlp.weight": (70, 3000),
+    "layers.0.conv.weight": (50, 90, 7, 7),
+    "embed_tokens.weight": (2100, 64),
+    "layers.0.norm.weight": (140_000,),
+}
+"""Layers of more than one piece, with rows of odd lengths."""
+calibrated = pytest.mark.parametrize("calibrator", [None, *(c.name for c in CALIBRATORS)])
+every_method = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
-@pytest.mark.parametrize("calibrator", [None, *(c.name for c in CALIBRATORS)])
+
+def count(method: Method) -> int:
+    return method.experts[1] or 3
+
+
+@every_method
+@calibrated
 def test_serial_equals_threaded(
     method: Method, calibrator: str | None, base: State, experts: list[State]
 ) -> None:
-    count = method.experts[1] or 3
-
     def run(threads: int) -> State:
         return magmerge.merge(
             base=base,
-            experts=experts[:count],
+            experts=experts[: count(method)],
             method=method.name,
             calibrate=calibrator,
             threads=threads,
@@ -32,3 +46,36 @@ def test_serial_equals_threaded(
     assert list(serial) == list(base)
     for name, tensor in serial.items():
         assert torch.equal(tensor, threaded[name]), name
+
+
+@pytest.fixture(scope="module")
+def large() -> list[State]:
+    base = random_state(3, LARGE, torch.bfloat16)
+    return [base, *(tuned(base, seed) for seed in range(3))]
+
+
+@every_method
+@calibrated
+def test_pieces_of_any_size_give_the_same(
+    method: Method,
+    calibrator: str | None,
+    large: list[State],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(piece: int, threads: int) -> magmerge.Result:
+        monkeypatch.setattr(memory, "PIECE", piece)
+        return magmerge.merge(
+            base=large[0],
+            experts=large[1 : 1 + count(method)],
+            method=method.name,
+            calibrate=calibrator,
+            threads=threads,
+            seed=7,
+        )
+
+    whole, pieces = run(1 << 24, 1), run(1 << 16, 2)
+    assert whole.plan.piece > 100 * pieces.plan.piece
+    assert pieces.records == whole.records
+    other = pieces.state_dict()
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, other[name]), name

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -17,8 +17,8 @@ def test_results_come_in_the_order_of_the_jobs() -> None:
         return i
 
     seen: list[int] = []
-    found = local.run((partial(job, i) for i in range(20)), threads=4, done=seen.append)
-    assert found == seen == list(range(20))
+    found = local.run(local.single(partial(job, i) for i in range(20)), threads=4, done=seen.append)
+    assert found == sorted(seen) == list(range(20))
 
 
 def test_few_jobs_are_taken_ahead() -> None:
@@ -37,8 +37,8 @@ def test_few_jobs_are_taken_ahead() -> None:
         with lock:
             finished += 1
 
-    local.run(jobs(), threads=3)
-    assert max(ahead) <= 3 + 2
+    local.run(local.single(jobs()), threads=3)
+    assert max(ahead) <= 3 + 3
 
 
 def test_the_first_error_is_raised_and_stops_the_rest() -> None:
@@ -51,7 +51,7 @@ def test_the_first_error_is_raised_and_stops_the_rest() -> None:
         done.append(i)
 
     with pytest.raises(ValueError, match="job 2"):
-        local.run((partial(job, i) for i in range(100)), threads=2)
+        local.run(local.single(partial(job, i) for i in range(100)), threads=2)
     assert len(done) < 10
 
 
@@ -59,7 +59,67 @@ def test_operations_use_one_thread_and_the_setting_comes_back() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        assert set(local.run([torch.get_num_threads] * 4, threads=2)) == {1}
+        assert set(local.run(local.single([torch.get_num_threads] * 4), threads=2)) == {1}
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def staged(log: list[str], name: str, widths: list[int]) -> local.Task[str]:
+    """A task whose stages have so many jobs; each job logs where it is."""
+    for stage, width in enumerate(widths):
+        results = yield [
+            local.Job(1, partial(lambda s, i: log.append(f"{name}{s}") or i, stage, i))
+            for i in range(width)
+        ]
+        assert results == list(range(width))
+    return name
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_stage_begins_when_the_one_before_it_has_ended(threads: int) -> None:
+    log: list[str] = []
+    tasks = (staged(log, name, [3, 0, 2, 1]) for name in "abcdefgh")
+    assert local.run(tasks, threads=threads) == list("abcdefgh")
+    for name in "abcdefgh":
+        own = [entry for entry in log if entry[0] == name]
+        assert own == [f"{name}{s}" for s in (0, 0, 0, 2, 2, 3)]
+
+
+def test_jobs_stay_within_the_room_and_a_larger_one_runs_alone() -> None:
+    lock, used, seen = threading.Lock(), 0, []
+
+    def job(size: int) -> None:
+        nonlocal used
+        with lock:
+            used += size
+            seen.append((size, used))
+        time.sleep(0.002)
+        with lock:
+            used -= size
+
+    sizes = [3, 5, 2, 50, 4, 4, 4, 1, 9, 3] * 3
+
+    def tasks() -> Iterator[local.Task[None]]:
+        for size in sizes:
+            yield one(size)
+
+    def one(size: int) -> local.Task[None]:
+        yield [local.Job(size, partial(job, size))]
+
+    local.run(tasks(), threads=4, room=10)
+    assert len(seen) == len(sizes)
+    assert all(total <= 10 or (size == 50 and total == 50) for size, total in seen)
+    assert max(total for size, total in seen if size != 50) > 5
+
+
+def test_an_error_lets_nothing_wait_for_ever() -> None:
+    def fail() -> None:
+        raise ValueError("no")
+
+    def one(size: int, call: Callable[[], None]) -> local.Task[None]:
+        yield [local.Job(size, call)]
+
+    tasks = [one(9, fail), *(one(9, partial(time.sleep, 0.01)) for _ in range(20))]
+    with pytest.raises(ValueError, match="no"):
+        local.run(tasks, threads=3, room=10)

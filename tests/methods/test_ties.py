@@ -9,15 +9,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import magmerge
-from magmerge.methods.threshold import ModelThreshold
-from magmerge.methods.ties import cut, trim
+from magmerge.linalg.selection import kept_count, largest
+from magmerge.methods.radix import RadixThreshold
+from magmerge.methods.threshold import LayerThreshold, magnitudes
+from magmerge.methods.ties import trim
+from magmerge.types import Survey
 from tests.contracts.laws import rows_for
 
 
 def slow_ties(
-    deltas: Tensor, density: float, lam: float = 1.0, weights: list[float] | None = None
+    deltas: Tensor,
+    density: float,
+    lam: float = 1.0,
+    weights: list[float] | None = None,
+    vote: str = "plain",
+    normalize: bool = True,
 ) -> Tensor:
-    """Algorithm 1 of the paper, entry by entry, in float64."""
+    """Algorithm 1 of the paper, entry by entry, in float64; or with mergekit's vote and sum."""
     k, shape = len(deltas), deltas.shape[1:]
     flat = deltas.double().reshape(k, -1)
     weights = weights or [1.0] * k
@@ -30,27 +38,41 @@ def slow_ties(
     out = torch.zeros(flat.shape[1], dtype=torch.float64)
     for j in range(flat.shape[1]):
         column = [float(trimmed[i, j]) for i in range(k)]
-        mass = sum(w * v for w, v in zip(weights, column, strict=True))
-        sign = (mass > 0) - (mass < 0)
+        heard = weights if vote == "weighted" else [1.0] * k
+        mass = sum(w * v for w, v in zip(heard, column, strict=True))
+        sign = (mass > 0) - (mass < 0) or (vote == "weighted")
         agreeing = [i for i in range(k) if sign and column[i] * sign > 0]
         share = sum(weights[i] for i in agreeing)
         if share:
-            out[j] = lam * sum(weights[i] * column[i] for i in agreeing) / share
+            total = lam * sum(weights[i] * column[i] for i in agreeing)
+            out[j] = total / share if normalize else total
     return out.reshape(shape)
 
 
 @pytest.mark.parametrize("density", [0.01, 0.2, 0.5, 1.0])
 @pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.5]])
-def test_equals_the_paper(density: float, weights: list[float] | None) -> None:
+@pytest.mark.parametrize("vote", ["plain", "weighted"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_equals_a_slow_loop(
+    density: float, weights: list[float] | None, vote: str, normalize: bool
+) -> None:
     deltas = rows_for(None, (9, 11))
-    found = magmerge.method("ties").fn(deltas, density=density, lambda_=0.7, weights=weights)
-    expected = slow_ties(deltas, density, 0.7, weights)
+    params = {"weights": weights, "vote": vote, "normalize": normalize}
+    found = magmerge.method("ties").fn(deltas, density=density, lambda_=0.7, **params)
+    expected = slow_ties(deltas, density, 0.7, **params)
     assert torch.allclose(found.double(), expected, atol=1e-6)
+
+
+def test_mergekits_vote_gives_a_tie_to_plus() -> None:
+    deltas = torch.tensor([[1.0], [-1.0]])
+    fn = magmerge.method("ties").fn
+    assert fn(deltas, density=1.0).tolist() == [0.0]
+    assert fn(deltas, density=1.0, vote="weighted").tolist() == [1.0]
 
 
 def test_equal_magnitudes_are_taken_in_order() -> None:
     deltas = torch.tensor([[1.0, -1.0, 1.0, 1.0, 0.5]])
-    assert trim(deltas, 0.4).tolist() == [[1.0, -1.0, 0.0, 0.0, 0.0]]
+    assert trim(deltas, 0.4)[0].tolist() == [1.0, -1.0, 0.0, 0.0, 0.0]
 
 
 def test_opposite_entries_of_equal_size_cancel_to_zero() -> None:
@@ -58,31 +80,78 @@ def test_opposite_entries_of_equal_size_cancel_to_zero() -> None:
     assert magmerge.method("ties").fn(deltas, density=1.0).tolist() == [0.0, 2.0]
 
 
-@settings(deadline=None, max_examples=40)
+def sweep_all(survey: Survey, layers: dict[str, Tensor], piece: int) -> None:
+    """All sweeps over all layers in pieces, from the last to the first."""
+    while survey.passes:
+        for name in reversed(layers):
+            layer = layers[name]
+            for start in reversed(range(0, layer.shape[1], piece)):
+                stop = min(start + piece, layer.shape[1])
+                if survey.wants(name, start, stop):
+                    survey.observe(name, start, layer[:, start:stop].clone())
+        survey.conclude()
+
+
+MEMBERS = st.sampled_from([0.0, -0.0, 0.5, -0.5, 1.0, 1.25, -3.0, 1e-30])
+
+
+@settings(deadline=None, max_examples=60)
 @given(
-    values=st.lists(st.sampled_from([0.0, -0.0, 0.5, -0.5, 1.0, 1.25, -3.0, 1e-30]), min_size=6),
+    values=st.lists(MEMBERS, min_size=6, max_size=40),
     density=st.floats(0.01, 1.0),
+    piece=st.integers(1, 9),
 )
 def test_the_model_threshold_equals_a_sort_of_the_whole_model(
-    values: list[float], density: float
+    values: list[float], density: float, piece: int
 ) -> None:
     split = len(values) // 3
-    layers = {
-        "b": torch.tensor([values[:split]]),
-        "a": torch.tensor([values[split:]]),
-    }
-    survey = ModelThreshold(1, density)
-    for sweep in range(survey.passes):
-        for name in ("b", "a"):
-            survey.observe(sweep, name, layers[name])
-        survey.conclude(sweep)
-    kept = {n: cut(d, survey.for_layer(n)["thresholds"])[0] for n, d in layers.items()}
+    layers = {"b": torch.tensor([values[:split]]), "a": torch.tensor([values[split:]])}
+    survey = RadixThreshold(lambda total: [kept_count(density, total)], magnitudes)
+    sweep_all(survey, layers, piece)
+    kept = {n: largest(d[0], survey.found(n)["thresholds"][0][0]) for n, d in layers.items()}
     flat = [(n, i) for n in sorted(layers) for i in range(layers[n].numel())]
     order = sorted(flat, key=lambda at: -abs(float(layers[at[0]][0, at[1]])))
     wanted = set(order[: math.ceil(density * len(values))])
     for name, layer in layers.items():
         expected = [float(v) if (name, i) in wanted else 0.0 for i, v in enumerate(layer[0])]
         assert kept[name].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "kind", ["normal", "few values", "one value", "mostly zeros", "scaled rows"]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_layer_threshold_equals_a_stable_sort(kind: str, dtype: torch.dtype) -> None:
+    entries, ranks = 300_000, [60_000, 2_100]
+    values = torch.randn(2, entries, generator=torch.Generator().manual_seed(1)).to(dtype)
+    if kind == "few values":
+        values = (values * 4).round() / 4
+    elif kind == "one value":
+        values = values.sign()
+    elif kind == "mostly zeros":
+        values[:, entries // 100 :] = 0
+    elif kind == "scaled rows":
+        values *= torch.logspace(-3, 3, entries, dtype=dtype)
+    survey = LayerThreshold(entries, ranks)
+    assert survey.samples > 0
+    survey.prepare(values[:, :: entries // survey.samples])
+    sweep_all(survey, {"layer": values}, 1 << 16)
+    for rank, thresholds in zip(ranks, survey.found("layer")["thresholds"], strict=True):
+        for row, threshold in zip(values, thresholds, strict=True):
+            order = torch.sort(row.abs(), descending=True, stable=True).indices[:rank]
+            expected = torch.zeros_like(row)
+            expected[order] = row[order]
+            found = [largest(row[i : i + 70_000], threshold, i) for i in range(0, entries, 70_000)]
+            assert torch.equal(torch.cat(found), expected)
+
+
+def test_a_bracket_that_fails_is_found_out() -> None:
+    values = torch.randn(1, 300_000, generator=torch.Generator().manual_seed(2))
+    survey = LayerThreshold(300_000, [1000])
+    survey.prepare(torch.full((1, survey.samples), 1e-3))
+    sweep_all(survey, {"layer": values}, 1 << 16)
+    threshold = survey.found("layer")["thresholds"][0][0]
+    assert int((largest(values[0], threshold) != 0).sum()) == 1000
 
 
 def test_model_scope_keeps_the_density_in_the_model_not_in_each_tensor() -> None:

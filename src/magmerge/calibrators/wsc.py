@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Doc
 
-from magmerge.linalg import as_rows, row_norms, row_scale
+from magmerge.linalg.rows import as_rows, row_norms, row_scale
 from magmerge.registry import register_calibrator
-from magmerge.types import Kind
+from magmerge.types import Cut, Kind
 
 Target = Annotated[
     Literal["ellipsoid", "sphere"],
@@ -29,11 +29,17 @@ def assumes_orthogonal(*, target: str = "ellipsoid", **_: object) -> bool:
     return target == "ellipsoid"
 
 
+def cut_by(*, granularity: str = "row", **_: object) -> Cut:
+    """A factor for each row needs no other row."""
+    return "rows" if granularity == "row" else "whole"
+
+
 @register_calibrator(
     "wsc",
     source="MAGIC, arXiv:2512.19320, WSC",
     acts_on=MATRICES,
     near_orthogonal=assumes_orthogonal,
+    cut=cut_by,
 )
 def wsc(
     deltas: Float[Tensor, "K rows *rest"],

@@ -10,7 +10,7 @@ from magmerge import dtypes
 from magmerge.checkpoints.expert import FullExpert
 from magmerge.checkpoints.lora import LoraExpert
 from magmerge.errors import StructureError
-from magmerge.types import Checkpoint, Expert
+from magmerge.models import Checkpoint, Expert
 
 
 def check_distinct(

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from magmerge.types import Checkpoint, TensorSpec
+from magmerge.models import Checkpoint
+from magmerge.types import TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +24,11 @@ class FullExpert:
         self.faults: list[str] = []
 
     @property
+    def whole(self) -> Checkpoint:
+        """The checkpoint itself."""
+        return self.checkpoint
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """The files that a digest is taken of."""
         return self.checkpoint.files
@@ -37,10 +43,12 @@ class FullExpert:
         """The tensors of the checkpoint."""
         return self.checkpoint.specs
 
-    def weight(self, name: str, base: Tensor) -> Tensor:
-        """The tensor itself, in the dtype of `base`."""
-        return self.checkpoint.read(name).to(base.dtype)
+    def weight(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
+        """The tensor's own entries, like those of `base`."""
+        from magmerge.device import moved
 
-    def delta(self, name: str, base: Tensor) -> Tensor:
-        """The tensor less the base's."""
-        return self.weight(name, base) - base
+        return moved(self.checkpoint.read_part(name, start, start + base.numel()), base, out)
+
+    def delta(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
+        """The same entries less the base's."""
+        return self.weight(name, base, start, out).sub_(base)

@@ -12,9 +12,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from magmerge import dtypes
+from magmerge.checkpoints.product import rows_between
 from magmerge.errors import AdapterError
 from magmerge.kinds import kinds_of, read_model_config
-from magmerge.types import Checkpoint, Kind, TensorSpec
+from magmerge.models import Checkpoint
+from magmerge.types import Kind, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,6 +65,7 @@ class LoraExpert:
         if adapter.folder is not None:
             self.files = (*adapter.files, adapter.folder / CONFIG)
         self.adapter = adapter
+        self.whole = None
         self.ties = base.ties
         self._kinds = kinds_of(base, read_model_config(base))
         check_config(config, adapter.source)
@@ -96,24 +99,29 @@ class LoraExpert:
         self.specs = MappingProxyType(specs)
         self.untouched = frozenset(set(base.specs) - set(self._pairs) - set(self._replaced))
 
-    def weight(self, name: str, base: Tensor) -> Tensor:
-        """The base's tensor with the adapter merged into it."""
-        return base + self.delta(name, base)
+    def weight(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
+        """The base's entries with the adapter merged into them."""
+        return self.delta(name, base, start, out).add_(base)
 
-    def delta(self, name: str, base: Tensor) -> Tensor:
+    def delta(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
         """scale * B A in the dtype of `base`; or the replaced tensor less the base's; or zeros."""
         import torch
 
+        from magmerge.device import moved
+
+        stop = start + base.numel()
         if name in self._replaced:
-            return self.adapter.read(self._replaced[name]).to(base.dtype) - base
+            part = self.adapter.read_part(self._replaced[name], start, stop)
+            return moved(part, base, out).sub_(base)
         if name not in self._pairs:
-            return torch.zeros_like(base)
+            return torch.zeros_like(base) if out is None else out.zero_()
         pair = self._pairs[name]
-        down = self.adapter.read(pair.down).to(base.dtype)
-        up = self.adapter.read(pair.up).to(base.dtype)
-        product = up.flatten(1) @ down.flatten(1)
-        product = product.T if pair.transposed else product
-        return product.reshape(base.shape) * pair.scale
+        down = self.adapter.read(pair.down).to(base).flatten(1)
+        up = self.adapter.read(pair.up).to(base).flatten(1)
+        # As the base stores it, out times in or turned over, in rows of which some are wanted.
+        left, right = (down.T, up.T) if pair.transposed else (up, down)
+        part = rows_between(left, right, start, stop).reshape(base.shape).mul_(pair.scale)
+        return part if out is None else out.copy_(part)
 
     @property
     def scales(self) -> dict[str, float]:

@@ -41,6 +41,11 @@ class MemoryCheckpoint:
         """The tensor `name` on the CPU; it may share memory with the mapping's."""
         return self._tensors[name].cpu().contiguous()
 
+    def read_part(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Entries [start, stop) of the flattened tensor; without `out` perhaps shared memory."""
+        part = self._tensors[name].reshape(-1)[start:stop]
+        return part.cpu() if out is None else out.copy_(part)
+
 
 def from_module(module: nn.Module) -> MemoryCheckpoint:
     """A module's state, with the kinds of layer that its classes tell."""

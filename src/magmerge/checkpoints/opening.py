@@ -15,7 +15,7 @@ from magmerge.checkpoints.safetensors import (
     read_index,
 )
 from magmerge.errors import CheckpointError, suggestion
-from magmerge.types import Checkpoint, Expert
+from magmerge.models import Checkpoint, Expert
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -7,7 +7,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from magmerge.types import Checkpoint, Kind, TensorSpec
+from magmerge.models import Checkpoint
+from magmerge.types import Kind, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +50,10 @@ class RenamedCheckpoint:
     def read(self, name: str) -> Tensor:
         """The tensor that is `name` here."""
         return self._checkpoint.read(self._names[name])
+
+    def read_part(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Entries [start, stop) of the tensor that is `name` here."""
+        return self._checkpoint.read_part(self._names[name], start, stop, out)
 
 
 def align(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:

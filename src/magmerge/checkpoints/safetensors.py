@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterable
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from magmerge import dtypes
 from magmerge.errors import CheckpointError
-from magmerge.types import Checkpoint, Kind, TensorSpec
+from magmerge.models import Checkpoint
+from magmerge.types import Kind, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+KEPT_OPEN = 16
+"""Files of one checkpoint that stay open: a process may have few."""
 COMPLETE = "fetch or save this file once more: it is not a complete safetensors file"
 
 
@@ -34,6 +41,7 @@ class SafetensorsCheckpoint:
         self.ties: MappingProxyType[str, str] = MappingProxyType({})
         self.kinds: MappingProxyType[str, Kind] = MappingProxyType({})
         self._places: dict[str, _Place] = {}
+        self._handles = _Handles()
         specs: dict[str, TensorSpec] = {}
         for file in self.files:
             for spec, place in read_header(file):
@@ -50,24 +58,65 @@ class SafetensorsCheckpoint:
 
     def read(self, name: str) -> Tensor:
         """The tensor `name`, in memory of its own."""
+        spec = self.specs[name]
+        return self.read_part(name, 0, math.prod(spec.shape)).reshape(spec.shape)
+
+    def read_part(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Entries [start, stop) of the flattened tensor, in memory of their own or in `out`."""
         import torch
 
-        spec, place = self.specs[name], self._places[name]
-        tensor = torch.empty(dtypes.nbytes(spec), dtype=torch.uint8)
-        view, done = tensor.numpy().data, 0
-        with place.file.open("rb", buffering=0) as stream:
-            stream.seek(place.start)
-            while done < len(view):
-                got = stream.readinto(view[done:])
-                if not got:
-                    raise CheckpointError(
-                        "the file has become shorter while it was read",
-                        source=place.file,
-                        tensor=name,
-                        remedy="keep the inputs unchanged while magmerge runs",
-                    )
-                done += got
-        return tensor.view(dtypes.torch_dtype(spec.dtype)).reshape(spec.shape)
+        dtype, place = dtypes.torch_dtype(self.specs[name].dtype), self._places[name]
+        tensor = torch.empty(stop - start, dtype=dtype) if out is None else out
+        if stop > start:
+            view = tensor.view(torch.uint8).numpy().data
+            with self._handles.opened(place.file) as handle:
+                _read_into(handle, view, place.file, place.start + start * dtype.itemsize, name)
+        return tensor
+
+
+class _Handles:
+    """Open files: the first ones stay open, others are opened for each use."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[Path, int] = {}
+        weakref.finalize(self, _close_all, self._open)
+
+    @contextmanager
+    def opened(self, file: Path) -> Iterator[int]:
+        handle = self._open.get(file)
+        if handle is None:
+            with self._lock:
+                handle = self._open.get(file)
+                if handle is None and len(self._open) < KEPT_OPEN:
+                    handle = self._open[file] = os.open(file, os.O_RDONLY)
+        if handle is not None:
+            yield handle
+            return
+        handle = os.open(file, os.O_RDONLY)
+        try:
+            yield handle
+        finally:
+            os.close(handle)
+
+
+def _close_all(handles: dict[Path, int]) -> None:
+    for handle in handles.values():
+        os.close(handle)
+
+
+def _read_into(handle: int, view: memoryview, file: Path, offset: int, name: str) -> None:
+    done = 0
+    while done < len(view):
+        got = os.preadv(handle, [view[done:]], offset + done)
+        if not got:
+            raise CheckpointError(
+                "the file has become shorter while it was read",
+                source=file,
+                tensor=name,
+                remedy="keep the inputs unchanged while magmerge runs",
+            )
+        done += got
 
 
 def read_header(file: Path) -> list[tuple[TensorSpec, _Place]]:

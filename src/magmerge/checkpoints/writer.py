@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from magmerge import dtypes
 from magmerge.checkpoints.layout import index_of
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
 from magmerge.checkpoints.staging import Staging
@@ -23,10 +25,10 @@ INDEX = "model.safetensors.index.json"
 
 
 class Sink(Protocol):
-    """Takes each tensor once, in any order, from any thread."""
+    """Takes every entry of each tensor once, in any order, from any thread."""
 
-    def write(self, step: Step, tensor: Tensor) -> None:
-        """Take the tensor of `step`, in its final dtype."""
+    def write(self, step: Step, start: int, part: Tensor) -> None:
+        """Take the entries of `step` from `start` on, in their final dtype."""
         ...
 
 
@@ -35,9 +37,17 @@ class MemorySink:
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
+        self._lock = threading.Lock()
 
-    def write(self, step: Step, tensor: Tensor) -> None:
-        self.tensors[step.spec.name] = tensor
+    def write(self, step: Step, start: int, part: Tensor) -> None:
+        name, shape = step.spec.name, step.spec.shape
+        with self._lock:
+            if step.twin is not None:
+                self.tensors[name] = self.tensors[step.twin]
+                return
+            if name not in self.tensors:
+                self.tensors[name] = torch.empty(shape, dtype=part.dtype)
+        self.tensors[name].reshape(-1)[start : start + part.numel()] = part.reshape(-1)
 
 
 class FileSink:
@@ -46,7 +56,8 @@ class FileSink:
     def __init__(self, plan: Plan, staging: Staging) -> None:
         self._plan = plan
         self._staging = staging
-        self._written: set[str] = set()
+        self._written: dict[str, int] = {}
+        self._settled: set[str] = set()
         self._lock = threading.Lock()
 
     def __enter__(self) -> FileSink:
@@ -61,20 +72,28 @@ class FileSink:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def write(self, step: Step, tensor: Tensor) -> None:
-        data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    def write(self, step: Step, start: int, part: Tensor) -> None:
+        data = part.contiguous().reshape(-1).view(torch.uint8).numpy().data
         path = self._staging.folder / self._plan.shards[step.shard].file
         with self._explained(), _opened(path, os.O_RDWR) as handle:
-            _write_at(handle, data, step.offset)
+            _write_at(handle, data, step.offset + start * part.element_size())
         with self._lock:
-            self._written.add(step.spec.name)
+            name = step.spec.name
+            self._written[name] = self._written.get(name, 0) + len(data)
+
+    def settlers(self) -> list[Callable[[], None]]:
+        """Calls that see each shard's data to the disk, to be made before `publish`."""
+        return [partial(self._settle, shard.file) for shard in self._plan.shards]
+
+    def _settle(self, file: str) -> None:
+        with self._explained(), _opened(self._staging.folder / file, os.O_RDWR) as handle:
+            os.fsync(handle)
+            self._settled.add(file)
 
     def publish(self, extra: Mapping[str, bytes]) -> None:
         """Write the `extra` files, verify, and give the result its final name."""
+        assert self._settled == {shard.file for shard in self._plan.shards}
         with self._explained():
-            for shard in self._plan.shards:
-                with _opened(self._staging.folder / shard.file, os.O_RDWR) as handle:
-                    os.fsync(handle)
             extra = dict(extra)
             index = index_of(self._plan.steps, self._plan.shards)
             if index is not None:
@@ -91,9 +110,10 @@ class FileSink:
         files = [self._staging.folder / shard.file for shard in self._plan.shards]
         found = SafetensorsCheckpoint(files, str(self._staging.target)).specs
         wanted = {step.spec.name: step.spec for step in self._plan.steps}
-        if found != wanted or self._written != set(wanted):
+        sizes = {name: dtypes.nbytes(spec) for name, spec in wanted.items()}
+        if found != wanted or self._written != sizes:
             odd = {name for name in wanted | found if wanted.get(name) != found.get(name)}
-            odd |= set(wanted) ^ self._written
+            odd |= {name for name in sizes if self._written.get(name) != sizes[name]}
             raise OutputError(
                 f"the written files are not as planned: {', '.join(sorted(odd))}",
                 source=self._staging.target,

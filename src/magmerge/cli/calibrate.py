@@ -27,6 +27,8 @@ def command(
     ignore: o.Ignore = [],
     dtype: o.Dtype = None,
     threads: o.Threads = None,
+    memory: o.Memory = "2GB",
+    device: o.Device = "cpu",
     shard_size: o.ShardSize = "5GB",
     donor: o.Donor = None,
     yes: o.Yes = False,

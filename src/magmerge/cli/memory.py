@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import ctypes
 
-M_MMAP_THRESHOLD = -3
-LARGE = 1 << 20
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+LARGE = 1 << 24
+KEPT = 1 << 25
 
 
 def return_memory_at_once() -> None:
-    """Let glibc give large blocks back when they are freed, as the plan's stated peak supposes.
+    """Let glibc keep the memory of pieces for reuse, and give that of whole layers back at once.
 
-    By default it keeps blocks of up to 32 MB, and the layers of several threads leave holes. This
-    is a setting of the whole process, so only verbs of the command line make it, and only those
-    that merge: a model's forward pass, with its many small temporaries, is slower by it.
+    By default it does neither reliably: it gives small blocks back, whose pages must then be made
+    anew for every piece, and keeps large ones, beyond the plan's stated peak. This is a setting of
+    the whole process, so only verbs of the command line make it.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGE)
+        mallopt(M_TRIM_THRESHOLD, KEPT)

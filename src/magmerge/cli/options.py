@@ -66,8 +66,15 @@ Dtype = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", help="For methods that draw at random.")]
 Threads = Annotated[
-    int | None, typer.Option("--threads", help="Tensors at work at once. Default: all cores.")
+    int | None, typer.Option("--threads", help="Pieces at work at once. Default: all cores.")
 ]
+Memory = Annotated[
+    str,
+    typer.Option(
+        "--memory", help="Most memory to use beyond the program itself: 500MB, 2GB, 8GiB."
+    ),
+]
+Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, or cuda, or cuda:1.")]
 ShardSize = Annotated[
     str,
     typer.Option("--shard-size", help="Largest output file: 5GB is 5 * 1000^3, 5GiB 5 * 1024^3."),
@@ -160,4 +167,6 @@ def shared_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
         "shard_size": given["shard_size"],
         "donor": given["donor"],
         "threads": given["threads"],
+        "memory": given["memory"],
+        "device": given["device"],
     }

@@ -28,6 +28,8 @@ def command(
     dtype: o.Dtype = None,
     seed: o.Seed = 0,
     threads: o.Threads = None,
+    memory: o.Memory = "2GB",
+    device: o.Device = "cpu",
     shard_size: o.ShardSize = "5GB",
     donor: o.Donor = None,
     yes: o.Yes = False,

@@ -48,7 +48,7 @@ class Encoder:
         operation, and far faster on a machine that does other work.
         """
         jobs = (partial(self._right, task, *batch) for batch in self._batches[task.name])
-        return sum(local.run(jobs, threads=threads)) / len(task.labels)
+        return sum(local.run(local.single(jobs), threads=threads)) / len(task.labels)
 
     @torch.inference_mode()
     def _right(self, task: Task, inputs: Mapping[str, Tensor], labels: Int[Tensor, "batch"]) -> int:

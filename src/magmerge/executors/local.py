@@ -1,50 +1,166 @@
-"""Jobs on this machine, in one thread or several, with bounded look-ahead."""
+"""Jobs on this machine, in one thread or several, within a bounded amount of memory."""
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 T = TypeVar("T")
 
 
+class Job(NamedTuple):
+    """A call, and how many bytes it needs while it runs."""
+
+    size: int
+    call: Callable[[], Any]
+
+
+Task = Generator[Sequence[Job], list[Any], T]
+"""Work in stages: yields the jobs of a stage, is sent their results in order, returns its own."""
+
+
 def run(
-    jobs: Iterable[Callable[[], T]], *, threads: int, done: Callable[[T], None] | None = None
+    tasks: Iterable[Task[T]],
+    *,
+    threads: int,
+    room: int | None = None,
+    done: Callable[[T], None] | None = None,
 ) -> list[T]:
-    """The results of all jobs in their order; `done` is called with each, in that order too.
+    """The results of all tasks in their order; `done` is called with each as it ends.
 
-    At most `threads` jobs run and one waits, so memory is bounded by the jobs in flight. The
-    first error stops the rest and is raised. Each job computes in one thread, so that its result
-    does not depend on how many there are.
+    At most `threads` jobs run at once, and together they need at most `room` bytes, unless one
+    alone needs more. A task begins when those before it leave a thread idle. The first error stops
+    the rest and is raised. Each job computes in one thread, so that its result does not depend on
+    how many there are.
     """
-    results: list[T] = []
-    pending: deque[Future[T]] = deque()
-
-    def collect() -> None:
-        results.append(pending.popleft().result())
-        if done is not None:
-            done(results[-1])
-
     with (
         _one_thread_an_operation(),
         ThreadPoolExecutor(threads, initializer=_single_threaded) as pool,
     ):
+        state = _Run(pool, threads, _Room(room), done)
         try:
-            for job in jobs:
-                pending.append(pool.submit(job))
-                if len(pending) > threads:
-                    collect()
-            while pending:
-                collect()
+            return state.carry_out(iter(tasks))
         except BaseException:
+            state.room.close()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    return results
+
+
+def single(jobs: Iterable[Callable[[], T]]) -> Iterator[Task[T]]:
+    """Tasks of one small job each."""
+    for call in jobs:
+        yield _alone(call)
+
+
+def _alone(call: Callable[[], T]) -> Task[T]:
+    results = yield [Job(0, call)]
+    return results[0]  # type: ignore[no-any-return]
+
+
+class _Stage(NamedTuple):
+    number: int
+    task: Task[Any]
+    futures: list[Future[Any]]
+
+
+class _Run:
+    """One run's tasks at work; only the thread that made it touches them."""
+
+    def __init__(
+        self,
+        pool: ThreadPoolExecutor,
+        threads: int,
+        room: _Room,
+        done: Callable[[Any], None] | None,
+    ) -> None:
+        self.room = room
+        self._pool = pool
+        self._threads = threads
+        self._done = done
+        self._results: dict[int, Any] = {}
+        self._stages: deque[_Stage] = deque()
+
+    def carry_out(self, tasks: Iterator[Task[Any]]) -> list[Any]:
+        count = 0
+        for count, task in enumerate(tasks, start=1):
+            self._advance(count - 1, task, None)
+            while self._waiting() > self._threads:
+                self._collect()
+        while self._stages:
+            self._collect()
+        return [self._results[index] for index in range(count)]
+
+    def _waiting(self) -> int:
+        return sum(not future.done() for stage in self._stages for future in stage.futures)
+
+    def _collect(self) -> None:
+        """Wait until a stage has ended, and bring its task to the next one."""
+        for stage in list(self._stages):
+            for future in stage.futures:
+                if future.done():
+                    future.result()
+            if all(future.done() for future in stage.futures):
+                self._stages.remove(stage)
+                self._advance(stage.number, stage.task, [f.result() for f in stage.futures])
+                return
+        running = [f for stage in self._stages for f in stage.futures if not f.done()]
+        wait(running, return_when=FIRST_COMPLETED)
+
+    def _advance(self, index: int, task: Task[Any], results: list[Any] | None) -> None:
+        try:
+            jobs = next(task) if results is None else task.send(results)
+        except StopIteration as end:
+            self._results[index] = end.value
+            if self._done is not None:
+                self._done(end.value)
+            return
+        futures = [self._pool.submit(self.room.run, job) for job in jobs]
+        self._stages.append(_Stage(index, task, futures))
+
+
+class _Room:
+    """Memory that jobs share; they enter in the order in which they come."""
+
+    def __init__(self, size: int | None) -> None:
+        self._size = size
+        self._used = 0
+        self._queue: deque[object] = deque()
+        self._change = threading.Condition()
+        self._closed = False
+
+    def run(self, job: Job) -> Any:
+        ticket = object()
+        with self._change:
+            self._queue.append(ticket)
+            self._change.wait_for(lambda: self._closed or self._fits(ticket, job.size))
+            if self._closed:
+                raise RuntimeError("the run was stopped")
+            self._queue.popleft()
+            self._used += job.size
+            self._change.notify_all()
+        try:
+            return job.call()
+        finally:
+            with self._change:
+                self._used -= job.size
+                self._change.notify_all()
+
+    def close(self) -> None:
+        """Let nothing more begin."""
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+
+    def _fits(self, ticket: object, size: int) -> bool:
+        if self._queue[0] is not ticket:
+            return False
+        return self._size is None or self._used == 0 or self._used + size <= self._size
 
 
 def _single_threaded() -> None:

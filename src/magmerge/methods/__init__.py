@@ -1,5 +1,47 @@
 """Merge methods: one family a file, each a pure function of one layer's tensors [K, *shape]."""
 
-from magmerge.methods import average, dare, slerp, task_arithmetic, ties
+from magmerge.methods import (
+    arcee_fusion,
+    average,
+    breadcrumbs,
+    consensus,
+    dare,
+    della,
+    iso,
+    karcher,
+    model_stock,
+    multislerp,
+    nearswap,
+    nuslerp,
+    passthrough,
+    ram,
+    sce,
+    slerp,
+    task_arithmetic,
+    ties,
+    tsv,
+    wudi,
+)
 
-__all__ = ["average", "dare", "slerp", "task_arithmetic", "ties"]
+__all__ = [
+    "arcee_fusion",
+    "average",
+    "breadcrumbs",
+    "consensus",
+    "dare",
+    "della",
+    "iso",
+    "karcher",
+    "model_stock",
+    "multislerp",
+    "nearswap",
+    "nuslerp",
+    "passthrough",
+    "ram",
+    "sce",
+    "slerp",
+    "task_arithmetic",
+    "ties",
+    "tsv",
+    "wudi",
+]

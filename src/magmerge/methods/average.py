@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+from typing import Annotated
+
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import Doc
 
 from magmerge.errors import ParameterError
+from magmerge.parameters import Weights
 from magmerge.registry import register_method
-from magmerge.types import Weights
+
+Normalize = Annotated[
+    bool, Doc("whether to divide by the weights' sum: a mean; without it, their weighted sum")
+]
 
 
 @register_method(
@@ -16,37 +23,46 @@ from magmerge.types import Weights
     source="Model soups, arXiv:2203.05482, eq. 1",
     aliases=("linear",),
     base_free=True,
+    cut="entries",
+    workspace=(0, 1),
 )
 def average(
-    deltas: Float[Tensor, "K *shape"], *, weights: Weights = None
+    deltas: Float[Tensor, "K *shape"], *, weights: Weights = None, normalize: Normalize = True
 ) -> Float[Tensor, "*shape"]:
     """Weighted mean of the task vectors: sum_k w_k D_k / sum_k w_k.
 
-    `weights` may be of any sign, but must not add up to zero (ParameterError).
+    `weights` may be of any sign, but must not add up to zero (ParameterError). With `normalize`
+    off it is the weighted sum.
     """
-    return weighted_sum(deltas, weights) / total_weight(deltas, weights)
+    total = weighted_sum(deltas, weights)
+    return total.div_(total_weight(deltas, weights)) if normalize else total
 
 
-def weighted_sum(deltas: Float[Tensor, "K *shape"], weights: Weights) -> Float[Tensor, "*shape"]:
+def weighted_sum(
+    deltas: Float[Tensor, "K *shape"] | Sequence[Tensor], weights: Weights
+) -> Float[Tensor, "*shape"]:
     """sum_k w_k D_k, added in the order of the experts."""
-    total = torch.zeros_like(deltas[0])
-    for weight, delta in zip(expert_weights(deltas, weights), deltas, strict=True):
+    first, *others = expert_weights(deltas, weights)
+    total = deltas[0] * first
+    for weight, delta in zip(others, deltas[1:], strict=True):
         total.add_(delta, alpha=weight)
     return total
 
 
-def total_weight(deltas: Float[Tensor, "K *shape"], weights: Weights) -> float:
+def total_weight(deltas: Float[Tensor, "K *shape"] | Sequence[Tensor], weights: Weights) -> float:
     """sum_k w_k; ParameterError where it is zero, for then no mean exists."""
     total = sum(expert_weights(deltas, weights))
     if total == 0:
         raise ParameterError(
             "the weights add up to zero, so they have no mean",
-            remedy="choose other weights, or task_arithmetic, which does not divide by their sum",
+            remedy="choose other weights, or normalize=false, which does not divide by their sum",
         )
     return total
 
 
-def expert_weights(deltas: Float[Tensor, "K *shape"], weights: Weights) -> list[float]:
+def expert_weights(
+    deltas: Float[Tensor, "K *shape"] | Sequence[Tensor], weights: Weights
+) -> list[float]:
     """The K weights, all 1 if none are given; ParameterError where their number is not K."""
     if weights is None:
         return [1.0] * len(deltas)

@@ -2,63 +2,113 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+
 from jaxtyping import Float
 from torch import Tensor
 
-from magmerge.draws import derive_seed, keep_mask
-from magmerge.methods.average import average, expert_weights
-from magmerge.methods.ties import elect_and_average, trim
+from magmerge.draws import derive_seed, drop
+from magmerge.methods.average import Normalize, expert_weights, total_weight, weighted_sum
+from magmerge.methods.rescale import L1Ratios, Ratios, Rescale
+from magmerge.methods.threshold import surveyed
+from magmerge.methods.ties import ELECTIONS, Vote, elect_and_average, elect_and_sum
+from magmerge.parameters import Lambda, Probability, Seeds, Start, Weights
 from magmerge.registry import register_method
-from magmerge.types import Density, Lambda, Probability, Seeds, Weights
+from magmerge.types import Survey
 
 
-@register_method("dare", source="DARE, arXiv:2311.03099, eqs. 2-4", random=True, workspace=(1, 3))
+def survey(
+    *, p: float = 0.9, rescale: str = "inverse", seeds: Seeds = None, **_: object
+) -> Survey | None:
+    """The sums that the L1 rescaling matches."""
+    if rescale != "l1":
+        return None
+    return L1Ratios(lambda run, start, _: dropped(run, p, seeds, start))
+
+
+@register_method(
+    "dare",
+    source="DARE, arXiv:2311.03099, eqs. 2-4",
+    aliases=("dare_linear",),
+    random=True,
+    cut="entries",
+    survey=survey,
+    workspace=(1, 2),
+)
 def dare(
     deltas: Float[Tensor, "K *shape"],
     *,
     p: Probability = 0.9,
+    rescale: Rescale = "inverse",
+    lambda_: Lambda = 1.0,
     weights: Weights = None,
+    normalize: Normalize = True,
     seeds: Seeds = None,
+    ratios: Ratios = None,
+    start: Start = 0,
 ) -> Float[Tensor, "*shape"]:
     """Drop each entry with probability p, divide the rest by 1 - p, then average.
 
     `seeds` holds one seed per expert; without them the draws are those of seed 0.
     """
-    return average(drop_and_rescale(deltas, p, seeds), weights=weights)
+    sparse = dropped(deltas, p, seeds, start)
+    factors = _factors(deltas, p, rescale, seeds, ratios)
+    given = expert_weights(deltas, weights)
+    total = weighted_sum(sparse, [w * f for w, f in zip(given, factors, strict=True)])
+    return total.mul_(lambda_ / total_weight(deltas, weights) if normalize else lambda_)
 
 
 @register_method(
     "dare_ties",
     source="DARE with TIES, arXiv:2311.03099, sec. 4.3",
     random=True,
-    workspace=(2, 6),
+    cut="entries",
+    survey=survey,
+    workspace=(1, 5),
 )
 def dare_ties(
     deltas: Float[Tensor, "K *shape"],
     *,
     p: Probability = 0.9,
-    density: Density = 0.2,
+    rescale: Rescale = "inverse",
     lambda_: Lambda = 1.0,
+    vote: Vote = "plain",
+    normalize: Normalize = True,
     weights: Weights = None,
     seeds: Seeds = None,
+    ratios: Ratios = None,
+    start: Start = 0,
 ) -> Float[Tensor, "*shape"]:
-    """Drop each entry with probability p, divide the rest by 1 - p, then TIES.
+    """Drop each entry with probability p, divide the rest by 1 - p, then elect and merge as TIES.
 
-    With the defaults TIES trims nothing more: the tenth that stays is less than its density.
+    TIES's own trim is left out: at the paper's p = 0.9 the tenth that stays is less than the fifth
+    that it would keep.
     """
-    dropped = drop_and_rescale(deltas, p, seeds)
-    return elect_and_average(trim(dropped, density), expert_weights(deltas, weights)) * lambda_
+    sparse = dropped(deltas, p, seeds, start)
+    for delta, factor in zip(sparse, _factors(deltas, p, rescale, seeds, ratios), strict=True):
+        delta.mul_(factor)
+    merge = elect_and_average if normalize else elect_and_sum
+    return merge(sparse, expert_weights(deltas, weights), ELECTIONS[vote]).mul_(lambda_)
 
 
-def drop_and_rescale(
-    deltas: Float[Tensor, "K *shape"], p: float, seeds: Seeds
-) -> Float[Tensor, "K *shape"]:
-    """Each entry zero with probability p, else divided by 1 - p: its expectation is unchanged."""
+def dropped(
+    deltas: Float[Tensor, "K *shape"], p: float, seeds: Seeds, start: int = 0
+) -> Sequence[Float[Tensor, "*shape"]]:
+    """Each D_k with each entry zero with probability p, not rescaled."""
     if seeds is None:
         seeds = [derive_seed(0, "", k) for k in range(len(deltas))]
-    dropped = torch.zeros_like(deltas)
-    for delta, out, seed in zip(deltas, dropped, seeds, strict=True):
-        mask = keep_mask(seed, delta.shape, 1 - p).to(delta.device)
-        torch.where(mask, delta / (1 - p), out, out=out)
-    return dropped
+    return [drop(delta, seed, 1 - p, start) for delta, seed in zip(deltas, seeds, strict=True)]
+
+
+def _factors(
+    deltas: Float[Tensor, "K *shape"], p: float, rescale: str, seeds: Seeds, ratios: Ratios
+) -> Sequence[float]:
+    """What each expert's remaining entries are multiplied with."""
+    if rescale != "l1":
+        return [1 / (1 - p) if rescale == "inverse" else 1.0] * len(deltas)
+    if ratios is not None:
+        return ratios
+    found = survey(p=p, rescale=rescale, seeds=seeds)
+    assert found is not None
+    per_expert: Sequence[float] = surveyed(found, deltas)["ratios"]
+    return per_expert

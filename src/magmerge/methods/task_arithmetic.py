@@ -5,14 +5,26 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from magmerge.methods.average import weighted_sum
+from magmerge.methods.average import Normalize, total_weight, weighted_sum
+from magmerge.parameters import Lambda, Weights
 from magmerge.registry import register_method
-from magmerge.types import Lambda, Weights
 
 
-@register_method("task_arithmetic", source="Task arithmetic, arXiv:2212.04089, sec. 2")
+@register_method(
+    "task_arithmetic",
+    source="Task arithmetic, arXiv:2212.04089, sec. 2",
+    cut="entries",
+    workspace=(0, 1),
+)
 def task_arithmetic(
-    deltas: Float[Tensor, "K *shape"], *, lambda_: Lambda = 0.3, weights: Weights = None
+    deltas: Float[Tensor, "K *shape"],
+    *,
+    lambda_: Lambda = 0.3,
+    weights: Weights = None,
+    normalize: Normalize = False,
 ) -> Float[Tensor, "*shape"]:
     """Scaled sum of the task vectors: lambda sum_k w_k D_k."""
-    return weighted_sum(deltas, weights) * lambda_
+    total = weighted_sum(deltas, weights)
+    if normalize:
+        lambda_ = lambda_ / total_weight(deltas, weights)
+    return total.mul_(lambda_)

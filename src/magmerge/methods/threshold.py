@@ -1,86 +1,194 @@
-"""The exact magnitude threshold of a whole task vector, found in two sweeps without a sort."""
+"""Exact thresholds of a layer, or of the whole model, found piece by piece and without a sort."""
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from magmerge.linalg import (
-    CHUNK,
-    HALF,
-    HALF_BINS,
-    bin_of_rank,
-    float_of_bits,
-    kept_count,
-    lower_halves,
-    magnitude_bits,
+from magmerge.linalg.selection import (
+    count_above,
+    next_below,
+    nth_largest,
+    places_of,
+    tally_between,
+    weighted_rank,
 )
+from magmerge.methods.radix import RadixThreshold, keep_all, keep_none
+from magmerge.methods.tally import Finding, Tally
+from magmerge.parameters import Threshold
+from magmerge.types import Survey
+
+SAMPLE, SHARE = 1 << 15, 1 << 7
+"""The least number of entries in a sample, and one of how many is in it in a large layer."""
+SMALL = 1 << 17
+"""Entries of a layer that is kept and sorted out as a whole."""
+CROWD = 1 << 21
+"""Candidates beyond which they are counted rather than kept."""
+DEVIATIONS, SPARE = 8.0, 24.0
+"""How far a bracket reaches from the sample's own threshold: standard deviations, and entries."""
+
+View = Callable[[Tensor], Iterable[Tensor]]
+"""From the experts' tensors [K, entries] to T tensors of magnitudes [entries] that are ranked."""
 
 
-class ModelThreshold:
-    """For each expert, which entries are the `density` largest of the whole model.
+def magnitudes(deltas: Float[Tensor, "K *shape"]) -> Iterator[Float[Tensor, "entries"]]:
+    """What most methods rank: the size of each entry, of one task vector after the other."""
+    return (delta.abs().reshape(-1) for delta in deltas)
 
-    As `linalg.threshold_of`, over all tensors: the first sweep counts the upper halves of all bit
-    patterns, the second the lower halves in the bin of the threshold, tensor by tensor. Equal
-    entries are taken by tensor name, then by index.
+
+class LayerThreshold:
+    """For each row of `view` and each of `ranks`: the threshold of its `rank` largest entries.
+
+    A sample gives a bracket; one sweep counts what is above it and keeps the values within, among
+    which the threshold is then chosen. Where entries equal to it run out in the middle of a piece,
+    that piece is looked at again for the place. Where a bracket fails or holds too much, the bit
+    patterns of all entries are counted instead.
     """
 
-    passes = 2
+    scope: Literal["layer"] = "layer"
 
-    def __init__(self, experts: int, density: float) -> None:
-        self._density = density
+    def __init__(
+        self,
+        entries: int,
+        ranks: Sequence[int],
+        view: View = magnitudes,
+        *,
+        key: str = "thresholds",
+    ) -> None:
+        self._entries = entries
+        self._ranks = ranks
+        self._view = view
+        self._key = key
         self._lock = threading.Lock()
-        self._entries = 0
-        self._upper = torch.zeros(experts, HALF_BINS, dtype=torch.int64)
-        self._high = [0] * experts
-        self._left = [0] * experts
-        self._lower: list[dict[str, tuple[Tensor, Tensor]]] = [{} for _ in range(experts)]
-        self._found: list[tuple[Tensor, dict[str, int]]] = []
+        self._brackets: list[list[tuple[float, float]]] = []
+        self._tallies: dict[tuple[int, int], Tally] = {}
+        self._crowded = False
+        self._chosen = False
+        self._found: dict[tuple[int, int], Threshold] = {}
+        self._open: dict[tuple[int, int], tuple[Finding, int]] = {}
+        self._fallback: RadixThreshold | None = None
 
-    def observe(self, sweep: int, name: str, deltas: Float[Tensor, "K *shape"]) -> None:
-        """Count one layer's magnitudes; counts add up to the same in any order."""
-        for k, delta in enumerate(deltas):
-            parts = delta.to(torch.float32).reshape(-1).split(CHUNK)
-            counts = torch.zeros(HALF_BINS, dtype=torch.int64)
-            for part in parts:
-                bits = magnitude_bits(part).cpu()
-                found = bits >> HALF if sweep == 0 else lower_halves(bits, self._high[k])
-                counts += torch.bincount(found, minlength=HALF_BINS)
-            with self._lock:
-                if sweep == 0:
-                    self._upper[k] += counts
-                    self._entries += delta.numel() if k == 0 else 0
-                else:
-                    values = torch.nonzero(counts).reshape(-1)
-                    self._lower[k][name] = (values, counts[values])
+    @property
+    def samples(self) -> int:
+        """How many entries a bracket is told from; a small layer needs none."""
+        return 0 if self._entries <= SMALL else max(SAMPLE, self._entries // SHARE)
 
-    def conclude(self, sweep: int) -> None:
-        """Find the bin (first sweep) and the value (second sweep) of each expert's threshold."""
-        if sweep == 0:
-            wanted = kept_count(self._density, self._entries)
-            for k, counts in enumerate(self._upper):
-                self._high[k], self._left[k] = bin_of_rank(counts, wanted)
+    @property
+    def passes(self) -> int:
+        """One sweep for the values, one over single pieces for places, if need be."""
+        if self._fallback is not None:
+            return self._fallback.passes
+        return int(not self._chosen or bool(self._open))
+
+    def prepare(self, sample: Float[Tensor, "K samples"]) -> None:
+        """Bracket each threshold so that the whole layer's is almost surely within."""
+        self._brackets = [
+            [_bracket(row, rank / self._entries) for rank in self._ranks]
+            for row in self._view(sample)
+        ]
+
+    def wants(self, name: str, start: int, stop: int) -> bool:
+        """All pieces at first, then those in which a place is sought."""
+        if self._fallback is not None:
+            return self._fallback.wants(name, start, stop)
+        return not self._chosen or any(
+            start < finding.stop and finding.start < stop for finding, _ in self._open.values()
+        )
+
+    def observe(self, name: str, start: int, tensors: Float[Tensor, "K *shape"]) -> None:
+        """Count what is above each bracket, keep the values within; or find places."""
+        if self._fallback is not None:
+            self._fallback.observe(name, start, tensors)
+            return
+        for t, row in enumerate(self._view(tensors)):
+            if self._chosen:
+                self._find_places(t, start, row)
+                continue
+            everything = [(0.0, math.inf)] * len(self._ranks)
+            for r, (low, high) in enumerate(self._brackets[t] if self._brackets else everything):
+                above = 0 if math.isinf(high) else count_above(row, high)
+                values, counts = tally_between(row, low, high)
+                with self._lock:
+                    if self._crowded:
+                        continue
+                    tally = self._tallies.setdefault((t, r), Tally())
+                    tally.add(name, start, start + len(row), above, values, counts)
+                    # Not kept once it is known that there are too many.
+                    if tally.count > CROWD // len(tensors) and self._entries > SMALL:
+                        self._crowded = True
+                        self._tallies.clear()
+
+    def conclude(self) -> None:
+        """Choose the thresholds among what was kept, or start to count everything."""
+        if self._fallback is not None:
+            self._fallback.conclude()
+        elif self._chosen:
+            self._open.clear()
+        elif self._crowded or not all(self._choose(*key) for key in self._tallies):
+            self._fallback = RadixThreshold(lambda _: self._ranks, self._view, key=self._key)
+        self._chosen = True
+        self._tallies.clear()
+
+    def found(self, name: str) -> Mapping[str, Any]:
+        """One list of thresholds for each rank, with one for each row of the view."""
+        if self._fallback is not None:
+            return self._fallback.found(name)
+        rows = range(len(self._found) // len(self._ranks))
+        ranks = range(len(self._ranks))
+        return {self._key: [[self._found[t, r] for t in rows] for r in ranks]}
+
+    def _choose(self, t: int, r: int) -> bool:
+        """Set the threshold; False if the bracket does not hold it."""
+        rank, tally = self._ranks[r], self._tallies[t, r]
+        if rank <= 0 or rank >= self._entries:
+            self._found[t, r] = keep_none() if rank <= 0 else keep_all()
+            return True
+        values, counts = tally.columns()
+        left = rank - sum(finding.above for finding in tally.findings)
+        if not 0 < left <= int(counts.sum()):
+            return False
+        value = weighted_rank(values, counts, left)
+        quota = left - int(counts[values > value].sum())
+        if quota == tally.count_of(value):
+            below = next_below(value, values.dtype) if value else 0.0
+            self._found[t, r] = Threshold(below, 0)
         else:
-            self._found = [self._threshold(k) for k in range(len(self._lower))]
+            finding, quota = tally.last_of(value, quota)
+            self._open[t, r] = (finding, quota)
+            self._found[t, r] = Threshold(value, finding.stop)
+        return True
 
-    def for_layer(self, name: str) -> Mapping[str, Any]:
-        """Per expert, the threshold and how many of this tensor's entries that equal it stay."""
-        return {"thresholds": [(value, quotas.get(name, 0)) for value, quotas in self._found]}
+    def _find_places(self, t: int, start: int, row: Float[Tensor, "entries"]) -> None:
+        for r in range(len(self._ranks)):
+            finding, quota = self._open.get((t, r), (None, 0))
+            if finding is not None and finding.start == start:
+                value = self._found[t, r].value
+                place = int(places_of(row, value)[quota - 1])
+                self._found[t, r] = Threshold(value, start + place + 1)
 
-    def _threshold(self, k: int) -> tuple[Float[Tensor, ""], dict[str, int]]:
-        counts = torch.zeros(HALF_BINS, dtype=torch.int64)
-        for values, found in self._lower[k].values():
-            counts.index_add_(0, values, found)
-        low, left = bin_of_rank(counts, self._left[k])
-        quotas = {}
-        for name in sorted(self._lower[k]):
-            values, found = self._lower[k][name]
-            equal = int(found[values == low].sum())
-            quotas[name] = min(equal, left)
-            left -= quotas[name]
-        return float_of_bits(self._high[k], low), quotas
+
+def surveyed(survey: Survey, tensors: Float[Tensor, "K *shape"]) -> Mapping[str, Any]:
+    """What the survey finds in a layer that is here as a whole."""
+    flat = tensors.reshape(len(tensors), -1)
+    if survey.samples:
+        survey.prepare(flat[:, :: max(1, flat.shape[1] // survey.samples)])
+    while survey.passes:
+        survey.observe("", 0, flat)
+        survey.conclude()
+    return survey.found("")
+
+
+def _bracket(row: Tensor, share: float) -> tuple[float, float]:
+    """Two values between which the threshold of this share of a larger set almost surely lies."""
+    size = len(row)
+    middle = share * size
+    margin = DEVIATIONS * math.sqrt(size * share * max(0.0, 1 - share)) + SPARE
+    first, last = math.floor(middle - margin), math.ceil(middle + margin)
+    ranks = [min(max(rank, 1), size) for rank in (first, last)]
+    high, low = nth_largest(row, *ranks)
+    return (low if last <= size else 0.0, high if first >= 1 else math.inf)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -11,83 +11,144 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Doc
 
-from magmerge.linalg import kept_count, largest_mask, mask_from_threshold
-from magmerge.methods.average import expert_weights
-from magmerge.methods.threshold import ModelThreshold
+from magmerge.linalg.selection import kept_count, largest
+from magmerge.methods.average import Normalize, expert_weights
+from magmerge.methods.radix import RadixThreshold
+from magmerge.methods.threshold import LayerThreshold, magnitudes, surveyed
+from magmerge.parameters import Density, Lambda, Start, Thresholds, Weights
 from magmerge.registry import register_method
-from magmerge.types import Density, Lambda, Supplied, Survey, Weights
+from magmerge.types import Survey
 
 Scope = Annotated[
     Literal["tensor", "model"], Doc("whether the density holds in each tensor or in the model")
 ]
+Vote = Annotated[
+    Literal["plain", "weighted"],
+    Doc("plain: the sign of the sum; weighted: of the weighted sum, plus where it is zero"),
+]
 
 
 def survey(
-    *, experts: int, density: float = 0.2, scope: str = "tensor", **_: object
+    *, entries: int, density: float = 0.2, scope: str = "model", **_: object
 ) -> Survey | None:
-    """The whole-model threshold, where the scope asks for one."""
-    return ModelThreshold(experts, density) if scope == "model" else None
+    """Each expert's threshold, in the layer or in the whole model."""
+    if density == 1:
+        return None
+    if scope == "model":
+        return RadixThreshold(lambda total: [kept_count(density, total)], magnitudes)
+    return LayerThreshold(entries, [kept_count(density, entries)])
 
 
 @register_method(
-    "ties", source="TIES-Merging, arXiv:2306.01708, alg. 1", survey=survey, workspace=(1, 6)
+    "ties",
+    source="TIES-Merging, arXiv:2306.01708, alg. 1",
+    survey=survey,
+    cut="entries",
+    workspace=(1, 5),
 )
 def ties(
     deltas: Float[Tensor, "K *shape"],
     *,
     density: Density = 0.2,
     lambda_: Lambda = 1.0,
-    scope: Scope = "tensor",  # noqa: ARG001 - survey() reads it
+    scope: Scope = "model",
+    vote: Vote = "plain",
+    normalize: Normalize = True,
     weights: Weights = None,
-    thresholds: Annotated[Sequence[tuple[Tensor, int]] | None, Supplied()] = None,
+    thresholds: Thresholds = None,
+    start: Start = 0,
 ) -> Float[Tensor, "*shape"]:
     """Keep the largest entries, elect the sign of their sum, average those that agree with it.
 
     Of each D_k the `density` largest in magnitude stay (ceil(density n) of n; among equals the
-    first). The elected sign is that of sum_k w_k D_k; where that sum is zero the result is zero.
-    The result is lambda times the weighted mean of the entries that stay and have that sign.
-    With scope "model" the density holds in the whole task vector, not in each tensor: pass the
-    `thresholds` that `survey` finds; a single tensor without them is its own whole model.
+    first). The elected sign is that of sum_k D_k; where that sum is zero the result is zero.
+    The result is lambda times the weighted mean of the entries that stay and have that sign, or
+    with `normalize` off their weighted sum. With scope "model" the density holds in the whole
+    task vector, not in each tensor; a single tensor is then its own whole model.
     """
-    trimmed = trim(deltas, density) if thresholds is None else cut(deltas, thresholds)
-    return elect_and_average(trimmed, expert_weights(deltas, weights)) * lambda_
+    trimmed = trim(deltas, density, scope, thresholds, start)
+    elect = ELECTIONS[vote]
+    merge = elect_and_average if normalize else elect_and_sum
+    return merge(trimmed, expert_weights(deltas, weights), elect).mul_(lambda_)
 
 
-def trim(deltas: Float[Tensor, "K *shape"], density: float) -> Float[Tensor, "K *shape"]:
-    """Each D_k with all but its ceil(density n) largest entries set to zero."""
-    count = kept_count(density, deltas[0].numel())
-    trimmed = torch.zeros_like(deltas)
-    for delta, out in zip(deltas, trimmed, strict=True):
-        torch.where(largest_mask(delta.abs(), count), delta, out, out=out)
-    return trimmed
+def trim(
+    deltas: Float[Tensor, "K *shape"],
+    density: float,
+    scope: str = "tensor",
+    thresholds: Thresholds = None,
+    start: int = 0,
+) -> Sequence[Float[Tensor, "*shape"]]:
+    """Each D_k with all but its largest entries set to zero."""
+    if thresholds is None:
+        found = survey(entries=deltas[0].numel(), density=density, scope=scope)
+        if found is None:
+            return list(deltas)
+        thresholds = surveyed(found, deltas)["thresholds"]
+    (per_expert,) = thresholds
+    return [largest(d, t, start) for d, t in zip(deltas, per_expert, strict=True)]
 
 
-def cut(
-    deltas: Float[Tensor, "K *shape"], thresholds: Sequence[tuple[Tensor, int]]
-) -> Float[Tensor, "K *shape"]:
-    """Each D_k above its threshold, with the first `quota` entries that equal it."""
-    trimmed = torch.zeros_like(deltas)
-    for delta, out, (threshold, quota) in zip(deltas, trimmed, thresholds, strict=True):
-        mask = mask_from_threshold(delta.abs().to(threshold.dtype), threshold, quota)
-        torch.where(mask, delta, out, out=out)
-    return trimmed
+Stack = Sequence[Tensor] | Float[Tensor, "K *shape"]
+
+Election = Callable[[Stack, Sequence[float]], Tensor]
+
+
+def plain_election(trimmed: Stack, weights: Sequence[float]) -> Float[Tensor, "*shape"]:
+    """The sign of the sum, as the paper has it; a negative weight turns its task vector round."""
+    total = trimmed[0] * math.copysign(1.0, weights[0])
+    for weight, delta in zip(weights[1:], trimmed[1:], strict=True):
+        total.add_(delta, alpha=math.copysign(1.0, weight))
+    return total.sign_()
+
+
+def weighted_election(trimmed: Stack, weights: Sequence[float]) -> Float[Tensor, "*shape"]:
+    """The sign of the weighted sum, and plus where that is zero, as mergekit has it."""
+    total = torch.zeros_like(trimmed[0])
+    for weight, delta in zip(weights, trimmed, strict=True):
+        total.add_(delta, alpha=weight)
+    return total.sign_().add_(0.5).sign_()
+
+
+ELECTIONS: dict[str, Election] = {"plain": plain_election, "weighted": weighted_election}
 
 
 def elect_and_average(
-    trimmed: Float[Tensor, "K *shape"], weights: Sequence[float]
+    trimmed: Stack,
+    weights: Sequence[float],
+    elect: Election = plain_election,
 ) -> Float[Tensor, "*shape"]:
-    """The weighted mean of the entries w_k D_k whose sign is that of their sum.
+    """The weighted mean of the entries whose sign is the elected one.
 
     An expert of negative weight counts with its task vector turned round.
     """
-    mass = torch.zeros_like(trimmed[0])
+    elected = elect(trimmed, weights)
+    total = _agreeing(trimmed[0], weights[0], elected)
+    share = total.sign().mul_(abs(weights[0]))
+    total.mul_(abs(weights[0]))
+    for weight, delta in zip(weights[1:], trimmed[1:], strict=True):
+        agreeing = _agreeing(delta, weight, elected)
+        total.add_(agreeing, alpha=abs(weight))
+        share.add_(agreeing.sign_(), alpha=abs(weight))
+    # Where nobody agrees the total is zero, whatever it is divided by.
+    least = min((abs(weight) for weight in weights if weight), default=1.0)
+    return total.mul_(elected).div_(share.clamp_(min=least))
+
+
+def elect_and_sum(
+    trimmed: Stack,
+    weights: Sequence[float],
+    elect: Election = plain_election,
+) -> Float[Tensor, "*shape"]:
+    """The weighted sum of the entries whose sign is the elected one."""
+    elected = elect(trimmed, weights)
+    total = torch.zeros_like(elected)
     for weight, delta in zip(weights, trimmed, strict=True):
-        mass.add_(delta, alpha=weight)
-    elected = mass.sign_()
-    total, share = torch.zeros_like(mass), torch.zeros_like(mass)
-    for weight, delta in zip(weights, trimmed, strict=True):
-        agrees = (delta.sign() * math.copysign(1.0, weight) == elected) & (elected != 0)
-        total.add_(torch.where(agrees, delta, 0.0), alpha=weight)
-        share.add_(agrees, alpha=abs(weight))
-    alone = share == 0
-    return total.div_(share.masked_fill_(alone, 1.0)).masked_fill_(alone, 0.0)
+        total.add_(_agreeing(delta, weight, elected), alpha=abs(weight))
+    return total.mul_(elected)
+
+
+def _agreeing(delta: Tensor, weight: float, elected: Tensor) -> Tensor:
+    """The size of each entry that has the elected sign, and zero for the others."""
+    agreeing = torch.mul(delta, elected)
+    return agreeing.clamp_(min=0) if weight >= 0 else agreeing.neg_().clamp_(min=0)

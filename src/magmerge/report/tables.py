@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SPOKEN: dict[Action, str] = {
     "merge": "merged",
+    "mean": "set to lambda times the mean",
     "average": "averaged",
     "carry": "carried over",
     "tie": "tied",
@@ -77,7 +78,9 @@ def plan_summary(plan: Plan) -> Text:
 def records_table(records: Sequence[LayerRecord]) -> Table:
     """One row for each layer: its factors xi, norms of the task vector, cosine of the experts'."""
     columns = ("xi", "least", "greatest", "no gate", "norm before", "after", "cosine")
-    made = table("layers", "layer", *columns, "list", numbers=columns)
+    noted = any(record.notes for record in records)
+    extra = ("list", "notes") if noted else ("list",)
+    made = table("layers", "layer", *columns, *extra, numbers=columns)
     for record in records:
         factors = (record.xi, record.xi_min, record.xi_max, record.xi_free)
         made.add_row(
@@ -87,6 +90,7 @@ def records_table(records: Sequence[LayerRecord]) -> Table:
             f"{record.norm_after:#.4g}",
             "" if record.cosine is None else f"{record.cosine:+.3f}",
             "sensitive" if record.sensitive else "",
+            *([plain("; ".join(record.notes))] if noted else []),
         )
     return made
 
@@ -99,6 +103,9 @@ def records_summary(plan: Plan, records: Sequence[LayerRecord], *, merged: bool)
     parts += [f"{len(calibrated)} calibrated"] if calibrated else []
     parts += [f"{carried} carried over unchanged"] if carried else []
     text = ", ".join(parts)
+    noted = [record for record in records if record.notes]
+    if noted:
+        text += f"\n{len(noted)} layers with a note (-v lists them), such as: {noted[0].notes[0]}"
     if not calibrated:
         return text
     mean = sum(record.xi for record in calibrated) / len(calibrated)

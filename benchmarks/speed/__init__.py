@@ -1,0 +1,1 @@
+"""What the speed benchmark runs in processes of its own."""

@@ -1,0 +1,1 @@
+"""Linear algebra and selection on one layer's tensors; pure."""

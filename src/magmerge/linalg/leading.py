@@ -1,0 +1,143 @@
+"""The leading singular directions of a matrix without its singular value decomposition"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from magmerge.linalg.spectral import (
+    TOLERANCE,
+    above_cut,
+    decompose,
+    eigen,
+    gram,
+    noise,
+    power_of_two,
+    rowwise,
+    undecided,
+)
+from magmerge.linalg.subspace import leading_eigenvectors, worth_iterating
+
+MARGIN = 16
+"""Directions beyond the wanted ones, at least, among which float32 results are sorted out."""
+UNRESOLVED = 4.0
+"""What a symmetric eigensolver neglects between neighbours, in spacings of its largest value."""
+
+
+class Leading(NamedTuple):
+    """U, S and V of the leading singular triplets, S descending; those that count as zero left out.
+
+    `error` estimates the relative error (Frobenius) of the spaces that U and V span.
+    """
+
+    left: Tensor
+    values: Tensor
+    right: Tensor
+    error: float
+
+
+def leading(
+    matrix: Float[Tensor, "m n"],
+    count: int,
+    tolerance: float = TOLERANCE,
+    whole: float | None = None,
+) -> Leading:
+    """The first `count` singular triplets, those above RANK_CUT times the largest singular value.
+
+    With `whole`, the cut is that share of it instead: the norm of what `matrix` is the rest of.
+    The spaces of U and V are what is exact: directions whose singular values (nearly) agree may be
+    any basis of theirs, the same one on both sides. In order of preference: eigenvectors of the
+    smaller Gram matrix by iteration in float32, all of them in float64, and the decomposition.
+    """
+    if matrix.shape[0] < matrix.shape[1]:
+        turned = leading(matrix.T, count, tolerance, whole)
+        return turned._replace(left=turned.right, right=turned.left)
+    scale = power_of_two(matrix)
+    unit = matrix / scale
+    if not bool(unit.any()):
+        return Leading(unit[:, :0], unit[0, :0], unit.T[:, :0], 0.0)
+    largest = None if whole is None else whole / scale
+    found: Leading | None = None
+    if unit.dtype == torch.float32 and worth_iterating(unit.shape[1], count):
+        found = _by_eigenvectors(unit, count, torch.float32, tolerance, largest)
+    if found is None:
+        found = _by_eigenvectors(unit, count, torch.float64, tolerance, largest)
+    if found is None:
+        left, values, right = decompose(unit, "leading singular directions are too ill defined")
+        rank = min(count, above_cut(values, largest))
+        found = Leading(left[:, :rank], values[:rank], right[:, :rank], 0.0)
+    left, values, right = (part.to(matrix.dtype) for part in found[:3])
+    return Leading(left, values * scale, right, found.error)
+
+
+def _by_eigenvectors(
+    unit: Float[Tensor, "m n"],
+    count: int,
+    dtype: torch.dtype,
+    tolerance: float,
+    largest: float | None,
+) -> Leading | None:
+    """From A^T A = V S^2 V^T, U = A V S^-1; None where its error may exceed the tolerance.
+
+    In float32 by iteration; what that finds well is the space of V and some further directions.
+    Within it the directions are found again, from the images A V, in float64.
+    """
+    product = gram(unit, dtype)
+    single = dtype == torch.float32
+    started = leading_eigenvectors(product, count) if single else (*eigen(product), 0.0)
+    if started is None:
+        return None
+    values, vectors, left_over = started
+    mean = float(product.diagonal().double().mean())
+    del product
+    rank = min(count, above_cut(values, largest))
+    if undecided(values[: count + 1], largest):
+        return None
+    block = min(len(values), rank + max(MARGIN, rank // 4)) if single else rank
+    error = left_over + leading_error(values, rank, block, mean, unit.shape[1])
+    if error > tolerance:
+        return None
+    kept = vectors[:, :block]
+    if not single:
+        return Leading(rowwise(unit, kept / values[:rank]), values[:rank], kept, error)
+    images = unit @ kept
+    values, turn = eigen(gram(images, torch.float64))
+    values, turn = values[:rank], turn[:, :rank]
+    return Leading(images @ (turn / values).to(dtype), values, kept @ turn.to(dtype), error)
+
+
+def leading_error(
+    values: Float[Tensor, "k"], rank: int, block: int, mean: float, directions: int
+) -> float:
+    """Expected relative error of the first `rank` directions, found within a block of them.
+
+    To first order, noise e_ij in the eigenvectors' basis turns V by e_ij / (s_i^2 - s_j^2) towards
+    each direction j that is left out; those that `values` does not list count as its last. A
+    solver may also leave neighbours unresolved up to some spacings of the largest s^2. Within the
+    block only the rounding of the images A V counts. `mean` is that of all s^2.
+    """
+    if rank == 0:
+        return 0.0
+    squares = values.double().square()
+    spacing = torch.finfo(values.dtype).eps
+    far = _over_gaps(squares[:rank], squares[block:]) ** 2
+    if directions > len(values):
+        block = min(block, len(values) - 1)
+        hidden = directions - len(values)
+        far += hidden * _over_gaps(squares[:rank], squares[-1:]) ** 2
+    # What an iteration leaves is measured, not guessed.
+    solved = directions == len(values)
+    turned = spacing * (noise(mean, float(squares[0]), directions) if solved else mean) * far**0.5
+    if solved and block < len(squares):
+        turned += UNRESOLVED * spacing * float(squares[0] / (squares[rank - 1] - squares[block]))
+    near = _over_gaps(values[:rank].double(), values[rank:block].double())
+    near += float(values[:rank].double().reciprocal().norm())
+    return float((turned + spacing * mean**0.5 * near) / rank**0.5)
+
+
+def _over_gaps(first: Float[Tensor, "n"], second: Float[Tensor, "k"]) -> float:
+    """Root of the sum of 1 / (a - b)^2 over all a of the first and b of the second."""
+    return float((first.unsqueeze(1) - second).reciprocal().norm())

@@ -1,0 +1,123 @@
+"""Polar factors without a singular value decomposition"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from magmerge.linalg.spectral import (
+    TOLERANCE,
+    above_cut,
+    decompose,
+    eigen,
+    gram,
+    noise,
+    power_of_two,
+    rowwise,
+    undecided,
+)
+
+SINGLE = 256
+"""Columns from which on float32 saves enough time to be tried."""
+
+
+class Polar(NamedTuple):
+    """The partial isometry U V^T over the singular values that are not zero, and their sum.
+
+    `sensitivity`: by what a relative change of the matrix, of no particular direction, is expected
+    to be multiplied in the factor.
+    """
+
+    factor: Tensor
+    nuclear: float
+    sensitivity: float
+
+
+def polar(matrix: Float[Tensor, "m n"]) -> Polar:
+    """U V^T and sum S of the singular value decomposition U S V^T of `matrix`.
+
+    Only singular values above RANK_CUT times the largest take part: the directions of the others
+    are not defined. In order of preference: A (A^T A)^(-1/2) by eigenvectors in float32, the same
+    in float64, and the decomposition.
+    """
+    if matrix.shape[0] < matrix.shape[1]:
+        turned = polar(matrix.T)
+        return turned._replace(factor=turned.factor.T)
+    scale = power_of_two(matrix)
+    unit = matrix / scale
+    if not bool(unit.any()):
+        return Polar(torch.zeros_like(unit), 0.0, 0.0)
+    found: Polar | None = None
+    if unit.dtype == torch.float32 and unit.shape[1] >= SINGLE:
+        found = _by_eigenvectors(unit, torch.float32)
+    result = found or _by_eigenvectors(unit, torch.float64) or _by_decomposition(unit)
+    return result._replace(nuclear=result.nuclear * scale)
+
+
+def _by_eigenvectors(unit: Float[Tensor, "m n"], dtype: torch.dtype) -> Polar | None:
+    """A V S^-1 V^T from A^T A = V S^2 V^T; None where its error may exceed the tolerance."""
+    product = gram(unit, dtype)
+    if dtype == torch.float32 and not _well_conditioned(product):
+        return None
+    values, vectors = eigen(product)
+    del product
+    rank = above_cut(values)
+    if undecided(values) or polar_error(values, rank) > TOLERANCE:
+        return None
+    kept = vectors[:, :rank]
+    root = (kept / values[:rank]) @ kept.T
+    single = torch.finfo(torch.float32).eps * float(
+        values.norm() * values[:rank].reciprocal().norm() / rank**0.5 / len(values) ** 0.5
+    )
+    if unit.dtype == torch.float32 and single < TOLERANCE / 2:
+        factor = unit @ root.float()
+    else:
+        factor = rowwise(unit, root.double())
+    return Polar(factor, float(values[:rank].double().sum()), sensitivity(values, rank, len(unit)))
+
+
+def polar_error(values: Float[Tensor, "n"], rank: int) -> float:
+    """Expected relative error of A V S^-1 V^T, if the Gram matrix is as noisy as rounding makes it.
+
+    To first order, noise e_ij in the eigenvectors' basis moves the polar factor by
+    e_ij / (s_j (s_i + s_j)) at the directions i (any) and j (kept).
+    """
+    exact = values.double()
+    weights = exact[:rank] * (exact.unsqueeze(1) + exact[:rank])
+    total = float(weights.reciprocal().square().sum())
+    size = noise(float(exact.square().mean()), float(exact[0]) ** 2, len(values))
+    return float(torch.finfo(values.dtype).eps * size * (total / rank) ** 0.5)
+
+
+def sensitivity(values: Float[Tensor, "n"], rank: int, rows: int) -> float:
+    """Root mean square of |dP| / |P| over |dA| / |A| for random dA, P being the polar factor of A.
+
+    dP_ij = (e_ij - e_ji) / (s_i + s_j) within the range of A, e_ij / s_j from outside it.
+    """
+    kept = values[:rank].double()
+    if rank == 0:
+        return 0.0
+    poles = kept.reciprocal().square()
+    within = 2 * (kept.unsqueeze(1) + kept).reciprocal().square().sum() - poles.sum() / 2
+    outside = (rows - rank) * poles.sum()
+    return float(((within + outside) / rank * kept.square().sum() / rank / rows).sqrt())
+
+
+def _well_conditioned(product: Float[Tensor, "n n"]) -> bool:
+    """A cheap look, by the diagonal of a Cholesky factor, at whether float32 may do."""
+    factor, failed = torch.linalg.cholesky_ex(product)
+    diagonal = factor.diagonal()
+    return not bool(failed) and float(diagonal.min()) > 0.01 * float(diagonal.max())
+
+
+def _by_decomposition(unit: Float[Tensor, "m n"]) -> Polar:
+    left, values, right = decompose(
+        unit, "a polar factor is too ill conditioned for its Gram matrix"
+    )
+    rank = above_cut(values)
+    factor = left[:, :rank] @ right[:, :rank].T
+    found = factor.to(unit.dtype), float(values[:rank].sum())
+    return Polar(*found, sensitivity(values, rank, len(unit)))

@@ -1,0 +1,131 @@
+"""The largest entries of a tensor: an exact threshold without a sort, and what lies beyond it."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from magmerge.parameters import Threshold
+
+HALF = 16
+HALF_BINS = 1 << HALF
+
+
+def kept_count(density: float, entries: int) -> int:
+    """ceil(density * entries), without the rounding of a density like 0.07 in binary."""
+    return math.ceil(Fraction(str(density)) * entries)
+
+
+def largest(
+    values: Float[Tensor, "*shape"], threshold: Threshold, start: int = 0
+) -> Float[Tensor, "*shape"]:
+    """`values` with every entry that is not beyond the threshold in magnitude set to zero.
+
+    `start` is the place of the first entry in the layer that the threshold is of.
+    """
+    value, until, rounded = threshold
+    if rounded and values.dtype == torch.float64:
+        kept = largest(values.to(torch.float32), threshold, start)
+        return values * kept.bool()
+    if value > 0 and until >= start + values.numel():
+        value = next_below(value, values.dtype)
+    if value <= 0:
+        return values.clone()
+    kept = torch.nn.functional.hardshrink(values, value)
+    if start < until < start + values.numel():
+        flat, out = values.reshape(-1), kept.reshape(-1)
+        equal = places_of(flat[: until - start].abs(), value).to(flat.device)
+        out[equal] = flat[equal]
+    return kept
+
+
+def next_below(value: float, dtype: torch.dtype) -> float:
+    """The greatest number of this format that is smaller than `value`, which is positive."""
+    return float(torch.nextafter(torch.tensor(value, dtype=dtype), torch.zeros((), dtype=dtype)))
+
+
+def count_above(magnitudes: Float[Tensor, "entries"], bound: float) -> int:
+    """How many entries are greater than `bound`, a number of their format."""
+    if magnitudes.is_cpu:
+        values = magnitudes.numpy()
+        return int(np.count_nonzero(values > values.dtype.type(bound)))
+    return int(torch.count_nonzero(magnitudes > bound))
+
+
+def tally_between(
+    magnitudes: Float[Tensor, "entries"], low: float, high: float
+) -> tuple[Float[Tensor, "values"], Int[Tensor, "values"]]:
+    """The different values in [low, high], rising, and how often each occurs; on the CPU."""
+    if magnitudes.is_cpu:
+        values = magnitudes.numpy()
+        edge = values.dtype.type
+        places = np.flatnonzero((values >= edge(low)) & (values <= edge(high)))
+        found, counts = np.unique(values.take(places), return_counts=True)
+        return torch.from_numpy(found), torch.from_numpy(counts)
+    within = magnitudes[(magnitudes >= low) & (magnitudes <= high)]
+    found, counts = torch.unique(within, return_counts=True)
+    return found.cpu(), counts.cpu()
+
+
+def places_of(magnitudes: Float[Tensor, "entries"], value: float) -> Int[Tensor, "found"]:
+    """Where this value is, in rising order; on the CPU."""
+    if magnitudes.is_cpu:
+        values = magnitudes.numpy()
+        return torch.from_numpy(np.flatnonzero(values == values.dtype.type(value)))
+    return torch.nonzero(magnitudes == value).reshape(-1).cpu()
+
+
+def count_equal(magnitudes: Float[Tensor, "entries"], value: float) -> int:
+    """How many entries are `value`."""
+    if magnitudes.is_cpu:
+        values = magnitudes.numpy()
+        return int(np.count_nonzero(values == values.dtype.type(value)))
+    return int(torch.count_nonzero(magnitudes == value))
+
+
+def nth_largest(values: Float[Tensor, "entries"], *ranks: int) -> list[float]:
+    """The values of these ranks, from 1, the largest; a list with one for each rank."""
+    places = [len(values) - rank for rank in ranks]
+    ordered = np.partition(values.cpu().numpy(), places)
+    return [float(ordered[place]) for place in places]
+
+
+def weighted_rank(
+    values: Float[Tensor, "values"], counts: Int[Tensor, "values"], rank: int
+) -> float:
+    """The `rank`-th largest of values that occur so often."""
+    ordered, order = values.sort(descending=True)
+    reached = counts[order].cumsum(0, dtype=torch.int64)
+    return float(ordered[torch.searchsorted(reached, rank)])
+
+
+def magnitude_bits(values: Float[Tensor, "entries"]) -> Int[Tensor, "entries"]:
+    """The bit patterns of float32 magnitudes: integers of the same order."""
+    return values.abs().view(torch.int32)
+
+
+def lower_halves(bits: Int[Tensor, "entries"], high: int) -> Int[Tensor, "found"]:
+    """The lower halves of those patterns whose upper half is `high`."""
+    low = high << HALF
+    if bits.is_cpu:
+        array = bits.numpy()
+        return torch.from_numpy(array[(array >= low) & (array < low + HALF_BINS)] - low)
+    return bits[(bits >> HALF) == high] & (HALF_BINS - 1)
+
+
+def float_of_bits(high: int, low: int) -> float:
+    """The float32 whose bit pattern has these halves."""
+    return float(torch.tensor((high << HALF) | low, dtype=torch.int32).view(torch.float32))
+
+
+def bin_of_rank(counts: Int[Tensor, "bins"], rank: int) -> tuple[int, int]:
+    """The bin of the `rank`-th largest entry (from 1), and its rank within that bin."""
+    above = counts.flip(0).cumsum(0)
+    index = int(torch.searchsorted(above, rank))
+    before = int(above[index - 1]) if index else 0
+    return len(counts) - 1 - index, rank - before

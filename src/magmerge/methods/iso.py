@@ -1,0 +1,111 @@
+"""Isotropic merging: the sum's singular directions, all with the same singular value."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from annotated_types import Interval
+from jaxtyping import Float
+from torch import Tensor
+from typing_extensions import Doc
+
+from magmerge.linalg.joined import orthogonalised
+from magmerge.linalg.leading import Leading, leading
+from magmerge.linalg.polar import polar
+from magmerge.linalg.spectral import as_matrix, summed
+from magmerge.methods.matrices import MATRICES, scaled_mean
+from magmerge.parameters import Lambda
+from magmerge.registry import register_method
+
+CommonFraction = Annotated[
+    float,
+    Interval(ge=0, le=1),
+    Doc("share of the directions that are the sum's; each task adds the same number of the rest"),
+]
+
+
+@register_method(
+    "iso_c",
+    source="Iso-C, arXiv:2502.04959, alg. 1",
+    kinds=MATRICES,
+    faithful=False,
+    workspace=(0, 24),
+)
+def iso_c(deltas: Float[Tensor, "K *shape"], *, lambda_: Lambda = 1.0) -> Float[Tensor, "*shape"]:
+    """The sum of the task vectors with all its singular values replaced by their mean.
+
+    For a matrix: sum_k D_k = U S V^T gives lambda mean(S) U V^T, the mean over min(M, N) values.
+    Directions whose singular value counts as zero (2^-20 of the largest) have no share in U V^T,
+    as they are not defined, but do count in the mean. Convolutions are [out, rest] matrices; a
+    vector gets lambda times the mean of its task vectors.
+    """
+    if deltas.ndim < 3:
+        return scaled_mean(deltas, lambda_)
+    total = as_matrix(summed(deltas))
+    found = polar(total)
+    mean = found.nuclear / max(1, min(total.shape))
+    return (found.factor * (lambda_ * mean)).reshape(deltas.shape[1:])
+
+
+@register_method(
+    "iso_cts",
+    source="Iso-CTS, arXiv:2502.04959, alg. 2",
+    kinds=MATRICES,
+    faithful=False,
+    workspace=(0, 40),
+)
+def iso_cts(
+    deltas: Float[Tensor, "K *shape"],
+    *,
+    common_fraction: CommonFraction = 0.8,
+    lambda_: Lambda = 1.0,
+) -> Float[Tensor, "*shape"]:
+    """Common directions of the sum, then each task's own, all with the same singular value.
+
+    For a matrix of R = min(M, N) directions: each task gets t = round((R - floor(f R)) / K) of
+    them, f being `common_fraction` (half to even, at most floor(R / K)), the sum of the task
+    vectors the other c = R - K t. Of the sum the first c singular triplets are taken; of each task
+    those first t of D_k - C C^T D_k, C being the sum's c left directions. All left vectors side by
+    side are replaced by their polar factor, so are the right ones, and the result is
+    lambda s U V^T with s the sum of all these singular values over R. With more experts than spare
+    directions t = 0, which is Iso-C. Triplets that count as zero (2^-20 of the sum's largest
+    singular value, or of |D_k|) are left out, but count in the mean. Others as in `iso_c`.
+    """
+    if deltas.ndim < 3:
+        return scaled_mean(deltas, lambda_)
+    directions = min(as_matrix(deltas[0]).shape)
+    common, own = shares(directions, len(deltas), common_fraction)
+    total = as_matrix(summed(deltas))
+
+    def find(dtype: torch.dtype, tolerance: float) -> list[Leading]:
+        shared = leading(total.to(dtype), common, tolerance)
+        matrices = (as_matrix(delta).to(dtype) for delta in deltas) if own else ()
+        return [*(residual(matrix, shared.left, own, tolerance) for matrix in matrices), shared]
+
+    left, values, right = orthogonalised(find, deltas.dtype)
+    mean = float(values.double().sum()) / max(1, directions)
+    return (left @ right.T).mul_(lambda_ * mean).reshape(deltas.shape[1:])
+
+
+def shares(directions: int, experts: int, fraction: float) -> tuple[int, int]:
+    """How many directions are common, and how many each task adds; together all of them."""
+    spare = directions - int(directions * fraction)
+    own = min(round(spare / experts), directions // experts)
+    return directions - experts * own, own
+
+
+def residual(
+    delta: Float[Tensor, "m n"], common: Float[Tensor, "m c"], count: int, tolerance: float
+) -> Leading:
+    """The first `count` triplets of what `delta` has outside the `common` left directions.
+
+    The difference has the rounding of all of `delta`, which weighs more where little is left of it.
+    """
+    whole = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
+    found = leading(delta - common @ (common.T @ delta), count, tolerance, whole)
+    if not len(found.values):
+        return found
+    inverse = float(found.values.double().reciprocal().square().mean().sqrt())
+    rounding = 2 * torch.finfo(delta.dtype).eps * whole / min(delta.shape) ** 0.5
+    return found._replace(error=found.error + rounding * inverse)

@@ -1,0 +1,19 @@
+"""What the spectral methods share: which layers are matrices to them, and what others get"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from magmerge.linalg.spectral import summed
+from magmerge.types import Kind
+
+MATRICES: frozenset[Kind] = frozenset({"matrix", "transposed", "convolution", "experts"})
+"""Kinds that are matrices to these methods; fused experts come one by one. Not here: embeddings and
+heads, whose rows are tokens or classes, and vectors: these get lambda times the mean, as in the
+sources."""
+
+
+def scaled_mean(deltas: Float[Tensor, "K *shape"], lambda_: float) -> Float[Tensor, "*shape"]:
+    """lambda times the mean of the task vectors, for what is no matrix."""
+    return summed(deltas).div_(len(deltas)).mul_(lambda_)

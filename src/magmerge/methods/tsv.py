@@ -1,0 +1,42 @@
+"""Task singular vectors: each expert's leading directions, made orthogonal to each other."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from magmerge.linalg.joined import orthogonalised
+from magmerge.linalg.leading import leading
+from magmerge.linalg.spectral import as_matrix
+from magmerge.methods.matrices import MATRICES, scaled_mean
+from magmerge.parameters import Lambda
+from magmerge.registry import register_method
+
+
+@register_method(
+    "tsv_m",
+    source="TSV-M, arXiv:2412.00081, alg. 1",
+    kinds=MATRICES,
+    faithful=False,
+    workspace=(0, 40),
+)
+def tsv_m(deltas: Float[Tensor, "K *shape"], *, lambda_: Lambda = 1.0) -> Float[Tensor, "*shape"]:
+    """Each expert's leading singular triplets, their vectors made orthogonal among the experts.
+
+    For matrices [M, N]: of each D_k the first max(1, floor(min(M, N) / K)) triplets; all their left
+    vectors side by side are replaced by their polar factor U, all right ones by V, and the result
+    is lambda U diag(s) V^T with s all their singular values. Triplets that count as zero (2^-20 of
+    D_k's largest singular value) are left out, and so are in a polar factor the directions of
+    singular values that do. Convolutions are [out, rest] matrices; a vector gets lambda times the
+    mean of its task vectors.
+    """
+    if deltas.ndim < 3:
+        return scaled_mean(deltas, lambda_)
+    count = max(1, min(as_matrix(deltas[0]).shape) // len(deltas))
+    left, values, right = orthogonalised(
+        lambda dtype, tolerance: [
+            leading(as_matrix(delta).to(dtype), count, tolerance) for delta in deltas
+        ],
+        deltas.dtype,
+    )
+    return ((left * (values * lambda_)) @ right.T).reshape(deltas.shape[1:])

@@ -1,0 +1,122 @@
+"""What a merge reads: checkpoints, and experts on a base, as all kinds of them look alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from magmerge.types import Kind, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Checkpoint(Protocol):
+    """Tensors by name, read lazily and one at a time."""
+
+    @property
+    def source(self) -> str:
+        """What messages call it."""
+        ...
+
+    @property
+    def folder(self) -> Path | None:
+        """Where its config and tokenizer are, if it has any."""
+        ...
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What a digest is taken of."""
+        ...
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Every tensor's header, in the order of the model."""
+        ...
+
+    @property
+    def ties(self) -> Mapping[str, str]:
+        """Each tensor that shares another's memory, to that other."""
+        ...
+
+    @property
+    def kinds(self) -> Mapping[str, Kind]:
+        """What is known of its layers beyond shapes."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor `name`, on the CPU, in its stored dtype."""
+        ...
+
+    def read_part(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Entries [start, stop) of the flattened tensor, on the CPU, in its stored dtype.
+
+        In memory of their own, or in `out`, which is flat, contiguous and of that dtype.
+        """
+        ...
+
+
+class Expert(Protocol):
+    """One fine-tuned model, whole or as an adapter on the base."""
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Where it is from."""
+        ...
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What a digest is taken of."""
+        ...
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """The tensors it has, or would have as a whole model."""
+        ...
+
+    @property
+    def ties(self) -> Mapping[str, str]:
+        """Each tensor that shares another's memory, to that other."""
+        ...
+
+    @property
+    def untouched(self) -> frozenset[str]:
+        """Those of them that it is known to leave as in the base."""
+        ...
+
+    @property
+    def faults(self) -> Sequence[str]:
+        """What its headers show to be wrong with it."""
+        ...
+
+    @property
+    def whole(self) -> Checkpoint | None:
+        """The checkpoint that holds its own weights, if there is one."""
+        ...
+
+    def weight(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
+        """The expert's own entries in place of `base`, like it in dtype, shape and device.
+
+        `base` is the base's whole tensor, or the piece of it whose first entry is `start`. The
+        result is in memory of its own, or in `out` where that is given.
+        """
+        ...
+
+    def delta(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
+        """The task vector `expert - base`, of the whole tensor or of the same piece."""
+        ...
+
+
+class Sources(NamedTuple):
+    """The opened models. `layout` is the one whose tensors, and only those, the result has."""
+
+    layout: Checkpoint
+    base: Checkpoint | None
+    experts: Sequence[Expert]
+    merged: Checkpoint | None

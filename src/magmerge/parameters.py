@@ -1,0 +1,43 @@
+"""What methods and calibrators take: parameters that many share, and what the pipeline supplies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+from annotated_types import Interval
+from typing_extensions import Doc
+
+
+@dataclass(frozen=True, slots=True)
+class Supplied:
+    """Marks a parameter that the pipeline fills in, not the user."""
+
+
+Density = Annotated[
+    float, Interval(gt=0, le=1), Doc("share of each task vector's entries that is kept")
+]
+Lambda = Annotated[float, Doc("factor on the merged task vector")]
+Probability = Annotated[float, Interval(ge=0, lt=1), Doc("chance that an entry is dropped")]
+Weights = Annotated[
+    Sequence[float] | None, Doc("one weight per expert, in their order; all equal if not given")
+]
+Seeds = Annotated[Sequence[int] | None, Supplied()]
+Start = Annotated[int, Supplied()]
+"""Where in its layer the piece begins that a method is given, in entries."""
+
+
+class Threshold(NamedTuple):
+    """The value that parts the largest entries of a layer from the rest.
+
+    Entries above `value` are among them, and of those equal to it the ones before entry `until`.
+    With `rounded` they are compared as float32, in which format the value was found.
+    """
+
+    value: float
+    until: int
+    rounded: bool = False
+
+
+Thresholds = Annotated[Sequence[Sequence[Threshold]] | None, Supplied()]

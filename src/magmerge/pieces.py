@@ -1,0 +1,66 @@
+"""Into which pieces a layer is cut, so that memory is bounded and the work stays in the cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from magmerge.binding import Bound
+from magmerge.types import Calibrator, Cut, Kind, Method, Piece, Step
+
+UNIT = 1 << 16
+"""Entries to whose multiples a layer is cut for a survey, and summed up together."""
+PIECE = 1 << 18
+"""Entries of a piece: several float32 copies of it fit into a core's own cache."""
+ALIGNED = 64
+"""Entries of which every piece holds a multiple, so that vector instructions see equal parts."""
+
+
+def cut_of(item: Method | Calibrator, keywords: Mapping[str, Any]) -> Cut:
+    """How a layer may be cut for this method or calibrator with these keywords."""
+    return item.cut(**keywords) if callable(item.cut) else item.cut
+
+
+def coarsest(*cuts: Cut) -> Cut:
+    """The cut that suits all: a whole layer suits everything, and rows whatever takes entries."""
+    return max(cuts, key=("entries", "rows", "whole").index, default="entries")
+
+
+def cut_for(step: Step, bound: Bound, limit: int) -> tuple[Piece, ...]:
+    """The pieces of a layer that its merge and all its calibrators can take."""
+    cuts = [cut_of(*one) for one in bound.treatment.of(step)]
+    if bound.method is not None and step.action == "merge":
+        cuts.append(cut_of(bound.method, bound.keywords))
+    return cut(step.spec.shape, step.kind, coarsest(*cuts), limit)
+
+
+def cut(shape: tuple[int, ...], kind: Kind, how: Cut, limit: int = PIECE) -> tuple[Piece, ...]:
+    """The pieces of a layer, of at most `limit` entries where its grain allows.
+
+    The rows of a transposed matrix are its columns, so it is not cut for what works by rows. Fused
+    experts, [experts, out, in], are one matrix after the other for what takes whole layers.
+    """
+    entries = math.prod(shape)
+    if how == "rows" and (kind == "transposed" or len(shape) < 2):
+        how = "whole"
+    if how == "whole":
+        if kind != "experts":
+            return (Piece(0, entries, shape, UNIT),)
+        size = math.prod(shape[1:])
+        return tuple(Piece(i * size, (i + 1) * size, shape[1:], UNIT) for i in range(shape[0]))
+    row = 1 if how == "entries" else math.prod(shape[1:])
+    grain = _grain(row)
+    length = max(1, limit // grain) * grain
+    pieces = []
+    for start in range(0, max(entries, 1), length):
+        stop = min(start + length, entries)
+        part = (stop - start,) if how == "entries" else ((stop - start) // row, *shape[1:])
+        pieces.append(Piece(start, stop, part, grain))
+    return tuple(pieces)
+
+
+def _grain(row: int) -> int:
+    """The least number of entries that is whole rows, a multiple of ALIGNED, and about a unit."""
+    step = row * (ALIGNED // math.gcd(row, ALIGNED))
+    return step * max(1, UNIT // step)

@@ -1,0 +1,130 @@
+"""Pieces of a layer from all models, in the format of the arithmetic, found to be finite."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from magmerge.device import Device, moved
+from magmerge.dtypes import torch_dtype
+from magmerge.errors import NonFiniteError
+from magmerge.models import Checkpoint, Sources
+from magmerge.types import Piece, Step
+
+RUNS, STRIDE = 32, 8
+"""A sample is every STRIDE-th entry of RUNS stretches of a layer."""
+
+
+class Reader:
+    """Reads pieces. What is not finite is reported with its tensor and source."""
+
+    def __init__(self, sources: Sources, device: Device) -> None:
+        self._sources = sources
+        self._device = device
+
+    def base(self, step: Step, piece: Piece) -> Tensor:
+        """The base's piece in float32, or float64 for a float64 model; zeros without a base."""
+        sources, name = self._sources, step.spec.name
+        dtype = self._dtype(name)
+        if sources.base is None:
+            return self._device.empty(dtype, piece.shape).zero_()
+        return self._read(sources.base, name, piece, dtype, of_base=True)
+
+    def merged(self, step: Step, piece: Piece) -> Tensor:
+        """The piece of the merged model that is calibrated."""
+        name = step.spec.name
+        return self._read(self._sources.layout, name, piece, self._dtype(name))
+
+    def experts(
+        self,
+        step: Step,
+        piece: Piece,
+        base: Tensor,
+        what: Literal["deltas", "weights"],
+        *,
+        seen: bool = False,
+    ) -> Tensor:
+        """[K, *piece]: the experts' task vectors or weights. `seen`: found to be finite before."""
+        experts, name = self._sources.experts, step.spec.name
+        tensors = base.new_empty((len(experts), *base.shape))
+        models = [expert.whole for expert in experts]
+        dtypes = {model.specs[name].dtype if model is not None else None for model in models}
+        if len(dtypes) == 1 and None not in dtypes:
+            self._read_together(name, piece, tensors)
+            if what == "deltas":
+                tensors.sub_(base)
+        else:
+            for expert, tensor in zip(experts, tensors, strict=True):
+                read = expert.weight if what == "weights" else expert.delta
+                read(name, base, piece.start, tensor)
+        if not seen and not _is_finite(tensors):
+            for expert, tensor in zip(experts, tensors, strict=True):
+                _check_finite(tensor, name, expert.source)
+        return tensors
+
+    def _read_together(self, name: str, piece: Piece, tensors: Tensor) -> None:
+        """All experts' weights at once: one conversion for models that are stored alike."""
+        models = [expert.whole for expert in self._sources.experts if expert.whole is not None]
+        stored = torch_dtype(models[0].specs[name].dtype)
+        size = (len(models), piece.stop - piece.start)
+        raw = torch.empty(size, dtype=stored, pin_memory=tensors.is_cuda)
+        for model, row in zip(models, raw, strict=True):
+            model.read_part(name, piece.start, piece.stop, row)
+        moved(raw, tensors, tensors)
+
+    def sample(self, step: Step, what: Literal["deltas", "weights"], entries: int) -> Tensor:
+        """[K, entries]: some entries from everywhere in the layer; always the same ones."""
+        size, length = math.prod(step.spec.shape), STRIDE * max(1, entries // RUNS)
+        parts = []
+        for run in range(RUNS):
+            start = max(0, size - length) * run // (RUNS - 1)
+            piece = Piece(start, min(start + length, size), (min(length, size),), length)
+            tensors = self.experts(step, piece, self.base(step, piece), what)
+            parts.append(tensors[:, ::STRIDE])
+        return torch.cat(parts, dim=1)
+
+    def _dtype(self, name: str) -> torch.dtype:
+        sources = self._sources
+        models = [sources.layout, *([] if sources.base is None else [sources.base])]
+        wide = any(model.specs[name].dtype == "F64" for model in models)
+        return torch.float64 if wide else torch.float32
+
+    def _read(
+        self,
+        source: Checkpoint,
+        name: str,
+        piece: Piece,
+        dtype: torch.dtype,
+        *,
+        of_base: bool = False,
+    ) -> Tensor:
+        part = self._device.empty(dtype, piece.shape)
+        moved(source.read_part(name, piece.start, piece.stop), part, part)
+        _check_finite(part, name, source.source, of_base=of_base)
+        return part
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # A sum that is finite has finite terms; one that is not may only be too large.
+    return math.isfinite(float(tensor.sum())) or bool(tensor.isfinite().all())
+
+
+def _check_finite(tensor: Tensor, name: str, source: str, *, of_base: bool = False) -> None:
+    if _is_finite(tensor):
+        return
+    raise NonFiniteError(
+        count_of_bad(tensor),
+        source=source,
+        tensor=name,
+        remedy="use a sound copy of this model"
+        + ("" if of_base else f", or keep the base's tensor: --ignore {name} (ignore=)"),
+    )
+
+
+def count_of_bad(tensor: Tensor) -> str:
+    """How many entries are not finite, in words."""
+    nans, infinities = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+    return f"{nans} NaN and {infinities} infinite of {tensor.numel()} values"

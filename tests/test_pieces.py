@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from magmerge.pieces import ALIGNED, UNIT, coarsest, cut
+
+SHAPES = st.lists(st.integers(1, 400), min_size=1, max_size=4).map(tuple)
+
+
+@given(
+    shape=SHAPES,
+    how=st.sampled_from(["entries", "rows", "whole"]),
+    kind=st.sampled_from(["matrix", "transposed", "experts", "convolution"]),
+    limit=st.sampled_from([1, UNIT, 3 * UNIT + 5]),
+)
+def test_pieces_cover_the_layer_in_order(
+    shape: tuple[int, ...], how: str, kind: str, limit: int
+) -> None:
+    pieces = cut(shape, kind, how, limit)
+    assert pieces[0].start == 0
+    assert pieces[-1].stop == math.prod(shape)
+    for piece, following in itertools.pairwise(pieces):
+        assert piece.stop == following.start
+    for piece in pieces:
+        assert math.prod(piece.shape) == piece.stop - piece.start
+
+
+@given(row=st.integers(1, 5000), limit=st.integers(1, 1 << 20))
+def test_a_piece_of_rows_is_whole_rows_and_aligned(row: int, limit: int) -> None:
+    pieces = cut((700, row), "matrix", "rows", limit)
+    assert all(piece.shape[1:] == (row,) for piece in pieces)
+    assert all(piece.start % ALIGNED == 0 for piece in pieces)
+    grains = {piece.grain for piece in pieces}
+    assert len(grains) == 1
+    assert all(piece.start % grain == 0 for piece in pieces for grain in grains)
+
+
+def test_entries_are_cut_at_units() -> None:
+    assert [p.start for p in cut((3, UNIT), "matrix", "entries", UNIT)] == [0, UNIT, 2 * UNIT]
+
+
+def test_fused_experts_are_matrices_and_a_transposed_layer_keeps_its_rows() -> None:
+    experts = cut((4, 8, 6), "experts", "whole")
+    assert [(p.start, p.shape) for p in experts] == [(i * 48, (8, 6)) for i in range(4)]
+    assert len(cut((900, 900), "transposed", "rows", UNIT)) == 1
+    assert len(cut((900, 900), "transposed", "entries", UNIT)) > 1
+    assert cut((0, 5), "matrix", "entries")[0].stop == 0
+
+
+@pytest.mark.parametrize(
+    ("cuts", "found"),
+    [
+        ((), "entries"),
+        (("rows", "entries"), "rows"),
+        (("rows", "whole", "entries"), "whole"),
+    ],
+)
+def test_the_coarsest_cut_suits_all(cuts: tuple[str, ...], found: str) -> None:
+    assert coarsest(*cuts) == found
