@@ -123,7 +123,8 @@ def growth(repeat: int) -> list[dict[str, object]]:
         if layers > LAYERS:
             shutil.rmtree(folder)
     rows.sort(key=lambda row: (row["parameters"], row["experts"]))
-    table = Table("parameters", "experts", "s", "CPU s", "CPU ns per entry read", "peak GB")
+    columns = ("parameters", "experts", "s", "CPU s", "CPU ns per entry", "peak GB")
+    table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
         entries = row["parameters"] * (row["experts"] + 1)
         table.add_row(
@@ -220,8 +221,8 @@ def middle(costs: list[Cost]) -> Cost:
 
 def as_table(rows: list[dict[str, object]]) -> Table:
     """Both programs' medians, and how many times less magmerge takes."""
-    table = Table(title="seconds, and GB at the peak, of whole processes")
-    table.add_column("")
+    title = "seconds, and GB at the peak, of whole processes"
+    table = Table("", title=title, title_justify="left", box=None, pad_edge=False)
     for name in ("mergekit s", "CPU s", "GB", "magmerge s", "CPU s", "GB", "time ratio", "memory"):
         table.add_column(name, justify="right")
     for row in rows:

@@ -54,7 +54,6 @@ DIFFERENCES = [
     Difference("each entry by its own chance, or L1", "della", {}, {"rescale": "l1"}),
     Difference("85 to 99.3 % cut, or nothing", "breadcrumbs", {}, {"density": 1.0}),
     Difference("energies weigh, or all alike", "sce", {}, {"energy_floor": 1e-6}),
-    Difference("a tenth selected, or everything", "sce", {}, {"select_topk": 1.0}),
 ]
 
 

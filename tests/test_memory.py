@@ -25,12 +25,13 @@ folder, method = Path(sys.argv[1]), sys.argv[2]
 experts = [folder / f"{i}.safetensors" for i in (1, 2, 3)]
 out = folder / "out.safetensors"
 plan = magmerge.plan(
-    base=folder / "0.safetensors", experts=experts, method=method, calibrate="wsc", threads=2
+    base=folder / "0.safetensors", experts=experts, method=method, calibrate="wsc", threads=2,
+    memory="1GB",
 )
 sys.argv = ["magmerge", "merge", "--base", str(folder / "0.safetensors"), "--method", method]
 for expert in experts:
     sys.argv += ["--expert", str(expert)]
-sys.argv += ["--calibrate", "wsc", "--threads", "2", str(out), "--json"]
+sys.argv += ["--calibrate", "wsc", "--threads", "2", "--memory", "1GB", str(out), "--json"]
 sys.stdout = open("/dev/null", "w")
 try:
     main()
@@ -41,7 +42,9 @@ print(plan.memory, peak() - before, file=sys.__stdout__)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the peak")
-@pytest.mark.parametrize("method", ["average", "ties", "dare_ties"])
+@pytest.mark.parametrize(
+    "method", ["average", "ties", "dare_ties", "della", "sce", "karcher", "iso_c"]
+)
 def test_the_plan_states_a_bound_that_holds_and_is_not_idle(tmp_path: Path, method: str) -> None:
     for i in range(4):
         generator = torch.Generator().manual_seed(i)
@@ -58,4 +61,4 @@ def test_the_plan_states_a_bound_that_holds_and_is_not_idle(tmp_path: Path, meth
     )
     stated, measured = map(int, run.stdout.split())
     assert measured <= stated
-    assert measured > stated / 4
+    assert measured > stated / 8

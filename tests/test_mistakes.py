@@ -292,3 +292,20 @@ def test_the_first_look_up_from_several_threads_finds_all() -> None:
     for thread in threads:
         thread.join()
     assert found == ["ties"] * 4
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "words"),
+    [
+        ("della", {"density": 0.9}, "epsilon"),
+        ("della_linear", {"density": 0.2, "epsilon": 0.3}, "epsilon"),
+        ("average", {"weights": [1.0, -1.0, 0.0]}, "add up to zero"),
+        ("task_arithmetic", {"weights": [1.0, -1.0, 0.0], "normalize": True}, "add up to zero"),
+        ("dare", {"weights": [1.0, -1.0, 0.0]}, "add up to zero"),
+    ],
+)
+def test_parameters_that_do_not_go_together_are_found_by_plan(
+    method: str, params: dict, words: str, base: State, experts: list[State]
+) -> None:
+    with pytest.raises(ParameterError, match=words):
+        magmerge.plan(base=base, experts=experts, method=method, params=params)

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 import magmerge
-from magmerge.errors import MagmergeError, NonFiniteError, ParameterError
+from magmerge.checkpoints.memory import MemoryCheckpoint
+from magmerge.errors import CheckpointError, MagmergeError, NonFiniteError, ParameterError
 from tests.conftest import State
 
 
@@ -208,3 +209,57 @@ def test_progress_is_reported_to_the_end(base: State, experts: list[State]) -> N
         "surveying, sweep 2",
         "merging",
     }
+
+
+def test_an_expert_that_changes_biases_only_is_an_expert_to_every_method() -> None:
+    base = {"a.weight": torch.randn(8, 6), "a.bias": torch.zeros(8)}
+    experts = [{**base, "a.bias": torch.full((8,), float(k))} for k in (1, 2)]
+    for method, bias in (("task_arithmetic", 1.5), ("tsv_m", 0.75), ("iso_c", 0.75)):
+        merged = magmerge.merge(base=base, experts=experts, method=method, params={"lambda": 0.5})
+        state = merged.state_dict()
+        assert torch.equal(state["a.weight"], base["a.weight"])
+        assert torch.allclose(state["a.bias"], torch.full((8,), bias))
+
+
+def test_an_input_that_is_replaced_meanwhile_is_found_out(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    file = folders[1] / "model.safetensors"
+
+    def replace(label: str, done: int, total: int) -> None:
+        if label == "merging" and done == 1:
+            content = file.read_bytes()
+            file.unlink()
+            file.write_bytes(content)
+
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        magmerge.merge(base=folders[0], experts=folders[1:], out=tmp_path / "out", progress=replace)
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_fused_experts_are_matrices_to_spectral_methods_and_one_tensor_to_others() -> None:
+    base = {"mlp.experts.gate_up_proj": torch.zeros(4, 8, 32)}
+    experts = [{"mlp.experts.gate_up_proj": torch.randn(4, 8, 32)} for _ in range(3)]
+    stacked = torch.stack([expert["mlp.experts.gate_up_proj"] for expert in experts])
+
+    def run(method: str) -> torch.Tensor:
+        merged = magmerge.merge(base=base, experts=experts, method=method)
+        return merged.state_dict()["mlp.experts.gate_up_proj"]
+
+    each = torch.stack([magmerge.method("iso_c").fn(stacked[:, i]) for i in range(4)])
+    assert torch.allclose(run("iso_c"), each, atol=1e-6)
+    assert torch.equal(run("karcher"), magmerge.method("karcher").fn(stacked))
+
+
+def test_the_layers_of_a_transposed_model_are_merged_as_their_rows() -> None:
+    shape = (24, 16)
+    base = {"h.0.attn.c_attn.weight": torch.zeros(shape)}
+    experts = [{"h.0.attn.c_attn.weight": torch.randn(shape)} for _ in range(2)]
+    stacked = torch.stack([expert["h.0.attn.c_attn.weight"] for expert in experts])
+    kinds = {"h.0.attn.c_attn.weight": "transposed"}
+    opened = MemoryCheckpoint(base, kinds=kinds)
+    for method in ("iso_c", "iso_cts", "tsv_m", "wudi"):
+        merged = magmerge.merge(base=opened, experts=experts, method=method).state_dict()
+        expected = magmerge.method(method).fn(stacked.transpose(1, 2).contiguous()).T
+        assert torch.allclose(merged["h.0.attn.c_attn.weight"], expected, atol=1e-5), method

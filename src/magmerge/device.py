@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
@@ -80,17 +81,18 @@ class Accelerator:
         return self._own.stream  # type: ignore[no-any-return]
 
 
-def open_device(name: str) -> Device:
+def open_device(name: str | torch.device) -> Device:
     """The device of this name; ParameterError where there is none."""
-    if name == CPU:
+    found = re.fullmatch(r"cuda(?::([0-9]{1,3}))?", str(name))
+    if str(name) == CPU:
         return Processor()
-    kind, _, number = name.partition(":")
-    if kind != "cuda" or not (number or "0").isdigit():
+    if found is None:
         raise ParameterError(f"the device is {name!r}", remedy="it is cpu, cuda, or cuda:1")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(number or 0) >= count:
+    number = int(found[1] or 0)
+    if number >= count:
         raise ParameterError(
             f"there is no device {name}: torch {torch.__version__} sees {count} CUDA devices",
             remedy="use --device cpu, or install the torch build for your GPU",
         )
-    return Accelerator(torch.device(kind, int(number or 0)))
+    return Accelerator(torch.device("cuda", number))

@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 REMEMBERED = 4096
@@ -35,41 +36,51 @@ class DigestMemory:
 
     def digest(self, file: Path) -> str:
         """The file's digest, computed where it is not known."""
-        key = _key(file)
+        key = stamp(file)
         known = self._known.get(key)
         if known is None:
             known = file_digest(file)
             # What changed meanwhile, or a moment ago, might change again within the same time.
-            if key == _key(file) and time.time() - file.stat().st_ctime > SETTLED:
+            if key == stamp(file) and time.time() - file.stat().st_ctime > SETTLED:
                 self._known[key] = known
         return known
 
     def save(self) -> None:
         """Write what is known, in one step."""
         latest = dict(list(self._known.items())[-REMEMBERED:])
-        try:
+        if self.path is None:
+            return
+        with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self.path.parent)
-            with os.fdopen(handle, "w") as stream:
-                json.dump(latest, stream)
-            os.replace(name, self.path)
-        except OSError:
-            return
+            try:
+                with os.fdopen(handle, "w") as stream:
+                    json.dump(latest, stream)
+                os.replace(name, self.path)
+            except OSError:
+                os.unlink(name)
 
 
-def default_path() -> Path:
-    """Where digests are remembered."""
-    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(folder) / "magmerge" / "digests.json"
+def default_path() -> Path | None:
+    """Where digests are remembered; None for a user without a home."""
+    folder = os.environ.get("XDG_CACHE_HOME")
+    try:
+        root = Path(folder) if folder else Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return root / "magmerge" / "digests.json"
 
 
-def _key(file: Path) -> str:
+def stamp(file: Path) -> str:
+    """What changes when the file does: device, inode, size and times of change."""
     state = file.stat()
     times = state.st_mtime_ns, state.st_ctime_ns
     return ":".join(map(str, (state.st_dev, state.st_ino, state.st_size, *times)))
 
 
-def _read(path: Path) -> dict[str, str]:
+def _read(path: Path | None) -> dict[str, str]:
+    if path is None:
+        return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

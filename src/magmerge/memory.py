@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from magmerge import dtypes
 from magmerge.binding import Bound
 from magmerge.errors import ParameterError
-from magmerge.pieces import PIECE, UNIT, cut_for
+from magmerge.pieces import PIECE, UNIT, cut_for, stretches
 from magmerge.types import Piece, Step
 
 FIXED_COPIES = 4
 """Tensors of a piece's size beside the experts': base, what is read, result, its cast."""
 OVERHEAD = 120_000_000
 """Bytes for all that does not grow with the pieces: code loaded late, candidates, records."""
+TALLIED = 32
+"""Bytes for each entry of a small layer that a survey keeps for each expert, at most."""
 DEFAULT = "2GB"
 
 
@@ -27,16 +30,22 @@ class Allowance(NamedTuple):
 
 
 def bytes_of(step: Step, bound: Bound, experts: int, pieces: Sequence[Piece]) -> int:
-    """Bytes of a job that treats these pieces one after the other."""
+    """Bytes of a job that treats these pieces one after the other, and of what is found before."""
     entries = max((piece.stop - piece.start for piece in pieces), default=0)
     if step.action == "carry":
         return 2 * entries * dtypes.width(step.spec.dtype)
     spaces = [calibrator.workspace for calibrator, _ in bound.treatment.of(step)]
-    if bound.method is not None:
-        spaces.append(bound.method.workspace)
-    workspace = max((each * experts + fixed for each, fixed in spaces), default=0)
-    width = 8 if step.spec.dtype == "F64" else 4
-    return width * (experts + FIXED_COPIES + workspace) * entries
+    # While they are read the experts are there in their stored format too.
+    spaces.append((1, 0))
+    besides, method = 0, bound.method
+    if method is not None and step.action == "merge":
+        spaces.append(method.workspace)
+        if method.scratch is not None:
+            besides += max(method.scratch(piece.shape, experts) for piece in pieces)
+        if method.survey is not None:
+            besides += TALLIED * experts * min(math.prod(step.spec.shape), UNIT)
+    workspace = max(each * experts + fixed for each, fixed in spaces)
+    return (8 if step.wide else 4) * (experts + FIXED_COPIES + workspace) * entries + besides
 
 
 def allow(
@@ -49,7 +58,7 @@ def allow(
     room = limit - OVERHEAD
     piece = PIECE
     while True:
-        needs = _needs(steps, bound, experts, piece)
+        needs = _needs(steps, bound, experts, threads, piece)
         total = sum(sorted((size for _, size in needs), reverse=True)[:threads])
         if total <= room or piece <= UNIT:
             break
@@ -65,12 +74,16 @@ def allow(
     return Allowance(OVERHEAD + min(total, room), room, piece)
 
 
-def _needs(steps: Sequence[Step], bound: Bound, experts: int, piece: int) -> list[tuple[str, int]]:
+def _needs(
+    steps: Sequence[Step], bound: Bound, experts: int, threads: int, piece: int
+) -> list[tuple[str, int]]:
+    """Each job's layer and bytes; of one layer's jobs as many as may run at once."""
     found = []
     for step in steps:
         if step.action != "tie":
             pieces = cut_for(step, bound, piece)
-            found.append((step.spec.name, bytes_of(step, bound, experts, pieces)))
+            jobs = min(threads, len(stretches(pieces)))
+            found += [(step.spec.name, bytes_of(step, bound, experts, pieces))] * jobs
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from magmerge.binding import Bound
@@ -13,6 +13,8 @@ UNIT = 1 << 16
 """Entries to whose multiples a layer is cut for a survey, and summed up together."""
 PIECE = 1 << 18
 """Entries of a piece: several float32 copies of it fit into a core's own cache."""
+STRETCH = 1 << 22
+"""Entries whose pieces one job treats in turn."""
 ALIGNED = 64
 """Entries of which every piece holds a multiple, so that vector instructions see equal parts."""
 
@@ -29,10 +31,13 @@ def coarsest(*cuts: Cut) -> Cut:
 
 def cut_for(step: Step, bound: Bound, limit: int) -> tuple[Piece, ...]:
     """The pieces of a layer that its merge and all its calibrators can take."""
-    cuts = [cut_of(*one) for one in bound.treatment.of(step)]
+    cuts, kind = [cut_of(*one) for one in bound.treatment.of(step)], step.kind
     if bound.method is not None and step.action == "merge":
         cuts.append(cut_of(bound.method, bound.keywords))
-    return cut(step.spec.shape, step.kind, coarsest(*cuts), limit)
+        if bound.method.kinds is None and kind == "experts":
+            # To what is not for matrices, fused experts are one tensor like any other.
+            kind = "other"
+    return cut(step.spec.shape, kind, coarsest(*cuts), limit)
 
 
 def cut(shape: tuple[int, ...], kind: Kind, how: Cut, limit: int = PIECE) -> tuple[Piece, ...]:
@@ -58,6 +63,16 @@ def cut(shape: tuple[int, ...], kind: Kind, how: Cut, limit: int = PIECE) -> tup
         part = (stop - start,) if how == "entries" else ((stop - start) // row, *shape[1:])
         pieces.append(Piece(start, stop, part, grain))
     return tuple(pieces)
+
+
+def stretches(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    """Pieces that one job treats in turn."""
+    found: list[list[Piece]] = []
+    for piece in pieces:
+        if not found or piece.stop - found[-1][0].start > STRETCH:
+            found.append([])
+        found[-1].append(piece)
+    return found
 
 
 def _grain(row: int) -> int:

@@ -196,7 +196,7 @@ def _carry_out(
     files = _donor(donor, sources)
     target = None if out is None else Target.at(out, sources, overwrite=overwrite, donor=files)
     found = _plan(recipe, sources, target, shard_size, files, count, memory)
-    names = [step.spec.name for step in found.steps if step.action in ("merge", "average")]
+    names = [step.spec.name for step in found.steps if step.action in ("merge", "mean", "average")]
     check_distinct(sources.base, sources.experts, names)
     if sources.merged is not None and sources.base is not None:
         check_merged(sources.merged, sources.base, sources.experts, names)

@@ -17,6 +17,8 @@ from magmerge.models import Sources
 from magmerge.recipe import Recipe
 from magmerge.types import Action, Kind, Plan, Step, TensorSpec
 
+UNCHANGED = "no expert changes it"
+
 
 class _Fate(NamedTuple):
     action: Action
@@ -84,7 +86,7 @@ def _fate(recipe: Recipe, sources: Sources, name: str, kind: Kind) -> _Fate:
         calibrated = _calibrators_take(recipe, kind) and not matches(name, recipe.skip)
         return _Fate("merge", kind) if calibrated else _Fate("carry", kind)
     if sources.base and all(name in expert.untouched for expert in sources.experts):
-        return _Fate("carry", "no expert changes it")
+        return _Fate("carry", UNCHANGED)
     if kind == "statistics":
         return _Fate("average", "running statistics are averaged")
     method = None if recipe.method is None else registry.methods.get(recipe.method)
@@ -102,7 +104,9 @@ def _step(recipe: Recipe, sources: Sources, name: str, kind: Kind, fate: _Fate) 
         and _calibrators_take(recipe, kind)
         and not matches(name, recipe.skip)
     )
-    return Step(spec, kind, fate.action, fate.reason, calibrated, False, fate.twin, 0, 0)
+    models = [sources.layout, *([] if sources.base is None else [sources.base])]
+    wide = any(name in model.specs and model.specs[name].dtype == "F64" for model in models)
+    return Step(spec, kind, fate.action, fate.reason, calibrated, False, fate.twin, 0, 0, wide)
 
 
 def _calibrators_take(recipe: Recipe, kind: Kind) -> bool:

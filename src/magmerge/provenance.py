@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -36,6 +37,14 @@ def document(
             "safetensors": safetensors.__version__,
         },
         "warnings": list(warnings),
-        "layers": [asdict(record) for record in records],
+        "layers": [_finite(asdict(record)) for record in records],
     }
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with null for a norm beyond the largest float."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,8 @@ from magmerge.checkpoints.donor import companion_files, read_companions
 from magmerge.checkpoints.staging import Staging
 from magmerge.checkpoints.target import check_space, check_target
 from magmerge.checkpoints.writer import FileSink, Sink
-from magmerge.digests import DigestMemory
-from magmerge.errors import MagmergeWarning, OutputError
+from magmerge.digests import DigestMemory, stamp
+from magmerge.errors import CheckpointError, MagmergeWarning, OutputError
 from magmerge.executors import local
 from magmerge.models import Sources
 from magmerge.provenance import FILE, document
@@ -109,8 +109,10 @@ def write(
     check_space(target.path, plan.disk)
     notes = _config_notes(target, donor)
     extra = {} if target.single else read_companions(companion_files(donor), recipe.dtype)
+    stamps = {file: stamp(file) for _, _, files in inputs_of(sources) for file in files}
     with target.staging() as staging, FileSink(plan, staging) as sink:
         filled = fill(sink)
+        _check_unchanged(stamps)
         filled = Filled(filled.records, (*notes, *filled.warnings))
         digests = _digest_inputs(sources, sink.settlers(), threads, progress)
         text = document(recipe, digests, filled.records, filled.warnings)
@@ -144,6 +146,17 @@ def inputs_of(sources: Sources) -> list[tuple[str, str, Sequence[Path]]]:
     if sources.base is not None:
         inputs.append(("base", sources.base.source, sources.base.files))
     return inputs + [("expert", expert.source, expert.files) for expert in sources.experts]
+
+
+def _check_unchanged(stamps: Mapping[Path, str]) -> None:
+    """CheckpointError where an input is no longer the file that the work began with."""
+    for file, before in stamps.items():
+        if not file.is_file() or stamp(file) != before:
+            raise CheckpointError(
+                "it was changed while it was read",
+                source=file,
+                remedy="keep the inputs unchanged while magmerge runs, and run it again",
+            )
 
 
 def _digest_inputs(

@@ -28,15 +28,15 @@ class Reader:
     def base(self, step: Step, piece: Piece) -> Tensor:
         """The base's piece in float32, or float64 for a float64 model; zeros without a base."""
         sources, name = self._sources, step.spec.name
-        dtype = self._dtype(name)
+        dtype = torch.float64 if step.wide else torch.float32
         if sources.base is None:
             return self._device.empty(dtype, piece.shape).zero_()
         return self._read(sources.base, name, piece, dtype, of_base=True)
 
     def merged(self, step: Step, piece: Piece) -> Tensor:
         """The piece of the merged model that is calibrated."""
-        name = step.spec.name
-        return self._read(self._sources.layout, name, piece, self._dtype(name))
+        dtype = torch.float64 if step.wide else torch.float32
+        return self._read(self._sources.layout, step.spec.name, piece, dtype)
 
     def experts(
         self,
@@ -85,12 +85,6 @@ class Reader:
             tensors = self.experts(step, piece, self.base(step, piece), what)
             parts.append(tensors[:, ::STRIDE])
         return torch.cat(parts, dim=1)
-
-    def _dtype(self, name: str) -> torch.dtype:
-        sources = self._sources
-        models = [sources.layout, *([] if sources.base is None else [sources.base])]
-        wide = any(model.specs[name].dtype == "F64" for model in models)
-        return torch.float64 if wide else torch.float32
 
     def _read(
         self,

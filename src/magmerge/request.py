@@ -20,6 +20,7 @@ from magmerge.recipe import (
     check_calibrations,
     check_parameters,
     explained,
+    keywords,
     read_sensitive,
 )
 
@@ -47,6 +48,8 @@ def prepare(
     if method is not None:
         item = registry.methods.get(method)
         method, checked = item.name, check_parameters(item, params or {})
+        if item.check is not None:
+            item.check(**keywords(item, checked))
     calibrations = check_calibrations(calibrate)
     if calibrations and base is None:
         raise MagmergeError(

@@ -22,15 +22,13 @@ from magmerge.executors.local import Job, Task
 from magmerge.layer import Merged, Tally, calibrate_layer, merge_layer, record_of
 from magmerge.memory import bytes_of
 from magmerge.models import Sources
-from magmerge.pieces import cut, cut_for
+from magmerge.pieces import cut, cut_for, stretches
+from magmerge.planning import UNCHANGED
 from magmerge.reading import Reader
 from magmerge.types import LayerRecord, Method, Piece, Plan, Step, Survey
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
-
-STRETCH = 1 << 22
-"""Entries whose pieces one job treats in turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +99,12 @@ def _jobs(
 ) -> list[Job]:
     """A job for each stretch of pieces; its result is the list of the pieces' results."""
     size = bytes_of(step, work.bound, len(work.sources.experts), pieces)
-    stretches: list[list[Piece]] = []
-    for piece in pieces:
-        if not stretches or piece.stop - stretches[-1][0].start > STRETCH:
-            stretches.append([])
-        stretches[-1].append(piece)
 
     def call(stretch: list[Piece]) -> list[Any]:
         with work.device.queue():
             return [treat(piece) for piece in stretch]
 
-    return [Job(size, partial(call, stretch)) for stretch in stretches]
+    return [Job(size, partial(call, stretch)) for stretch in stretches(pieces)]
 
 
 def _carry(work: Work, step: Step, twins: list[Step], sink: Sink, piece: Piece) -> tuple[int, int]:
@@ -194,6 +187,9 @@ def _survey_for(work: Work, step: Step) -> Survey | None:
     if method is None or method.survey is None:
         return None
     bound = {**work.bound.keywords, "experts": len(work.sources.experts)}
+    bound["unchanged"] = sum(
+        math.prod(one.spec.shape) for one in work.plan.steps if one.reason == UNCHANGED
+    )
     if method.random:
         bound["seeds"] = _seeds(work, step)
     return method.survey(entries=math.prod(step.spec.shape), **bound)
@@ -207,16 +203,20 @@ def _seeds(work: Work, step: Step) -> list[int]:
 
 def _survey_layer(work: Work, step: Step, survey: Survey) -> Task[None]:
     """Everything that the method must know of this layer before its pieces are merged."""
-    assert work.bound.method is not None
-    what = work.bound.method.acts_on
     if survey.samples:
-        sample = Job(0, lambda: survey.prepare(work.reader.sample(step, what, survey.samples)))
-        yield [sample]
+        size = 3 * survey.samples * len(work.sources.experts) * (8 if step.wide else 4)
+        yield [Job(size, partial(_sample, work, step, survey))]
     pieces = cut(step.spec.shape, "other", "entries", work.plan.piece)
     while survey.passes:
         wanted = [p for p in pieces if survey.wants(step.spec.name, p.start, p.stop)]
         yield _jobs(work, step, wanted, partial(_observe, work, step, survey))
         yield [Job(0, survey.conclude)]
+
+
+def _sample(work: Work, step: Step, survey: Survey) -> None:
+    assert work.bound.method is not None
+    with work.device.queue():
+        survey.prepare(work.reader.sample(step, work.bound.method.acts_on, survey.samples))
 
 
 def _survey_model(work: Work, threads: int, progress: Progress | None) -> Survey | None:
@@ -266,7 +266,8 @@ def _cast(tensor: Tensor, step: Step) -> Tensor:
             f"a value is too large for {dtypes.torch_name(step.spec.dtype)}",
             tensor=step.spec.name,
             source="the result",
-            remedy="write bfloat16 or float32 with --dtype, or merge with a smaller lambda",
+            remedy="merge with a smaller lambda or smaller weights"
+            + (", or write bfloat16 or float32 with --dtype" if dtype == torch.float16 else ""),
         )
     return cast
 

@@ -63,8 +63,11 @@ class Method:
     result. `experts`: least and greatest K. `base_free`: defined without a base model.
     `survey`, if set, gathers what must be known of the whole layer, or the whole model, before a
     piece of it can be merged. `workspace`: how many tensors of its input's size for one expert `fn`
-    holds beside that input, for each expert and in all. `supplied`: the keywords of `fn` that the
-    pipeline fills in: `seeds`, `start`, `base` (the base's piece), and what the survey found.
+    holds beside that input, for each expert and in all. `scratch`: bytes that it needs besides,
+    from the shape of one expert's piece and the number of experts. `supplied`: the keywords of `fn`
+    that the pipeline fills in: `seeds`, `start`, `base` (the base's piece), and what the survey
+    found.
+    `check`, if set, raises ParameterError for parameters that do not go together.
     `homogeneous`: a multiple of all inputs gives the same multiple of the result. `faithful`:
     copies of one expert merge to a multiple of its entries, or of some of them.
     """
@@ -83,7 +86,9 @@ class Method:
     experts: tuple[int, int | None] = (1, None)
     survey: Callable[..., Survey | None] | None = None
     workspace: tuple[int, int] = (0, 3)
+    scratch: Callable[[tuple[int, ...], int], int] | None = None
     supplied: frozenset[str] = frozenset()
+    check: Callable[..., None] | None = None
     homogeneous: bool = True
     faithful: bool = True
 
@@ -174,7 +179,10 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One output tensor: what it is, what happens to it and why, and where its bytes go."""
+    """One output tensor: what it is, what happens to it and why, and where its bytes go.
+
+    `wide`: the arithmetic is in float64, as for models that are stored so.
+    """
 
     spec: TensorSpec
     kind: Kind
@@ -185,6 +193,7 @@ class Step:
     twin: str | None
     shard: int
     offset: int
+    wide: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,3 +240,19 @@ def test_fuzz_any_configuration_is_read_or_refused(adapter: Path, config: dict) 
         assert str(error)
     finally:
         path.write_text(sound)
+
+
+def test_an_adapter_and_the_model_it_makes_are_the_same_expert_to_ties(tmp_path: Path) -> None:
+    targets = {"a": ["first"], "b": ["conv", "turned"]}
+    whole = [write_adapter(tmp_path / name, r=2, target_modules=t) for name, t in targets.items()]
+    base = toy().state_dict()
+
+    def changed(experts: list) -> dict[str, int]:
+        merged = magmerge.merge(
+            base=toy(), experts=experts, method="ties", params={"density": 0.1}
+        ).state_dict()
+        return {name: int((merged[name] != tensor).sum()) for name, tensor in base.items()}
+
+    found, expected = changed([tmp_path / name for name in targets]), changed(whole)
+    assert 0 < sum(expected.values()) < 60
+    assert found == expected

@@ -6,6 +6,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import magmerge
+from magmerge.checkpoints.memory import MemoryCheckpoint
 from magmerge.errors import CheckpointError
 
 
@@ -40,3 +41,12 @@ def test_what_cannot_be_stored_is_refused() -> None:
         magmerge.open_checkpoint({"a": torch.eye(3).to_sparse()})
     with pytest.raises(CheckpointError, match="is no model"):
         magmerge.open_checkpoint(3)
+
+
+def test_any_part_of_a_turned_view_is_as_of_a_copy() -> None:
+    turned = torch.randn(7, 5, 3).transpose(0, 1)
+    checkpoint = MemoryCheckpoint({"a": turned})
+    flat = turned.contiguous().reshape(-1)
+    for start in range(0, 105, 4):
+        for stop in range(start, 106, 7):
+            assert torch.equal(checkpoint.read_part("a", start, stop), flat[start:stop])

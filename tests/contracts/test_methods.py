@@ -102,3 +102,10 @@ def test_declares_what_users_need(method: Method) -> None:
         assert parameter.meaning, f"{method.name}: say what {parameter.name} means"
     takes_seeds = "seeds" in inspect.signature(method.fn).parameters
     assert method.random == takes_seeds
+
+
+@every_method
+def test_a_turned_view_is_as_good_as_a_copy(method: Method) -> None:
+    deltas = deltas_for(method, (8, 6)).transpose(1, 2)
+    assert not deltas.is_contiguous()
+    assert torch.allclose(method.fn(deltas), method.fn(deltas.contiguous()), atol=1e-6)

@@ -43,3 +43,11 @@ def test_weights_without_a_mean_are_refused() -> None:
 def test_a_wrong_number_of_weights_is_refused() -> None:
     with pytest.raises(ParameterError, match="2 weights for 3 experts"):
         magmerge.method("average").fn(rows_for(None, (2, 2)), weights=[1.0, 1.0])
+
+
+def test_weights_that_add_up_to_zero_but_for_rounding_have_no_mean() -> None:
+    assert 0.1 + 0.2 - 0.3 != 0
+    with pytest.raises(ParameterError, match="add up to zero"):
+        magmerge.method("average").fn(torch.ones(3, 2), weights=[0.1, 0.2, -0.3])
+    tiny = magmerge.method("average").fn(torch.ones(2, 2), weights=[1e-20, 3e-20])
+    assert torch.allclose(tiny, torch.ones(2))

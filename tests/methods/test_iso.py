@@ -97,3 +97,11 @@ def test_convolutions_are_matrices_and_vectors_get_the_mean(merge: object) -> No
 def test_slender_matrices(merge: object, shape: tuple[int, int]) -> None:
     deltas = stacked(3, shape, "normal")
     assert distance(merge(deltas), slow_iso_c(deltas)) < 1e-4
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_iso_cts_may_have_no_common_directions_or_nothing_else(share: float) -> None:
+    deltas = torch.randn(2, 128, 160, generator=torch.Generator().manual_seed(0))
+    merged = magmerge.method("iso_cts").fn(deltas, common_fraction=share)
+    values = torch.linalg.svdvals(merged.double())
+    assert torch.allclose(values, values[0].expand_as(values), rtol=1e-3)

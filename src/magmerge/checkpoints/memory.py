@@ -43,8 +43,17 @@ class MemoryCheckpoint:
 
     def read_part(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """Entries [start, stop) of the flattened tensor; without `out` perhaps shared memory."""
-        part = self._tensors[name].reshape(-1)[start:stop]
+        part = _flat(self._tensors[name], start, stop)
         return part.cpu() if out is None else out.copy_(part)
+
+
+def _flat(tensor: Tensor, start: int, stop: int) -> Tensor:
+    """Entries of the flattened tensor; of one that is a turned view, only the rows they are in."""
+    if tensor.is_contiguous() or tensor.ndim < 2 or start == stop:
+        return tensor.reshape(-1)[start:stop]
+    row = tensor[0].numel()
+    first, last = start // row, -(-stop // row)
+    return tensor[first:last].reshape(-1)[start - first * row : stop - first * row]
 
 
 def from_module(module: nn.Module) -> MemoryCheckpoint:

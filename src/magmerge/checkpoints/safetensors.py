@@ -21,8 +21,8 @@ from magmerge.types import Kind, TensorSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-KEPT_OPEN = 16
-"""Files of one checkpoint that stay open: a process may have few."""
+KEPT_OPEN = 64
+"""Files that stay open: a process may have as few as 256."""
 COMPLETE = "fetch or save this file once more: it is not a complete safetensors file"
 
 
@@ -75,10 +75,12 @@ class SafetensorsCheckpoint:
 
 
 class _Handles:
-    """Open files: the first ones stay open, others are opened for each use."""
+    """Open files: the first KEPT_OPEN of all checkpoints stay open, others open for each use."""
+
+    count = 0
+    lock = threading.Lock()
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._open: dict[Path, int] = {}
         weakref.finalize(self, _close_all, self._open)
 
@@ -86,10 +88,11 @@ class _Handles:
     def opened(self, file: Path) -> Iterator[int]:
         handle = self._open.get(file)
         if handle is None:
-            with self._lock:
+            with self.lock:
                 handle = self._open.get(file)
-                if handle is None and len(self._open) < KEPT_OPEN:
+                if handle is None and _Handles.count < KEPT_OPEN:
                     handle = self._open[file] = os.open(file, os.O_RDONLY)
+                    _Handles.count += 1
         if handle is not None:
             yield handle
             return
@@ -101,6 +104,7 @@ class _Handles:
 
 
 def _close_all(handles: dict[Path, int]) -> None:
+    _Handles.count -= len(handles)
     for handle in handles.values():
         os.close(handle)
 

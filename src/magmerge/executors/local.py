@@ -35,9 +35,9 @@ def run(
     """The results of all tasks in their order; `done` is called with each as it ends.
 
     At most `threads` jobs run at once, and together they need at most `room` bytes, unless one
-    alone needs more. A task begins when those before it leave a thread idle. The first error stops
-    the rest and is raised. Each job computes in one thread, so that its result does not depend on
-    how many there are.
+    alone needs more. At most one task more than there are threads is begun and not ended. The first
+    error stops the rest and is raised. Each job computes in one thread, so that its result does not
+    depend on how many there are.
     """
     with (
         _one_thread_an_operation(),
@@ -90,14 +90,12 @@ class _Run:
         count = 0
         for count, task in enumerate(tasks, start=1):
             self._advance(count - 1, task, None)
-            while self._waiting() > self._threads:
+            # What a task knows between its stages is memory too, so few are begun.
+            while len(self._stages) > self._threads:
                 self._collect()
         while self._stages:
             self._collect()
         return [self._results[index] for index in range(count)]
-
-    def _waiting(self) -> int:
-        return sum(not future.done() for stage in self._stages for future in stage.futures)
 
     def _collect(self) -> None:
         """Wait until a stage has ended, and bring its task to the next one."""

@@ -42,7 +42,7 @@ def power_of_two(tensor: Float[Tensor, "*shape"]) -> float:
 
 def summed(deltas: Float[Tensor, "K *shape"]) -> Float[Tensor, "*shape"]:
     """sum_k D_k, added in float64 and rounded once, so that the order of experts is forgotten."""
-    total = torch.empty_like(deltas[0])
+    total = torch.empty_like(deltas[0], memory_format=torch.contiguous_format)
     flat, out = deltas.reshape(len(deltas), -1), total.reshape(-1)
     for start in range(0, flat.shape[1], 1 << 16):
         part = flat[0, start : start + (1 << 16)].double()

@@ -66,7 +66,7 @@ def block_for(count: int) -> int:
 
 def worth_iterating(directions: int, count: int) -> bool:
     """Whether so few of all directions are wanted that iterations may be faster."""
-    return 0 < 8 * block_for(count) <= directions
+    return count > 0 and 8 * block_for(count) <= directions
 
 
 def _share(residuals: Float[Tensor, "k"], gaps: Float[Tensor, "k"]) -> float:

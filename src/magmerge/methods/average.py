@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Sequence, Sized
 from typing import Annotated
 
 from jaxtyping import Float
@@ -13,9 +14,16 @@ from magmerge.errors import ParameterError
 from magmerge.parameters import Weights
 from magmerge.registry import register_method
 
+EPSILON = 2.0**-52
 Normalize = Annotated[
     bool, Doc("whether to divide by the weights' sum: a mean; without it, their weighted sum")
 ]
+
+
+def check_weights(*, weights: Weights = None, normalize: bool = True, **_: object) -> None:
+    """ParameterError where the weights have no mean and one is asked for."""
+    if weights is not None and normalize:
+        total_weight(weights, weights)
 
 
 @register_method(
@@ -25,6 +33,7 @@ Normalize = Annotated[
     base_free=True,
     cut="entries",
     workspace=(0, 1),
+    check=check_weights,
 )
 def average(
     deltas: Float[Tensor, "K *shape"], *, weights: Weights = None, normalize: Normalize = True
@@ -49,10 +58,12 @@ def weighted_sum(
     return total
 
 
-def total_weight(deltas: Float[Tensor, "K *shape"] | Sequence[Tensor], weights: Weights) -> float:
+def total_weight(deltas: Sized, weights: Weights) -> float:
     """sum_k w_k; ParameterError where it is zero, for then no mean exists."""
-    total = sum(expert_weights(deltas, weights))
-    if total == 0:
+    given = expert_weights(deltas, weights)
+    total = math.fsum(given)
+    # 0.1 + 0.2 - 0.3 is zero to whoever wrote it.
+    if abs(total) <= len(given) * EPSILON * math.fsum(map(abs, given)):
         raise ParameterError(
             "the weights add up to zero, so they have no mean",
             remedy="choose other weights, or normalize=false, which does not divide by their sum",
@@ -60,9 +71,7 @@ def total_weight(deltas: Float[Tensor, "K *shape"] | Sequence[Tensor], weights: 
     return total
 
 
-def expert_weights(
-    deltas: Float[Tensor, "K *shape"] | Sequence[Tensor], weights: Weights
-) -> list[float]:
+def expert_weights(deltas: Sized, weights: Weights) -> list[float]:
     """The K weights, all 1 if none are given; ParameterError where their number is not K."""
     if weights is None:
         return [1.0] * len(deltas)

@@ -8,7 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magmerge.draws import derive_seed, drop
-from magmerge.methods.average import Normalize, expert_weights, total_weight, weighted_sum
+from magmerge.methods.average import (
+    Normalize,
+    check_weights,
+    expert_weights,
+    total_weight,
+    weighted_sum,
+)
 from magmerge.methods.rescale import L1Ratios, Ratios, Rescale
 from magmerge.methods.threshold import surveyed
 from magmerge.methods.ties import ELECTIONS, Vote, elect_and_average, elect_and_sum
@@ -34,6 +40,7 @@ def survey(
     cut="entries",
     survey=survey,
     workspace=(1, 2),
+    check=check_weights,
 )
 def dare(
     deltas: Float[Tensor, "K *shape"],

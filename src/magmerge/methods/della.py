@@ -34,6 +34,17 @@ def cut(*, rescale: str = "inverse", **_: object) -> Cut:
     return "whole" if rescale == "l1" else "rows"
 
 
+def check_density(*, density: float, epsilon: float, **_: object) -> None:
+    """ParameterError unless every chance to stay is within (0, 1), or nothing is dropped."""
+    if density == 1:
+        return
+    if not (density - epsilon > 0 and density + epsilon < 1):
+        raise ParameterError(
+            f"density {density} +- epsilon {epsilon} is not within (0, 1)",
+            remedy=f"choose an epsilon below {min(density, 1 - density):g}, or another density",
+        )
+
+
 @register_method(
     "della",
     source="DELLA, arXiv:2406.11617, sec. 3",
@@ -41,6 +52,7 @@ def cut(*, rescale: str = "inverse", **_: object) -> Cut:
     cut=cut,
     workspace=(1, 9),
     faithful=False,
+    check=check_density,
 )
 def della(
     deltas: Float[Tensor, "K *shape"],
@@ -76,6 +88,7 @@ def della(
     cut=cut,
     workspace=(1, 9),
     faithful=False,
+    check=check_density,
 )
 def della_linear(
     deltas: Float[Tensor, "K *shape"],
@@ -109,11 +122,7 @@ def sampled(
     """What stays of each D_k, rescaled."""
     if density == 1 or deltas[0].numel() == 0:
         return list(deltas)
-    if not (density - epsilon > 0 and density + epsilon < 1):
-        raise ParameterError(
-            f"density {density} +- epsilon {epsilon} is not within (0, 1)",
-            remedy=f"choose an epsilon below {min(density, 1 - density):g}, or another density",
-        )
+    check_density(density=density, epsilon=epsilon)
     if seeds is None:
         seeds = [derive_seed(0, "", k) for k in range(len(deltas))]
     kept = [

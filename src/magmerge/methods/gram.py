@@ -38,7 +38,8 @@ class LayerSums:
     def __init__(self, measure: Measure, found: Callable[[Tensor], Mapping[str, Any]]) -> None:
         self._measure = measure
         self._finish = found
-        self._parts: dict[int, Tensor] = {}
+        self._parts: dict[int, list[float]] = {}
+        self._shape: tuple[int, ...] = ()
         self._found: Mapping[str, Any] | None = None
 
     @property
@@ -56,15 +57,18 @@ class LayerSums:
         flat = tensors.reshape(len(tensors), -1)
         for first in range(0, max(1, flat.shape[1]), RUN):
             run = flat[:, first : first + RUN]
-            self._parts[start + first] = self._measure(start + first, run).cpu()
+            measured = self._measure(start + first, run)
+            # As numbers: many small tensors, which outlive the pieces, would leave the memory of
+            # the pieces in splinters.
+            self._parts[start + first] = measured.reshape(-1).tolist()
+            self._shape = tuple(measured.shape)
 
     def conclude(self) -> None:
         """Add up all runs."""
-        parts = torch.stack(list(self._parts.values()))
-        columns = parts.reshape(len(parts), -1).T.tolist()
+        columns = zip(*self._parts.values(), strict=True)
         totals = torch.tensor([math.fsum(column) for column in columns], dtype=torch.float64)
         self._parts = {}
-        self._found = self._finish(totals.reshape(parts.shape[1:]))
+        self._found = self._finish(totals.reshape(self._shape))
 
     def found(self, name: str) -> Mapping[str, Any]:  # noqa: ARG002
         """What the sums give to the method's function."""

@@ -24,7 +24,7 @@ def survey(
     *,
     experts: int,
     entries: int,
-    select_topk: float = 0.1,
+    select_topk: float = 1.0,
     energy_floor: float = 0.0,
     **_: object,
 ) -> Survey | None:
@@ -46,7 +46,7 @@ def sce(
     *,
     select_topk: Annotated[
         float, Interval(gt=0, le=1), Doc("share of the entries that vary which is kept")
-    ] = 0.1,
+    ] = 1.0,
     energy_floor: Annotated[
         float,
         Interval(ge=0),
@@ -62,9 +62,9 @@ def sce(
     with the largest stay, at least one; among equals the first. Where nothing varies (one expert,
     or copies of one) everything stays. Calculate: w_k is the share of expert k in the sum of
     squares of what stays. Erase: e_k is 1 where D_k has the sign of sum_j D_j, else 0; where that
-    sum is zero the result is. The default keeps 10 %, as the paper does; mergekit selects nothing
-    (select_topk 1), and weighs most models alike (energy_floor 1e-6). Its plus sign for sums of
-    zero, and its loss of a sole expert, are left out.
+    sum is zero the result is. With select_topk 1, mergekit's default too, everything stays.
+    mergekit weighs most models alike (energy_floor 1e-6); its plus sign for sums of zero, and its
+    loss of a sole expert, are left out.
     """
     if len(deltas) == 1 or deltas[0].numel() == 0:
         return deltas[0].clone()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from magmerge.methods.average import Normalize, total_weight, weighted_sum
+from magmerge.methods.average import Normalize, check_weights, total_weight, weighted_sum
 from magmerge.parameters import Lambda, Weights
 from magmerge.registry import register_method
 
@@ -15,6 +15,7 @@ from magmerge.registry import register_method
     source="Task arithmetic, arXiv:2212.04089, sec. 2",
     cut="entries",
     workspace=(0, 1),
+    check=check_weights,
 )
 def task_arithmetic(
     deltas: Float[Tensor, "K *shape"],

@@ -25,7 +25,8 @@ from magmerge.types import Survey
 
 SAMPLE, SHARE = 1 << 15, 1 << 7
 """The least number of entries in a sample, and one of how many is in it in a large layer."""
-SMALL = 1 << 17
+MOST = 1 << 18
+SMALL = 1 << 16
 """Entries of a layer that is kept and sorted out as a whole."""
 CROWD = 1 << 21
 """Candidates beyond which they are counted rather than kept."""
@@ -76,7 +77,9 @@ class LayerThreshold:
     @property
     def samples(self) -> int:
         """How many entries a bracket is told from; a small layer needs none."""
-        return 0 if self._entries <= SMALL else max(SAMPLE, self._entries // SHARE)
+        if self._entries <= SMALL:
+            return 0
+        return min(max(SAMPLE, self._entries // SHARE), MOST)
 
     @property
     def passes(self) -> int:

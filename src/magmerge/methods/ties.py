@@ -29,13 +29,19 @@ Vote = Annotated[
 
 
 def survey(
-    *, entries: int, density: float = 0.2, scope: str = "model", **_: object
+    *,
+    entries: int,
+    unchanged: int = 0,
+    density: float = 0.2,
+    scope: str = "model",
+    **_: object,
 ) -> Survey | None:
     """Each expert's threshold, in the layer or in the whole model."""
     if density == 1:
         return None
     if scope == "model":
-        return RadixThreshold(lambda total: [kept_count(density, total)], magnitudes)
+        # What no expert changes is part of the model too, though it is not looked at.
+        return RadixThreshold(lambda seen: [kept_count(density, seen + unchanged)], magnitudes)
     return LayerThreshold(entries, [kept_count(density, entries)])
 
 

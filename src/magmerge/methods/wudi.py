@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,11 +22,17 @@ from magmerge.parameters import Lambda
 from magmerge.registry import register_method
 
 
+def scratch(shape: tuple[int, ...], _: int) -> int:
+    """Six float64 matrices of columns x columns: G, one G_k, eigenvectors and room to find them."""
+    return 6 * 8 * math.prod(shape[1:]) ** 2 if len(shape) > 1 else 0
+
+
 @register_method(
     "wudi",
     source="WUDI-Merging, arXiv:2503.08099",
     kinds=MATRICES,
-    workspace=(0, 20),
+    workspace=(0, 8),
+    scratch=scratch,
 )
 def wudi(deltas: Float[Tensor, "K *shape"], *, lambda_: Lambda = 1.0) -> Float[Tensor, "*shape"]:
     """The minimiser of sum_k |(D - D_k) D_k^T|^2 / |D_k|^2 (Frobenius norms), times lambda.
