@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -209,3 +210,25 @@ def test_warnings_go_to_stderr(
     found = magmerge_cli("merge", *models(folders), tmp_path / "out", "--json")
     assert "warning:" in found.err
     assert found.json["warnings"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["methods"], 0, "task_arithmetic"),
+        (["merge", "--base", "nope", "--expert", "x", "out"], 1, "nope"),
+        (["no-such-verb"], 2, "no-such-verb"),
+    ],
+)
+def test_the_installed_program_prints_all_and_gives_its_exit_code(
+    arguments: list[str], code: int, told: str
+) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", "from magmerge.cli import program; program()", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == code
+    assert told in run.stdout + run.stderr
+    assert "Traceback" not in run.stderr
