@@ -97,7 +97,9 @@ def _expert_count_faults(recipe: Recipe, sources: Sources) -> list[str]:
     faults = []
     if count < least or (most is not None and count > most):
         wanted = f"exactly {least}" if least == most else f"at least {least}"
-        faults.append(f"{method.name} takes {wanted} experts, but {count} are given")
+        noun = "expert" if least == 1 else "experts"
+        given = f"{count} {'is' if count == 1 else 'are'} given"
+        faults.append(f"{method.name} takes {wanted} {noun}, but {given}")
     weights = recipe.params.get("weights")
     if weights is not None and len(weights) != count:
         faults.append(f"{len(weights)} weights are given for {count} experts")
