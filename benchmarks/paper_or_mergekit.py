@@ -98,9 +98,8 @@ def apart(base: Any, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) 
 
 def as_table(rows: list[dict[str, Any]]) -> Table:
     """A row for each difference."""
-    table = Table(
-        title="as the paper, or as mergekit 0.1.5: six experts of the demo, accuracy in %"
-    )
+    title = "as the paper, or as mergekit 0.1.5: six experts of the demo, accuracy in %"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name in ("method", "paper, or mergekit", "mergekit's way here"):
         table.add_column(name)
     for name in ("apart", "paper", "mergekit"):

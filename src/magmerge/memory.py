@@ -9,7 +9,8 @@ from typing import NamedTuple
 from magmerge import dtypes
 from magmerge.binding import Bound
 from magmerge.errors import ParameterError
-from magmerge.pieces import PIECE, UNIT, cut_for, stretches
+from magmerge.parameters import UNIT
+from magmerge.pieces import PIECE, cut_for, stretches
 from magmerge.types import Piece, Step
 
 FIXED_COPIES = 4
@@ -66,8 +67,8 @@ def allow(
     name, largest = max(needs, key=lambda need: need[1], default=("", 0))
     if largest > room:
         raise ParameterError(
-            f"{_gigabytes(limit)} of memory are too little: this layer alone takes "
-            f"{_gigabytes(largest + OVERHEAD)} with {experts} experts",
+            f"{_gigabytes(limit)} of memory are too little: this layer takes {_gigabytes(largest)} "
+            f"with {experts} experts, beside {_gigabytes(OVERHEAD)} for the program's own needs",
             tensor=name or None,
             remedy=f"allow more with --memory {_gigabytes(largest + OVERHEAD)} (memory=)",
         )

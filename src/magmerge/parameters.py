@@ -9,6 +9,12 @@ from typing import Annotated, NamedTuple
 from annotated_types import Interval
 from typing_extensions import Doc
 
+UNIT = 1 << 16
+"""Entries to whose multiples layers are cut for a survey, which sums them up together.
+
+A smaller layer is one piece, of which a survey may keep every entry.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Supplied:

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from magmerge.binding import Bound
+from magmerge.parameters import UNIT
 from magmerge.types import Calibrator, Cut, Kind, Method, Piece, Step
 
-UNIT = 1 << 16
-"""Entries to whose multiples a layer is cut for a survey, and summed up together."""
 PIECE = 1 << 18
 """Entries of a piece: several float32 copies of it fit into a core's own cache."""
 STRETCH = 1 << 22

@@ -47,6 +47,17 @@ def average(
     return total.div_(total_weight(deltas, weights)) if normalize else total
 
 
+def scaled_sum(
+    deltas: Float[Tensor, "K *shape"] | Sequence[Tensor],
+    weights: Weights,
+    lambda_: float,
+    normalize: bool,
+) -> Float[Tensor, "*shape"]:
+    """lambda sum_k w_k D_k, over sum_k w_k with `normalize`."""
+    scale = lambda_ / total_weight(deltas, weights) if normalize else lambda_
+    return weighted_sum(deltas, weights).mul_(scale)
+
+
 def weighted_sum(
     deltas: Float[Tensor, "K *shape"] | Sequence[Tensor], weights: Weights
 ) -> Float[Tensor, "*shape"]:

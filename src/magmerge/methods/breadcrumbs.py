@@ -13,10 +13,10 @@ from typing_extensions import Doc
 
 from magmerge.linalg.ranks import whole_share
 from magmerge.linalg.selection import largest
-from magmerge.methods.average import Normalize, expert_weights, total_weight, weighted_sum
+from magmerge.methods.average import Normalize, scaled_sum
 from magmerge.methods.rescale import L1Ratios, Ratios, Rescale
 from magmerge.methods.threshold import LayerThreshold, surveyed
-from magmerge.methods.ties import ELECTIONS, Vote, elect_and_average, elect_and_sum
+from magmerge.methods.ties import Vote, elected_merge
 from magmerge.parameters import Density, Lambda, Start, Thresholds, Weights
 from magmerge.registry import register_method
 from magmerge.types import Survey
@@ -88,8 +88,7 @@ def breadcrumbs(
     nothing goes. `normalize` divides by the sum of the weights.
     """
     sparse = thinned(deltas, density, gamma, rescale, thresholds, ratios, start)
-    scale = lambda_ / total_weight(deltas, weights) if normalize else lambda_
-    return weighted_sum(sparse, weights).mul_(scale)
+    return scaled_sum(sparse, weights, lambda_, normalize)
 
 
 @register_method(
@@ -119,8 +118,7 @@ def breadcrumbs_ties(
     `normalize` off.
     """
     sparse = thinned(deltas, density, gamma, rescale, thresholds, ratios, start)
-    merge = elect_and_average if normalize else elect_and_sum
-    return merge(sparse, expert_weights(deltas, weights), ELECTIONS[vote]).mul_(lambda_)
+    return elected_merge(sparse, weights, vote, normalize).mul_(lambda_)
 
 
 def thinned(

@@ -17,7 +17,7 @@ from magmerge.methods.average import (
 )
 from magmerge.methods.rescale import L1Ratios, Ratios, Rescale
 from magmerge.methods.threshold import surveyed
-from magmerge.methods.ties import ELECTIONS, Vote, elect_and_average, elect_and_sum
+from magmerge.methods.ties import Vote, elected_merge
 from magmerge.parameters import Lambda, Probability, Seeds, Start, Weights
 from magmerge.registry import register_method
 from magmerge.types import Survey
@@ -94,8 +94,7 @@ def dare_ties(
     sparse = dropped(deltas, p, seeds, start)
     for delta, factor in zip(sparse, _factors(deltas, p, rescale, seeds, ratios), strict=True):
         delta.mul_(factor)
-    merge = elect_and_average if normalize else elect_and_sum
-    return merge(sparse, expert_weights(deltas, weights), ELECTIONS[vote]).mul_(lambda_)
+    return elected_merge(sparse, weights, vote, normalize).mul_(lambda_)
 
 
 def dropped(

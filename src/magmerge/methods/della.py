@@ -14,10 +14,10 @@ from typing_extensions import Doc
 from magmerge.draws import derive_seed, uniforms
 from magmerge.errors import ParameterError
 from magmerge.linalg.ranks import by_rank
-from magmerge.methods.average import Normalize, expert_weights, total_weight, weighted_sum
+from magmerge.methods.average import Normalize, scaled_sum
 from magmerge.methods.rescale import L1Ratios, Rescale
 from magmerge.methods.threshold import surveyed
-from magmerge.methods.ties import ELECTIONS, Vote, elect_and_average, elect_and_sum
+from magmerge.methods.ties import Vote, elected_merge
 from magmerge.parameters import Density, Lambda, Seeds, Start, Weights
 from magmerge.registry import register_method
 from magmerge.types import Cut
@@ -77,8 +77,7 @@ def della(
     `seeds` holds one seed per expert; without them the draws are those of seed 0.
     """
     sparse = sampled(deltas, density, epsilon, rescale, seeds, start)
-    merge = elect_and_average if normalize else elect_and_sum
-    return merge(sparse, expert_weights(deltas, weights), ELECTIONS[vote]).mul_(lambda_)
+    return elected_merge(sparse, weights, vote, normalize).mul_(lambda_)
 
 
 @register_method(
@@ -107,8 +106,7 @@ def della_linear(
     lambda sum_k w_k D_k of what stays; `normalize` divides by the sum of the weights.
     """
     sparse = sampled(deltas, density, epsilon, rescale, seeds, start)
-    scale = lambda_ / total_weight(deltas, weights) if normalize else lambda_
-    return weighted_sum(sparse, weights).mul_(scale)
+    return scaled_sum(sparse, weights, lambda_, normalize)
 
 
 def sampled(

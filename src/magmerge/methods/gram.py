@@ -11,10 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magmerge.methods.threshold import surveyed
-from magmerge.parameters import Supplied
-
-RUN = 1 << 16
-"""Entries that are summed up together. A survey's pieces start at multiples of this number."""
+from magmerge.parameters import UNIT, Supplied
 
 BLOCK = 1 << 13
 """Entries that are converted to float64 at once: they fit into the cache."""
@@ -26,7 +23,7 @@ GramMatrix = Annotated[Float[Tensor, "K K"] | None, Supplied()]
 
 
 class LayerSums:
-    """What `measure` gives for each run of RUN entries, added up over the layer in float64.
+    """What `measure` gives for each run of UNIT entries, added up over the layer in float64.
 
     Runs are summed as they are, whatever the pieces they come in, and their sums are added without
     rounding. So the total depends neither on the pieces nor on their order.
@@ -55,8 +52,8 @@ class LayerSums:
     def observe(self, name: str, start: int, tensors: Float[Tensor, "K *shape"]) -> None:  # noqa: ARG002
         """Measure the runs of one piece."""
         flat = tensors.reshape(len(tensors), -1)
-        for first in range(0, max(1, flat.shape[1]), RUN):
-            run = flat[:, first : first + RUN]
+        for first in range(0, max(1, flat.shape[1]), UNIT):
+            run = flat[:, first : first + UNIT]
             measured = self._measure(start + first, run)
             # As numbers: many small tensors, which outlive the pieces, would leave the memory of
             # the pieces in splinters.

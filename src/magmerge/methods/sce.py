@@ -15,6 +15,7 @@ from magmerge.linalg.ranks import whole_share
 from magmerge.linalg.selection import count_above, largest
 from magmerge.methods.gram import LayerSums
 from magmerge.methods.threshold import LayerThreshold, surveyed
+from magmerge.methods.ties import elect_and_average
 from magmerge.parameters import Start, Supplied, Threshold
 from magmerge.registry import register_method
 from magmerge.types import Survey
@@ -74,18 +75,7 @@ def sce(
         threshold, shares = found["threshold"], found["shares"]
     assert threshold is not None
     assert shares is not None
-    kept = selected(deltas, threshold, start)
-    elected = torch.zeros_like(kept[0])
-    for delta in kept:
-        elected.add_(delta)
-    elected.sign_()
-    total, weight = torch.zeros_like(elected), torch.zeros_like(elected)
-    for share, delta in zip(shares, kept, strict=True):
-        agreeing = torch.mul(delta, elected).clamp_(min=0)
-        total.add_(agreeing, alpha=share)
-        weight.add_(agreeing.sign_(), alpha=share)
-    # Where nobody agrees the total is zero, whatever it is divided by.
-    return total.mul_(elected).div_(weight.clamp_(min=torch.finfo(weight.dtype).tiny))
+    return elect_and_average(selected(deltas, threshold, start), shares)
 
 
 class SceSurvey:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from magmerge.methods.average import Normalize, check_weights, total_weight, weighted_sum
+from magmerge.methods.average import Normalize, check_weights, scaled_sum
 from magmerge.parameters import Lambda, Weights
 from magmerge.registry import register_method
 
@@ -25,7 +25,4 @@ def task_arithmetic(
     normalize: Normalize = False,
 ) -> Float[Tensor, "*shape"]:
     """Scaled sum of the task vectors: lambda sum_k w_k D_k."""
-    total = weighted_sum(deltas, weights)
-    if normalize:
-        lambda_ = lambda_ / total_weight(deltas, weights)
-    return total.mul_(lambda_)
+    return scaled_sum(deltas, weights, lambda_, normalize)

@@ -20,14 +20,12 @@ from magmerge.linalg.selection import (
 )
 from magmerge.methods.radix import RadixThreshold, keep_all, keep_none
 from magmerge.methods.tally import Finding, Tally
-from magmerge.parameters import Threshold
+from magmerge.parameters import UNIT, Threshold
 from magmerge.types import Survey
 
 SAMPLE, SHARE = 1 << 15, 1 << 7
 """The least number of entries in a sample, and one of how many is in it in a large layer."""
 MOST = 1 << 18
-SMALL = 1 << 16
-"""Entries of a layer that is kept and sorted out as a whole."""
 CROWD = 1 << 21
 """Candidates beyond which they are counted rather than kept."""
 DEVIATIONS, SPARE = 8.0, 24.0
@@ -77,7 +75,7 @@ class LayerThreshold:
     @property
     def samples(self) -> int:
         """How many entries a bracket is told from; a small layer needs none."""
-        if self._entries <= SMALL:
+        if self._entries <= UNIT:
             return 0
         return min(max(SAMPLE, self._entries // SHARE), MOST)
 
@@ -122,7 +120,7 @@ class LayerThreshold:
                     tally = self._tallies.setdefault((t, r), Tally())
                     tally.add(name, start, start + len(row), above, values, counts)
                     # Not kept once it is known that there are too many.
-                    if tally.count > CROWD // len(tensors) and self._entries > SMALL:
+                    if tally.count > CROWD // len(tensors) and self._entries > UNIT:
                         self._crowded = True
                         self._tallies.clear()
 

@@ -73,9 +73,7 @@ def ties(
     task vector, not in each tensor; a single tensor is then its own whole model.
     """
     trimmed = trim(deltas, density, scope, thresholds, start)
-    elect = ELECTIONS[vote]
-    merge = elect_and_average if normalize else elect_and_sum
-    return merge(trimmed, expert_weights(deltas, weights), elect).mul_(lambda_)
+    return elected_merge(trimmed, weights, vote, normalize).mul_(lambda_)
 
 
 def trim(
@@ -117,6 +115,14 @@ def weighted_election(trimmed: Stack, weights: Sequence[float]) -> Float[Tensor,
 
 
 ELECTIONS: dict[str, Election] = {"plain": plain_election, "weighted": weighted_election}
+
+
+def elected_merge(
+    sparse: Stack, weights: Weights, vote: str, normalize: bool
+) -> Float[Tensor, "*shape"]:
+    """Elect signs by `vote`, then the mean of what agrees, or its sum without `normalize`."""
+    merge = elect_and_average if normalize else elect_and_sum
+    return merge(sparse, expert_weights(sparse, weights), ELECTIONS[vote])
 
 
 def elect_and_average(
