@@ -184,7 +184,7 @@ def test_modules_are_models_too() -> None:
 
 
 def test_data_for_a_calibrator_of_weights_is_a_mistake(base: State, experts: list[State]) -> None:
-    with pytest.raises(ParameterError, match="takes no data"):
+    with pytest.raises(ParameterError, match="no calibration looks at it"):
         magmerge.calibrate(base, base=base, experts=experts, data={"a": []})
 
 

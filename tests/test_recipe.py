@@ -72,7 +72,7 @@ def test_yaml_round_trip_keeps_the_recipe_and_its_digest() -> None:
 def test_golden_file_and_digest() -> None:
     golden = Path(__file__).parent / "golden" / "recipe.yaml"
     assert RECIPE.to_yaml() == golden.read_text(encoding="utf-8")
-    assert RECIPE.digest == "4edf34f6a758ee1f5738f8c602e673888128af4604849dbd22ae453f49e17807"
+    assert RECIPE.digest == "7242c6a23b2af78154b2afb42706faa475c96abc3ea02372cadb6a8d75be2ec5"
 
 
 @pytest.mark.parametrize(

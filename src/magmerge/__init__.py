@@ -1,8 +1,9 @@
 """magmerge merges fine-tuned neural networks, then calibrates the magnitude of the change.
 
-The front door: `merge`, `calibrate`, `plan`, `inspect`, `diff`, `catalog`, `demo`, `Recipe`,
-`open_checkpoint`, `method`, `calibrator`, `register_method`, `register_calibrator`. Each name is
-loaded at its first use, so that importing magmerge does not import torch.
+The front door: `merge`, `calibrate`, `plan`, `inspect`, `diff`, `sensitivity`, `evaluate`,
+`write_report`, `catalog`, `demo`, `Recipe`, `open_checkpoint`, `method`, `calibrator`,
+`register_method`, `register_calibrator`. Each name is loaded at its first use, so that importing
+magmerge does not import torch.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ if TYPE_CHECKING:
     from magmerge.checkpoints import open_checkpoint
     from magmerge.demonstration import demo
     from magmerge.errors import MagmergeError, MagmergeWarning
+    from magmerge.evaluation import evaluate
     from magmerge.inspection import diff, inspect
     from magmerge.pipeline import calibrate, merge, plan
     from magmerge.recipe import Recipe
     from magmerge.registry import register_calibrator, register_method
+    from magmerge.report.writing import write_report
     from magmerge.result import Result
+    from magmerge.sensing import Sensitivity, sensitivity
 
 _HOMES = {
     "MagmergeError": "errors",
@@ -33,6 +37,7 @@ _HOMES = {
     "catalog": "catalogue",
     "demo": "demonstration",
     "diff": "inspection",
+    "evaluate": "evaluation",
     "inspect": "inspection",
     "merge": "pipeline",
     "method": "catalogue",
@@ -40,6 +45,9 @@ _HOMES = {
     "plan": "pipeline",
     "register_calibrator": "registry",
     "register_method": "registry",
+    "Sensitivity": "sensing",
+    "sensitivity": "sensing",
+    "write_report": "report.writing",
 }
 
 __all__ = [
@@ -47,12 +55,14 @@ __all__ = [
     "MagmergeWarning",
     "Recipe",
     "Result",
+    "Sensitivity",
     "__version__",
     "calibrate",
     "calibrator",
     "catalog",
     "demo",
     "diff",
+    "evaluate",
     "inspect",
     "merge",
     "method",
@@ -60,6 +70,8 @@ __all__ = [
     "plan",
     "register_calibrator",
     "register_method",
+    "sensitivity",
+    "write_report",
 ]
 
 

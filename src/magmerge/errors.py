@@ -83,6 +83,10 @@ class ParameterError(MagmergeError):
     """A parameter is out of range or of the wrong type."""
 
 
+class MissingExtraError(MagmergeError):
+    """A library that is not part of the core installation is needed, and is not there."""
+
+
 class OutputError(MagmergeError):
     """The output cannot be written: it exists, is in use, or there is no space."""
 

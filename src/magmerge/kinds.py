@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from magmerge import dtypes
@@ -38,8 +39,13 @@ def kinds_of(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Kin
 
 def read_model_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """The model's config.json; empty where there is none. CheckpointError if it is corrupt."""
-    path = None if checkpoint.folder is None else checkpoint.folder / "config.json"
-    if path is None or not path.is_file():
+    return {} if checkpoint.folder is None else read_config(checkpoint.folder)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A folder's config.json; empty where there is none. CheckpointError if it is corrupt."""
+    path = folder / "config.json"
+    if not path.is_file():
         return {}
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

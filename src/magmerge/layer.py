@@ -14,7 +14,7 @@ from torch import Tensor
 from magmerge.binding import Treatment
 from magmerge.calibrators.gate import gate
 from magmerge.linalg.rows import mean_of, pairwise_cosines, squares
-from magmerge.types import LayerRecord, Method, Piece, Step
+from magmerge.types import Factor, LayerRecord, Method, Piece, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,15 @@ class Merged:
 class Tally:
     """What was done to one piece, in parts that add up to the layer's record in any cut.
 
-    `xi` holds the factor of each row, `free` the same before the gate for each calibrator in turn,
-    `before` and `after` the squares of the merged task vector, grain by grain.
+    `xi` holds the factor of each row, `free` and `gated` what each calibrator in turn found before
+    and after the gate, `experts` the squares of each expert's task vector, `before` and `after`
+    those of the merged one, grain by grain.
     """
 
     xi: tuple[float, ...] = ()
     free: tuple[tuple[float, ...], ...] = ()
+    gated: tuple[tuple[float, ...], ...] = ()
+    experts: tuple[tuple[float, ...], ...] = ()
     cosines: tuple[float, ...] = ()
     before: tuple[float, ...] = ()
     after: tuple[float, ...] = ()
@@ -76,27 +79,32 @@ def calibrate_layer(
     """
     delta, weight = merged.delta, merged.weight
     before = tuple(squares(delta, piece.grain))
-    calibrators = treatment.of(step)
+    calibrators = treatment.at(step, piece)
     if not calibrators:
         result = base + delta if weight is None else weight
         return result, Tally(before=before, after=before)
     xi = torch.ones((), dtype=delta.dtype, device=delta.device)
     free: list[tuple[float, ...]] = []
+    gated: list[tuple[float, ...]] = []
     for calibrator, keywords in calibrators:
         rows = _rows_first(deltas, step, 1), _rows_first(_spread(xi, step, delta) * delta, step, 0)
         found = calibrator.fn(*rows, **keywords)
         if calibrator.returns == "delta":
             delta, weight, xi = _rows_first(found, step, 0), None, torch.ones_like(xi.mean())
-            free = []
+            free, gated = [], []
         else:
             bounded = treatment.gated and calibrator.gated
-            xi = xi * (gate(found, step.sensitive) if bounded else found)
+            factor = gate(found, step.sensitive) if bounded else found
+            xi = xi * factor
             free.append(_numbers(found))
+            gated.append(_numbers(factor))
     scaled = _spread(xi, step, delta) * delta
     return apply_factor(base, delta, _spread(xi, step, delta), weight), Tally(
         xi=_numbers(xi),
         free=tuple(free),
-        cosines=_numbers(pairwise_cosines(_rows_first(deltas, step, 1))) if len(deltas) > 1 else (),
+        gated=tuple(gated),
+        experts=tuple(tuple(squares(one, piece.grain)) for one in deltas),
+        cosines=_cosines(_rows_first(deltas, step, 1)),
         before=before,
         after=tuple(squares(scaled, piece.grain)),
     )
@@ -118,9 +126,8 @@ def apply_factor(
 def record_of(step: Step, treatment: Treatment, tallies: Sequence[Tally]) -> LayerRecord:
     """The layer's record from its pieces' tallies, in their order."""
     xi = [value for tally in tallies for value in tally.xi] or [1.0]
-    free = 1.0
-    for column in zip(*(tally.free for tally in tallies), strict=True):
-        free *= mean_of([value for values in column for value in values]) or 0.0
+    factors = _factors(step, treatment, tallies)
+    experts = [_norm(column) for column in zip(*(tally.experts for tally in tallies), strict=True)]
     return LayerRecord(
         name=step.spec.name,
         action=step.action,
@@ -129,13 +136,46 @@ def record_of(step: Step, treatment: Treatment, tallies: Sequence[Tally]) -> Lay
         xi=mean_of(xi) or 0.0,
         xi_min=min(xi),
         xi_max=max(xi),
-        xi_free=free,
-        norm_before=math.sqrt(math.fsum(value for tally in tallies for value in tally.before)),
-        norm_after=math.sqrt(math.fsum(value for tally in tallies for value in tally.after)),
+        xi_free=math.prod(factor.free for factor in factors),
+        norm_before=_norm([tally.before for tally in tallies]),
+        norm_after=_norm([tally.after for tally in tallies]),
         cosine=mean_of([value for tally in tallies for value in tally.cosines]),
         calibrated_by=tuple(calibrator.name for calibrator, _ in treatment.of(step)),
         notes=tuple(dict.fromkeys(note for tally in tallies for note in tally.notes)),
+        norm_experts=mean_of(experts),
+        factors=factors,
     )
+
+
+def _factors(step: Step, treatment: Treatment, tallies: Sequence[Tally]) -> tuple[Factor, ...]:
+    """What each calibrator found, the last of them, if an earlier one was overruled."""
+    free = [_joined(column) for column in zip(*(tally.free for tally in tallies), strict=True)]
+    gated = [_joined(column) for column in zip(*(tally.gated for tally in tallies), strict=True)]
+    items = [calibrator for calibrator, _ in treatment.of(step)]
+    return tuple(
+        Factor(
+            item.name,
+            mean_of(before) or 0.0,
+            mean_of(after) or 0.0,
+            treatment.asked_for(step) if item.needs == "inputs" else (),
+        )
+        for item, before, after in zip(items[len(items) - len(free) :], free, gated, strict=True)
+    )
+
+
+def _joined(column: Sequence[Sequence[float]]) -> list[float]:
+    return [value for values in column for value in values]
+
+
+def _norm(squares: Sequence[Sequence[float]]) -> float:
+    return math.sqrt(math.fsum(value for values in squares for value in values))
+
+
+def _cosines(deltas: Tensor) -> tuple[float, ...]:
+    """The mean cosine between task vectors, of each row; a vector is one row."""
+    if len(deltas) < 2:
+        return ()
+    return _numbers(pairwise_cosines(deltas.unsqueeze(1) if deltas.ndim == 2 else deltas))
 
 
 def _numbers(tensor: Tensor) -> tuple[float, ...]:

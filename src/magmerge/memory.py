@@ -11,12 +11,15 @@ from magmerge.binding import Bound
 from magmerge.errors import ParameterError
 from magmerge.parameters import UNIT
 from magmerge.pieces import PIECE, cut_for, stretches
+from magmerge.recipe import Sampling
 from magmerge.types import Piece, Step
 
 FIXED_COPIES = 4
 """Tensors of a piece's size beside the experts': base, what is read, result, its cast."""
 OVERHEAD = 120_000_000
 """Bytes for all that does not grow with the pieces: code loaded late, candidates, records."""
+BESIDE_A_LAYER = 5
+"""Float32 tensors of a layer's size while it is measured: base, two changes, what they are of."""
 TALLIED = 32
 """Bytes for each entry of a small layer that a survey keeps for each expert, at most."""
 DEFAULT = "2GB"
@@ -49,14 +52,48 @@ def bytes_of(step: Step, bound: Bound, experts: int, pieces: Sequence[Piece]) ->
     return (8 if step.wide else 4) * (experts + FIXED_COPIES + workspace) * entries + besides
 
 
+def bytes_at_work(steps: Sequence[Step], sampling: Sampling, threads: int) -> int:
+    """Bytes of the model that a calibration runs, and of what is read beside one of its layers.
+
+    What the model computes on its samples comes on top of that.
+    """
+    floats = [step for step in steps if step.spec.dtype in dtypes.FLOATS and step.twin is None]
+    sizes = {step.spec.name: math.prod(step.spec.shape) for step in floats}
+    largest = max((sizes[step.spec.name] for step in floats if step.calibrated), default=0)
+    beside = 4 * BESIDE_A_LAYER * largest * (1 if sampling.order == "forward" else threads)
+    if sampling.order == "forward" or sampling.batchnorm:
+        beside += 4 * largest * len(sampling.data)
+    each = 4 if sampling.precision == "float32" else 6
+    if not sampling.offload:
+        return each * sum(sizes.values()) + beside
+    blocks: dict[str, int] = {}
+    for name, size in sizes.items():
+        blocks[block_of(name)] = blocks.get(block_of(name), 0) + size
+    return (4 + each) * max(blocks.values(), default=0) + beside
+
+
+def block_of(name: str) -> str:
+    """The block that a tensor belongs to, as its name tells: all up to the first number."""
+    parts = name.split(".")
+    place = next((place for place, part in enumerate(parts) if part.isdigit()), None)
+    return name if place is None else ".".join(parts[: place + 1])
+
+
 def allow(
-    steps: Sequence[Step], bound: Bound, *, experts: int, threads: int, limit: int
+    steps: Sequence[Step], bound: Bound, *, experts: int, threads: int, limit: int, taken: int = 0
 ) -> Allowance:
-    """The pieces that let `threads` jobs at once stay within `limit` bytes.
+    """The pieces that let `threads` jobs at once stay within `limit` bytes, less those `taken`.
 
     ParameterError where the limit is too small for one job: a layer that must be merged as a whole.
     """
-    room = limit - OVERHEAD
+    room = limit - OVERHEAD - taken
+    if room <= 0 and taken:
+        raise ParameterError(
+            f"{_gigabytes(limit)} of memory are too little: the model that is run takes "
+            f"{_gigabytes(taken)}",
+            remedy=f"allow more with --memory {_gigabytes(taken + 2 * OVERHEAD)} (memory=), or run "
+            "it block by block (--offload, offload=True)",
+        )
     piece = PIECE
     while True:
         needs = _needs(steps, bound, experts, threads, piece)
@@ -68,11 +105,12 @@ def allow(
     if largest > room:
         raise ParameterError(
             f"{_gigabytes(limit)} of memory are too little: this layer takes {_gigabytes(largest)} "
-            f"with {experts} experts, beside {_gigabytes(OVERHEAD)} for the program's own needs",
+            f"with {experts} experts, beside {_gigabytes(OVERHEAD + taken)} for the "
+            "program's own needs",
             tensor=name or None,
-            remedy=f"allow more with --memory {_gigabytes(largest + OVERHEAD)} (memory=)",
+            remedy=f"allow more with --memory {_gigabytes(largest + OVERHEAD + taken)} (memory=)",
         )
-    return Allowance(OVERHEAD + min(total, room), room, piece)
+    return Allowance(OVERHEAD + taken + min(total, room), room, piece)
 
 
 def _needs(

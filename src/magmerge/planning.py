@@ -12,7 +12,7 @@ from magmerge.checkpoints.layout import lay_out
 from magmerge.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.faults import check_structure, dtype_warnings, matches, tied_everywhere
 from magmerge.kinds import kinds_of, read_model_config
-from magmerge.memory import allow
+from magmerge.memory import allow, bytes_at_work
 from magmerge.models import Sources
 from magmerge.recipe import Recipe
 from magmerge.types import Action, Kind, Plan, Step, TensorSpec
@@ -57,7 +57,9 @@ def make_plan(
     steps = _mark_sensitive(steps, recipe)
     steps, shards = lay_out(steps, shard_size, single_file, metadata or {})
     count = len(sources.experts)
-    allowance = allow(steps, bind(recipe), experts=count, threads=threads, limit=memory)
+    sampling = recipe.sampling
+    live = 0 if sampling is None else bytes_at_work(steps, sampling, threads)
+    allowance = allow(steps, bind(recipe), experts=count, threads=threads, limit=memory, taken=live)
     return Plan(
         digest=recipe.digest,
         steps=tuple(steps),
@@ -66,6 +68,7 @@ def make_plan(
         memory=allowance.memory,
         room=allowance.room,
         piece=allowance.piece,
+        live=live,
         copied=tuple(copied),
         warnings=tuple(dtype_warnings(sources)),
     )
@@ -82,11 +85,11 @@ def _fate(recipe: Recipe, sources: Sources, name: str, kind: Kind) -> _Fate:
         return _Fate("carry", f"{dtypes.torch_name(spec.dtype)} values are not merged")
     if 0 in spec.shape:
         return _Fate("carry", "no entries")
+    if sources.base and all(name in expert.untouched for expert in sources.experts):
+        return _Fate("carry", UNCHANGED)
     if recipe.merged is not None:
         calibrated = _calibrators_take(recipe, kind) and not matches(name, recipe.skip)
         return _Fate("merge", kind) if calibrated else _Fate("carry", kind)
-    if sources.base and all(name in expert.untouched for expert in sources.experts):
-        return _Fate("carry", UNCHANGED)
     if kind == "statistics":
         return _Fate("average", "running statistics are averaged")
     method = None if recipe.method is None else registry.methods.get(recipe.method)
@@ -100,7 +103,7 @@ def _step(recipe: Recipe, sources: Sources, name: str, kind: Kind, fate: _Fate) 
     if recipe.dtype is not None and spec.dtype in dtypes.FLOATS:
         spec = TensorSpec(name, spec.shape, recipe.dtype)
     calibrated = (
-        fate.action == "merge"
+        fate.action in ("merge", "mean")
         and _calibrators_take(recipe, kind)
         and not matches(name, recipe.skip)
     )
@@ -114,7 +117,10 @@ def _calibrators_take(recipe: Recipe, kind: Kind) -> bool:
 
 
 def _mark_sensitive(steps: list[Step], recipe: Recipe) -> list[Step]:
-    """Mark the layers of the sensitive list, by tensor name or by module name, never in part."""
+    """Mark the layers of the sensitive list, by tensor name or by module name, never in part.
+
+    A layer's weight and bias are marked together: they have one factor in feature space.
+    """
     if not recipe.sensitive:
         return steps
     if not recipe.calibrate or recipe.gate == "off":
@@ -122,21 +128,30 @@ def _mark_sensitive(steps: list[Step], recipe: Recipe) -> list[Step]:
             "a list of sensitive layers without a gated calibration has no effect",
             remedy="add --calibrate and leave --gate on, or drop --sensitive",
         )
-    names = {step.spec.name for step in steps if step.calibrated}
-    layers = {name.removesuffix(".weight"): name for name in names}
+    names = [step.spec.name for step in steps if step.calibrated]
+    layers: dict[str, set[str]] = {}
+    for name in names:
+        layers.setdefault(_layer_of(name), set()).add(name)
+        layers.setdefault(name.rpartition(".")[0] or name, set()).add(name)
     wanted = set()
     for entry in recipe.sensitive:
-        found = entry if entry in names else layers.get(entry)
+        found = layers.get(_layer_of(entry) if entry in names else entry)
         if found is None:
             raise UnknownNameError(
                 f"the sensitive layer {entry!r} is none of the calibrated ones",
                 remedy=suggestion(entry, layers),
             )
-        wanted.add(found)
+        wanted |= found
     return [
         Step(**{**_fields(step), "sensitive": True}) if step.spec.name in wanted else step
         for step in steps
     ]
+
+
+def _layer_of(name: str) -> str:
+    """The layer that a weight or bias belongs to; any other tensor is one of its own."""
+    layer, _, last = name.rpartition(".")
+    return layer if layer and last in ("weight", "bias") else name
 
 
 def _fields(step: Step) -> dict[str, Any]:
@@ -152,6 +167,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "disk": plan.disk,
         "memory": plan.memory,
         "piece": plan.piece,
+        "live": plan.live,
         "copied": list(plan.copied),
         "warnings": list(plan.warnings),
     }

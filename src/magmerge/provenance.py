@@ -13,7 +13,7 @@ import safetensors
 import torch
 
 from magmerge.recipe import Recipe
-from magmerge.types import LayerRecord
+from magmerge.types import LayerRecord, Uncovered
 from magmerge.version import __version__
 
 FILE = "magmerge.json"
@@ -24,6 +24,7 @@ def document(
     inputs: Sequence[dict[str, Any]],
     records: Sequence[LayerRecord],
     warnings: Sequence[str],
+    uncovered: Sequence[Uncovered],
 ) -> str:
     """The provenance as JSON. It has no time and no machine in it: equal runs give equal bytes."""
     content = {
@@ -37,6 +38,7 @@ def document(
             "safetensors": safetensors.__version__,
         },
         "warnings": list(warnings),
+        "uncovered": [one._asdict() for one in uncovered],
         "layers": [_finite(asdict(record)) for record in records],
     }
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
@@ -45,6 +47,10 @@ def document(
 def _finite(record: dict[str, Any]) -> dict[str, Any]:
     """The record with null for a norm beyond the largest float."""
     return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        key: [_finite(one) for one in value]
+        if key == "factors"
+        else None
+        if isinstance(value, float) and not math.isfinite(value)
+        else value
         for key, value in record.items()
     }

@@ -15,21 +15,24 @@ from magmerge.checkpoints.staging import Staging
 from magmerge.checkpoints.target import check_space, check_target
 from magmerge.checkpoints.writer import FileSink, Sink
 from magmerge.digests import DigestMemory, stamp
-from magmerge.errors import CheckpointError, MagmergeWarning, OutputError
+from magmerge.errors import CheckpointError, MagmergeWarning, MissingExtraError, OutputError
 from magmerge.executors import local
 from magmerge.models import Sources
 from magmerge.provenance import FILE, document
 from magmerge.recipe import Recipe
+from magmerge.report.page import render
+from magmerge.report.writing import REPORT
 from magmerge.run import Progress, counter
-from magmerge.types import LayerRecord, Plan
+from magmerge.types import LayerRecord, Plan, Uncovered
 from magmerge.version import __version__
 
 
 class Filled(NamedTuple):
-    """What filling a sink told: the layers' records, and warnings for the provenance."""
+    """What filling a sink told: the layers' records, warnings, layers that were not measured."""
 
     records: Sequence[LayerRecord]
     warnings: tuple[str, ...]
+    uncovered: Sequence[Uncovered] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +57,12 @@ class Target:
         paths += [path.parent for path in paths]
         paths += [folder for folder in (sources.layout.folder, donor) if folder is not None]
         check_target(target.path, paths, single=target.single, overwrite=overwrite)
-        if target.single and not overwrite and (target.path.parent / target.record_file).exists():
+        beside = [target.path.parent / name for name in (target.record_file, target.report_file)]
+        taken = next((file for file in beside if target.single and file.exists()), None)
+        if taken is not None and not overwrite:
             raise OutputError(
                 "it exists already",
-                source=target.path.parent / target.record_file,
+                source=taken,
                 remedy="pass --yes (overwrite=True) to replace it",
             )
         return target
@@ -80,6 +85,11 @@ class Target:
     def record_file(self) -> str:
         """Where the provenance goes, relative to the target's folder."""
         return f"{self.path.stem}.{FILE}" if self.single else FILE
+
+    @property
+    def report_file(self) -> str:
+        """Where a calibration's report goes, relative to the target's folder."""
+        return f"{self.path.stem}.{REPORT}" if self.single else REPORT
 
     def metadata(self, recipe: Recipe) -> dict[str, str]:
         """What a single file carries of its provenance in its own header."""
@@ -113,11 +123,24 @@ def write(
     with target.staging() as staging, FileSink(plan, staging) as sink:
         filled = fill(sink)
         _check_unchanged(stamps)
-        filled = Filled(filled.records, (*notes, *filled.warnings))
+        filled = filled._replace(warnings=(*notes, *filled.warnings))
         digests = _digest_inputs(sources, sink.settlers(), threads, progress)
-        text = document(recipe, digests, filled.records, filled.warnings)
-        sink.publish({**extra, target.record_file: text.encode()})
+        text = document(recipe, digests, filled.records, filled.warnings, filled.uncovered)
+        extra |= {target.record_file: text.encode()}
+        if recipe.calibrate:
+            extra |= _report(target, text)
+        sink.publish(extra)
     return filled
+
+
+def _report(target: Target, record: str) -> dict[str, bytes]:
+    """The calibration's report, made from its record; a warning where it cannot be drawn here."""
+    try:
+        return {target.report_file: render(json.loads(record)).encode()}
+    except MissingExtraError as error:
+        warn([f"no {target.report_file} is written: {error.problem}; {error.remedy}, then "
+              f"magmerge report {target.path}"])  # fmt: skip
+        return {}
 
 
 def warn(notes: Sequence[str]) -> None:

@@ -27,13 +27,31 @@ class Calibration(BaseModel):
     params: dict[str, Any] = {}
 
 
+class Sampling(BaseModel):
+    """What a calibration looked at besides weights: where each expert's samples are from, how many
+    were drawn by which seed, in what order layers were measured, and in what format.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: dict[str, str]
+    samples: int
+    seed: int = 0
+    order: Literal["once", "forward"] = "once"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    batchnorm: bool = False
+    offload: bool = False
+    model: str | None = None
+
+
 class Recipe(BaseModel):
     """A merge (`method`) or the calibration of a merge that exists (`merged`).
 
     Models are named by path, or described where they are in memory. `ignore` holds patterns of
     tensors that are not compared and that the result takes from its layout model as they are;
     `skip` patterns of tensors that are merged but not calibrated; `sensitive` the layers that the
-    gate lets only shrink. `dtype` is the output's, the base's own if None.
+    gate lets only shrink; `sampling` is None where only weights are looked at. `dtype` is the
+    output's, the base's own if None.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,6 +68,7 @@ class Recipe(BaseModel):
     ignore: tuple[str, ...] = ()
     dtype: str | None = None
     seed: int = 0
+    sampling: Sampling | None = None
 
     @field_validator("gate", mode="before")
     @classmethod
@@ -135,6 +154,8 @@ def check_calibrations(
         return tuple(found for one in wanted for found in check_calibrations(one))
     if isinstance(wanted, str):
         wanted = {"method": wanted}
+    if isinstance(wanted, Mapping) and wanted.get("method") in COMPOSED:
+        return _composed(wanted)
     if isinstance(wanted, Mapping):
         try:
             wanted = Calibration.model_validate(wanted)
@@ -147,6 +168,32 @@ def check_calibrations(
         )
     item = registry.calibrators.get(wanted.method)
     return (Calibration(method=item.name, params=check_parameters(item, wanted.params)),)
+
+
+COMPOSED = {"dsc": ("wsc", "fsc")}
+"""Calibrations that are several in turn: MAGIC's DSC is WSC, then FSC on its result."""
+
+
+def _composed(wanted: Mapping[str, Any]) -> tuple[Calibration, ...]:
+    """Each with those of the given parameters that are its own."""
+    params = dict(wanted.get("params") or {})
+    found: list[Calibration] = []
+    for name in COMPOSED[wanted["method"]]:
+        own = {p.name for p in registry.calibrators.get(name).parameters}
+        spelt = {key: key.removeprefix(f"{name}.") for key in params}
+        mine = {short: params.pop(key) for key, short in spelt.items() if short in own}
+        found += check_calibrations({"method": name, "params": mine})
+    if params:
+        known = [
+            p.name
+            for n in COMPOSED[wanted["method"]]
+            for p in registry.calibrators.get(n).parameters
+        ]
+        raise UnknownNameError(
+            f"{wanted['method']} has no parameter {next(iter(params))!r}",
+            remedy=suggestion(next(iter(params)), known),
+        )
+    return tuple(found)
 
 
 def read_sensitive(path: Path) -> tuple[str, ...]:

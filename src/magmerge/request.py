@@ -23,6 +23,7 @@ from magmerge.recipe import (
     keywords,
     read_sensitive,
 )
+from magmerge.wanted import Wanted
 
 Experts = Sequence[Model] | Mapping[str, Model]
 Gate = Literal["on", "off"]
@@ -42,6 +43,7 @@ def prepare(
     ignore: Iterable[str] = (),
     dtype: str | None = None,
     seed: int = 0,
+    wanted: Wanted | None = None,
 ) -> tuple[Recipe, Sources]:
     """Check names and parameters first, then open the models: the cheap mistakes come first."""
     checked: dict[str, Any] = {}
@@ -66,8 +68,11 @@ def prepare(
     layers = (
         read_sensitive(Path(sensitive)) if isinstance(sensitive, str | Path) else sensitive or ()
     )
+    asked = wanted or Wanted()
+    asked.check(calibrations)
     out_dtype = None if dtype is None else dtypes.parse_float_dtype(str(dtype))
     opened = _open(base, experts, merged)
+    sampling = asked.sampling([expert.name for expert in opened.experts], seed, calibrations)
     recipe = _recipe(
         base=None if opened.base is None else opened.base.source,
         experts={expert.name: expert.source for expert in opened.experts},
@@ -81,6 +86,7 @@ def prepare(
         ignore=patterns(ignore),
         dtype=out_dtype,
         seed=seed,
+        sampling=sampling,
     )
     return recipe, opened
 
@@ -111,7 +117,7 @@ def thread_count(threads: int | None) -> int:
 def named(experts: Experts) -> dict[str, Model]:
     """Experts by name: the mapping's own keys, or the last part of each path, made unique."""
     if isinstance(experts, Mapping):
-        if any(hasattr(value, "dtype") for value in experts.values()):
+        if any(hasattr(one, "dtype") and not hasattr(one, "modules") for one in experts.values()):
             raise ParameterError(
                 "experts is one model, not several", remedy="put it into a list: experts=[model]"
             )

@@ -15,7 +15,7 @@ from magmerge.checkpoints.writer import Sink
 from magmerge.models import Sources
 from magmerge.publishing import Filled, Target, write
 from magmerge.recipe import Recipe
-from magmerge.types import LayerRecord, Plan
+from magmerge.types import LayerRecord, Plan, Uncovered
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Result:
     """A finished merge or calibration.
 
     `records` say what was done to each layer; `path` is where it was written, None if it is in
-    memory only.
+    memory only. `uncovered`: layers that a calibration could not measure, and left as merged.
     """
 
     recipe: Recipe
@@ -34,6 +34,7 @@ class Result:
     sources: Sources
     donor: Path | None
     tensors: Mapping[str, Tensor] | None
+    uncovered: tuple[Uncovered, ...] = ()
 
     def state_dict(self) -> dict[str, Tensor]:
         """All tensors of the result by name, in the order of the model; read from disk if there."""
@@ -62,7 +63,7 @@ class Result:
         def fill(sink: Sink) -> Filled:
             for step in plan.steps:
                 sink.write(step, 0, tensors[step.spec.name])
-            return Filled(self.records, self.warnings)
+            return Filled(self.records, self.warnings, self.uncovered)
 
         write(target, plan, self.recipe, self.sources, self.donor, fill, threads=1)
         return target.path

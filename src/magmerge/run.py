@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -33,7 +33,10 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A plan with everything that its steps need."""
+    """A plan with everything that its steps need.
+
+    `statistics`: running means and variances that were taken anew, by name.
+    """
 
     plan: Plan
     bound: Bound
@@ -41,6 +44,7 @@ class Work:
     reader: Reader
     device: Device
     seed: int
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Carried(NamedTuple):
@@ -57,12 +61,29 @@ def execute(
     Returns the records of the tensors that were changed, and what a reader should know of those
     that were carried over, both in the order of the plan.
     """
-    survey = _survey_model(work, threads, progress)
+    survey = survey_model(work, threads, progress)
+    return treat(work, survey, sink, threads=threads, progress=progress)
+
+
+def treat(
+    work: Work,
+    survey: Survey | None,
+    sink: Sink,
+    *,
+    threads: int,
+    progress: Progress | None = None,
+    only: Collection[str] | None = None,
+) -> tuple[list[LayerRecord], list[str]]:
+    """The same with what is known of the whole model, for all tensors or for those in `only`."""
     twins: dict[str, list[Step]] = {}
     for step in work.plan.steps:
         if step.twin is not None:
             twins.setdefault(step.twin, []).append(step)
-    steps = [step for step in work.plan.steps if step.twin is None]
+    steps = [
+        step
+        for step in work.plan.steps
+        if step.twin is None and (only is None or step.spec.name in only)
+    ]
     label = "calibrating" if work.bound.method is None else "merging"
     outcomes = local.run(
         (_treat(work, step, twins.get(step.spec.name, []), survey, sink) for step in steps),
@@ -79,6 +100,9 @@ def _treat(
     work: Work, step: Step, twins: list[Step], survey: Survey | None, sink: Sink
 ) -> Task[LayerRecord | Carried]:
     """One layer: its survey, if its method makes one, then its pieces."""
+    if step.spec.name in work.statistics:
+        yield [Job(0, partial(_put, work, step, twins, sink))]
+        return Carried(None)
     if step.action == "carry":
         pieces = cut(step.spec.shape, step.kind, "entries", work.plan.piece)
         bad = yield _jobs(work, step, pieces, partial(_carry, work, step, twins, sink))
@@ -105,6 +129,13 @@ def _jobs(
             return [treat(piece) for piece in stretch]
 
     return [Job(size, partial(call, stretch)) for stretch in stretches(pieces)]
+
+
+def _put(work: Work, step: Step, twins: list[Step], sink: Sink) -> None:
+    """Write statistics that are known already."""
+    tensor = _cast(work.statistics[step.spec.name], step)
+    for one in (step, *twins):
+        sink.write(one, 0, tensor)
 
 
 def _carry(work: Work, step: Step, twins: list[Step], sink: Sink, piece: Piece) -> tuple[int, int]:
@@ -219,7 +250,7 @@ def _sample(work: Work, step: Step, survey: Survey) -> None:
         survey.prepare(work.reader.sample(step, work.bound.method.acts_on, survey.samples))
 
 
-def _survey_model(work: Work, threads: int, progress: Progress | None) -> Survey | None:
+def survey_model(work: Work, threads: int, progress: Progress | None) -> Survey | None:
     """Whole-model statistics, where the method with these parameters needs them."""
     if work.bound.method is None:
         return None

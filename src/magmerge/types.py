@@ -146,7 +146,9 @@ class Calibrator:
     other, or must be treated in the order of the forward pass. `gated`: the gate bounds its factor.
     `acts_on`: the kinds of layer it is defined for. `near_orthogonal`: whether it assumes, with
     these parameters, that task vectors are. `cut` and `workspace`: as in `Method`; a calibrator
-    takes a layer by rows or whole.
+    takes a layer by rows or whole. `measure`, of one that needs inputs: from the change in a
+    layer's output that an expert makes, and that the merge makes, both [tokens, features], to a
+    gain for each token; the mean gains are what `fn` gets as `gains`.
     """
 
     name: str
@@ -162,6 +164,7 @@ class Calibrator:
     near_orthogonal: Callable[..., bool] = field(default=lambda **_: False)
     cut: Cut | Callable[..., Cut] = "whole"
     workspace: tuple[int, int] = (0, 9)
+    measure: Callable[..., Tensor] | None = None
 
 
 class Piece(NamedTuple):
@@ -210,7 +213,8 @@ class Plan:
     """All that will happen, known from headers alone. Sizes are in bytes.
 
     `memory` is the stated peak beyond the interpreter and torch; `room` the part of it that jobs
-    share; `piece` how many entries of a layer are at work at once.
+    share; `live` that of a model that is run, without what it computes; `piece` how many entries of
+    a layer are at work at once.
     """
 
     digest: str
@@ -221,7 +225,29 @@ class Plan:
     piece: int
     room: int
     copied: tuple[str, ...]
+    live: int
     warnings: tuple[str, ...]
+
+
+class Uncovered(NamedTuple):
+    """A layer that a calibration could not measure, and left as the merge made it; and why."""
+
+    layer: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """What one calibrator found for one layer: its mean factor before the gate, and after.
+
+    `experts`: for a calibrator that looks at inputs, the mean factor that each expert's samples ask
+    for, in the order of the experts; None where they tell nothing.
+    """
+
+    calibrator: str
+    free: float
+    gated: float
+    experts: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +257,9 @@ class LayerRecord:
     `xi` is the mean factor, `xi_min` and `xi_max` its extremes over the rows, `xi_free` its mean
     before the gate; the norms are those of the merged task vector before and after; `cosine` is
     the mean pairwise cosine of the experts' rows, None where fewer than two changed anything.
-    `notes`: where the arithmetic had to leave its usual path.
+    `norm_experts` is the mean norm of the experts' task vectors, known where the layer was
+    calibrated; `factors` what each calibrator found, in turn. `notes`: where the arithmetic had to
+    leave its usual path.
     """
 
     name: str
@@ -247,3 +275,5 @@ class LayerRecord:
     cosine: float | None
     calibrated_by: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    norm_experts: float | None = None
+    factors: tuple[Factor, ...] = ()

@@ -111,7 +111,7 @@ SLOW_RUN = r"""
 
     def pause(*arguments):
         os.write(1, b"here\n")
-        time.sleep(3)
+        time.sleep(30)
 
     if moment == "write":
         writer.FileSink.write = pause

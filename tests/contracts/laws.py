@@ -24,6 +24,18 @@ def deltas_for(method: Method, shape: tuple[int, ...], seed: int = 0) -> Tensor:
     return torch.randn((count_for(method), *shape), generator=generator)
 
 
+def found_by(calibrator: Calibrator, deltas: Tensor, merged: Tensor) -> Tensor:
+    """What the calibrator's function gives; gains are measured on random inputs of the rows."""
+    if calibrator.needs == "weights":
+        return calibrator.fn(deltas, merged)
+    generator = torch.Generator().manual_seed(5)
+    inputs = torch.randn(20, merged[0].numel(), generator=generator).to(merged.dtype)
+    changes = [inputs @ one.reshape(len(one), -1).T for one in (*deltas, merged)]
+    assert calibrator.measure is not None
+    gains = [calibrator.measure(change, changes[-1]).mean() for change in changes[:-1]]
+    return calibrator.fn(deltas, merged, gains=torch.stack(gains))
+
+
 def rows_for(calibrator: Calibrator, shape: tuple[int, ...], experts: int = 3) -> Tensor:
     generator = torch.Generator().manual_seed(len(shape) + experts)
     return torch.randn((experts, *shape), generator=generator)

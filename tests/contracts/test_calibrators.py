@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from magmerge.types import Calibrator
-from tests.contracts.laws import CALIBRATORS, rows_for
+from tests.contracts.laws import CALIBRATORS, found_by, rows_for
 
 every_calibrator = pytest.mark.parametrize("calibrator", CALIBRATORS, ids=lambda c: c.name)
 every_shape = pytest.mark.parametrize("shape", [(5, 9), (9, 5), (4, 3, 2), (3, 2, 2, 2)], ids=str)
@@ -19,7 +19,7 @@ def test_gives_a_scalar_a_row_vector_or_a_delta(
     calibrator: Calibrator, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     deltas = rows_for(calibrator, shape).to(dtype)
-    found = calibrator.fn(deltas, deltas.mean(0))
+    found = found_by(calibrator, deltas, deltas.mean(0))
     allowed = [(), shape[:1]] if calibrator.returns == "factor" else [shape]
     assert tuple(found.shape) in allowed
     assert found.dtype == dtype
@@ -31,7 +31,7 @@ def test_leaves_its_inputs_untouched(calibrator: Calibrator) -> None:
     deltas = rows_for(calibrator, (5, 9))
     merged = deltas.mean(0)
     kept = deltas.clone(), merged.clone()
-    calibrator.fn(deltas, merged)
+    found_by(calibrator, deltas, merged)
     assert torch.equal(deltas, kept[0])
     assert torch.equal(merged, kept[1])
 
@@ -39,7 +39,7 @@ def test_leaves_its_inputs_untouched(calibrator: Calibrator) -> None:
 @every_calibrator
 def test_one_expert_is_left_as_it_is(calibrator: Calibrator) -> None:
     deltas = rows_for(calibrator, (5, 9), experts=1)
-    found = calibrator.fn(deltas, deltas[0])
+    found = found_by(calibrator, deltas, deltas[0])
     result = found if calibrator.returns == "delta" else found.reshape(-1, 1) * deltas[0]
     assert torch.allclose(result, deltas[0], rtol=1e-5)
 
@@ -47,7 +47,7 @@ def test_one_expert_is_left_as_it_is(calibrator: Calibrator) -> None:
 @every_calibrator
 def test_zeros_are_left_as_they_are(calibrator: Calibrator) -> None:
     deltas = torch.zeros(3, 5, 9)
-    found = calibrator.fn(deltas, deltas[0])
+    found = found_by(calibrator, deltas, deltas[0])
     expected = torch.ones_like(found) if calibrator.returns == "factor" else deltas[0]
     assert torch.equal(found, expected)
 
@@ -56,7 +56,7 @@ def test_zeros_are_left_as_they_are(calibrator: Calibrator) -> None:
 def test_the_merges_own_magnitude_does_not_matter(calibrator: Calibrator) -> None:
     deltas = rows_for(calibrator, (5, 9))
     merged = deltas.mean(0)
-    once, twice = calibrator.fn(deltas, merged), calibrator.fn(deltas, 8 * merged)
+    once, twice = found_by(calibrator, deltas, merged), found_by(calibrator, deltas, 8 * merged)
     if calibrator.returns == "factor":
         twice = twice * 8
     assert torch.allclose(once, twice, rtol=1e-5)
@@ -65,7 +65,7 @@ def test_the_merges_own_magnitude_does_not_matter(calibrator: Calibrator) -> Non
 @every_calibrator
 def test_the_order_of_experts_does_not_matter(calibrator: Calibrator) -> None:
     deltas = rows_for(calibrator, (5, 9))
-    once, turned = (calibrator.fn(d, deltas.mean(0)) for d in (deltas, deltas.flip(0)))
+    once, turned = (found_by(calibrator, d, deltas.mean(0)) for d in (deltas, deltas.flip(0)))
     assert torch.allclose(once, turned, rtol=1e-5)
 
 
@@ -74,7 +74,10 @@ def test_the_order_of_experts_does_not_matter(calibrator: Calibrator) -> None:
 def test_scaling_everything_scales_nothing_else(calibrator: Calibrator, factor: float) -> None:
     deltas = rows_for(calibrator, (5, 9))
     merged = deltas.mean(0)
-    once, scaled = calibrator.fn(deltas, merged), calibrator.fn(deltas * factor, merged * factor)
+    once, scaled = (
+        found_by(calibrator, deltas, merged),
+        found_by(calibrator, deltas * factor, merged * factor),
+    )
     if calibrator.returns == "delta":
         scaled = scaled / factor
     assert torch.allclose(once, scaled, rtol=1e-4)
@@ -85,5 +88,6 @@ def test_declares_what_users_need(calibrator: Calibrator) -> None:
     assert calibrator.source
     assert calibrator.summary
     assert calibrator.acts_on
+    assert (calibrator.measure is not None) == (calibrator.needs == "inputs")
     for parameter in calibrator.parameters:
         assert parameter.meaning, f"{calibrator.name}: say what {parameter.name} means"

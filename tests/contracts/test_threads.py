@@ -9,6 +9,7 @@ import magmerge
 from magmerge import memory
 from magmerge.types import Method
 from tests.conftest import State, random_state, tuned
+from tests.contracts.bank import inputs_for
 from tests.contracts.laws import CALIBRATORS, METHODS
 
 LARGE = {
@@ -40,6 +41,7 @@ def test_serial_equals_threaded(
             calibrate=calibrator,
             threads=threads,
             seed=7,
+            **inputs_for(calibrator, base),
         ).state_dict()
 
     serial, threaded = run(1), run(4)
@@ -71,6 +73,7 @@ def test_pieces_of_any_size_give_the_same(
             calibrate=calibrator,
             threads=threads,
             seed=7,
+            **inputs_for(calibrator, large[0]),
         )
 
     whole, pieces = run(1 << 24, 1), run(1 << 16, 2)

@@ -96,7 +96,8 @@ def test_the_demo_merges_measures_and_writes(tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     found: Demo = magmerge.demo(tmp_path / "out", progress=lambda *call: seen.append(call))
     assert [row.model for row in found.rows] == [
-        "base", "experts", "task_arithmetic", "task_arithmetic + wsc", "ties", "ties + wsc",
+        "base", "experts", "task_arithmetic", "task_arithmetic + wsc", "task_arithmetic + fsc",
+        "task_arithmetic + dsc", "ties", "ties + dsc", "tsv_m", "tsv_m + dsc",
     ]  # fmt: skip
     assert all(len(row.accuracies) == len(found.tasks) >= 6 for row in found.rows)
     base, experts = found.rows[0], found.rows[1]
@@ -108,4 +109,6 @@ def test_the_demo_merges_measures_and_writes(tmp_path: Path) -> None:
         state["encoder.layer.0.attention.self.query.weight"],
         magmerge.open_checkpoint(found.path).read("encoder.layer.0.attention.self.query.weight"),
     )
-    assert seen[-1] == ("evaluating", 36, 36)
+    assert seen[-1] == ("evaluating", 60, 60)
+    assert found.report == found.path / "report.html"
+    assert "task_arithmetic + fsc" in found.report.read_text(encoding="utf-8")

@@ -1,5 +1,5 @@
 """Calibrators: one a file, each a pure function of one layer that sets the merged magnitude."""
 
-from magmerge.calibrators import wsc
+from magmerge.calibrators import fsc, wsc
 
-__all__ = ["wsc"]
+__all__ = ["fsc", "wsc"]

@@ -11,7 +11,18 @@ from typing import NoReturn
 
 import typer
 
-from magmerge.cli import calibrate, demo, diff, inspect, merge, methods, plan
+from magmerge.cli import (
+    calibrate,
+    demo,
+    diff,
+    evaluate,
+    inspect,
+    merge,
+    methods,
+    plan,
+    report,
+    sensitivity,
+)
 from magmerge.cli.output import print_error, print_warning
 from magmerge.errors import MagmergeError, MagmergeWarning
 from magmerge.version import __version__
@@ -25,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (merge, calibrate, plan, inspect, diff, methods, demo):
+for verb in (merge, calibrate, plan, inspect, diff, sensitivity, evaluate, methods, report, demo):
     app.command(verb.__name__.rpartition(".")[2])(verb.command)
 
 

@@ -33,7 +33,8 @@ def command(
     seconds = time.monotonic() - start
     if json:
         rows = [{**asdict(row), "average": row.average} for row in found.rows]
-        show_json({**asdict(found), "rows": rows, "path": str(found.path), "seconds": seconds})
+        paths = {"path": str(found.path), "report": str(found.report)}
+        show_json({**asdict(found), "rows": rows, **paths, "seconds": seconds})
         return
     show(
         plain(""),
@@ -42,4 +43,5 @@ def command(
         *(plain(note, "dim") for note in demo_notes(found)),
         plain(f"Wrote {found.written} to {found.path} ({seconds:.0f} s in all). Load it with"),
         plain(f'  transformers.AutoModel.from_pretrained("{found.path}")', "bold"),
+        plain(f"and see what was done to each layer in {found.report}"),
     )

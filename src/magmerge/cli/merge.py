@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from magmerge.cli import options as o
+from magmerge.cli import sampling as s
 from magmerge.cli.memory import return_memory_at_once
 from magmerge.cli.output import progress_reporter
 from magmerge.cli.summary import show_result
@@ -23,6 +24,21 @@ def command(
     ignore: o.Ignore = [],
     dtype: o.Dtype = None,
     seed: o.Seed = 0,
+    data: s.Data = [],
+    samples: s.Samples = 8,
+    text_field: s.TextField = None,
+    max_length: s.MaxLength = None,
+    image_size: s.ImageSize = None,
+    mean: s.Mean = None,
+    std: s.Std = None,
+    split: s.Split = None,
+    allow_test: s.AllowTest = False,
+    order: s.Order = "once",
+    precision: s.Precision = "float32",
+    batchnorm: s.BatchNorm = False,
+    offload: s.Offload = False,
+    model_class: s.ModelClass = None,
+    build: s.Build = None,
     threads: o.Threads = None,
     memory: o.Memory = "2GB",
     device: o.Device = "cpu",

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from magmerge.cli.sampling import sampling_arguments
 from magmerge.errors import ParameterError
 
 Base = Annotated[
@@ -64,7 +65,7 @@ Dtype = Annotated[
         "--dtype", help="Output format: float32, bfloat16, float16. Default: as the base."
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", help="For methods that draw at random.")]
+Seed = Annotated[int, typer.Option("--seed", help="For methods that draw at random, and samples.")]
 Threads = Annotated[
     int | None, typer.Option("--threads", help="Pieces at work at once. Default: all cores.")
 ]
@@ -89,6 +90,9 @@ Donor = Annotated[
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Replace an output that exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print a row for each layer.")]
+
+
+PARTS_OF_DSC = ("wsc", "fsc")
 
 
 def parse_settings(
@@ -120,6 +124,8 @@ def parse_settings(
             target = params
         elif owner in others:
             target = others[owner]
+        elif owner in PARTS_OF_DSC and "dsc" in (own, *others):
+            target, name = (params if own == "dsc" else others["dsc"]), f"{owner}.{name}"
         else:
             raise ParameterError(
                 f"--set {setting}: {owner} is neither the method nor a calibrator of this run",
@@ -150,13 +156,14 @@ def merge_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
         "params": params,
         "calibrate": [{"method": name, "params": others[name]} for name in calibrators],
         **shared_arguments(given),
-        "seed": given["seed"],
     }
 
 
 def shared_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that merging, planning and calibrating have in common."""
     return {
+        **sampling_arguments(given),
+        "seed": given["seed"],
         "gate": given["gate"],
         "sensitive": given["sensitive"] or (),
         "skip": given["skip"],

@@ -127,6 +127,7 @@ def result_document(result: Result) -> dict[str, Any]:
         "path": None if result.path is None else str(result.path),
         "recipe": result.recipe.model_dump(mode="json"),
         "warnings": list(result.warnings),
+        "uncovered": [one._asdict() for one in result.uncovered],
         "layers": [asdict(record) for record in result.records],
     }
 

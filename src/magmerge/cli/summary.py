@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from magmerge.cli.output import result_document, show, show_json
 from magmerge.dtypes import spoken_size
-from magmerge.report.tables import plain, records_summary, records_table
+from magmerge.report.tables import plain, records_summary, records_table, uncovered_lines
 
 if TYPE_CHECKING:
     from magmerge.result import Result
@@ -28,5 +28,6 @@ def show_result(result: Result, seconds: float, *, as_json: bool, verbose: bool)
     show(
         plain(f"{head}{count} expert{'s' if count > 1 else ''}", "bold"),
         *(plain(f"  {line}") for line in lines.splitlines()),
+        *(plain(f"  {line}") for line in uncovered_lines(result.uncovered)),
         plain(f"  wrote {result.path} ({spoken_size(result.plan.disk)}) in {seconds:.1f} s"),
     )

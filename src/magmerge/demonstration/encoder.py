@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from magmerge.demonstration.tasks import Task, settings
-from magmerge.errors import MagmergeError
+from magmerge.errors import MagmergeError, MissingExtraError
 from magmerge.executors import local
 
 BATCH = 50
@@ -26,7 +26,7 @@ class Encoder:
             from transformers import AutoModel, AutoTokenizer
             from transformers.utils import logging
         except ImportError as error:
-            raise MagmergeError(
+            raise MissingExtraError(
                 "the demo needs transformers", remedy="pip install 'magmerge[demo]'"
             ) from error
         logging.set_verbosity_error()

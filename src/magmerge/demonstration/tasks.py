@@ -54,6 +54,16 @@ def load_tasks(split: Split = "test") -> list[Task]:
     return tasks
 
 
+def load_samples(count: int) -> dict[str, list[str]]:
+    """The first texts of each task's calibration split, which have no labels."""
+    samples = {}
+    for name in settings()["tasks"]:
+        lines = (ASSETS / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [row for row in map(json.loads, lines) if row["split"] == "calibration"]
+        samples[name] = [row["text"] for row in rows[:count]]
+    return samples
+
+
 @cache
 def settings() -> dict[str, Any]:
     """The assets' own description: tasks, logit scale, maximal length, base model."""

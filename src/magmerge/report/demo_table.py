@@ -39,6 +39,7 @@ def demo_notes(demo: Demo) -> list[str]:
     notes = [
         "Each expert is measured on its own task only. Methods are at their defaults.",
         "xi is the mean factor that the calibration puts on the merged task vectors.",
+        f"wsc looks at weights only, fsc at {demo.samples} unlabelled texts a task, dsc at both.",
     ]
     notes += [
         f"{row.model}: the gate lets no row shrink; without it xi would be {row.xi_free:.2f}."

@@ -14,7 +14,7 @@ from magmerge.errors import printable
 
 if TYPE_CHECKING:
     from magmerge.inspection import CheckpointInfo, TensorDifference
-    from magmerge.types import Action, LayerRecord, Plan
+    from magmerge.types import Action, LayerRecord, Plan, Uncovered
 
 
 SPOKEN: dict[Action, str] = {
@@ -25,6 +25,10 @@ SPOKEN: dict[Action, str] = {
     "tie": "tied",
 }
 """Actions as a summary tells them."""
+
+
+NAMED = 3
+"""Layers of one reason that a summary names."""
 
 
 def plain(text: str, style: str = "") -> Text:
@@ -159,3 +163,33 @@ def catalog_table(entries: Sequence[Mapping[str, Any]], kind: str) -> Table:
         made.add_row(plain(names, "bold"), plain(parameters), summary, plain(entry["source"]))
         made.add_row()
     return made
+
+
+WORST = 20
+"""Layers of a ranking that are shown if not all are asked for."""
+
+
+def sensitivity_table(
+    layers: Mapping[str, float], sensitive: Sequence[str], *, whole: bool
+) -> Table:
+    """Layers by how much worse the score gets, worst first; the sensitive ones are marked."""
+    ranked = sorted(layers, key=lambda name: -layers[name])
+    made = table("sensitivity", "", "layer", "worse by", numbers=["worse by"])
+    marked = set(sensitive)
+    for name in ranked if whole else ranked[:WORST]:
+        made.add_row("*" if name in marked else "", plain(name), f"{layers[name]:.3g}")
+    if len(ranked) > WORST and not whole:
+        made.add_row("", f"and {len(ranked) - WORST} more (-v)", "")
+    return made
+
+
+def uncovered_lines(uncovered: Sequence[Uncovered]) -> list[str]:
+    """What a calibration left alone because it could not measure it, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for one in uncovered:
+        reasons.setdefault(one.reason, []).append(one.layer)
+    return [
+        f"not calibrated, {reason}: {', '.join(layers[:NAMED])}"
+        + (f" and {len(layers) - NAMED} more" if len(layers) > NAMED else "")
+        for reason, layers in reasons.items()
+    ]

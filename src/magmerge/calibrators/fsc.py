@@ -1,0 +1,86 @@
+"""FSC: feature-space calibration, from what layers put out on a few samples."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from typing_extensions import Doc
+
+from magmerge.errors import ParameterError
+from magmerge.parameters import Supplied
+from magmerge.registry import register_calibrator
+from magmerge.types import Cut, Kind
+
+Norm = Annotated[
+    Literal["l2", "l1"], Doc("the norm of a change in features; l1 is that of the authors' code")
+]
+Gains = Annotated[Tensor | None, Supplied()]
+"""By how much a layer's change in features falls short of each expert's: [K] or [K, rows]."""
+LAYERS: frozenset[Kind] = frozenset(
+    {"matrix", "transposed", "convolution", "embedding", "head", "vector", "experts", "other"}
+)
+
+
+def measure(
+    expert: Float[Tensor, "tokens features"],
+    merged: Float[Tensor, "tokens features"],
+    *,
+    norm: Norm = "l2",
+) -> Float[Tensor, "tokens"]:
+    """|expert| / |merged| of each token: how far the merge's change falls short of the expert's.
+
+    Both are changes of one layer's output against the base's, on the same inputs. Zero, infinite
+    or NaN where either change is: such tokens tell nothing.
+    """
+    order = 2 if norm == "l2" else 1
+    return _lengths(expert, order) / _lengths(merged, order)
+
+
+def _lengths(rows: Tensor, order: int) -> Tensor:
+    # Powers of two keep squares from underflow and are put back without rounding.
+    scale = torch.exp2(torch.frexp(rows.abs().amax(dim=-1, keepdim=True)).exponent.to(rows.dtype))
+    scale = torch.where(scale > 0, scale, 1.0)
+    lengths: Tensor = torch.linalg.vector_norm(rows / scale, order, dim=-1)
+    return lengths * scale.squeeze(-1)
+
+
+def cut_by(**_: object) -> Cut:
+    """The factors of a layer's rows are known before it is cut."""
+    return "rows"
+
+
+@register_calibrator(
+    "fsc",
+    source="MAGIC, arXiv:2512.19320, FSC",
+    acts_on=LAYERS,
+    needs="inputs",
+    measure=measure,
+    cut=cut_by,
+    workspace=(0, 2),
+)
+def fsc(
+    deltas: Float[Tensor, "K *shape"],  # noqa: ARG001 - every calibrator is given them
+    merged: Float[Tensor, "*shape"],
+    *,
+    gains: Gains = None,
+    norm: Norm = "l2",  # noqa: ARG001 - the gains were measured with it
+) -> Float[Tensor, "..."]:
+    """Factor that gives the layer's change in features the magnitude that the experts' have.
+
+    xi_k = mean_x |f_k(x) - f_0(x)| / |f_m(x) - f_0(x)| over the inputs x that the merged model
+    feeds the layer on samples of task k, with f_0, f_k and f_m the layer of base, expert and merge;
+    xi = mean_k xi_k. Layers are linear in their parameters, so the factor on features is a factor
+    on the task vector. `gains` [K] or [K, rows] are the xi_k, measured with `norm`; those that are
+    not finite or zero are left out, and xi = 1 where none is left.
+    """
+    if gains is None:
+        raise ParameterError(
+            "fsc has no measured gains", remedy="give gains=, a tensor [K], or use calibrate()"
+        )
+    known = gains.isfinite() & (gains > 0)
+    total = torch.where(known, gains, 0.0).sum(dim=0)
+    factor = torch.where(known.any(dim=0), total / known.sum(dim=0).clamp(min=1), 1.0)
+    return factor.to(merged)

@@ -1,0 +1,180 @@
+"""What calibrators that look at inputs need: the merged model at work on samples, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from magmerge.binding import Treatment
+from magmerge.kinds import read_model_config
+from magmerge.layer import Merged, calibrate_layer
+from magmerge.live.finding import Followed, follow
+from magmerge.live.measuring import (
+    Estimate,
+    Measure,
+    Sums,
+    conclude,
+    gains_of,
+    measure_forward,
+    measure_once,
+)
+from magmerge.live.statistics import reestimate
+from magmerge.live.weights import at_rest
+from magmerge.live_merge import AtWork, Changed, Running, put_to_work
+from magmerge.parameters import UNIT
+from magmerge.run import Progress, Work, counter
+from magmerge.samples.rows import Inputs
+from magmerge.types import Piece, Step, Uncovered
+
+
+class Findings(NamedTuple):
+    """The measured gains, what could not be measured, and running statistics of batch norms."""
+
+    gains: Mapping[str, Tensor]
+    uncovered: tuple[Uncovered, ...]
+    statistics: Mapping[str, Tensor]
+
+
+def estimate(
+    work: Work,
+    inputs: Mapping[str, Sequence[Inputs]],
+    running: Running,
+    *,
+    threads: int,
+    progress: Progress | None = None,
+) -> Findings:
+    """Merge into a live model, run it on each expert's inputs, and measure its layers.
+
+    The deltas of one layer at a time are in memory, those of several where several threads run.
+    """
+    active = put_to_work(work, running, threads=threads, progress=progress)
+    changes = Changed(work.sources, active.weights)
+    steps = {step.spec.name: step for step in work.plan.steps}
+    holder = {name: step.twin or name for name, step in steps.items()}
+    names = {
+        name: holder[stored]
+        for name, stored in active.names.items()
+        if _is_measured(steps[holder[stored]], work)
+    }
+    layers, blind = follow(active.model, names, _config(active, work))
+    missing = [
+        Uncovered(name, "the model that was run has no parameter for it")
+        for name, step in steps.items()
+        if _is_measured(step, work) and name not in names.values()
+    ]
+    order = {expert.name: place for place, expert in enumerate(work.sources.experts)}
+    calls = {order[name]: list(batches) for name, batches in inputs.items()}
+    bench = Bench(work, active, layers, changes)
+    offload = nullcontext() if active.offload is None else active.offload.running()
+    with at_rest(active.model), offload:
+        sums = _measure(bench, calls, running, threads, progress)
+        found = conclude(layers, [*missing, *blind], sums, len(order))
+        statistics: Mapping[str, Tensor] = {}
+        if running.batchnorm:
+            if running.order == "once":
+                _apply(bench, found)
+            statistics = reestimate(active.model, calls, active.names)
+    return Findings(found.gains, tuple(found.uncovered), statistics)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """The merged model at work, its layers, and what changed in them."""
+
+    work: Work
+    active: AtWork
+    layers: Sequence[Followed]
+    changes: Changed
+
+
+def _measure(
+    bench: Bench,
+    calls: Mapping[int, Sequence[Inputs]],
+    running: Running,
+    threads: int,
+    progress: Progress | None,
+) -> Sums:
+    measure, count = _measure_of(bench.work), sum(map(len, calls.values()))
+    model, layers, changes = bench.active.model, bench.layers, bench.changes
+    if running.order == "once":
+        done = counter("running the merged model", count, progress)
+        return measure_once(model, layers, calls, changes, measure, threads=threads, done=done)
+    known: dict[str, Tensor] = {}
+    if bench.active.offload is not None:
+        bench.active.offload.finish = partial(_finished, bench, known)
+
+    def correct(followed: Followed, sums: Sums) -> None:
+        experts = len(bench.work.sources.experts)
+        for tensor in followed.tensors.values():
+            known[tensor] = gains_of(tensor, [followed], sums, experts)
+        _set(bench, followed, {name: known[name] for name in followed.tensors.values()})
+
+    done = counter("calibrating in forward order", len(layers), progress)
+    return measure_forward(model, layers, calls, changes, measure, correct, done=done)
+
+
+def _finished(bench: Bench, gains: Mapping[str, Tensor], name: str, tensor: Tensor) -> Tensor:
+    """A tensor that is brought in once more, calibrated as it was before."""
+    if name not in gains:
+        return tensor
+    steps = {step.spec.name: step for step in bench.work.plan.steps}
+    treatment = bench.work.bound.treatment.inputs_only(gains)
+    return _calibrated(steps[name], treatment, bench.changes, len(bench.work.sources.experts))
+
+
+def _apply(bench: Bench, found: Estimate) -> None:
+    """Give the live model the weights that the calibrated one will have."""
+    left = dict(found.gains)
+    for followed in bench.layers:
+        # What several layers share is set with the first.
+        own = {name: left.pop(name) for name in followed.tensors.values() if name in left}
+        _set(bench, followed, own)
+
+
+def _set(bench: Bench, followed: Followed, gains: Mapping[str, Tensor]) -> None:
+    """Calibrate one layer of the live model."""
+    treatment = bench.work.bound.treatment.inputs_only(gains)
+    steps = {step.spec.name: step for step in bench.work.plan.steps}
+    experts = len(bench.work.sources.experts)
+    for local, tensor in followed.tensors.items():
+        if tensor in gains:
+            parameter = followed.layer.module.get_parameter(local)
+            calibrated = _calibrated(steps[tensor], treatment, bench.changes, experts)
+            with torch.no_grad():
+                parameter.copy_(calibrated)
+
+
+def _calibrated(step: Step, treatment: Treatment, changes: Changed, experts: int) -> Tensor:
+    name, shape = step.spec.name, step.spec.shape
+    base, merged = changes.base(name), changes.merged(name)
+    deltas = torch.stack([changes.expert(index, name) for index in range(experts)])
+    piece = Piece(0, base.numel(), shape, UNIT)
+    return calibrate_layer(step, piece, treatment, base, deltas, Merged(merged))[0]
+
+
+def _config(active: AtWork, work: Work) -> Mapping[str, Any]:
+    """What is said of the model's sizes: by itself, or by the config.json beside its weights."""
+    told = getattr(getattr(active.model, "config", None), "to_dict", None)
+    return told() if callable(told) else read_model_config(work.sources.layout)
+
+
+def _is_measured(step: Step, work: Work) -> bool:
+    return any(item.needs == "inputs" for item, _ in work.bound.treatment.of(step))
+
+
+def _measure_of(work: Work) -> Measure:
+    """The calibrator's own measure with the user's parameters."""
+    item, bound = next(one for one in work.bound.treatment.calibrators if one[0].needs == "inputs")
+    measure: Callable[..., Tensor] | None = item.measure
+    assert measure is not None
+
+    def with_parameters(expert: Tensor, merged: Tensor) -> Tensor:
+        return measure(expert, merged, **bound)
+
+    return with_parameters

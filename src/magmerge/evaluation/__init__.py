@@ -1,0 +1,6 @@
+"""Models measured on the tasks of a suite: scores with intervals, beside the experts'."""
+
+from magmerge.evaluation.scores import Scores, TaskScore
+from magmerge.evaluation.suite import Suite, evaluate, open_suite
+
+__all__ = ["Scores", "Suite", "TaskScore", "evaluate", "open_suite"]

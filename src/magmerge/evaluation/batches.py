@@ -1,0 +1,75 @@
+"""Pieces of work on a live module, and what they find, by row."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from magmerge.errors import MagmergeError
+from magmerge.samples import Inputs
+
+
+class Batch(Protocol):
+    """Some rows of a task."""
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Their numbers in the task's data."""
+        ...
+
+    def measure(self, module: nn.Module) -> Tensor:
+        """What the module makes of each row, on the CPU: one line a row."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A task whose inputs are made: its batches, and the rows' labels, None for perplexity."""
+
+    batches: tuple[Batch, ...]
+    count: int
+    labels: Tensor | None
+    source: str
+
+
+def in_order(batches: Sequence[Batch], found: Sequence[Tensor]) -> Tensor:
+    """The lines of all batches in the order of the rows."""
+    rows = torch.tensor([row for batch in batches for row in batch.rows])
+    return torch.cat(list(found))[rows.argsort()]
+
+
+def forward(module: nn.Module, inputs: Inputs) -> Any:
+    """The module's output for inputs on its own device, in its own floating-point format."""
+    like = next(module.parameters(), torch.empty(0))
+
+    def moved(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        floats = value.is_floating_point()
+        return value.to(device=like.device, dtype=like.dtype if floats else None)
+
+    kwargs = {name: moved(value) for name, value in inputs.kwargs.items()}
+    try:
+        return module(*map(moved, inputs.args), **kwargs)
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        shapes = [*map(_shape, inputs.args)]
+        shapes += [f"{name}={_shape(value)}" for name, value in kwargs.items()]
+        raise MagmergeError(
+            f"the model fails on inputs {', '.join(shapes)}: {str(error).partition(chr(10))[0]}",
+            source=type(module).__name__,
+            remedy="check that model class and data of the suite belong together",
+        ) from error
+
+
+def takes(module: nn.Module, name: str) -> bool:
+    """Whether the module's forward has a parameter of this name."""
+    return name in inspect.signature(module.forward).parameters
+
+
+def _shape(value: Any) -> str:
+    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__

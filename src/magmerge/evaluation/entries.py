@@ -1,0 +1,148 @@
+"""The suite file: tasks, their data, heads and metrics, checked and with its paths resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+
+from magmerge.errors import ParameterError, UnknownNameError, suggestion
+from magmerge.recipe import explained
+from magmerge.samples import Preparation
+
+Metric = Literal["accuracy", "f1", "matthews", "perplexity"]
+Features = Literal["mean", "cls", "pooler", "output"]
+STRICT = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+WHOLE = "test"
+"""The split that data without named splits stands for."""
+
+
+class ModelEntry(BaseModel):
+    """How the module is made, and which of its outputs the heads take.
+
+    `class` names a class of transformers, `build` the user's own "package.module:function".
+    `features`: mean over the tokens that are no padding, the first token (cls), the pooler's
+    output, or the output itself: the logits or the only tensor. Default: mean where a task has a
+    head, else output.
+    """
+
+    model_config = STRICT
+
+    class_: str | None = Field(None, alias="class")
+    build: str | None = None
+    features: Features | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> ModelEntry:
+        if self.class_ is not None and self.build is not None:
+            raise ValueError("class and build exclude each other")
+        return self
+
+
+class TaskEntry(BaseModel):
+    """One task. Paths are relative to the suite file.
+
+    `data` is one source, or one for each split. `choices` are continuations of the text, for a
+    causal language model; `classes` the names of labels that are words.
+    """
+
+    model_config = STRICT
+
+    title: str | None = None
+    data: str | dict[str, str]
+    metric: Metric = "accuracy"
+    expert: str | None = None
+    expert_score: FiniteFloat | None = None
+    head: str | None = None
+    choices: tuple[str, ...] | None = Field(None, min_length=2)
+    classes: tuple[str, ...] | None = Field(None, min_length=2)
+    text_field: str | None = None
+    label_field: str = "label"
+    max_length: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> TaskEntry:
+        if self.choices is not None and self.head is not None:
+            raise ValueError("choices and head exclude each other")
+        if self.metric == "perplexity" and (self.choices or self.head):
+            raise ValueError("perplexity takes neither choices nor head")
+        return self
+
+    @property
+    def kind(self) -> Literal["classes", "choices", "perplexity"]:
+        """What the model is asked for."""
+        if self.metric == "perplexity":
+            return "perplexity"
+        return "classes" if self.choices is None else "choices"
+
+
+class SuiteEntry(BaseModel):
+    """A suite file. `base` is where config, tokenizer and image processor come from."""
+
+    model_config = STRICT
+
+    suite: str
+    base: str | None = None
+    model: ModelEntry = Field(default_factory=lambda: ModelEntry.model_validate({}))
+    max_length: int | None = Field(None, ge=1)
+    image_size: int | tuple[int, int] | None = None
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] | None = None
+    std: tuple[FiniteFloat, FiniteFloat, FiniteFloat] | None = None
+    tasks: dict[str, TaskEntry] = Field(min_length=1)
+
+    def preparation(self, task: TaskEntry) -> Preparation:
+        """How a task's texts or images become inputs."""
+        length = task.max_length or self.max_length
+        return Preparation(length, self.image_size, self.mean, self.std)
+
+    def features(self, task: TaskEntry) -> Features:
+        """Which output of the module a task looks at."""
+        return self.model.features or ("output" if task.head is None else "mean")
+
+
+LEVELS: Mapping[int, type[BaseModel]] = {1: SuiteEntry, 2: ModelEntry, 3: TaskEntry}
+"""The keys that are known, by how deep the key lies."""
+
+
+def read_suite(path: Path) -> SuiteEntry:
+    """Read and check a suite file; ParameterError or UnknownNameError for what is wrong in it."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParameterError(
+            f"cannot be read: {error}", source=path, remedy="check the path given to --suite"
+        ) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ParameterError(
+            f"not YAML: {error}", source=path, remedy="mend the line it names"
+        ) from error
+    try:
+        return SuiteEntry.model_validate(content)
+    except ValidationError as error:
+        place = error.errors()[0]["loc"]
+        known = LEVELS.get(len(place), SuiteEntry)
+        raise explained(error, str(path), _keys(known)) from error
+
+
+def chosen_tasks(suite: SuiteEntry, wanted: Sequence[str] | None, source: str) -> list[str]:
+    """The names of the tasks asked for, in the suite's order; None for all."""
+    for name in wanted or ():
+        if name not in suite.tasks:
+            raise UnknownNameError(
+                f"there is no task {name!r}", source=source, remedy=suggestion(name, suite.tasks)
+            )
+    return [name for name in suite.tasks if wanted is None or name in wanted]
+
+
+def resolved(folder: Path, text: str) -> str:
+    """A path of the suite as seen from here; a data set's name stays as it is."""
+    path = Path(text).expanduser()
+    inside = folder / path
+    return str(inside) if path.is_absolute() or inside.exists() or path.suffix else text
+
+
+def _keys(entry: type[BaseModel]) -> dict[str, Any]:
+    return {field.alias or name: None for name, field in entry.model_fields.items()}

@@ -1,0 +1,112 @@
+"""Scores of experts, measured once and remembered by the content of all that they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from magmerge.checkpoints import open_checkpoint
+from magmerge.checkpoints.lora import CONFIG
+from magmerge.digests import DigestMemory, default_path
+from magmerge.evaluation.entries import SuiteEntry
+from magmerge.version import __version__
+
+REMEMBERED = 4096
+"""Scores that are remembered, the latest ones."""
+DONATED = ("*.json", "*.txt", "*.model", "*.spm")
+"""Files beside the weights that decide what a model makes of texts and images."""
+
+
+class ScoreMemory:
+    """Scores by digest, in a small file beside that of the digests.
+
+    Where it cannot be read or written, or is spoilt, scores are measured anew.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        digests = default_path()
+        beside = None if digests is None else digests.with_name("expert-scores.json")
+        self.path = beside if path is None else path
+        self._known = _read(self.path)
+
+    def get(self, key: str | None) -> float | None:
+        """The score, if it is known."""
+        return None if key is None else self._known.get(key)
+
+    def put(self, key: str | None, score: float) -> None:
+        """Remember a score, in one step; None is the key of what cannot be remembered."""
+        if key is None:
+            return
+        self._known[key] = score
+        if self.path is None:
+            return
+        latest = dict(list(self._known.items())[-REMEMBERED:])
+        with suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self.path.parent)
+            try:
+                with os.fdopen(handle, "w") as stream:
+                    json.dump(latest, stream)
+                os.replace(name, self.path)
+            except OSError:
+                os.unlink(name)
+
+
+def score_key(
+    task: str,
+    suite: SuiteEntry,
+    files: Iterable[Path],
+    expert: str,
+    base: Path | None,
+    settings: tuple[Any, ...],
+) -> str | None:
+    """A digest of all that an expert's score depends on; None where some of it is no file.
+
+    `files` are the head, the data (a file or a folder) and the user's own code; `settings` what
+    else the score depends on. The suite's settings of the task are added, and the versions.
+    """
+    memory = DigestMemory()
+    entry = suite.tasks[task]
+    parts: list[Any] = [__version__, str(torch.__version__), *map(str, settings)]
+    parts.append(suite.model_dump(mode="json", exclude={"tasks", "suite", "base"}))
+    parts.append(
+        entry.model_dump(mode="json", exclude={"title", "expert", "expert_score", "head", "data"})
+    )
+    try:
+        wanted = [*files, *open_checkpoint(expert).files, Path(expert) / CONFIG]
+        if base is not None:
+            wanted += [*open_checkpoint(base).files]
+            wanted += sorted(path for pattern in DONATED for path in base.glob(pattern))
+        for path in wanted:
+            if path.name == CONFIG and not path.is_file():
+                continue
+            if not path.exists():
+                return None
+            inner = sorted(path.rglob("*")) if path.is_dir() else [path]
+            parts += [[one.name, memory.digest(one)] for one in inner if one.is_file()]
+    except OSError:
+        return None
+    memory.save()
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path | None) -> dict[str, float]:
+    if path is None:
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    sound = isinstance(content, dict) and all(
+        isinstance(score, float) and math.isfinite(score) for score in content.values()
+    )
+    return content if sound else {}

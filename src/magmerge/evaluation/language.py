@@ -1,0 +1,210 @@
+"""Tasks of causal language models: log-probabilities of tokens given those before them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from magmerge.errors import MagmergeError
+from magmerge.evaluation.batches import Batch, forward, takes
+from magmerge.samples import DataError, Inputs
+
+BATCH = 32
+LOGITS = 1 << 25
+"""Logits that one call may make, so that memory is bounded however large the vocabulary."""
+
+
+class Piece(NamedTuple):
+    """Tokens, of which those from place `first` on are looked at."""
+
+    tokens: tuple[int, ...]
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextBatch:
+    """Whole texts."""
+
+    rows: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+    def measure(self, module: nn.Module) -> Tensor:
+        """Summed negative log-probability in nats, and number of tokens: [rows, 2]."""
+        losses = [_loss(*pair) for pair in _logits(module, self.pieces)]
+        counts = [len(piece.tokens) - piece.first for piece in self.pieces]
+        return torch.tensor([losses, counts], dtype=torch.float64).T
+
+
+@dataclass(frozen=True, slots=True)
+class NextBatch:
+    """Prompts whose choices are one token each: one call tells all choices."""
+
+    rows: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+    choices: tuple[tuple[int, ...], ...]
+
+    def measure(self, module: nn.Module) -> Tensor:
+        """The best choice of each row, and how many there are: [rows, 2]."""
+        best = []
+        for (_, logits), tokens in zip(_logits(module, self.pieces), self.choices, strict=True):
+            best.append(int(logits[-1, list(tokens)].float().argmax()))
+        return torch.tensor([[choice, len(self.choices[0])] for choice in best])
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceBatch:
+    """Prompts with each of their choices: `count` pieces for a row."""
+
+    rows: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+    count: int
+
+    def measure(self, module: nn.Module) -> Tensor:
+        """The best choice of each row, and how many there are: [rows, 2]."""
+        losses = torch.tensor([_loss(*pair) for pair in _logits(module, self.pieces)])
+        best = losses.reshape(len(self.rows), self.count).argmin(dim=-1)
+        return torch.stack([best, torch.full_like(best, self.count)], dim=-1)
+
+
+def text_batches(tokenizer: Any, texts: Sequence[str], limit: int) -> tuple[Batch, ...]:
+    """Texts as the tokenizer makes them, cut to `limit` tokens.
+
+    The first token, be it a mark of the beginning or not, is given and not predicted; texts of one
+    token are left out, and the rows are numbered without them.
+    """
+    tokens = tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
+    pieces = [Piece(tuple(one), 1) for one in tokens if len(one) > 1]
+
+    def made(rows: list[int]) -> Batch:
+        return TextBatch(tuple(rows), tuple(pieces[row] for row in rows))
+
+    lengths = [len(piece.tokens) for piece in pieces]
+    return tuple(_grouped(range(len(pieces)), lengths, len(tokenizer), made))
+
+
+def choice_batches(
+    tokenizer: Any, texts: Sequence[str], choices: Sequence[str], limit: int, source: str
+) -> tuple[Batch, ...]:
+    """Texts as prompts, each with its choices; prompts that are too long lose their beginning."""
+    tails = _continuations(tokenizer, texts, choices, source)
+    prompts = [
+        _fitting(prompt, limit - max(map(len, tails[row])), tokenizer, source)
+        for row, prompt in enumerate(_tokens(tokenizer, texts))
+    ]
+    single = {row for row, found in enumerate(tails) if all(len(one) == 1 for one in found)}
+
+    def following(rows: list[int]) -> Batch:
+        # The logits at a prompt's last token are those of the token after it.
+        pieces = tuple(Piece((*prompts[row], 0), len(prompts[row])) for row in rows)
+        numbers = tuple(tuple(one[0] for one in tails[row]) for row in rows)
+        return NextBatch(tuple(rows), pieces, numbers)
+
+    def whole(rows: list[int]) -> Batch:
+        pieces = tuple(
+            Piece((*prompts[row], *tail), len(prompts[row])) for row in rows for tail in tails[row]
+        )
+        return ChoiceBatch(tuple(rows), pieces, len(choices))
+
+    words = len(tokenizer)
+    lengths = [len(prompt) + 1 for prompt in prompts]
+    found = list(_grouped(sorted(single), lengths, words, following))
+    several = [row for row in range(len(prompts)) if row not in single]
+    lengths = [
+        (len(prompt) + max(map(len, tails[row]))) * len(choices)
+        for row, prompt in enumerate(prompts)
+    ]
+    return (*found, *_grouped(several, lengths, words, whole))
+
+
+def _tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Tokens of texts that something follows: without a mark of the end."""
+    found = tokenizer(list(texts), verbose=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    return [one[:-1] if len(one) > 1 and one[-1] == end else one for one in found]
+
+
+def _continuations(
+    tokenizer: Any, texts: Sequence[str], choices: Sequence[str], source: str
+) -> list[list[list[int]]]:
+    """Each row's choices in tokens: what they add to the prompt's tokens.
+
+    Where a choice would merge with the prompt's last token, it is tokenised by itself.
+    """
+    prompts = _tokens(tokenizer, texts)
+    found: list[list[list[int]]] = [[] for _ in prompts]
+    for choice in choices:
+        alone = tokenizer(choice, add_special_tokens=False)["input_ids"]
+        if not alone:
+            raise DataError(
+                f"the choice {choice!r} has no token", source=source, remedy="give it letters"
+            )
+        wholes = _tokens(tokenizer, [text + choice for text in texts])
+        for tails, prompt, whole in zip(found, prompts, wholes, strict=True):
+            added = whole[len(prompt) :] if whole[: len(prompt)] == prompt else []
+            tails.append(added or alone)
+    return found
+
+
+def _fitting(prompt: list[int], room: int, tokenizer: Any, source: str) -> tuple[int, ...]:
+    """The prompt's end, with its mark of the beginning."""
+    if room < 1:
+        raise DataError(
+            "max_length leaves no room for the choices", source=source, remedy="raise max_length"
+        )
+    if len(prompt) <= room:
+        return tuple(prompt)
+    marked = room > 1 and prompt[0] == tokenizer.bos_token_id
+    return (prompt[0], *prompt[len(prompt) - room + 1 :]) if marked else tuple(prompt[-room:])
+
+
+def _grouped(
+    rows: Sequence[int], lengths: Sequence[int], words: int, made: Callable[[list[int]], Batch]
+) -> Iterator[Batch]:
+    """Batches of rows of like length, the long ones first, that keep to LOGITS and BATCH."""
+    group: list[int] = []
+    for row in sorted(rows, key=lambda row: -lengths[row]):
+        longest = lengths[group[0]] if group else 0
+        if group and (len(group) == BATCH or (len(group) + 1) * longest * words > LOGITS):
+            yield made(group)
+            group = []
+        group.append(row)
+    if group:
+        yield made(group)
+
+
+def _logits(module: nn.Module, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Tensor]]:
+    """For each piece the logits that predict its tokens from `first` on: [tokens, words]."""
+    length = max(len(piece.tokens) for piece in pieces) - 1
+    # The last token predicts nothing that is asked for, so the module does not see it.
+    ids = torch.zeros(len(pieces), length, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for line, piece in enumerate(pieces):
+        seen = len(piece.tokens) - 1
+        ids[line, :seen], mask[line, :seen] = torch.tensor(piece.tokens[:-1]), 1
+    kwargs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+    if takes(module, "use_cache"):
+        kwargs["use_cache"] = False
+    if takes(module, "logits_to_keep"):
+        kwargs["logits_to_keep"] = length - min(piece.first for piece in pieces) + 1
+    output = forward(module, Inputs((), kwargs, len(pieces)))
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor) or logits.dim() != 3:
+        raise MagmergeError(
+            "the model gives no logits for each token",
+            source=type(module).__name__,
+            remedy="set model: {class: AutoModelForCausalLM}",
+        )
+    skipped = length - logits.shape[1]
+    for line, piece in enumerate(pieces):
+        yield piece, logits[line, piece.first - 1 - skipped : len(piece.tokens) - 1 - skipped]
+
+
+def _loss(piece: Piece, logits: Tensor) -> float:
+    """Summed negative log-probability of the tokens from `first` on, in float32."""
+    wanted = torch.tensor(piece.tokens[piece.first :], device=logits.device)
+    return float(cross_entropy(logits.float(), wanted, reduction="sum"))

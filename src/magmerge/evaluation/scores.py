@@ -1,0 +1,129 @@
+"""What an evaluation found."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from magmerge.errors import OutputError
+from magmerge.version import __version__
+
+LOWER_IS_BETTER = frozenset({"perplexity"})
+
+
+@dataclass(frozen=True, slots=True)
+class TaskScore:
+    """One model's score on one task, with its 95 % interval [low, high] over `count` rows.
+
+    `expert` is the score of the task's own expert, None if it is not known. `seconds` is the time
+    of the model's own run.
+    """
+
+    task: str
+    title: str
+    metric: str
+    score: float
+    low: float
+    high: float
+    count: int
+    expert: float | None
+    seconds: float
+
+    @property
+    def relative(self) -> float | None:
+        """The score over the expert's, for perplexity the expert's over the score."""
+        if self.expert is None:
+            return None
+        lower = self.metric in LOWER_IS_BETTER
+        above, below = (self.expert, self.score) if lower else (self.score, self.expert)
+        return above / below if below else None
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """All scores of one model on one split of a suite; `seconds` is all that it took."""
+
+    suite: str
+    split: str
+    model: str
+    tasks: tuple[TaskScore, ...]
+    seconds: float
+
+    @property
+    def mean(self) -> float | None:
+        """Mean score over the tasks whose score is the better the higher; None without any."""
+        return _mean([one.score for one in self.tasks if one.metric not in LOWER_IS_BETTER])
+
+    @property
+    def relative(self) -> float | None:
+        """Mean relative score; None unless every task has one."""
+        found = [one.relative for one in self.tasks]
+        known = [value for value in found if value is not None]
+        return _mean(known) if len(known) == len(found) else None
+
+    def __getitem__(self, task: str) -> TaskScore:
+        return next(one for one in self.tasks if one.task == task)
+
+    def document(self) -> dict[str, Any]:
+        """The same as JSON holds it."""
+        return {
+            "magmerge": __version__,
+            "suite": self.suite,
+            "split": self.split,
+            "model": self.model,
+            "tasks": [
+                {
+                    **{key: value for key, value in asdict(one).items() if key != "seconds"},
+                    "relative": one.relative,
+                    "seconds": one.seconds,
+                }
+                for one in self.tasks
+            ],
+            "mean": {"score": self.mean, "relative": self.relative},
+            "seconds": self.seconds,
+        }
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the document in one step; OutputError where the file exists or cannot be made."""
+        target = Path(path)
+        check_target(target, overwrite=overwrite)
+        text = json.dumps(self.document(), indent=1, allow_nan=False) + "\n"
+        try:
+            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}")
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+            # mkstemp lets only the owner read; a result is as open as the user's other files.
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, target)
+        except OSError as error:
+            raise OutputError(
+                f"cannot be written: {error.strerror}", source=target, remedy="check the folder"
+            ) from error
+        return target
+
+
+def check_target(path: Path, *, overwrite: bool) -> None:
+    """OutputError where scores cannot be written to `path`."""
+    if path.is_dir():
+        raise OutputError("it is a folder", source=path, remedy="name a file, scores.json")
+    if path.exists() and not overwrite:
+        raise OutputError(
+            "it exists", source=path, remedy="name another file, or add --yes (overwrite=True)"
+        )
+    if not path.absolute().parent.is_dir():
+        raise OutputError("its folder does not exist", source=path, remedy="make it first")
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

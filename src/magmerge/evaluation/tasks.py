@@ -1,0 +1,120 @@
+"""From a suite's entry to a task that is ready to run, and from what was measured to its score."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from magmerge.errors import MagmergeWarning, ParameterError
+from magmerge.evaluation import intervals, metrics
+from magmerge.evaluation.batches import Prepared
+from magmerge.evaluation.classification import class_batches, read_head
+from magmerge.evaluation.entries import WHOLE, SuiteEntry, TaskEntry, resolved
+from magmerge.evaluation.labels import check_range, class_numbers
+from magmerge.evaluation.language import choice_batches, text_batches
+from magmerge.samples import DataError, Rows, Texts, has_splits, read_samples
+from magmerge.samples.tokenizing import open_tokenizer, token_limit
+
+SCORES = {"f1": metrics.f1, "matthews": metrics.matthews}
+
+
+class Measured(NamedTuple):
+    """A score with its 95 % interval, and how many rows it is of."""
+
+    score: float
+    low: float
+    high: float
+    rows: int
+
+
+def data_source(name: str, entry: TaskEntry, split: str, suite: Path) -> tuple[str, str | None]:
+    """Where a task's rows of this split are, and the split to read there if there are several."""
+    known = entry.data if isinstance(entry.data, dict) else {WHOLE: entry.data}
+    if isinstance(entry.data, str) and has_splits(resolved(suite.parent, entry.data)):
+        known = {split: entry.data}
+    if split not in known:
+        raise ParameterError(
+            f"the task {name} has no split {split!r}",
+            source=suite,
+            remedy=f"choose one with --split (split=): {', '.join(known)}",
+        )
+    source = resolved(suite.parent, known[split])
+    return source, split if has_splits(source) else None
+
+
+def prepare_task(
+    name: str, suite: SuiteEntry, path: Path, split: str, folder: Path | None
+) -> Prepared:
+    """Read and prepare all rows of one split; `folder` has tokenizer or image processor.
+
+    Raises DataError and its like for data, heads and labels that do not fit each other.
+    """
+    entry = suite.tasks[name]
+    source, part = data_source(name, entry, split, path)
+    rows = read_samples(
+        source,
+        name=name,
+        field=entry.text_field,
+        samples=None,
+        allow_test=True,
+        split=part,
+        label_field=None if entry.kind == "perplexity" else entry.label_field,
+    )
+    for note in rows.notes:
+        warnings.warn(note, MagmergeWarning, stacklevel=2)
+    if entry.kind == "classes":
+        return _classes(entry, suite, path, rows, folder)
+    return _language(entry, suite, rows, folder)
+
+
+def _classes(
+    entry: TaskEntry, suite: SuiteEntry, path: Path, rows: Rows, folder: Path | None
+) -> Prepared:
+    head = None if entry.head is None else read_head(resolved(path.parent, entry.head))
+    names = entry.classes or rows.classes
+    labels = class_numbers(rows.labels or (), names, rows.source)
+    if head is not None:
+        check_range(int(labels.min()), int(labels.max()), len(head.weight), rows.source)
+    options, features = suite.preparation(entry), suite.features(entry)
+    batches = class_batches(rows, folder, options, features, head)
+    return Prepared(batches, len(rows), labels, rows.source)
+
+
+def _language(entry: TaskEntry, suite: SuiteEntry, rows: Rows, folder: Path | None) -> Prepared:
+    if not isinstance(rows.content, Texts):
+        raise DataError(
+            "a language task needs texts", source=rows.source, remedy="give JSONL, CSV or text"
+        )
+    texts = rows.content.values
+    tokenizer = open_tokenizer(folder, rows.source)
+    limit = token_limit(suite.preparation(entry).max_length, tokenizer, folder)
+    if entry.choices is None:
+        batches = text_batches(tokenizer, texts, limit)
+        if not batches:
+            raise DataError(
+                "no text has two tokens", source=rows.source, remedy="give longer texts"
+            )
+        return Prepared(batches, sum(len(one.rows) for one in batches), None, rows.source)
+    labels = class_numbers(rows.labels or (), entry.choices, rows.source)
+    batches = choice_batches(tokenizer, texts, entry.choices, limit, rows.source)
+    return Prepared(batches, len(texts), labels, rows.source)
+
+
+def measured(metric: str, task: Prepared, found: Tensor) -> Measured:
+    """The score of what was found for each row, in the rows' order."""
+    if task.labels is None:
+        losses, tokens = found.double().unbind(dim=-1)
+        score = float(metrics.perplexity(losses, tokens))
+        return Measured(score, *intervals.of_texts(losses, tokens), task.count)
+    predictions, classes = found[:, 0].long(), int(found[0, 1])
+    check_range(int(task.labels.min()), int(task.labels.max()), classes, task.source)
+    if metric == "accuracy":
+        right = int((predictions == task.labels).sum())
+        return Measured(right / task.count, *intervals.wilson(right, task.count), task.count)
+    score_of = SCORES[metric]
+    score = float(score_of(*metrics.count(task.labels, predictions, classes)))
+    low, high = intervals.of_classes(score_of, task.labels, predictions, classes)
+    return Measured(score, low, high, task.count)

@@ -1,0 +1,1 @@
+"""Models at work: a checkpoint as a torch module, what its layers are fed, what it changes."""

@@ -1,0 +1,137 @@
+"""Layers whose parameters a module uses by itself: attention of torch's own, fused experts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from magmerge.live.layers import Call, Deltas, NotLinearError, kept_tokens, with_parameters
+
+
+class AttentionLayer:
+    """torch's MultiheadAttention: query, key and value, and the projection of what they give.
+
+    Parts 0, 1 and 2 are thirds of in_proj (or q_proj_weight and its kin), part 3 is out_proj.
+    """
+
+    parts = 4
+
+    def __init__(self, name: str, module: nn.MultiheadAttention, parameters: Sequence[str]) -> None:
+        self.name, self.module, self.parameters = name, module, parameters
+
+    def rows(self, parameter: str) -> Tensor | int:
+        if parameter.startswith("out_proj."):
+            return 3
+        if parameter.startswith("in_proj"):
+            return torch.arange(3).repeat_interleave(self.module.embed_dim)
+        return ("q_proj_weight", "k_proj_weight", "v_proj_weight").index(parameter)
+
+    def changes(self, call: Call, deltas: Deltas) -> Iterator[tuple[int, Tensor]]:
+        given = dict(zip(("query", "key", "value"), call.args, strict=False)) | dict(call.kwargs)
+        bias = deltas.get("in_proj_bias")
+        for part, role in enumerate(("query", "key", "value")):
+            inputs = given[role].float()
+            yield part, self._linear(inputs, self._third(deltas, part), _chunk(bias, part), call)
+        weight, shift = deltas.get("out_proj.weight"), deltas.get("out_proj.bias")
+        if weight is not None or shift is not None:
+            yield 3, self._linear(self._context(call), weight, shift, call)
+
+    def _third(self, deltas: Deltas, part: int) -> Tensor | None:
+        fused = deltas.get("in_proj_weight")
+        if fused is not None:
+            return fused.chunk(3)[part]
+        return deltas.get(("q_proj_weight", "k_proj_weight", "v_proj_weight")[part])
+
+    def _linear(
+        self, inputs: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call
+    ) -> Tensor:
+        if inputs.ndim == 3 and not self.module.batch_first:
+            inputs = inputs.transpose(0, 1)
+        tokens = inputs.reshape(-1, inputs.shape[-1])
+        kept = kept_tokens(inputs.shape[:-1], call.masks)
+        tokens = tokens if kept is None else tokens[kept.to(tokens.device)]
+        if weight is None:
+            return torch.zeros(len(tokens), self.module.embed_dim, device=tokens.device)
+        return functional.linear(tokens, weight, bias)
+
+    def _context(self, call: Call) -> Tensor:
+        """What out_proj gets: the module's own output, with the identity in its place."""
+        own, weight = self.module, self.module.out_proj.weight
+        identity = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
+        projection = with_parameters(
+            own.out_proj, {"weight": identity, "bias": identity.sum(0) * 0}
+        )
+        stand_in = copy.copy(own)
+        stand_in.__dict__["_modules"] = {**own._modules, "out_proj": projection}
+        out: Tensor = stand_in.forward(*call.args, **{**call.kwargs, "need_weights": False})[0]
+        return out.float()
+
+
+def _chunk(bias: Tensor | None, part: int) -> Tensor | None:
+    return None if bias is None else bias.chunk(3)[part]
+
+
+class MixtureLayer:
+    """The fused experts of a mixture model, [experts, ...]: each expert is a part of its own.
+
+    Parts 0 to E - 1 are the first matrices (gate and value), parts E to 2 E - 1 the second. Which
+    tokens an expert gets is in the call: token features, chosen experts and their weights.
+    """
+
+    def __init__(self, name: str, module: nn.Module, parameters: Sequence[str]) -> None:
+        self.name, self.module, self.parameters = name, module, parameters
+        self._count = int(module.gate_up_proj.shape[0])  # type: ignore[index]
+        self.parts = 2 * self._count
+
+    def rows(self, parameter: str) -> Tensor | int:
+        first = 0 if parameter.startswith("gate_up_proj") else self._count
+        return torch.arange(first, first + self._count)
+
+    def changes(self, call: Call, deltas: Deltas) -> Iterator[tuple[int, Tensor]]:
+        tokens, chosen = _routing(call)
+        kept = kept_tokens(tokens.shape[:-1], call.masks)
+        for expert in range(self._count):
+            hit = (chosen == expert).any(dim=-1)
+            if kept is not None:
+                hit = hit & kept.to(hit.device)
+            if not bool(hit.any()):
+                continue
+            inputs = tokens[hit].float()
+            yield expert, self._linear(inputs, deltas, "gate_up_proj", expert)
+            own = dict(self.module.named_parameters(recurse=False))
+            inner = self.module._apply_gate(  # type: ignore[operator]
+                self._linear(inputs, {n: p.float() for n, p in own.items()}, "gate_up_proj", expert)
+            )
+            yield self._count + expert, self._linear(inner, deltas, "down_proj", expert)
+
+    def _linear(self, inputs: Tensor, deltas: Deltas, name: str, expert: int) -> Tensor:
+        weight, bias = deltas.get(name), deltas.get(f"{name}_bias")
+        own = getattr(self.module, name)
+        if weight is None:
+            width = own.shape[2] if self.module.is_transposed else own.shape[1]
+            return torch.zeros(len(inputs), width, device=inputs.device)
+        matrix = weight[expert] if self.module.is_transposed else weight[expert].T
+        out = inputs @ matrix
+        return out if bias is None else out + bias[expert]
+
+
+def _routing(call: Call) -> tuple[Tensor, Tensor]:
+    """Token features [tokens, features] and the experts chosen for each, [tokens, k]."""
+    values: list[Any] = [*call.args, *call.kwargs.values()]
+    tokens, chosen = values[0], values[1] if len(values) > 1 else None
+    if not isinstance(chosen, Tensor) or chosen.is_floating_point() or chosen.ndim != 2:
+        raise NotLinearError("its call does not tell which tokens go to which expert")
+    return tokens.reshape(-1, tokens.shape[-1]), chosen
+
+
+def is_mixture(module: nn.Module) -> bool:
+    """Whether it holds fused experts in the way that transformers' mixtures do."""
+    return all(
+        hasattr(module, name)
+        for name in ("gate_up_proj", "down_proj", "_apply_gate", "is_transposed")
+    ) and isinstance(module.gate_up_proj, nn.Parameter)

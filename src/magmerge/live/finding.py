@@ -1,0 +1,102 @@
+"""Which layers of a live model a change of its parameters can be followed through."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from magmerge.live.compound import AttentionLayer, MixtureLayer, is_mixture
+from magmerge.live.layers import AffineLayer, Layer, TokenLayer, is_turned
+from magmerge.live.parts import row_groups
+from magmerge.types import Uncovered
+
+CHANNELS_FIRST = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.GroupNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+)
+KNOWN = (*CHANNELS_FIRST, nn.LayerNorm, nn.RMSNorm, nn.EmbeddingBag)
+"""Modules that give zero where their parameters are zero."""
+
+
+class Followed(NamedTuple):
+    """A layer, and its parameters' names in the module to their tensors' in the checkpoint."""
+
+    layer: Layer
+    tensors: Mapping[str, str]
+
+
+def follow(
+    model: nn.Module, names: Mapping[str, str], config: Mapping[str, Any]
+) -> tuple[list[Followed], list[Uncovered]]:
+    """The layers that hold the parameters `names` (the model's name to the checkpoint's).
+
+    A parameter that several modules share is followed in each.
+    """
+    found: list[Followed] = []
+    taken: set[str] = set()
+    for path, module in model.named_modules(remove_duplicate=True):
+        local = _tensors_of(path, module, names)
+        if not local or f"{path}." in taken:
+            continue
+        layer = _layer(path, module, list(local), config)
+        if isinstance(layer, AttentionLayer):
+            taken.add(f"{path}.out_proj.")
+        found.append(Followed(layer, local))
+    followed = {name for one in found for name in one.tensors.values()}
+    return found, [
+        Uncovered(stored, "the model that was run has no module for it")
+        for stored in dict.fromkeys(names.values())
+        if stored not in followed
+    ]
+
+
+def _sizes(module: nn.Module) -> tuple[int, int]:
+    """Output and input features of a linear layer."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    first, second = weight.shape
+    return (second, first) if is_turned(module) else (first, second)
+
+
+def _tensors_of(path: str, module: nn.Module, names: Mapping[str, str]) -> dict[str, str]:
+    """A module's own parameters, and those that it uses in place of a module in it."""
+    local = [name for name, _ in module.named_parameters(recurse=False, remove_duplicate=False)]
+    if isinstance(module, nn.MultiheadAttention):
+        local += ["out_proj.weight", "out_proj.bias"]
+    prefix = f"{path}." if path else ""
+    return {name: names[prefix + name] for name in local if prefix + name in names}
+
+
+def _layer(
+    path: str, module: nn.Module, parameters: Sequence[str], config: Mapping[str, Any]
+) -> Layer:
+    if isinstance(module, nn.MultiheadAttention):
+        return AttentionLayer(path, module, parameters)
+    if is_mixture(module):
+        return MixtureLayer(path, module, parameters)
+    if isinstance(module, nn.Linear) or is_turned(module):
+        outputs, inputs = _sizes(module)
+        return TokenLayer(path, module, parameters, row_groups(path, inputs, outputs, config))
+    if type(module) is nn.Embedding:
+        return TokenLayer(path, module, parameters, None)
+    first = isinstance(module, CHANNELS_FIRST)
+    return AffineLayer(
+        path,
+        module,
+        parameters,
+        features=1 if first else -1,
+        homogeneous=isinstance(module, KNOWN),
+    )

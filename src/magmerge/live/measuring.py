@@ -1,0 +1,219 @@
+"""By how much a merged model's layers fall short of the experts' on what they are fed."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from magmerge.errors import MagmergeError
+from magmerge.executors import local
+from magmerge.live.finding import Followed
+from magmerge.live.layers import Call, NotLinearError
+from magmerge.live.lockstep import Arrivals, Lockstep
+from magmerge.live.observing import Listener, Observation
+from magmerge.samples.rows import Inputs
+from magmerge.types import Uncovered
+
+Measure = Callable[[Tensor, Tensor], Tensor]
+"""From the expert's change and the merge's, [tokens, features], to a gain for each token."""
+
+
+class Changes(Protocol):
+    """What the merge and each expert changed in a tensor, against the base, in float32."""
+
+    def merged(self, name: str) -> Tensor:
+        """The merge's task vector."""
+        ...
+
+    def expert(self, index: int, name: str) -> Tensor:
+        """The task vector of expert `index`."""
+        ...
+
+
+class Estimate(NamedTuple):
+    """Gains [K] or [K, rows] of each tensor, NaN where nothing was seen; what could not be seen."""
+
+    gains: Mapping[str, Tensor]
+    uncovered: Sequence[Uncovered]
+
+
+class Sums:
+    """Sums and counts of gains, of each layer's parts and each expert, added in a fixed order."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, int, int], list[tuple[float, int]]] = defaultdict(list)
+        self.failed: dict[str, str] = {}
+        self.called: set[str] = set()
+
+    def add(self, layer: str, part: int, expert: int, gains: Tensor) -> None:
+        """Take note of the gains of some tokens; those that are zero or not finite tell nothing."""
+        known = gains[gains.isfinite() & (gains > 0)].double()
+        self._found[layer, part, expert].append((float(known.sum()), known.numel()))
+
+    def join(self, other: Sums) -> None:
+        """Add what another run found."""
+        for key, values in other._found.items():
+            self._found[key] += values
+        self.failed.update(other.failed)
+        self.called |= other.called
+
+    def mean(self, layers: Sequence[str], part: int, expert: int) -> float:
+        """The mean gain over the tokens that came to any of `layers`; NaN if there was none."""
+        values = [value for name in layers for value in self._found.get((name, part, expert), ())]
+        count = sum(number for _, number in values)
+        return math.fsum(total for total, _ in values) / count if count else math.nan
+
+
+def measure_once(
+    model: nn.Module,
+    layers: Sequence[Followed],
+    inputs: Mapping[int, Sequence[Inputs]],
+    changes: Changes,
+    measure: Measure,
+    *,
+    threads: int,
+    done: Callable[[object], None] | None = None,
+) -> Sums:
+    """Run the model once on each expert's inputs and measure every layer as it is.
+
+    Runs are side by side, each in one thread, so that results do not depend on how many there are.
+    """
+    observation = Observation(model, layers)
+
+    def run(expert: int, one: Inputs) -> Sums:
+        sums = Sums()
+        observation.run(one, partial(_listen, sums, changes, measure, expert))
+        return sums
+
+    calls = [partial(run, expert, one) for expert, many in inputs.items() for one in many]
+    total = Sums()
+    with observation.watched():
+        for sums in local.run(local.single(calls), threads=threads, done=done):
+            total.join(sums)
+    return total
+
+
+def measure_forward(
+    model: nn.Module,
+    layers: Sequence[Followed],
+    inputs: Mapping[int, Sequence[Inputs]],
+    changes: Changes,
+    measure: Measure,
+    correct: Callable[[Followed, Sums], None],
+    *,
+    done: Callable[[object], None] | None = None,
+) -> Sums:
+    """Measure layer after layer; `correct` changes each before the model's runs go on past it.
+
+    All runs come to a layer together, one computing at a time. A layer that is called several times
+    is measured at the first, and weights that layers share with the first of them. The model's
+    weights are changed.
+    """
+    observation = Observation(model, layers)
+    runs = [(expert, one) for expert, many in inputs.items() for one in many]
+    total = Sums()
+    settled: set[str] = set()
+
+    def settle(followed: Followed, arrivals: Arrivals) -> None:
+        total.called.add(followed.layer.name)
+        if settled.issuperset(followed.tensors.values()):
+            return
+        settled.update(followed.tensors.values())
+        for place, call in arrivals:
+            _listen(total, changes, measure, runs[place][0], followed, call)
+        correct(followed, total)
+        if done is not None:
+            done(followed)
+
+    def of(one: Inputs) -> Callable[[Listener], object]:
+        return lambda listener: observation.run(one, listener)
+
+    with observation.watched():
+        order = trace(observation, [one for _, one in runs])
+        Lockstep(order, settle).carry_out([of(one) for _, one in runs])
+    return total
+
+
+def trace(observation: Observation, inputs: Sequence[Inputs]) -> list[str]:
+    """The layers in the order in which runs first come to them."""
+    order: list[str] = []
+    for one in inputs:
+        last: list[str] = []
+
+        def listen(followed: Followed, _: Call, last: list[str] = last) -> None:
+            name = followed.layer.name
+            if name not in order:
+                order.insert(order.index(last[-1]) + 1 if last else 0, name)
+            last.append(name)
+
+        observation.run(one, listen)
+    return order
+
+
+def _listen(
+    sums: Sums, changes: Changes, measure: Measure, expert: int, followed: Followed, call: Call
+) -> None:
+    layer = followed.layer
+    sums.called.add(layer.name)
+    if layer.name in sums.failed:
+        return
+    device = next(layer.module.parameters()).device
+    own = {p: changes.expert(expert, t).to(device) for p, t in followed.tensors.items()}
+    merged = {p: changes.merged(t).to(device) for p, t in followed.tensors.items()}
+    try:
+        for (part, mine), (_, joint) in zip(
+            layer.changes(call, own), layer.changes(call, merged), strict=True
+        ):
+            sums.add(layer.name, part, expert, measure(mine, joint))
+    except NotLinearError as error:
+        sums.failed[layer.name] = error.problem
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise MagmergeError(
+            f"the layer {layer.name or 'itself'}, a {type(layer.module).__name__}, cannot be "
+            f"followed: {error}",
+            remedy=f"leave it as the merge made it: --skip '{layer.name}.*' (skip=)",
+        ) from error
+
+
+def conclude(
+    layers: Sequence[Followed], uncovered: Sequence[Uncovered], sums: Sums, experts: int
+) -> Estimate:
+    """The gains of every tensor; a tensor that several layers share has one for all of them.
+
+    A layer where the merge or the experts change nothing has none, and needs none.
+    """
+    holders: dict[str, list[Followed]] = defaultdict(list)
+    for one in layers:
+        if one.layer.name not in sums.failed:
+            for tensor in one.tensors.values():
+                holders[tensor].append(one)
+    gains = {tensor: gains_of(tensor, found, sums, experts) for tensor, found in holders.items()}
+    blind = [Uncovered(name, reason) for name, reason in sums.failed.items()]
+    blind += [
+        Uncovered(one.layer.name, "no sample came to it")
+        for one in layers
+        if one.layer.name not in sums.called
+    ]
+    seen = {name: value for name, value in gains.items() if not bool(value.isnan().all())}
+    return Estimate(seen, [*uncovered, *dict.fromkeys(blind)])
+
+
+def gains_of(tensor: str, found: Sequence[Followed], sums: Sums, experts: int) -> Tensor:
+    """A tensor's gains from the layers that hold it: [K], or [K, rows] where rows have parts."""
+    names = [one.layer.name for one in found]
+    local_name = next(p for p, t in found[0].tensors.items() if t == tensor)
+    rows = found[0].layer.rows(local_name)
+    wanted = [rows] if isinstance(rows, int) else sorted(set(rows.tolist()))
+    table = torch.tensor(
+        [[sums.mean(names, part, expert) for part in wanted] for expert in range(experts)],
+        dtype=torch.float64,
+    )
+    if isinstance(rows, int):
+        return table[:, 0]
+    return table[:, torch.searchsorted(torch.tensor(wanted), rows)]

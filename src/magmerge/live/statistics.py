@@ -1,0 +1,53 @@
+"""Running statistics of batch norms, taken anew with the weights that a model has now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from magmerge.errors import MagmergeError
+from magmerge.live.observing import placed
+from magmerge.samples.rows import Inputs
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def reestimate(
+    model: nn.Module, inputs: Mapping[int, Sequence[Inputs]], names: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """Mean and variance of every batch norm over all inputs, by the tensors' names in `names`.
+
+    Every call of the model counts alike. The model's own statistics are changed.
+    """
+    norms = [(path, module) for path, module in model.named_modules() if isinstance(module, NORMS)]
+    if not norms:
+        raise MagmergeError(
+            "this model has no batch norms", remedy="drop --batchnorm (batchnorm=True)"
+        )
+    before = [module.momentum for _, module in norms]
+    for _, module in norms:
+        module.reset_running_stats()
+        module.momentum = None
+        module.training = True
+    try:
+        with torch.no_grad():
+            for calls in inputs.values():
+                for one in calls:
+                    args, kwargs = placed(one, model)
+                    model(*args, **kwargs)
+    except ValueError as error:
+        raise MagmergeError(
+            f"statistics cannot be taken: {error}", remedy="give two samples or more at a time"
+        ) from error
+    finally:
+        for (_, module), momentum in zip(norms, before, strict=True):
+            module.momentum, module.training = momentum, False
+    found = {}
+    for path, module in norms:
+        for kind in ("running_mean", "running_var"):
+            name = f"{path}.{kind}" if path else kind
+            if name in names:
+                found[names[name]] = getattr(module, kind).detach().float().cpu().clone()
+    return found

@@ -1,0 +1,127 @@
+"""Weights into a live module, and everything about it back to what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from magmerge.errors import CheckpointError, StructureError
+from magmerge.live.naming import stored_names
+from magmerge.types import Step
+
+
+def load(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> dict[str, str]:
+    """Copy `tensors` into the module's parameters and buffers; each one's name to its tensor's.
+
+    Raises what `matched` does. Tensors that the module has no place for are left aside.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    names, own = matched(model, shapes, source), model.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name, stored in names.items():
+            own[name].copy_(tensors[stored])
+    return names
+
+
+def matched(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], source: str) -> dict[str, str]:
+    """Each parameter and buffer of `model` that a tensor is for, to that tensor's name.
+
+    StructureError with all parameters that no tensor is for, or whose shape is another.
+    """
+    own = model.state_dict(keep_vars=True)
+    names = stored_names(model, shapes)
+    given = {id(own[name]) for name in names}
+    faults = [
+        f"{name} of the {type(model).__name__} is not in {source}"
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in given and not _is_adapter(name)
+    ]
+    faults += [
+        f"{stored} has shape {list(shapes[stored])} in {source}, {list(own[name].shape)} in "
+        f"the {type(model).__name__}"
+        for name, stored in names.items()
+        if tuple(own[name].shape) != tuple(shapes[stored])
+    ]
+    if faults:
+        raise StructureError(
+            faults,
+            remedy="name the class that these weights belong to (model_class=, --model-class), or "
+            "a function that builds the model (build=, --build)",
+        )
+    return names
+
+
+class ModelSink:
+    """Takes the tensors of a merge right into a module; those it has no place for are dropped."""
+
+    def __init__(self, model: nn.Module, names: Mapping[str, str]) -> None:
+        own = model.state_dict(keep_vars=True)
+        self._places: dict[str, Tensor] = {}
+        for name, stored in names.items():
+            place = own[name].detach()
+            if not place.is_contiguous():
+                own[name].data = place = place.contiguous()
+            self._places[stored] = place
+
+    def write(self, step: Step, start: int, part: Tensor) -> None:
+        """Take the entries of `step` from `start` on."""
+        place = self._places.get(step.spec.name)
+        if place is not None:
+            place.reshape(-1)[start : start + part.numel()] = part.reshape(-1)
+
+
+def _is_adapter(name: str) -> bool:
+    """Whether PEFT put this parameter beside a layer; adapters are switched off meanwhile."""
+    return ".lora_" in name
+
+
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode, without adapters or fused attention, and afterwards as it was."""
+    modes = {module: module.training for module in model.modules()}
+    config = getattr(model, "config", None)
+    cached = getattr(config, "use_cache", None)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    model.eval()
+    # Fused kernels compute several layers at once, and none of them would be seen.
+    torch.backends.mha.set_fastpath_enabled(False)
+    if cached:
+        # What is kept for generating text would grow with every call.
+        config.use_cache = False  # type: ignore[union-attr]
+    try:
+        with without_adapters(model):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        if cached:
+            config.use_cache = cached  # type: ignore[union-attr]
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """With PEFT's adapters switched off: what was merged is in the layers that they wrap."""
+    wrapped = [layer for layer in model.modules() if hasattr(layer, "base_layer")]
+    before = [bool(getattr(layer, "disable_adapters", False)) for layer in wrapped]
+    for layer in wrapped:
+        _switch(layer, on=False)
+    try:
+        yield
+    finally:
+        for layer, disabled in zip(wrapped, before, strict=True):
+            if not disabled:
+                _switch(layer, on=True)
+
+
+def _switch(layer: nn.Module, *, on: bool) -> None:
+    switch = getattr(layer, "enable_adapters", None)
+    if switch is None:
+        raise CheckpointError(
+            f"a {type(layer).__name__} wraps a layer in a way that magmerge does not know",
+            remedy="give the plain model, without adapters",
+        )
+    switch(on)

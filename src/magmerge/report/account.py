@@ -1,0 +1,237 @@
+"""What magmerge.json tells, checked: layers in model order, numbers that are finite or None."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from magmerge.errors import CheckpointError, MagmergeError
+
+FILE = "magmerge.json"
+TOLERANCE = 1e-4
+"""Relative difference of two mean factors from which on the gate is said to have acted."""
+STEM = re.compile(r"(?s)(.+?)[._](?:weight|bias)")
+DIGITS = re.compile(r"([0-9]+)")
+
+
+def _finite(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("should be a number")
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+Number = Annotated[float | None, BeforeValidator(_finite)]
+"""A finite number; None stands for null, for NaN and for what is beyond the largest float."""
+
+
+class Part(BaseModel):
+    """A part of a file that magmerge wrote; a newer magmerge may have written more into it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+T = TypeVar("T", bound=Part)
+
+
+class FactorAccount(Part):
+    """What one calibrator found for one layer; see `types.Factor`."""
+
+    calibrator: str
+    free: Number = None
+    gated: Number = None
+    experts: tuple[Number, ...] = ()
+
+    @property
+    def held(self) -> bool:
+        """Whether the gate changed it."""
+        return differs(self.free, self.gated)
+
+
+class LayerAccount(Part):
+    """One merged tensor; see `types.LayerRecord`."""
+
+    name: str
+    action: str = "merge"
+    kind: str = ""
+    sensitive: bool = False
+    xi: Number = None
+    xi_min: Number = None
+    xi_max: Number = None
+    xi_free: Number = None
+    norm_before: Number = None
+    norm_after: Number = None
+    norm_experts: Number = None
+    cosine: Number = None
+    calibrated_by: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    factors: tuple[FactorAccount, ...] = ()
+
+    @property
+    def held(self) -> bool:
+        """Whether the gate changed its factor."""
+        return differs(self.xi_free, self.xi) or any(factor.held for factor in self.factors)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the gate left every row of it as the merge made it."""
+        return self.held and self.xi_min == self.xi_max == 1.0
+
+    def deviation(self, norm: float | None) -> float | None:
+        """`norm` over the mean norm of the experts' task vectors; None where that says nothing."""
+        if norm is None or self.norm_experts is None or not norm > 0 < self.norm_experts:
+            return None
+        return _finite(norm / self.norm_experts) or None
+
+
+class InputAccount(Part):
+    """One model that was read, with the digests of its files."""
+
+    role: str
+    source: str
+    files: dict[str, str | None] = {}
+
+
+class Uncovered(Part):
+    """A layer that a calibrator could not see, and why."""
+
+    layer: str
+    reason: str = ""
+
+
+class Account(Part):
+    """A whole magmerge.json."""
+
+    magmerge: str
+    recipe: dict[str, Any]
+    recipe_digest: str = ""
+    inputs: tuple[InputAccount, ...] = ()
+    versions: dict[str, str] = {}
+    warnings: tuple[str, ...] = ()
+    layers: tuple[LayerAccount, ...]
+    uncovered: tuple[Uncovered, ...] = ()
+    samples: dict[str, int] = {}
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Their names, as far as the recipe tells them."""
+        named = self.recipe.get("experts")
+        return tuple(map(str, named)) if isinstance(named, Mapping) else ()
+
+    @property
+    def calibrators(self) -> tuple[str, ...]:
+        """The calibrators in their order."""
+        return tuple(dict.fromkeys(name for one in self.layers for name in one.calibrated_by))
+
+    @property
+    def calibrated(self) -> tuple[LayerAccount, ...]:
+        """The layers that have a factor."""
+        return tuple(one for one in self.layers if one.calibrated_by and one.xi is not None)
+
+    @property
+    def gated(self) -> bool:
+        """Whether the gate was on."""
+        return bool(self.recipe.get("gate", "on") == "on")
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A weight, and its bias if no calibrator gave that another factor than the weight."""
+
+    name: str
+    tensors: tuple[LayerAccount, ...]
+
+    @property
+    def lead(self) -> LayerAccount:
+        """The tensor that stands for all: the weight."""
+        return _lead(self.tensors)
+
+
+def read_account(document: Mapping[str, Any]) -> Account:
+    """The document, checked; CheckpointError where it is not what magmerge writes."""
+    account = checked(Account, document, FILE)
+    return account.model_copy(update={"layers": in_model_order(account.layers)})
+
+
+def checked(kind: type[T], content: object, source: str) -> T:
+    """`content` as a `kind`; CheckpointError that names the first key that does not fit."""
+    try:
+        return kind.model_validate(dict(content) if isinstance(content, Mapping) else content)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_context=False)[0]
+        key = ".".join(map(str, fault["loc"]))
+        raise _foreign(f"{key}: {fault['msg'].lower()}" if key else "no object", source) from error
+    except (RecursionError, TypeError, ValueError) as error:
+        raise _foreign("it cannot be read", source) from error
+
+
+def _foreign(problem: str, source: str) -> MagmergeError:
+    return CheckpointError(
+        f"not as magmerge writes it: {problem}",
+        source=source,
+        remedy="give a checkpoint, or results, that magmerge made and nobody changed",
+    )
+
+
+def in_model_order(layers: Sequence[LayerAccount]) -> tuple[LayerAccount, ...]:
+    """As they are, but names sorted letter by letter (as safetensors does) by their numbers."""
+    names = [one.name for one in layers]
+    return tuple(sorted(layers, key=_natural) if names == sorted(names) else layers)
+
+
+def _natural(layer: LayerAccount) -> list[tuple[int, str]]:
+    """Words, and numbers by their size: layer.2 before layer.10."""
+    parts = DIGITS.split(layer.name)
+    return [
+        (len(part.lstrip("0")), part.lstrip("0")) if place % 2 else (0, part)
+        for place, part in enumerate(parts)
+    ]
+
+
+def modules_of(layers: Sequence[LayerAccount]) -> tuple[Module, ...]:
+    """Calibrated layers, with weight and bias as one where they got the same factor.
+
+    A calibrator that is for matrices only acts on the weight alone, which is no other factor.
+    """
+    found: dict[tuple[str, bool], list[LayerAccount]] = {}
+    for layer in layers:
+        stem = STEM.fullmatch(layer.name)
+        found.setdefault((stem[1] if stem else layer.name, layer.sensitive), []).append(layer)
+    return tuple(
+        module
+        for (stem, _), tensors in found.items()
+        for module in (
+            [Module(stem, tuple(tensors))]
+            if all(_follows(one, _lead(tensors)) for one in tensors)
+            else [Module(one.name, (one,)) for one in tensors]
+        )
+    )
+
+
+def _lead(tensors: Sequence[LayerAccount]) -> LayerAccount:
+    return next((one for one in tensors if one.kind != "vector"), tensors[0])
+
+
+def _follows(layer: LayerAccount, lead: LayerAccount) -> bool:
+    """Whether every factor of the layer is one of the lead's."""
+    if layer.factors:
+        return set(layer.factors) <= set(lead.factors)
+    ends = ("xi", "xi_min", "xi_max", "xi_free", "factors")
+    return all(getattr(layer, end) == getattr(lead, end) for end in ends)
+
+
+def differs(first: float | None, second: float | None) -> bool:
+    """Whether two factors are known, and not the same but for rounding."""
+    if first is None or second is None:
+        return False
+    return abs(first - second) > TOLERANCE * max(abs(first), abs(second))

@@ -1,0 +1,166 @@
+"""Accuracy tables of the report: what evaluations found, a column for each model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from magmerge.report.account import Number, Part, checked
+from magmerge.report.wording import ABSENT, short
+
+SOURCE = "scores"
+UNBOUNDED = frozenset({"perplexity", "loss"})
+"""Metrics that are no fraction of one."""
+
+
+class TaskScore(Part):
+    """One model's score on one task, with its 95 % interval; see `magmerge evaluate --json`."""
+
+    task: str
+    title: str = ""
+    metric: str = ""
+    score: Number = None
+    low: Number = None
+    high: Number = None
+    count: int | None = None
+    expert: Number = None
+    relative: Number = None
+
+
+class Mean(Part):
+    """The mean over the tasks."""
+
+    score: Number = None
+    relative: Number = None
+
+
+class Evaluation(Part):
+    """One model on one suite."""
+
+    suite: str
+    split: str = ""
+    model: str
+    tasks: tuple[TaskScore, ...]
+    mean: Mean | None = None
+
+
+class Plain(Part):
+    """A table that somebody else has laid out; numbers are shown to four digits."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | int | float | None, ...], ...]
+    caption: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A score, and in smaller print what belongs to it."""
+
+    text: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """A column's name, and the whole of it where it is shortened."""
+
+    text: str
+    whole: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreTable:
+    """A table for the page; the first cell of each row is its name."""
+
+    caption: str
+    headings: tuple[Heading, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def score_tables(scores: Sequence[Mapping[str, Any]]) -> list[ScoreTable]:
+    """One table for each suite and split, then the plain ones; CheckpointError for any other."""
+    suites: dict[tuple[str, str], list[Evaluation]] = {}
+    plain = []
+    for one in scores:
+        if isinstance(one, Mapping) and "columns" in one:
+            plain.append(_laid_out(checked(Plain, one, SOURCE)))
+        else:
+            found = checked(Evaluation, one, SOURCE)
+            suites.setdefault((found.suite, found.split), []).append(found)
+    return [_compared(*key, found) for key, found in suites.items()] + plain
+
+
+def _laid_out(table: Plain) -> ScoreTable:
+    headings = tuple(Heading(short(name, 40), name) for name in table.columns)
+    rows = tuple(tuple(Cell(_plain(value)) for value in row) for row in table.rows)
+    return ScoreTable(table.caption, headings, rows)
+
+
+def _plain(value: str | float | None) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)
+
+
+def _compared(suite: str, split: str, found: Sequence[Evaluation]) -> ScoreTable:
+    """Tasks as rows, models as columns, then their mean."""
+    tasks: dict[str, TaskScore] = {}
+    for evaluation in found:
+        for task in evaluation.tasks:
+            tasks.setdefault(task.task, task)
+    rows = [
+        (_name(task), *(_cell(_score(evaluation, name)) for evaluation in found))
+        for name, task in tasks.items()
+    ]
+    metrics = {task.metric for task in tasks.values()}
+    if any(evaluation.mean for evaluation in found):
+        means = (_mean(evaluation.mean) for evaluation in found)
+        rows.append((Cell("mean of the tasks"), *means))
+    named = f"{short(suite)}{f', {short(split)} split' if split else ''}"
+    units = [*(["in %"] if metrics - UNBOUNDED else []), *sorted(metrics & UNBOUNDED)]
+    caption = f"{named}: scores ({', '.join(units)}) with 95 % intervals"
+    headings = (Heading("task", "task"), *_models([evaluation.model for evaluation in found]))
+    return ScoreTable(caption, headings, tuple(rows))
+
+
+def _models(models: Sequence[str]) -> list[Heading]:
+    """The last parts of the models' paths where these tell them apart."""
+    ends = [PurePath(model).name or model for model in models]
+    shown = ends if len(set(ends)) == len(set(models)) else models
+    return [Heading(short(name, 40), whole) for name, whole in zip(shown, models, strict=True)]
+
+
+def _name(task: TaskScore) -> Cell:
+    count = "" if task.count is None else f", {task.count:,} samples"
+    return Cell(short(task.title or task.task), (f"{short(task.metric)}{count}".lstrip(", "),))
+
+
+def _score(evaluation: Evaluation, name: str) -> TaskScore | None:
+    return next((task for task in evaluation.tasks if task.task == name), None)
+
+
+def _cell(task: TaskScore | None) -> Cell:
+    if task is None or task.score is None:
+        return Cell(ABSENT)
+    fraction, notes = task.metric not in UNBOUNDED, []
+    if task.low is not None and task.high is not None:
+        notes.append(f"{_number(task.low, fraction)} to {_number(task.high, fraction)}")
+    return Cell(_number(task.score, fraction), (*notes, *_relative(task.relative)))
+
+
+def _mean(mean: Mean | None) -> Cell:
+    """A mean is over fractions only: unbounded scores have none."""
+    if mean is None or mean.score is None:
+        return Cell(ABSENT, _relative(mean.relative) if mean else ())
+    return Cell(_number(mean.score, fraction=True), _relative(mean.relative))
+
+
+def _relative(relative: float | None) -> tuple[str, ...]:
+    return () if relative is None else (f"{100 * relative:.1f} % of expert",)
+
+
+def _number(value: float, fraction: bool) -> str:
+    """A fraction in percent, anything else to four digits."""
+    return f"{100 * value:.1f}" if fraction else f"{value:.4g}"

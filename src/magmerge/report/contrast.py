@@ -1,0 +1,97 @@
+"""Where two calibrators pull apart, and what the gate made of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from magmerge.report.account import FactorAccount, Module
+from magmerge.report.wording import counted, factor_text, spoken
+
+OPPOSITE = 1.1
+"""A factor above this and one below its inverse pull to opposite sides."""
+RATIO = 1.5
+"""What two calibrators ask for in all differs by more than this where they pull apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encounter:
+    """A layer that two calibrators acted on in turn.
+
+    The second saw what the first had made, so `further`, its factor, is 1 where it agrees; in all
+    it asks for the first's factor after the gate times its own.
+    """
+
+    module: Module
+    first: FactorAccount
+    second: FactorAccount
+    own: float
+    further: float
+
+    @property
+    def total(self) -> float:
+        """What the second asks for in all."""
+        return (self.own if self.first.gated is None else self.first.gated) * self.further
+
+    @property
+    def ratio(self) -> float:
+        """Between what the two ask for; at least 1."""
+        low, high = sorted((self.own, self.total))
+        return high / low if low > high * 1e-300 else 1e300
+
+    @property
+    def apart(self) -> bool:
+        """Whether they pull apart: to opposite sides, or to the same by much."""
+        low, high = sorted((self.own, self.further))
+        return (low < 1 / OPPOSITE and high > OPPOSITE) or self.ratio > RATIO
+
+    @property
+    def outcome(self) -> str:
+        """What the gate did."""
+        verbs = [(_verb(factor), spoken(factor.calibrator)) for factor in (self.first, self.second)]
+        if verbs[0][0] == verbs[1][0]:
+            return f"{verbs[0][0]} both"
+        return " and ".join(f"{verb} {name}" for verb, name in verbs)
+
+
+def encounters(modules: Sequence[Module], names: tuple[str, str]) -> tuple[Encounter, ...]:
+    """The layers that both calibrators acted on, as far as their factors are known."""
+    found = []
+    for module in modules:
+        told = {factor.calibrator: factor for factor in reversed(module.lead.factors)}
+        first, second = told.get(names[0]), told.get(names[1])
+        if first and second and (own := first.free or 0) > 0 < (further := second.free or 0):
+            found.append(Encounter(module, first, second, own, further))
+    return tuple(found)
+
+
+def furthest_first(met: Sequence[Encounter]) -> tuple[Encounter, ...]:
+    """Those that pull apart."""
+    return tuple(sorted((one for one in met if one.apart), key=lambda one: -one.ratio))
+
+
+def _verb(factor: FactorAccount) -> str:
+    if not factor.held:
+        return "kept"
+    return "stopped" if factor.gated == 1 else "held back"
+
+
+def contrast_text(met: Sequence[Encounter], names: tuple[str, str], *, gated: bool) -> str:
+    """How many layers they pull apart on, that nobody knows who is right, and what was done."""
+    first, second = map(spoken, names)
+    found = furthest_first(met)
+    if not found:
+        return f"Nowhere do {first} and {second} pull apart."
+    text = (
+        f"On {counted(len(found), 'layer')} of {len(met):,} {first} and {second} pull apart: one "
+        f"would grow what it sees and the other shrink it, by more than 10 % each, or what they "
+        f"ask for in all differs by a factor above {factor_text(RATIO).rstrip('0')}. Which of the "
+        "two is right is an open question of the paper (arXiv:2512.19320); this report does not "
+        "answer it. "
+    )
+    if not gated:
+        return f"{text}The gate was off, so both factors were applied."
+    outcomes = Counter(one.outcome for one in found).most_common()
+    told = ", and ".join(f"{outcome} on {counted(count, 'layer')}" for outcome, count in outcomes)
+    return f"{text}What was done is the gate's rule, not a judgement: it {told}."

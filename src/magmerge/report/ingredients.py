@@ -1,0 +1,129 @@
+"""A recipe as lines to read, and as YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from magmerge.errors import CheckpointError
+from magmerge.report.account import FILE, Account
+from magmerge.report.wording import counted, samples_text
+
+Line = tuple[str, tuple[str, ...]]
+"""What it is, and its one or several values."""
+
+LABELS = {
+    "method": "Merge",
+    "merged": "Merged model",
+    "calibrate": "Calibration",
+    "sampling": "Samples",
+    "gate": "Gate",
+    "sensitive": "Sensitive layers",
+    "base": "Base",
+    "experts": "Experts",
+    "skip": "Not calibrated",
+    "ignore": "Taken from the base",
+    "dtype": "Stored as",
+    "seed": "Seed",
+}
+SOURCES = "Samples from"
+NAMES = frozenset([SOURCES]) | frozenset(
+    LABELS[key] for key in ("sensitive", "base", "merged", "experts", "skip", "ignore")
+)
+"""Lines whose values are names and paths, not words."""
+GATES = {
+    (True, True): "on: sensitive layers may only shrink, all others only grow",
+    (True, False): "on: layers may only grow",
+    (False, True): "off, so the list of sensitive layers had no effect",
+    (False, False): "off",
+}
+
+
+def recipe_lines(account: Account) -> list[Line]:
+    """The recipe's keys in the order of their interest; those that say nothing are left out."""
+    recipe = account.recipe
+    lines: list[Line] = []
+    for key in (*LABELS, *(key for key in recipe if key not in LABELS and key != "params")):
+        values = _values(key, recipe, account)
+        if key == "sampling" and isinstance(recipe.get(key), Mapping):
+            lines += _sampling(recipe[key])
+        elif values:
+            lines.append((LABELS.get(key, key.replace("_", " ").capitalize()), values))
+        if key == "calibrate" and account.samples:
+            lines.append(("Samples seen", (samples_text(account.samples),)))
+    return lines
+
+
+def _sampling(value: Mapping[str, Any]) -> list[Line]:
+    """How many samples, drawn how; and where they are from."""
+    settings = _entries({name: one for name, one in value.items() if name != "data"})
+    data = value.get("data")
+    sources = _entries(data) if isinstance(data, Mapping) else ()
+    lines = (("Samples", settings), (SOURCES, sources))
+    return [(label, told) for label, told in lines if told]
+
+
+def _values(key: str, recipe: Mapping[str, Any], account: Account) -> tuple[str, ...]:
+    value = recipe.get(key)
+    if key == "gate" and account.calibrators:
+        return (GATES[account.gated, bool(recipe.get("sensitive"))],)
+    if value is None or value in ([], {}, "") or (key == "gate"):
+        return ()
+    if key == "method":
+        return (_call(value, recipe.get("params")),)
+    if key == "calibrate" and isinstance(value, list | tuple):
+        return tuple(
+            _call(one.get("method"), one.get("params")) if isinstance(one, Mapping) else str(one)
+            for one in value
+        )
+    if isinstance(value, Mapping):
+        return _entries(value)
+    if isinstance(value, list | tuple):
+        return tuple(_text(one) for one in value)
+    return (_text(value),)
+
+
+def _entries(value: Mapping[Any, Any]) -> tuple[str, ...]:
+    """Names with their texts one a line; settings in one line, and what lies deeper after them."""
+    if all(isinstance(one, str) for one in value.values()):
+        return tuple(f"{name}: {one}" for name, one in value.items())
+    plain = [
+        f"{name} {_text(one)}"
+        for name, one in value.items()
+        if one is not None and not isinstance(one, Mapping)
+    ]
+    deeper = [line for one in value.values() if isinstance(one, Mapping) for line in _entries(one)]
+    return (*([", ".join(plain)] if plain else []), *deeper)
+
+
+def _call(name: object, params: object) -> str:
+    """A method with its parameters: wsc (target ellipsoid, granularity row)."""
+    given = params if isinstance(params, Mapping) else {}
+    told = [f"{key} {_text(value)}" for key, value in given.items() if value is not None]
+    return f"{name} ({', '.join(told)})" if told else str(name)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_text(one) for one in value)
+    return str(value)
+
+
+def recipe_yaml(account: Account) -> str:
+    """The recipe as `magmerge` reads it; CheckpointError where it holds what is no data."""
+    try:
+        text = yaml.safe_dump(dict(account.recipe), sort_keys=False, allow_unicode=True, width=100)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise CheckpointError(
+            "its recipe cannot be written as YAML",
+            source=FILE,
+            remedy=f"give a checkpoint that magmerge made; this one has "
+            f"{counted(len(account.recipe), 'key')} in its recipe",
+        ) from error
+    return str(text)

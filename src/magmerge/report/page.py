@@ -1,0 +1,162 @@
+"""report.html: what magmerge.json tells, for people. A pure function of its content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from magmerge.errors import CheckpointError, MissingExtraError, printable
+from magmerge.report import plots, wording
+from magmerge.report.account import FILE, Account, LayerAccount, Module, modules_of, read_account
+from magmerge.report.accuracy import score_tables
+from magmerge.report.axis import common_stem
+from magmerge.report.contrast import Encounter, contrast_text, encounters, furthest_first
+from magmerge.report.ingredients import NAMES, recipe_lines, recipe_yaml
+from magmerge.report.sheet import Plot
+from magmerge.report.svg import drawing
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+PLACE = Path(__file__).parent
+SHOWN = 12
+"""Rows of a table in the text; the rest is folded away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The part on two calibrators: its plot, its sentences, the layers on which they disagree."""
+
+    names: tuple[str, str]
+    plot: Plot
+    text: str
+    apart: tuple[Encounter, ...]
+
+
+def render(
+    document: Mapping[str, Any],
+    scores: Sequence[Mapping[str, Any]] = (),
+    title: str | None = None,
+) -> str:
+    """The report as one HTML page that needs nothing else: no network, no script, no other file.
+
+    `document` is the content of magmerge.json; `scores` are results of `magmerge evaluate --json`,
+    or tables {"columns", "rows", "caption"}. Equal input gives equal text. CheckpointError where
+    the input is not what magmerge writes.
+    """
+    account = read_account(document)
+    modules = modules_of(account.calibrated)
+    try:
+        with drawing():
+            content = _content(account, modules, scores)
+        head = title or wording.title_of(account)
+        return _template().render(title=head, account=account, modules=modules, **content)
+    except RecursionError as error:
+        raise CheckpointError(
+            "nested too deeply", source=FILE, remedy="give a checkpoint that magmerge made"
+        ) from error
+
+
+def _content(
+    account: Account, modules: tuple[Module, ...], scores: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    drawn = tuple(module for module in modules if wording.drawable(module.lead))
+    names = account.calibrators
+    return {
+        "summary": wording.summary(account, modules),
+        "lines": recipe_lines(account),
+        "coded": NAMES,
+        "yaml": recipe_yaml(account),
+        "xi": plots.xi_plot(drawn, _label(account, "Factor xi of each layer")) if drawn else None,
+        "drawn": drawn,
+        "blocks": common_stem(drawn),
+        "undrawn": wording.undrawn_text(len(modules) - len(drawn)),
+        "extremes": wording.extremes_text(drawn),
+        "deviation": plots.deviation_plot(
+            drawn, _label(account, "Length of each merged task vector over the experts' mean")
+        ),
+        "pair": _pair(account, drawn, (names[0], names[1])) if len(names) == 2 else None,
+        "strips": [
+            (name, plot)
+            for place, name in enumerate(names)
+            if (plot := _strip(account, drawn, name, place))
+        ],
+        "tables": score_tables(scores),
+        "rest": SHOWN,
+        "calibrators": names,
+        "words": wording,
+        "css": _file("page.css"),
+    }
+
+
+def _label(account: Account, what: str) -> str:
+    """A plot in words, for those who cannot see it."""
+    return f"{what}, in model order. {wording.summary(account, modules_of(account.calibrated))}"
+
+
+def _pair(account: Account, modules: tuple[Module, ...], names: tuple[str, str]) -> Pair | None:
+    met = encounters(modules, names)
+    if not met:
+        return None
+    text = contrast_text(met, names, gated=account.gated)
+    label = f"What the two calibrators ask for before the gate, layer by layer. {text}"
+    return Pair(names, plots.pair_plot(met, names, label), text, furthest_first(met))
+
+
+def _strip(account: Account, modules: tuple[Module, ...], name: str, place: int) -> Plot | None:
+    told = tuple(
+        module
+        for module in modules
+        if any(factor.calibrator == name and factor.experts for factor in module.lead.factors)
+    )
+    if not told or not account.experts:
+        return None
+    label = f"Factors that each expert's samples ask for by {name}, in model order"
+    return plots.experts_plot(told, name, account.experts, label, place)
+
+
+def factor_cells(layer: LayerAccount, names: Sequence[str]) -> list[str]:
+    """For each calibrator its factor before and after the gate, as two cells."""
+    cells = []
+    for name in names:
+        found = next((one for one in layer.factors if one.calibrator == name), None)
+        cells += [
+            "" if found is None else wording.factor_text(value)
+            for value in ((found.free, found.gated) if found else (None, None))
+        ]
+    return cells
+
+
+@cache
+def _template() -> Template:
+    try:
+        from jinja2 import Environment, StrictUndefined
+        from markupsafe import Markup
+    except ImportError as error:
+        raise MissingExtraError(
+            "the report needs jinja2", remedy="pip install 'magmerge[report]'"
+        ) from error
+
+    def shown(value: Any) -> Any:
+        """Text without control characters: names inside files may be hostile."""
+        return (
+            printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+        )
+
+    environment = Environment(
+        autoescape=True,
+        finalize=shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["markup"] = Markup
+    environment.globals.update(factor_cells=factor_cells)
+    return environment.from_string(_file("page.html.jinja"))
+
+
+def _file(name: str) -> str:
+    return (PLACE / name).read_text(encoding="utf-8")

@@ -1,0 +1,142 @@
+"""Write report.html beside the magmerge.json that it is made from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from magmerge.errors import CheckpointError, MagmergeError, OutputError
+from magmerge.report.account import FILE
+from magmerge.report.page import render
+
+REPORT = "report.html"
+SUFFIXES = (".html", ".htm")
+
+Scores = str | Path | Mapping[str, Any]
+"""A result of `magmerge evaluate --json`, or a table; a file with one, or with a list of them."""
+
+
+def write_report(
+    checkpoint: str | Path,
+    out: str | Path | None = None,
+    scores: Sequence[Scores] = (),
+    *,
+    title: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write the report of a checkpoint that magmerge made, and give its path.
+
+    `checkpoint` is a folder, a .safetensors file or the magmerge.json itself. Without `out` the
+    report goes beside it: FOLDER/report.html, or NAME.report.html for a file NAME.safetensors.
+    """
+    record = record_of(Path(checkpoint))
+    target = Path(out) if out is not None else report_of(record)
+    _check(target, overwrite=overwrite)
+    document = _read(record)
+    if not isinstance(document, dict):
+        raise _foreign(record, "it is no object")
+    tables: list[Mapping[str, Any]] = []
+    for one in scores:
+        tables += [one] if isinstance(one, Mapping) else _tables(Path(one))
+    try:
+        text = render(document, tables, title)
+    except MagmergeError as error:
+        # The page knows contents, not files.
+        if error.source == FILE:
+            error.source = str(record)
+        raise
+    _write(target, text)
+    return target
+
+
+def record_of(checkpoint: Path) -> Path:
+    """Where the provenance of a checkpoint is; CheckpointError where there is none."""
+    record = checkpoint
+    if os.path.isdir(checkpoint):
+        record = checkpoint / FILE
+    elif checkpoint.suffix == ".safetensors":
+        record = checkpoint.with_name(f"{checkpoint.stem}.{FILE}")
+    if os.path.isfile(record):
+        return record
+    missing = record if os.path.exists(checkpoint) else checkpoint
+    raise CheckpointError(
+        "no such file",
+        source=missing,
+        remedy="give a folder or file that `magmerge merge` or `magmerge calibrate` wrote, "
+        f"with its {FILE}",
+    )
+
+
+def report_of(record: Path) -> Path:
+    """Where the report on `record` goes: magmerge.json has it as report.html beside it."""
+    if record.name == FILE:
+        return record.with_name(REPORT)
+    name = record.name.removesuffix(f".{FILE}")
+    stem = record.stem if name == record.name else name
+    return record.with_name(f"{stem}.{REPORT}")
+
+
+def _check(target: Path, *, overwrite: bool) -> None:
+    if target.suffix.lower() not in SUFFIXES:
+        raise OutputError(
+            "a report is an .html file", source=target, remedy=f"name it like {REPORT}"
+        )
+    # os.path, unlike pathlib, says no to a name that is longer than the system allows.
+    if os.path.isdir(target):
+        raise OutputError("it is a folder", source=target, remedy="name a file in it")
+    if os.path.lexists(target) and not overwrite:
+        raise OutputError(
+            "it exists already", source=target, remedy="pass --yes (overwrite=True) to replace it"
+        )
+
+
+def _read(file: Path) -> Any:
+    """The content of a JSON file."""
+    try:
+        return json.loads(file.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot be read: {error.strerror}", source=file, remedy="check the path"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise _foreign(file, "it is not JSON") from error
+
+
+def _tables(file: Path) -> list[Mapping[str, Any]]:
+    content = _read(file)
+    tables = content if isinstance(content, list) else [content]
+    if not all(isinstance(table, dict) for table in tables):
+        raise _foreign(file, "it holds no results")
+    return tables
+
+
+def _foreign(file: Path, problem: str) -> CheckpointError:
+    return CheckpointError(
+        f"not as magmerge writes it: {problem}",
+        source=file,
+        remedy="give a file that magmerge made and nobody changed",
+    )
+
+
+def _write(target: Path, text: str) -> None:
+    """The whole file at once, or none of it."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}.magmerge-partial")
+    try:
+        with open(partial, "x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    except OSError as error:
+        raise OutputError(
+            f"cannot be written: {error.strerror}",
+            source=target,
+            remedy="choose a folder that you may write to",
+        ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()

@@ -1,0 +1,69 @@
+"""A folder of images, or of one folder of images for each class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from magmerge.samples import splits
+from magmerge.samples.rows import DataError
+from magmerge.samples.table import Column, Row
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+
+
+class ImageFolder:
+    """Image files in the order of their names; the column `label` is the class's folder."""
+
+    columns: Mapping[str, Column] = {"image": "image"}
+
+    def __init__(self, folder: Path) -> None:
+        self.source = str(folder)
+        inner = sorted(path for path in folder.iterdir() if path.is_dir())
+        self._files = images(folder) + [file for path in inner for file in images(path)]
+        self._folder = folder
+        names = tuple(path.name for path in inner if images(path))
+        self.classes: Mapping[str, tuple[str, ...]] = {"label": names}
+        if not self._files:
+            raise DataError(
+                "there are no images in this folder, nor one level below",
+                source=folder,
+                remedy=f"it takes files that end in {', '.join(sorted(SUFFIXES))}, "
+                "in one folder or in one for each class",
+            )
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, rows: Sequence[int], _columns: Sequence[str], /) -> Iterator[Row]:
+        for row in rows:
+            file = self._files[row]
+            label = None if file.parent == self._folder else file.parent.name
+            yield Row(file.name, {"image": file, "label": label})
+
+
+def images(folder: Path) -> list[Path]:
+    """The image files right in a folder, by name."""
+    return sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()
+    )
+
+
+def of_split(folder: Path, split: str | None, *, allow_test: bool) -> Path:
+    """The folder itself, or that of the split where its folders are splits and not classes."""
+    known = split_folders(folder)
+    if not known:
+        if split is not None:
+            raise DataError(
+                f"it has no split {split!r}: its folders are no splits",
+                source=folder,
+                remedy="name the split's own folder, and leave --split out",
+            )
+        return folder
+    return folder / splits.chosen(split, known, str(folder), allow_test=allow_test)
+
+
+def split_folders(folder: Path) -> list[str]:
+    """The names of the folders within, if all of them are names of splits."""
+    inner = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    return inner if inner and all(name.lower() in splits.NAMES for name in inner) else []

@@ -1,0 +1,142 @@
+"""Images to pixel tensors, by the model's own image processor or by size, mean and deviation."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from magmerge.errors import ParameterError
+from magmerge.samples.extras import needed
+from magmerge.samples.rows import DataError, Picture, Preparation
+
+PROCESSOR = "preprocessor_config.json"
+CHANNELS = 3
+
+Pixels = Callable[[Sequence[Picture]], tuple[tuple[Tensor, ...], Mapping[str, Tensor]]]
+"""Images to the model's positional and keyword inputs."""
+
+
+def open_processor(folder: Path | None, options: Preparation, source: str) -> Pixels:
+    """What makes pixels: the options if they are given, else the processor in the model's folder.
+
+    DataError where there is neither.
+    """
+    given = (options.image_size, options.mean, options.std)
+    if any(part is not None for part in given):
+        return _Plain(options)
+    if folder is None or not (folder / PROCESSOR).is_file():
+        raise DataError(
+            f"these are images, and there is no {PROCESSOR} in {folder or 'the model'}",
+            source=source,
+            remedy="name a model folder that has it, or say --image-size, --mean and --std "
+            "(image_size=, mean=, std=) as the model was trained with",
+        )
+    transformers = needed("transformers", "the model's image processor")
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:
+        raise DataError(
+            f"its image processor cannot be loaded: {str(error).partition(chr(10))[0]}",
+            source=folder,
+            remedy="say --image-size, --mean and --std (image_size=, mean=, std=) instead",
+        ) from error
+    return _Own(processor)
+
+
+class _Own:
+    """The model's image processor; its results are keywords of the forward."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+
+    def __call__(self, images: Sequence[Picture]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        pictures = [decoded(image) for image in images]
+        try:
+            return (), dict(self._processor(pictures, return_tensors="pt"))
+        except Exception as error:
+            raise DataError(
+                f"the model's image processor fails: {error}",
+                source=images[0],
+                remedy="say --image-size, --mean and --std (image_size=, mean=, std=) instead",
+            ) from error
+
+
+class _Plain:
+    """Shorter side to the size (bicubic), the middle cut out, colours normalised, in float32."""
+
+    def __init__(self, options: Preparation) -> None:
+        size, mean, std = options.image_size, options.mean, options.std
+        if size is None or mean is None or std is None:
+            raise ParameterError(
+                "image size, mean and deviation belong together",
+                remedy="give all of --image-size, --mean and --std (image_size=, mean=, std=)",
+            )
+        self._height, self._width = (size, size) if isinstance(size, int) else size
+        if min(self._height, self._width) < 1:
+            raise ParameterError(f"an image of size {size}", remedy="give a size in pixels")
+        self._mean, self._std = _colours("mean", mean), _colours("std", std)
+        if not (self._std > 0).all():
+            raise ParameterError(f"std is {list(std)}", remedy="give deviations above 0")
+
+    def __call__(self, images: Sequence[Picture]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        return (torch.stack([self._pixels(decoded(image)) for image in images]),), {}
+
+    def _pixels(self, image: Any) -> Tensor:
+        scale = max(self._height / image.height, self._width / image.width)
+        size = (
+            max(self._width, round(image.width * scale)),
+            max(self._height, round(image.height * scale)),
+        )
+        library = needed("PIL.Image", "reading images")
+        most = library.MAX_IMAGE_PIXELS
+        if most is not None and size[0] * size[1] > most:
+            raise DataError(
+                f"refused: {image.width} by {image.height} pixels would become {size[0]} by "
+                f"{size[1]}",
+                source="an image",
+                remedy="cut it to a shape that is nearer to the wanted one",
+            )
+        image = image.resize(size, library.Resampling.BICUBIC)
+        left, top = (size[0] - self._width) // 2, (size[1] - self._height) // 2
+        image = image.crop((left, top, left + self._width, top + self._height))
+        values = np.asarray(image, dtype=np.float32) / np.float32(255)
+        return torch.from_numpy((values - self._mean) / self._std).permute(2, 0, 1).contiguous()
+
+
+def decoded(image: Picture) -> Any:
+    """The image in RGB, turned as its file says; DataError if it is broken or far too large."""
+    library = needed("PIL.Image", "reading images")
+    turned = needed("PIL.ImageOps", "reading images").exif_transpose
+    with warnings.catch_warnings(), ExitStack() as stack:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", library.DecompressionBombWarning)
+        try:
+            if isinstance(image, Path):
+                return turned(stack.enter_context(library.open(image))).convert("RGB")
+            return turned(image).convert("RGB")
+        except (library.DecompressionBombWarning, library.DecompressionBombError) as error:
+            raise DataError(
+                f"refused: {error}", source=image, remedy="make the image smaller"
+            ) from error
+        # Pillow's decoders raise errors of many kinds on broken files.
+        except Exception as error:
+            raise DataError(
+                f"no image that Pillow reads: {error}", source=image, remedy="save it anew as PNG"
+            ) from error
+
+
+def _colours(name: str, values: Sequence[float]) -> Any:
+    if len(values) != CHANNELS:
+        raise ParameterError(
+            f"{name} has {len(values)} values", remedy=f"give one for each of {CHANNELS} colours"
+        )
+    return np.asarray(values, dtype=np.float32)

@@ -1,0 +1,271 @@
+"""sensitivity(): rank a model's layers by what more of the average merge does to a data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from magmerge.binding import bind
+from magmerge.checkpoints.opening import Model
+from magmerge.device import CPU, open_device
+from magmerge.dtypes import parse_size
+from magmerge.errors import OutputError, ParameterError
+from magmerge.evaluation.classification import read_head
+from magmerge.evaluation.labels import class_numbers
+from magmerge.live.finding import Followed, follow
+from magmerge.live.weights import at_rest
+from magmerge.live_merge import AtWork, Changed, Running, put_to_work
+from magmerge.memory import DEFAULT
+from magmerge.models import Sources
+from magmerge.planning import make_plan
+from magmerge.reading import Reader
+from magmerge.request import Experts, prepare, thread_count
+from magmerge.run import Progress, Work, counter
+from magmerge.samples import SampleOptions, read_samples
+from magmerge.samples import prepare as prepare_rows
+from magmerge.sensing.exact import Deltas, by_trial, run_all
+from magmerge.sensing.fast import by_derivative, takes
+from magmerge.sensing.scores import (
+    Batch,
+    Drift,
+    Errors,
+    Features,
+    Loss,
+    Name,
+    Score,
+    kept_features,
+)
+from magmerge.types import Plan
+from magmerge.version import __version__
+from magmerge.wanted import Wanted
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FACTOR = 1.1
+"""What a layer's task vector is multiplied by: arXiv:2512.19320."""
+MATRICES = frozenset({"matrix", "transposed", "convolution", "experts"})
+"""Kinds of layer that are ranked: those that every calibrator acts on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """By how much the score gets worse for each layer, in the order of the model; 0 is no change.
+
+    `sensitive`: the `alpha` layers that are worst, worst first; only layers that do harm.
+    """
+
+    score: Name
+    mode: Literal["exact", "fast"]
+    factor: float
+    alpha: int
+    samples: int
+    seed: int
+    base: str
+    experts: Mapping[str, str]
+    layers: Mapping[str, float]
+
+    @property
+    def sensitive(self) -> tuple[str, ...]:
+        """What `sensitive=` and `--sensitive` take."""
+        worst = sorted(self.layers, key=lambda name: -self.layers[name])
+        return tuple(name for name in worst[: self.alpha] if self.layers[name] > 0)
+
+    def document(self) -> dict[str, Any]:
+        """The same for a program to read."""
+        return {
+            "magmerge": __version__,
+            "sensitive": list(self.sensitive),
+            "score": self.score,
+            "mode": self.mode,
+            "factor": self.factor,
+            "alpha": self.alpha,
+            "samples": self.samples,
+            "seed": self.seed,
+            "base": self.base,
+            "experts": dict(self.experts),
+            "layers": [{"layer": name, "worse": value} for name, value in self.layers.items()],
+        }
+
+    def save(self, out: str | Path, *, overwrite: bool = False) -> Path:
+        """Write it as JSON, which `--sensitive` reads."""
+        path = Path(out)
+        check_free(path, overwrite=overwrite)
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text(json.dumps(self.document(), indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+        return path
+
+
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """OutputError where the file cannot be written."""
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise OutputError(
+            "it is a folder" if path.is_dir() else "it exists already",
+            source=path,
+            remedy="name a file" if path.is_dir() else "pass --yes (overwrite=True) to replace it",
+        )
+    if not path.parent.is_dir():
+        raise OutputError("its folder does not exist", source=path, remedy="make the folder first")
+
+
+def sensitivity(
+    *,
+    base: Model,
+    experts: Experts,
+    data: Any,
+    score: Name = "drift",
+    mode: Literal["exact", "fast"] = "exact",
+    alpha: int = 10,
+    samples: int | SampleOptions | Mapping[str, Any] = 64,
+    seed: int = 0,
+    label_field: str | None = None,
+    head: str | Path | None = None,
+    features: Features = "output",
+    ignore: Sequence[str] = (),
+    model: nn.Module | str | None = None,
+    build: str | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    threads: int | None = None,
+    device: str = CPU,
+    progress: Progress | None = None,
+) -> Sensitivity:
+    """Rank the layers of the averaged merge by how much 10 % more of each one's change hurts.
+
+    `data` is one generic source of samples, as `merge` takes them. `score`: "drift" is how far the
+    model's last features move, for which it needs neither labels nor head; "loss" the cross entropy
+    of the labels in `label_field` (with `head`, a file with weight and bias, on `features`: mean,
+    cls, pooler, output), or of a language model's next tokens; "accuracy" the share of errors.
+    `mode` "exact" tries each layer, "fast" takes derivatives. With `out` it is written as JSON.
+    The other arguments are those of `merge`. Raises MagmergeError's children.
+    """
+    _check(score, mode, alpha, label_field)
+    if out is not None:
+        check_free(Path(out), overwrite=overwrite)
+    recipe, sources = prepare(base=base, experts=experts, method="average", ignore=ignore)
+    options = Wanted(samples=samples).options(seed)
+    batches = _batches(data, sources, options, label_field)
+    plan = make_plan(recipe, sources, shard_size=2**62, threads=1, memory=parse_size(DEFAULT))
+    work = Work(plan, bind(recipe), sources, Reader(sources, open_device(CPU)), open_device(CPU), 0)
+    running = _running(model, build, base, sources, device)
+    active = put_to_work(work, running, threads=thread_count(threads), progress=progress)
+    layers = _layers(active, plan, mode)
+    with at_rest(active.model):
+        judge = _judge(score, active.model, batches, head, features)
+        deltas = Changed(sources, active.weights).merged
+        found = _try_all(active.model, layers, batches, judge, deltas, mode, seed, progress)
+    result = Sensitivity(
+        score, mode, FACTOR, alpha, sum(one.inputs.rows for one in batches), options.seed,
+        recipe.base or "", recipe.experts, found,
+    )  # fmt: skip
+    if out is not None:
+        result.save(out, overwrite=overwrite)
+    return result
+
+
+def _try_all(
+    live: nn.Module,
+    layers: Sequence[Followed],
+    batches: Sequence[Batch],
+    judge: Score,
+    deltas: Deltas,
+    mode: str,
+    seed: int,
+    progress: Progress | None,
+) -> dict[str, float]:
+    """Each layer's harm, in the mode that is asked for."""
+    if mode == "exact":
+        done = counter("trying layers", len(layers), progress)
+        return by_trial(live, layers, batches, judge, deltas, factor=FACTOR, done=done)
+    done = counter("taking derivatives", len(batches), progress)
+    return by_derivative(live, layers, batches, judge, deltas, factor=FACTOR, seed=seed, done=done)
+
+
+def _running(
+    model: nn.Module | str | None, build: str | None, base: Model, sources: Sources, device: str
+) -> Running:
+    """How the merge is run: as the module that is given, or the one that its folder holds."""
+    if model is None or isinstance(model, str):
+        origin: Any = base if hasattr(base, "named_modules") else sources.layout.folder
+        return Running(origin=origin, model_class=model, build=build, device=device)
+    return Running(origin=model, build=build, device=device)
+
+
+def _check(score: str, mode: str, alpha: int, label_field: str | None) -> None:
+    if score not in ("drift", "loss", "accuracy"):
+        raise ParameterError(f"the score is {score!r}", remedy="it is drift, loss or accuracy")
+    if mode not in ("exact", "fast"):
+        raise ParameterError(f"the mode is {mode!r}", remedy="it is exact or fast")
+    if alpha < 1:
+        raise ParameterError(f"alpha is {alpha}", remedy="name one layer or more")
+    if score == "accuracy" and mode == "fast":
+        raise ParameterError(
+            "accuracy has no derivative", remedy="score by loss or drift, or take --mode exact"
+        )
+    if score == "accuracy" and label_field is None:
+        raise ParameterError(
+            "accuracy needs labels", remedy="name their column with --label-field (label_field=)"
+        )
+    if score == "drift" and label_field is not None:
+        raise ParameterError(
+            "drift looks at no labels", remedy="drop --label-field, or score by loss or accuracy"
+        )
+
+
+def _batches(
+    data: Any, sources: Sources, options: SampleOptions, label_field: str | None
+) -> list[Batch]:
+    rows = read_samples(
+        data,
+        name="generic",
+        field=options.text_field,
+        samples=options.samples,
+        seed=options.seed,
+        allow_test=options.allow_test,
+        split=options.split,
+        label_field=label_field,
+    )
+    inputs = prepare_rows(rows, sources.layout.folder, options.preparation, options.batch)
+    if label_field is None:
+        return [Batch(one) for one in inputs]
+    if rows.labels is None:
+        raise ParameterError(
+            "samples in memory have no labels", remedy="give a file, or score by drift"
+        )
+    labels = class_numbers(rows.labels, rows.classes, rows.source)
+    parts = torch.split(labels, [one.rows for one in inputs])
+    return [Batch(one, part) for one, part in zip(inputs, parts, strict=True)]
+
+
+def _layers(active: AtWork, plan: Plan, mode: str) -> list[Followed]:
+    """Layers with a matrix that experts change; in fast mode those that it can take."""
+    merged = {step.spec.name: step.kind for step in plan.steps if step.action == "merge"}
+    names = {name: stored for name, stored in active.names.items() if stored in merged}
+    layers, _ = follow(active.model, names, {})
+    found = [one for one in layers if any(merged[t] in MATRICES for t in one.tensors.values())]
+    return found if mode == "exact" else [one for one in found if takes(one)]
+
+
+def _judge(
+    score: Name,
+    live: nn.Module,
+    batches: Sequence[Batch],
+    head: str | Path | None,
+    features: Features,
+) -> Score:
+    if score == "drift":
+        outputs, _ = run_all(live, batches)
+        return Drift(
+            {
+                number: kept_features(output, batch.inputs)
+                for number, (output, batch) in enumerate(zip(outputs, batches, strict=True))
+            }
+        )
+    opened = None if head is None else read_head(str(head))
+    return (Loss if score == "loss" else Errors)(opened, features)
