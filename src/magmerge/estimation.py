@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from magmerge.binding import Treatment
+from magmerge.errors import MagmergeError
 from magmerge.kinds import read_model_config
 from magmerge.layer import Merged, calibrate_layer
 from magmerge.live.finding import Followed, follow
@@ -74,12 +75,17 @@ def estimate(
     offload = nullcontext() if active.offload is None else active.offload.running()
     with at_rest(active.model), offload:
         sums = _measure(bench, calls, running, threads, progress)
-        found = conclude(layers, [*missing, *blind], sums, len(order))
+        found = _fitting(conclude(layers, [*missing, *blind], sums, len(order)), steps)
+        _check_experts(found, calls, work)
         statistics: Mapping[str, Tensor] = {}
         if running.batchnorm:
             if running.order == "once":
                 _apply(bench, found)
-            statistics = reestimate(active.model, calls, active.names)
+            statistics = {
+                name: tensor
+                for name, tensor in reestimate(active.model, calls, active.names).items()
+                if steps[name].action == "average" or steps[name].reason == "statistics"
+            }
     return Findings(found.gains, tuple(found.uncovered), statistics)
 
 
@@ -102,9 +108,12 @@ def _measure(
 ) -> Sums:
     measure, count = _measure_of(bench.work), sum(map(len, calls.values()))
     model, layers, changes = bench.active.model, bench.layers, bench.changes
+    names = [expert.name for expert in bench.work.sources.experts]
     if running.order == "once":
         done = counter("running the merged model", count, progress)
-        return measure_once(model, layers, calls, changes, measure, threads=threads, done=done)
+        return measure_once(
+            model, layers, calls, changes, measure, names, threads=threads, done=done
+        )
     known: dict[str, Tensor] = {}
     if bench.active.offload is not None:
         bench.active.offload.finish = partial(_finished, bench, known)
@@ -116,7 +125,7 @@ def _measure(
         _set(bench, followed, {name: known[name] for name in followed.tensors.values()})
 
     done = counter("calibrating in forward order", len(layers), progress)
-    return measure_forward(model, layers, calls, changes, measure, correct, done=done)
+    return measure_forward(model, layers, calls, changes, measure, names, correct, done=done)
 
 
 def _finished(bench: Bench, gains: Mapping[str, Tensor], name: str, tensor: Tensor) -> Tensor:
@@ -130,6 +139,9 @@ def _finished(bench: Bench, gains: Mapping[str, Tensor], name: str, tensor: Tens
 
 def _apply(bench: Bench, found: Estimate) -> None:
     """Give the live model the weights that the calibrated one will have."""
+    if bench.active.offload is not None:
+        bench.active.offload.finish = partial(_finished, bench, found.gains)
+        return
     left = dict(found.gains)
     for followed in bench.layers:
         # What several layers share is set with the first.
@@ -153,9 +165,44 @@ def _set(bench: Bench, followed: Followed, gains: Mapping[str, Tensor]) -> None:
 def _calibrated(step: Step, treatment: Treatment, changes: Changed, experts: int) -> Tensor:
     name, shape = step.spec.name, step.spec.shape
     base, merged = changes.base(name), changes.merged(name)
-    deltas = torch.stack([changes.expert(index, name) for index in range(experts)])
+    deltas = torch.empty(experts, *base.shape)
+    for index, delta in enumerate(deltas):
+        delta.copy_(changes.expert(index, name))
     piece = Piece(0, base.numel(), shape, UNIT)
     return calibrate_layer(step, piece, treatment, base, deltas, Merged(merged))[0]
+
+
+def _fitting(found: Estimate, steps: Mapping[str, Step]) -> Estimate:
+    """Gains by rows only where the tensor has such rows; one for the tensor elsewhere.
+
+    That a matrix is stored as [in, out] may be known to its module alone.
+    """
+    gains = dict(found.gains)
+    for name, value in gains.items():
+        axis = 1 if steps[name].kind == "transposed" else 0
+        if value.ndim == 2 and value.shape[1] != steps[name].spec.shape[axis]:
+            gains[name] = value.nanmean(dim=1)
+    return found._replace(gains=gains)
+
+
+def _check_experts(found: Estimate, calls: Mapping[int, Sequence[Inputs]], work: Work) -> None:
+    """MagmergeError where the samples of an expert tell nothing about any layer."""
+    for index in calls:
+        if found.gains and not any(
+            bool(one[index].isfinite().any()) for one in found.gains.values()
+        ):
+            raise MagmergeError(
+                "on these samples no layer has a finite change in features",
+                source=f"the data of {work.sources.experts[index].name}",
+                remedy="look for NaN and infinity in the samples, and in what the model makes of "
+                "them (--precision float32)",
+            )
+    if not found.gains:
+        raise MagmergeError(
+            "no layer could be measured: "
+            + "; ".join(sorted({one.reason for one in found.uncovered})),
+            remedy="look for NaN and infinity in the samples, or give the model that was merged",
+        )
 
 
 def _config(active: AtWork, work: Work) -> Mapping[str, Any]:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from magmerge import dtypes
 from magmerge.checkpoints.writer import MemorySink, Sink
-from magmerge.errors import MagmergeError, ParameterError
+from magmerge.errors import MagmergeError, ParameterError, StructureError
 from magmerge.live.building import bare_model, empty_model
 from magmerge.live.offloading import Offload
 from magmerge.live.weights import ModelSink, load, matched
@@ -66,6 +67,7 @@ def put_to_work(work: Work, running: Running, *, threads: int, progress: Progres
     model = _bare(running).float()
     shapes = {step.spec.name: step.spec.shape for step in work.plan.steps}
     names = matched(model, shapes, "the merge")
+    _check_ties(names, model, work)
     dtype = dtypes.torch_dtype(dtypes.parse_float_dtype(running.precision))
     if running.precision == "float32":
         _fill(first, ModelSink(model, names), set(names.values()), threads, progress)
@@ -74,9 +76,7 @@ def put_to_work(work: Work, running: Running, *, threads: int, progress: Progres
     sink = MemorySink()
     _fill(first, sink, set(names.values()), threads, progress)
     load(model, sink.tensors, "the merge")
-    for parameter in model.parameters():
-        # Buffers stay as they are: angles and statistics need their precision.
-        parameter.data = parameter.data.to(dtype)
+    in_precision(model, dtype)
     return AtWork(model.to(running.device).eval(), names, sink.tensors)
 
 
@@ -137,6 +137,36 @@ def _in_float32(plan: Plan) -> Plan:
         for step in plan.steps
     ]
     return replace(plan, steps=tuple(steps))
+
+
+def in_precision(model: nn.Module, dtype: torch.dtype) -> None:
+    """Parameters in `dtype`; buffers as they are, for angles need their precision.
+
+    But for those of batch norms, which torch takes in the format of the inputs only.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.to(dtype)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def _check_ties(names: Mapping[str, str], model: nn.Module, work: Work) -> None:
+    """StructureError where the model has one parameter for tensors that are not tied."""
+    own = model.state_dict(keep_vars=True)
+    twins = {step.spec.name: step.twin or step.spec.name for step in work.plan.steps}
+    first: dict[int, str] = {}
+    faults = []
+    for name, stored in names.items():
+        other = first.setdefault(id(own[name]), stored)
+        if twins[other] != twins[stored]:
+            faults.append(f"{other} and {stored} are one parameter of the {type(model).__name__}")
+    if faults:
+        raise StructureError(
+            faults,
+            remedy="untie them in the model (tie_word_embeddings in config.json), or calibrate "
+            "with wsc",
+        )
 
 
 class Parameters(Mapping[str, Tensor]):

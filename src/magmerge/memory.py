@@ -60,16 +60,21 @@ def bytes_at_work(steps: Sequence[Step], sampling: Sampling, threads: int) -> in
     floats = [step for step in steps if step.spec.dtype in dtypes.FLOATS and step.twin is None]
     sizes = {step.spec.name: math.prod(step.spec.shape) for step in floats}
     largest = max((sizes[step.spec.name] for step in floats if step.calibrated), default=0)
-    beside = 4 * BESIDE_A_LAYER * largest * (1 if sampling.order == "forward" else threads)
+    runs = 1 if sampling.order == "forward" else threads
+    beside = 4 * BESIDE_A_LAYER * largest * runs
     if sampling.order == "forward" or sampling.batchnorm:
         beside += 4 * largest * len(sampling.data)
-    each = 4 if sampling.precision == "float32" else 6
+    each = 4 if sampling.precision == "float32" else 8
     if not sampling.offload:
         return each * sum(sizes.values()) + beside
     blocks: dict[str, int] = {}
     for name, size in sizes.items():
         blocks[block_of(name)] = blocks.get(block_of(name), 0) + size
-    return (4 + each) * max(blocks.values(), default=0) + beside
+    # Runs side by side are in different blocks, and in forward order some are a block ahead.
+    here = sorted(blocks.values(), reverse=True)[
+        : max(runs, 2 if sampling.order == "forward" else 1)
+    ]
+    return (4 + each) * sum(here) + beside
 
 
 def block_of(name: str) -> str:

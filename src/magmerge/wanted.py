@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,11 @@ class Wanted:
     precision: str = "float32"
     batchnorm: bool = False
     offload: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.data, Iterator):
+            # Every expert reads it, from the start.
+            object.__setattr__(self, "data", list(self.data))
 
     def check(self, calibrations: Sequence[Calibration]) -> None:
         """ParameterError where data is given in vain, or wanted and not given."""
@@ -69,6 +74,11 @@ class Wanted:
         """What is drawn from each source, and how."""
         if isinstance(self.samples, SampleOptions):
             return self.samples
+        if not isinstance(self.samples, int | Mapping):
+            raise ParameterError(
+                f"samples is {self.samples!r}",
+                remedy="give a number, or the fields of SampleOptions as a mapping",
+            )
         given = {"samples": self.samples} if isinstance(self.samples, int) else dict(self.samples)
         known = SampleOptions.__slots__
         for name in given:
@@ -133,6 +143,11 @@ class Wanted:
         from magmerge.live_merge import Running
 
         named = isinstance(self.model, str)
+        if hasattr(origin, "named_modules") and (named or self.build):
+            raise ParameterError(
+                f"{self.build or self.model}: the merge is a module in memory, which is run itself",
+                remedy="drop build and model, or give the base as a folder",
+            )
         return Running(
             origin=origin if self.model is None or named else self.model,  # type: ignore[arg-type]
             model_class=self.model if named else None,  # type: ignore[arg-type]

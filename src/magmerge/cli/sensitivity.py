@@ -75,9 +75,12 @@ def command(
     if json:
         show_json({**found.document(), "path": str(out), "seconds": time.monotonic() - start})
         return
+    left = f"; not ranked: {', '.join(found.unranked)}" if found.unranked else ""
     show(
         sensitivity_table(found.layers, found.sensitive, whole=verbose),
-        plain(f"{score}, {mode}, {len(found.layers)} layers on {found.samples} samples", "bold"),
+        plain(
+            f"{score}, {mode}, {len(found.layers)} layers on {found.samples} samples{left}", "bold"
+        ),
         plain(
             f"  wrote {out} in {time.monotonic() - start:.1f} s; pass it on with --sensitive {out}"
         ),

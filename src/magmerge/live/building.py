@@ -184,9 +184,9 @@ def _call(build: str) -> nn.Module:
         sys.path.insert(0, here)
     try:
         model = getattr(import_module(path), name)()
-    except (ImportError, AttributeError, TypeError) as error:
+    except Exception as error:
         raise ParameterError(
-            f"build={build}: {error}",
+            f"build={build}: {type(error).__name__}: {error}",
             remedy="name a function without arguments in a module that Python finds from here",
         ) from error
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from magmerge.live.layers import Call, Deltas, NotLinearError, kept_tokens, with_parameters
+from magmerge.live.layers import Call, Deltas, NotLinearError, Origin, kept_tokens, with_parameters
 
 
 class AttentionLayer:
@@ -31,8 +32,13 @@ class AttentionLayer:
             return torch.arange(3).repeat_interleave(self.module.embed_dim)
         return ("q_proj_weight", "k_proj_weight", "v_proj_weight").index(parameter)
 
-    def changes(self, call: Call, deltas: Deltas) -> Iterator[tuple[int, Tensor]]:
-        given = dict(zip(("query", "key", "value"), call.args, strict=False)) | dict(call.kwargs)
+    def changes(
+        self,
+        call: Call,
+        deltas: Deltas,
+        origin: Origin,  # noqa: ARG002
+    ) -> Iterator[tuple[int, Tensor]]:
+        given = self._given(call)
         bias = deltas.get("in_proj_bias")
         for part, role in enumerate(("query", "key", "value")):
             inputs = given[role].float()
@@ -40,6 +46,13 @@ class AttentionLayer:
         weight, shift = deltas.get("out_proj.weight"), deltas.get("out_proj.bias")
         if weight is not None or shift is not None:
             yield 3, self._linear(self._context(call), weight, shift, call)
+
+    def _given(self, call: Call) -> dict[str, Any]:
+        """The call's arguments by name."""
+        signature = inspect.signature(type(self.module).forward)
+        return dict(
+            list(signature.bind(self.module, *call.args, **call.kwargs).arguments.items())[1:]
+        )
 
     def _third(self, deltas: Deltas, part: int) -> Tensor | None:
         fused = deltas.get("in_proj_weight")
@@ -68,7 +81,7 @@ class AttentionLayer:
         )
         stand_in = copy.copy(own)
         stand_in.__dict__["_modules"] = {**own._modules, "out_proj": projection}
-        out: Tensor = stand_in.forward(*call.args, **{**call.kwargs, "need_weights": False})[0]
+        out: Tensor = stand_in.forward(**{**self._given(call), "need_weights": False})[0]
         return out.float()
 
 
@@ -92,7 +105,12 @@ class MixtureLayer:
         first = 0 if parameter.startswith("gate_up_proj") else self._count
         return torch.arange(first, first + self._count)
 
-    def changes(self, call: Call, deltas: Deltas) -> Iterator[tuple[int, Tensor]]:
+    def changes(
+        self,
+        call: Call,
+        deltas: Deltas,
+        origin: Origin,  # noqa: ARG002
+    ) -> Iterator[tuple[int, Tensor]]:
         tokens, chosen = _routing(call)
         kept = kept_tokens(tokens.shape[:-1], call.masks)
         for expert in range(self._count):

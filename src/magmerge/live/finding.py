@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from magmerge.live.compound import AttentionLayer, MixtureLayer, is_mixture
-from magmerge.live.layers import AffineLayer, Layer, TokenLayer, is_turned
+from magmerge.live.layers import KnownLayer, Layer, TokenLayer, is_turned
 from magmerge.live.parts import row_groups
+from magmerge.live.tried import TriedLayer
 from magmerge.types import Uncovered
 
 CHANNELS_FIRST = (
@@ -27,8 +28,11 @@ CHANNELS_FIRST = (
     nn.InstanceNorm2d,
     nn.InstanceNorm3d,
 )
-KNOWN = (*CHANNELS_FIRST, nn.LayerNorm, nn.RMSNorm, nn.EmbeddingBag)
-"""Modules that give zero where their parameters are zero."""
+EMBEDDED_LAST = (nn.LayerNorm, nn.RMSNorm)
+ATTENTION = frozenset(
+    {"in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight"}
+)
+"""Parameters of torch's attention that are followed, beside those of out_proj."""
 
 
 class Followed(NamedTuple):
@@ -75,6 +79,7 @@ def _tensors_of(path: str, module: nn.Module, names: Mapping[str, str]) -> dict[
     """A module's own parameters, and those that it uses in place of a module in it."""
     local = [name for name, _ in module.named_parameters(recurse=False, remove_duplicate=False)]
     if isinstance(module, nn.MultiheadAttention):
+        local = [name for name in local if name in ATTENTION]
         local += ["out_proj.weight", "out_proj.bias"]
     prefix = f"{path}." if path else ""
     return {name: names[prefix + name] for name in local if prefix + name in names}
@@ -87,16 +92,30 @@ def _layer(
         return AttentionLayer(path, module, parameters)
     if is_mixture(module):
         return MixtureLayer(path, module, parameters)
+    rows = None
     if isinstance(module, nn.Linear) or is_turned(module):
         outputs, inputs = _sizes(module)
-        return TokenLayer(path, module, parameters, row_groups(path, inputs, outputs, config))
-    if type(module) is nn.Embedding:
+        rows = row_groups(path.removesuffix(".base_layer"), inputs, outputs, config)
+    if not _is_plain(module):
+        return TriedLayer(path, module, parameters, rows)
+    if isinstance(module, nn.Linear) or is_turned(module):
+        return TokenLayer(path, module, parameters, rows)
+    if isinstance(module, nn.Embedding):
         return TokenLayer(path, module, parameters, None)
-    first = isinstance(module, CHANNELS_FIRST)
-    return AffineLayer(
-        path,
-        module,
-        parameters,
-        features=1 if first else -1,
-        homogeneous=isinstance(module, KNOWN),
+    last = len(module.normalized_shape) if isinstance(module, EMBEDDED_LAST) else 0
+    return KnownLayer(path, module, parameters, features=last)
+
+
+PLAIN = (nn.Linear, nn.Embedding, *CHANNELS_FIRST, *EMBEDDED_LAST)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether it does what torch's own class does, with weight and bias and nothing besides."""
+    own = {name for name, _ in module.named_parameters(recurse=False)}
+    if not own <= {"weight", "bias"} or getattr(module, "max_norm", None) is not None:
+        return False
+    if hasattr(module, "parametrizations"):
+        return False
+    return is_turned(module) or any(
+        isinstance(module, known) and type(module).forward is known.forward for known in PLAIN
     )

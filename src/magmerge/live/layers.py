@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -20,7 +20,7 @@ class NotLinearError(MagmergeError):
 
 
 class Call(NamedTuple):
-    """One call of a layer. `kept` [tokens, in the output's order] is False for padding."""
+    """One call of a layer; `masks`, [batch, tokens], are False for padding."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -29,6 +29,8 @@ class Call(NamedTuple):
 
 Deltas = Mapping[str, Tensor]
 """Changes of a layer's parameters, by their names in the module; others do not change."""
+Origin = Callable[[str], Tensor]
+"""The base's weights of a layer's parameter, by its name in the module, in float32."""
 
 
 class Layer(Protocol):
@@ -58,10 +60,11 @@ class Layer(Protocol):
         """The part that each output row of a parameter belongs to, or the one all belong to."""
         ...
 
-    def changes(self, call: Call, deltas: Deltas) -> Iterator[tuple[int, Tensor]]:
+    def changes(self, call: Call, deltas: Deltas, origin: Origin) -> Iterator[tuple[int, Tensor]]:
         """Parts and pieces [tokens, features] of the change in output that `deltas` make.
 
-        In float32, without padding, and in the same pieces for any `deltas`.
+        Without padding, and in the same pieces for any `deltas`. NotLinearError where the change
+        is not in proportion to `deltas`.
         """
         ...
 
@@ -79,7 +82,12 @@ class TokenLayer:
     def rows(self, parameter: str) -> Tensor | int:  # noqa: ARG002
         return 0 if self._rows is None else self._rows
 
-    def changes(self, call: Call, deltas: Deltas) -> Iterator[tuple[int, Tensor]]:
+    def changes(
+        self,
+        call: Call,
+        deltas: Deltas,
+        origin: Origin,  # noqa: ARG002
+    ) -> Iterator[tuple[int, Tensor]]:
         inputs = call.args[0] if call.args else next(iter(call.kwargs.values()))
         looked_up = isinstance(self.module, nn.Embedding)
         tokens = inputs.reshape(-1) if looked_up else inputs.reshape(-1, inputs.shape[-1])
@@ -105,58 +113,49 @@ class TokenLayer:
         return tokens @ matrix if bias is None else torch.addmm(bias, tokens, matrix)
 
 
-class AffineLayer:
-    """A module whose own forward is affine in its parameters: a norm, a convolution, a table.
+class KnownLayer:
+    """A norm or a convolution of torch's own, whose forward is linear in its parameters.
 
-    `features` is the axis of its output that norms are taken over. Its forward is called with the
-    changes in the parameters' place, and again with zeros unless that is known to give zero.
+    Its forward is called with the changes in the parameters' place. `features` is how many axes of
+    its output at the end are features; 0 where they are the second axis.
     """
 
     parts = 1
 
     def __init__(
-        self,
-        name: str,
-        module: nn.Module,
-        parameters: Sequence[str],
-        *,
-        features: int = -1,
-        homogeneous: bool = True,
+        self, name: str, module: nn.Module, parameters: Sequence[str], *, features: int
     ) -> None:
         self.name, self.module, self.parameters = name, module, parameters
-        self._features, self._homogeneous = features, homogeneous
+        self._features = features
 
     def rows(self, parameter: str) -> Tensor | int:  # noqa: ARG002
         return 0
 
-    def changes(self, call: Call, deltas: Deltas) -> Iterator[tuple[int, Tensor]]:
-        out = self._answer(call, deltas, 1.0)
-        if not self._homogeneous:
-            # Enlarged, so that a small change does not drown in what the layer gives without it.
-            largest = max((float(delta.abs().max()) for delta in deltas.values()), default=0.0)
-            scale = 1.0 if largest == 0 else 2.0 ** round(-torch.log2(torch.tensor(largest)).item())
-            rest = self._answer(call, {}, 0.0)
-            out = (self._answer(call, deltas, scale) - rest) / scale
-            twice = (self._answer(call, deltas, 2 * scale) - rest) / (2 * scale)
-            if not torch.allclose(out, twice, rtol=1e-3, atol=1e-3 * float(out.abs().max())):
-                raise NotLinearError("its output does not change in proportion to its parameters")
-        out = out.movedim(self._features, -1)
-        tokens = out.reshape(-1, out.shape[-1])
-        kept = kept_tokens(out.shape[:-1], call.masks)
-        yield 0, tokens if kept is None else tokens[kept.to(tokens.device)]
-
-    def _answer(self, call: Call, deltas: Deltas, scale: float) -> Tensor:
-        """The output with `deltas` for the parameters, and zeros for all that are not in it."""
+    def changes(
+        self,
+        call: Call,
+        deltas: Deltas,
+        origin: Origin,  # noqa: ARG002
+    ) -> Iterator[tuple[int, Tensor]]:
+        own = self.module.named_parameters(recurse=False)
         changed = {
-            name: _in_place_of(own, deltas.get(name), scale)
-            for name, own in self.module.named_parameters(recurse=False)
+            name: deltas.get(name, torch.zeros_like(parameter, dtype=torch.float32))
+            for name, parameter in own
         }
         stand_in = with_parameters(self.module, changed)
+        buffers = self.module._buffers
+        stand_in.__dict__["_buffers"] = dict(zip(buffers, widened(buffers.values()), strict=True))
         keywords = dict(zip(call.kwargs, widened(call.kwargs.values()), strict=True))
         out = stand_in.forward(*widened(call.args), **keywords)
-        if not isinstance(out, Tensor) or out.ndim < 2 or not out.is_floating_point():
-            raise NotLinearError("its output is no tensor of features")
-        return out.float()
+        out = out.movedim(1, -1) if self._features == 0 else out.flatten(-self._features)
+        yield 0, tokens_of(out, call.masks)
+
+
+def tokens_of(out: Tensor, masks: Sequence[Tensor]) -> Tensor:
+    """[tokens, features] from an output whose last axis is features, without padding."""
+    tokens = out.reshape(-1, out.shape[-1])
+    kept = kept_tokens(out.shape[:-1], masks)
+    return tokens if kept is None else tokens[kept.to(tokens.device)]
 
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -167,12 +166,6 @@ def with_parameters(module: Module, parameters: Mapping[str, Tensor]) -> Module:
     stand_in = copy.copy(module)
     stand_in.__dict__["_parameters"] = {**module._parameters, **parameters}
     return stand_in
-
-
-def _in_place_of(own: Tensor, delta: Tensor | None, scale: float) -> Tensor:
-    if delta is None:
-        return torch.zeros_like(own, dtype=torch.float32)
-    return delta * scale
 
 
 def widened(values: Any) -> tuple[Any, ...]:
@@ -194,13 +187,16 @@ def split(out: Tensor, rows: Tensor | None) -> Iterator[tuple[int, Tensor]]:
 
 
 def kept_tokens(shape: Sequence[int], masks: Sequence[Tensor]) -> Tensor | None:
-    """Which of the tokens, flattened from `shape`, are no padding; None if no mask is theirs."""
+    """Which of the tokens, flattened from `shape`, are no padding; None if no mask is theirs.
+
+    The first mask that fits is theirs.
+    """
     for mask in masks:
         if tuple(shape[:2]) == tuple(mask.shape):
             rest = [1] * (len(shape) - 2)
-            return mask.bool().reshape(*mask.shape, *rest).expand(*shape).reshape(-1)
+            return mask.reshape(*mask.shape, *rest).expand(*shape).reshape(-1)
         if len(shape) == 1 and shape[0] == mask.numel():
-            return mask.bool().reshape(-1)
+            return mask.reshape(-1)
     return None
 
 

@@ -11,7 +11,6 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from magmerge.errors import MagmergeError
 from magmerge.executors import local
 from magmerge.live.finding import Followed
 from magmerge.live.layers import Call, NotLinearError
@@ -26,6 +25,10 @@ Measure = Callable[[Tensor, Tensor], Tensor]
 
 class Changes(Protocol):
     """What the merge and each expert changed in a tensor, against the base, in float32."""
+
+    def base(self, name: str) -> Tensor:
+        """The base's weight."""
+        ...
 
     def merged(self, name: str) -> Tensor:
         """The merge's task vector."""
@@ -44,12 +47,19 @@ class Estimate(NamedTuple):
 
 
 class Sums:
-    """Sums and counts of gains, of each layer's parts and each expert, added in a fixed order."""
+    """Sums and counts of gains, of each layer's parts and each expert, added in a fixed order.
+
+    `failed`: layers that could not be measured, and why; `called`: those that samples came to. In
+    forward order `settled` maps tensors to the layers they were calibrated with, and `late` holds
+    layers that some runs came to when they were settled already.
+    """
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, int, int], list[tuple[float, int]]] = defaultdict(list)
         self.failed: dict[str, str] = {}
         self.called: set[str] = set()
+        self.settled: dict[str, str] = {}
+        self.late: set[str] = set()
 
     def add(self, layer: str, part: int, expert: int, gains: Tensor) -> None:
         """Take note of the gains of some tokens; those that are zero or not finite tell nothing."""
@@ -62,6 +72,10 @@ class Sums:
             self._found[key] += values
         self.failed.update(other.failed)
         self.called |= other.called
+
+    def measured_by(self, layer: str) -> set[int]:
+        """The experts whose samples came to a layer while it was measured."""
+        return {expert for name, _, expert in self._found if name == layer}
 
     def mean(self, layers: Sequence[str], part: int, expert: int) -> float:
         """The mean gain over the tokens that came to any of `layers`; NaN if there was none."""
@@ -76,6 +90,7 @@ def measure_once(
     inputs: Mapping[int, Sequence[Inputs]],
     changes: Changes,
     measure: Measure,
+    names: Sequence[str],
     *,
     threads: int,
     done: Callable[[object], None] | None = None,
@@ -88,7 +103,8 @@ def measure_once(
 
     def run(expert: int, one: Inputs) -> Sums:
         sums = Sums()
-        observation.run(one, partial(_listen, sums, changes, measure, expert))
+        listener = partial(_listen, sums, changes, measure, expert)
+        observation.run(one, listener, names[expert])
         return sums
 
     calls = [partial(run, expert, one) for expert, many in inputs.items() for one in many]
@@ -105,6 +121,7 @@ def measure_forward(
     inputs: Mapping[int, Sequence[Inputs]],
     changes: Changes,
     measure: Measure,
+    names: Sequence[str],
     correct: Callable[[Followed, Sums], None],
     *,
     done: Callable[[object], None] | None = None,
@@ -118,42 +135,53 @@ def measure_forward(
     observation = Observation(model, layers)
     runs = [(expert, one) for expert, many in inputs.items() for one in many]
     total = Sums()
-    settled: set[str] = set()
 
     def settle(followed: Followed, arrivals: Arrivals) -> None:
-        total.called.add(followed.layer.name)
-        if settled.issuperset(followed.tensors.values()):
-            return
-        settled.update(followed.tensors.values())
-        for place, call in arrivals:
-            _listen(total, changes, measure, runs[place][0], followed, call)
-        correct(followed, total)
+        name = followed.layer.name
+        total.called.add(name)
+        left = {p: t for p, t in followed.tensors.items() if t not in total.settled}
+        if left:
+            total.settled.update(dict.fromkeys(left.values(), name))
+            here = Followed(followed.layer, left)
+            for place, call in arrivals:
+                _listen(total, changes, measure, runs[place][0], here, call)
+            correct(here, total)
         if done is not None:
             done(followed)
 
-    def of(one: Inputs) -> Callable[[Listener], object]:
-        return lambda listener: observation.run(one, listener)
+    def of(expert: int, one: Inputs) -> Callable[[Listener], object]:
+        return lambda listener: observation.run(one, listener, names[expert])
 
     with observation.watched():
-        order = trace(observation, [one for _, one in runs])
-        Lockstep(order, settle).carry_out([of(one) for _, one in runs])
+        order, seen = trace(observation, runs, names)
+        Lockstep(order, settle).carry_out([of(*run) for run in runs])
+    experts = set(inputs)
+    total.late = {name for name, by in seen.items() if total.measured_by(name) < by & experts}
     return total
 
 
-def trace(observation: Observation, inputs: Sequence[Inputs]) -> list[str]:
-    """The layers in the order in which runs first come to them."""
+def trace(
+    observation: Observation, runs: Sequence[tuple[int, Inputs]], names: Sequence[str]
+) -> tuple[list[str], dict[str, set[int]]]:
+    """The layers in the order in which runs first come to them, and whose runs do."""
     order: list[str] = []
-    for one in inputs:
+    seen: dict[str, set[int]] = defaultdict(set)
+    for expert, one in runs:
         last: list[str] = []
 
-        def listen(followed: Followed, _: Call, last: list[str] = last) -> None:
+        def listen(followed: Followed, _: Call, last: list[str] = last, by: int = expert) -> None:
             name = followed.layer.name
             if name not in order:
                 order.insert(order.index(last[-1]) + 1 if last else 0, name)
             last.append(name)
+            seen[name].add(by)
 
-        observation.run(one, listen)
-    return order
+        observation.run(one, listen, names[expert])
+    return order, seen
+
+
+FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
+"""What a module may raise when it is called with other parameters than its own."""
 
 
 def _listen(
@@ -164,21 +192,22 @@ def _listen(
     if layer.name in sums.failed:
         return
     device = next(layer.module.parameters()).device
+
+    def origin(parameter: str) -> Tensor:
+        return changes.base(followed.tensors[parameter]).to(device)
+
     own = {p: changes.expert(expert, t).to(device) for p, t in followed.tensors.items()}
     merged = {p: changes.merged(t).to(device) for p, t in followed.tensors.items()}
     try:
-        for (part, mine), (_, joint) in zip(
-            layer.changes(call, own), layer.changes(call, merged), strict=True
-        ):
+        both = layer.changes(call, own, origin), layer.changes(call, merged, origin)
+        for (part, mine), (_, joint) in zip(*both, strict=True):
             sums.add(layer.name, part, expert, measure(mine, joint))
     except NotLinearError as error:
         sums.failed[layer.name] = error.problem
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise MagmergeError(
-            f"the layer {layer.name or 'itself'}, a {type(layer.module).__name__}, cannot be "
-            f"followed: {error}",
-            remedy=f"leave it as the merge made it: --skip '{layer.name}.*' (skip=)",
-        ) from error
+    except FAILURES as error:
+        # If it is the samples that are wrong, the model itself says so right after.
+        told = (str(error).splitlines() or [""])[0]
+        sums.failed[layer.name] = f"a {type(layer.module).__name__} cannot be followed: {told}"
 
 
 def conclude(
@@ -190,8 +219,9 @@ def conclude(
     """
     holders: dict[str, list[Followed]] = defaultdict(list)
     for one in layers:
-        if one.layer.name not in sums.failed:
-            for tensor in one.tensors.values():
+        for tensor in one.tensors.values():
+            with_it = sums.settled.get(tensor, one.layer.name)
+            if one.layer.name not in sums.failed and one.layer.name == with_it:
                 holders[tensor].append(one)
     gains = {tensor: gains_of(tensor, found, sums, experts) for tensor, found in holders.items()}
     blind = [Uncovered(name, reason) for name, reason in sums.failed.items()]
@@ -199,6 +229,11 @@ def conclude(
         Uncovered(one.layer.name, "no sample came to it")
         for one in layers
         if one.layer.name not in sums.called
+        and not any(bool(gains[t].isfinite().any()) for t in one.tensors.values() if t in gains)
+    ]
+    blind += [
+        Uncovered(name, "in forward order only some experts' samples came to it in time")
+        for name in sorted(sums.late)
     ]
     seen = {name: value for name, value in gains.items() if not bool(value.isnan().all())}
     return Estimate(seen, [*uncovered, *dict.fromkeys(blind)])

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from magmerge.errors import MagmergeError
 from magmerge.live.finding import Followed
 from magmerge.live.layers import Call
+from magmerge.live.masks import for_layer, masks_of
 from magmerge.samples.rows import Inputs
 
 Listener = Callable[[Followed, Call], None]
@@ -41,13 +43,14 @@ class Observation:
             for handle in handles:
                 handle.remove()
 
-    def run(self, inputs: Inputs, listener: Listener) -> Any:
-        """The model's output."""
+    def run(self, inputs: Inputs, listener: Listener, whose: str) -> Any:
+        """The model's output; `whose` samples these are is for messages."""
         args, kwargs = placed(inputs, self._model)
-        self._own.listener, self._own.masks = listener, _masks(kwargs)
+        self._own.listener = listener
+        self._own.masks = masks_of(self._model, args, kwargs)
         try:
             with torch.no_grad():
-                return self._model(*args, **kwargs)
+                return called(self._model, args, kwargs, whose)
         finally:
             self._own.listener = None
 
@@ -58,11 +61,28 @@ class Observation:
                 return
             self._own.listener = None
             try:
-                listener(followed, Call(args, kwargs, self._own.masks))
+                masks = for_layer(followed.layer.name, self._own.masks)
+                listener(followed, Call(args, kwargs, masks))
             finally:
                 self._own.listener = listener
 
         return hook
+
+
+def called(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], whose: str) -> Any:
+    """The model's output; MagmergeError where it cannot be run on such inputs."""
+    try:
+        return model(*args, **kwargs)
+    except MagmergeError:
+        raise
+    except Exception as error:
+        told = (str(error).splitlines() or [""])[0]
+        raise MagmergeError(
+            f"the {type(model).__name__} cannot be run on the samples of {whose}: "
+            f"{type(error).__name__}: {told}",
+            remedy="give inputs as the model's forward takes them: a tensor, a tuple, or a mapping "
+            "from the names of its arguments",
+        ) from error
 
 
 def placed(inputs: Inputs, model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -70,9 +90,7 @@ def placed(inputs: Inputs, model: nn.Module) -> tuple[tuple[Any, ...], dict[str,
     first = next(model.parameters(), None)
     if first is None:
         return inputs.args, dict(inputs.kwargs)
-    # Parameters that are still to come in say their precision, and one that is there the place.
-    there = next((one for one in model.parameters() if not one.is_meta), None)
-    where, dtype = torch.device("cpu") if there is None else there.device, first.dtype
+    where, dtype = first.device, first.dtype
 
     def place(value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -84,12 +102,3 @@ def placed(inputs: Inputs, model: nn.Module) -> tuple[tuple[Any, ...], dict[str,
         return {k: place(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
     return tuple(map(place, inputs.args)), {name: place(v) for name, v in inputs.kwargs.items()}
-
-
-def _masks(kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """Masks of padding, [batch, tokens]."""
-    return [
-        value
-        for name, value in kwargs.items()
-        if name.endswith("attention_mask") and isinstance(value, Tensor) and value.ndim == 2
-    ]

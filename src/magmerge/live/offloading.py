@@ -20,7 +20,8 @@ class Offload:
     """Brings each block's parameters in before it runs, and puts them away after it.
 
     The model's parameters have no data of their own. `names` maps them to tensors, which `bring`
-    gives and `drop` lets go. Parameters that are in no block are brought in once, and stay.
+    gives and `drop` lets go. Parameters that are in no block are brought in once, and stay. One
+    that is away has no entries, so that whatever uses it outside its block fails.
     """
 
     def __init__(
@@ -49,6 +50,8 @@ class Offload:
             for name, parameter in self._model.named_parameters()
             if id(parameter) not in inside
         ]
+        for unit in units:
+            self._put_away(unit)
         self._place([name for name, _ in rest])
         self._buffers()
         handles = []
@@ -86,8 +89,7 @@ class Offload:
     def _put_away(self, unit: Unit) -> None:
         names = self._of(unit)
         for name in names:
-            known = self._model.get_parameter(name)
-            _set(self._model, name, torch.empty_like(known, device="meta"))
+            _set(self._model, name, torch.empty(0, dtype=self.dtype, device=self.device))
         self._drop([self._names[name] for name in names])
 
     def _of(self, unit: Unit) -> list[str]:

@@ -13,8 +13,10 @@ Config = Mapping[str, Any]
 
 SIDE_BY_SIDE = frozenset({"c_attn", "qkv", "Wqkv", "in_proj", "to_qkv", "qkv_proj", "attn_qkv"})
 """Names of layers that give query, key and value one after the other."""
-BY_HEADS = frozenset({"gpt_neox", "gpt_neox_japanese", "bloom"})
+BY_HEADS = frozenset({"gpt_neox", "gpt_neox_japanese", "bloom", "persimmon"})
 """Model types whose `query_key_value` gives query, key and value of one head after the other."""
+OTHERWISE = frozenset({"codegen", "gpt_bigcode"})
+"""Model types that put them in another order under such a name: one factor for the layer."""
 HALVES = frozenset({"gate_up_proj", "w12"})
 """Names of layers that give a gate and a value of the same size."""
 
@@ -29,7 +31,7 @@ def row_groups(layer: str, inputs: int, outputs: int, config: Config) -> Int[Ten
         return _blocks([outputs // 2] * 2)
     if name == "query_key_value":
         return _query_key_value(outputs, config)
-    if name not in SIDE_BY_SIDE:
+    if name not in SIDE_BY_SIDE or config.get("model_type") in OTHERWISE:
         return None
     if outputs == 3 * inputs:
         return _blocks([inputs] * 3)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from magmerge.errors import MagmergeError
-from magmerge.live.observing import placed
+from magmerge.live.observing import called, placed
 from magmerge.samples.rows import Inputs
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -36,11 +36,7 @@ def reestimate(
             for calls in inputs.values():
                 for one in calls:
                     args, kwargs = placed(one, model)
-                    model(*args, **kwargs)
-    except ValueError as error:
-        raise MagmergeError(
-            f"statistics cannot be taken: {error}", remedy="give two samples or more at a time"
-        ) from error
+                    called(model, args, kwargs, "an expert")
     finally:
         for (_, module), momentum in zip(norms, before, strict=True):
             module.momentum, module.training = momentum, False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ def units_of(model: nn.Module) -> list[Unit]:
 
     A module that holds a list of blocks is taken apart; any other is one piece.
     """
-    return list(_units("", model))
+    return list({id(unit.module): unit for unit in _units("", model)}.values())
 
 
 def _units(path: str, module: nn.Module) -> Iterator[Unit]:
@@ -61,7 +62,7 @@ def remembering(model: nn.Module, memory: Memory) -> Iterator[None]:
 
     def keep(path: str) -> Any:
         def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-            memory.calls.append((path, output))
+            memory.calls.append((path, copy.deepcopy(output)))
 
         return hook
 
@@ -88,7 +89,8 @@ def resuming(model: nn.Module, memory: Memory, call: int) -> Iterator[None]:
             if number < call:
                 known, output = memory.calls[number]
                 assert known == path, "the model runs through its blocks in another order"
-                return output
+                # What comes after may change it in place.
+                return copy.deepcopy(output)
             return forward(*args, **kwargs)
 
         return run

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from magmerge.live.finding import Followed
-from magmerge.live.observing import placed
+from magmerge.live.observing import called, placed
 from magmerge.live.units import Memory, remembering, resuming
 from magmerge.sensing.scores import Batch, Score
 
@@ -32,7 +32,7 @@ def run_all(model: nn.Module, batches: Sequence[Batch]) -> tuple[list[Any], list
 def call(model: nn.Module, batch: Batch) -> Any:
     """The model's output."""
     args, kwargs = placed(batch.inputs, model)
-    return model(*args, **kwargs)
+    return called(model, args, kwargs, "the generic data set")
 
 
 def by_trial(

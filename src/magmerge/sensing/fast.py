@@ -41,17 +41,19 @@ def by_derivative(
     its derivative in e, row by row, by one backward pass; G is the mean square of that derivative
     for labels drawn from the model's own answer, another pass (Gauss-Newton). Drift has no first
     order: its square is e^2 |J D|^2 / |f|^2, and |J D|^2 the mean square of the derivative along a
-    random direction of the features.
+    random direction of the features. Layers of other kinds than linear ones and convolutions are
+    left out.
     """
     if isinstance(score, Errors):
         raise ParameterError(
             "accuracy has no derivative", remedy="score by loss or drift, or take --mode exact"
         )
     generator = torch.Generator().manual_seed(seed)
+    layers, foreign = [one for one in layers if takes(one)], set[str]()
     slopes: dict[str, list[Tensor]] = {one.layer.name: [] for one in layers}
     curves: dict[str, list[Tensor]] = {one.layer.name: [] for one in layers}
     for number, batch in enumerate(batches):
-        with _extended(layers, deltas, batch.inputs.rows) as shares, torch.enable_grad():
+        with _extended(layers, deltas, batch.inputs.rows, foreign) as shares, torch.enable_grad():
             output = call(model, batch)
             inputs = list(shares.values())
             if isinstance(score, Loss):
@@ -69,6 +71,8 @@ def by_derivative(
             done(batch)
     step = factor - 1
     found = {}
+    for name in foreign:
+        slopes.pop(name)
     for name, slope in slopes.items():
         curvature = float(torch.cat(curves[name]).double().mean())
         if isinstance(score, Drift):
@@ -79,18 +83,22 @@ def by_derivative(
 
 
 @contextmanager
-def _extended(layers: Sequence[Followed], deltas: Deltas, rows: int) -> Iterator[dict[str, Tensor]]:
+def _extended(
+    layers: Sequence[Followed], deltas: Deltas, rows: int, foreign: set[str]
+) -> Iterator[dict[str, Tensor]]:
     """Within it each layer adds, for every row, a share of its task vector's output: zero of it.
 
-    The shares [rows], by the layers' names, are what derivatives are taken of.
+    The shares [rows], by the layers' names, are what derivatives are taken of. Layers whose output
+    has no rows of the batch are put into `foreign`.
     """
     shares, handles = {}, []
     for followed in layers:
         parameter = next(followed.layer.module.parameters())
         share = torch.zeros(rows, device=parameter.device, requires_grad=True)
         shares[followed.layer.name] = share
-        hook = _adding(followed, deltas, share)
-        handles.append(followed.layer.module.register_forward_hook(hook))
+        hook = _adding(followed, deltas, share, foreign)
+        module = followed.layer.module
+        handles.append(module.register_forward_hook(hook, with_kwargs=True))
     try:
         yield shares
     finally:
@@ -98,8 +106,15 @@ def _extended(layers: Sequence[Followed], deltas: Deltas, rows: int) -> Iterator
             handle.remove()
 
 
-def _adding(followed: Followed, deltas: Deltas, share: Tensor) -> Callable[..., Tensor]:
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+def _adding(
+    followed: Followed, deltas: Deltas, share: Tensor, foreign: set[str]
+) -> Callable[..., Tensor]:
+    def hook(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor:
+        if output.ndim < 2 or len(output) % len(share) or not len(output):
+            foreign.add(followed.layer.name)
+            return output
         own = dict(module.named_parameters(recurse=False))
         change = {
             local: deltas(followed.tensors[local]).to(parameter)
@@ -107,7 +122,7 @@ def _adding(followed: Followed, deltas: Deltas, share: Tensor) -> Callable[..., 
             else torch.zeros_like(parameter)
             for local, parameter in own.items()
         }
-        moved = with_parameters(module, change).forward(*args)
+        moved = with_parameters(module, change).forward(*args, **kwargs)
         # Some models hand all tokens of a batch to a layer as one row each.
         weights = share.repeat_interleave(len(moved) // len(share))
         extended: Tensor = output + weights.reshape(-1, *[1] * (moved.ndim - 1)) * moved

@@ -29,7 +29,7 @@ from magmerge.run import Progress, Work, counter
 from magmerge.samples import SampleOptions, read_samples
 from magmerge.samples import prepare as prepare_rows
 from magmerge.sensing.exact import Deltas, by_trial, run_all
-from magmerge.sensing.fast import by_derivative, takes
+from magmerge.sensing.fast import by_derivative
 from magmerge.sensing.scores import (
     Batch,
     Drift,
@@ -58,6 +58,7 @@ class Sensitivity:
     """By how much the score gets worse for each layer, in the order of the model; 0 is no change.
 
     `sensitive`: the `alpha` layers that are worst, worst first; only layers that do harm.
+    `unranked`: layers that derivatives could not be taken of, in fast mode.
     """
 
     score: Name
@@ -69,6 +70,7 @@ class Sensitivity:
     base: str
     experts: Mapping[str, str]
     layers: Mapping[str, float]
+    unranked: tuple[str, ...] = ()
 
     @property
     def sensitive(self) -> tuple[str, ...]:
@@ -89,6 +91,7 @@ class Sensitivity:
             "seed": self.seed,
             "base": self.base,
             "experts": dict(self.experts),
+            "unranked": list(self.unranked),
             "layers": [{"layer": name, "worse": value} for name, value in self.layers.items()],
         }
 
@@ -155,14 +158,17 @@ def sensitivity(
     work = Work(plan, bind(recipe), sources, Reader(sources, open_device(CPU)), open_device(CPU), 0)
     running = _running(model, build, base, sources, device)
     active = put_to_work(work, running, threads=thread_count(threads), progress=progress)
-    layers = _layers(active, plan, mode)
+    layers = _layers(active, plan)
     with at_rest(active.model):
         judge = _judge(score, active.model, batches, head, features)
         deltas = Changed(sources, active.weights).merged
         found = _try_all(active.model, layers, batches, judge, deltas, mode, seed, progress)
+    stored = {one.layer.name: _stored_name(one) for one in layers}
+    found = {stored[name]: worse for name, worse in found.items()}
     result = Sensitivity(
         score, mode, FACTOR, alpha, sum(one.inputs.rows for one in batches), options.seed,
         recipe.base or "", recipe.experts, found,
+        tuple(name for name in stored.values() if name not in found),
     )  # fmt: skip
     if out is not None:
         result.save(out, overwrite=overwrite)
@@ -202,7 +208,7 @@ def _check(score: str, mode: str, alpha: int, label_field: str | None) -> None:
         raise ParameterError(f"the score is {score!r}", remedy="it is drift, loss or accuracy")
     if mode not in ("exact", "fast"):
         raise ParameterError(f"the mode is {mode!r}", remedy="it is exact or fast")
-    if alpha < 1:
+    if not isinstance(alpha, int) or alpha < 1:
         raise ParameterError(f"alpha is {alpha}", remedy="name one layer or more")
     if score == "accuracy" and mode == "fast":
         raise ParameterError(
@@ -243,13 +249,18 @@ def _batches(
     return [Batch(one, part) for one, part in zip(inputs, parts, strict=True)]
 
 
-def _layers(active: AtWork, plan: Plan, mode: str) -> list[Followed]:
-    """Layers with a matrix that experts change; in fast mode those that it can take."""
+def _layers(active: AtWork, plan: Plan) -> list[Followed]:
+    """Layers with a matrix that experts change."""
     merged = {step.spec.name: step.kind for step in plan.steps if step.action == "merge"}
     names = {name: stored for name, stored in active.names.items() if stored in merged}
     layers, _ = follow(active.model, names, {})
-    found = [one for one in layers if any(merged[t] in MATRICES for t in one.tensors.values())]
-    return found if mode == "exact" else [one for one in found if takes(one)]
+    return [one for one in layers if any(merged[t] in MATRICES for t in one.tensors.values())]
+
+
+def _stored_name(followed: Followed) -> str:
+    """A layer's name as its tensors have it, which --sensitive takes."""
+    tensor = next(iter(followed.tensors.values()))
+    return tensor.rpartition(".")[0] or tensor
 
 
 def _judge(
