@@ -75,12 +75,13 @@ def merge(
 
     A calibrator that looks at inputs runs the merged model on `data`: a source of unlabelled
     samples for each expert by its name, or one for all: a file, a folder, a data set, a tensor, or
-    an iterable of model inputs. `samples` are drawn from each (a number, or the fields of
-    `SampleOptions`). `model` is the module to run, or its class in transformers, where config.json
-    does not tell; `build` a function "package.module:function" that returns it. `order` "forward"
-    calibrates each layer before the next is measured. `precision` is that of the run. `batchnorm`
-    takes running statistics anew. `offload` runs the model block by block, with only one of them
-    in memory. Raises MagmergeError's children.
+    an iterable of model inputs. `samples` are drawn from each file, folder or data set (a number,
+    or the fields of `SampleOptions`); what is in memory is used whole. `model` is the module to
+    run, or its class in transformers, where config.json does not tell; `build` a function
+    "package.module:function" that returns it. `order` "forward" calibrates each layer before the
+    next is measured. `precision` is that of the run. `batchnorm` takes running statistics anew.
+    `offload` runs the model block by block, with only one of them in memory. Raises MagmergeError's
+    children.
     """
     wanted = Wanted(data, samples, model, build, order, precision, batchnorm, offload)
     recipe, sources = prepare(

@@ -133,6 +133,11 @@ def _mark_sensitive(steps: list[Step], recipe: Recipe) -> list[Step]:
     for name in names:
         layers.setdefault(_layer_of(name), set()).add(name)
         layers.setdefault(name.rpartition(".")[0] or name, set()).add(name)
+    for name in names:
+        # torch's attention holds the projection of its output, and is one layer to a ranking.
+        whole, _, last = name.rpartition(".out_proj.")
+        if last and whole in layers:
+            layers[whole].add(name)
     wanted = set()
     for entry in recipe.sensitive:
         found = layers.get(_layer_of(entry) if entry in names else entry)

@@ -400,3 +400,17 @@ def test_a_generator_serves_all_experts_and_a_module_needs_no_builder() -> None:
         magmerge.merge(
             base=base, experts=experts, calibrate="fsc", data=torch.randn(2, 6), samples="8"
         )
+
+
+def test_attention_that_is_sensitive_is_so_with_its_projection() -> None:
+    torch.manual_seed(0)
+    base = Net(attn=nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)).eval()
+    experts = family(base)
+    x = torch.randn(2, 5, 8)
+    found = magmerge.sensitivity(base=base, experts=experts, data=x, alpha=3)
+    assert "attn.self_attn" in found.layers
+    result = merged_by(
+        base, experts, data=x, calibrate="fsc", gate="on", sensitive=["attn.self_attn"]
+    )
+    marked = {record.name.rpartition(".")[2] for record in result.records if record.sensitive}
+    assert marked == {"in_proj_weight", "in_proj_bias", "weight", "bias"}

@@ -23,6 +23,7 @@ from magmerge.live_merge import AtWork, Changed, Running, put_to_work
 from magmerge.memory import DEFAULT
 from magmerge.models import Sources
 from magmerge.planning import make_plan
+from magmerge.publishing import warn
 from magmerge.reading import Reader
 from magmerge.request import Experts, prepare, thread_count
 from magmerge.run import Progress, Work, counter
@@ -237,6 +238,7 @@ def _batches(
         split=options.split,
         label_field=label_field,
     )
+    warn(rows.notes)
     inputs = prepare_rows(rows, sources.layout.folder, options.preparation, options.batch)
     if label_field is None:
         return [Batch(one) for one in inputs]
