@@ -15,7 +15,7 @@ from magmerge.demonstration.tasks import Task, settings
 from magmerge.errors import MagmergeError, MissingExtraError
 from magmerge.executors import local
 
-BATCH = 50
+BATCH = 25
 
 
 class Encoder:
@@ -64,8 +64,10 @@ class Encoder:
 
 
 def _batches(task: Task, tokenizer: Any) -> list[tuple[dict[str, Tensor], Tensor]]:
-    """Batches of texts of like length, so that little is padding."""
-    order = sorted(range(len(task.texts)), key=lambda i: len(task.texts[i]))
+    """Batches of texts of like length in tokens, so that little is padding."""
+    length = settings()["max_length"]
+    tokens = tokenizer(list(task.texts), truncation=True, max_length=length)["input_ids"]
+    order = sorted(range(len(task.texts)), key=lambda i: len(tokens[i]))
     batches = []
     for start in range(0, len(order), BATCH):
         rows = order[start : start + BATCH]
@@ -73,7 +75,7 @@ def _batches(task: Task, tokenizer: Any) -> list[tuple[dict[str, Tensor], Tensor
             [task.texts[i] for i in rows],
             padding=True,
             truncation=True,
-            max_length=settings()["max_length"],
+            max_length=length,
             return_tensors="pt",
         )
         batches.append((dict(inputs), torch.tensor([task.labels[i] for i in rows])))
