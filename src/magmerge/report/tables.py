@@ -72,7 +72,13 @@ def plan_summary(plan: Plan) -> Text:
     lines = [
         f"{len(plan.steps)} tensors: {counted}; calibrated {calibrated}",
         f"disk {spoken_size(plan.disk)} in {files}",
-        f"peak memory about {spoken_size(plan.memory)} beyond the interpreter and torch",
+        f"peak memory about {spoken_size(plan.memory)} beyond the interpreter and torch"
+        + (
+            f", of that {spoken_size(plan.live)} for the model that is run and the layer at work; "
+            "what it computes on its samples comes on top"
+            if plan.live
+            else ""
+        ),
     ]
     if plan.copied:
         lines.append(f"copied beside them: {', '.join(plan.copied)}")
