@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from magmerge import registry
+from magmerge.recipe import COMPOSED
 from magmerge.types import Calibrator, Method
 
 
@@ -19,14 +20,14 @@ def calibrator(name: str) -> Calibrator:
 
 
 def catalog() -> list[dict[str, Any]]:
-    """Every method and calibrator, with parameters, defaults and source."""
+    """Every method and calibrator, with parameters, defaults and source; DSC among them."""
     listed = [("method", item, registry.methods.aliases(item.name)) for item in registry.methods]
     found: list[tuple[str, Method | Calibrator, tuple[str, ...]]] = [*listed]
     found += [
         ("calibrator", item, registry.calibrators.aliases(item.name))
         for item in registry.calibrators
     ]
-    return [
+    entries = [
         {
             "kind": kind,
             "name": item.name,
@@ -41,13 +42,32 @@ def catalog() -> list[dict[str, Any]]:
         }
         for kind, item, aliases in found
     ]
+    return entries + [_composed(name, parts, entries) for name, parts in COMPOSED.items()]
+
+
+def _composed(name: str, parts: tuple[str, ...], entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Several calibrators in turn, as one entry."""
+    members = [entry for part in parts for entry in entries if entry["name"] == part]
+    return {
+        "kind": "calibrator",
+        "name": name,
+        "aliases": [],
+        "summary": f"{', then '.join(parts)}, each on the result of the one before it",
+        "source": members[0]["source"].rpartition(",")[0] or members[0]["source"],
+        "takes": "what each of them takes",
+        "parameters": [
+            {**parameter, "name": f"{entry['name']}.{parameter['name']}"}
+            for entry in members
+            for parameter in entry["parameters"]
+        ],
+    }
 
 
 def _takes(item: Method | Calibrator) -> str:
     """What it needs besides experts, for a person."""
     if isinstance(item, Calibrator):
         kinds = ", ".join(sorted(item.acts_on))
-        return f"layers: {kinds}"
+        return f"layers: {kinds}" + ("; samples of each task" if item.needs == "inputs" else "")
     least, most = item.experts
     count = f"{least} or more experts"
     if least == most:
