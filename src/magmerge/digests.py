@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+
+from magmerge.whole_file import replace_whole
 
 REMEMBERED = 4096
 """Files that are remembered, the latest ones."""
@@ -52,13 +53,7 @@ class DigestMemory:
             return
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.path.parent)
-            try:
-                with os.fdopen(handle, "w") as stream:
-                    json.dump(latest, stream)
-                os.replace(name, self.path)
-            except OSError:
-                os.unlink(name)
+            replace_whole(self.path, json.dumps(latest))
 
 
 def default_path() -> Path | None:

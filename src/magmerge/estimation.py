@@ -71,7 +71,7 @@ def estimate(
     ]
     order = {expert.name: place for place, expert in enumerate(work.sources.experts)}
     calls = {order[name]: list(batches) for name, batches in inputs.items()}
-    bench = Bench(work, active, layers, changes)
+    bench = Bench(work, steps, active, layers, changes)
     offload = nullcontext() if active.offload is None else active.offload.running()
     with at_rest(active.model), offload:
         sums = _measure(bench, calls, running, threads, progress)
@@ -94,6 +94,7 @@ class Bench:
     """The merged model at work, its layers, and what changed in them."""
 
     work: Work
+    steps: Mapping[str, Step]
     active: AtWork
     layers: Sequence[Followed]
     changes: Changed
@@ -132,9 +133,8 @@ def _finished(bench: Bench, gains: Mapping[str, Tensor], name: str, tensor: Tens
     """A tensor that is brought in once more, calibrated as it was before."""
     if name not in gains:
         return tensor
-    steps = {step.spec.name: step for step in bench.work.plan.steps}
     treatment = bench.work.bound.treatment.inputs_only(gains)
-    return _calibrated(steps[name], treatment, bench.changes, len(bench.work.sources.experts))
+    return _calibrated(bench.steps[name], treatment, bench.changes, len(bench.work.sources.experts))
 
 
 def _apply(bench: Bench, found: Estimate) -> None:
@@ -152,12 +152,11 @@ def _apply(bench: Bench, found: Estimate) -> None:
 def _set(bench: Bench, followed: Followed, gains: Mapping[str, Tensor]) -> None:
     """Calibrate one layer of the live model."""
     treatment = bench.work.bound.treatment.inputs_only(gains)
-    steps = {step.spec.name: step for step in bench.work.plan.steps}
     experts = len(bench.work.sources.experts)
     for local, tensor in followed.tensors.items():
         if tensor in gains:
             parameter = followed.layer.module.get_parameter(local)
-            calibrated = _calibrated(steps[tensor], treatment, bench.changes, experts)
+            calibrated = _calibrated(bench.steps[tensor], treatment, bench.changes, experts)
             with torch.no_grad():
                 parameter.copy_(calibrated)
 

@@ -82,7 +82,7 @@ def test_only_pages_are_written(folder: Path) -> None:
     (folder / "a.html").mkdir()
     with pytest.raises(OutputError, match="folder"):
         magmerge.write_report(folder, folder / "a.html", overwrite=True)
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="its folder does not exist"):
         magmerge.write_report(folder, folder / "none" / "a.html")
     with pytest.raises(OutputError, match="cannot be written"):
         magmerge.write_report(folder, folder / f"{'x' * 300}.html")

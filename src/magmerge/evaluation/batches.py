@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from magmerge.errors import MagmergeError
+from magmerge.live.observing import placed
 from magmerge.samples import Inputs
 
 
@@ -45,17 +46,9 @@ def in_order(batches: Sequence[Batch], found: Sequence[Tensor]) -> Tensor:
 
 def forward(module: nn.Module, inputs: Inputs) -> Any:
     """The module's output for inputs on its own device, in its own floating-point format."""
-    like = next(module.parameters(), torch.empty(0))
-
-    def moved(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        floats = value.is_floating_point()
-        return value.to(device=like.device, dtype=like.dtype if floats else None)
-
-    kwargs = {name: moved(value) for name, value in inputs.kwargs.items()}
+    args, kwargs = placed(inputs, module)
     try:
-        return module(*map(moved, inputs.args), **kwargs)
+        return module(*args, **kwargs)
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         shapes = [*map(_shape, inputs.args)]
         shapes += [f"{name}={_shape(value)}" for name, value in kwargs.items()]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +17,7 @@ from magmerge.checkpoints.lora import CONFIG
 from magmerge.digests import DigestMemory, default_path
 from magmerge.evaluation.entries import SuiteEntry
 from magmerge.version import __version__
+from magmerge.whole_file import replace_whole
 
 REMEMBERED = 4096
 """Scores that are remembered, the latest ones."""
@@ -52,13 +51,7 @@ class ScoreMemory:
         latest = dict(list(self._known.items())[-REMEMBERED:])
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.path.parent)
-            try:
-                with os.fdopen(handle, "w") as stream:
-                    json.dump(latest, stream)
-                os.replace(name, self.path)
-            except OSError:
-                os.unlink(name)
+            replace_whole(self.path, json.dumps(latest))
 
 
 def score_key(

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from magmerge.errors import OutputError
 from magmerge.version import __version__
+from magmerge.whole_file import check_free, write_whole
 
 LOWER_IS_BETTER = frozenset({"perplexity"})
 
@@ -91,39 +89,11 @@ class Scores:
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the document in one step; OutputError where the file exists or cannot be made."""
         target = Path(path)
-        check_target(target, overwrite=overwrite)
+        check_free(target, overwrite=overwrite)
         text = json.dumps(self.document(), indent=1, allow_nan=False) + "\n"
-        try:
-            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}")
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-            # mkstemp lets only the owner read; a result is as open as the user's other files.
-            os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, target)
-        except OSError as error:
-            raise OutputError(
-                f"cannot be written: {error.strerror}", source=target, remedy="check the folder"
-            ) from error
+        write_whole(target, text)
         return target
-
-
-def check_target(path: Path, *, overwrite: bool) -> None:
-    """OutputError where scores cannot be written to `path`."""
-    if path.is_dir():
-        raise OutputError("it is a folder", source=path, remedy="name a file, scores.json")
-    if path.exists() and not overwrite:
-        raise OutputError(
-            "it exists", source=path, remedy="name another file, or add --yes (overwrite=True)"
-        )
-    if not path.absolute().parent.is_dir():
-        raise OutputError("its folder does not exist", source=path, remedy="make it first")
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -12,10 +12,11 @@ from magmerge.evaluation.batches import Prepared
 from magmerge.evaluation.entries import WHOLE, chosen_tasks, read_suite, resolved
 from magmerge.evaluation.experts import ScoreMemory, score_key
 from magmerge.evaluation.running import Runner
-from magmerge.evaluation.scores import Scores, TaskScore, check_target
+from magmerge.evaluation.scores import Scores, TaskScore
 from magmerge.evaluation.tasks import data_source, prepare_task
 from magmerge.evaluation.weights import LiveModel, Measurable, Weights, open_weights
 from magmerge.run import Progress
+from magmerge.whole_file import check_free
 
 
 def evaluate(
@@ -41,7 +42,7 @@ def evaluate(
     With `out` the scores are written there as JSON. Raises MagmergeError's children.
     """
     if out is not None:
-        check_target(Path(out), overwrite=overwrite)
+        check_free(Path(out), overwrite=overwrite)
     opened = suite if isinstance(suite, Suite) else open_suite(suite)
     scores = opened.evaluate(
         model,

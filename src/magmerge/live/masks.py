@@ -44,9 +44,7 @@ def _masks(values: Mapping[str, Any]) -> Iterator[Mask]:
         if name.endswith("attention_mask"):
             yield Mask(value.bool(), decoder)
         elif name.endswith("key_padding_mask") and not name.startswith("memory"):
-            yield Mask(
-                ~value.bool() if value.dtype.is_floating_point is False else value == 0, decoder
-            )
+            yield Mask(value == 0, decoder)
 
 
 def for_layer(path: str, masks: Sequence[Mask]) -> list[Tensor]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from magmerge.errors import CheckpointError, MagmergeError, OutputError
 from magmerge.report.account import FILE
 from magmerge.report.page import render
+from magmerge.whole_file import check_free, write_whole
 
 REPORT = "report.html"
 SUFFIXES = (".html", ".htm")
@@ -49,7 +49,7 @@ def write_report(
         if error.source == FILE:
             error.source = str(record)
         raise
-    _write(target, text)
+    write_whole(target, text)
     return target
 
 
@@ -85,13 +85,7 @@ def _check(target: Path, *, overwrite: bool) -> None:
         raise OutputError(
             "a report is an .html file", source=target, remedy=f"name it like {REPORT}"
         )
-    # os.path, unlike pathlib, says no to a name that is longer than the system allows.
-    if os.path.isdir(target):
-        raise OutputError("it is a folder", source=target, remedy="name a file in it")
-    if os.path.lexists(target) and not overwrite:
-        raise OutputError(
-            "it exists already", source=target, remedy="pass --yes (overwrite=True) to replace it"
-        )
+    check_free(target, overwrite=overwrite)
 
 
 def _read(file: Path) -> Any:
@@ -120,23 +114,3 @@ def _foreign(file: Path, problem: str) -> CheckpointError:
         source=file,
         remedy="give a file that magmerge made and nobody changed",
     )
-
-
-def _write(target: Path, text: str) -> None:
-    """The whole file at once, or none of it."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.magmerge-partial")
-    try:
-        with open(partial, "x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-    except OSError as error:
-        raise OutputError(
-            f"cannot be written: {error.strerror}",
-            source=target,
-            remedy="choose a folder that you may write to",
-        ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()

@@ -14,7 +14,7 @@ from magmerge.binding import bind
 from magmerge.checkpoints.opening import Model
 from magmerge.device import CPU, open_device
 from magmerge.dtypes import parse_size
-from magmerge.errors import OutputError, ParameterError
+from magmerge.errors import ParameterError
 from magmerge.evaluation.classification import read_head
 from magmerge.evaluation.labels import class_numbers
 from magmerge.live.finding import Followed, follow
@@ -44,6 +44,7 @@ from magmerge.sensing.scores import (
 from magmerge.types import Plan
 from magmerge.version import __version__
 from magmerge.wanted import Wanted
+from magmerge.whole_file import check_free, write_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -100,22 +101,8 @@ class Sensitivity:
         """Write it as JSON, which `--sensitive` reads."""
         path = Path(out)
         check_free(path, overwrite=overwrite)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(json.dumps(self.document(), indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps(self.document(), indent=1) + "\n")
         return path
-
-
-def check_free(path: Path, *, overwrite: bool) -> None:
-    """OutputError where the file cannot be written."""
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise OutputError(
-            "it is a folder" if path.is_dir() else "it exists already",
-            source=path,
-            remedy="name a file" if path.is_dir() else "pass --yes (overwrite=True) to replace it",
-        )
-    if not path.parent.is_dir():
-        raise OutputError("its folder does not exist", source=path, remedy="make the folder first")
 
 
 def sensitivity(
