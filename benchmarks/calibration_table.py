@@ -7,8 +7,19 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-VARIANTS = ("none", "tuned", "wsc", "fsc 1", "fsc 8", "dsc 8", "global", "shuffled")
-TITLES = ("none", "tuned lambda", "wsc", "fsc, 1", "fsc, 8", "dsc, 8", "global factor", "shuffled")
+TITLES = {
+    "none": "none",
+    "tuned": "tuned lambda",
+    "wsc": "wsc",
+    "fsc 1": "fsc, 1",
+    "fsc 8": "fsc, 8",
+    "dsc 8": "dsc, 8",
+    "global": "global factor",
+    "shuffled": "shuffled",
+    "wsc list": "wsc, list",
+    "fsc 8 list": "fsc, list",
+    "dsc 8 list": "dsc, list",
+}
 Scores = Mapping[str, float]
 
 
@@ -23,7 +34,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         f"base {100 * _mean(accuracies)(found['base']):.1f}, "
         f"experts {100 * _mean(accuracies)(found['experts']):.1f}, each on its own task. "
         f"95 % sampling error of a mean: about ± {100 * _error(found, accuracies, rows):.1f}. "
-        "In brackets: least and greatest of five seeds.",
+        f"In brackets: least and greatest of {found['seeds']} seeds.",
         "",
         *_table(found, _mean(accuracies), lambda value: f"{100 * value:.1f}"),
     ]
@@ -44,11 +55,11 @@ def _table(
     found: Mapping[str, Any], mean: Callable[[Scores], float], spoken: Callable[[float], str]
 ) -> list[str]:
     lines = [
-        "| merge | " + " | ".join(TITLES) + " | xi of fsc, 8 | tuned factor |",
+        "| merge | " + " | ".join(TITLES.values()) + " | xi of fsc, 8 | tuned factor |",
         "|---|" + "---|" * (len(TITLES) + 2),
     ]
     for method, about in found["methods"].items():
-        cells = [_cell([mean(one) for one in about["scores"][v]], spoken) for v in VARIANTS]
+        cells = [_cell([mean(one) for one in about["scores"][v]], spoken) for v in TITLES]
         xi, best = about["mean xi"]["fsc 8"], about["tuned factor"]
         lines.append(f"| `{method}` | " + " | ".join(cells) + f" | {xi:.2f} | {best} |")
     return lines
