@@ -72,7 +72,7 @@ def test_yaml_round_trip_keeps_the_recipe_and_its_digest() -> None:
 def test_golden_file_and_digest() -> None:
     golden = Path(__file__).parent / "golden" / "recipe.yaml"
     assert RECIPE.to_yaml() == golden.read_text(encoding="utf-8")
-    assert RECIPE.digest == "7242c6a23b2af78154b2afb42706faa475c96abc3ea02372cadb6a8d75be2ec5"
+    assert RECIPE.digest == "2b71bb731e0c0f86660906d716f1b363d0c826dd2cd925d151e59aa543afd4f8"
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """magmerge merges fine-tuned neural networks, then calibrates the magnitude of the change.
 
-The front door: `merge`, `calibrate`, `plan`, `inspect`, `diff`, `sensitivity`, `evaluate`,
-`write_report`, `catalog`, `demo`, `Recipe`, `open_checkpoint`, `method`, `calibrator`,
-`register_method`, `register_calibrator`. Each name is loaded at its first use, so that importing
-magmerge does not import torch.
+The front door: `merge`, `calibrate`, `plan`, `convert`, `extract`, `inspect`, `diff`,
+`sensitivity`, `evaluate`, `write_report`, `catalog`, `demo`, `Recipe`, `open_checkpoint`,
+`method`, `calibrator`, `register_method`, `register_calibrator`. Each name is loaded at its first
+use, so that importing magmerge does not import torch.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from magmerge.version import __version__
 
 if TYPE_CHECKING:
+    from magmerge.adapters.converting import convert
+    from magmerge.adapters.extraction import extract
     from magmerge.catalogue import calibrator, catalog, method
     from magmerge.checkpoints import open_checkpoint
     from magmerge.demonstration import demo
@@ -35,9 +37,11 @@ _HOMES = {
     "calibrate": "pipeline",
     "calibrator": "catalogue",
     "catalog": "catalogue",
+    "convert": "adapters.converting",
     "demo": "demonstration",
     "diff": "inspection",
     "evaluate": "evaluation",
+    "extract": "adapters.extraction",
     "inspect": "inspection",
     "merge": "pipeline",
     "method": "catalogue",
@@ -60,9 +64,11 @@ __all__ = [
     "calibrate",
     "calibrator",
     "catalog",
+    "convert",
     "demo",
     "diff",
     "evaluate",
+    "extract",
     "inspect",
     "merge",
     "method",

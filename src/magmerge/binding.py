@@ -80,11 +80,21 @@ class Treatment:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What is done to every layer: a merge, or none where one exists already; a calibration."""
+    """What is done to every layer: a merge, or none where one exists already; a calibration.
+
+    `keywords` holds parameters that vary by layer as the recipe has them, so layers are merged with
+    `keywords_at`.
+    """
 
     method: Method | None = None
     keywords: Mapping[str, Any] = field(default_factory=dict)
     treatment: Treatment = field(default_factory=Treatment)
+
+    def keywords_at(self, step: Step) -> Mapping[str, Any]:
+        """The keywords of the method's function for one layer."""
+        if self.method is None or not step.params:
+            return self.keywords
+        return {**self.keywords, **keywords(self.method, dict(step.params))}
 
 
 def bind(recipe: Recipe) -> Bound:

@@ -64,7 +64,7 @@ def carry_out(
 
     def fill(sink: Sink) -> Filled:
         records, carried = execute(work, sink, threads=count, progress=progress)
-        notes = (*carried, *_correlations(recipe, records))
+        notes = (*carried, *correlations(recipe, records))
         warn(notes)
         return Filled(records, (*found.warnings, *notes), uncovered)
 
@@ -166,7 +166,7 @@ def donor_for(donor: str | Path | None, sources: Sources) -> Path | None:
     return folder
 
 
-def _correlations(recipe: Recipe, records: list[LayerRecord]) -> tuple[str, ...]:
+def correlations(recipe: Recipe, records: list[LayerRecord]) -> tuple[str, ...]:
     """Where task vectors are too alike for what a calibrator assumes of them."""
     notes = []
     for calibration in recipe.calibrate:

@@ -9,15 +9,20 @@ from typing import Any
 
 from magmerge import dtypes, registry
 from magmerge.errors import StructureError
+from magmerge.filters import values_of
 from magmerge.models import Checkpoint, Expert, Sources
 from magmerge.recipe import Recipe
 from magmerge.types import TensorSpec
+from magmerge.varying import Varying
 
 _ARCHITECTURE = (
     "give models of one architecture; to leave these tensors as the base has them, or to drop an "
     "expert's own ones, name them with --ignore 'PATTERN' (ignore=), for example 'classifier.*'"
 )
 REMEDIES = {
+    " seems to be for another base": "name the model that this adapter was trained on with --base "
+    "(base=)",
+    " is in the base: ": "name the model that this adapter was trained on with --base (base=)",
     " is given twice": "give each model once; for more influence of one expert set its weight: "
     "--set 'weights=[2, 1]'",
     "quantised": "dequantise the model first (load it in transformers and save it in bfloat16)",
@@ -31,6 +36,9 @@ REMEDIES = {
     " has shape ": _ARCHITECTURE,
     "matches no tensor": "patterns match whole names: '*.bias', 'lm_head.*'; "
     "`magmerge inspect` lists the names",
+    "the filter ": "a filter is a part of a name, a pattern with * for a whole name, or a part of "
+    "a diffusion model's single file (unet, vae, ...); `magmerge inspect` lists the names",
+    "which share their memory": "give both names the same value",
     "shares its memory": "ignore both names, or neither",
     "cannot be a tensor's name": "rename that tensor",
     "no expert is given": "name the experts with --expert (experts=)",
@@ -45,6 +53,7 @@ def check_structure(recipe: Recipe, sources: Sources, config: Mapping[str, Any])
     faults += _repeated_faults(sources)
     faults += _difference_faults(recipe, sources)
     faults += _pattern_faults(recipe, sources)
+    faults += Varying(recipe, sources.layout.specs).faults(sources.layout.ties)
     faults += _name_faults(sources)
     if faults:
         raise StructureError(faults, remedy=_remedy(faults))
@@ -100,9 +109,10 @@ def _expert_count_faults(recipe: Recipe, sources: Sources) -> list[str]:
         noun = "expert" if least == 1 else "experts"
         given = f"{count} {'is' if count == 1 else 'are'} given"
         faults.append(f"{method.name} takes {wanted} {noun}, but {given}")
-    weights = recipe.params.get("weights")
-    if weights is not None and len(weights) != count:
-        faults.append(f"{len(weights)} weights are given for {count} experts")
+    weighting = recipe.params.get("weights")
+    for weights in values_of(weighting):
+        if weights is not None and len(weights) != count:
+            faults.append(f"{len(weights)} weights are given for {count} experts")
     if sources.base is None and not method.base_free:
         faults.append(f"{method.name} works on task vectors: it needs a base model")
     return faults

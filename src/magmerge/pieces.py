@@ -32,7 +32,7 @@ def cut_for(step: Step, bound: Bound, limit: int) -> tuple[Piece, ...]:
     """The pieces of a layer that its merge and all its calibrators can take."""
     cuts, kind = [cut_of(*one) for one in bound.treatment.of(step)], step.kind
     if bound.method is not None and step.action == "merge":
-        cuts.append(cut_of(bound.method, bound.keywords))
+        cuts.append(cut_of(bound.method, bound.keywords_at(step)))
         if bound.method.kinds is None and kind == "experts":
             # To what is not for matrices, fused experts are one tensor like any other.
             kind = "other"

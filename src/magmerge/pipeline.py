@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from magmerge.adapters.ranks import Rank, asked_output
 from magmerge.checkpoints.opening import Model
 from magmerge.checkpoints.target import check_space
 from magmerge.conducting import carry_out, donor_for, plan_for
@@ -22,6 +23,7 @@ from magmerge.wanted import Wanted
 if TYPE_CHECKING:
     from torch import nn
 
+    from magmerge.adapters.nouns import Naming
     from magmerge.samples.rows import SampleOptions
 
     Samples = int | SampleOptions | Mapping[str, Any]
@@ -57,12 +59,15 @@ def merge(
     threads: int | None = None,
     memory: str | int = DEFAULT,
     device: str = CPU,
+    rank: Rank = None,
+    energy: float | None = None,
+    naming: Naming | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Merge `experts` that share `base`, and calibrate the result if asked to.
 
     A model is a folder, a file, a mapping from names to tensors, or a torch module; an expert may
-    be a PEFT adapter folder. `experts` is a sequence, or a mapping from names to models. `method`
+    be a LoRA adapter. `experts` is a sequence, or a mapping from names to models. `method`
     and `params` are what `magmerge methods` lists; `calibrate` names a calibrator, or is
     {"method": ..., "params": {...}}, or a list of these, applied in order. `gate`, `sensitive`,
     `skip`, `ignore`, `dtype` and `seed` are as in `Recipe`. With `out` the result is written to a
@@ -80,13 +85,19 @@ def merge(
     run, or its class in transformers, where config.json does not tell; `build` a function
     "package.module:function" that returns it. `order` "forward" calibrates each layer before the
     next is measured. `precision` is that of the run. `batchnorm` takes running statistics anew.
-    `offload` runs the model block by block, with only one of them in memory. Raises MagmergeError's
-    children.
+    `offload` runs the model block by block, with only one of them in memory.
+
+    Adapters alone, without a base, give an adapter (`AdapterResult`). Each module's merge is cut
+    off at `rank`: a number, "auto" (enough for the share `energy` of the squared norm), "exact"
+    (all that the inputs span), or None (the largest that the module has in any input); a
+    calibration comes after that. `naming` is that of the output, by default the first expert's.
+    Raises MagmergeError's children.
     """
     wanted = Wanted(data, samples, model, build, order, precision, batchnorm, offload)
     recipe, sources = prepare(
         base=base,
         experts=experts,
+        output=asked_output(rank, energy, naming),
         method=method,
         params=params,
         calibrate=calibrate,
@@ -98,6 +109,19 @@ def merge(
         seed=seed,
         wanted=wanted,
     )
+    if recipe.adapter is not None:
+        from magmerge.adapters.conducting import carry_out_adapters
+
+        return carry_out_adapters(
+            recipe,
+            sources,
+            out=out,
+            overwrite=overwrite,
+            threads=threads,
+            memory=memory,
+            device=device,
+            progress=progress,
+        )
     return carry_out(
         recipe,
         sources,
@@ -191,11 +215,24 @@ def plan(
     device: str = CPU,
     method: str = "task_arithmetic",
     base: Model | None = None,
+    rank: Rank = None,
+    energy: float | None = None,
+    naming: Naming | None = None,
     **arguments: Any,
 ) -> Plan:
     """What `merge` with these arguments would do, from headers alone; raises what it would."""
     asked = {name: arguments.pop(name) for name in Wanted.__slots__ if name in arguments}
-    recipe, sources = prepare(base=base, method=method, wanted=Wanted(**asked), **arguments)
+    output = asked_output(rank, energy, naming)
+    recipe, sources = prepare(
+        base=base, method=method, wanted=Wanted(**asked), output=output, **arguments
+    )
+    if recipe.adapter is not None:
+        from magmerge.adapters.conducting import check_output
+        from magmerge.adapters.planning import plan_adapters
+
+        if out is not None:
+            check_output(out, recipe, sources, overwrite=overwrite)
+        return plan_adapters(recipe, sources, threads=thread_count(threads), memory=memory)
     files = donor_for(donor, sources)
     target = None if out is None else Target.at(out, sources, overwrite=overwrite, donor=files)
     open_device(device)

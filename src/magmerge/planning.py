@@ -16,6 +16,7 @@ from magmerge.memory import allow, bytes_at_work
 from magmerge.models import Sources
 from magmerge.recipe import Recipe
 from magmerge.types import Action, Kind, Plan, Step, TensorSpec
+from magmerge.varying import Varying, check_varying
 
 UNCHANGED = "no expert changes it"
 
@@ -44,10 +45,14 @@ def make_plan(
     config = read_model_config(sources.layout)
     kinds = kinds_of(sources.layout, config)
     check_structure(recipe, sources, config)
+    varying = Varying(recipe, sources.layout.specs)
     steps = [
-        _step(recipe, sources, name, kinds[name], _fate(recipe, sources, name, kinds[name]))
+        _step(
+            recipe, sources, name, kinds[name], _fate(recipe, sources, name, kinds[name]), varying
+        )
         for name in sources.layout.specs
     ]
+    check_varying(recipe, steps, len(sources.experts))
     if recipe.calibrate and not any(step.calibrated for step in steps):
         raise ParameterError(
             "no tensor of this model is calibrated",
@@ -71,6 +76,7 @@ def make_plan(
         live=live,
         copied=tuple(copied),
         warnings=tuple(dtype_warnings(sources)),
+        choices=varying.choices(steps),
     )
 
 
@@ -98,7 +104,9 @@ def _fate(recipe: Recipe, sources: Sources, name: str, kind: Kind) -> _Fate:
     return _Fate("merge", kind)
 
 
-def _step(recipe: Recipe, sources: Sources, name: str, kind: Kind, fate: _Fate) -> Step:
+def _step(
+    recipe: Recipe, sources: Sources, name: str, kind: Kind, fate: _Fate, varying: Varying
+) -> Step:
     spec = sources.layout.specs[name]
     if recipe.dtype is not None and spec.dtype in dtypes.FLOATS:
         spec = TensorSpec(name, spec.shape, recipe.dtype)
@@ -109,7 +117,10 @@ def _step(recipe: Recipe, sources: Sources, name: str, kind: Kind, fate: _Fate) 
     )
     models = [sources.layout, *([] if sources.base is None else [sources.base])]
     wide = any(name in model.specs and model.specs[name].dtype == "F64" for model in models)
-    return Step(spec, kind, fate.action, fate.reason, calibrated, False, fate.twin, 0, 0, wide)
+    params = varying.at(name, fate.action)
+    return Step(
+        spec, kind, fate.action, fate.reason, calibrated, False, fate.twin, 0, 0, wide, params
+    )
 
 
 def _calibrators_take(recipe: Recipe, kind: Kind) -> bool:
@@ -167,7 +178,8 @@ def describe(plan: Plan) -> dict[str, Any]:
     """The plan for a program to read: everything but the headers' bytes."""
     return {
         "digest": plan.digest,
-        "steps": [asdict(step) for step in plan.steps],
+        "steps": [{**asdict(step), "params": dict(step.params)} for step in plan.steps],
+        "choices": [asdict(choice) for choice in plan.choices],
         "shards": [{"file": shard.file, "size": shard.size} for shard in plan.shards],
         "disk": plan.disk,
         "memory": plan.memory,

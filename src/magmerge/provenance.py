@@ -25,23 +25,34 @@ def document(
     records: Sequence[LayerRecord],
     warnings: Sequence[str],
     uncovered: Sequence[Uncovered],
+    modules: Sequence[Any] = (),
 ) -> str:
-    """The provenance as JSON. It has no time and no machine in it: equal runs give equal bytes."""
+    """The provenance as JSON. It has no time and no machine in it: equal runs give equal bytes.
+
+    `modules` are the records of an adapter's modules, as dataclasses.
+    """
     content = {
         "magmerge": __version__,
         "recipe": recipe.model_dump(mode="json"),
         "recipe_digest": recipe.digest,
         "inputs": list(inputs),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "safetensors": safetensors.__version__,
-        },
+        "versions": versions(),
         "warnings": list(warnings),
         "uncovered": [one._asdict() for one in uncovered],
         "layers": [_finite(asdict(record)) for record in records],
     }
+    if modules:
+        content["modules"] = [_finite(asdict(module)) for module in modules]
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def versions() -> dict[str, str]:
+    """The libraries that decide the bits of a result."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "safetensors": safetensors.__version__,
+    }
 
 
 def _finite(record: dict[str, Any]) -> dict[str, Any]:

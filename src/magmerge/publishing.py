@@ -124,22 +124,22 @@ def write(
         filled = fill(sink)
         _check_unchanged(stamps)
         filled = filled._replace(warnings=(*notes, *filled.warnings))
-        digests = _digest_inputs(sources, sink.settlers(), threads, progress)
+        digests = digest_inputs(inputs_of(sources), sink.settlers(), threads, progress)
         text = document(recipe, digests, filled.records, filled.warnings, filled.uncovered)
         extra |= {target.record_file: text.encode()}
         if recipe.calibrate:
-            extra |= _report(target, text)
+            extra |= report_on(target.report_file, text, target.path)
         sink.publish(extra)
     return filled
 
 
-def _report(target: Target, record: str) -> dict[str, bytes]:
+def report_on(name: str, record: str, path: Path) -> dict[str, bytes]:
     """The calibration's report, made from its record; a warning where it cannot be drawn here."""
     try:
-        return {target.report_file: render(json.loads(record)).encode()}
+        return {name: render(json.loads(record)).encode()}
     except MissingExtraError as error:
-        warn([f"no {target.report_file} is written: {error.problem}; {error.remedy}, then "
-              f"magmerge report {target.path}"])  # fmt: skip
+        warn([f"no {name} is written: {error.problem}; {error.remedy}, then "
+              f"magmerge report {path}"])  # fmt: skip
         return {}
 
 
@@ -182,8 +182,8 @@ def _check_unchanged(stamps: Mapping[Path, str]) -> None:
             )
 
 
-def _digest_inputs(
-    sources: Sources,
+def digest_inputs(
+    inputs: Sequence[tuple[str, str, Sequence[Path]]],
     others: Sequence[Callable[[], None]],
     threads: int,
     progress: Progress | None,
@@ -192,7 +192,7 @@ def _digest_inputs(
 
     A model in memory has no files.
     """
-    memory, inputs = DigestMemory(), inputs_of(sources)
+    memory = DigestMemory()
     files = list(dict.fromkeys(file for _, _, files in inputs for file in files))
     jobs: list[Callable[[], str | None]] = [*others]
     jobs += [partial(memory.digest, file) for file in files]

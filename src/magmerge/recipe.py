@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, field_
 
 from magmerge import registry
 from magmerge.errors import MagmergeError, ParameterError, UnknownNameError, suggestion
-from magmerge.types import Calibrator, Method
+from magmerge.filters import Item, items_of, stored, varies
+from magmerge.types import Calibrator, Method, Parameter
 
 FINITE = ConfigDict(allow_inf_nan=False)
 
@@ -44,6 +45,21 @@ class Sampling(BaseModel):
     model: str | None = None
 
 
+class AdapterOutput(BaseModel):
+    """How a merge of adapters is written: of what rank, and under what naming.
+
+    `rank` is a number; "auto", enough to keep the share `energy` of the squared norm; "exact", all
+    that the inputs span; or None, the largest of the inputs' in each module. `naming` None is the
+    first expert's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: int | Literal["auto", "exact"] | None = None
+    energy: float | None = None
+    naming: str | None = None
+
+
 class Recipe(BaseModel):
     """A merge (`method`) or the calibration of a merge that exists (`merged`).
 
@@ -51,7 +67,7 @@ class Recipe(BaseModel):
     tensors that are not compared and that the result takes from its layout model as they are;
     `skip` patterns of tensors that are merged but not calibrated; `sensitive` the layers that the
     gate lets only shrink; `sampling` is None where only weights are looked at. `dtype` is the
-    output's, the base's own if None.
+    output's, the base's own if None. `adapter` is set where adapters are merged without a base.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,6 +85,7 @@ class Recipe(BaseModel):
     dtype: str | None = None
     seed: int = 0
     sampling: Sampling | None = None
+    adapter: AdapterOutput | None = None
 
     @field_validator("gate", mode="before")
     @classmethod
@@ -102,7 +119,10 @@ class Recipe(BaseModel):
 
 
 def check_parameters(item: Method | Calibrator, params: Mapping[str, Any]) -> dict[str, Any]:
-    """All parameters of `item` by public name: those given, checked, and the other defaults."""
+    """All parameters of `item` by public name: those given, checked, and the other defaults.
+
+    A method's parameter may vary by layer: a list of {"filter": F, "value": V}, as in `filters`.
+    """
     if not isinstance(params, Mapping):
         raise ParameterError(
             f"params is a {type(params).__name__}", remedy='give a mapping, like {"density": 0.2}'
@@ -113,23 +133,54 @@ def check_parameters(item: Method | Calibrator, params: Mapping[str, Any]) -> di
             raise UnknownNameError(
                 f"{item.name} has no parameter {name!r}", remedy=suggestion(name, known)
             )
-    values = {}
-    for name, parameter in known.items():
-        if name not in params:
-            values[name] = parameter.default
-            continue
-        try:
-            adapter: TypeAdapter[Any] = TypeAdapter(parameter.annotation, config=FINITE)
-            value = adapter.validate_python(params[name], strict=True)
-            values[name] = list(value) if isinstance(value, tuple) else value
-        except ValidationError as error:
-            fault = error.errors()[0]
-            raise ParameterError(
-                f"{name} = {params[name]!r} for {item.name}: {fault['msg'].lower()}",
-                remedy=f"{name}: {parameter.meaning or 'see its method'}; "
-                f"the default is {parameter.default!r}{_example(parameter.default)}",
-            ) from error
-    return values
+    return {
+        name: _given(item, parameter, params[name]) if name in params else parameter.default
+        for name, parameter in known.items()
+    }
+
+
+def _given(item: Method | Calibrator, parameter: Parameter, value: Any) -> Any:
+    """A parameter's checked value; of one that varies by layer, its items, the last for the rest.
+
+    Without an item for all tensors the default is added as one.
+    """
+    if not varies(value):
+        return _checked(item, parameter, value, parameter.name)
+    if isinstance(item, Calibrator):
+        raise ParameterError(
+            f"{parameter.name} of {item.name} cannot vary by layer: a calibrator's parameters hold "
+            "for all layers",
+            remedy="give it one value; exempt layers with --skip (skip=)",
+        )
+    items = [
+        Item(
+            one.filter,
+            _checked(
+                item,
+                parameter,
+                one.value,
+                parameter.name if one.filter is None else f"{parameter.name}@{one.filter}",
+            ),
+        )
+        for one in items_of(parameter.name, value)
+    ]
+    if items[-1].filter is not None:
+        items.append(Item(None, parameter.default))
+    return items[0].value if len(items) == 1 else stored(items)
+
+
+def _checked(item: Method | Calibrator, parameter: Parameter, value: Any, shown: str) -> Any:
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(parameter.annotation, config=FINITE)
+        valid = adapter.validate_python(value, strict=True)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise ParameterError(
+            f"{shown} = {value!r} for {item.name}: {fault['msg'].lower()}",
+            remedy=f"{parameter.name}: {parameter.meaning or 'see its method'}; "
+            f"the default is {parameter.default!r}{_example(parameter.default)}",
+        ) from error
+    return list(valid) if isinstance(valid, tuple) else valid
 
 
 def _example(default: object) -> str:

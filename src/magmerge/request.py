@@ -10,11 +10,15 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from magmerge import dtypes, registry
+from magmerge.adapters.sources import adapter_sources
+from magmerge.adapters.union import AdapterUnion
 from magmerge.checkpoints import open_checkpoint, open_expert
 from magmerge.checkpoints.opening import Model, open_whole
 from magmerge.errors import MagmergeError, ParameterError
+from magmerge.filters import varies
 from magmerge.models import Checkpoint, Expert, Sources
 from magmerge.recipe import (
+    AdapterOutput,
     Calibrations,
     Recipe,
     check_calibrations,
@@ -44,20 +48,11 @@ def prepare(
     dtype: str | None = None,
     seed: int = 0,
     wanted: Wanted | None = None,
+    output: AdapterOutput | None = None,
 ) -> tuple[Recipe, Sources]:
     """Check names and parameters first, then open the models: the cheap mistakes come first."""
-    checked: dict[str, Any] = {}
-    if method is not None:
-        item = registry.methods.get(method)
-        method, checked = item.name, check_parameters(item, params or {})
-        if item.check is not None:
-            item.check(**keywords(item, checked))
+    method, checked = _checked(method, params or {})
     calibrations = check_calibrations(calibrate)
-    if calibrations and base is None:
-        raise MagmergeError(
-            "a calibration needs to know what the merge changed: no base is given",
-            remedy="name the base with --base (base=)",
-        )
     if gate not in ("on", "off"):
         raise ParameterError(f"the gate is {gate!r}", remedy="it is on or off")
     if not calibrations and (patterns(skip) or gate == "off"):
@@ -72,9 +67,15 @@ def prepare(
     asked.check(calibrations)
     out_dtype = None if dtype is None else dtypes.parse_float_dtype(str(dtype))
     opened = _open(base, experts, merged)
+    if calibrations and opened.base is None:
+        raise MagmergeError(
+            "a calibration needs to know what the merge changed: no base is given",
+            remedy="name the base with --base (base=)",
+        )
+    output = _output(output, opened)
     sampling = asked.sampling([expert.name for expert in opened.experts], seed, calibrations)
     recipe = _recipe(
-        base=None if opened.base is None else opened.base.source,
+        base=None if output or opened.base is None else opened.base.source,
         experts={expert.name: expert.source for expert in opened.experts},
         merged=None if opened.merged is None else opened.merged.source,
         method=method,
@@ -87,8 +88,33 @@ def prepare(
         dtype=out_dtype,
         seed=seed,
         sampling=sampling,
+        adapter=output,
     )
     return recipe, opened
+
+
+def _output(asked: AdapterOutput | None, opened: Sources) -> AdapterOutput | None:
+    """How a merged adapter is written; None where whole models are merged."""
+    if isinstance(opened.layout, AdapterUnion):
+        return asked or AdapterOutput()
+    if asked is not None:
+        raise ParameterError(
+            "rank, energy and naming speak of adapters that are merged without a base",
+            remedy="drop them, or drop the base and give adapters only",
+        )
+    return None
+
+
+def _checked(method: str | None, params: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """A method's own name, and all its parameters."""
+    if method is None:
+        return None, {}
+    item = registry.methods.get(method)
+    checked = check_parameters(item, params)
+    # Values that vary by layer are checked by the plan, which knows where they meet.
+    if item.check is not None and not any(map(varies, checked.values())):
+        item.check(**keywords(item, checked))
+    return item.name, checked
 
 
 def _recipe(**fields: Any) -> Recipe:
@@ -139,6 +165,9 @@ def named(experts: Experts) -> dict[str, Model]:
 
 def _open(base: Model | None, experts: Experts, merged: Model | None) -> Sources:
     models = named(experts)
+    adapters = adapter_sources(models) if base is None and merged is None else None
+    if adapters is not None:
+        return adapters
     opened_base = None if base is None else open_whole("base", base)
     opened: list[Expert] = [open_expert(name, model, opened_base) for name, model in models.items()]
     opened_merged = None if merged is None else open_whole("merged model", merged)

@@ -86,7 +86,7 @@ def treat(
     ]
     label = "calibrating" if work.bound.method is None else "merging"
     outcomes = local.run(
-        (_treat(work, step, twins.get(step.spec.name, []), survey, sink) for step in steps),
+        (treat_layer(work, step, twins.get(step.spec.name, []), survey, sink) for step in steps),
         threads=threads,
         room=work.plan.room,
         done=counter(label, len(steps), progress),
@@ -96,7 +96,7 @@ def treat(
     return records, notes
 
 
-def _treat(
+def treat_layer(
     work: Work, step: Step, twins: list[Step], survey: Survey | None, sink: Sink
 ) -> Task[LayerRecord | Carried]:
     """One layer: its survey, if its method makes one, then its pieces."""
@@ -178,7 +178,7 @@ def _merge(
             weight = work.reader.merged(step, piece)
             merged = Merged(weight - base, weight)
         else:
-            method, bound = _method_for(work, step, piece, found, base)
+            method, bound = method_for(work, step, piece, found, base)
             seen = found is not None
             tensors = work.reader.experts(step, piece, base, method.acts_on, seen=seen)
             merged = merge_layer(step, method, bound, base, tensors)
@@ -190,12 +190,12 @@ def _merge(
     return replace(tally, notes=tuple(notes))
 
 
-def _method_for(
+def method_for(
     work: Work, step: Step, piece: Piece, found: Mapping[str, Any] | None, base: Tensor
 ) -> tuple[Method, dict[str, Any]]:
     """The method for this layer, and its function's keywords for this piece."""
     assert work.bound.method is not None
-    method, bound = work.bound.method, dict(work.bound.keywords)
+    method, bound = work.bound.method, dict(work.bound.keywords_at(step))
     if step.action == "average":
         return registry.methods.get("average"), {}
     if step.action == "mean":
@@ -217,7 +217,7 @@ def _survey_for(work: Work, step: Step) -> Survey | None:
     method = work.bound.method
     if method is None or method.survey is None:
         return None
-    bound = {**work.bound.keywords, "experts": len(work.sources.experts)}
+    bound = {**work.bound.keywords_at(step), "experts": len(work.sources.experts)}
     bound["unchanged"] = sum(
         math.prod(one.spec.shape) for one in work.plan.steps if one.reason == UNCHANGED
     )

@@ -62,14 +62,17 @@ class Method:
     `random`: it takes `seeds`, one for each expert. `ordered`: exchanging experts changes the
     result. `experts`: least and greatest K. `base_free`: defined without a base model.
     `survey`, if set, gathers what must be known of the whole layer, or the whole model, before a
-    piece of it can be merged. `workspace`: how many tensors of its input's size for one expert `fn`
+    piece of it can be merged; what a survey of the whole model takes by name cannot vary by layer.
+    `workspace`: how many tensors of its input's size for one expert `fn`
     holds beside that input, for each expert and in all. `scratch`: bytes that it needs besides,
     from the shape of one expert's piece and the number of experts. `supplied`: the keywords of `fn`
     that the pipeline fills in: `seeds`, `start`, `base` (the base's piece), and what the survey
     found.
     `check`, if set, raises ParameterError for parameters that do not go together.
     `homogeneous`: a multiple of all inputs gives the same multiple of the result. `faithful`:
-    copies of one expert merge to a multiple of its entries, or of some of them.
+    copies of one expert merge to a multiple of its entries, or of some of them. `rotates`: an
+    orthonormal change of the input features before it is the same as after it, so that low-rank
+    task vectors may be given in coordinates; a function of its parameters where they decide.
     """
 
     name: str
@@ -91,6 +94,7 @@ class Method:
     check: Callable[..., None] | None = None
     homogeneous: bool = True
     faithful: bool = True
+    rotates: bool | Callable[..., bool] = False
 
 
 @runtime_checkable
@@ -148,7 +152,7 @@ class Calibrator:
     these parameters, that task vectors are. `cut` and `workspace`: as in `Method`; a calibrator
     takes a layer by rows or whole. `measure`, of one that needs inputs: from the change in a
     layer's output that an expert makes, and that the merge makes, both [tokens, features], to a
-    gain for each token; the mean gains are what `fn` gets as `gains`.
+    gain for each token; the mean gains are what `fn` gets as `gains`. `rotates`: as in `Method`.
     """
 
     name: str
@@ -165,6 +169,7 @@ class Calibrator:
     cut: Cut | Callable[..., Cut] = "whole"
     workspace: tuple[int, int] = (0, 9)
     measure: Callable[..., Tensor] | None = None
+    rotates: bool = False
 
 
 class Piece(NamedTuple):
@@ -184,7 +189,8 @@ class Piece(NamedTuple):
 class Step:
     """One output tensor: what it is, what happens to it and why, and where its bytes go.
 
-    `wide`: the arithmetic is in float64, as for models that are stored so.
+    `wide`: the arithmetic is in float64, as for models that are stored so. `params`: the values of
+    those of the method's parameters that vary by layer, by public name.
     """
 
     spec: TensorSpec
@@ -197,6 +203,7 @@ class Step:
     shard: int
     offset: int
     wide: bool = False
+    params: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,12 +216,25 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """One value of a parameter that varies by layer, and how many merged tensors take it.
+
+    `filter` None: those that no filter takes.
+    """
+
+    parameter: str
+    filter: str | None
+    value: Any
+    tensors: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """All that will happen, known from headers alone. Sizes are in bytes.
 
     `memory` is the stated peak beyond the interpreter and torch; `room` the part of it that jobs
     share; `live` that of a model that is run, without what it computes; `piece` how many entries of
-    a layer are at work at once.
+    a layer are at work at once. `choices`: the values of parameters that vary by layer.
     """
 
     digest: str
@@ -227,6 +247,7 @@ class Plan:
     copied: tuple[str, ...]
     live: int
     warnings: tuple[str, ...]
+    choices: tuple[Choice, ...] = ()
 
 
 class Uncovered(NamedTuple):

@@ -91,3 +91,14 @@ def test_declares_what_users_need(calibrator: Calibrator) -> None:
     assert (calibrator.measure is not None) == (calibrator.needs == "inputs")
     for parameter in calibrator.parameters:
         assert parameter.meaning, f"{calibrator.name}: say what {parameter.name} means"
+
+
+@every_calibrator
+def test_what_claims_to_rotate_is_the_same_in_any_basis(calibrator: Calibrator) -> None:
+    if not calibrator.rotates:
+        pytest.skip("does not claim it")
+    turn = torch.linalg.qr(torch.randn(9, 9, generator=torch.Generator().manual_seed(3))).Q
+    deltas = rows_for(calibrator, (5, 9))
+    merged = deltas.mean(0)
+    turned = found_by(calibrator, deltas @ turn, merged @ turn)
+    assert torch.allclose(turned, found_by(calibrator, deltas, merged), atol=1e-5)

@@ -109,3 +109,14 @@ def test_a_turned_view_is_as_good_as_a_copy(method: Method) -> None:
     deltas = deltas_for(method, (8, 6)).transpose(1, 2)
     assert not deltas.is_contiguous()
     assert torch.allclose(method.fn(deltas), method.fn(deltas.contiguous()), atol=1e-6)
+
+
+@every_method
+def test_what_claims_to_rotate_is_the_same_in_any_basis(method: Method) -> None:
+    rotates = method.rotates() if callable(method.rotates) else method.rotates
+    if not rotates:
+        pytest.skip("does not claim it")
+    turn = torch.linalg.qr(torch.randn(9, 9, generator=torch.Generator().manual_seed(3))).Q
+    deltas = deltas_for(method, (5, 9))
+    turned = method.fn(deltas @ turn)
+    assert torch.allclose(turned, method.fn(deltas) @ turn, atol=1e-5)

@@ -213,6 +213,27 @@ def test_lora_experts_are_measured_as_what_they_add(tmp_path: Path) -> None:
     assert all(record.xi != 1 for record in measured.values())
 
 
+def test_a_live_peft_model_is_a_base_like_any_other(tmp_path: Path) -> None:
+    base = llama()
+    base.save_pretrained(tmp_path / "base")
+    experts, live = {}, None
+    for name in ("a", "b"):
+        settings = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        adapted = get_peft_model(copy.deepcopy(base), settings)
+        adapted.save_pretrained(tmp_path / name)
+        experts[name] = tmp_path / name
+        live = adapted if live is None else live
+    assert live is not None
+    kept = copy.deepcopy(live.state_dict())
+    ordinary = merged_by(tmp_path / "base", experts, data=texts(experts))
+    result = merged_by(live, experts, data=texts(experts))
+    found = result.state_dict()
+    for name, tensor in ordinary.state_dict().items():
+        torch.testing.assert_close(found[name], tensor, msg=name)
+    assert any(record.xi != 1 for record in result.records)
+    assert all(torch.equal(kept[name], tensor) for name, tensor in live.state_dict().items())
+
+
 class Normed(nn.Module):
     """A convolution and a batch norm."""
 

@@ -40,6 +40,7 @@ def cut_by(*, granularity: str = "row", **_: object) -> Cut:
     acts_on=MATRICES,
     near_orthogonal=assumes_orthogonal,
     cut=cut_by,
+    rotates=True,
 )
 def wsc(
     deltas: Float[Tensor, "K rows *rest"],

@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 import torch
 
 from magmerge import dtypes
+from magmerge.adapters.expert import AdapterExpert
 from magmerge.checkpoints.expert import FullExpert
-from magmerge.checkpoints.lora import LoraExpert
 from magmerge.errors import StructureError
 from magmerge.models import Checkpoint, Expert
 from magmerge.pieces import cut
@@ -61,17 +61,15 @@ def check_merged(
 
 def is_base(expert: Expert, base: Checkpoint, names: Collection[str]) -> bool:
     """Whether all task vectors are zero."""
-    if isinstance(expert, LoraExpert):
+    if isinstance(expert, AdapterExpert):
         return expert.changes_nothing()
     return isinstance(expert, FullExpert) and same_tensors(expert.checkpoint, base, names)
 
 
 def same_expert(first: Expert, second: Expert, names: Collection[str]) -> bool:
     """Whether two experts are the same tensors (and, for adapters, scaled alike)."""
-    if isinstance(first, LoraExpert) and isinstance(second, LoraExpert):
-        return first.scales == second.scales and same_tensors(
-            first.adapter, second.adapter, first.adapter.specs
-        )
+    if isinstance(first, AdapterExpert) and isinstance(second, AdapterExpert):
+        return first.equals(second)
     if isinstance(first, FullExpert) and isinstance(second, FullExpert):
         return same_tensors(first.checkpoint, second.checkpoint, names)
     return False

@@ -57,10 +57,25 @@ def _flat(tensor: Tensor, start: int, stop: int) -> Tensor:
 
 
 def from_module(module: nn.Module) -> MemoryCheckpoint:
-    """A module's state, with the kinds of layer that its classes tell."""
-    return MemoryCheckpoint(
-        module.state_dict(), f"a {type(module).__name__} in memory", kinds=_module_kinds(module)
-    )
+    """A module's state, with the kinds of layer that its classes tell.
+
+    One that PEFT has wrapped is seen as the model within, under that model's own names.
+    """
+    state, kinds = module.state_dict(), _module_kinds(module)
+    if any(".base_layer." in name for name in state):
+        state = {_within(name): one for name, one in state.items() if not _of_adapter(name)}
+        kinds = {_within(name): kind for name, kind in kinds.items() if not _of_adapter(name)}
+    return MemoryCheckpoint(state, f"a {type(module).__name__} in memory", kinds=kinds)
+
+
+def _of_adapter(name: str) -> bool:
+    """Whether PEFT put this tensor beside a model's own: factors, and copies that it trains."""
+    return ".lora_" in name or ".modules_to_save." in name
+
+
+def _within(name: str) -> str:
+    plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    return plain.replace(".original_module.", ".")
 
 
 def _checked(name: object, tensor: object, source: str) -> Tensor:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from magmerge.checkpoints import lora
+from magmerge.adapters.formats.sorting import is_adapter_file
+from magmerge.adapters.names.components import COMPONENTS
 from magmerge.checkpoints.expert import FullExpert
+from magmerge.checkpoints.lora import CONFIG
 from magmerge.checkpoints.renamed import align
 from magmerge.checkpoints.safetensors import (
     SafetensorsCheckpoint,
@@ -58,23 +60,27 @@ def open_checkpoint(model: Model) -> Checkpoint:
 
 
 def open_expert(name: str, model: Model, base: Checkpoint | None) -> Expert:
-    """Open one expert: a whole model, or a PEFT adapter folder as task vectors on `base`."""
-    checkpoint = open_checkpoint(model)
-    if checkpoint.folder is None or not is_adapter(checkpoint):
-        if any(".lora_A" in key for key in checkpoint.specs):
-            raise CheckpointError(
-                "it holds LoRA factors, but no adapter_config.json says how they are scaled",
-                source=checkpoint.source,
-                remedy="give the adapter's folder, with its adapter_config.json",
-            )
+    """Open one expert: a whole model, or a LoRA adapter as task vectors on `base`."""
+    in_parts = isinstance(model, str | Path) and _adapts_parts(Path(model))
+    checkpoint = None if in_parts else open_checkpoint(model)
+    if checkpoint is not None and not is_adapter(checkpoint):
         return FullExpert(name, checkpoint if base is None else align(checkpoint, base))
+    if not isinstance(model, str | Path):
+        raise CheckpointError(
+            "it holds the factors of an adapter, and no file says how they are scaled",
+            source=None if checkpoint is None else checkpoint.source,
+            remedy="give the adapter's file, or its folder with adapter_config.json",
+        )
     if base is None:
         raise CheckpointError(
             "an adapter is a change of a base model, and no base is given",
-            source=checkpoint.source,
+            source=model,
             remedy="name the base with --base (base=)",
         )
-    return lora.LoraExpert(name, checkpoint, lora.read_config(checkpoint.folder), base)
+    from magmerge.adapters.expert import AdapterExpert
+    from magmerge.adapters.opening import open_adapter
+
+    return AdapterExpert(name, open_adapter(model), base)
 
 
 def open_whole(role: str, model: Model) -> Checkpoint:
@@ -82,7 +88,7 @@ def open_whole(role: str, model: Model) -> Checkpoint:
     checkpoint = open_checkpoint(model)
     if is_adapter(checkpoint):
         raise CheckpointError(
-            f"it is a PEFT adapter, and the {role} must be a whole model",
+            f"it is a LoRA adapter, and the {role} must be a whole model",
             source=checkpoint.source,
             remedy="give the adapter as an expert, and the model that it was trained on as base",
         )
@@ -90,11 +96,25 @@ def open_whole(role: str, model: Model) -> Checkpoint:
 
 
 def is_adapter(checkpoint: Checkpoint) -> bool:
-    """Whether a folder holds a PEFT adapter and no whole model."""
+    """Whether it is an adapter, as its keys or PEFT's configuration tell, and no whole model."""
     folder = checkpoint.folder
-    if folder is None or not (folder / lora.CONFIG).is_file():
+    if folder is not None and (folder / CONFIG).is_file():
+        return all(file.name.startswith("adapter_model.") for file in checkpoint.files)
+    return is_adapter_file(checkpoint)
+
+
+def adapts(model: Model) -> bool:
+    """Whether a model is an adapter's file or folder, or a folder of such."""
+    if not isinstance(model, str | Path):
         return False
-    return all(file.name.startswith("adapter_model.") for file in checkpoint.files)
+    return _adapts_parts(_named_path(model)) or is_adapter(open_checkpoint(model))
+
+
+def _adapts_parts(folder: Path) -> bool:
+    """Whether it is a folder of PEFT's folders, one for each model of a diffusion pipeline."""
+    return not (folder / CONFIG).is_file() and any(
+        (folder / component / CONFIG).is_file() for component in COMPONENTS
+    )
 
 
 def _named_path(model: str | Path) -> Path:

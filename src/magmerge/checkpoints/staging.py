@@ -60,7 +60,7 @@ class Staging:
         if self.single:
             for name in (*siblings, self.target.name):
                 os.replace(self.folder / name, self.target.parent / name)
-            _sync(self.target.parent)
+            sync_folder(self.target.parent)
             self._abandon()
             return
         # The lock moves with the folder, so that no other run takes this one's place meanwhile.
@@ -69,7 +69,7 @@ class Staging:
         else:
             os.rename(self.folder, self.target)
         (self.target / LOCK).unlink()
-        _sync(self.target.parent)
+        sync_folder(self.target.parent)
         self._release()
 
     def _replace(self) -> None:
@@ -139,7 +139,8 @@ def _exchange(first: Path, second: Path) -> bool:
     return bool(rename(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0)
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """See the names in a folder to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from magmerge.adapters.names.components import COMPONENTS
+from magmerge.checkpoints.lora import CONFIG
 from magmerge.dtypes import spoken_size
 from magmerge.errors import OutputError
 
@@ -93,6 +95,18 @@ def _check_apart(target: Path, inputs: Iterable[Path]) -> None:
 
 def _is_model(folder: Path) -> bool:
     """Whether a folder holds a model and nothing that is none: no subfolder of another kind."""
-    if any(entry.is_dir() and not PART.fullmatch(entry.name) for entry in folder.iterdir()):
+    parts = [entry for entry in folder.iterdir() if entry.is_dir()]
+    adapters = [entry for entry in parts if _is_adapter_part(entry)]
+    if any(entry not in adapters and not PART.fullmatch(entry.name) for entry in parts):
         return False
-    return (folder / OWN).is_file() or any(any(folder.glob(pattern)) for pattern in WEIGHTS)
+    weights = any(any(folder.glob(pattern)) for pattern in WEIGHTS)
+    return (folder / OWN).is_file() or weights or bool(adapters)
+
+
+def _is_adapter_part(folder: Path) -> bool:
+    """Whether it is PEFT's folder for one model of a diffusion pipeline, and no more."""
+    return (
+        folder.name in COMPONENTS
+        and (folder / CONFIG).is_file()
+        and not any(entry.is_dir() for entry in folder.iterdir())
+    )

@@ -120,11 +120,11 @@ class FileSink:
                 remedy="report this; nothing was left at the output",
             )
 
-    def _explained(self) -> _DiskErrors:
-        return _DiskErrors(self._staging.target)
+    def _explained(self) -> DiskErrors:
+        return DiskErrors(self._staging.target)
 
 
-class _DiskErrors:
+class DiskErrors:
     """Turns the operating system's errors into one message with a remedy."""
 
     def __init__(self, target: Path) -> None:

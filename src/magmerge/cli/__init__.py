@@ -13,9 +13,11 @@ import typer
 
 from magmerge.cli import (
     calibrate,
+    convert,
     demo,
     diff,
     evaluate,
+    extract,
     inspect,
     merge,
     methods,
@@ -36,7 +38,20 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (merge, calibrate, plan, inspect, diff, sensitivity, evaluate, methods, report, demo):
+for verb in (
+    merge,
+    calibrate,
+    plan,
+    convert,
+    extract,
+    inspect,
+    diff,
+    sensitivity,
+    evaluate,
+    methods,
+    report,
+    demo,
+):
     app.command(verb.__name__.rpartition(".")[2])(verb.command)
 
 

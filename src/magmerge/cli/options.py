@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -14,12 +14,13 @@ from magmerge.errors import ParameterError
 Base = Annotated[
     Path | None,
     typer.Option(
-        "--base", help="The model that all experts were tuned from; average and slerp do without."
+        "--base",
+        help="The model that all experts were tuned from; adapters, average and slerp do without.",
     ),
 ]
 Expert = Annotated[
     list[Path],
-    typer.Option("--expert", help="A fine-tuned model or PEFT adapter; repeat for each."),
+    typer.Option("--expert", help="A fine-tuned model, or a LoRA adapter; repeat for each."),
 ]
 Out = Annotated[
     Path,
@@ -32,7 +33,8 @@ Set = Annotated[
     list[str],
     typer.Option(
         "--set",
-        help="A parameter, such as density=0.2, or wsc.target=sphere for a calibrator; repeat.",
+        help="A parameter, such as density=0.2, or wsc.target=sphere for a calibrator; for some "
+        "layers only: lambda@vae=0; repeat.",
     ),
 ]
 Calibrate = Annotated[
@@ -87,6 +89,26 @@ Donor = Annotated[
         help="Where config and tokenizer come from. Default: the base; for calibrate, MERGED.",
     ),
 ]
+Rank = Annotated[
+    str | None,
+    typer.Option(
+        "--rank",
+        help="Of adapters merged without a base: a number, auto (with --energy), or exact. "
+        "Default: the largest rank of the inputs.",
+    ),
+]
+Energy = Annotated[
+    float | None,
+    typer.Option("--energy", help="Share of the squared norm that --rank auto keeps: 0.99."),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="How the merged adapter names its modules: peft, diffusers, kohya, ... Default: as "
+        "the first expert.",
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Replace an output that exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print a row for each layer.")]
@@ -95,46 +117,90 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print a row for 
 PARTS_OF_DSC = ("wsc", "fsc")
 
 
+class _Setting(NamedTuple):
+    """One `--set`: a parameter, its owner if that is said, and the layers that the value is for."""
+
+    text: str
+    owner: str
+    name: str
+    filter: str | None
+    value: Any
+
+
 def parse_settings(
     settings: Sequence[str], calibrators: Sequence[str], own: str
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """`--set` texts to the parameters of `own`, and to those of each calibrator by its name.
 
-    A value is read as YAML: 0.2, true, sphere, [0.5, 0.5].
+    A value is read as YAML: 0.2, true, sphere, [0.5, 0.5]. NAME@FILTER=VALUE is an item of a
+    parameter that varies by layer; a plain NAME=VALUE is the last item, wherever it stands.
     """
-    import yaml
-
+    given: dict[tuple[str, str], list[_Setting]] = {}
+    for text in settings:
+        setting = _parsed(text)
+        given.setdefault(_place(setting, calibrators, own), []).append(setting)
     params: dict[str, Any] = {}
     others: dict[str, dict[str, Any]] = {name: {} for name in calibrators}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        owner, dot, name = key.strip().rpartition(".")
-        if not equals or not name:
-            raise ParameterError(
-                f"--set {setting}: no value", remedy="write NAME=VALUE, like --set density=0.2"
-            )
-        try:
-            value = _number(text) if _number(text) is not None else yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ParameterError(
-                f"--set {setting}: the value cannot be read",
-                remedy="write a number, a word, or a list like [0.5, 0.5]",
-            ) from error
-        if not dot or owner == own:
-            target = params
-        elif owner in others:
-            target = others[owner]
-        elif owner in PARTS_OF_DSC and "dsc" in (own, *others):
-            target, name = (params if own == "dsc" else others["dsc"]), f"{owner}.{name}"
-        else:
-            raise ParameterError(
-                f"--set {setting}: {owner} is neither the method nor a calibrator of this run",
-                remedy=f"add --calibrate {owner}, or drop this setting",
-            )
-        if name in target:
-            raise ParameterError(f"--set {key} is given twice", remedy="give each parameter once")
-        target[name] = value
+    for (owner, name), values in given.items():
+        (params if owner == own else others[owner])[name] = _joined(values)
     return params, others
+
+
+def _parsed(text: str) -> _Setting:
+    key, equals, value = text.partition("=")
+    key, at, wanted = key.strip().partition("@")
+    owner, _, name = key.rpartition(".")
+    if not equals or not name:
+        raise ParameterError(
+            f"--set {text}: no value", remedy="write NAME=VALUE, like --set density=0.2"
+        )
+    if at and not wanted:
+        raise ParameterError(
+            f"--set {text}: no filter", remedy="write NAME@FILTER=VALUE, like --set lambda@vae=0"
+        )
+    return _Setting(text, owner, name, wanted or None, _value(text, value))
+
+
+def _place(setting: _Setting, calibrators: Sequence[str], own: str) -> tuple[str, str]:
+    """Whose parameter it is, and what that one calls it."""
+    owner, name = setting.owner, setting.name
+    if not owner or owner == own:
+        return own, name
+    if owner in calibrators:
+        return owner, name
+    if owner in PARTS_OF_DSC and "dsc" in (own, *calibrators):
+        return "dsc", f"{owner}.{name}"
+    raise ParameterError(
+        f"--set {setting.text}: {owner} is neither the method nor a calibrator of this run",
+        remedy=f"add --calibrate {owner}, or drop this setting",
+    )
+
+
+def _joined(settings: Sequence[_Setting]) -> Any:
+    """A parameter's value, or its items with the plain one last."""
+    plain = [setting for setting in settings if setting.filter is None]
+    items = [{"filter": one.filter, "value": one.value} for one in settings if one.filter]
+    if len(plain) > 1:
+        raise ParameterError(
+            f"--set {plain[1].text}: {plain[1].name} is given twice",
+            remedy="give each parameter once",
+        )
+    if not items:
+        return plain[0].value
+    return [*items, *({"value": one.value} for one in plain)]
+
+
+def _value(setting: str, text: str) -> Any:
+    import yaml
+
+    try:
+        number = _number(text)
+        return yaml.safe_load(text) if number is None else number
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ParameterError(
+            f"--set {setting}: the value cannot be read",
+            remedy="write a number, a word, or a list like [0.5, 0.5]",
+        ) from error
 
 
 def _number(text: str) -> float | None:
@@ -155,6 +221,9 @@ def merge_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
         "method": method,
         "params": params,
         "calibrate": [{"method": name, "params": others[name]} for name in calibrators],
+        "rank": given["rank"],
+        "energy": given["energy"],
+        "naming": given["format"],
         **shared_arguments(given),
     }
 

@@ -123,12 +123,14 @@ class _LineReporter:
 
 def result_document(result: Result) -> dict[str, Any]:
     """A result for a program to read."""
+    modules = getattr(result, "modules", ())
     return {
         "path": None if result.path is None else str(result.path),
         "recipe": result.recipe.model_dump(mode="json"),
         "warnings": list(result.warnings),
         "uncovered": [one._asdict() for one in result.uncovered],
         "layers": [asdict(record) for record in result.records],
+        **({"modules": [asdict(module) for module in modules]} if modules else {}),
     }
 
 

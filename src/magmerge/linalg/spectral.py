@@ -114,6 +114,13 @@ def decompose(
 ) -> tuple[Float[Tensor, "m r"], Float[Tensor, "r"], Float[Tensor, "n r"]]:
     """The slow path, U, S and V of a singular value decomposition in float64, with a note."""
     note(f"singular value decomposition used: {why}")
+    return svd(matrix)
+
+
+def svd(
+    matrix: Float[Tensor, "m n"],
+) -> tuple[Float[Tensor, "m r"], Float[Tensor, "r"], Float[Tensor, "n r"]]:
+    """U, S and V of a singular value decomposition in float64, S descending."""
     exact = matrix.double()
     try:
         left, values, right = torch.linalg.svd(exact, full_matrices=False)

@@ -34,6 +34,7 @@ def check_weights(*, weights: Weights = None, normalize: bool = True, **_: objec
     cut="entries",
     workspace=(0, 1),
     check=check_weights,
+    rotates=True,
 )
 def average(
     deltas: Float[Tensor, "K *shape"], *, weights: Weights = None, normalize: Normalize = True

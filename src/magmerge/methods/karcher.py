@@ -29,6 +29,7 @@ def survey(*, experts: int, **_: object) -> Survey | None:
     cut="entries",
     base_free=True,
     workspace=(0, 1),
+    rotates=True,
 )
 def karcher(
     weights: Float[Tensor, "K *shape"],

@@ -27,6 +27,11 @@ def cut(*, filter_wise: bool = False, **_: object) -> Cut:
     return "rows" if filter_wise else "entries"
 
 
+def rotates(*, filter_wise: bool = False, **_: object) -> bool:
+    """Rows of the last axis are not those of the flattened layer."""
+    return not filter_wise
+
+
 @register_method(
     "model_stock",
     source="Model Stock, arXiv:2403.19522, eqs. 5-7",
@@ -34,6 +39,7 @@ def cut(*, filter_wise: bool = False, **_: object) -> Cut:
     cut=cut,
     experts=(2, None),
     workspace=(0, 9),
+    rotates=rotates,
 )
 def model_stock(
     deltas: Float[Tensor, "K *shape"],

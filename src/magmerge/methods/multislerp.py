@@ -33,6 +33,7 @@ def survey(*, experts: int, **_: object) -> Survey | None:
     cut="entries",
     base_free=True,
     workspace=(0, 1),
+    rotates=True,
 )
 def multislerp(
     deltas: Float[Tensor, "K *shape"],

@@ -32,6 +32,11 @@ def cut(*, flatten: bool = True, row_wise: bool = False, **_: object) -> Cut:
     return "whole" if row_wise else "rows"
 
 
+def rotates(*, flatten: bool = True, **_: object) -> bool:
+    """Vectors along one axis are not those of the flattened layer."""
+    return flatten
+
+
 @register_method(
     "nuslerp",
     source="mergekit 0.1.5, nuslerp",
@@ -40,6 +45,7 @@ def cut(*, flatten: bool = True, row_wise: bool = False, **_: object) -> Cut:
     base_free=True,
     experts=(2, 2),
     workspace=(0, 8),
+    rotates=rotates,
 )
 def nuslerp(
     deltas: Float[Tensor, "2 *shape"],

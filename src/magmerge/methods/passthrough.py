@@ -19,6 +19,7 @@ from magmerge.registry import register_method
     base_free=True,
     experts=(1, 1),
     workspace=(0, 1),
+    rotates=True,
 )
 def passthrough(
     weights: Float[Tensor, "1 *shape"],

@@ -33,6 +33,7 @@ def survey(*, t: float = 0.5, **_: object) -> Survey | None:
     base_free=True,
     experts=(2, 2),
     workspace=(0, 1),
+    rotates=True,
 )
 def slerp(
     weights: Float[Tensor, "2 *shape"],

@@ -16,6 +16,7 @@ from magmerge.registry import register_method
     cut="entries",
     workspace=(0, 1),
     check=check_weights,
+    rotates=True,
 )
 def task_arithmetic(
     deltas: Float[Tensor, "K *shape"],

@@ -109,6 +109,30 @@ class Uncovered(Part):
     reason: str = ""
 
 
+class ModuleAccount(Part):
+    """One module of a merged adapter; see `adapters.merging.ModuleRecord`."""
+
+    name: str
+    shape: tuple[int, ...] = ()
+    rank: int = 0
+    error: Number = None
+    norms: tuple[Number, ...] = ()
+    merged: Number = None
+    written: Number = None
+
+    @property
+    def mean(self) -> float | None:
+        """The mean norm of the inputs' task vectors; None where none is told, or all are zero."""
+        known = [norm for norm in self.norms if norm is not None and norm > 0]
+        return _finite(sum(known) / len(known)) if known else None
+
+    def share(self, norm: float | None) -> float | None:
+        """`norm` over that mean; None where that says nothing."""
+        if norm is None or not norm > 0 or self.mean is None:
+            return None
+        return _finite(norm / self.mean) or None
+
+
 class Account(Part):
     """A whole magmerge.json."""
 
@@ -120,6 +144,7 @@ class Account(Part):
     warnings: tuple[str, ...] = ()
     layers: tuple[LayerAccount, ...]
     uncovered: tuple[Uncovered, ...] = ()
+    modules: tuple[ModuleAccount, ...] = ()
     samples: dict[str, int] = {}
 
     @property

@@ -101,8 +101,17 @@ def _entries(value: Mapping[Any, Any]) -> tuple[str, ...]:
 def _call(name: object, params: object) -> str:
     """A method with its parameters: wsc (target ellipsoid, granularity row)."""
     given = params if isinstance(params, Mapping) else {}
-    told = [f"{key} {_text(value)}" for key, value in given.items() if value is not None]
+    told = [f"{key} {_setting(value)}" for key, value in given.items() if value is not None]
     return f"{name} ({', '.join(told)})" if told else str(name)
+
+
+def _setting(value: object) -> str:
+    """A parameter's value; of one that varies by layer: 0 for vae, 0.3 for all others."""
+    if not isinstance(value, list | tuple) or not any(isinstance(one, Mapping) for one in value):
+        return _text(value)
+    items = [one if isinstance(one, Mapping) else {"value": one} for one in value]
+    told = [f"{_text(one.get('value'))} for {one.get('filter', 'all others')}" for one in items]
+    return ", ".join(told)
 
 
 def _text(value: object) -> str:

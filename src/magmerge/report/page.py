@@ -12,6 +12,7 @@ from magmerge.errors import CheckpointError, MissingExtraError, printable
 from magmerge.report import plots, wording
 from magmerge.report.account import FILE, Account, LayerAccount, Module, modules_of, read_account
 from magmerge.report.accuracy import score_tables
+from magmerge.report.adapter_part import module_rows, norms_plot
 from magmerge.report.axis import common_stem
 from magmerge.report.contrast import Encounter, contrast_text, encounters, furthest_first
 from magmerge.report.ingredients import NAMES, recipe_lines, recipe_yaml
@@ -84,6 +85,10 @@ def _content(
             for place, name in enumerate(names)
             if (plot := _strip(account, drawn, name, place))
         ],
+        "norms": norms_plot(
+            account.modules, account.experts, _label(account, "Norms of each adapter's modules")
+        ),
+        "module_rows": module_rows(account.modules, len(account.experts)),
         "tables": score_tables(scores),
         "rest": SHOWN,
         "calibrators": names,

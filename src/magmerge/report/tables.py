@@ -14,7 +14,7 @@ from magmerge.errors import printable
 
 if TYPE_CHECKING:
     from magmerge.inspection import CheckpointInfo, TensorDifference
-    from magmerge.types import Action, LayerRecord, Plan, Uncovered
+    from magmerge.types import Action, Choice, LayerRecord, Plan, Uncovered
 
 
 SPOKEN: dict[Action, str] = {
@@ -57,7 +57,7 @@ def plan_table(plan: Plan) -> Table:
             "x".join(map(str, step.spec.shape)) or "scalar",
             torch_name(step.spec.dtype),
             f"{step.action}{calibrated}{' (sensitive)' if step.sensitive else ''}",
-            plain(step.reason),
+            plain(", ".join([step.reason, *(f"{n} {_setting(v)}" for n, v in step.params)])),
             *([plain(plan.shards[step.shard].file)] if several else []),
         )
     return made
@@ -68,10 +68,12 @@ def plan_summary(plan: Plan) -> Text:
     actions = Counter(step.action for step in plan.steps)
     counted = ", ".join(f"{word} {actions[act]}" for act, word in SPOKEN.items() if actions[act])
     calibrated = sum(step.calibrated for step in plan.steps)
-    files = f"{len(plan.shards)} shard{'s' if len(plan.shards) > 1 else ''}"
+    files = f" in {len(plan.shards)} shard{'s' if len(plan.shards) > 1 else ''}"
+    # An adapter has modules, and no shards.
+    noun = "tensors" if plan.shards else "modules"
     lines = [
-        f"{len(plan.steps)} tensors: {counted}; calibrated {calibrated}",
-        f"disk {spoken_size(plan.disk)} in {files}",
+        f"{len(plan.steps)} {noun}: {counted}; calibrated {calibrated}",
+        f"disk {spoken_size(plan.disk)}{files if plan.shards else ', at most'}",
         f"peak memory about {spoken_size(plan.memory)} beyond the interpreter and torch"
         + (
             f", of that {spoken_size(plan.live)} for the model that is run and the layer at work; "
@@ -80,9 +82,25 @@ def plan_summary(plan: Plan) -> Text:
             else ""
         ),
     ]
+    lines += choice_lines(plan.choices)
     if plan.copied:
         lines.append(f"copied beside them: {', '.join(plan.copied)}")
     return plain("\n".join(lines))
+
+
+def choice_lines(choices: Sequence[Choice]) -> list[str]:
+    """Each parameter that varies by layer: its values, and how many merged tensors take them."""
+    told: dict[str, list[str]] = {}
+    for one in choices:
+        where = "all others" if one.filter is None else one.filter
+        tensors = f"{one.tensors} tensor{'' if one.tensors == 1 else 's'}"
+        text = f"{_setting(one.value)} for {where} ({tensors})"
+        told.setdefault(one.parameter, []).append(text)
+    return [f"{parameter}: {', '.join(texts)}" for parameter, texts in told.items()]
+
+
+def _setting(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def records_table(records: Sequence[LayerRecord]) -> Table:
@@ -109,7 +127,8 @@ def records_summary(plan: Plan, records: Sequence[LayerRecord], *, merged: bool)
     """How many tensors were merged, calibrated and carried over, and by how much they grew."""
     carried = sum(step.action == "carry" for step in plan.steps)
     calibrated = [record for record in records if record.calibrated_by]
-    parts = [f"{len(records)} tensors merged"] if merged else []
+    noun = "tensors" if plan.shards else "modules"
+    parts = [f"{len(records)} {noun} merged"] if merged else []
     parts += [f"{len(calibrated)} calibrated"] if calibrated else []
     parts += [f"{carried} carried over unchanged"] if carried else []
     text = ", ".join(parts)

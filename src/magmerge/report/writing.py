@@ -39,6 +39,12 @@ def write_report(
     document = _read(record)
     if not isinstance(document, dict):
         raise _foreign(record, "it is no object")
+    if "extraction" in document:
+        raise CheckpointError(
+            "an adapter that was extracted has no report",
+            source=record,
+            remedy="this file has its numbers: error, modules, lost",
+        )
     tables: list[Mapping[str, Any]] = []
     for one in scores:
         tables += [one] if isinstance(one, Mapping) else _tables(Path(one))

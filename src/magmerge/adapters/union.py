@@ -1,0 +1,140 @@
+"""Adapters as experts on a base of zeros, which has each module that any of them adapts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from magmerge.adapters.nouns import Adapter, LowRank, ModuleSpec, Naming
+from magmerge.checkpoints.product import rows_between
+from magmerge.kinds import HEADS
+from magmerge.models import Sources
+from magmerge.types import Kind, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KEPT = 8
+"""Modules of an adapter whose factors stay in memory, for the pieces that are read in turn."""
+
+
+class AdapterUnion:
+    """The modules of several adapters as the tensors of a model of zeros.
+
+    `naming` is that of the first adapter's file, `adapters` are all of them under one naming.
+    """
+
+    source = "the adapters"
+    folder: Path | None = None
+    files: tuple[Path, ...] = ()
+    ties: Mapping[str, str] = MappingProxyType({})
+
+    def __init__(self, adapters: Sequence[Adapter], naming: Naming) -> None:
+        self.adapters = tuple(adapters)
+        self.naming = naming
+        self.modules: dict[str, ModuleSpec] = {}
+        for adapter in adapters:
+            for name, module in adapter.modules.items():
+                self.modules.setdefault(name, module)
+        self.specs = MappingProxyType(
+            {name: TensorSpec(name, one.shape, "F32") for name, one in self.modules.items()}
+        )
+        self.kinds: Mapping[str, Kind] = {name: _kind(one) for name, one in self.modules.items()}
+
+    def read(self, name: str) -> Tensor:
+        """Zeros."""
+        import torch
+
+        return torch.zeros(self.specs[name].shape)
+
+    def read_part(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Zeros."""
+        import torch
+
+        assert name in self.specs
+        return torch.zeros(stop - start) if out is None else out.zero_()
+
+    def largest_rank(self, name: str) -> int:
+        """The largest rank that the module has in any adapter."""
+        return max(one.modules[name].rank for one in self.adapters if name in one.modules)
+
+
+class AdapterTaskVectors:
+    """One adapter as an expert on the union: modules that it lacks have task vectors of zeros."""
+
+    whole = None
+    ties: Mapping[str, str] = MappingProxyType({})
+
+    def __init__(self, name: str, adapter: Adapter, union: AdapterUnion) -> None:
+        self.name = name
+        self.adapter = adapter
+        self.source = adapter.source
+        self.files = adapter.files
+        own = {key: TensorSpec(key, one.shape, "F32") for key, one in adapter.modules.items()}
+        self.specs: Mapping[str, TensorSpec] = {**union.specs, **own}
+        self.untouched = frozenset(set(union.specs) - set(own))
+        self.faults: list[str] = []
+        self._shapes = {key: spec.shape for key, spec in union.specs.items()}
+        self._read = lru_cache(KEPT)(self._factors)
+
+    def factors(self, name: str) -> LowRank:
+        """The module's factors in float32, the up factor scaled; of rank 0 where it lacks it."""
+        return self._read(name)
+
+    def weight(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
+        """The task vector: the base is zero."""
+        return self.delta(name, base, start, out)
+
+    def delta(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
+        """Entries of scale B A from `start` on, as many as `base` has and in its shape."""
+        import torch
+
+        factors = self.factors(name)
+        if not factors.up.shape[1]:
+            return torch.zeros_like(base) if out is None else out.zero_()
+        part = rows_between(factors.up, factors.down, start, start + base.numel())
+        part = part.reshape(base.shape)
+        return part.to(base) if out is None else out.copy_(part)
+
+    def changes_nothing(self) -> bool:
+        """Whether every module has a factor of zeros, as in an adapter that was never trained."""
+        return not any(
+            bool(one.up.any()) and bool(one.down.any())
+            for one in map(self.factors, self.adapter.modules)
+        )
+
+    def equals(self, other: AdapterTaskVectors) -> bool:
+        """Whether both have the same factors for the same modules."""
+        import torch
+
+        mine, theirs = self.adapter.modules, other.adapter.modules
+        if set(mine) != set(theirs) or any(mine[n].rank != theirs[n].rank for n in mine):
+            return False
+        return all(
+            torch.equal(a.up, b.up) and torch.equal(a.down, b.down)
+            for a, b in ((self.factors(name), other.factors(name)) for name in mine)
+        )
+
+    def _factors(self, name: str) -> LowRank:
+        import torch
+
+        if name not in self.adapter.modules:
+            out, *features = self._shapes[name]
+            return LowRank(torch.zeros(out, 0), torch.zeros(0, *features).flatten(1), 1.0)
+        up, down, scale = self.adapter.read(name)
+        return LowRank(up.to(torch.float32) * scale, down.to(torch.float32).flatten(1), 1.0)
+
+
+def union_of(sources: Sources) -> AdapterUnion:
+    """The union that a merge of adapters has as its layout."""
+    assert isinstance(sources.layout, AdapterUnion)
+    return sources.layout
+
+
+def _kind(module: ModuleSpec) -> Kind:
+    if module.kind == "linear":
+        return "head" if module.name.rpartition(".")[2] in HEADS else "matrix"
+    return module.kind

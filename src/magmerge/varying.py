@@ -1,0 +1,108 @@
+"""What parameters that vary by layer mean for a plan: each tensor's values, and what is refused."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from magmerge import registry
+from magmerge.errors import ParameterError
+from magmerge.filters import Filters, items_of, varies
+from magmerge.recipe import Recipe, keywords
+from magmerge.types import Action, Choice, Method, Step
+
+FREE = frozenset({"lambda_"})
+"""Keywords that a survey of the whole model cannot depend on: they only scale its result."""
+
+
+class Varying:
+    """The parameters of a recipe's method that vary, among the tensors of the result."""
+
+    def __init__(self, recipe: Recipe, names: Iterable[str]) -> None:
+        self.items = {
+            name: items_of(name, value) for name, value in recipe.params.items() if varies(value)
+        }
+        self._filters = Filters(names if self.items else ())
+
+    def at(self, name: str, action: Action) -> tuple[tuple[str, Any], ...]:
+        """The values of those that act on a tensor, by public name."""
+        return tuple(
+            (parameter, self._filters.item_for(items, name).value)
+            for parameter, items in self.items.items()
+            if action == "merge" or (action == "mean" and parameter == "lambda")
+        )
+
+    def choices(self, steps: Sequence[Step]) -> tuple[Choice, ...]:
+        """Each value that they can have, with how many of the tensors take it."""
+        found = []
+        for parameter, items in self.items.items():
+            names = [step.spec.name for step in steps if parameter in dict(step.params)]
+            taken = [self._filters.item_for(items, name) for name in names]
+            found += [
+                Choice(parameter, item.filter, item.value, sum(one is item for one in taken))
+                for item in items
+            ]
+        return tuple(found)
+
+    def faults(self, ties: Mapping[str, str]) -> list[str]:
+        """Filters that no tensor takes, and tensors in one memory that would take two values."""
+        found = []
+        for parameter, items in self.items.items():
+            found += self._filters.faults(parameter, items)
+            found += [
+                f"{parameter} varies between {name} and {twin}, which share their memory"
+                for name, twin in ties.items()
+                if self._filters.item_for(items, name) != self._filters.item_for(items, twin)
+            ]
+        return found
+
+
+def check_varying(recipe: Recipe, steps: Sequence[Step], experts: int) -> None:
+    """ParameterError where values that meet in one layer do not go together, or where a survey of
+    the whole model depends on a parameter that varies.
+    """
+    if recipe.method is None or not any(step.params for step in steps):
+        return
+    method = registry.methods.get(recipe.method)
+    seen: list[tuple[tuple[str, Any], ...]] = []
+    for step in steps:
+        if step.action != "merge" or step.params in seen:
+            continue
+        seen.append(step.params)
+        bound = keywords(method, {**recipe.params, **dict(step.params)})
+        if method.check is not None:
+            method.check(**bound)
+        if _looks_at_model(method, bound, step, experts):
+            _refuse_surveyed(method, [name for name, _ in step.params])
+
+
+def _looks_at_model(method: Method, bound: Mapping[str, Any], step: Step, experts: int) -> bool:
+    if method.survey is None:
+        return False
+    seeds = {"seeds": [0] * experts} if method.random else {}
+    entries = math.prod(step.spec.shape)
+    survey = method.survey(entries=entries, experts=experts, unchanged=0, **seeds, **bound)
+    return survey is not None and survey.scope == "model"
+
+
+def _refuse_surveyed(method: Method, parameters: Iterable[str]) -> None:
+    """ParameterError for the first of them that the method's survey takes by name."""
+    assert method.survey is not None
+    taken = frozenset(
+        name
+        for name, argument in inspect.signature(method.survey).parameters.items()
+        if argument.kind is not argument.VAR_KEYWORD
+    )
+    known = {parameter.name: parameter.keyword for parameter in method.parameters}
+    for name in parameters:
+        if known[name] not in taken - FREE:
+            continue
+        alone = "scope" in known and name != "scope"
+        raise ParameterError(
+            f"{name} of {method.name} cannot vary by layer here: it decides about the whole model",
+            remedy="look at each tensor by itself: --set scope=tensor"
+            if alone
+            else f"give {name} one value",
+        )
