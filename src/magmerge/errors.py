@@ -41,7 +41,7 @@ class MagmergeError(Exception):
         """The same, for a program to read."""
         return {
             "kind": type(self).__name__,
-            "problem": printable(self.problem),
+            "problem": printable_lines(self.problem),
             "source": self.source,
             "tensor": self.tensor,
             "remedy": self.remedy,
@@ -97,7 +97,12 @@ class MagmergeWarning(UserWarning):
 
 def printable(text: str) -> str:
     """`text` with control characters spelled out: names inside files may be hostile."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """The same line by line, for texts whose names are printable already."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

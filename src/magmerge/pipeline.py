@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from magmerge.adapters.ranks import Rank, asked_output
+from magmerge.adapters.ranks import Rank, asked_output, refuse_donor
 from magmerge.checkpoints.opening import Model
 from magmerge.checkpoints.target import check_space
 from magmerge.conducting import carry_out, donor_for, plan_for
@@ -112,6 +112,7 @@ def merge(
     if recipe.adapter is not None:
         from magmerge.adapters.conducting import carry_out_adapters
 
+        refuse_donor(donor)
         return carry_out_adapters(
             recipe,
             sources,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from magmerge.checkpoints.donor import companion_files, read_companions
 from magmerge.checkpoints.staging import Staging
-from magmerge.checkpoints.target import check_space, check_target
+from magmerge.checkpoints.target import check_siblings, check_space, check_target
 from magmerge.checkpoints.writer import FileSink, Sink
 from magmerge.digests import DigestMemory, stamp
 from magmerge.errors import CheckpointError, MagmergeWarning, MissingExtraError, OutputError
@@ -58,6 +58,7 @@ class Target:
         paths += [folder for folder in (sources.layout.folder, donor) if folder is not None]
         check_target(target.path, paths, single=target.single, overwrite=overwrite)
         beside = [target.path.parent / name for name in (target.record_file, target.report_file)]
+        check_siblings(beside if target.single else [])
         taken = next((file for file in beside if target.single and file.exists()), None)
         if taken is not None and not overwrite:
             raise OutputError(

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from magmerge import registry
 from magmerge.adapters.merging import always_in_factors
-from magmerge.adapters.union import AdapterTaskVectors, AdapterUnion
+from magmerge.adapters.nouns import Adapter
+from magmerge.adapters.ranks import check_naming
+from magmerge.adapters.renaming import renamed
+from magmerge.adapters.union import AdapterTaskVectors, AdapterUnion, union_of
 from magmerge.errors import ParameterError, StructureError, printable
+from magmerge.faults import matches
 from magmerge.models import Sources
 from magmerge.recipe import AdapterOutput, Recipe, keywords
 
@@ -79,3 +83,23 @@ def strangers(union: AdapterUnion) -> tuple[str, ...]:
         named = ", ".join(printable(base) for base in sorted(bases))
         notes.append(f"the adapters name different base models: {named}")
     return tuple(notes)
+
+
+def check_names(recipe: Recipe, sources: Sources) -> None:
+    """AdapterError, with all of them, for modules that the output's naming has no place for."""
+    union = union_of(sources)
+    asked = None if recipe.adapter is None else recipe.adapter.naming
+    naming = check_naming(asked or union.naming)
+    for adapter in union.adapters:
+        renamed(_Kept(adapter, recipe), naming)
+
+
+class _Kept:
+    """An adapter without the replaced tensors that a recipe ignores."""
+
+    def __init__(self, adapter: Adapter, recipe: Recipe) -> None:
+        self.source, self.files, self.naming = adapter.source, adapter.files, adapter.naming
+        self.modules, self.metadata, self.config = adapter.modules, adapter.metadata, adapter.config
+        self.whole = {n: s for n, s in adapter.whole.items() if not matches(n, recipe.ignore)}
+        self.read, self.read_whole = adapter.read, adapter.read_whole
+        self.read_whole_part = adapter.read_whole_part

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from magmerge import dtypes
-from magmerge.adapters.merging import Finished
+from magmerge.adapters.merging import Finished, cast_once
 from magmerge.adapters.nouns import Content
 from magmerge.adapters.renaming import rename_content
 from magmerge.adapters.union import union_of
@@ -41,8 +41,10 @@ def replaced(
                 [f"{name}, which the adapters replace as a whole, has shape {told}"],
                 remedy=f"drop it with --ignore '{name}' (ignore=)",
             )
-        total = torch.stack([one.read_whole(name).to(torch.float32) for one in owners]).mean(dim=0)
-        found[name] = total.to(dtypes.torch_dtype(dtype))
+        total = owners[0].read_whole(name).to(torch.float32, copy=True)
+        for one in owners[1:]:
+            total += one.read_whole(name)
+        found[name] = cast_once(total.div_(len(owners)), dtypes.torch_dtype(dtype), name)
         if len(owners) > 1:
             notes.append(
                 f"{printable(name)} is replaced as a whole by {len(owners)} adapters: the result "
@@ -70,7 +72,7 @@ def content_of(
             "magmerge": __version__,
             "magmerge_recipe": json.dumps(recipe.model_dump(mode="json")),
         },
-        config=_shared([one.config for one in union.adapters if one.config]),
+        config=_config([one.config for one in union.adapters if one.config], whole),
     )
     return rename_content(content, output.naming or union.naming)  # type: ignore[arg-type]
 
@@ -79,6 +81,17 @@ def bytes_of(content: Content) -> int:
     """What its tensors take, without the file's header."""
     tensors = [part for one in content.modules.values() for part in one[:2]]
     return sum(one.numel() * one.element_size() for one in (*tensors, *content.whole.values()))
+
+
+def _config(many: Sequence[Mapping[str, Any]], whole: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What all have alike; of PEFT's settings of biases the widest, where there are any."""
+    found = _shared(many)
+    settings = [one for one in ("all", "lora_only") if any(c.get("bias") == one for c in many)]
+    if settings and any(name.endswith(".bias") for name in whole):
+        found["bias"] = settings[0]
+    elif "bias" in found:
+        found["bias"] = "none"
+    return found
 
 
 def _shared(many: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from magmerge import dtypes
+from magmerge.adapters.merging import cast_once
 from magmerge.adapters.nouns import Adapter, Content, LowRank, Naming
 from magmerge.adapters.opening import open_adapter
 from magmerge.adapters.publishing import write_adapter
 from magmerge.adapters.ranks import check_naming
 from magmerge.adapters.renaming import rename_content
-from magmerge.errors import NonFiniteError
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ def content_of_file(adapter: Adapter, dtype: str | None = None) -> Content:
         naming=adapter.naming,
         modules={name: _cast(name, adapter, code) for name in adapter.modules},
         kinds={name: module.kind for name, module in adapter.modules.items()},
-        whole={name: adapter.read_whole(name) for name in adapter.whole},
+        whole={name: _whole(name, adapter, code) for name in adapter.whole},
         metadata=adapter.metadata,
         config=adapter.config,
     )
@@ -63,12 +65,11 @@ def _cast(name: str, adapter: Adapter, code: str | None) -> LowRank:
     if code is None:
         return factors
     kind = dtypes.torch_dtype(code)
-    cast = LowRank(factors.up.to(kind), factors.down.to(kind), factors.scale)
-    if not bool(cast.up.isfinite().all() and cast.down.isfinite().all()):
-        raise NonFiniteError(
-            f"a value is too large for {dtypes.torch_name(code)}",
-            tensor=name,
-            source=adapter.source,
-            remedy="convert to bfloat16 or float32",
-        )
-    return cast
+    return LowRank(
+        cast_once(factors.up, kind, name), cast_once(factors.down, kind, name), factors.scale
+    )
+
+
+def _whole(name: str, adapter: Adapter, code: str | None) -> Tensor:
+    tensor = adapter.read_whole(name)
+    return tensor if code is None else cast_once(tensor, dtypes.torch_dtype(code), name)

@@ -204,8 +204,8 @@ def _finish(
     record = record_of(step, treatment, [tally])
     rows = torch.tensor(tally.xi or (1.0,), dtype=torch.float64).float().unsqueeze(1)
     factors = LowRank(
-        _cast(up * rows, dtype, step),
-        _cast(down[0] @ down[1], dtype, step).reshape(-1, *step.spec.shape[1:]),
+        cast_once(up * rows, dtype, step.spec.name),
+        cast_once(down[0] @ down[1], dtype, step.spec.name).reshape(-1, *step.spec.shape[1:]),
         1.0,
     )
     found = ModuleRecord(
@@ -230,13 +230,13 @@ def _piece(matrix: Tensor) -> Piece:
     return Piece(0, matrix.numel(), tuple(matrix.shape), UNIT)
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype, step: Step) -> Tensor:
-    """The one cast; NonFiniteError where a factor is too large for the output's format."""
+def cast_once(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """The one cast; NonFiniteError where a value is too large for the output's format."""
     cast = tensor.to(dtype).contiguous()
     if not bool(cast.isfinite().all()):
         raise NonFiniteError(
             f"a value is too large for {str(dtype).removeprefix('torch.')}",
-            tensor=step.spec.name,
+            tensor=name,
             source="the result",
             remedy="write --dtype float32 or bfloat16, or merge with smaller weights"
             if bool(tensor.isfinite().all())

@@ -31,6 +31,17 @@ def open_adapter(path: str | Path) -> Adapter:
     the models of a diffusion pipeline. What the format is, keys and header tell, never the file's
     name. AdapterError, with the key and the remedy, for anything that is no sound adapter.
     """
+    found = _opened(path)
+    for name in (*found.modules, *found.whole):
+        if not name.isprintable():
+            raise AdapterError(
+                "a name with control characters", source=found.source, tensor=repr(name)[1:-1],
+                remedy="do not use this file: nothing that trains adapters writes such names",
+            )  # fmt: skip
+    return found
+
+
+def _opened(path: str | Path) -> StoredAdapter:
     place = Path(path)
     if not str(path) or not place.is_dir():
         return _open_file(path)

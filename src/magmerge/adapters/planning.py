@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from magmerge import dtypes
-from magmerge.adapters.checking import check_calibrators, check_exact
+from magmerge.adapters.checking import check_calibrators, check_exact, check_names
 from magmerge.adapters.merging import always_in_factors, bytes_of_module, stated_dtype
 from magmerge.adapters.union import AdapterUnion, union_of
 from magmerge.binding import bind
@@ -25,6 +25,7 @@ def plan_adapters(recipe: Recipe, sources: Sources, *, threads: int, memory: str
     union, output = union_of(sources), recipe.adapter or AdapterOutput()
     check_exact(recipe, output)
     check_calibrators(recipe)
+    check_names(recipe, sources)
     bound, limit = bind(recipe), dtypes.parse_size(memory)
     factored = always_in_factors(bound.method, bound.keywords)
     # Where nothing is merged in full pieces, these need no memory.
@@ -34,14 +35,16 @@ def plan_adapters(recipe: Recipe, sources: Sources, *, threads: int, memory: str
     )
     needs = []
     width = dtypes.width(stated_dtype(union, recipe.dtype))
-    disk = 0
+    replaced = _replaced_sizes(recipe, union)
+    disk = width * sum(replaced)
     for name, spec in union.modules.items():
         ranks = [one.modules[name].rank for one in union.adapters if name in one.modules]
         needs.append((bytes_of_module(spec, ranks, factored=factored), name))
         rank = _most_rank(output, ranks, spec.shape)
         disk += width * rank * (spec.shape[0] + _features(spec.shape))
     largest, worst = max(needs)
-    taken = OVERHEAD + disk
+    # A replaced tensor is averaged in float32, beside one that is read.
+    taken = OVERHEAD + disk + 8 * max(replaced, default=0)
     if taken + largest > limit:
         raise ParameterError(
             f"{dtypes.spoken_size(limit)} of memory are too little: merging {worst} takes "
@@ -60,6 +63,12 @@ def plan_adapters(recipe: Recipe, sources: Sources, *, threads: int, memory: str
         memory=taken + min(room, together),
         room=room,
     )
+
+
+def _replaced_sizes(recipe: Recipe, union: AdapterUnion) -> list[int]:
+    """Entries of each tensor that adapters replace as a whole."""
+    shapes = {name: spec.shape for one in union.adapters for name, spec in one.whole.items()}
+    return [math.prod(s) for name, s in shapes.items() if not matches(name, recipe.ignore)]
 
 
 def _of_modules(recipe: Recipe, union: AdapterUnion) -> Recipe:

@@ -17,7 +17,7 @@ from magmerge.adapters.nouns import Content, Encoded, Naming
 from magmerge.checkpoints.layout import lay_out
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
 from magmerge.checkpoints.staging import Staging, sync_folder
-from magmerge.checkpoints.target import check_space, check_target
+from magmerge.checkpoints.target import check_siblings, check_space, check_target
 from magmerge.checkpoints.writer import DiskErrors
 from magmerge.errors import OutputError
 from magmerge.types import Step, TensorSpec
@@ -106,6 +106,7 @@ def adapter_target(
     files += [file.parent for file in files]
     check_target(target, files, single=naming != FOLDER, overwrite=overwrite)
     siblings = [target.parent / f"{target.stem}.{name}" for name in beside]
+    check_siblings(siblings if naming != FOLDER else [])
     taken = next((file for file in siblings if file.exists()), None)
     if taken is not None and naming != FOLDER and not overwrite:
         raise OutputError(

@@ -45,6 +45,15 @@ def asked_output(rank: object, energy: object, naming: object) -> AdapterOutput 
     return AdapterOutput(rank=rank, energy=held, naming=named)  # type: ignore[arg-type]
 
 
+def refuse_donor(donor: object) -> None:
+    """ParameterError for a donor of config and tokenizer, which an adapter has not."""
+    if donor is not None:
+        raise ParameterError(
+            "an adapter takes no config and tokenizer from a donor",
+            remedy="drop --donor (donor=), or merge into a whole model with --base (base=)",
+        )
+
+
 def check_naming(naming: object) -> Naming:
     """The naming of this name; UnknownNameError with a suggestion if there is none."""
     known = get_args(Naming)

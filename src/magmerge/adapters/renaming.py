@@ -87,7 +87,8 @@ def _check(assembly: Assembly, adapter: Adapter, naming: Naming) -> None:
             f"{len(faults)} of its modules or tensors have no place under the naming {naming}:"
             f"{listing}",
             source=adapter.source,
-            remedy="keep the adapter's own naming",
+            remedy="drop --format (naming=) to keep the adapter's own, or leave these out "
+            "with --ignore (ignore=)",
         )
 
 

@@ -15,6 +15,8 @@ from magmerge.models import Checkpoint
 
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
+REPEATS, LONGEST = 2, 300
+"""How many repetitions a file's pattern may have, and how long a name it is then tried on."""
 _FACTOR = re.compile(
     r"^(?P<module>.+)\.lora_(?:embedding_)?(?P<factor>[AB])(?:\.default)?(?:\.weight)?$"
 )
@@ -131,6 +133,12 @@ def _by_pattern(module: str, patterns: Any, default: Any) -> Any:
             remedy="restore alpha_pattern in adapter_config.json",
         )
     for pattern, value in (patterns or {}).items():
+        if _is_endless(str(pattern), module):
+            raise AdapterError(
+                f"the pattern {str(pattern)[:80]!r} could take for ever to match",
+                source=CONFIG,
+                remedy="write plain module names in alpha_pattern and rank_pattern",
+            )
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value
@@ -141,3 +149,10 @@ def _by_pattern(module: str, patterns: Any, default: Any) -> Any:
                 remedy="restore alpha_pattern in adapter_config.json",
             ) from error
     return default
+
+
+def _is_endless(pattern: str, module: str) -> bool:
+    """Whether a file's own pattern may need more than some million steps on this name."""
+    repeats = len(re.findall(r"[*+{]", pattern))
+    groups = re.search(r"\)[*+{?]|\\[0-9]", pattern) is not None
+    return groups or repeats > REPEATS or (repeats > 0 and len(module) > LONGEST)

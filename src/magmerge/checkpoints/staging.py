@@ -7,13 +7,15 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from magmerge.checkpoints.target import check_free
 from magmerge.errors import OutputError
 
 LOCK = ".lock"
+BESIDE = ("magmerge.json", "report.html")
+"""Files beside a single one, after its name: its provenance, and a calibration's report."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
@@ -58,8 +60,10 @@ class Staging:
         """Give the finished files their final names: first `siblings` of a single file, then it."""
         check_free(self.target, overwrite=self.overwrite)
         if self.single:
-            for name in (*siblings, self.target.name):
+            named = (*siblings, self.target.name)
+            for name in named:
                 os.replace(self.folder / name, self.target.parent / name)
+            self._retire(named)
             sync_folder(self.target.parent)
             self._abandon()
             return
@@ -71,6 +75,12 @@ class Staging:
         (self.target / LOCK).unlink()
         sync_folder(self.target.parent)
         self._release()
+
+    def _retire(self, named: Collection[str]) -> None:
+        """Remove what a result that was replaced had beside it, and this one has not."""
+        for name in (f"{self.target.stem}.{beside}" for beside in BESIDE):
+            if self.overwrite and name not in named:
+                (self.target.parent / name).unlink(missing_ok=True)
 
     def _replace(self) -> None:
         """Exchange the folders in one step where the system can, else in two."""

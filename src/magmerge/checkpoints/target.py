@@ -48,6 +48,17 @@ def check_target(target: Path, inputs: Iterable[Path], *, single: bool, overwrit
         ) from error
 
 
+def check_siblings(files: Iterable[Path]) -> None:
+    """OutputError where a folder stands in the place of a file that belongs beside a single one."""
+    for file in files:
+        if file.is_dir():
+            raise OutputError(
+                "it is a folder, and the result needs a file there",
+                source=file,
+                remedy="move it away, or choose another output",
+            )
+
+
 def check_free(target: Path, *, overwrite: bool) -> None:
     """OutputError if something is at `target` that is not to be replaced."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):

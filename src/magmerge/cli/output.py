@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.text import Text
 
 from magmerge.errors import MagmergeError, MagmergeWarning
-from magmerge.report.tables import plain
+from magmerge.report.tables import paragraph, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,13 +66,13 @@ def print_error(error: MagmergeError, *, as_json: bool) -> None:
     if as_json:
         show_json({"error": error.as_dict()})
         return
-    _say(plain("error: ", "bold red") + plain(str(error)))
+    _say(plain("error: ", "bold red") + paragraph(str(error)))
 
 
 def print_warning(message: Warning | str, category: type[Warning]) -> None:
     """One line for a warning of magmerge's own; those of other libraries are not for users."""
     if issubclass(category, MagmergeWarning):
-        _say(plain("warning: ", "bold yellow") + plain(str(message)))
+        _say(plain("warning: ", "bold yellow") + paragraph(str(message)))
 
 
 def _say(text: Text) -> None:

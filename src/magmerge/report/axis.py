@@ -20,6 +20,8 @@ BLOCK = re.compile(r"(?s)(.*?)(?:^|[._])([0-9]{1,9})(?=[._]|$)")
 LETTER = 7.2
 """Pixels that a letter of a label takes at most, on average."""
 LONGEST = 18
+SHARED = 0.9
+"""Part of the numbered layers that what the numbers count must be common to."""
 LABELS = 7
 """Most labels of the factors."""
 EVENLY = 6.5
@@ -63,7 +65,7 @@ def common_stem(modules: Sequence[Module]) -> str | None:
     """What the numbers below a plot count, encoder.layer for example; None if nothing in common."""
     numbered = [found for module in modules if (found := BLOCK.match(module.name))]
     stem, count = Counter(one[1] for one in numbered).most_common(1)[0] if numbered else ("", 0)
-    return stem if stem and 2 * count > len(modules) else None
+    return stem if stem and count > SHARED * len(numbered) and 2 * count > len(modules) else None
 
 
 def draw_layers(axes: Axes, modules: Sequence[Module], width: float) -> None:

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from magmerge.errors import CheckpointError, MissingExtraError, printable
+from magmerge.errors import CheckpointError, MissingExtraError, printable_lines
 from magmerge.report import plots, wording
 from magmerge.report.account import FILE, Account, LayerAccount, Module, modules_of, read_account
 from magmerge.report.accuracy import score_tables
@@ -147,9 +147,8 @@ def _template() -> Template:
 
     def shown(value: Any) -> Any:
         """Text without control characters: names inside files may be hostile."""
-        return (
-            printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-        )
+        bare = isinstance(value, str) and not isinstance(value, Markup)
+        return printable_lines(value) if bare else value
 
     environment = Environment(
         autoescape=True,

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from magmerge.dtypes import spoken_size, torch_name
-from magmerge.errors import printable
+from magmerge.errors import printable, printable_lines
 
 if TYPE_CHECKING:
     from magmerge.inspection import CheckpointInfo, TensorDifference
@@ -34,6 +34,11 @@ NAMED = 3
 def plain(text: str, style: str = "") -> Text:
     """Text without markup and control characters."""
     return Text(printable(text), style=style, overflow="fold")
+
+
+def paragraph(text: str, style: str = "") -> Text:
+    """The same in several lines."""
+    return Text(printable_lines(text), style=style, overflow="fold")
 
 
 def table(title: str, *columns: str, numbers: Iterable[str] = ()) -> Table:
@@ -85,7 +90,7 @@ def plan_summary(plan: Plan) -> Text:
     lines += choice_lines(plan.choices)
     if plan.copied:
         lines.append(f"copied beside them: {', '.join(plan.copied)}")
-    return plain("\n".join(lines))
+    return paragraph("\n".join(lines))
 
 
 def choice_lines(choices: Sequence[Choice]) -> list[str]:
@@ -130,7 +135,9 @@ def records_summary(plan: Plan, records: Sequence[LayerRecord], *, merged: bool)
     noun = "tensors" if plan.shards else "modules"
     parts = [f"{len(records)} {noun} merged"] if merged else []
     parts += [f"{len(calibrated)} calibrated"] if calibrated else []
-    parts += [f"{carried} carried over unchanged"] if carried else []
+    parts += [f"{carried} {'carried over unchanged' if plan.shards else 'left out'}"] * bool(
+        carried
+    )
     text = ", ".join(parts)
     noted = [record for record in records if record.notes]
     if noted:
@@ -184,7 +191,7 @@ def catalog_table(entries: Sequence[Mapping[str, Any]], kind: str) -> Table:
             continue
         names = ", ".join([entry["name"], *entry["aliases"]])
         parameters = "\n".join(f"{p['name']}={p['default']}" for p in entry["parameters"])
-        summary = plain(entry["summary"]) + plain(f"\ntakes {entry['takes']}", "dim")
+        summary = plain(entry["summary"]) + paragraph(f"\ntakes {entry['takes']}", "dim")
         made.add_row(plain(names, "bold"), plain(parameters), summary, plain(entry["source"]))
         made.add_row()
     return made

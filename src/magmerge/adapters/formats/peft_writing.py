@@ -96,9 +96,11 @@ def _config(content: Content, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _saved(content: Content, given: Mapping[str, Any]) -> list[str] | None:
-    """The input's modules_to_save, and the modules of replaced tensors that these leave out."""
+    """The input's modules_to_save that are here, and the modules that these leave out."""
     before = given.get("modules_to_save")
-    saved = [str(name) for name in before] if isinstance(before, list | tuple) else []
+    asked = [str(name) for name in before] if isinstance(before, list | tuple) else []
+    paths = [name.rpartition(".")[0] for name in content.whole]
+    saved = [name for name in asked if any(_covers([name], path) for path in paths)]
     for name in content.whole:
         path = name.rpartition(".")[0]
         bias = given.get("bias", "none") != "none" and name.endswith(".bias")
