@@ -131,7 +131,7 @@ def test_a_filter_that_takes_nothing_is_a_fault(
     items = [{"filter": "mlp", "value": 0.1}, {"filter": wanted, "value": 0.2}]
     with pytest.raises(StructureError, match=message) as caught:
         magmerge.plan(base=base, experts=experts, params={"lambda": items})
-    assert "`magmerge inspect` lists the names" in caught.value.remedy
+    assert "`magmerge plan` lists the names" in caught.value.remedy
 
 
 def test_tied_tensors_have_one_value() -> None:

@@ -35,9 +35,9 @@ REMEDIES = {
     " is not in ": _ARCHITECTURE,
     " has shape ": _ARCHITECTURE,
     "matches no tensor": "patterns match whole names: '*.bias', 'lm_head.*'; "
-    "`magmerge inspect` lists the names",
+    "`magmerge plan` lists the names",
     "the filter ": "a filter is a part of a name, a pattern with * for a whole name, or a part of "
-    "a diffusion model's single file (unet, vae, ...); `magmerge inspect` lists the names",
+    "a diffusion model's single file (unet, vae, ...); `magmerge plan` lists the names",
     "which share their memory": "give both names the same value",
     "shares its memory": "ignore both names, or neither",
     "cannot be a tensor's name": "rename that tensor",

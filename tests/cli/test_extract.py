@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import magmerge
-from tests.adapters.test_extraction import LAYERS, changed, near
+from tests.adapters.changes import LAYERS, changed, near
 from tests.cli import test_cli
 from tests.conftest import State
 
