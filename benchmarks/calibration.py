@@ -22,7 +22,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ METHODS = ("average", "task_arithmetic", "ties", "dare", "tsv_m", "iso_c", "iso_
 FACTORS = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 SEEDS = 5
 ALPHA = 10
+DRAWN = ("fsc 1", "fsc 8", "dsc 8", "global", "shuffled", "fsc 8 list", "dsc 8 list")
 State = Mapping[str, Any]
 
 
@@ -164,10 +165,10 @@ def main() -> None:
 
 
 def measure_suite(name: str, bench: Bench, methods: list[str]) -> None:
-    """All methods of one suite; what is done is written after each."""
+    """All methods of one suite; what is done is written after each draw of samples."""
     path = RESULTS / f"calibration-{name}.json"
     found = json.loads(path.read_text()) if path.exists() else {"suite": name, "methods": {}}
-    found |= {"dtype": bench.dtype or "float32", "seeds": len(bench.seeds)}
+    found["dtype"] = bench.dtype or "float32"
     bench.sensitive = tuple(found.get("sensitive") or bench.most_sensitive())
     found["sensitive"] = list(bench.sensitive)
     if "base" not in found:
@@ -175,18 +176,16 @@ def measure_suite(name: str, bench: Bench, methods: list[str]) -> None:
         found["experts"] = expert_scores(bench)
         found["rows"] = test_rows(bench)
     for method in methods:
-        about, start = found["methods"].get(method), time.monotonic()
-        if about is None:
-            found["methods"][method] = measure(bench, method)
-            found["methods"][method]["seconds"] = round(time.monotonic() - start)
-        elif "wsc list" not in about["scores"]:
-            about["scores"] |= listed(bench, merged(bench, method))
-        else:
-            continue
+        start = time.monotonic()
+        for about in measured(bench, method, found["methods"].get(method, {"scores": {}})):
+            found["methods"][method] = about
+            whole = [m for m in found["methods"].values() if "dsc 8 list" in m["scores"]]
+            found["seeds"] = min((len(m["scores"]["dsc 8 list"]) for m in whole), default=0)
+            RESULTS.mkdir(exist_ok=True)
+            path.write_text(json.dumps(found, indent=1) + "\n")
+            if len(whole) == len(found["methods"]):
+                path.with_suffix(".md").write_text(markdown(found))
         print(name, method, round(time.monotonic() - start), "s", flush=True)
-        RESULTS.mkdir(exist_ok=True)
-        path.write_text(json.dumps(found, indent=1) + "\n")
-        path.with_suffix(".md").write_text(markdown(found))
     print(markdown(found))
 
 
@@ -207,33 +206,52 @@ def test_rows(bench: Bench) -> dict[str, int]:
     return {one.task: one.count for one in scores.tasks}
 
 
-def measure(bench: Bench, method: str) -> dict[str, Any]:
-    """All variants of one merge: a list of scores by task, one for each seed."""
+def measured(bench: Bench, method: str, about: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """All variants of one merge, after each step: a list of scores by task, one for each draw."""
+    scores = about["scores"]
+    if all(len(scores.get(name, [])) >= len(bench.seeds) for name in DRAWN):
+        return
     origin, plain = read_all(bench.base), merged(bench, method)
-    best = max(FACTORS, key=lambda factor: goodness(bench, scaled(origin, plain, factor)))
-    wsc = bench.calibrated(plain, "wsc")
-    found: dict[str, Any] = {
-        "none": [bench.scores(plain)],
-        "tuned": [bench.scores(scaled(origin, plain, best))],
-        "wsc": [bench.scores(wsc.state_dict())],
-    }
-    once, eight, dsc = (
-        [bench.sampled(plain, kind, samples, seed) for seed in bench.seeds]
-        for kind, samples in (("fsc", 1), ("fsc", 8), ("dsc", 8))
-    )
-    for name, results in (("fsc 1", once), ("fsc 8", eight), ("dsc 8", dsc)):
-        found[name] = [bench.scores(result.state_dict()) for result in results]
-    found |= listed(bench, plain)
-    found["global"], found["shuffled"] = controls(bench, origin, plain, eight)
-    means = {"wsc": [wsc], "fsc 1": once, "fsc 8": eight, "dsc 8": dsc}
-    return {
-        "scores": found,
-        "tuned factor": best,
-        "mean xi": {name: statistics.mean(map(mean_xi, some)) for name, some in means.items()},
-        "mean xi without the gate": {
-            name: statistics.mean(map(mean_free, some)) for name, some in means.items()
-        },
-    }
+    if "tuned factor" not in about:
+        best = max(FACTORS, key=lambda factor: goodness(bench, scaled(origin, plain, factor)))
+        about["tuned factor"], about["mean xi"], about["mean xi without the gate"] = best, {}, {}
+        scores["none"] = [bench.scores(plain)]
+        scores["tuned"] = [bench.scores(scaled(origin, plain, best))]
+        note(bench, about, "wsc", bench.calibrated(plain, "wsc"))
+    if "wsc list" not in scores:
+        listed = bench.calibrated(plain, "wsc", sensitive=bench.sensitive)
+        scores["wsc list"] = [bench.scores(listed.state_dict())]
+        yield about
+    for seed in bench.seeds:
+        draw(bench, about, origin, plain, seed)
+        yield about
+
+
+def draw(bench: Bench, about: dict[str, Any], origin: State, plain: State, seed: int) -> None:
+    """Every variant that needs samples, from one draw of them; what is there is kept."""
+    scores, kept = about["scores"], {"sensitive": bench.sensitive}
+    missing = [name for name in DRAWN if len(scores.setdefault(name, [])) <= seed]
+    for name in ("fsc 1", "fsc 8", "dsc 8"):
+        if name in missing:
+            kind, samples = name.split()
+            found = bench.sampled(plain, kind, int(samples), seed)
+            note(bench, about, name, found)
+            if name == "fsc 8":
+                scores["global"].append(bench.scores(everywhere(origin, plain, found)))
+                scores["shuffled"].append(bench.scores(elsewhere(origin, plain, found, seed)))
+    for name in ("fsc 8 list", "dsc 8 list"):
+        if name in missing:
+            found = bench.sampled(plain, name.split()[0], 8, seed, **kept)
+            scores[name].append(bench.scores(found.state_dict()))
+
+
+def note(bench: Bench, about: dict[str, Any], name: str, found: magmerge.Result) -> None:
+    """A draw's scores beside the earlier ones, and its factors in their means."""
+    scores = about["scores"].setdefault(name, [])
+    for means, mean in (("mean xi", mean_xi), ("mean xi without the gate", mean_free)):
+        sofar = about[means].get(name, 0.0) * len(scores)
+        about[means][name] = (sofar + mean(found)) / (len(scores) + 1)
+    scores.append(bench.scores(found.state_dict()))
 
 
 def merged(bench: Bench, method: str) -> State:
@@ -243,32 +261,19 @@ def merged(bench: Bench, method: str) -> State:
     ).state_dict()
 
 
-def listed(bench: Bench, plain: State) -> dict[str, list[dict[str, float]]]:
-    """The calibrators with a list of sensitive layers."""
-    kept = {"sensitive": bench.sensitive}
-    return {
-        "wsc list": [bench.scores(bench.calibrated(plain, "wsc", **kept).state_dict())],
-        **{
-            f"{kind} 8 list": [
-                bench.scores(bench.sampled(plain, kind, 8, seed, **kept).state_dict())
-                for seed in bench.seeds
-            ]
-            for kind in ("fsc", "dsc")
-        },
-    }
+def factors_of(result: magmerge.Result) -> dict[str, float]:
+    """The factor of each calibrated layer."""
+    return {r.name: r.xi for r in result.records if r.calibrated_by}
 
 
-def controls(
-    bench: Bench, origin: State, plain: State, results: list[magmerge.Result]
-) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    """One factor for all layers, and the layers' factors at other layers."""
-    one, other = [], []
-    for seed, result in enumerate(results):
-        factors = {r.name: r.xi for r in result.records if r.calibrated_by}
-        mean = dict.fromkeys(factors, mean_xi(result))
-        one.append(bench.scores(scaled_by_layer(origin, plain, mean)))
-        other.append(bench.scores(scaled_by_layer(origin, plain, shuffle(factors, seed))))
-    return one, other
+def everywhere(origin: State, plain: State, result: magmerge.Result) -> State:
+    """The control with one factor for all layers: their mean."""
+    return scaled_by_layer(origin, plain, dict.fromkeys(factors_of(result), mean_xi(result)))
+
+
+def elsewhere(origin: State, plain: State, result: magmerge.Result, seed: int) -> State:
+    """The control with the layers' factors at other layers."""
+    return scaled_by_layer(origin, plain, shuffle(factors_of(result), seed))
 
 
 def goodness(bench: Bench, state: State) -> float:
