@@ -8,7 +8,7 @@ BIN := .venv/bin
 demo: .venv/demo-installed
 	$(BIN)/magmerge demo magmerge-demo --yes
 
-test: .venv/dev-installed
+test: .venv/dev-installed .venv/clip-installed
 	$(BIN)/python -m pytest
 
 check: .venv/dev-installed
@@ -25,6 +25,12 @@ clean:
 
 .venv/demo-installed: .venv/created pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[demo]'
+	touch $@
+
+# The model classes that tests compare with. Apart from the rest: torchvision's operators are built
+# for CUDA, and transformers fails where it finds torchvision without them.
+.venv/clip-installed: .venv/created tests/clip-classes.txt
+	$(BIN)/pip install --quiet --no-deps --upgrade --target .venv/clip -r tests/clip-classes.txt
 	touch $@
 
 .venv/dev-installed: .venv/demo-installed

@@ -1,9 +1,10 @@
 """magmerge merges fine-tuned neural networks, then calibrates the magnitude of the change.
 
 The front door: `merge`, `calibrate`, `plan`, `convert`, `extract`, `inspect`, `diff`,
-`sensitivity`, `evaluate`, `write_report`, `catalog`, `demo`, `Recipe`, `open_checkpoint`,
-`method`, `calibrator`, `register_method`, `register_calibrator`. Each name is loaded at its first
-use, so that importing magmerge does not import torch.
+`sensitivity`, `evaluate`, `suite`, `named_suites`, `write_report`,
+`catalog`, `demo`, `Recipe`, `open_checkpoint`, `method`, `calibrator`, `register_method`,
+`register_calibrator`. Each name is loaded at its first use, so that importing magmerge does not
+import torch.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from magmerge.version import __version__
 
 if TYPE_CHECKING:
-    from magmerge.adapters.converting import convert
     from magmerge.adapters.extraction import extract
     from magmerge.catalogue import calibrator, catalog, method
     from magmerge.checkpoints import open_checkpoint
+    from magmerge.converting import convert
     from magmerge.demonstration import demo
     from magmerge.errors import MagmergeError, MagmergeWarning
     from magmerge.evaluation import evaluate
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from magmerge.report.writing import write_report
     from magmerge.result import Result
     from magmerge.sensing import Sensitivity, sensitivity
+    from magmerge.suites import named_suites, suite
 
 _HOMES = {
     "MagmergeError": "errors",
@@ -37,7 +39,7 @@ _HOMES = {
     "calibrate": "pipeline",
     "calibrator": "catalogue",
     "catalog": "catalogue",
-    "convert": "adapters.converting",
+    "convert": "converting",
     "demo": "demonstration",
     "diff": "inspection",
     "evaluate": "evaluation",
@@ -45,12 +47,14 @@ _HOMES = {
     "inspect": "inspection",
     "merge": "pipeline",
     "method": "catalogue",
+    "named_suites": "suites",
     "open_checkpoint": "checkpoints",
     "plan": "pipeline",
     "register_calibrator": "registry",
     "register_method": "registry",
     "Sensitivity": "sensing",
     "sensitivity": "sensing",
+    "suite": "suites",
     "write_report": "report.writing",
 }
 
@@ -72,11 +76,13 @@ __all__ = [
     "inspect",
     "merge",
     "method",
+    "named_suites",
     "open_checkpoint",
     "plan",
     "register_calibrator",
     "register_method",
     "sensitivity",
+    "suite",
     "write_report",
 ]
 

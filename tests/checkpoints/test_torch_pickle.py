@@ -56,10 +56,17 @@ def test_a_plain_pickle_is_refused_unread(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-def test_a_whole_pickled_module_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    torch.save(torch.nn.Linear(2, 2), tmp_path / "m.pt")
-    with pytest.raises(CheckpointError, match="state_dict"):
-        magmerge.open_checkpoint(tmp_path / "m.pt")
+def test_a_whole_pickled_module_is_read_by_every_verb(tmp_path: Path) -> None:
+    modules = [torch.nn.Linear(2, 2) for _ in range(3)]
+    for number, module in enumerate(modules):
+        torch.save(module, tmp_path / f"m{number}.pt")
+    files = [tmp_path / f"m{number}.pt" for number in range(3)]
+    checkpoint = magmerge.open_checkpoint(files[0])
+    assert checkpoint.read("weight").equal(modules[0].weight)
+    merged = magmerge.merge(base=files[0], experts=files[1:], method="average").state_dict()
+    wanted = (modules[1].bias + modules[2].bias) / 2
+    assert torch.allclose(merged["bias"], wanted.detach())
+    assert [one.name for one in magmerge.inspect(files[0]).tensors] == ["weight", "bias"]
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"a": 1, "b": torch.ones(1)}, {}, "text"])

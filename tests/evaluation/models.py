@@ -103,3 +103,51 @@ def bert_suite(folder: Path, **more: Any) -> Path:
             "data": data,
         }
     return save_suite(folder, tasks, **more)
+
+
+def save_clip(folder: Path, seed: int = 0, *, layers: int = 3) -> Path:
+    """CLIP's vision tower with its projection and its image processor, for images of 12 x 12."""
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+    )
+
+    torch.manual_seed(seed)
+    config = CLIPVisionConfig(
+        hidden_size=WIDTH, intermediate_size=24, num_hidden_layers=layers, num_attention_heads=2,
+        image_size=12, patch_size=6, projection_dim=8, initializer_range=0.5,
+    )  # fmt: skip
+    CLIPVisionModelWithProjection(config).save_pretrained(folder)
+    size = {"shortest_edge": 12}
+    CLIPImageProcessor(size=size, crop_size={"height": 12, "width": 12}).save_pretrained(folder)
+    return folder
+
+
+def save_images(folder: Path, count: int, classes: int = 3, seed: int = 0) -> Path:
+    """JPEG images of noise in a folder for each class."""
+    import numpy as np
+    from PIL import Image
+
+    generator = np.random.default_rng(seed)
+    for number in range(count):
+        place = folder / f"class{number % classes}"
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (14, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"{number:04}.jpg")
+    return folder
+
+
+def clip_suite(folder: Path, count: int = 70) -> Path:
+    """Two image tasks on a CLIP vision tower, with heads on its projected embeddings."""
+    save_clip(folder / "base")
+    tasks = {}
+    for number, name in enumerate(("one", "two")):
+        save_images(folder / "images" / name, count, seed=number)
+        head = folder / "heads" / f"{name}.safetensors"
+        head.parent.mkdir(exist_ok=True)
+        torch.manual_seed(number)
+        save_file({"weight": torch.randn(3, 8)}, head)
+        tasks[name] = {"data": f"images/{name}", "head": f"heads/{name}.safetensors"}
+    model = {"class": "CLIPVisionModelWithProjection", "features": "embeds"}
+    return save_suite(folder, tasks, model=model)

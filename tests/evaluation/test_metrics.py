@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn.metrics import f1_score, matthews_corrcoef
 
@@ -90,3 +92,38 @@ def test_resamples_are_uniform() -> None:
     rows = torch.cat(list(intervals.resampled(10)))
     shares = torch.bincount(rows.flatten(), minlength=10) / rows.numel()
     assert torch.allclose(shares, torch.full((10,), 0.1), atol=0.01)
+
+
+@settings(deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(-4, 4), st.floats(-10, 10).map(lambda value: round(value, 1))),
+        min_size=2,
+        max_size=30,
+    )
+)
+def test_correlations_are_those_of_scipy(rows: list[tuple[int, float]]) -> None:
+    from scipy.stats import pearsonr, spearmanr
+
+    labels, predictions = torch.tensor(rows, dtype=torch.float64).T
+    pairs = ((metrics.pearson, pearsonr), (metrics.spearman, spearmanr))
+    for ours, theirs in pairs:
+        found = float(ours(labels, predictions))
+        if len(labels.unique()) == 1 or len(predictions.unique()) == 1:
+            assert found == 0
+        else:
+            assert found == pytest.approx(float(theirs(labels, predictions)[0]), abs=1e-9)
+        many = ours(torch.stack([labels, -labels]), torch.stack([predictions, predictions]))
+        assert many.tolist() == pytest.approx([found, -found], abs=1e-12)
+
+
+def test_the_interval_of_a_correlation_holds_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randn(200, generator=generator, dtype=torch.float64)
+    predictions = labels + torch.randn(200, generator=generator, dtype=torch.float64)
+    low, high = intervals.of_values(metrics.pearson, labels, predictions)
+    # Fisher's interval, which is right for normal variables.
+    score = float(metrics.pearson(labels, predictions))
+    middle, half = math.atanh(score), 1.96 / math.sqrt(197)
+    assert low == pytest.approx(math.tanh(middle - half), abs=0.04)
+    assert high == pytest.approx(math.tanh(middle + half), abs=0.04)

@@ -93,7 +93,7 @@ def test_one_opened_suite_reads_and_builds_once(
 ) -> None:
     opened = open_suite(suite)
     first = opened.evaluate(suite.parent / "base")
-    monkeypatch.setattr(weights, "build_model", lambda *_, **__: pytest.fail("built anew"))
+    monkeypatch.setattr(weights, "bare_model", lambda *_, **__: pytest.fail("built anew"))
     monkeypatch.setattr("magmerge.evaluation.suite.prepare_task", lambda *_: pytest.fail("read"))
     opened.evaluate(suite.parent / "expert")
     again = opened.evaluate(suite.parent / "base")

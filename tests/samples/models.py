@@ -23,7 +23,9 @@ def save_tokenizer(folder: Path, *, causal: bool = False, limit: int | None = No
         named = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     else:
         made.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
         )
         named = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]"}
         named["sep_token"] = "[SEP]"

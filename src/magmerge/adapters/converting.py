@@ -1,4 +1,4 @@
-"""convert(): an adapter from one naming to another, with every task vector kept."""
+"""An adapter from one naming to another, with every task vector kept."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from magmerge.adapters.renaming import rename_content
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What was converted: where it is now, from which naming to which, how many modules."""
+    """What adapter was converted: where it is now, from which naming to which, how many modules."""
 
     path: Path
     source: str
@@ -27,7 +27,7 @@ class Conversion:
     modules: int
 
 
-def convert(
+def convert_adapter(
     adapter: str | Path,
     out: str | Path,
     *,

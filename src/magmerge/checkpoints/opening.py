@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 else:
     Model: TypeAlias = Any
 
-TORCH_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt"})
+TORCH_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 NAMES = ("model", "diffusion_pytorch_model", "adapter_model", "pytorch_model")
 
 
@@ -137,7 +137,7 @@ def _open_path(path: Path) -> Checkpoint:
     raise CheckpointError(
         "no known kind of checkpoint",
         source=path,
-        remedy="magmerge reads .safetensors, and torch files named .bin, .pt, .pth or .ckpt",
+        remedy="magmerge reads .safetensors, and torch files named .bin, .pt, .pth, .ckpt or .pkl",
     )
 
 

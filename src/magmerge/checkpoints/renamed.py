@@ -1,4 +1,4 @@
-"""A model whose tensors have one leading part more or less in their names than the base's."""
+"""A model whose tensors have other names than the base's: a wrapper's, or another family's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from magmerge.clip_names import aligned
 from magmerge.models import Checkpoint
 from magmerge.types import Kind, TensorSpec
 
@@ -60,7 +61,8 @@ def align(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
     """`checkpoint` under the base's names, where one of them wraps the model once more.
 
     A classifier's bert.encoder... becomes the bare encoder's encoder..., or the other way round,
-    if that matches more of the base's names than the names as they are. Other names stay.
+    if that matches more of the base's names than the names as they are. So does a CLIP model of
+    another family of names. Other names stay.
     """
     best, matched = checkpoint, len(set(checkpoint.specs) & set(base.specs))
     for wrapper in sorted({name.partition(".")[0] for name in (*checkpoint.specs, *base.specs)}):
@@ -71,6 +73,10 @@ def align(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
             hits = len(set(names) & set(base.specs))
             if len(names) == len(renamed) and hits > matched:
                 best, matched = RenamedCheckpoint(checkpoint, names), hits
+    if matched < len(base.specs):
+        clip = aligned(checkpoint, base.specs)
+        if clip is not None and len(set(clip.specs) & set(base.specs)) > matched:
+            return clip
     return best
 
 

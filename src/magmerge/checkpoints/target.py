@@ -16,7 +16,7 @@ OWN = "magmerge.json"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 PART = re.compile(r"\d+_\w+")
 """Subfolders of sentence encoders, which belong to a model."""
-UNWRITTEN = frozenset({".bin", ".pt", ".pth", ".ckpt", ".gguf"})
+UNWRITTEN = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf"})
 RESERVE = 16 << 20
 """Bytes left free on the disk beside the result's own."""
 

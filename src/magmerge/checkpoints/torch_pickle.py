@@ -1,87 +1,89 @@
-"""torch files (.bin, .pt, .pth): tensors only, never anything that would run code."""
+"""torch files (.bin, .pt, .pth): their tensors, and never anything that would run code."""
 
 from __future__ import annotations
 
-import pickle
-import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from magmerge.checkpoints.memory import MemoryCheckpoint
+from magmerge.checkpoints.pickled.collecting import collect
+from magmerge.checkpoints.pickled.reading import read
+from magmerge.checkpoints.pickled.realising import Realiser
+from magmerge.checkpoints.pickled.rebuilders import is_data
+from magmerge.checkpoints.pickled.refusals import RefusedError
 from magmerge.errors import CheckpointError
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-"""Keys under which training programs put the state of the model."""
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def open_torch(files: Iterable[Path], source: str, folder: Path | None = None) -> MemoryCheckpoint:
-    """The tensors of torch files, mapped lazily where the file's format allows it."""
-    files = tuple(files)
-    tensors: dict[str, Any] = {}
-    for file in files:
-        for name, tensor in load_tensors(file).items():
-            if name in tensors:
-                raise CheckpointError(
-                    "it is also in another file of this checkpoint",
-                    source=file,
-                    tensor=name,
-                    remedy="remove the file that does not belong to this checkpoint",
-                )
-            tensors[name] = tensor
-    return MemoryCheckpoint(tensors, source, folder=folder, files=files)
+@dataclass(frozen=True, slots=True)
+class TorchFile:
+    """The tensors of one file, what it holds in words, and the classes that were passed over.
+
+    `passed` counts how often the file names each class or function that no tensor came from.
+    """
+
+    tensors: Mapping[str, Tensor]
+    holds: str
+    passed: Mapping[str, int]
 
 
-def load_tensors(file: Path) -> dict[str, Any]:
-    """The state dictionary of one torch file; CheckpointError if it holds anything but tensors."""
-    content = _load(file)
-    if isinstance(content, Mapping):
-        inner = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
-        content = content[inner[0]] if inner else content
-    if not isinstance(content, Mapping):
-        raise _refusal(file, f"it holds a {type(content).__name__}, not a state dictionary")
-    return {str(name): tensor for name, tensor in _only_tensors(file, content)}
+class TorchCheckpoint(MemoryCheckpoint):
+    """The tensors of torch files. Those of zip and legacy files stay on the disk until they are
+    read.
+    """
+
+    def __init__(self, opened: Mapping[Path, TorchFile], source: str, folder: Path | None) -> None:
+        tensors: dict[str, Tensor] = {}
+        for file, one in opened.items():
+            for name, tensor in one.tensors.items():
+                if name in tensors:
+                    raise CheckpointError(
+                        "it is also in another file of this checkpoint",
+                        source=file,
+                        tensor=name,
+                        remedy="remove the file that does not belong to this checkpoint",
+                    )
+                tensors[name] = tensor
+        super().__init__(tensors, source, folder=folder, files=tuple(opened))
+        self.holds = ", ".join(dict.fromkeys(one.holds for one in opened.values()))
+        self.passed: Mapping[str, int] = MappingProxyType(
+            {name: count for one in opened.values() for name, count in one.passed.items()}
+        )
 
 
-def _only_tensors(file: Path, content: Mapping[Any, Any]) -> Iterable[tuple[Any, Any]]:
-    import torch
+def open_torch(files: Iterable[Path], source: str, folder: Path | None = None) -> TorchCheckpoint:
+    """The tensors of torch files, mapped lazily where the file's format allows it.
 
-    odd = [str(key) for key, value in content.items() if not isinstance(value, torch.Tensor)]
-    if odd or not content:
-        what = f"these keys hold no tensor: {', '.join(odd)}" if odd else "it is empty"
-        raise _refusal(file, what)
-    return content.items()
+    A file is a zip or legacy file of torch, or a plain pickle; it holds a state dictionary, a whole
+    module, or either under a key like "model". CheckpointError for anything else.
+    """
+    return TorchCheckpoint({file: load_file(file) for file in files}, source, folder)
 
 
-def _load(file: Path) -> Any:
-    import torch
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of one torch file by name, as state_dict() of the model in it would give them."""
+    return dict(load_file(file).tensors)
 
+
+def load_file(file: Path) -> TorchFile:
+    """One torch file; CheckpointError if it holds no model, or reading it would run code."""
     try:
-        try:
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            # Only files of the zip format can be mapped; the older format is read whole.
-            if "mmap" not in str(error):
-                raise
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise _refusal(file, f"reading it would run code: {_culprit(str(error))}") from error
-    except Exception as error:
-        raise _refusal(file, f"it cannot be read: {type(error).__name__}: {error}") from error
-
-
-def _culprit(message: str) -> str:
-    """The part of torch's long message that says what the file asks for."""
-    name = re.search(r"(?:global|GLOBAL|class|type)\W+(?:GLOBAL )?([\w.]+\.[\w.]+)", message)
-    found = re.search(r"WeightsUnpickler error: ([^\n]+)", message)
-    if name:
-        return name[1]
-    return found[1].partition("Please")[0].strip() if found else "it is no plain torch file"
-
-
-def _refusal(file: Path, problem: str) -> CheckpointError:
-    return CheckpointError(
-        f"refused: {problem}",
-        source=file,
-        remedy="save the model as safetensors, or its bare state_dict() with torch.save",
-    )
+        content = read(file)
+        found = collect(content.held)
+        realiser = Realiser()
+        tensors = {name: realiser.tensor(record) for name, record in found.tensors.items()}
+    except RefusedError as error:
+        raise CheckpointError(
+            f"refused: {error.problem}", source=file, remedy=error.remedy
+        ) from error
+    passed = {
+        name: count
+        for name, count in content.names.items()
+        if name not in found.classes and not is_data(name)
+    }
+    return TorchFile(tensors, found.holds, passed)

@@ -24,6 +24,7 @@ from magmerge.cli import (
     plan,
     report,
     sensitivity,
+    suite,
 )
 from magmerge.cli.output import print_error, print_warning
 from magmerge.errors import MagmergeError, MagmergeWarning
@@ -48,6 +49,7 @@ for verb in (
     diff,
     sensitivity,
     evaluate,
+    suite,
     methods,
     report,
     demo,

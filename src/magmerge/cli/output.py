@@ -21,6 +21,7 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.text import Text
 
@@ -91,7 +92,8 @@ def progress_reporter() -> Iterator[Callable[[str, int, int], None]]:
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         spent = (TimeElapsedColumn(), TextColumn("elapsed"))
-        with Progress(*columns, *spent, console=screen) as bars:
+        left = (TimeRemainingColumn(), TextColumn("left"))
+        with Progress(*columns, *spent, *left, console=screen) as bars:
             yield _BarReporter(bars)
     except KeyboardInterrupt:
         screen.print("stopped; nothing was left at the output")
@@ -113,12 +115,28 @@ class _LineReporter:
     def __init__(self, screen: Console) -> None:
         self._screen = screen
         self._last = time.monotonic()
+        self._begun: dict[str, float] = {}
 
     def __call__(self, label: str, done: int, total: int) -> None:
         now = time.monotonic()
+        begun = self._begun.setdefault(label, now)
         if done == total or now - self._last >= LOG_EVERY:
             self._last = now
-            self._screen.print(plain(f"{label}: {done}/{total}"))
+            left = (now - begun) * (total - done) / max(done, 1)
+            more = f", about {_duration(left)} left" if left >= 1 else ""
+            self._screen.print(plain(f"{label}: {done}/{total}{more}"))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (
+        f"{hours} h {minutes} min"
+        if hours
+        else f"{minutes} min {rest} s"
+        if minutes
+        else f"{rest} s"
+    )
 
 
 def result_document(result: Result) -> dict[str, Any]:

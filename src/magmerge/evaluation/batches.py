@@ -23,19 +23,27 @@ class Batch(Protocol):
         """Their numbers in the task's data."""
         ...
 
-    def measure(self, module: nn.Module) -> Tensor:
-        """What the module makes of each row, on the CPU: one line a row."""
+    def inputs(self) -> Inputs:
+        """The model's inputs, the same whenever they are asked for. Images are decoded here."""
+        ...
+
+    def measure(self, module: nn.Module, inputs: Inputs) -> Tensor:
+        """What the module makes of each row, on the CPU: one line a row. It is called once."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """A task whose inputs are made: its batches, and the rows' labels, None for perplexity."""
+    """A task's batches, and the rows' labels, None for perplexity.
+
+    `lazy` says that making the batches' inputs takes long, and that they take much memory.
+    """
 
     batches: tuple[Batch, ...]
     count: int
     labels: Tensor | None
     source: str
+    lazy: bool = False
 
 
 def in_order(batches: Sequence[Batch], found: Sequence[Tensor]) -> Tensor:

@@ -1,11 +1,12 @@
-"""Tasks of classes: features of the module, a head on them, the class of the greatest logit."""
+"""Tasks of classes and of numbers: features of the module, a head on them, the greatest logit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -15,88 +16,184 @@ from magmerge.checkpoints import open_checkpoint
 from magmerge.errors import CheckpointError, MagmergeError
 from magmerge.evaluation.batches import Batch, forward
 from magmerge.evaluation.entries import Features
-from magmerge.samples import Inputs, Preparation, Rows, Texts, prepare
+from magmerge.samples import Images, Inputs, Preparation, Rows, Texts, prepare
+from magmerge.samples.picturing import Pixels, open_processor
+from magmerge.samples.rows import Picture
 
 BATCH = 32
+
+Answer = Literal["classes", "values"]
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Logits are features @ weight.T + bias."""
+    """Logits are features @ weight.T + bias.
 
-    weight: Float[Tensor, "classes features"]
+    With a dense layer the features are first tanh(features @ dense.weight.T + dense.bias), as in
+    RoBERTa's classifier.
+    """
+
+    weight: Float[Tensor, "classes inner"]
     bias: Float[Tensor, "classes"]
+    dense: Head | None = None
+
+    @property
+    def width(self) -> int:
+        """How many features it takes."""
+        first = self.weight if self.dense is None else self.dense.weight
+        return int(first.shape[-1])
 
 
 @dataclass(frozen=True, slots=True)
 class ClassBatch:
-    """Rows of like length in one call of the module."""
+    """Rows of like length in one call of the module, whose inputs `made` gives."""
 
     rows: tuple[int, ...]
-    inputs: Inputs
+    made: Callable[[], Inputs]
     features: Features
     head: Head | None
+    answer: Answer
 
-    def measure(self, module: nn.Module) -> Tensor:
-        """The predicted class of each row, and how many classes there are: [rows, 2]."""
-        values = features_of(forward(module, self.inputs), self.inputs, self.features)
-        logits = values if self.head is None else with_head(values, self.head)
-        if logits.dim() != 2 or len(logits) != len(self.rows):
-            raise MagmergeError(
-                f"the model's output has shape {list(logits.shape)}, not one logit a class",
-                source=type(module).__name__,
-                remedy="name a head for the task, or a model class that ends in a classifier",
-            )
-        best = logits.argmax(dim=-1).cpu()
-        return torch.stack([best, torch.full_like(best, logits.shape[-1])], dim=-1)
+    def inputs(self) -> Inputs:
+        """What the module is called with."""
+        return self.made()
+
+    def measure(self, module: nn.Module, inputs: Inputs) -> Tensor:
+        """The predicted class of each row and how many there are: [rows, 2]; or values: [rows]."""
+        found = features_of(forward(module, inputs), inputs, self.features)
+        logits = found if self.head is None else with_head(found, self.head)
+        return READINGS[self.answer](logits, len(self.rows), type(module).__name__)
 
 
 def class_batches(
-    rows: Rows, folder: Path | None, options: Preparation, features: Features, head: Head | None
+    rows: Rows,
+    folder: Path | None,
+    options: Preparation,
+    features: Features,
+    head: Head | None,
+    answer: Answer = "classes",
 ) -> tuple[Batch, ...]:
-    """All rows in batches; texts of like length together, the long ones first."""
+    """All rows in batches; texts of like length together, the long ones first.
+
+    Images are decoded when a batch's inputs are asked for, all else is prepared now.
+    """
     order = list(range(len(rows)))
-    if isinstance(rows.content, Texts):
-        values = rows.content.values
-        order.sort(key=lambda row: -len(values[row]))
-        rows = replace(rows, content=Texts(tuple(values[row] for row in order)))
+    if isinstance(rows.content, Images):
+        pixels = open_processor(folder, options, rows.source)
+        made = _decoded_later(rows.content.values, pixels)
+    else:
+        if isinstance(rows.content, Texts):
+            order = _longest_first(rows.content)
+            rows = replace(rows, content=_reordered(rows.content, order))
+        made = [(one.rows, partial(_same, one)) for one in prepare(rows, folder, options, BATCH)]
     found, start = [], 0
-    for inputs in prepare(rows, folder, options, BATCH):
-        stop = start + inputs.rows
-        found.append(ClassBatch(tuple(order[start:stop]), inputs, features, head))
+    for count, inputs in made:
+        stop = start + count
+        found.append(ClassBatch(tuple(order[start:stop]), inputs, features, head, answer))
         start = stop
     return tuple(found)
 
 
+Made = list[tuple[int, Callable[[], Inputs]]]
+"""How many rows a batch has, and what makes its inputs."""
+
+
+def _decoded_later(pictures: tuple[Picture, ...], pixels: Pixels) -> Made:
+    parts = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
+    return [(len(part), partial(_pictured, part, pixels)) for part in parts]
+
+
+def _pictured(pictures: tuple[Picture, ...], pixels: Pixels) -> Inputs:
+    return Inputs(*pixels(pictures), len(pictures))
+
+
+def _same(inputs: Inputs) -> Inputs:
+    return inputs
+
+
+def _longest_first(texts: Texts) -> list[int]:
+    """The rows by length in letters, of a pair that of both texts."""
+    seconds = texts.pairs or ("",) * len(texts)
+    lengths = [len(one) + len(two) for one, two in zip(texts.values, seconds, strict=True)]
+    return sorted(range(len(texts)), key=lambda row: -lengths[row])
+
+
+def _reordered(texts: Texts, order: list[int]) -> Texts:
+    pairs = None if texts.pairs is None else tuple(texts.pairs[row] for row in order)
+    return Texts(tuple(texts.values[row] for row in order), pairs)
+
+
 def read_head(path: str) -> Head:
-    """A head file: `weight` [classes, features] and, if there is one, `bias` [classes]."""
+    """A head file: `weight` [classes, features] and, if there is one, `bias` [classes].
+
+    With `dense.weight` [inner, features] and perhaps `dense.bias` [inner] it has a dense layer, and
+    `weight` is [classes, inner].
+    """
     checkpoint = open_checkpoint(path)
     shapes = {name: spec.shape for name, spec in checkpoint.specs.items()}
-    weight = shapes.get("weight", ())
-    if len(weight) != 2 or shapes.get("bias", weight[:1]) != weight[:1]:
+
+    def layer(prefix: str) -> Head | None:
+        shape = shapes.get(f"{prefix}weight", ())
+        if len(shape) != 2 or shapes.get(f"{prefix}bias", shape[:1]) != shape[:1]:
+            return None
+        there = f"{prefix}bias" in shapes
+        bias = checkpoint.read(f"{prefix}bias").float() if there else torch.zeros(shape[0])
+        return Head(checkpoint.read(f"{prefix}weight").float(), bias)
+
+    last, deep = layer(""), any(name.startswith("dense.") for name in shapes)
+    dense = layer("dense.") if deep else None
+    if last is None or (deep and (dense is None or len(dense.bias) != last.width)):
         raise CheckpointError(
             "it is no head: it holds "
             + ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()),
             source=path,
-            remedy="save weight [classes, features] and bias [classes]",
+            remedy="save weight [classes, features] and bias [classes], and for a dense layer "
+            "before them dense.weight and dense.bias",
         )
-    bias = checkpoint.read("bias").float() if "bias" in shapes else torch.zeros(weight[0])
-    return Head(checkpoint.read("weight").float(), bias)
+    return replace(last, dense=dense)
 
 
 def with_head(
     features: Float[Tensor, "rows features"], head: Head
 ) -> Float[Tensor, "rows classes"]:
     """Logits in float32."""
-    if features.dim() != 2 or features.shape[-1] != head.weight.shape[-1]:
+    if features.dim() != 2 or features.shape[-1] != head.width:
         raise MagmergeError(
-            f"the model gives features {list(features.shape[1:])}, the head takes "
-            f"[{head.weight.shape[-1]}]",
+            f"the model gives features {list(features.shape[1:])}, the head takes [{head.width}]",
             source="the suite",
-            remedy="check features (mean, cls, pooler, output) and the model's class",
+            remedy="check features (mean, cls, pooler, embeds, output) and the model's class",
         )
+    if head.dense is not None:
+        features = with_head(features, head.dense).tanh()
     weight, bias = head.weight.to(features.device), head.bias.to(features.device)
     return torch.nn.functional.linear(features, weight, bias)
+
+
+def _classes(logits: Tensor, rows: int, model: str) -> Tensor:
+    if logits.dim() != 2 or len(logits) != rows:
+        raise MagmergeError(
+            f"the model's output has shape {list(logits.shape)}, not one logit a class",
+            source=model,
+            remedy="name a head for the task, or a model class that ends in a classifier",
+        )
+    best = logits.argmax(dim=-1).cpu()
+    return torch.stack([best, torch.full_like(best, logits.shape[-1])], dim=-1)
+
+
+def _values(logits: Tensor, rows: int, model: str) -> Tensor:
+    if logits.shape not in ((rows, 1), (rows,)):
+        raise MagmergeError(
+            f"the model's output has shape {list(logits.shape)}, not one value a row",
+            source=model,
+            remedy="name a head with one output for the task, or a model class that ends in one",
+        )
+    return logits.reshape(rows).cpu()
+
+
+READINGS: Mapping[Answer, Callable[[Tensor, int, str], Tensor]] = {
+    "classes": _classes,
+    "values": _values,
+}
 
 
 def features_of(output: Any, inputs: Inputs, wanted: Features) -> Tensor:
@@ -123,6 +220,14 @@ def _pooled(output: Any, _inputs: Inputs) -> Tensor:
     if not isinstance(found, Tensor):
         raise _lacking(output, "pooler_output", "use features: mean or cls")
     return found.flatten(1)
+
+
+def _embeds(output: Any, _inputs: Inputs) -> Tensor:
+    for name in ("image_embeds", "text_embeds"):
+        found = getattr(output, name, None)
+        if isinstance(found, Tensor):
+            return found
+    raise _lacking(output, "image_embeds", "set model: {class: CLIPVisionModelWithProjection}")
 
 
 def _plain(output: Any, _inputs: Inputs) -> Tensor:
@@ -160,5 +265,6 @@ READERS: Mapping[Features, Callable[[Any, Inputs], Tensor]] = {
     "mean": _mean,
     "cls": _first,
     "pooler": _pooled,
+    "embeds": _embeds,
     "output": _plain,
 }

@@ -13,8 +13,11 @@ from magmerge.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.recipe import explained
 from magmerge.samples import Preparation
 
-Metric = Literal["accuracy", "f1", "matthews", "perplexity"]
-Features = Literal["mean", "cls", "pooler", "output"]
+Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "perplexity"]
+Features = Literal["mean", "cls", "pooler", "embeds", "output"]
+Kind = Literal["classes", "values", "choices", "perplexity"]
+OF_VALUES = frozenset({"pearson", "spearman"})
+"""Metrics of numbers, not of classes."""
 STRICT = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 WHOLE = "test"
 """The split that data without named splits stands for."""
@@ -25,8 +28,8 @@ class ModelEntry(BaseModel):
 
     `class` names a class of transformers, `build` the user's own "package.module:function".
     `features`: mean over the tokens that are no padding, the first token (cls), the pooler's
-    output, or the output itself: the logits or the only tensor. Default: mean where a task has a
-    head, else output.
+    output, the projected embeddings of a CLIP encoder (embeds), or the output itself: the logits or
+    the only tensor. Default: mean where a task has a head, else output.
     """
 
     model_config = STRICT
@@ -46,7 +49,9 @@ class TaskEntry(BaseModel):
     """One task. Paths are relative to the suite file.
 
     `data` is one source, or one for each split. `choices` are continuations of the text, for a
-    causal language model; `classes` the names of labels that are words.
+    causal language model, the same for all rows; `choices_field` is the column with each row's own.
+    `classes` are the names of labels that are words. `pair_field` is the column of the second text
+    of pairs.
     """
 
     model_config = STRICT
@@ -60,23 +65,44 @@ class TaskEntry(BaseModel):
     choices: tuple[str, ...] | None = Field(None, min_length=2)
     classes: tuple[str, ...] | None = Field(None, min_length=2)
     text_field: str | None = None
+    pair_field: str | None = None
+    choices_field: str | None = None
     label_field: str = "label"
     max_length: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _one_kind(self) -> TaskEntry:
-        if self.choices is not None and self.head is not None:
+        asked = self.choices is not None or self.choices_field is not None
+        if self.choices is not None and self.choices_field is not None:
+            raise ValueError("choices and choices_field exclude each other")
+        if asked and self.head is not None:
             raise ValueError("choices and head exclude each other")
-        if self.metric == "perplexity" and (self.choices or self.head):
+        if self.metric == "perplexity" and (asked or self.head):
             raise ValueError("perplexity takes neither choices nor head")
+        if self.metric in OF_VALUES and (asked or self.classes):
+            raise ValueError(f"{self.metric} is of numbers: it takes neither choices nor classes")
+        if self.choices_field is not None and self.metric != "accuracy":
+            raise ValueError("choices_field goes with accuracy: the rows have no classes in common")
+        if self.choices_field is not None and self.text_field is None:
+            raise ValueError("choices_field needs text_field, the column of the questions")
+        if self.pair_field is not None and self.kind not in ("classes", "values"):
+            raise ValueError("pair_field is for classifiers and regressions")
         return self
 
     @property
-    def kind(self) -> Literal["classes", "choices", "perplexity"]:
+    def kind(self) -> Kind:
         """What the model is asked for."""
         if self.metric == "perplexity":
             return "perplexity"
-        return "classes" if self.choices is None else "choices"
+        if self.metric in OF_VALUES:
+            return "values"
+        return "classes" if self.choices is None and self.choices_field is None else "choices"
+
+    @property
+    def question(self) -> str:
+        """All that decides what a model answers, and nothing of how its answers are scored."""
+        scoring = {"title", "metric", "expert", "expert_score"}
+        return f"{self.kind} {self.model_dump_json(exclude=scoring)}"
 
 
 class SuiteEntry(BaseModel):

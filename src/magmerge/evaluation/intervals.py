@@ -51,6 +51,14 @@ def of_classes(
     return _percentiles(torch.cat(found))
 
 
+def of_values(
+    score: Callable[[Tensor, Tensor], Tensor], labels: Tensor, predictions: Tensor
+) -> tuple[float, float]:
+    """The percentile bootstrap interval over rows, of a score of numbers."""
+    parts = [score(labels[rows], predictions[rows]) for rows in resampled(len(labels))]
+    return _percentiles(torch.cat(parts))
+
+
 def of_texts(losses: Tensor, tokens: Tensor) -> tuple[float, float]:
     """The percentile bootstrap interval over texts, of the perplexity."""
     parts = [metrics.perplexity(losses[rows], tokens[rows]) for rows in resampled(len(losses))]

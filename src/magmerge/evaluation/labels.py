@@ -1,12 +1,14 @@
-"""Labels as files hold them, to numbers of classes."""
+"""Labels as files hold them, to numbers of classes, numbers, and places among choices."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from magmerge.errors import suggestion
@@ -19,6 +21,57 @@ def class_numbers(
     """Labels as numbers from 0: whole numbers as they are, words by their place in `names`."""
     places = {name.strip(): place for place, name in enumerate(names or ())}
     return torch.tensor([_number(label, places, source) for label in labels], dtype=torch.int64)
+
+
+def values_of(labels: Sequence[Any], source: str) -> Float[Tensor, "rows"]:
+    """Labels of a regression, in float64; DataError for one that is no finite number."""
+    return torch.tensor([_value(label, source) for label in labels], dtype=torch.float64)
+
+
+def choices_of(rows: Sequence[Any], source: str) -> list[tuple[str, ...]]:
+    """Each row's own choices: a list of two texts or more, or JSON of one, as a table has it."""
+    return [_choices(found, number, source) for number, found in enumerate(rows, start=1)]
+
+
+def right_choices(
+    labels: Sequence[Any], choices: Sequence[Sequence[str]], source: str
+) -> Int[Tensor, "rows"]:
+    """The place of each row's right choice, which is told by its number from 0 or by its text."""
+    found = [
+        int(class_numbers([label], own, source)[0])
+        for label, own in zip(labels, choices, strict=True)
+    ]
+    return torch.tensor(found, dtype=torch.int64)
+
+
+def _value(label: Any, source: str) -> float:
+    try:
+        value = float(label)
+    except (ValueError, TypeError, OverflowError):
+        value = math.nan
+    if not math.isfinite(value) or isinstance(label, bool):
+        raise DataError(
+            f"the label {str(label)!r} is no number",
+            source=source,
+            remedy="name the column of the numbers with label_field",
+        )
+    return value
+
+
+def _choices(found: Any, number: int, source: str) -> tuple[str, ...]:
+    if isinstance(found, str):
+        try:
+            found = json.loads(found)
+        except (ValueError, RecursionError):
+            found = None
+    sound = isinstance(found, list | tuple) and len(found) > 1
+    if not sound or not all(isinstance(one, str) and one.strip() for one in found):
+        raise DataError(
+            f"row {number} has no list of two choices or more",
+            source=source,
+            remedy='write them as a list of texts, such as ["yes", "no"]',
+        )
+    return tuple(found)
 
 
 def _number(label: Any, places: dict[str, int], source: str) -> int:

@@ -33,9 +33,13 @@ class TextBatch:
     rows: tuple[int, ...]
     pieces: tuple[Piece, ...]
 
-    def measure(self, module: nn.Module) -> Tensor:
+    def inputs(self) -> Inputs:
+        """Token numbers and mask."""
+        return _inputs(self.pieces)
+
+    def measure(self, module: nn.Module, inputs: Inputs) -> Tensor:
         """Summed negative log-probability in nats, and number of tokens: [rows, 2]."""
-        losses = [_loss(*pair) for pair in _logits(module, self.pieces)]
+        losses = [_loss(*pair) for pair in _logits(module, inputs, self.pieces)]
         counts = [len(piece.tokens) - piece.first for piece in self.pieces]
         return torch.tensor([losses, counts], dtype=torch.float64).T
 
@@ -48,27 +52,37 @@ class NextBatch:
     pieces: tuple[Piece, ...]
     choices: tuple[tuple[int, ...], ...]
 
-    def measure(self, module: nn.Module) -> Tensor:
+    def inputs(self) -> Inputs:
+        """Token numbers and mask."""
+        return _inputs(self.pieces)
+
+    def measure(self, module: nn.Module, inputs: Inputs) -> Tensor:
         """The best choice of each row, and how many there are: [rows, 2]."""
-        best = []
-        for (_, logits), tokens in zip(_logits(module, self.pieces), self.choices, strict=True):
-            best.append(int(logits[-1, list(tokens)].float().argmax()))
-        return torch.tensor([[choice, len(self.choices[0])] for choice in best])
+        found = []
+        logits_of = _logits(module, inputs, self.pieces)
+        for (_, logits), tokens in zip(logits_of, self.choices, strict=True):
+            best = int(logits[-1, list(tokens)].float().argmax())
+            found.append([best, len(tokens)])
+        return torch.tensor(found)
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceBatch:
-    """Prompts with each of their choices: `count` pieces for a row."""
+    """Prompts with each of their choices: of `counts` pieces those of a row."""
 
     rows: tuple[int, ...]
     pieces: tuple[Piece, ...]
-    count: int
+    counts: tuple[int, ...]
 
-    def measure(self, module: nn.Module) -> Tensor:
+    def inputs(self) -> Inputs:
+        """Token numbers and mask."""
+        return _inputs(self.pieces)
+
+    def measure(self, module: nn.Module, inputs: Inputs) -> Tensor:
         """The best choice of each row, and how many there are: [rows, 2]."""
-        losses = torch.tensor([_loss(*pair) for pair in _logits(module, self.pieces)])
-        best = losses.reshape(len(self.rows), self.count).argmin(dim=-1)
-        return torch.stack([best, torch.full_like(best, self.count)], dim=-1)
+        losses = torch.tensor([_loss(*pair) for pair in _logits(module, inputs, self.pieces)])
+        best = [int(own.argmin()) for own in torch.split(losses, list(self.counts))]
+        return torch.tensor([best, self.counts]).T
 
 
 def text_batches(tokenizer: Any, texts: Sequence[str], limit: int) -> tuple[Batch, ...]:
@@ -88,9 +102,13 @@ def text_batches(tokenizer: Any, texts: Sequence[str], limit: int) -> tuple[Batc
 
 
 def choice_batches(
-    tokenizer: Any, texts: Sequence[str], choices: Sequence[str], limit: int, source: str
+    tokenizer: Any,
+    texts: Sequence[str],
+    choices: Sequence[Sequence[str]],
+    limit: int,
+    source: str,
 ) -> tuple[Batch, ...]:
-    """Texts as prompts, each with its choices; prompts that are too long lose their beginning."""
+    """Texts as prompts, each with its own choices; prompts too long lose their beginning."""
     tails = _continuations(tokenizer, texts, choices, source)
     prompts = [
         _fitting(prompt, limit - max(map(len, tails[row])), tokenizer, source)
@@ -108,14 +126,14 @@ def choice_batches(
         pieces = tuple(
             Piece((*prompts[row], *tail), len(prompts[row])) for row in rows for tail in tails[row]
         )
-        return ChoiceBatch(tuple(rows), pieces, len(choices))
+        return ChoiceBatch(tuple(rows), pieces, tuple(len(tails[row]) for row in rows))
 
     words = len(tokenizer)
     lengths = [len(prompt) + 1 for prompt in prompts]
     found = list(_grouped(sorted(single), lengths, words, following))
     several = [row for row in range(len(prompts)) if row not in single]
     lengths = [
-        (len(prompt) + max(map(len, tails[row]))) * len(choices)
+        (len(prompt) + max(map(len, tails[row]))) * len(tails[row])
         for row, prompt in enumerate(prompts)
     ]
     return (*found, *_grouped(several, lengths, words, whole))
@@ -129,24 +147,27 @@ def _tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def _continuations(
-    tokenizer: Any, texts: Sequence[str], choices: Sequence[str], source: str
+    tokenizer: Any, texts: Sequence[str], choices: Sequence[Sequence[str]], source: str
 ) -> list[list[list[int]]]:
     """Each row's choices in tokens: what they add to the prompt's tokens.
 
     Where a choice would merge with the prompt's last token, it is tokenised by itself.
     """
-    prompts = _tokens(tokenizer, texts)
-    found: list[list[list[int]]] = [[] for _ in prompts]
-    for choice in choices:
-        alone = tokenizer(choice, add_special_tokens=False)["input_ids"]
-        if not alone:
+    alone = {}
+    for choice in dict.fromkeys(one for own in choices for one in own):
+        alone[choice] = tokenizer(choice, add_special_tokens=False)["input_ids"]
+        if not alone[choice]:
             raise DataError(
                 f"the choice {choice!r} has no token", source=source, remedy="give it letters"
             )
-        wholes = _tokens(tokenizer, [text + choice for text in texts])
-        for tails, prompt, whole in zip(found, prompts, wholes, strict=True):
-            added = whole[len(prompt) :] if whole[: len(prompt)] == prompt else []
-            tails.append(added or alone)
+    pairs = [(row, choice) for row, own in enumerate(choices) for choice in own]
+    wholes = _tokens(tokenizer, [texts[row] + choice for row, choice in pairs])
+    prompts = _tokens(tokenizer, texts)
+    found: list[list[list[int]]] = [[] for _ in prompts]
+    for (row, choice), whole in zip(pairs, wholes, strict=True):
+        prompt = prompts[row]
+        added = whole[len(prompt) :] if whole[: len(prompt)] == prompt else []
+        found[row].append(added or alone[choice])
     return found
 
 
@@ -177,8 +198,8 @@ def _grouped(
         yield made(group)
 
 
-def _logits(module: nn.Module, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Tensor]]:
-    """For each piece the logits that predict its tokens from `first` on: [tokens, words]."""
+def _inputs(pieces: Sequence[Piece]) -> Inputs:
+    """Tokens padded to one length, and the mask of those that are no padding."""
     length = max(len(piece.tokens) for piece in pieces) - 1
     # The last token predicts nothing that is asked for, so the module does not see it.
     ids = torch.zeros(len(pieces), length, dtype=torch.int64)
@@ -186,7 +207,15 @@ def _logits(module: nn.Module, pieces: Sequence[Piece]) -> Iterator[tuple[Piece,
     for line, piece in enumerate(pieces):
         seen = len(piece.tokens) - 1
         ids[line, :seen], mask[line, :seen] = torch.tensor(piece.tokens[:-1]), 1
-    kwargs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+    return Inputs((), {"input_ids": ids, "attention_mask": mask}, len(pieces))
+
+
+def _logits(
+    module: nn.Module, inputs: Inputs, pieces: Sequence[Piece]
+) -> Iterator[tuple[Piece, Tensor]]:
+    """For each piece the logits that predict its tokens from `first` on: [tokens, words]."""
+    length = max(len(piece.tokens) for piece in pieces) - 1
+    kwargs: dict[str, Any] = dict(inputs.kwargs)
     if takes(module, "use_cache"):
         kwargs["use_cache"] = False
     if takes(module, "logits_to_keep"):

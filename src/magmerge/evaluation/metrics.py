@@ -1,4 +1,4 @@
-"""Scores of predictions; pure. All take counts, or many resampled counts at once."""
+"""Scores of predictions; pure. All take one set of counts or values, or many resampled at once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 Classes = Int[Tensor, "*resamples classes"]
+Values = Float[Tensor, "*resamples rows"]
 
 
 class Counts(NamedTuple):
@@ -59,3 +60,33 @@ def perplexity(
 ) -> Float[Tensor, "*resamples"]:
     """exp of the mean negative log-probability of a token; losses in nats, summed for each text."""
     return (losses.sum(dim=-1) / tokens.sum(dim=-1)).exp()
+
+
+def pearson(labels: Values, predictions: Values) -> Float[Tensor, "*resamples"]:
+    """Pearson's correlation of labels and predictions, from -1 to 1, in float64.
+
+    0 where all labels, or all predictions, are the same.
+    """
+    one = _centred(labels)
+    other = _centred(predictions)
+    spread = (one**2).sum(dim=-1) * (other**2).sum(dim=-1)
+    found = (one * other).sum(dim=-1) / spread.clamp(min=torch.finfo(spread.dtype).tiny).sqrt()
+    return torch.where(spread > 0, found.clamp(-1, 1), 0.0)
+
+
+def spearman(labels: Values, predictions: Values) -> Float[Tensor, "*resamples"]:
+    """Spearman's correlation: Pearson's of the ranks, where equal values share their mean rank."""
+    return pearson(_ranks(labels), _ranks(predictions))
+
+
+def _centred(values: Values) -> Values:
+    """Less their mean; exactly 0 where all are the same, which a rounded mean would not give."""
+    shifted = values.double() - values[..., :1].double()
+    return shifted - shifted.mean(dim=-1, keepdim=True)
+
+
+def _ranks(values: Values) -> Values:
+    ordered = values.sort(dim=-1).values.contiguous()
+    below = torch.searchsorted(ordered, values.contiguous())
+    up_to = torch.searchsorted(ordered, values.contiguous(), right=True)
+    return (below + up_to + 1).double() / 2

@@ -11,23 +11,25 @@ from typing import Any
 from magmerge.version import __version__
 from magmerge.whole_file import check_free, write_whole
 
-LOWER_IS_BETTER = frozenset({"perplexity"})
+LOWER_IS_BETTER = frozenset(
+    {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter"}
+)
 
 
 @dataclass(frozen=True, slots=True)
 class TaskScore:
     """One model's score on one task, with its 95 % interval [low, high] over `count` rows.
 
-    `expert` is the score of the task's own expert, None if it is not known. `seconds` is the time
-    of the model's own run.
+    The interval is None where it is not known. `expert` is the score of the task's own expert, None
+    if it is not known. `seconds` is the time of the model's own run, or its share of one pass.
     """
 
     task: str
     title: str
     metric: str
     score: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     count: int
     expert: float | None
     seconds: float
@@ -54,8 +56,13 @@ class Scores:
 
     @property
     def mean(self) -> float | None:
-        """Mean score over the tasks whose score is the better the higher; None without any."""
-        return _mean([one.score for one in self.tasks if one.metric not in LOWER_IS_BETTER])
+        """Mean score over the tasks whose score is the better the higher; None without any.
+
+        Of a task with several metrics, as harnesses have them, the first counts.
+        """
+        rising = [one for one in self.tasks if one.metric not in LOWER_IS_BETTER]
+        first = {one.task: one.score for one in reversed(rising)}
+        return _mean([first[name] for name in dict.fromkeys(one.task for one in rising)])
 
     @property
     def relative(self) -> float | None:
@@ -88,11 +95,19 @@ class Scores:
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the document in one step; OutputError where the file exists or cannot be made."""
-        target = Path(path)
-        check_free(target, overwrite=overwrite)
-        text = json.dumps(self.document(), indent=1, allow_nan=False) + "\n"
-        write_whole(target, text)
-        return target
+        return _write(path, self.document(), overwrite=overwrite)
+
+
+def save_all(scores: Sequence[Scores], path: str | Path, *, overwrite: bool = False) -> Path:
+    """The same for several models: a list of their documents."""
+    return _write(path, [one.document() for one in scores], overwrite=overwrite)
+
+
+def _write(path: str | Path, content: Any, *, overwrite: bool) -> Path:
+    target = Path(path)
+    check_free(target, overwrite=overwrite)
+    write_whole(target, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    return target
 
 
 def _mean(values: Sequence[float]) -> float | None:

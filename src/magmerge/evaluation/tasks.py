@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,12 +14,19 @@ from magmerge.evaluation import intervals, metrics
 from magmerge.evaluation.batches import Prepared
 from magmerge.evaluation.classification import class_batches, read_head
 from magmerge.evaluation.entries import WHOLE, SuiteEntry, TaskEntry, resolved
-from magmerge.evaluation.labels import check_range, class_numbers
+from magmerge.evaluation.labels import (
+    check_range,
+    choices_of,
+    class_numbers,
+    right_choices,
+    values_of,
+)
 from magmerge.evaluation.language import choice_batches, text_batches
-from magmerge.samples import DataError, Rows, Texts, has_splits, read_samples
+from magmerge.samples import DataError, Images, Rows, Texts, has_splits, read_samples
 from magmerge.samples.tokenizing import open_tokenizer, token_limit
 
 SCORES = {"f1": metrics.f1, "matthews": metrics.matthews}
+CORRELATIONS = {"pearson": metrics.pearson, "spearman": metrics.spearman}
 
 
 class Measured(NamedTuple):
@@ -54,36 +62,62 @@ def prepare_task(
     """
     entry = suite.tasks[name]
     source, part = data_source(name, entry, split, path)
-    rows = read_samples(
+    label_field = None if entry.kind == "perplexity" else entry.label_field
+    rows = _rows(name, entry, source, part, label_field)
+    for note in rows.notes:
+        warnings.warn(note, MagmergeWarning, stacklevel=2)
+    if entry.kind in ("classes", "values"):
+        return _headed(entry, suite, path, rows, folder)
+    choices = None
+    if entry.choices is not None:
+        choices = [entry.choices] * len(rows)
+    elif entry.choices_field is not None:
+        column = _rows(name, entry, source, part, entry.choices_field).labels or ()
+        choices = choices_of(column, rows.source)
+    return _language(entry, suite, rows, folder, choices)
+
+
+def _rows(
+    name: str, entry: TaskEntry, source: str, part: str | None, label_field: str | None
+) -> Rows:
+    """All rows with one column beside their texts or images."""
+    return read_samples(
         source,
         name=name,
         field=entry.text_field,
         samples=None,
         allow_test=True,
         split=part,
-        label_field=None if entry.kind == "perplexity" else entry.label_field,
+        label_field=label_field,
+        pair_field=entry.pair_field,
     )
-    for note in rows.notes:
-        warnings.warn(note, MagmergeWarning, stacklevel=2)
-    if entry.kind == "classes":
-        return _classes(entry, suite, path, rows, folder)
-    return _language(entry, suite, rows, folder)
 
 
-def _classes(
+def _headed(
     entry: TaskEntry, suite: SuiteEntry, path: Path, rows: Rows, folder: Path | None
 ) -> Prepared:
     head = None if entry.head is None else read_head(resolved(path.parent, entry.head))
-    names = entry.classes or rows.classes
-    labels = class_numbers(rows.labels or (), names, rows.source)
+    options, features = suite.preparation(entry), suite.features(entry)
+    lazy = isinstance(rows.content, Images)
+    if entry.kind == "values":
+        values = values_of(rows.labels or (), rows.source)
+        batches = class_batches(rows, folder, options, features, head, "values")
+        return Prepared(batches, len(rows), values, rows.source, lazy)
+    labels = class_numbers(rows.labels or (), entry.classes or rows.classes, rows.source)
     if head is not None:
         check_range(int(labels.min()), int(labels.max()), len(head.weight), rows.source)
-    options, features = suite.preparation(entry), suite.features(entry)
     batches = class_batches(rows, folder, options, features, head)
-    return Prepared(batches, len(rows), labels, rows.source)
+    return Prepared(batches, len(rows), labels, rows.source, lazy)
 
 
-def _language(entry: TaskEntry, suite: SuiteEntry, rows: Rows, folder: Path | None) -> Prepared:
+def _language(
+    entry: TaskEntry,
+    suite: SuiteEntry,
+    rows: Rows,
+    folder: Path | None,
+    choices: Sequence[Sequence[str]] | None,
+) -> Prepared:
+    """Perplexity, or with `choices`, each row's own, the best of them."""
     if not isinstance(rows.content, Texts):
         raise DataError(
             "a language task needs texts", source=rows.source, remedy="give JSONL, CSV or text"
@@ -91,16 +125,25 @@ def _language(entry: TaskEntry, suite: SuiteEntry, rows: Rows, folder: Path | No
     texts = rows.content.values
     tokenizer = open_tokenizer(folder, rows.source)
     limit = token_limit(suite.preparation(entry).max_length, tokenizer, folder)
-    if entry.choices is None:
+    if choices is None:
         batches = text_batches(tokenizer, texts, limit)
         if not batches:
             raise DataError(
                 "no text has two tokens", source=rows.source, remedy="give longer texts"
             )
         return Prepared(batches, sum(len(one.rows) for one in batches), None, rows.source)
-    labels = class_numbers(rows.labels or (), entry.choices, rows.source)
-    batches = choice_batches(tokenizer, texts, entry.choices, limit, rows.source)
+    labels = right_choices(rows.labels or (), choices, rows.source)
+    if entry.choices_field is not None:
+        choices = [
+            [following(text, one) for one in own] for text, own in zip(texts, choices, strict=True)
+        ]
+    batches = choice_batches(tokenizer, texts, choices, limit, rows.source)
     return Prepared(batches, len(texts), labels, rows.source)
+
+
+def following(text: str, choice: str) -> str:
+    """A choice as it goes on from a text: with a space between them, unless there is one."""
+    return choice if text[-1:].isspace() or choice[:1].isspace() else f" {choice}"
 
 
 def measured(metric: str, task: Prepared, found: Tensor) -> Measured:
@@ -109,7 +152,12 @@ def measured(metric: str, task: Prepared, found: Tensor) -> Measured:
         losses, tokens = found.double().unbind(dim=-1)
         score = float(metrics.perplexity(losses, tokens))
         return Measured(score, *intervals.of_texts(losses, tokens), task.count)
-    predictions, classes = found[:, 0].long(), int(found[0, 1])
+    if metric in CORRELATIONS:
+        correlation, predictions = CORRELATIONS[metric], found.double()
+        score = float(correlation(task.labels, predictions))
+        interval = intervals.of_values(correlation, task.labels, predictions)
+        return Measured(score, *interval, task.count)
+    predictions, classes = found[:, 0].long(), int(found[:, 1].max())
     check_range(int(task.labels.min()), int(task.labels.max()), classes, task.source)
     if metric == "accuracy":
         right = int((predictions == task.labels).sum())

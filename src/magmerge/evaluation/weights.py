@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,10 +16,11 @@ from torch import Tensor, nn
 
 from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.opening import is_adapter
+from magmerge.clip_names import family_of, in_family
 from magmerge.errors import ParameterError
 from magmerge.evaluation.entries import ModelEntry
-from magmerge.live.building import WEIGHT_FILES, build_model
-from magmerge.live.weights import load
+from magmerge.live.building import WEIGHT_FILES, bare_model
+from magmerge.live.weights import load, matched
 from magmerge.models import Checkpoint
 from magmerge.pipeline import merge
 from magmerge.result import Result
@@ -26,15 +30,23 @@ Measurable: TypeAlias = str | Path | Mapping[str, Tensor] | nn.Module | Result
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Tensors by name, what messages call them, and the folder with their config if there is one.
+    """What messages call a model, its tensors' shapes, and the folder with its config, if any.
 
-    `module` is the user's own, which is run as it is.
+    `read` gives the tensors by name, when the model's turn comes; `checkpoint` is where they are
+    from, if from one. `module` is the user's own, which is run as it is.
     """
 
     name: str
-    tensors: Mapping[str, Tensor]
+    read: Callable[[], Mapping[str, Tensor]] = dict
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     folder: Path | None = None
     module: nn.Module | None = None
+    checkpoint: Checkpoint | None = None
+
+    def size(self, dtype: torch.dtype | None) -> int:
+        """Bytes of a live module with these tensors; none for the user's own, which is there."""
+        entries = sum(math.prod(shape) for shape in self.shapes.values())
+        return entries * (dtype or torch.float32).itemsize
 
 
 class Stored(Mapping[str, Tensor]):
@@ -59,10 +71,12 @@ class Stored(Mapping[str, Tensor]):
 def open_weights(model: Measurable, base: Path | None) -> Weights:
     """The weights behind what a user names; an adapter is put on `base`."""
     if isinstance(model, nn.Module):
-        return Weights(f"a {type(model).__name__}", {}, module=model)
+        return Weights(f"a {type(model).__name__}", module=model)
     if isinstance(model, Result):
         name = repr(model) if model.path is None else str(model.path)
-        return Weights(name, model.state_dict(), model.path if _is_folder(model.path) else None)
+        folder = model.path if _is_folder(model.path) else None
+        shapes = {step.spec.name: step.spec.shape for step in model.plan.steps}
+        return Weights(name, model.state_dict, shapes, folder)
     checkpoint = open_checkpoint(model)
     if is_adapter(checkpoint):
         if base is None:
@@ -71,9 +85,35 @@ def open_weights(model: Measurable, base: Path | None) -> Weights:
                 source=checkpoint.source,
                 remedy="add base: FOLDER to the suite",
             )
-        whole = merge(base=base, experts={"adapter": model}, method="average", threads=1)
-        return Weights(checkpoint.source, whole.state_dict())
-    return Weights(checkpoint.source, Stored(checkpoint), checkpoint.folder)
+        merged = partial(_on_base, model, base)
+        return Weights(checkpoint.source, merged, _shapes(open_checkpoint(base)))
+    return _of_checkpoint(checkpoint, checkpoint.source, checkpoint.folder)
+
+
+def renamed(weights: Weights, module: nn.Module) -> Weights:
+    """The weights under the module's names, where both are CLIP models of different families.
+
+    Hugging Face, open_clip (OpenAI's own) and timm name and fuse the same tensors differently.
+    """
+    wanted, given = family_of(module.state_dict()), family_of(weights.shapes)
+    if wanted is None or given is None or wanted == given:
+        return weights
+    checkpoint = weights.checkpoint or open_checkpoint(weights.read())
+    return _of_checkpoint(in_family(checkpoint, wanted), weights.name, weights.folder)
+
+
+def _of_checkpoint(checkpoint: Checkpoint, name: str, folder: Path | None) -> Weights:
+    stored = partial(Stored, checkpoint)
+    return Weights(name, stored, _shapes(checkpoint), folder, checkpoint=checkpoint)
+
+
+def _on_base(adapter: Any, base: Path) -> Mapping[str, Tensor]:
+    whole = merge(base=base, experts={"adapter": adapter}, method="average", threads=1)
+    return whole.state_dict()
+
+
+def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    return {name: spec.shape for name, spec in checkpoint.specs.items()}
 
 
 def _is_folder(path: Path | None) -> bool:
@@ -88,38 +128,64 @@ class LiveModel:
         self._module: nn.Module | None = None
         self._key: tuple[Any, ...] = ()
 
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What modules have in common that were built alike and got tensors of the same names."""
+        return self._key
+
     def put(self, weights: Weights, dtype: torch.dtype | None, device: str | None) -> nn.Module:
         """The module with these weights; StructureError where they do not fit it."""
         if weights.module is not None:
             return _as_it_is(weights.module, dtype, device)
-        donor = self._base or weights.folder
-        key = (donor, dtype or torch.float32, device or "cpu")
+        key = self._place(weights, dtype, device)
         if self._module is not None and self._key[:3] == key:
-            names = frozenset(load(self._module, weights.tensors, weights.name))
+            names = _loaded(self._module, weights)
             # Buffers that a model does not store would keep the last model's values.
             if names == self._key[3]:
                 return self._module
         self._module = None
-        made = self._build(donor, weights)
-        names = frozenset(load(made, weights.tensors, weights.name))
+        made = self._build(key[0], weights.name)
+        names = _loaded(made, weights)
         self._module, self._key = made.to(dtype=key[1], device=key[2]), (*key, names)
         return self._module
 
-    def _build(self, donor: Path | None, weights: Weights) -> nn.Module:
+    def check(self, weights: Weights, dtype: torch.dtype | None, device: str | None) -> None:
+        """StructureError where weights do not fit the module that is there, if it is for them."""
+        alike = self._key[:3] == self._place(weights, dtype, device)
+        if self._module is not None and weights.module is None and alike:
+            matched(self._module, renamed(weights, self._module).shapes, weights.name)
+
+    def copied(self) -> LiveModel:
+        """Another one, with a copy of the module."""
+        other = LiveModel(self._entry, self._base)
+        other._module, other._key = copy.deepcopy(self._module), self._key
+        return other
+
+    def _place(
+        self, weights: Weights, dtype: torch.dtype | None, device: str | None
+    ) -> tuple[Path | None, torch.dtype, str]:
+        return self._base or weights.folder, dtype or torch.float32, device or "cpu"
+
+    def _build(self, donor: Path | None, source: str) -> nn.Module:
         entry = self._entry
         if donor is None and entry.build is None:
             raise ParameterError(
                 "nothing tells what model these tensors are",
-                source=weights.name,
+                source=source,
                 remedy="add base: FOLDER or model: {build: package.module:function} to the suite",
             )
+        # A folder's own weights come with the buffers that no model need store.
         stored = entry.build is None and any(any(donor.glob(p)) for p in WEIGHT_FILES)  # type: ignore[union-attr]
-        return build_model(
-            donor or Path(),
-            model_class=entry.class_,
-            build=entry.build,
-            state=None if stored else weights.tensors,
+        made = bare_model(
+            donor or Path(), model_class=entry.class_, build=entry.build, loaded=stored
         )
+        return made.eval()
+
+
+def _loaded(module: nn.Module, weights: Weights) -> frozenset[str]:
+    """Put the weights into the module; the names of what they filled."""
+    fitting = renamed(weights, module)
+    return frozenset(load(module, fitting.read(), weights.name))
 
 
 def _as_it_is(module: nn.Module, dtype: torch.dtype | None, device: str | None) -> nn.Module:

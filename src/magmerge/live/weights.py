@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -29,8 +30,11 @@ def load(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> dict[s
 def matched(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], source: str) -> dict[str, str]:
     """Each parameter and buffer of `model` that a tensor is for, to that tensor's name.
 
-    StructureError with all parameters that no tensor is for, or whose shape is another.
+    A pooler that the model's class can do without is taken off where no tensor is for it: many
+    encoders are published without one. StructureError with all other parameters that no tensor is
+    for, or whose shape is another.
     """
+    _take_off_pooler(model, shapes)
     own = model.state_dict(keep_vars=True)
     names = stored_names(model, shapes)
     given = {id(own[name]) for name in names}
@@ -71,6 +75,17 @@ class ModelSink:
         place = self._places.get(step.spec.name)
         if place is not None:
             place.reshape(-1)[start : start + part.numel()] = part.reshape(-1)
+
+
+def _take_off_pooler(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    names = stored_names(model, shapes)
+    for prefix, owner in list(model.named_modules()):
+        pooler = getattr(owner, "pooler", None)
+        optional = "add_pooling_layer" in inspect.signature(type(owner).__init__).parameters
+        if optional and isinstance(pooler, nn.Module):
+            inside = f"{prefix}.pooler." if prefix else "pooler."
+            if not any(name.startswith(inside) for name in names):
+                owner.pooler = None
 
 
 def _is_adapter(name: str) -> bool:

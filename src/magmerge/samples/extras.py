@@ -8,7 +8,8 @@ from typing import Any
 from magmerge.errors import MissingExtraError
 
 EXTRAS = {"transformers": "models", "PIL.Image": "images", "PIL.ImageOps": "images"}
-EXTRAS |= {"datasets": "data"}
+EXTRAS |= {"datasets": "data", "scipy.io": "suites", "huggingface_hub": "models"}
+EXTRAS["lm_eval"] = "lm-eval"
 
 
 def needed(module: str, what: str) -> Any:

@@ -9,7 +9,7 @@ from magmerge.samples import splits
 from magmerge.samples.rows import DataError
 from magmerge.samples.table import Column, Row
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".ppm", ".bmp", ".tif", ".tiff"})
 
 
 class ImageFolder:

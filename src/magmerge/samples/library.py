@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from magmerge.samples import splits
 from magmerge.samples.extras import needed
@@ -35,16 +35,58 @@ class LibraryTable:
         return len(self._data)
 
     def read(self, rows: Sequence[int], columns: Sequence[str], /) -> Iterator[Row]:
-        # Other columns may hold images, which would be decoded for nothing.
-        data = self._data.select_columns([name for name in columns if name in self.columns])
+        # Images are decoded when they are asked for, and other columns for nothing.
+        wanted = [name for name in columns if name in self.columns]
+        images = [name for name in wanted if self.columns[name] == "image"]
+        data = self._data.select_columns([name for name in wanted if name not in images])
+        pictured = {name: self._data.select_columns([name]) for name in images}
         for row in rows:
             try:
-                values = data[int(row)]
+                values = dict(data[int(row)]) if data.column_names else {}
             except Exception as error:
                 raise DataError(
                     f"row {row} cannot be read: {error}", source=self.source, remedy="save it anew"
                 ) from error
+            for name in images:
+                values[name] = StoredPicture(pictured[name], int(row), name, self.source)
             yield Row(f"row {row}", values)
+
+
+class StoredPicture:
+    """An image in a data set, which is read and decoded when it is asked for."""
+
+    __slots__ = ("_column", "_data", "_row", "_source")
+
+    def __init__(self, data: Any, row: int, column: str, source: str) -> None:
+        self._data, self._row, self._column, self._source = data, row, column, source
+
+    def opened(self) -> Any:
+        """The image of Pillow; ValueError where the row has none."""
+        found = self._data[self._row][self._column]
+        if found is None:
+            raise ValueError("the row has no image")
+        return found
+
+    def __str__(self) -> str:
+        return f"{self._source}, row {self._row}"
+
+
+class Named(NamedTuple):
+    """What NAME, NAME:CONFIG, NAME:CONFIG:SPLIT and NAME::SPLIT say."""
+
+    name: str
+    config: str | None
+    split: str | None
+
+
+def named(text: str) -> Named:
+    """A data set's name with its configuration and its split, as far as the text says them.
+
+    The split may be cut as `datasets` does it: sms_spam:plain_text:train[:80%].
+    """
+    name, _, rest = text.partition(":")
+    config, _, split = rest.partition(":")
+    return Named(name, config or None, split or None)
 
 
 def is_saved(folder: Path) -> bool:
@@ -96,21 +138,32 @@ def open_object(data: Any, source: str, split: str | None, *, allow_test: bool) 
     return LibraryTable(data, source)
 
 
-def open_named(name: str, split: str | None, *, allow_test: bool) -> LibraryTable:
-    """The split (default train) of a data set that `datasets` finds under this name."""
-    wanted = splits.TRAIN if split is None else split
-    splits.check_split(name, wanted, allow_test=allow_test)
+def open_named(text: str, split: str | None, *, allow_test: bool) -> LibraryTable:
+    """The split (default train) of a data set that `datasets` finds under this name.
+
+    `text` is as `named` reads it; a split that it says itself is the one.
+    """
+    name, config, own = named(text)
+    if own is not None and split not in (None, own):
+        raise DataError(
+            f"it says the split {own!r}, and {split!r} is wanted",
+            source=text,
+            remedy="leave the split out of the name, or leave --split (split=) out",
+        )
+    wanted = own or split or splits.TRAIN
+    splits.check_split(text, wanted, allow_test=allow_test)
     library = needed("datasets", f"{name} is no file or folder here; a data set's name")
     try:
-        data = library.load_dataset(name, split=wanted)
+        configs = () if config is None else (config,)
+        data = library.load_dataset(name, *configs, split=wanted)
     except Exception as error:
         raise DataError(
             f"it is no file or folder here, and datasets cannot load it: {_first_line(error)}",
-            source=name,
+            source=text,
             remedy="check the path or the name; without a network, save the data set with "
             "save_to_disk elsewhere and give its folder",
         ) from error
-    return LibraryTable(data, name)
+    return LibraryTable(data, text)
 
 
 def _kind(feature: Any) -> Column:

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from magmerge.errors import suggestion
-from magmerge.samples import image_folder, library, splits
+from magmerge.samples import idx, image_folder, library, splits
 from magmerge.samples.arrays import ArrayFile, ReadyFile, TensorFile
+from magmerge.samples.digit_matrix import DigitMatrix
+from magmerge.samples.image_list import ImageList
 from magmerge.samples.line_tables import JsonLines, Separated, TextLines
 from magmerge.samples.rows import DataError
 from magmerge.samples.table import Table
@@ -20,7 +22,11 @@ TABLES: Mapping[str, Callable[[Path], Table]] = {
     ".tsv": Separated,
     ".txt": TextLines,
     ".text": TextLines,
+    ".images": ImageList,
+    ".mat": DigitMatrix,
 }
+WHOLE = (".images", ".mat")
+"""Tables that have no column of splits, and are not opened to find that out."""
 READY: Mapping[str, Callable[[Path], ReadyFile]] = {
     ".npy": ArrayFile,
     ".safetensors": TensorFile,
@@ -54,11 +60,11 @@ def has_splits(source: str | Path) -> bool:
     path = Path(source).expanduser()
     if path.is_dir():
         return library.is_saved_with_splits(path) or bool(image_folder.split_folders(path))
-    if path.suffix.lower() in READY:
+    if path.suffix.lower() in {*READY, *WHOLE} or idx.is_images(path):
         return False
     if path.is_file():
         return splits.COLUMN in getattr(_open_file(path, None), "columns", ())
-    return True
+    return library.named(str(source)).split is None
 
 
 def _open_folder(path: Path, split: str | None, *, allow_test: bool) -> Table:
@@ -70,6 +76,8 @@ def _open_folder(path: Path, split: str | None, *, allow_test: bool) -> Table:
 
 def _open_file(path: Path, split: str | None) -> Table | ReadyFile:
     suffix = path.suffix.lower()
+    if idx.is_images(path) and split is None:
+        return idx.IdxImages(path)
     if suffix not in TABLES and suffix not in READY:
         raise DataError(
             f"no known kind of data: {suffix or 'a name without ending'}",

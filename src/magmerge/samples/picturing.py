@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from magmerge.errors import ParameterError
 from magmerge.samples.extras import needed
+from magmerge.samples.library import StoredPicture
 from magmerge.samples.rows import DataError, Picture, Preparation
 
 PROCESSOR = "preprocessor_config.json"
@@ -116,14 +116,21 @@ def decoded(image: Picture) -> Any:
     """The image in RGB, turned as its file says; DataError if it is broken or far too large."""
     library = needed("PIL.Image", "reading images")
     turned = needed("PIL.ImageOps", "reading images").exif_transpose
-    with warnings.catch_warnings(), ExitStack() as stack:
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", library.DecompressionBombWarning)
+    # Warnings are not caught here: their filters are the whole process's, and several threads
+    # decode at once. So what Pillow only warns of is refused by its size.
+    with ExitStack() as stack:
         try:
             if isinstance(image, Path):
-                return turned(stack.enter_context(library.open(image))).convert("RGB")
-            return turned(image).convert("RGB")
-        except (library.DecompressionBombWarning, library.DecompressionBombError) as error:
+                opened = stack.enter_context(library.open(image))
+            else:
+                opened = image.opened() if isinstance(image, StoredPicture) else image
+            most = library.MAX_IMAGE_PIXELS
+            if most is not None and opened.width * opened.height > most:
+                raise library.DecompressionBombError(
+                    f"{opened.width} by {opened.height} pixels could be a decompression bomb"
+                )
+            return turned(opened).convert("RGB")
+        except library.DecompressionBombError as error:
             raise DataError(
                 f"refused: {error}", source=image, remedy="make the image smaller"
             ) from error

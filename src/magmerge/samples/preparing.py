@@ -29,10 +29,10 @@ def prepare(
 ) -> list[Inputs]:
     """The rows as inputs of the model in `folder`, `batch` rows a call; the last may have fewer.
 
-    Texts are tokenised by the folder's tokenizer, cut to `max_length` tokens and padded within
-    their batch; the attention mask tells what is padding. Images go through the folder's image
-    processor, or are resized, cropped and normalised as `options` say. Ready tensors are cut into
-    batches; inputs that a program gave are left as they are. Raises DataError.
+    Texts and pairs of texts are tokenised by the folder's tokenizer, cut to `max_length` tokens and
+    padded within their batch; the attention mask tells what is padding. Images go through the
+    folder's image processor, or are resized, cropped and normalised as `options` say. Ready tensors
+    are cut into batches; inputs that a program gave are left as they are. Raises DataError.
     """
     options = options or Preparation()
     if not isinstance(batch, int) or batch < 1:
@@ -80,15 +80,21 @@ def _from_texts(
     limit = token_limit(options.max_length, tokenizer, folder)
     calls = []
     for start in range(0, len(content), batch):
-        texts = list(content.values[start : start + batch])
+        texts = _columns(content, slice(start, start + batch))
         found: dict[str, Any] = dict(
             tokenizer(
-                texts, padding=True, truncation=True, max_length=limit, return_tensors="pt",
+                *texts, padding=True, truncation=True, max_length=limit, return_tensors="pt",
                 return_attention_mask=True,
             )
         )  # fmt: skip
-        calls.append(Inputs((), found, len(texts)))
+        calls.append(Inputs((), found, len(texts[0])))
     return calls
+
+
+def _columns(content: Texts, rows: slice) -> tuple[list[str], ...]:
+    """The texts of some rows; of pairs the first ones and the second ones."""
+    columns = (content.values,) if content.pairs is None else (content.values, content.pairs)
+    return tuple(list(column[rows]) for column in columns)
 
 
 def _from_images(

@@ -23,19 +23,22 @@ def read_samples(
     allow_test: bool = False,
     split: str | None = None,
     label_field: str | None = None,
+    pair_field: str | None = None,
 ) -> Rows:
     """Draw `samples` rows (None: all, in their order) from a source; `name` is whose they are.
 
-    `source` is a file (.jsonl, .csv, .tsv, .txt, .npy, .safetensors), a folder of images, a folder
-    saved by datasets, or a data set's name. What is given in memory (a tensor, a mapping of
-    keywords to tensors, a list of texts, an iterable of model inputs) is used as it is and whole.
+    `source` is a file (.jsonl, .csv, .tsv, .txt, .npy, .safetensors, .images, an idx file of
+    images, SVHN's .mat), a folder of images, a folder saved by datasets, or a data set's name:
+    NAME, NAME:CONFIG or NAME:CONFIG:SPLIT. What is given in memory (a tensor, a mapping of keywords
+    to tensors, a list of texts, an iterable of model inputs) is used as it is and whole.
     Rows are drawn without replacement by (seed, name), and a larger draw extends a smaller one.
     Rows whose column `split` says test are not drawn. Labels are read only from `label_field`, if
-    it is given (of a folder of images: the classes' folders). DataError for what cannot be read,
+    it is given (of a folder of images: the classes' folders). With `pair_field` a row is a pair of
+    texts, the second from that column. DataError for what cannot be read,
     for too few rows, and for the test split, unless `allow_test`.
     """
     check_count(samples, seed)
-    choice = Choice(name, samples, seed, field, label_field, split, allow_test)
+    choice = Choice(name, samples, seed, field, label_field, split, allow_test, pair_field)
     if library.is_data_set(source):
         where = f"the data of {name}"
         return select(library.open_object(source, where, split, allow_test=allow_test), choice)

@@ -36,9 +36,10 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Texts, for a tokenizer to prepare."""
+    """Texts, for a tokenizer to prepare; with `pairs` each row is a text and its second one."""
 
     values: tuple[str, ...]
+    pairs: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.values)

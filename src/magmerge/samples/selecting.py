@@ -27,6 +27,7 @@ class Choice(NamedTuple):
     label_field: str | None
     split: str | None
     allow_test: bool
+    pair_field: str | None = None
 
 
 def select_ready(file: ReadyFile, choice: Choice) -> Rows:
@@ -45,17 +46,19 @@ def select_ready(file: ReadyFile, choice: Choice) -> Rows:
 def select(table: Table, choice: Choice) -> Rows:
     """The drawn rows of a table whose text is not empty, of the split that is wanted."""
     field = choose_field(table, choice)
-    columns = [field, *([choice.label_field] if choice.label_field else [])]
+    columns = [field, *(name for name in (choice.label_field, choice.pair_field) if name)]
     columns += [splits.COLUMN] if splits.COLUMN in table.columns else []
-    values, labels, empty = [], [], 0
+    values, seconds, labels, empty = [], [], [], 0
     for row in _candidates(table, choice, columns):
         if splits.COLUMN in table.columns and not _of_split(row, choice):
             continue
         value = _value(table, row, field)
-        if isinstance(value, str) and not value.strip():
+        second = _second(table, row, choice.pair_field)
+        if isinstance(value, str) and not f"{value}{second}".strip():
             empty += 1
             continue
         values.append(value)
+        seconds.append(second)
         if choice.label_field is not None:
             labels.append(_label(table, row, choice.label_field))
         if len(values) == choice.samples:
@@ -65,8 +68,9 @@ def select(table: Table, choice: Choice) -> Rows:
         wanted = choice.samples or 1
         raise _too_few(table.source, wanted, len(values), choice.split, spared=spared)
     notes = (f"{table.source}: {empty} rows without text were passed over",) if empty else ()
-    texts = isinstance(values[0], str)
-    content = Texts(tuple(values)) if texts else Images(tuple(values))
+    content: Texts | Images = Images(tuple(values))
+    if isinstance(values[0], str):
+        content = Texts(tuple(values), tuple(seconds) if choice.pair_field is not None else None)
     found = tuple(labels) if choice.label_field is not None else None
     classes = table.classes.get(choice.label_field or "")
     return Rows(choice.name, table.source, content, found, classes, notes)
@@ -76,7 +80,7 @@ def choose_field(table: Table, choice: Choice) -> str:
     """The column asked for, else `text`, else the only column of texts, else of images."""
     if choice.field is not None:
         return choice.field
-    reserved = (choice.label_field, splits.COLUMN)
+    reserved = (choice.label_field, choice.pair_field, splits.COLUMN)
     texts = [
         name for name, kind in table.columns.items() if kind == "text" and name not in reserved
     ]
@@ -146,6 +150,20 @@ def _value(table: Table, row: Row, field: str) -> Any:
             remedy="save the file as UTF-8",
         ) from error
     return value
+
+
+def _second(table: Table, row: Row, field: str | None) -> str:
+    """The second text of a pair, empty where none is wanted; either of the two may be empty."""
+    if field is None:
+        return ""
+    second = _value(table, row, field)
+    if not isinstance(second, str):
+        raise DataError(
+            f"{row.place}: column {field!r} holds no text",
+            source=table.source,
+            remedy="name the column of the second texts with pair_field",
+        )
+    return second
 
 
 def _label(table: Table, row: Row, field: str) -> Any:

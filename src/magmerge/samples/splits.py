@@ -14,6 +14,8 @@ COLUMN = "split"
 """The column of a table that tells each row's split."""
 NAMES = frozenset({TRAIN, TEST, "validation", "valid", "val", "dev", "calibration"})
 """Folders of these names are splits, not classes."""
+TEST_FILES = ("t10k-",)
+"""How files of the test split begin that do not say test: those of MNIST and its kin."""
 _WORD = re.compile(r"(?<![a-z])test(?![a-z])", re.IGNORECASE)
 
 
@@ -24,6 +26,8 @@ def names_test(text: str) -> bool:
 
 def is_test_path(path: Path) -> bool:
     """Whether a path names the test split: itself by a word, or a folder on its way exactly."""
+    if path.name.startswith(TEST_FILES):
+        return True
     return names_test(path.name) or any(part.lower() == TEST for part in path.parts[:-1])
 
 

@@ -16,6 +16,7 @@ from magmerge.device import CPU, open_device
 from magmerge.dtypes import parse_size
 from magmerge.errors import ParameterError
 from magmerge.evaluation.classification import read_head
+from magmerge.evaluation.entries import Features
 from magmerge.evaluation.labels import class_numbers
 from magmerge.live.finding import Followed, follow
 from magmerge.live.weights import at_rest
@@ -35,7 +36,6 @@ from magmerge.sensing.scores import (
     Batch,
     Drift,
     Errors,
-    Features,
     Loss,
     Name,
     Score,
@@ -116,6 +116,7 @@ def sensitivity(
     samples: int | SampleOptions | Mapping[str, Any] = 64,
     seed: int = 0,
     label_field: str | None = None,
+    classes: Sequence[str] | None = None,
     head: str | Path | None = None,
     features: Features = "output",
     ignore: Sequence[str] = (),
@@ -132,7 +133,8 @@ def sensitivity(
     `data` is one generic source of samples, as `merge` takes them. `score`: "drift" is how far the
     model's last features move, for which it needs neither labels nor head; "loss" the cross entropy
     of the labels in `label_field` (with `head`, a file with weight and bias, on `features`: mean,
-    cls, pooler, output), or of a language model's next tokens; "accuracy" the share of errors.
+    cls, pooler, embeds, output; `classes` are the labels' names in the head's order), or of a
+    language model's next tokens; "accuracy" the share of errors.
     `mode` "exact" tries each layer, "fast" takes derivatives. With `out` it is written as JSON.
     The other arguments are those of `merge`. Raises MagmergeError's children.
     """
@@ -141,7 +143,7 @@ def sensitivity(
         check_free(Path(out), overwrite=overwrite)
     recipe, sources = prepare(base=base, experts=experts, method="average", ignore=ignore)
     options = Wanted(samples=samples).options(seed)
-    batches = _batches(data, sources, options, label_field)
+    batches = _batches(data, sources, options, label_field, classes)
     plan = make_plan(recipe, sources, shard_size=2**62, threads=1, memory=parse_size(DEFAULT))
     work = Work(plan, bind(recipe), sources, Reader(sources, open_device(CPU)), open_device(CPU), 0)
     running = _running(model, build, base, sources, device)
@@ -213,7 +215,11 @@ def _check(score: str, mode: str, alpha: int, label_field: str | None) -> None:
 
 
 def _batches(
-    data: Any, sources: Sources, options: SampleOptions, label_field: str | None
+    data: Any,
+    sources: Sources,
+    options: SampleOptions,
+    label_field: str | None,
+    classes: Sequence[str] | None,
 ) -> list[Batch]:
     rows = read_samples(
         data,
@@ -233,7 +239,7 @@ def _batches(
         raise ParameterError(
             "samples in memory have no labels", remedy="give a file, or score by drift"
         )
-    labels = class_numbers(rows.labels, rows.classes, rows.source)
+    labels = class_numbers(rows.labels, classes or rows.classes, rows.source)
     parts = torch.split(labels, [one.rows for one in inputs])
     return [Batch(one, part) for one, part in zip(inputs, parts, strict=True)]
 

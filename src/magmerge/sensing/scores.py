@@ -13,10 +13,10 @@ from torch.nn import functional
 
 from magmerge.errors import MagmergeError, ParameterError
 from magmerge.evaluation.classification import Head, features_of, with_head
+from magmerge.evaluation.entries import Features
 from magmerge.samples.rows import Inputs
 
 Name = Literal["drift", "loss", "accuracy"]
-Features = Literal["mean", "cls", "pooler", "output"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,145 @@
+"""numpy's arrays in a pickle, as records of their bytes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from magmerge.checkpoints.pickled.budget import Budget
+from magmerge.checkpoints.pickled.records import (
+    ArrayDtype,
+    ArrayRecord,
+    Storage,
+    TensorRecord,
+)
+from magmerge.checkpoints.pickled.refusals import DamagedError, RefusedError, spoken
+from magmerge.checkpoints.pickled.tensors import DIMENSIONS, LARGEST
+
+CODES = {
+    "b1": "bool",
+    "i1": "int8",
+    "u1": "uint8",
+    "i2": "int16",
+    "u2": "uint16",
+    "i4": "int32",
+    "u4": "uint32",
+    "i8": "int64",
+    "u8": "uint64",
+    "f2": "float16",
+    "f4": "float32",
+    "f8": "float64",
+    "c8": "complex64",
+    "c16": "complex128",
+}
+"""numpy's codes of the dtypes that torch has too."""
+
+
+def set_state(array: ArrayRecord, state: Any, budget: Budget) -> None:
+    """What ndarray.__setstate__ takes: version, shape, dtype, order of memory, bytes."""
+    if not isinstance(state, tuple) or len(state) not in (4, 5):
+        raise DamagedError("a numpy array has no sound state")
+    shape, dtype, columns_first, content = state[-4:]
+    if isinstance(content, str):
+        budget.convert(len(content))
+        content = content.encode("latin-1")
+    array.shape, array.axes = _shape(shape), tuple(range(len(_shape(shape))))
+    if columns_first:
+        array.shape, array.axes = array.shape[::-1], array.axes[::-1]
+    array.dtype = dtype if isinstance(dtype, ArrayDtype) else None
+    # A list is that of an array of objects.
+    array.content = content if isinstance(content, bytes) else None
+
+
+def set_order(dtype: ArrayDtype, state: Any) -> None:
+    """What dtype.__setstate__ takes: version, byte order, and what plain dtypes have not."""
+    if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "|", "="):
+        dtype.order = state[1]
+        if len(state) > 2 and state[2] is not None:
+            dtype.code = "V"
+
+
+def as_tensor(array: ArrayRecord) -> TensorRecord | None:
+    """The same entries as a tensor of torch; None for an array of other things than numbers."""
+    shape, dtype, content = array.shape, array.dtype, array.content
+    if shape is None or dtype is None or content is None or dtype.code not in CODES:
+        return None
+    width = int(re.sub(r"\D", "", dtype.code))
+    if dtype.order == ">" and width > 1:
+        raise RefusedError("it holds a numpy array of big-endian numbers")
+    if math.prod(shape) * width != len(content):
+        raise DamagedError(
+            f"a numpy array of shape {spoken(list(shape))} has {len(content):,} bytes"
+        )
+    strides: list[int] = []
+    step = 1
+    for size in reversed(shape):
+        strides.insert(0, step)
+        step *= size
+    turned = tuple(shape[axis] for axis in array.axes)
+    name = CODES[dtype.code]
+    storage = Storage(name, len(content), content, 0)
+    return TensorRecord(storage, name, 0, turned, tuple(strides[axis] for axis in array.axes))
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    shape = (shape,) if isinstance(shape, int) else shape
+    sound = isinstance(shape, tuple) and len(shape) <= DIMENSIONS
+    if not sound or not all(isinstance(n, int) and 0 <= n <= LARGEST for n in shape):
+        raise DamagedError("a numpy array's shape is no numbers of entries")
+    return tuple(map(int, shape))
+
+
+def _empty(_: tuple[Any, ...], __: Budget) -> Any:
+    """_reconstruct: an array whose state follows."""
+    return ArrayRecord()
+
+
+def _dtype(arguments: tuple[Any, ...], _: Budget) -> Any:
+    code = arguments[0] if arguments else None
+    if isinstance(code, bytes):
+        code = code[:16].decode("latin-1")
+    if not isinstance(code, str):
+        return None
+    order = code[0] if code[:1] in ("<", ">", "|", "=") else "="
+    return ArrayDtype(code.lstrip("<>|=")[:16], order)
+
+
+def _from_buffer(arguments: tuple[Any, ...], budget: Budget) -> Any:
+    """How protocol 5 spells an array: bytes, dtype, shape, order of memory, and of the axes."""
+    if len(arguments) not in (4, 5):
+        return None
+    content, dtype, shape, order, axes = (*arguments, None)[:5]
+    if isinstance(content, bytearray):
+        budget.convert(len(content))
+        content = bytes(content)
+    array = ArrayRecord()
+    set_state(array, (shape, dtype, order == "F", content), budget)
+    if order == "K" and axes is not None:
+        if not isinstance(axes, tuple) or sorted(axes) != list(array.axes):
+            raise DamagedError("a numpy array's axes are in no order")
+        array.axes = axes
+    return array
+
+
+def _scalar(arguments: tuple[Any, ...], budget: Budget) -> Any:
+    """A numpy number: dtype and bytes."""
+    if len(arguments) != 2:
+        return None
+    array = ArrayRecord()
+    set_state(array, ((), arguments[0], False, arguments[1]), budget)
+    return array
+
+
+_BY_MODULE: dict[str, dict[str, Callable[[tuple[Any, ...], Budget], Any]]] = {
+    "multiarray": {"_reconstruct": _empty, "scalar": _scalar},
+    "numeric": {"_frombuffer": _from_buffer},
+}
+REBUILDERS = {
+    f"numpy.{core}.{module}.{name}": rebuild
+    for core in ("core", "_core")
+    for module, functions in _BY_MODULE.items()
+    for name, rebuild in functions.items()
+}
+REBUILDERS["numpy.dtype"] = _dtype

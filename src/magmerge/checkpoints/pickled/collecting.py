@@ -1,0 +1,162 @@
+"""The tensors of a model by name: those of a state dictionary, or of a whole pickled module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from magmerge.checkpoints.pickled.arrays import as_tensor
+from magmerge.checkpoints.pickled.records import ArrayRecord, Global, OddKey, Record, TensorRecord
+from magmerge.checkpoints.pickled.refusals import RefusedError, spoken
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "model_state", "module", "net", "network")
+"""Keys under which training programs put the model, or its state."""
+PARTS = ("_parameters", "_buffers", "_modules")
+"""What every module of torch has in its state."""
+DEEPEST, MOST, LONGEST_NAME = 200, 200_000, 4096
+"""How deep modules may be in each other, how many there may be, and how long their names."""
+LISTED = 8
+"""How many keys a message lists."""
+KINDS = {
+    "torch._utils._rebuild_sparse_tensor": "a sparse tensor",
+    "torch._utils._rebuild_sparse_csr_tensor": "a sparse tensor",
+    "torch._utils._rebuild_qtensor": "a quantised tensor",
+    "torch._utils._rebuild_nested_tensor": "a nested tensor",
+    "torch._utils._rebuild_meta_tensor_no_storage": "a tensor without data",
+    "torch._utils._rebuild_wrapper_subclass": "a tensor of a class of its own",
+}
+"""What some calls that are no plain tensors would give."""
+
+
+class Collected:
+    """Tensors by name in the order of state_dict(), and the classes of the modules they are of.
+
+    `holds` is what the file holds, in words: a class, or a state dictionary.
+    """
+
+    def __init__(self, holds: str) -> None:
+        self.holds = holds
+        self.tensors: dict[str, TensorRecord] = {}
+        self.classes: set[str] = set()
+        self._arrays: dict[int, TensorRecord | None] = {}
+
+    def add(self, name: str, value: Any) -> bool:
+        """One tensor; False if it is none."""
+        if isinstance(value, ArrayRecord):
+            if id(value) not in self._arrays:
+                self._arrays[id(value)] = as_tensor(value)
+            value = self._arrays[id(value)]
+        if not isinstance(value, TensorRecord):
+            return False
+        if name in self.tensors:
+            raise RefusedError(f"two of its tensors are called {spoken(name)}")
+        self.tensors[name] = value
+        return True
+
+
+def collect(held: Any) -> Collected:
+    """The tensors of what a file holds; RefusedError where that is no model."""
+    for _ in range(DEEPEST):
+        if _is_module(held):
+            return _of_module(held)
+        entries = _entries_of(held)
+        if entries is None:
+            raise RefusedError(f"it holds {_spoken(held)}, not a state dictionary or a module")
+        inner = [entries[key] for key in WRAPPERS if _may_be_model(entries.get(key))]
+        if not inner:
+            return _of_state(entries, "a state dictionary")
+        held = inner[0]
+    raise RefusedError("it is wrapped too often")
+
+
+def _of_state(entries: Mapping[Any, Any], holds: str) -> Collected:
+    found = Collected(holds)
+    odd = {}
+    for key, value in entries.items():
+        name = _name(key)
+        if not found.add(name, value):
+            odd[name] = value
+    if odd or not entries:
+        raise RefusedError(f"these keys hold no tensor: {_listing(odd)}" if odd else "it is empty")
+    return found
+
+
+def _of_module(module: Record) -> Collected:
+    found = Collected(module.name)
+    seen = 0
+    waiting: list[tuple[str, Any, int]] = [("", module, 0)]
+    while waiting:
+        prefix, one, depth = waiting.pop()
+        seen += 1
+        if depth > DEEPEST or seen > MOST or len(prefix) > LONGEST_NAME:
+            raise RefusedError("its modules are in each other without end")
+        if not _is_module(one):
+            raise RefusedError(f"its module {spoken(prefix[:-1])} is {_spoken(one)}")
+        found.classes.add(one.name)
+        _add_own(found, one, prefix)
+        inner = [(key, value) for key, value in _part(one, "_modules") if value is not None]
+        # A stack gives back the last one first.
+        waiting += [(f"{prefix}{key}.", value, depth + 1) for key, value in reversed(inner)]
+    if not found.tensors:
+        raise RefusedError(f"the {spoken(module.name)} in it has no tensors")
+    return found
+
+
+def _add_own(found: Collected, module: Record, prefix: str) -> None:
+    """A module's own parameters, then those of its buffers that are stored."""
+    passing = module.state.get("_non_persistent_buffers_set") or ()
+    if not isinstance(passing, set | frozenset | list | tuple):
+        passing = ()
+    for part in ("_parameters", "_buffers"):
+        for key, value in _part(module, part):
+            if value is None or (part == "_buffers" and key in passing):
+                continue
+            if not found.add(f"{prefix}{key}", value):
+                raise RefusedError(f"its {spoken(prefix + key)} is {_spoken(value)}")
+
+
+def _part(module: Record, part: str) -> Iterator[tuple[str, Any]]:
+    for key, value in module.state[part].items():
+        yield _name(key), value
+
+
+def _is_module(value: Any) -> bool:
+    return (
+        isinstance(value, Record)
+        and isinstance(value.state, dict)
+        and all(isinstance(value.state.get(part), dict) for part in PARTS)
+    )
+
+
+def _entries_of(value: Any) -> dict[Any, Any] | None:
+    """The entries of a mapping, also of one of a class of its own."""
+    if isinstance(value, dict):
+        return value
+    return value.entries if isinstance(value, Record) and value.entries else None
+
+
+def _may_be_model(value: Any) -> bool:
+    return _is_module(value) or _entries_of(value) is not None
+
+
+def _name(key: Any) -> str:
+    """A key as text. What is no plain value is not written out: that could take for ever."""
+    if isinstance(key, OddKey):
+        return f"a {type(key.value).__name__}"
+    return key if isinstance(key, str) else spoken(key)
+
+
+def _listing(odd: Mapping[str, Any]) -> str:
+    shown = [f"{spoken(name)} ({_spoken(odd[name])})" for name in list(odd)[:LISTED]]
+    more = [f"{len(odd) - LISTED} more"] if len(odd) > LISTED else []
+    return ", ".join([*shown, *more])
+
+
+def _spoken(value: Any) -> str:
+    """What a value is, in words."""
+    if isinstance(value, Record):
+        return KINDS.get(value.name, f"a {spoken(value.name)}")
+    if isinstance(value, Global):
+        return f"the name {spoken(value.name)}"
+    plain = {TensorRecord: "a lone tensor", ArrayRecord: "a numpy array of other things"}
+    return plain.get(type(value), f"a {type(value).__name__}")

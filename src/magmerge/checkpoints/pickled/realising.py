@@ -1,0 +1,99 @@
+"""From records of tensors to tensors: views of a mapped file, or of bytes in a pickle."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from magmerge.checkpoints.pickled.records import Storage, TensorRecord
+from magmerge.checkpoints.pickled.refusals import DamagedError, spoken
+from magmerge.checkpoints.pickled.tensors import WIDTHS
+
+if TYPE_CHECKING:
+    from torch import Tensor, UntypedStorage
+
+MOST_REPEATED = 1 << 22
+"""Entries of a tensor that repeats the same bytes, as expand() makes them."""
+
+
+class Realiser:
+    """Makes tensors; those of one storage share its memory, so tied ones stay tied."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, UntypedStorage] = {}
+        self._bytes: dict[int, tuple[bytes, UntypedStorage]] = {}
+        self._storages: dict[int, tuple[Storage, UntypedStorage]] = {}
+        self._tensors: dict[int, tuple[TensorRecord, Tensor]] = {}
+
+    def tensor(self, record: TensorRecord) -> Tensor:
+        """The tensor; DamagedError where it reaches out of its storage."""
+        # Keeping the record keeps its id from being given to another one.
+        known = self._tensors.get(id(record))
+        if known is None:
+            known = self._tensors[id(record)] = (record, self._made(record))
+        return known[1]
+
+    def _made(self, record: TensorRecord) -> Tensor:
+        import torch
+
+        _check_within(record)
+        dtype: torch.dtype = getattr(torch, record.dtype)
+        storage = self._storage(record.storage, WIDTHS[record.dtype])
+        empty = torch.empty(0, dtype=dtype)
+        try:
+            return empty.set_(storage, record.offset, record.shape, record.strides)
+        except (RuntimeError, OverflowError, ValueError) as error:
+            # torch multiplies the sizes of a tensor without entries too.
+            raise DamagedError(f"a tensor cannot be made: {spoken(error)}") from error
+
+    def _storage(self, storage: Storage, width: int) -> UntypedStorage:
+        known = self._storages.get(id(storage))
+        if known is None:
+            known = self._storages[id(storage)] = (storage, self._cut(storage, width))
+        return known[1]
+
+    def _cut(self, storage: Storage, width: int) -> UntypedStorage:
+        import torch
+
+        start = storage.begin()
+        if start is None:
+            raise DamagedError("a tensor's entries are not in the file")
+        if not storage.size:
+            return torch.empty(0, dtype=torch.uint8).untyped_storage()
+        whole = self._home(storage.home)
+        if start + storage.size > len(whole):
+            raise DamagedError("a tensor's entries reach beyond the end of the file")
+        part: UntypedStorage = whole[start : start + storage.size]
+        # Entries that do not begin at a multiple of their width are not read in place.
+        return part.clone() if start % width else part  # type: ignore[no-untyped-call]
+
+    def _home(self, home: Path | bytes) -> UntypedStorage:
+        import torch
+
+        if isinstance(home, Path):
+            if home not in self._files:
+                size = home.stat().st_size
+                mapped: Any = torch.UntypedStorage.from_file(str(home), False, size)
+                self._files[home] = mapped
+            return self._files[home]
+        if id(home) not in self._bytes:
+            entries = torch.frombuffer(bytearray(home), dtype=torch.uint8)
+            self._bytes[id(home)] = (home, entries.untyped_storage())
+        return self._bytes[id(home)][1]
+
+
+def _check_within(record: TensorRecord) -> None:
+    """DamagedError unless all entries are in the storage, and are not many more than it has."""
+    if 0 in record.shape:
+        return
+    pairs = zip(record.shape, record.strides, strict=True)
+    last = record.offset + sum((size - 1) * stride for size, stride in pairs)
+    room = record.storage.size // WIDTHS[record.dtype]
+    if last >= room:
+        raise DamagedError(
+            f"a tensor reaches up to entry {last:,} of a storage that has {room:,} entries"
+        )
+    entries = math.prod(record.shape)
+    if entries > max(room, MOST_REPEATED):
+        raise DamagedError(f"a tensor repeats {room:,} entries {entries:,} times")

@@ -1,0 +1,33 @@
+"""Why a pickle is not read."""
+
+from __future__ import annotations
+
+from magmerge.errors import printable
+
+STATE = "save the model as safetensors, or its bare state_dict() with torch.save"
+"""What to do about a file that holds more than tensors."""
+AGAIN = "fetch or save this file once more: it is damaged, or no torch file"
+LONGEST = 200
+"""Characters of a file's own text that a message repeats."""
+
+
+class RefusedError(Exception):
+    """A pickle asks for what is not done, claims what is not there, or is none."""
+
+    def __init__(self, problem: str, remedy: str = STATE) -> None:
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(problem)
+
+
+class DamagedError(RefusedError):
+    """A file that no program writes like this."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem, AGAIN)
+
+
+def spoken(text: object) -> str:
+    """A file's own text for a message: printable, and not too long."""
+    shown = printable(str(text)[: LONGEST + 1])
+    return shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}..."

@@ -1,0 +1,168 @@
+"""A CLIP checkpoint under another family's names, each tensor put together when it is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from magmerge import dtypes
+from magmerge.clip_names.assembling import Assembly, Stretch, assemble
+from magmerge.clip_names.family import BIAS, Naming
+from magmerge.clip_names.recognising import FAMILIES, recognise
+from magmerge.errors import CheckpointError, UnknownNameError, printable, suggestion
+from magmerge.models import Checkpoint
+from magmerge.types import Kind
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ZERO = "it is zero"
+LISTED = 8
+"""How many tensors a message lists."""
+
+
+class ClipCheckpoint:
+    """`checkpoint` with the tensors of `assembly`; only what a tensor is made of is read for it.
+
+    `left_out` names the stored tensors that are not in it, and why.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, assembly: Assembly) -> None:
+        self._checkpoint = checkpoint
+        self._stretches = assembly.stretches
+        self.left_out: Mapping[str, str] = MappingProxyType(dict(assembly.left_out))
+        self.specs = MappingProxyType(dict(assembly.specs))
+        whole = {
+            stretches[0].name: name
+            for name, stretches in self._stretches.items()
+            if len(stretches) == 1
+            and stretches[0].name is not None
+            and not stretches[0].turned
+            and stretches[0].size == math.prod(checkpoint.specs[stretches[0].name].shape)
+        }
+        ties = checkpoint.ties.items()
+        self.ties = MappingProxyType(
+            {whole[a]: whole[b] for a, b in ties if a in whole and b in whole}
+        )
+        self.kinds: Mapping[str, Kind] = MappingProxyType(
+            {whole[name]: kind for name, kind in checkpoint.kinds.items() if name in whole}
+        )
+
+    @property
+    def source(self) -> str:
+        """As the stored checkpoint's."""
+        return self._checkpoint.source
+
+    @property
+    def folder(self) -> Path | None:
+        """As the stored checkpoint's."""
+        return self._checkpoint.folder
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """As the stored checkpoint's."""
+        return self._checkpoint.files
+
+    def read(self, name: str) -> Tensor:
+        """The tensor that is `name` here."""
+        shape = self.specs[name].shape
+        return self.read_part(name, 0, math.prod(shape)).reshape(shape)
+
+    def read_part(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Entries [start, stop) of the flattened tensor, in memory of their own or in `out`."""
+        import torch
+
+        if out is None:
+            out = torch.empty(stop - start, dtype=dtypes.torch_dtype(self.specs[name].dtype))
+        begin = 0
+        for stretch in self._stretches[name]:
+            first, last = max(start, begin), min(stop, begin + stretch.size)
+            if first < last:
+                part = out[first - start : last - start]
+                self._fill(part, stretch, first - begin, last - begin)
+            begin += stretch.size
+        return out
+
+    def _fill(self, out: Tensor, stretch: Stretch, start: int, stop: int) -> None:
+        """Entries [start, stop) of a stretch."""
+        if stretch.name is None:
+            out.zero_()
+        elif stretch.turned:
+            turned = self._checkpoint.read(stretch.name).t().reshape(-1)
+            out.copy_(turned[start:stop])
+        else:
+            self._checkpoint.read_part(
+                stretch.name, stretch.start + start, stretch.start + stop, out
+            )
+
+
+def in_family(checkpoint: Checkpoint, family: str) -> ClipCheckpoint:
+    """A CLIP model's checkpoint with the names, shapes and layouts of `family`: hf_clip, open_clip
+    or timm_clip.
+
+    The values are the same ones. Tensors that are no part of CLIP keep their names; buffers that
+    `family` computes itself are left out, and so is the text half for timm_clip, which has none.
+    Raises UnknownNameError for any other family, and CheckpointError where the names are not
+    CLIP's, or a weight has no place in `family`.
+    """
+    if family not in FAMILIES:
+        raise UnknownNameError(
+            f"there is no family of CLIP names {family!r}", remedy=suggestion(family, FAMILIES)
+        )
+    source = recognise(checkpoint.specs)
+    if source is None:
+        raise CheckpointError(
+            "its names are not those of a CLIP model that is known here",
+            source=checkpoint.source,
+            remedy=f"known are the vision transformers of {', '.join(FAMILIES)}",
+        )
+    assembly = _assembled(checkpoint, source, Naming(FAMILIES[family]))
+    lost = {}
+    for name, reason in assembly.homeless.items():
+        entry = source.entry(name)
+        if entry is not None and not entry.parts[0].startswith("vision") and family == "timm_clip":
+            assembly.left_out[name] = "timm has the vision half only"
+        else:
+            lost[name] = reason
+    if lost:
+        told = [f"{printable(name)}: {reason}" for name, reason in list(lost.items())[:LISTED]]
+        raise CheckpointError(
+            f"{len(lost)} tensors have no place in {family}: {'; '.join(told)}",
+            source=checkpoint.source,
+            remedy="choose another family, or merge with models of the same family",
+        )
+    return ClipCheckpoint(checkpoint, assembly)
+
+
+def aligned(checkpoint: Checkpoint, names: Iterable[str]) -> ClipCheckpoint | None:
+    """A CLIP model under the names of another one, whose family may be another; None where either
+    is no CLIP model. What has no place there keeps its own name.
+    """
+    wanted = set(names)
+    target, source = recognise(wanted), recognise(checkpoint.specs)
+    if target is None or source is None:
+        return None
+    assembly = _assembled(checkpoint, source, target)
+    for name in [*assembly.homeless]:
+        assembly.keep(checkpoint.specs[name])
+    for name, stretches in list(assembly.stretches.items()):
+        if stretches[0].name is None and name not in wanted:
+            # A projection without a bias needs no zeros.
+            del assembly.stretches[name], assembly.specs[name]
+    return ClipCheckpoint(checkpoint, assembly)
+
+
+def _assembled(checkpoint: Checkpoint, source: Naming, target: Naming) -> Assembly:
+    """The assembly, with a bias of zeros left out where the target has none."""
+    assembly = assemble(checkpoint.specs, source, target)
+    place = source.place(BIAS)
+    if place is not None and place.name in assembly.homeless:
+        if not bool(checkpoint.read(place.name).any()):
+            del assembly.homeless[place.name]
+            assembly.left_out[place.name] = ZERO
+        else:
+            assembly.homeless[place.name] = f"{target.family.name} has no bias there"
+    return assembly

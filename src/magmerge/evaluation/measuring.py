@@ -1,0 +1,128 @@
+"""evaluate(): the front door to all that models are measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict, Unpack, overload
+
+from magmerge.errors import ParameterError
+from magmerge.evaluation.entries import WHOLE
+from magmerge.evaluation.harness import LmEval, run_harness
+from magmerge.evaluation.quick import Columns, quick_suite
+from magmerge.evaluation.scores import Scores, save_all
+from magmerge.evaluation.suite import Suite, open_suite
+from magmerge.evaluation.weights import Measurable
+from magmerge.memory import DEFAULT
+from magmerge.run import Progress
+from magmerge.whole_file import check_free
+
+Path_ = str | Path
+
+
+class Settings(TypedDict, total=False):
+    """The keyword arguments of `evaluate`."""
+
+    suite: Path_ | Suite | None
+    split: str
+    tasks: Sequence[str] | None
+    perplexity: Sequence[Path_]
+    questions: Sequence[Path_]
+    columns: Mapping[str, str | None] | None
+    base: Path_ | None
+    max_length: int | None
+    lm_eval: Sequence[str] | Mapping[str, Any]
+    threads: int | None
+    workers: int | None
+    device: str | None
+    dtype: str | None
+    memory: str | int
+    out: Path_ | None
+    overwrite: bool
+    progress: Progress | None
+
+
+@overload
+def evaluate(model: Measurable, **settings: Unpack[Settings]) -> Scores: ...
+@overload
+def evaluate(
+    model: list[Any] | tuple[Measurable, ...], **settings: Unpack[Settings]
+) -> list[Scores]: ...
+def evaluate(
+    model: Measurable | list[Any] | tuple[Measurable, ...],
+    *,
+    suite: Path_ | Suite | None = None,
+    split: str = WHOLE,
+    tasks: Sequence[str] | None = None,
+    perplexity: Sequence[Path_] = (),
+    questions: Sequence[Path_] = (),
+    columns: Mapping[str, str | None] | None = None,
+    base: Path_ | None = None,
+    max_length: int | None = None,
+    lm_eval: Sequence[str] | Mapping[str, Any] = (),
+    threads: int | None = None,
+    workers: int | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    memory: str | int = DEFAULT,
+    out: Path_ | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Scores | list[Scores]:
+    """Measure a model, or several in one pass: scores, 95 % intervals, and time.
+
+    `model` is a folder, a file, a mapping from names to tensors, a torch module, which is run as it
+    is, or a result of `merge`; a list of them gives a list of scores. They are measured on one of:
+
+    - `suite`: a suite file, or an opened suite; `tasks` are names of some of its tasks. Experts
+      that it names are measured too, once: their scores are remembered.
+    - `perplexity`, `questions`: files of texts, and of questions with choices, for causal language
+      models. `columns` names their columns: text, question, choices, answer. Config and tokenizer
+      come from the model's folder or from `base`; texts are cut to `max_length` tokens.
+    - `lm_eval`: names of tasks of lm-evaluation-harness, or a mapping with the fields of `LmEval`.
+
+    `threads` batches are at work at once, and `workers` threads decode images ahead of them; their
+    numbers do not change the scores. The forward pass is in `dtype` (default float32) on `device`
+    (default cpu); heads and log-probabilities are in float32. Live models and images that are kept
+    decoded take at most `memory`, but for one model. With `out` the scores are written there as
+    JSON. Raises MagmergeError's children.
+    """
+    several = isinstance(model, list | tuple)
+    models = list(model) if isinstance(model, list | tuple) else [model]
+    _one_of(suite=suite, perplexity_or_questions=[*perplexity, *questions], lm_eval=lm_eval)
+    if out is not None:
+        check_free(Path(out), overwrite=overwrite)
+    if lm_eval:
+        wanted = LmEval.of(lm_eval)
+        scores = run_harness(models, wanted, device=device, dtype=dtype, progress=progress)
+    else:
+        named = Columns(**{key: name for key, name in (columns or {}).items() if name})
+        if suite is None:
+            suite = quick_suite(
+                perplexity, questions, columns=named, base=base, max_length=max_length
+            )
+        opened = suite if isinstance(suite, Suite) else open_suite(suite)
+        found = opened.evaluate_all(
+            {str(number): one for number, one in enumerate(models)},
+            split=split, tasks=tasks, threads=threads, workers=workers, device=device,
+            dtype=dtype, memory=memory, progress=progress,
+        )  # fmt: skip
+        scores = list(found.values())
+    if out is not None and several:
+        save_all(scores, out, overwrite=overwrite)
+    elif out is not None:
+        scores[0].save(out, overwrite=overwrite)
+    return scores if several else scores[0]
+
+
+def _one_of(**given: Any) -> None:
+    """ParameterError unless exactly one of these says what to measure on."""
+    there = [name.replace("_or_", " or ") for name, value in given.items() if value]
+    if not there:
+        raise ParameterError(
+            "there is nothing to measure on",
+            remedy="give a suite (--suite), texts (--perplexity), questions (--questions) or tasks "
+            "of lm-evaluation-harness (--lm-eval)",
+        )
+    if len(there) > 1:
+        raise ParameterError(f"{' and '.join(there)} exclude each other", remedy="give one of them")

@@ -1,0 +1,41 @@
+"""What a conversion did, in a few lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from magmerge.report.tables import plain
+
+if TYPE_CHECKING:
+    from magmerge.adapters.converting import Conversion
+    from magmerge.converting import ModelConversion
+
+LISTED = 8
+"""How many classes or tensors a line names."""
+
+
+def conversion_text(done: Conversion | ModelConversion) -> list[Text]:
+    """What was read, what was passed over, and what was written."""
+    from magmerge.converting import ModelConversion
+
+    if not isinstance(done, ModelConversion):
+        return [plain(f"{done.modules} modules, {done.before} to {done.after}: wrote {done.path}")]
+    lines = [f"read {done.source}: {done.holds}"]
+    if done.passed:
+        lines.append(f"passed over, as names only: {_listing(done.passed)}")
+    for reason in dict.fromkeys(done.left_out.values()):
+        named = {name: 1 for name, why in done.left_out.items() if why == reason}
+        lines.append(f"left out, {reason}: {_listing(named)}")
+    names = done.after if done.before == done.after else f"{done.before} to {done.after}"
+    lines.append(f"{done.tensors} tensors, {names}: wrote {done.path}")
+    return [plain(line) for line in lines]
+
+
+def _listing(counts: Mapping[str, int]) -> str:
+    """The first names, how often each occurs, and how many more there are."""
+    shown = [name if count == 1 else f"{name} ({count} times)" for name, count in counts.items()]
+    more = [f"{len(shown) - LISTED} more"] if len(shown) > LISTED else []
+    return ", ".join([*shown[:LISTED], *more])

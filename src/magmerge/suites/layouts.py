@@ -1,0 +1,230 @@
+"""Image data as its authors or torchvision lay it out: lists of images and labels by split."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias
+
+from magmerge.errors import printable
+from magmerge.samples.extras import needed
+from magmerge.samples.image_folder import images
+from magmerge.samples.rows import DataError
+
+Listed: TypeAlias = tuple[Path, str | int]
+"""An image, and its class as a folder's name or a number."""
+Lists: TypeAlias = Mapping[str, Sequence[Listed]]
+"""By the suite's splits; a layout that is not there has none."""
+MOST = 1 << 24
+"""Bytes of a list, at most."""
+
+
+def dtd(folder: Path) -> Lists:
+    """images/CLASS/*.jpg with labels/{train,val,test}1.txt, the official partition 1.
+
+    Train and validation images together are the train split (3760), as published runs have it; no
+    image of the test list (1880) is among them.
+    """
+    base = _inner(folder, "images", "dtd")
+    if base is None:
+        return {}
+    lists = {split: _lines(base / "labels" / f"{split}1.txt") for split in ("train", "val", "test")}
+    rows = {
+        split: [(_inside(base / "images", line), line.partition("/")[0]) for line in lines]
+        for split, lines in lists.items()
+    }
+    found = {"train": rows["train"] + rows["val"], "test": rows["test"]}
+    seen = {path for path, _ in found["train"]} & {path for path, _ in found["test"]}
+    if seen:
+        raise DataError(
+            f"{len(seen)} images of the test list are in a training list too",
+            source=base / "labels",
+            remedy="get the lists of DTD anew (dtd-r1.0.1.tar.gz)",
+        )
+    return found
+
+
+def sun397(folder: Path) -> Lists:
+    """a/abbey/*.jpg with Training_01.txt and Testing_01.txt, the official partition 1."""
+    base = _inner(folder, "Training_01.txt", "SUN397")
+    if base is None:
+        return {}
+    found = {}
+    for split, name in (("train", "Training_01.txt"), ("test", "Testing_01.txt")):
+        lines = [line.lstrip("/") for line in _lines(base / name)]
+        found[split] = [(_inside(base, line), line.rpartition("/")[0]) for line in lines]
+    return found
+
+
+def resisc45(folder: Path) -> Lists:
+    """NWPU-RESISC45/CLASS/CLASS_001.jpg with resisc45-{train,val,test}.txt of arXiv:1911.06721."""
+    base = folder / "NWPU-RESISC45"
+    return _by_name(folder, "resisc45", base if base.is_dir() else folder)
+
+
+def eurosat(folder: Path) -> Lists:
+    """2750/CLASS/CLASS_1.jpg with eurosat-{train,val,test}.txt of arXiv:1911.06721.
+
+    The data has no official split; published runs drew one at random, which is not this.
+    """
+    places = [folder / "2750", folder / "EuroSAT" / "2750", folder]
+    return _by_name(folder, "eurosat", next(place for place in places if place.is_dir()))
+
+
+def _by_name(folder: Path, prefix: str, base: Path) -> Lists:
+    """Lists of file names whose class is what comes before the last underscore."""
+    found = {}
+    for split, name in (("train", "train"), ("validation", "val"), ("test", "test")):
+        path = folder / f"{prefix}-{name}.txt"
+        if path.is_file():
+            pairs = [(line.rpartition("_")[0], line) for line in _lines(path)]
+            found[split] = [(_inside(base, f"{kind}/{line}"), kind) for kind, line in pairs]
+    return found
+
+
+def gtsrb(folder: Path) -> Lists:
+    """GTSRB/Training/00000/*.ppm and GTSRB/Final_Test/Images with GT-final_test.csv."""
+    base = _inner(folder, "Final_Test", "GTSRB")
+    if base is None:
+        return {}
+    places = [base / "Training", base / "Final_Training" / "Images"]
+    train = next((place for place in places if place.is_dir()), None)
+    truth = next(
+        (
+            place / "GT-final_test.csv"
+            for place in (folder, base, base / "Final_Test" / "Images")
+            if (place / "GT-final_test.csv").is_file()
+        ),
+        None,
+    )
+    if train is None or truth is None:
+        raise DataError(
+            f"there is no {'Training' if train is None else 'GT-final_test.csv'}",
+            source=base,
+            remedy="put the training images and the truth of the final test there, as torchvision "
+            "does",
+        )
+    rows = csv.DictReader(_lines(truth), delimiter=";")
+    test = [_signed(base / "Final_Test" / "Images", row, truth) for row in rows]
+    return {"train": list(_of_folders(train)), "test": test}
+
+
+def _signed(base: Path, row: Mapping[str, Any], source: Path) -> Listed:
+    name, number = row.get("Filename"), row.get("ClassId")
+    if not name or not number:
+        raise _unfit(source, "a line has no Filename or ClassId")
+    return _inside(base, str(name)), str(number)
+
+
+def food101(folder: Path) -> Lists:
+    """images/CLASS/NUMBER.jpg with meta/train.txt and meta/test.txt."""
+    base = _inner(folder, "meta", "food-101")
+    if base is None:
+        return {}
+    found = {}
+    for split in ("train", "test"):
+        lines = _lines(base / "meta" / f"{split}.txt")
+        found[split] = [
+            (_inside(base / "images", f"{line}.jpg"), line.partition("/")[0]) for line in lines
+        ]
+    return found
+
+
+def pets(folder: Path) -> Lists:
+    """images/Breed_1.jpg with annotations/trainval.txt and annotations/test.txt."""
+    base = _inner(folder, "annotations", "oxford-iiit-pet")
+    if base is None:
+        return {}
+    found = {}
+    for split, name in (("train", "trainval"), ("test", "test")):
+        lines = _lines(base / "annotations" / f"{name}.txt")
+        names = [line.split()[0] for line in lines if not line.startswith("#")]
+        found[split] = [
+            (_inside(base / "images", f"{one}.jpg"), one.rpartition("_")[0]) for one in names
+        ]
+    return found
+
+
+def cars(folder: Path) -> Lists:
+    """cars_train, cars_test, devkit/cars_train_annos.mat and cars_test_annos_withlabels.mat."""
+    base = _inner(folder, "devkit", "stanford_cars")
+    if base is None:
+        return {}
+    files = {
+        "train": base / "devkit" / "cars_train_annos.mat",
+        "test": base / "cars_test_annos_withlabels.mat",
+    }
+    return {
+        split: [
+            (_inside(base / f"cars_{split}", name), number - 1)
+            for name, number in _annotations(path)
+        ]
+        for split, path in files.items()
+    }
+
+
+def _annotations(path: Path) -> Iterator[tuple[str, int]]:
+    reader = needed("scipy.io", "the annotations of Stanford Cars")
+    try:
+        rows = reader.loadmat(path, squeeze_me=True, variable_names=["annotations"])["annotations"]
+        found = [(str(row["fname"]), int(row["class"])) for row in rows.reshape(-1)]
+    # scipy's reader raises errors of many kinds on broken files.
+    except Exception as error:
+        raise _unfit(path, f"it holds no annotations with fname and class: {error}") from error
+    yield from found
+
+
+LAYOUTS: Mapping[str, Callable[[Path], Lists]] = {
+    "cars": cars,
+    "dtd": dtd,
+    "eurosat": eurosat,
+    "food101": food101,
+    "gtsrb": gtsrb,
+    "pets": pets,
+    "resisc45": resisc45,
+    "sun397": sun397,
+}
+
+
+def _of_folders(folder: Path) -> Iterator[Listed]:
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
+        for image in images(inner):
+            yield image, inner.name
+
+
+def _inner(folder: Path, mark: str, name: str) -> Path | None:
+    """The folder itself or the one of this name in it, whichever has `mark`."""
+    return next((place for place in (folder, folder / name) if (place / mark).exists()), None)
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a list that are not blank; DataError where it cannot be read."""
+    try:
+        if path.stat().st_size > MOST:
+            raise _unfit(path, "it is too long for a list")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unfit(path, f"the list cannot be read: {error}") from error
+    lines = [line.strip() for line in text.splitlines()]
+    found = [line for line in lines if line]
+    if not found or "\0" in text:
+        raise _unfit(path, "the list is empty" if not found else "the list holds a NUL byte")
+    return found
+
+
+def _inside(base: Path, name: str) -> Path:
+    """A file that a list names; DataError where the name leads out of the folder."""
+    parts = PurePosixPath(name)
+    if parts.is_absolute() or ".." in parts.parts or not parts.parts:
+        raise _unfit(base, f"a list names {printable(name)!r}, which is not in this folder")
+    return base / parts
+
+
+def missing(listed: Iterable[Listed]) -> list[Path]:
+    """The images of a list that are not there."""
+    return [path for path, _ in listed if not path.is_file()]
+
+
+def _unfit(source: Path, problem: str) -> DataError:
+    return DataError(problem, source=source, remedy="get the data anew, as its authors publish it")
