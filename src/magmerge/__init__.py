@@ -1,7 +1,7 @@
 """magmerge merges fine-tuned neural networks, then calibrates the magnitude of the change.
 
 The front door: `merge`, `calibrate`, `plan`, `convert`, `extract`, `inspect`, `diff`,
-`sensitivity`, `evaluate`, `suite`, `named_suites`, `write_report`,
+`sensitivity`, `evaluate`, `suite`, `named_suites`, `plot`, `redraw`, `write_report`,
 `catalog`, `demo`, `Recipe`, `open_checkpoint`, `method`, `calibrator`, `register_method`,
 `register_calibrator`. Each name is loaded at its first use, so that importing magmerge does not
 import torch.
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from magmerge.demonstration import demo
     from magmerge.errors import MagmergeError, MagmergeWarning
     from magmerge.evaluation import evaluate
+    from magmerge.figures import plot, redraw
     from magmerge.inspection import diff, inspect
     from magmerge.pipeline import calibrate, merge, plan
     from magmerge.recipe import Recipe
@@ -50,6 +51,8 @@ _HOMES = {
     "named_suites": "suites",
     "open_checkpoint": "checkpoints",
     "plan": "pipeline",
+    "plot": "figures",
+    "redraw": "figures",
     "register_calibrator": "registry",
     "register_method": "registry",
     "Sensitivity": "sensing",
@@ -79,6 +82,8 @@ __all__ = [
     "named_suites",
     "open_checkpoint",
     "plan",
+    "plot",
+    "redraw",
     "register_calibrator",
     "register_method",
     "sensitivity",

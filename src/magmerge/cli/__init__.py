@@ -22,6 +22,7 @@ from magmerge.cli import (
     merge,
     methods,
     plan,
+    plot,
     report,
     sensitivity,
     suite,
@@ -55,6 +56,7 @@ for verb in (
     demo,
 ):
     app.command(verb.__name__.rpartition(".")[2])(verb.command)
+app.add_typer(plot.app, name="plot")
 
 
 def _version(wanted: bool) -> None:
