@@ -1,7 +1,7 @@
 """magmerge merges fine-tuned neural networks, then calibrates the magnitude of the change.
 
 The front door: `merge`, `calibrate`, `plan`, `convert`, `extract`, `inspect`, `diff`,
-`sensitivity`, `evaluate`, `suite`, `named_suites`, `plot`, `redraw`, `write_report`,
+`sensitivity`, `evaluate`, `suite`, `named_suites`, `reproduce`, `plot`, `redraw`, `write_report`,
 `catalog`, `demo`, `Recipe`, `open_checkpoint`, `method`, `calibrator`, `register_method`,
 `register_calibrator`. Each name is loaded at its first use, so that importing magmerge does not
 import torch.
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from magmerge.recipe import Recipe
     from magmerge.registry import register_calibrator, register_method
     from magmerge.report.writing import write_report
+    from magmerge.reproduction import reproduce
     from magmerge.result import Result
     from magmerge.sensing import Sensitivity, sensitivity
     from magmerge.suites import named_suites, suite
@@ -53,6 +54,7 @@ _HOMES = {
     "plan": "pipeline",
     "plot": "figures",
     "redraw": "figures",
+    "reproduce": "reproduction",
     "register_calibrator": "registry",
     "register_method": "registry",
     "Sensitivity": "sensing",
@@ -84,6 +86,7 @@ __all__ = [
     "plan",
     "plot",
     "redraw",
+    "reproduce",
     "register_calibrator",
     "register_method",
     "sensitivity",

@@ -24,6 +24,7 @@ from magmerge.cli import (
     plan,
     plot,
     report,
+    reproduce,
     sensitivity,
     suite,
 )
@@ -51,6 +52,7 @@ for verb in (
     sensitivity,
     evaluate,
     suite,
+    reproduce,
     methods,
     report,
     demo,

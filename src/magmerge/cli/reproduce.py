@@ -1,0 +1,140 @@
+"""magmerge reproduce: a paper's pipeline, from published checkpoints to its table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from magmerge.cli import options as o
+from magmerge.cli.output import log, progress_reporter, show, show_json
+from magmerge.errors import ParameterError
+
+
+def command(
+    pipeline: Annotated[
+        str, typer.Argument(help="clip-b32, clip-b16, clip-l14, bert, glue or llama.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Argument(help="Where all of it is kept. Default: magmerge-PIPELINE."),
+    ] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option("--inputs", help="A folder with the base and the experts."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="A folder with a folder of data for each task."),
+    ] = None,
+    task: Annotated[
+        list[str], typer.Option("--task", help="Only this task; repeat for more.")
+    ] = [],
+    methods: Annotated[
+        str | None, typer.Option("--methods", help="Merge methods: average,ties,tsv_m.")
+    ] = None,
+    spaces: Annotated[
+        str,
+        typer.Option("--spaces", help="none, wsc, fsc, dsc, and the controls global, shuffled."),
+    ] = "none,wsc,fsc,dsc",
+    set: Annotated[
+        list[str], typer.Option("--set", help="A method's parameter: ties.density=0.3; repeat.")
+    ] = [],
+    samples: Annotated[
+        int, typer.Option("--samples", help="Unlabelled samples of each task, for fsc and dsc.")
+    ] = 8,
+    seeds: Annotated[
+        int, typer.Option("--seeds", help="Draws of samples; the table shows their spread.")
+    ] = 1,
+    alpha: Annotated[
+        int, typer.Option("--alpha", help="How many sensitive layers; 0 for none.")
+    ] = 10,
+    generic: Annotated[
+        str | None,
+        typer.Option("--generic", help="A data source to find sensitive layers on, as --data."),
+    ] = None,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="The same path on small generated models and data.")
+    ] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the merged models in OUT/models.")
+    ] = False,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="Of forward passes: float32 or bfloat16.")
+    ] = None,
+    threads: o.Threads = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Threads that decode images ahead.")
+    ] = None,
+    memory: Annotated[
+        str, typer.Option("--memory", help="For models that are measured at once.")
+    ] = "8GB",
+    device: o.Device = "cpu",
+    yes: o.Yes = False,
+    json: o.Json = False,
+) -> None:
+    """Run a paper's pipeline: find inputs, merge, calibrate, measure, and write its table.
+
+    It goes on where it was stopped. Try the whole path first:
+    magmerge reproduce clip-b32 --tiny
+    """
+    import magmerge
+    from magmerge.report.reproduction_table import (
+        estimate_text,
+        reproduction_notes,
+        reproduction_table,
+    )
+    from magmerge.report.tables import plain
+
+    with progress_reporter() as progress:
+        found = magmerge.reproduce(
+            pipeline,
+            out,
+            inputs=inputs,
+            data=data,
+            tasks=task or None,
+            methods=None if methods is None else _listed(methods),
+            spaces=_listed(spaces),
+            params=_by_method(set),
+            samples=samples,
+            seeds=seeds,
+            alpha=alpha,
+            generic=generic,
+            tiny=tiny,
+            keep=keep,
+            overwrite=yes,
+            threads=threads,
+            workers=workers,
+            memory=memory,
+            device=device,
+            dtype=dtype,
+            announce=lambda estimate: log().print(estimate_text(estimate), soft_wrap=True),
+            progress=progress,
+        )
+    if json:
+        show_json(found.document())
+        return
+    heading = plain(found.pipeline.title, "bold")
+    kept = ", ".join(sorted(path.name for path in found.folder.iterdir()))
+    wrote = plain(f"wrote {found.folder}: {kept}", "dim")
+    show(
+        plain(""), heading, reproduction_table(found), plain(""), *reproduction_notes(found), wrote
+    )
+
+
+def _listed(text: str) -> list[str]:
+    """Names between commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _by_method(settings: list[str]) -> dict[str, dict[str, Any]]:
+    """Parameters by the method that they are for."""
+    methods = [text.partition(".")[0] for text in settings]
+    nobodys, found = o.parse_settings(settings, methods, "")
+    if nobodys:
+        raise ParameterError(
+            f"--set {next(iter(nobodys))}: no method is named",
+            remedy="write METHOD.NAME=VALUE, like --set ties.density=0.3",
+        )
+    return found

@@ -1,0 +1,86 @@
+"""What a run will take, told before it begins: disk, rows, forward passes, and time by a trial."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from magmerge.errors import OutputError
+from magmerge.live.building import build_model
+from magmerge.reproduction.pipelines import Pipeline
+
+GB = 10**9
+TRIAL_ROWS = 8
+TRIAL_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What is known beforehand; disk and download in bytes.
+
+    `download` is of models that are not here yet (data sets come on top), `disk` of models that lie
+    in the folder at once. `passes` is rows times models that are still to be measured; `seconds`
+    what they take by a trial of the base, None where it is not here yet.
+    """
+
+    models: int
+    rows: int
+    passes: int
+    download: float
+    disk: float
+    free: float
+    seconds: float | None
+
+    def check(self, folder: Path) -> None:
+        """OutputError where the disk is too small."""
+        if self.disk + self.download > self.free:
+            raise OutputError(
+                f"this needs {(self.disk + self.download) / GB:.1f} GB, and {self.free / GB:.1f} "
+                "GB are free",
+                source=folder,
+                remedy="free some, take a folder on another disk, or fewer --methods at a time",
+            )
+
+
+def free_bytes(folder: Path) -> float:
+    """What is free on the disk of a folder that may not exist yet."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    return float(shutil.disk_usage(place).free)
+
+
+def download_bytes(pipeline: Pipeline, missing: Collection[str]) -> float:
+    """The size of models that are not here, from the pipeline's own figures."""
+    base = pipeline.base_gb if "base" in missing else 0.0
+    return GB * (base + pipeline.expert_gb * (len(missing) - ("base" in missing)))
+
+
+def seconds_a_row(
+    kind: str, base: Path, model_class: str | None, machine_dtype: str | None, device: str
+) -> float:
+    """One row's forward pass of the base, by the second of two calls on made-up inputs."""
+    dtype = torch.bfloat16 if machine_dtype == "bfloat16" else torch.float32
+    module = build_model(base, model_class=model_class, dtype=dtype, device=device)
+    call = _trial(module, kind)
+    with torch.inference_mode():
+        call()
+        start = time.monotonic()
+        call()
+    return (time.monotonic() - start) / TRIAL_ROWS
+
+
+def _trial(module: Any, kind: str) -> Callable[[], Any]:
+    like = next(module.parameters())
+    if kind == "vision":
+        side = module.config.image_size
+        pixels = torch.zeros(TRIAL_ROWS, 3, side, side, dtype=like.dtype, device=like.device)
+        return lambda: module(pixel_values=pixels)
+    ids = torch.ones(TRIAL_ROWS, TRIAL_TOKENS, dtype=torch.int64, device=like.device)
+    return lambda: module(input_ids=ids)

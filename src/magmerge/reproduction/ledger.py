@@ -1,0 +1,114 @@
+"""What a run has found so far, in one file that it goes on from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat
+
+from magmerge.errors import OutputError
+from magmerge.evaluation.scores import TaskScore
+from magmerge.version import __version__
+from magmerge.whole_file import replace_whole
+
+NAME = "results.json"
+KEPT = ("score", "low", "high", "count", "metric", "seconds")
+
+
+class Cell(BaseModel):
+    """One model on one task."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    score: FiniteFloat
+    low: FiniteFloat | None
+    high: FiniteFloat | None
+    count: int
+    metric: str
+    seconds: FiniteFloat
+
+
+class Ledger:
+    """Scores by model and task. Every score is on disk as soon as it is known."""
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path, self.settings = path, dict(settings)
+        self.cells: dict[str, dict[str, Cell]] = {}
+        self.sensitive: tuple[str, ...] | None = None
+
+    @classmethod
+    def opened(cls, folder: Path, settings: Mapping[str, Any], *, anew: bool) -> Ledger:
+        """The run's file in `folder`, or a new one; OutputError where it is of another run."""
+        ledger = cls(folder / NAME, settings)
+        if anew or not ledger.path.exists():
+            return ledger
+        content = _read(ledger.path)
+        found = content["settings"]
+        differing = [key for key in settings if found.get(key) != ledger._plain()[key]]
+        if differing:
+            raise OutputError(
+                f"it holds a run with other settings: {', '.join(differing)}",
+                source=ledger.path,
+                remedy="name another folder, or start anew with --yes (overwrite=True)",
+            )
+        for model, row in content["cells"].items():
+            ledger.cells[model] = {task: Cell.model_validate(cell) for task, cell in row.items()}
+        sensitive = content["sensitive"]
+        ledger.sensitive = None if sensitive is None else tuple(map(str, sensitive))
+        return ledger
+
+    def has(self, model: str, task: str) -> bool:
+        """Whether a score is known."""
+        return task in self.cells.get(model, {})
+
+    def put(self, model: str, task: str, score: TaskScore) -> None:
+        """Keep a score."""
+        cell = Cell.model_validate({key: asdict(score)[key] for key in KEPT})
+        self.cells.setdefault(model, {})[task] = cell
+        self.save()
+
+    def save(self) -> None:
+        """Write what is known, in one step."""
+        replace_whole(self.path, json.dumps(self.document(), indent=1) + "\n")
+
+    def document(self) -> dict[str, Any]:
+        """The same for a program to read."""
+        cells = {
+            model: {task: cell.model_dump() for task, cell in row.items()}
+            for model, row in self.cells.items()
+        }
+        sensitive = None if self.sensitive is None else list(self.sensitive)
+        return {
+            "magmerge": __version__,
+            "settings": self._plain(),
+            "sensitive": sensitive,
+            "cells": cells,
+        }
+
+    def _plain(self) -> dict[str, Any]:
+        """The settings as JSON gives them back."""
+        plain: dict[str, Any] = json.loads(json.dumps(self.settings))
+        return plain
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for row in content["cells"].values():
+            for cell in row.values():
+                Cell.model_validate(cell)
+        if not isinstance(content["settings"], dict):
+            raise TypeError("its settings are no mapping")
+        if not isinstance(content["sensitive"], list | None):
+            raise TypeError("its sensitive layers are no list")
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise OutputError(
+            f"cannot be read: {str(error).partition(chr(10))[0]}",
+            source=path,
+            remedy="remove it, or start anew with --yes (overwrite=True)",
+        ) from error
+    return content

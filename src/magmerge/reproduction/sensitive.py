@@ -1,0 +1,80 @@
+"""The layers that a pipeline's merges may only shrink, found on a generic set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from magmerge.evaluation import open_suite
+from magmerge.reproduction.asked import Asked
+from magmerge.reproduction.measuring import calibration_source
+from magmerge.reproduction.preparing import Ready
+from magmerge.run import Progress
+from magmerge.sensing import sensitivity
+from magmerge.suites import suite
+
+GENERIC_SUITE, GENERIC_TASK = "vision14", "cifar100"
+"""CIFAR-100 by zero-shot accuracy: arXiv:2512.19320."""
+
+
+def most_sensitive(
+    asked: Asked, prepared: Ready, base: Path, model_class: str | None, progress: Progress | None
+) -> tuple[str, ...]:
+    """The `alpha` layers whose longer task vector does most harm, worst first.
+
+    `base` is the whole CLIP where `prepared` has its seeing half. Scored by accuracy where there is
+    a head for the generic set, else by how far the last features drift.
+    """
+    if asked.alpha == 0:
+        return ()
+    scored: dict[str, Any]
+    if asked.generic is not None:
+        scored = {"data": asked.generic, "samples": {"samples": asked.generic_samples}}
+    elif asked.pipeline.kind == "vision":
+        scored = _zero_shot(asked, base, model_class, progress)
+    else:
+        generic = asked.pipeline.generic
+        options = {"samples": asked.generic_samples, "split": generic.split}
+        scored = {"data": generic.source, "samples": options}
+    found = sensitivity(
+        base=prepared.base,
+        experts=dict(prepared.experts),
+        alpha=asked.alpha,
+        ignore=prepared.lacking,
+        model=model_class,
+        threads=asked.machine.threads,
+        device=asked.machine.device,
+        progress=progress,
+        **scored,
+    )
+    return found.sensitive
+
+
+def _zero_shot(
+    asked: Asked, base: Path, model_class: str | None, progress: Progress | None
+) -> dict[str, Any]:
+    """The generic set of images with its zero-shot head, from its training split."""
+    bare = model_class == "CLIPVisionModel"
+    made = suite(
+        GENERIC_SUITE,
+        asked.folder / "generic",
+        base=base,
+        data=asked.data,
+        tasks=[GENERIC_TASK],
+        projection="base" if bare else "model",
+        overwrite=True,
+        progress=progress,
+    )
+    opened = open_suite(made.file)
+    entry = opened.entry.tasks[GENERIC_TASK]
+    source, split = calibration_source(opened, GENERIC_TASK)
+    options = {"samples": asked.generic_samples, "split": split, "text_field": entry.text_field}
+    return {
+        "data": source,
+        "score": "accuracy",
+        "label_field": entry.label_field,
+        "classes": entry.classes,
+        "head": made.path / str(entry.head),
+        "features": opened.entry.features(entry),
+        "samples": options,
+    }
