@@ -51,6 +51,17 @@ def test_every_model_has_a_score_on_every_task(clip: Path) -> None:
     assert not (clip / "models").exists()
 
 
+def test_figures_are_drawn_of_the_suite_that_it_writes(clip: Path, tmp_path: Path) -> None:
+    found = magmerge.plot(
+        "lambda", tmp_path / "lambda.svg", suite=clip / "suite" / "suite.yaml", values=[1.0],
+        methods=["average"], calibrate=["fsc"], seeds=1, threads=1,
+    )  # fmt: skip
+    scores = {row.model: row.mean.mean for row in again(clip).rows if row.mean is not None}
+    drawn = json.loads(found.data.read_text())["points"]
+    (plain,) = [point["mean"] for point in drawn if point["calibration"] == "none"]
+    assert plain == scores["average"]
+
+
 def test_what_is_measured_is_not_measured_again(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,7 +115,7 @@ def command(
     if json:
         show_json(found.document())
         return
-    heading = plain(found.pipeline.title, "bold")
+    heading = plain(found.title, "bold")
     kept = ", ".join(sorted(path.name for path in found.folder.iterdir()))
     wrote = plain(f"wrote {found.folder}: {kept}", "dim")
     show(

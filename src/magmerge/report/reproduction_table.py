@@ -77,7 +77,7 @@ def markdown(found: Reproduction) -> str:
     numbers = _numbers(found)
     columns = ["model", *found.tasks, "mean", *(f"published [{number}]" for number in numbers)]
     lines = [
-        f"### {found.pipeline.title}" + (" (tiny)" if found.tiny else ""),
+        f"### {found.title}" + (" (tiny)" if found.tiny else ""),
         "",
         "| " + " | ".join(columns) + " |",
         "|---|" + "---:|" * (len(columns) - 1),

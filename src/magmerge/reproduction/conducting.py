@@ -22,7 +22,7 @@ from magmerge.reproduction.inputs import Inputs, find_here, find_inputs, missing
 from magmerge.reproduction.ledger import NAME, Ledger
 from magmerge.reproduction.making import Workshop
 from magmerge.reproduction.measuring import Machine, Measure, SuiteMeasure
-from magmerge.reproduction.preparing import Ready, projects, ready, seeing_half
+from magmerge.reproduction.preparing import Ready, projects, ready, seeing_half, set_base
 from magmerge.reproduction.rounds import measure_all
 from magmerge.reproduction.sensitive import most_sensitive
 from magmerge.reproduction.table import Reproduction, rows_of
@@ -136,6 +136,8 @@ def _measured_by(asked: Asked, found: Inputs, progress: Progress | None) -> tupl
         overwrite=True,
         progress=progress,
     )
+    if base != found.base:
+        set_base(made.file, base)
     prepared = ready(base, found.experts)
     return prepared, SuiteMeasure(made.file, prepared, machine, progress)
 
@@ -193,6 +195,7 @@ def _finished(asked: Asked, shop: Workshop, ledger: Ledger, said: tuple[str, ...
     found = Reproduction(
         asked.pipeline,
         asked.folder,
+        asked.tasks,
         tasks,
         rows_of(asked.pipeline, ledger, asked.variants, tasks),
         ledger.sensitive or (),

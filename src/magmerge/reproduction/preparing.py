@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from torch import Tensor
 
 from magmerge.checkpoints import open_checkpoint
@@ -18,6 +19,7 @@ from magmerge.evaluation.weights import Stored
 from magmerge.live.building import quiet_transformers
 from magmerge.models import Checkpoint
 from magmerge.pipeline import merge
+from magmerge.whole_file import replace_whole
 
 ENCODER, PROJECTION = "vision_model.", "visual_projection.weight"
 """What the names of a CLIP's seeing half begin with, and its last layer."""
@@ -84,6 +86,13 @@ def seeing_half(base: Path, out: Path, *, projected: bool) -> Path:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return out
+
+
+def set_base(suite: Path, base: Path) -> None:
+    """Let a suite file name another base, so that figures are drawn of what is merged here."""
+    content = yaml.safe_load(suite.read_text(encoding="utf-8"))
+    content["base"] = str(base.resolve())
+    replace_whole(suite, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def _write_half(base: Path, half: Checkpoint, folder: Path) -> None:

@@ -42,10 +42,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Reproduction:
-    """A finished or unfinished run: where it is, its rows, and the sources of published figures."""
+    """A finished run: where it is, its rows, and the sources of published figures.
+
+    `experts` are the tasks that were merged, `tasks` the columns: an expert may have several.
+    """
 
     pipeline: Pipeline
     folder: Path
+    experts: tuple[str, ...]
     tasks: tuple[str, ...]
     rows: tuple[Row, ...]
     sensitive: tuple[str, ...]
@@ -53,12 +57,20 @@ class Reproduction:
     tiny: bool
     samples: int
 
+    @property
+    def title(self) -> str:
+        """The pipeline's title, and how much of it this is."""
+        merged, whole = len(self.experts), len(self.pipeline.experts)
+        part = "" if merged == whole else f": {merged} of {whole}"
+        return self.pipeline.title + part
+
     def document(self) -> dict[str, Any]:
         """The same for a program to read."""
         return {
             "pipeline": self.pipeline.name,
             "tiny": self.tiny,
             "folder": str(self.folder),
+            "experts": list(self.experts),
             "tasks": list(self.tasks),
             "sensitive": list(self.sensitive),
             "warnings": list(self.warnings),
