@@ -15,7 +15,7 @@ from magmerge.checkpoints.writer import MemorySink, Sink
 from magmerge.errors import MagmergeError, ParameterError, StructureError
 from magmerge.live.building import bare_model, empty_model
 from magmerge.live.offloading import Offload
-from magmerge.live.weights import ModelSink, load, matched
+from magmerge.live.weights import ModelSink, load, matched, take_off_pooler
 from magmerge.models import Sources
 from magmerge.run import Progress, Work, execute, survey_model, treat
 from magmerge.types import Plan
@@ -67,6 +67,7 @@ def put_to_work(work: Work, running: Running, *, threads: int, progress: Progres
     model = _bare(running).float()
     shapes = {step.spec.name: step.spec.shape for step in work.plan.steps}
     names = matched(model, shapes, "the merge")
+    take_off_pooler(model, shapes)
     _check_ties(names, model, work)
     dtype = dtypes.torch_dtype(dtypes.parse_float_dtype(running.precision))
     if running.precision == "float32":
@@ -103,6 +104,7 @@ def _block_by_block(
     ).eval()
     shapes = {step.spec.name: step.spec.shape for step in first.plan.steps}
     names = matched(model, shapes, "the merge")
+    take_off_pooler(model, shapes)
     weights = Recomputed(first, threads, progress)
     dtype = dtypes.torch_dtype(dtypes.parse_float_dtype(running.precision))
     offload = Offload(model, names, weights.bring, weights.drop, dtype, running.device)

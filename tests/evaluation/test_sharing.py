@@ -107,9 +107,9 @@ def test_results_are_those_of_each_model_alone(kind: Callable[[], nn.Module]) ->
     model = kind().eval()
     names = [name for name, _ in model.named_parameters()]
     models = variants(model, *names)
-    relay = Relay(models)
+    relay = Relay(models, 1 << 30)
     batches = [torch.randn(5, 3) for _ in range(3)]
-    with torch.inference_mode(), relay.watched():
+    with torch.no_grad(), relay.watched():
         relay.trial(lambda module: module(batches[0].clone()))
     for x in batches:
         found = run(relay, x)
@@ -125,7 +125,7 @@ def test_only_layers_from_the_first_changed_one_on_run_again() -> None:
     torch.manual_seed(0)
     models = variants(Stack(6), "blocks.4.linear.bias", "norm.weight", "embed.bias")
     Block.runs = 0
-    run(Relay(models), torch.randn(2, 3))
+    run(Relay(models, 1 << 30), torch.randn(2, 3))
     assert Block.runs == 6 + 2 + 0 + 6
 
 
@@ -133,22 +133,71 @@ def test_a_change_beside_all_layers_shares_nothing() -> None:
     models = variants(Scaled(), "scale", "blocks.3.linear.weight")
     assert changed_units(models[0], models[1]) is None
     assert changed_units(models[0], models[2]) == {"blocks.3"}
-    assert Relay(models).useful
-    assert not Relay(models[:2]).useful
+    assert Relay(models, 1 << 30).useful
+    assert not Relay(models[:2], 1 << 30).useful
 
 
 def test_what_is_changed_in_place_is_found_by_the_trial() -> None:
     torch.manual_seed(0)
     models = variants(Spoiling(), "last.0.weight")
-    relay, x = Relay(models), torch.randn(4, 3)
+    relay, x = Relay(models, 1 << 30), torch.randn(4, 3)
     untried = run(relay, x)
-    with torch.inference_mode():
+    with torch.no_grad():
         assert not alike(models[1](x), untried[1])
         with relay.watched():
             relay.trial(lambda module: module(x))
     assert not relay.useful
     with torch.inference_mode():
         assert alike(models[1](x), run(relay, x)[1])
+
+
+def test_a_change_in_place_is_found_where_it_changes_no_value() -> None:
+    """All inputs of the trial are positive, so that the layer leaves them as they are."""
+    model = Spoiling()
+    with torch.no_grad():
+        model.embed.weight.fill_(1.0)
+        model.embed.bias.fill_(1.0)
+    models = variants(model, "last.0.weight")
+    relay = Relay(models, 1 << 30)
+    with torch.no_grad(), relay.watched():
+        relay.trial(lambda module: module(torch.ones(4, 3)))
+    assert not relay.useful
+
+
+def test_no_more_is_kept_than_there_is_room_for() -> None:
+    models = variants(Stack(6), "norm.weight")
+    one = 2 * 8 * 4
+    for room, runs in ((1 << 30, 6), (3 * one, 6 + 4), (0, 6 + 6)):
+        Block.runs = 0
+        found = run(Relay(models, room), torch.ones(2, 3))
+        assert Block.runs == runs
+        with torch.inference_mode():
+            assert alike(models[1](torch.ones(2, 3)), found[1])
+
+
+def test_a_layer_whose_output_cannot_be_copied_is_not_shared() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 8)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, object]:
+            return self.linear(x), (number for number in range(3))
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.ModuleList([Odd()])
+            self.last = nn.ModuleList([nn.Linear(8, 8)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last[0](self.first[0](x)[0])
+
+    relay = Relay(variants(Net(), "last.0.weight"), 1 << 30)
+    assert relay.useful
+    with torch.no_grad(), relay.watched():
+        relay.trial(lambda module: module(torch.ones(2, 3)))
+    assert not relay.useful
 
 
 def test_another_order_of_layers_is_run_whole() -> None:
@@ -167,7 +216,7 @@ def test_another_order_of_layers_is_run_whole() -> None:
     models = variants(Turning(), "norm.bias")
     models[1].turned = True
     x = torch.randn(3, 3)
-    found = run(Relay(models), x)
+    found = run(Relay(models, 1 << 30), x)
     with torch.inference_mode():
         assert alike(found[-1], models[1](x))
 

@@ -23,6 +23,9 @@ from magmerge.request import thread_count
 from magmerge.run import Progress
 from magmerge.samples import Inputs
 
+LEAST_SHARED = 1 << 28
+"""Bytes for outputs of shared layers, also where the models fill all memory."""
+
 
 class Group(NamedTuple):
     """Modules that are measured in one pass, and the relay between them if they share layers."""
@@ -126,10 +129,15 @@ class Runner:
         alike = len(taken) == len(modules) > 1 and len({live.key for live in taken}) == 1
         if not alike:
             return Group(modules)
-        relay = Relay(modules)
+        relay = Relay(modules, self._room_of_shared(chosen))
         if relay.useful:
             self._try(relay, modules)
         return Group(modules, relay if relay.useful else None)
+
+    def _room_of_shared(self, chosen: Sequence[Weights]) -> int:
+        """Bytes of shared layers' outputs that a batch may keep: half of what the models leave."""
+        left = max(LEAST_SHARED, self.room - self._size(chosen)) // 2
+        return left // self._threads
 
     def _try(self, relay: Relay, modules: Sequence[nn.Module]) -> None:
         task, batch = self._tasks[0], self._tasks[0].batches[0]
@@ -141,7 +149,8 @@ class Runner:
             for module in modules:
                 stack.enter_context(evaluating(module))
             stack.enter_context(relay.watched())
-            stack.enter_context(torch.inference_mode())
+            # Inference mode does not count changes in place, which the trial looks for.
+            stack.enter_context(torch.no_grad())
             relay.trial(lambda module: batch.measure(module, _copied(inputs)))
 
     def _jobs_of(self, group: Group) -> Callable[[Batch, Future[Inputs]], list[Tensor]]:
@@ -173,7 +182,7 @@ def _copied(inputs: Inputs) -> Inputs:
 
 
 def _one_more(lives: list[LiveModel]) -> LiveModel:
-    lives.append(lives[0].copied())
+    lives.append(lives[0].another())
     return lives[-1]
 
 

@@ -22,12 +22,17 @@ class OtherOrderError(Exception):
     """A model ran through its layers otherwise than the first one did."""
 
 
+class ChangedInputError(Exception):
+    """A layer changed what it was given in place, which a layer that is not run would not do."""
+
+
 @dataclass(slots=True)
 class _Recording:
     """The first model's run: what its units put out, as long as another model may take it."""
 
     memory: Memory = field(default_factory=Memory)
     cuts: dict[int, int] = field(default_factory=dict)
+    size: int = 0
 
 
 @dataclass(slots=True)
@@ -44,12 +49,13 @@ class Relay:
 
     A layer is an item of a list of blocks, or a module beside them (`live.units`). Another model
     takes the first one's outputs up to the first call of a layer whose parameters and buffers are
-    not equal bit for bit; where parameters outside all layers differ, it takes none. A trial on one
-    batch compares whole outputs, and a model that fails it runs alone.
+    not equal bit for bit, and no more than `room` bytes of them; where parameters outside all
+    layers differ, it takes none. A trial on one batch compares whole outputs and sees whether
+    layers change their inputs; models that fail it run alone.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self._first, self._others = modules[0], modules[1:]
+    def __init__(self, modules: Sequence[nn.Module], room: int) -> None:
+        self._first, self._others, self._room = modules[0], modules[1:], room
         self._own = threading.local()
         self.changed = [changed_units(self._first, other) for other in self._others]
 
@@ -84,7 +90,20 @@ class Relay:
         return found
 
     def trial(self, call: Run) -> None:
-        """Compare the models' whole outputs on one batch; those that fail run alone from now on."""
+        """Compare the models' whole outputs on one batch; those that fail run alone from now on.
+
+        Not in inference mode, where changes in place cannot be seen.
+        """
+        self._own.looking = True
+        try:
+            self._compare(call)
+        # Whatever sharing trips over; an error of the model's own comes again when it runs alone.
+        except Exception:
+            self.changed = [None for _ in self._others]
+        finally:
+            self._own.looking = False
+
+    def _compare(self, call: Run) -> None:
         outputs: list[Any] = []
         with ExitStack() as stack:
             for module in (self._first, *self._others):
@@ -116,7 +135,11 @@ class Relay:
             state = getattr(self._own, "state", None)
             if isinstance(state, _Replay) and state.count < state.cut:
                 return _replayed(state, unit.path)
+            looking = getattr(self._own, "looking", False)
+            before = _versions((args, kwargs)) if looking else []
             output = forward(*args, **kwargs)
+            if looking and before != _versions((args, kwargs)):
+                raise ChangedInputError
             if isinstance(state, _Recording):
                 self._keep(state, unit.path, output)
             return output
@@ -133,8 +156,27 @@ class Relay:
         for number, changed in enumerate(self.changed):
             if changed is None or path in changed:
                 state.cuts.setdefault(number, len(state.memory.calls))
+        state.size += sum(one.numel() * one.element_size() for one in _tensors_in(output))
+        if state.size > self._room:
+            for number in range(len(self._others)):
+                state.cuts.setdefault(number, len(state.memory.calls))
         if len(state.cuts) < len(self._others):
             state.memory.calls.append((path, copy.deepcopy(output)))
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested lists, tuples and mappings."""
+    if isinstance(value, Tensor):
+        yield value
+    parts = value.values() if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping | list | tuple):
+        for part in parts:
+            yield from _tensors_in(part)
+
+
+def _versions(value: Any) -> list[tuple[int, int]]:
+    """How often each tensor was changed in place."""
+    return [(id(one), one._version) for one in _tensors_in(value)]
 
 
 def _replayed(state: _Replay, path: str) -> Any:

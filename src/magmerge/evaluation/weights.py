@@ -120,6 +120,10 @@ def _is_folder(path: Path | None) -> bool:
     return path is not None and path.is_dir()
 
 
+POOLER = ".pooler."
+"""In the names of a pooler's tensors."""
+
+
 class LiveModel:
     """One module for all models that are measured in turn."""
 
@@ -127,6 +131,7 @@ class LiveModel:
         self._entry, self._base = entry, base
         self._module: nn.Module | None = None
         self._key: tuple[Any, ...] = ()
+        self._trimmed = False
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -138,14 +143,18 @@ class LiveModel:
         if weights.module is not None:
             return _as_it_is(weights.module, dtype, device)
         key = self._place(weights, dtype, device)
-        if self._module is not None and self._key[:3] == key:
+        lost = self._trimmed and any(POOLER in f".{name}" for name in weights.shapes)
+        if self._module is not None and self._key[:3] == key and not lost:
             names = _loaded(self._module, weights)
             # Buffers that a model does not store would keep the last model's values.
             if names == self._key[3]:
                 return self._module
         self._module = None
         made = self._build(key[0], weights.name)
+        whole = len(list(made.parameters()))
         names = _loaded(made, weights)
+        # A pooler that this model lacks was taken off; a model that has one needs it again.
+        self._trimmed = len(list(made.parameters())) < whole
         self._module, self._key = made.to(dtype=key[1], device=key[2]), (*key, names)
         return self._module
 
@@ -155,10 +164,15 @@ class LiveModel:
         if self._module is not None and weights.module is None and alike:
             matched(self._module, renamed(weights, self._module).shapes, weights.name)
 
-    def copied(self) -> LiveModel:
-        """Another one, with a copy of the module."""
+    def another(self) -> LiveModel:
+        """One for a further model at the same time.
+
+        A module of the user's own is built anew: a copy's closures would still call the first one.
+        """
         other = LiveModel(self._entry, self._base)
-        other._module, other._key = copy.deepcopy(self._module), self._key
+        if self._entry.build is None:
+            other._module, other._key = copy.deepcopy(self._module), self._key
+            other._trimmed = self._trimmed
         return other
 
     def _place(

@@ -20,7 +20,9 @@ def load(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> dict[s
     Raises what `matched` does. Tensors that the module has no place for are left aside.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    names, own = matched(model, shapes, source), model.state_dict(keep_vars=True)
+    names = matched(model, shapes, source)
+    take_off_pooler(model, shapes)
+    own = model.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, stored in names.items():
             own[name].copy_(tensors[stored])
@@ -30,14 +32,17 @@ def load(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> dict[s
 def matched(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], source: str) -> dict[str, str]:
     """Each parameter and buffer of `model` that a tensor is for, to that tensor's name.
 
-    A pooler that the model's class can do without is taken off where no tensor is for it: many
-    encoders are published without one. StructureError with all other parameters that no tensor is
-    for, or whose shape is another.
+    StructureError with all parameters that no tensor is for, or whose shape is another, but for
+    those of a pooler that can be taken off.
     """
-    _take_off_pooler(model, shapes)
     own = model.state_dict(keep_vars=True)
     names = stored_names(model, shapes)
     given = {id(own[name]) for name in names}
+    given |= {
+        id(parameter)
+        for _, owner in _without_pooler(model, names)
+        for parameter in owner.pooler.parameters()  # type: ignore[union-attr]
+    }
     faults = [
         f"{name} of the {type(model).__name__} is not in {source}"
         for name, parameter in model.named_parameters()
@@ -77,15 +82,26 @@ class ModelSink:
             place.reshape(-1)[start : start + part.numel()] = part.reshape(-1)
 
 
-def _take_off_pooler(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    names = stored_names(model, shapes)
-    for prefix, owner in list(model.named_modules()):
+def take_off_pooler(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Take off a pooler that no tensor is for, where the model's class can do without one.
+
+    Many encoders are published so.
+    """
+    for _, owner in _without_pooler(model, stored_names(model, shapes)):
+        owner.pooler = None  # type: ignore[assignment]
+
+
+def _without_pooler(model: nn.Module, names: Mapping[str, str]) -> list[tuple[str, nn.Module]]:
+    """The modules whose pooler is optional and gets nothing, with their paths."""
+    found = []
+    for prefix, owner in model.named_modules():
         pooler = getattr(owner, "pooler", None)
         optional = "add_pooling_layer" in inspect.signature(type(owner).__init__).parameters
         if optional and isinstance(pooler, nn.Module):
             inside = f"{prefix}.pooler." if prefix else "pooler."
             if not any(name.startswith(inside) for name in names):
-                owner.pooler = None
+                found.append((prefix, owner))
+    return found
 
 
 def _is_adapter(name: str) -> bool:
