@@ -58,9 +58,17 @@ HUGE = (
     b"\x8e" + b"\xff" * 7 + b"\x7f", b"\x8b\xff\xff\xff\x7f", b"j\xff\xff\xff\xff",
     b"B\xff\xff\xff\x7f", b"\x8d" + b"\xff" * 7 + b"\x00", b"X\xff\xff\xff\xff",
 )  # fmt: skip
+DAG = b"M\x00\x03" + b"2\x86" * 60  # Tuples in each other: 2^60 leaves.
+DAGS = (
+    DAG, b"}" + DAG + b"K\x01s", b"\x8f(" + DAG + b"\x90", DAG + DAG + b"\x86",
+    b"c_codecs\nencode\nX\x01\0\0\0x" + DAG + b"\x86R", b"cnumpy\ndtype\n" + DAG + b"R",
+    b"ctorch\nSize\n" + DAG + b"\x85R", b"ccollections\nOrderedDict\n" + DAG + b"\x85R",
+    b"(X\x07\0\0\0storage" + DAG + b"tQ", DAG + b".",
+)  # fmt: skip
 OPCODES = [one.code.encode("latin-1") for one in pickletools.opcodes if one.arg is None] + [
     b"h\x01", b"h\x05", b"q\x01", b"q\x05", b"K\x07", b"U\x01a", b"X\x01\0\0\0a", b"I1\n", b"i\n",
 ]  # fmt: skip
+PUT_IN = (*OPCODES, *DAGS)
 PICKLE = "archive/data.pkl"
 
 
@@ -129,7 +137,7 @@ def _damaged(content: bytes, files: list[bytes], draw: random.Random) -> bytes:
             new = draw.choice(OPCODES)[:1] if whole else bytes([draw.randrange(256)])
             content = before + new + after[1:]
         elif kind == 1:
-            content = before + b"".join(draw.choices(OPCODES, k=draw.choice((1, 1, 2)))) + after
+            content = before + b"".join(draw.choices(PUT_IN, k=draw.choice((1, 1, 2)))) + after
         elif kind == 2:
             content = before + draw.choice(GLOBALS) + draw.choice((b"", b"0", b")R")) + after
         elif kind == 3:

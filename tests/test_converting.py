@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import magmerge
+from magmerge import dtypes
 from magmerge.converting import ModelConversion
 from magmerge.errors import (
     CheckpointError,
@@ -58,6 +59,26 @@ def test_every_dtype_and_large_tensors_are_kept(tmp_path: Path) -> None:
     magmerge.convert(tmp_path / "m.pt", tmp_path / "m.safetensors", dtype="float32")
     found = load_file(tmp_path / "m.safetensors")
     assert all(found[name].equal(tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("code", sorted(dtypes._TORCH_NAMES))
+def test_every_code_is_written_bit_for_bit(tmp_path: Path, code: str) -> None:
+    # Any bytes are numbers of any dtype but bool, NaN and infinity among them.
+    given = torch.arange(64, dtype=torch.uint8).repeat(4)
+    tensor = (given % 2).bool() if code == "BOOL" else (given * 5).view(dtypes.torch_dtype(code))
+    torch.save({"a": tensor}, tmp_path / "m.pt")
+    magmerge.convert(tmp_path / "m.pt", tmp_path / "m.safetensors")
+    found = load_file(tmp_path / "m.safetensors")["a"]
+    assert found.dtype == tensor.dtype
+    assert found.view(torch.uint8).equal(tensor.view(torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", ["complex32", "complex128", "float8_e4m3fnuz", "float8_e5m2fnuz"])
+def test_a_dtype_that_safetensors_lacks_is_named(tmp_path: Path, dtype: str) -> None:
+    tensor = torch.zeros(16, dtype=torch.uint8).view(getattr(torch, dtype))
+    torch.save({"a": tensor}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=f"torch.{dtype} cannot be stored in safetensors"):
+        magmerge.convert(tmp_path / "m.pt", tmp_path / "m.safetensors")
 
 
 def test_nothing_is_left_where_it_fails(tmp_path: Path) -> None:

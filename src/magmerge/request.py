@@ -51,7 +51,7 @@ def prepare(
     output: AdapterOutput | None = None,
 ) -> tuple[Recipe, Sources]:
     """Check names and parameters first, then open the models: the cheap mistakes come first."""
-    method, checked = _checked(method, params or {})
+    method, checked = check_method(method, params or {})
     calibrations = check_calibrations(calibrate)
     if gate not in ("on", "off"):
         raise ParameterError(f"the gate is {gate!r}", remedy="it is on or off")
@@ -105,7 +105,9 @@ def _output(asked: AdapterOutput | None, opened: Sources) -> AdapterOutput | Non
     return None
 
 
-def _checked(method: str | None, params: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+def check_method(
+    method: str | None, params: Mapping[str, Any]
+) -> tuple[str | None, dict[str, Any]]:
     """A method's own name, and all its parameters."""
     if method is None:
         return None, {}

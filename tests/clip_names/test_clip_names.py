@@ -200,7 +200,7 @@ def test_a_lone_vision_model_of_transformers_5_has_no_prefix() -> None:
     bare = {name.removeprefix("vision_model."): one for name, one in hf.items()}
     assert family_of(bare) == "hf_clip"
     check_equal(contents(in_family(open_checkpoint(bare), "hf_clip")), hf)
-    found = aligned(open_checkpoint(open_clip_state(text=False)), bare)
+    found = aligned(open_checkpoint(open_clip_state(text=False)), open_checkpoint(bare))
     assert found is not None
     check_equal(contents(found), bare)
 

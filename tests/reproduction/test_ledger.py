@@ -57,9 +57,15 @@ def test_a_spoilt_file_gives_an_error_of_magmerge(
 
 @pytest.mark.parametrize(
     "content",
-    [[], {}, {"settings": 3, "cells": {}, "sensitive": None}, {"settings": {}, "cells": 3}],
+    [
+        [],
+        {},
+        {"settings": 3, "cells": {}, "sensitive": None, "warnings": []},
+        {"settings": {}, "cells": 3},
+        {"settings": {}, "cells": {}, "sensitive": None, "warnings": 1},
+    ],
 )
 def test_json_of_another_shape_is_refused(tmp_path: Path, content: object) -> None:
     (tmp_path / NAME).write_text(json.dumps(content))
-    with pytest.raises(OutputError, match="cannot be read"):
+    with pytest.raises(OutputError, match="no sound file"):
         Ledger.opened(tmp_path, SETTINGS, anew=False)

@@ -93,12 +93,14 @@ def _checked(name: object, tensor: object, source: str) -> Tensor:
 
 def _spec(name: str, tensor: Tensor, source: str) -> TensorSpec:
     code = dtypes.code_of(tensor.dtype)
-    if code is None or tensor.layout.__str__() != "torch.strided":
+    strided = str(tensor.layout) == "torch.strided"
+    if code is None or not strided:
         raise CheckpointError(
-            f"{tensor.dtype}, {tensor.layout} cannot be stored in safetensors",
+            f"{tensor.dtype if strided else tensor.layout} cannot be stored in safetensors",
             source=source,
             tensor=name,
-            remedy="convert it to a dense tensor of a plain dtype first",
+            remedy="convert it to a dense tensor of float32, float16, bfloat16 or another plain "
+            "dtype first",
         )
     return TensorSpec(name, tuple(tensor.shape), code)
 

@@ -74,7 +74,7 @@ def align(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
             if len(names) == len(renamed) and hits > matched:
                 best, matched = RenamedCheckpoint(checkpoint, names), hits
     if matched < len(base.specs):
-        clip = aligned(checkpoint, base.specs)
+        clip = aligned(checkpoint, base)
         if clip is not None and len(set(clip.specs) & set(base.specs)) > matched:
             return clip
     return best

@@ -86,9 +86,11 @@ def _planned(checkpoint: Checkpoint, dtype: str | None, file: str) -> Plan:
 
 def _cast(part: Tensor, spec: TensorSpec, source: str) -> Tensor:
     wanted = dtypes.torch_dtype(spec.dtype)
+    if part.dtype == wanted:
+        return part
     cast = part.to(wanted)
     # Infinity that was there before is kept: attention masks hold it.
-    if cast.is_floating_point() and not torch.equal(cast.isfinite(), part.isfinite()):
+    if not torch.equal(cast.isfinite(), part.isfinite()):
         raise NonFiniteError(
             f"a value is too large for {dtypes.torch_name(spec.dtype)}",
             tensor=spec.name,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,6 +56,10 @@ def command(
         str | None,
         typer.Option("--generic", help="A data source to find sensitive layers on, as --data."),
     ] = None,
+    generic_samples: Annotated[
+        int | None,
+        typer.Option("--generic-samples", help="How many rows of it are looked at. Default: 256."),
+    ] = None,
     tiny: Annotated[
         bool, typer.Option("--tiny", help="The same path on small generated models and data.")
     ] = False,
@@ -79,48 +85,63 @@ def command(
     It goes on where it was stopped. Try the whole path first:
     magmerge reproduce clip-b32 --tiny
     """
+    given = locals()
     import magmerge
-    from magmerge.report.reproduction_table import (
-        estimate_text,
-        reproduction_notes,
-        reproduction_table,
-    )
+    from magmerge.report.reproduction_table import estimate_text
+
+    with _goes_on(), progress_reporter() as progress:
+        try:
+            found = magmerge.reproduce(
+                given.pop("pipeline"),
+                given.pop("out"),
+                **_arguments(given),
+                announce=lambda estimate: log().print(estimate_text(estimate), soft_wrap=True),
+                progress=progress,
+            )
+        except KeyboardInterrupt:
+            raise _Stopped from None
+    _show(found, as_json=json)
+
+
+def _arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """The options as `magmerge.reproduce` takes them."""
+    renamed = {"task", "methods", "spaces", "set", "yes", "json"}
+    methods = given["methods"]
+    return {
+        **{name: value for name, value in given.items() if name not in renamed},
+        "tasks": given["task"] or None,
+        "methods": None if methods is None else _listed(methods),
+        "spaces": _listed(given["spaces"]),
+        "params": _by_method(given["set"]),
+        "overwrite": given["yes"],
+    }
+
+
+def _show(found: Any, *, as_json: bool) -> None:
+    from magmerge.report.reproduction_table import reproduction_notes, reproduction_table
     from magmerge.report.tables import plain
 
-    with progress_reporter() as progress:
-        found = magmerge.reproduce(
-            pipeline,
-            out,
-            inputs=inputs,
-            data=data,
-            tasks=task or None,
-            methods=None if methods is None else _listed(methods),
-            spaces=_listed(spaces),
-            params=_by_method(set),
-            samples=samples,
-            seeds=seeds,
-            alpha=alpha,
-            generic=generic,
-            tiny=tiny,
-            keep=keep,
-            overwrite=yes,
-            threads=threads,
-            workers=workers,
-            memory=memory,
-            device=device,
-            dtype=dtype,
-            announce=lambda estimate: log().print(estimate_text(estimate), soft_wrap=True),
-            progress=progress,
-        )
-    if json:
+    if as_json:
         show_json(found.document())
         return
-    heading = plain(found.title, "bold")
     kept = ", ".join(sorted(path.name for path in found.folder.iterdir()))
     wrote = plain(f"wrote {found.folder}: {kept}", "dim")
-    show(
-        plain(""), heading, reproduction_table(found), plain(""), *reproduction_notes(found), wrote
-    )
+    made, notes = reproduction_table(found), reproduction_notes(found)
+    show(plain(""), plain(found.title, "bold"), made, plain(""), *notes, wrote)
+
+
+@contextmanager
+def _goes_on() -> Iterator[None]:
+    """Say after an interruption that nothing is lost; exit code 130."""
+    try:
+        yield
+    except _Stopped:
+        log().print("stopped; what was measured is kept, and the same command goes on")
+        raise typer.Exit(130) from None
+
+
+class _Stopped(Exception):  # noqa: N818
+    """The user wants no more."""
 
 
 def _listed(text: str) -> list[str]:

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from magmerge.clip_names.family import BIAS, BUFFERS, Entry, Layout, Naming
+from magmerge.clip_names.family import BIAS, BUFFERS, Entry, Layout, Naming, ranks_of
 from magmerge.types import TensorSpec
 
 Shape = tuple[int, ...]
 COMPUTED = "it is computed from the configuration"
+TAKEN = "another tensor has its name"
 
 
 class Stretch(NamedTuple):
@@ -37,13 +38,15 @@ class _Found(NamedTuple):
 @dataclass(slots=True)
 class Assembly:
     """Each new tensor with its stretches. `left_out`: stored tensors that the new family does
-    without, and why. `homeless`: those that it has no place for, and why.
+    without, and why. `homeless`: those that it has no place for, and why. `lent`: those of the
+    model whose names are taken over.
     """
 
     specs: dict[str, TensorSpec] = field(default_factory=dict)
     stretches: dict[str, tuple[Stretch, ...]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     homeless: dict[str, str] = field(default_factory=dict)
+    lent: frozenset[str] = frozenset()
 
     def keep(self, spec: TensorSpec) -> bool:
         """A stored tensor under its own name; False where another one has that name."""
@@ -57,16 +60,21 @@ class Assembly:
 def assemble(specs: Mapping[str, TensorSpec], source: Naming, target: Naming) -> Assembly:
     """How the tensors `specs`, named as in `source`, make those of `target`.
 
-    What is no part of a CLIP model keeps its name.
+    What is no part of a CLIP model keeps its name. What is one by its name and not by its shape
+    has no place.
     """
     made = Assembly()
     parts: dict[str, _Found] = {}
     unknown = []
+    # Whatever a tensor's shape is, it may get another prefix.
+    renamed = target.family.name == source.family.name
     for name, spec in specs.items():
         entry = source.entry(name)
         found = None if entry is None else _parts_of(spec, entry)
-        if found is None or any(part in parts for part in found):
+        if entry is None:
             unknown.append(spec)
+        elif found is None or not (renamed or _is_sound(found)):
+            made.homeless[name] = f"{source.family.name} has no {list(spec.shape)} there"
         else:
             parts |= found
     for part in parts:
@@ -75,7 +83,7 @@ def assemble(specs: Mapping[str, TensorSpec], source: Naming, target: Naming) ->
         _add_zero_bias(parts, target, made)
     for spec in unknown:
         if not made.keep(spec):
-            made.homeless[spec.name] = "another tensor has its name"
+            made.homeless[spec.name] = TAKEN
     return made
 
 
@@ -92,6 +100,15 @@ def _parts_of(spec: TensorSpec, entry: Entry) -> dict[str, _Found] | None:
         part: _Found(Stretch(spec.name, i * size, size, False), shape, spec.dtype, turned)
         for i, part in enumerate(entry.parts)
     }
+
+
+def _is_sound(found: Mapping[str, _Found]) -> bool:
+    """Whether all parts have as many dimensions as such parts have."""
+    for part, one in found.items():
+        ranks = ranks_of(part)
+        if ranks is not None and len(one.shape) not in ranks:
+            return False
+    return True
 
 
 def _put(part: str, parts: Mapping[str, _Found], target: Naming, made: Assembly) -> None:

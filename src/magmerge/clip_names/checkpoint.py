@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from magmerge import dtypes
-from magmerge.clip_names.assembling import Assembly, Stretch, assemble
-from magmerge.clip_names.family import BIAS, Naming
-from magmerge.clip_names.recognising import FAMILIES, recognise
+from magmerge.clip_names.assembling import TAKEN, Assembly, Stretch, assemble
+from magmerge.clip_names.family import BIAS, BUFFERS, Naming
+from magmerge.clip_names.recognising import FAMILIES, left_over, recognise
 from magmerge.errors import CheckpointError, UnknownNameError, printable, suggestion
 from magmerge.models import Checkpoint
 from magmerge.types import Kind
@@ -27,11 +27,17 @@ LISTED = 8
 class ClipCheckpoint:
     """`checkpoint` with the tensors of `assembly`; only what a tensor is made of is read for it.
 
-    `left_out` names the stored tensors that are not in it, and why.
+    `left_out` names the stored tensors that are not in it, and why. Those that the assembly says
+    are lent are `lender`'s.
     """
 
-    def __init__(self, checkpoint: Checkpoint, assembly: Assembly) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, assembly: Assembly, lender: Checkpoint | None = None
+    ) -> None:
         self._checkpoint = checkpoint
+        self._lent: dict[str, Checkpoint] = (
+            {} if lender is None else dict.fromkeys(assembly.lent, lender)
+        )
         self._stretches = assembly.stretches
         self.left_out: Mapping[str, str] = MappingProxyType(dict(assembly.left_out))
         self.specs = MappingProxyType(dict(assembly.specs))
@@ -75,6 +81,8 @@ class ClipCheckpoint:
         """Entries [start, stop) of the flattened tensor, in memory of their own or in `out`."""
         import torch
 
+        if name in self._lent:
+            return self._lent[name].read_part(name, start, stop, out)
         if out is None:
             out = torch.empty(stop - start, dtype=dtypes.torch_dtype(self.specs[name].dtype))
         begin = 0
@@ -106,7 +114,7 @@ def in_family(checkpoint: Checkpoint, family: str) -> ClipCheckpoint:
     The values are the same ones. Tensors that are no part of CLIP keep their names; buffers that
     `family` computes itself are left out, and so is the text half for timm_clip, which has none.
     Raises UnknownNameError for any other family, and CheckpointError where the names are not
-    CLIP's, or a weight has no place in `family`.
+    CLIP's or those of two models, or a weight has no place in `family`.
     """
     if family not in FAMILIES:
         raise UnknownNameError(
@@ -118,6 +126,15 @@ def in_family(checkpoint: Checkpoint, family: str) -> ClipCheckpoint:
             "its names are not those of a CLIP model that is known here",
             source=checkpoint.source,
             remedy=f"known are the vision transformers of {', '.join(FAMILIES)}",
+        )
+    second = left_over(checkpoint.specs, source)
+    if second:
+        listed = ", ".join(printable(name) for name in second[:LISTED])
+        raise CheckpointError(
+            f"beside the model in {source.family.name}'s names it has {len(second)} weights of "
+            f"another CLIP model: {listed}",
+            source=checkpoint.source,
+            remedy="save each model to a file of its own",
         )
     assembly = _assembled(checkpoint, source, Naming(FAMILIES[family]))
     lost = {}
@@ -137,22 +154,40 @@ def in_family(checkpoint: Checkpoint, family: str) -> ClipCheckpoint:
     return ClipCheckpoint(checkpoint, assembly)
 
 
-def aligned(checkpoint: Checkpoint, names: Iterable[str]) -> ClipCheckpoint | None:
-    """A CLIP model under the names of another one, whose family may be another; None where either
-    is no CLIP model. What has no place there keeps its own name.
+def aligned(checkpoint: Checkpoint, base: Checkpoint) -> ClipCheckpoint | None:
+    """A CLIP model under the names of `base`, whose family may be another; None where either is no
+    CLIP model. What has no place there keeps its own name.
+
+    Buffers that are no weights and that only `base` stores are read from it. Raises CheckpointError
+    where a tensor that has no place has the name of one that has.
     """
-    wanted = set(names)
-    target, source = recognise(wanted), recognise(checkpoint.specs)
+    target, source = recognise(base.specs), recognise(checkpoint.specs)
     if target is None or source is None:
         return None
     assembly = _assembled(checkpoint, source, target)
-    for name in [*assembly.homeless]:
-        assembly.keep(checkpoint.specs[name])
+    for name, reason in assembly.homeless.items():
+        if not assembly.keep(checkpoint.specs[name]):
+            raise CheckpointError(
+                reason if reason == TAKEN else f"{reason}, and {TAKEN}",
+                source=checkpoint.source,
+                tensor=name,
+                remedy="rename or remove this tensor",
+            )
     for name, stretches in list(assembly.stretches.items()):
-        if stretches[0].name is None and name not in wanted:
+        if stretches[0].name is None and name not in base.specs:
             # A projection without a bias needs no zeros.
             del assembly.stretches[name], assembly.specs[name]
-    return ClipCheckpoint(checkpoint, assembly)
+    _lend(base, target, assembly)
+    return ClipCheckpoint(checkpoint, assembly, base)
+
+
+def _lend(base: Checkpoint, target: Naming, assembly: Assembly) -> None:
+    """Count the base's buffers as given where they are not there."""
+    entries = {name: target.entry(name) for name in base.specs if name not in assembly.specs}
+    assembly.lent = frozenset(
+        name for name, entry in entries.items() if entry is not None and entry.parts[0] in BUFFERS
+    )
+    assembly.specs |= {name: base.specs[name] for name in assembly.lent}
 
 
 def _assembled(checkpoint: Checkpoint, source: Naming, target: Naming) -> Assembly:

@@ -6,7 +6,6 @@ of Hugging Face: projections are [out, in], q, k and v are apart, embeddings hav
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -20,6 +19,26 @@ BUFFERS = frozenset(
 """Parts that a model computes from its configuration: no weights."""
 BIAS = "vision.projection.bias"
 """What only timm's projection has. For the others it is zero."""
+RANKS = {
+    "scale": (0, 1),
+    "vision.class": (1,),
+    "vision.patch": (4,),
+    "vision.positions": (2,),
+    "vision.projection": (2,),
+    "text.tokens": (2,),
+    "text.positions": (2,),
+    "text.projection": (2,),
+}
+"""How many dimensions a part outside the layers may have; buffers may have any."""
+NORMS = ("norm1", "norm2", "pre", "post")
+
+
+def ranks_of(part: str) -> tuple[int, ...] | None:
+    """How many dimensions a part may have; None for any number."""
+    if part in BUFFERS or part in RANKS:
+        return RANKS.get(part)
+    *_, module, kind = part.split(".")
+    return (1,) if kind == "bias" or module in NORMS else (2,)
 
 
 class Entry(NamedTuple):
@@ -90,10 +109,12 @@ class Naming:
         if name in self._fixed:
             return self._fixed[name]
         for half, start in self._layers.items():
-            match = re.match(rf"{re.escape(start)}(\d{{1,4}})\.", name)
-            inner = None if match is None else self.family.inside.get(name[match.end() :])
-            if match is not None and inner is not None:
-                parts = tuple(f"{half}.{match[1]}.{part}" for part in inner.parts)
+            if not name.startswith(start):
+                continue
+            number, _, rest = name[len(start) :].partition(".")
+            inner = self.family.inside.get(rest)
+            if inner is not None and len(number) <= 4 and number.isascii() and number.isdigit():
+                parts = tuple(f"{half}.{number}.{part}" for part in inner.parts)
                 return Entry(parts, inner.layout)
         return None
 

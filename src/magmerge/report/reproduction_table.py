@@ -51,20 +51,35 @@ def reproduction_notes(found: Reproduction) -> list[Text]:
     said = [LEGEND[space] for space in LEGEND if space in spaces]
     if said:
         notes.append("; ".join(said).format(samples=found.samples) + ".")
+    several = any(len(tasks) > 1 for tasks in found.columns.values())
+    counted = ", the mean over the first metric of each task" if several else ""
     notes.append(
-        "Scores times 100: accuracy, or the metric that the suite names. zero-shot is the base; "
-        "experts are measured on their own task only."
+        f"Scores times 100: accuracy, or the metric that the suite names{counted}. zero-shot is "
+        "the base; experts are measured on their own task only."
     )
+    notes.append(_sensitive(found))
+    numbers = _numbers(found)
     for number, entry in enumerate(found.pipeline.published, start=1):
+        mark = f"[{number}] " if number in numbers else "Published: "
         remark = "" if entry.note is None else f" ({entry.note})"
-        notes.append(f"[{number}] {entry.source}; checkpoints: {entry.line}{remark}.")
+        notes.append(f"{mark}{entry.source}; checkpoints: {entry.line}{remark}.")
     return [paragraph(note) for note in notes]
+
+
+def _sensitive(found: Reproduction) -> str:
+    """Which layers may only shrink."""
+    if found.alpha == 0:
+        return "No sensitive layers were looked for: every layer may only grow."
+    if not found.sensitive:
+        return "Sensitive layers: none does harm on the generic set, so every layer may only grow."
+    return f"Sensitive layers, which may only shrink: {', '.join(found.sensitive)}."
 
 
 def estimate_text(estimate: Estimate) -> Text:
     """What the run will take."""
     time = "" if estimate.seconds is None else f", about {_duration(estimate.seconds)} by a trial"
-    parts = [f"{estimate.models} models, {estimate.rows} test rows each{time}"]
+    rows = f", {estimate.rows} test rows each" if estimate.rows else ""
+    parts = [f"{estimate.models} models to make{rows}{time}"]
     if estimate.download:
         parts.append(f"{_gigabytes(estimate.download)} of models to fetch, and the data sets")
     disk, free = _gigabytes(estimate.disk), _gigabytes(estimate.free)
@@ -87,9 +102,8 @@ def markdown(found: Reproduction) -> str:
         cells += [_spoken(row.mean), *_published(row, numbers)]
         lines.append(f"| {row.model} | " + " | ".join(cells) + " |")
     notes = [f"- {note.plain}" for note in reproduction_notes(found)]
-    sensitive = [f"- Sensitive layers: {', '.join(found.sensitive)}."] if found.sensitive else []
     said = [f"- Warning: {warning}" for warning in found.warnings]
-    return "\n".join([*lines, "", *notes, *sensitive, *said, ""])
+    return "\n".join([*lines, "", *notes, *said, ""])
 
 
 def _numbers(found: Reproduction) -> list[int]:
@@ -110,10 +124,12 @@ def _spoken(spread: Spread | None) -> str:
 
 
 def _gigabytes(size: float) -> str:
+    if size < 0.01 * GB:
+        return "under 10 MB"
     return f"{size / GB:.{2 if size < GB else 0 if size > 100 * GB else 1}f} GB"
 
 
 def _duration(seconds: float) -> str:
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{max(seconds, 1):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from magmerge import registry
+from magmerge import dtypes, registry
 from magmerge.catalogue import catalog
+from magmerge.device import open_device
 from magmerge.errors import ParameterError, UnknownNameError, suggestion
+from magmerge.evaluation.running import worker_count
 from magmerge.reproduction.measuring import Machine
 from magmerge.reproduction.pipelines import Pipeline, find_pipeline
 from magmerge.reproduction.variants import CONTROLS, PAPER, Variant, checked_spaces, variants_of
+from magmerge.request import check_method, thread_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ def check_wishes(
     inputs: Path | None,
     data: Path | None,
     generic: str | None,
+    generic_samples: int | None,
     machine: Machine,
     tiny: bool,
 ) -> Asked:
@@ -76,10 +80,12 @@ def check_wishes(
             f"{', '.join(controls)}: controls are tensors in memory, and {name} measures folders",
             remedy=f"leave {' and '.join(controls)} out of --spaces",
         )
-    methods = tuple(dict.fromkeys(wishes.methods or pipeline.methods))
-    catalog()
-    for method in (*methods, *(wishes.params or {})):
-        registry.methods.get(method)
+    methods = _methods(wishes.methods or pipeline.methods, wishes.params or {})
+    _check_machine(machine)
+    if tiny and (inputs is not None or data is not None):
+        raise ParameterError(
+            "tiny makes its own models and data", remedy="leave --inputs and --data out"
+        )
     return Asked(
         pipeline=pipeline,
         folder=folder or Path(f"magmerge-{name}"),
@@ -91,10 +97,33 @@ def check_wishes(
         samples=wishes.samples,
         alpha=wishes.alpha,
         generic=generic,
-        generic_samples=pipeline.generic.samples,
+        generic_samples=generic_samples or pipeline.generic.samples,
         machine=machine,
         tiny=tiny,
     )
+
+
+def _methods(names: Sequence[str], params: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Known methods whose parameters are sound; none has parameters that is not among them."""
+    catalog()
+    found = tuple(dict.fromkeys(registry.methods.get(name).name for name in names))
+    for name in params:
+        if registry.methods.get(name).name not in found:
+            raise ParameterError(
+                f"parameters are given for {name}, which is not merged by here",
+                remedy=f"add it to --methods (methods=): {', '.join(found)}",
+            )
+    for name in found:
+        check_method(name, params.get(name, {}))
+    return found
+
+
+def _check_machine(machine: Machine) -> None:
+    open_device(machine.device)
+    thread_count(machine.threads)
+    worker_count(machine.workers)
+    dtypes.parse_size(machine.memory)
+    dtypes.parse_float_dtype(machine.dtype or "float32")
 
 
 def _tasks(pipeline: Pipeline, wanted: Sequence[str] | None) -> tuple[str, ...]:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from magmerge.digests import DigestMemory
 from magmerge.errors import MagmergeWarning
 from magmerge.reproduction.asked import Asked, Wishes, check_wishes
 from magmerge.reproduction.estimating import (
+    GB,
     Estimate,
     download_bytes,
     free_bytes,
@@ -19,20 +19,22 @@ from magmerge.reproduction.estimating import (
 )
 from magmerge.reproduction.harness_measuring import HarnessMeasure
 from magmerge.reproduction.inputs import Inputs, find_here, find_inputs, missing_models
-from magmerge.reproduction.ledger import NAME, Ledger
+from magmerge.reproduction.ledger import Ledger, rows_measured
 from magmerge.reproduction.making import Workshop
 from magmerge.reproduction.measuring import Machine, Measure, SuiteMeasure
+from magmerge.reproduction.places import check_place, settings_of
 from magmerge.reproduction.preparing import Ready, projects, ready, seeing_half, set_base
-from magmerge.reproduction.rounds import measure_all
+from magmerge.reproduction.rounds import measure_all, models_a_round
 from magmerge.reproduction.sensitive import most_sensitive
-from magmerge.reproduction.table import Reproduction, rows_of
+from magmerge.reproduction.table import ZERO_SHOT, Reproduction, rows_of
 from magmerge.reproduction.tiny import made_tiny
 from magmerge.reproduction.variants import PAPER
 from magmerge.run import Progress
 from magmerge.suites import suite
-from magmerge.whole_file import write_whole
+from magmerge.whole_file import replace_whole
 
-TABLE = "table.md"
+TABLE, BASE, MODELS = "table.md", "base", "models"
+"""Names in the folder of a run."""
 
 
 def reproduce(
@@ -49,6 +51,7 @@ def reproduce(
     seeds: int = 1,
     alpha: int = 10,
     generic: str | Path | None = None,
+    generic_samples: int | None = None,
     tiny: bool = False,
     keep: bool = False,
     overwrite: bool = False,
@@ -67,10 +70,11 @@ def reproduce(
     Models are looked for in the folder `inputs`, in the hub's cache, then on the hub; data in the
     folder `data`, else by name. `spaces` are none, wsc, fsc, dsc, and the controls global and
     shuffled; `seeds` draws of `samples` unlabelled samples a task are made for each. The `alpha`
-    most sensitive layers are found on `generic`, a source of samples (default: the pipeline's own);
-    0 finds none. `tiny` runs the same path on small generated checkpoints and data. `keep` leaves
-    the merged models in `out`/models. `announce` hears the estimate before the work begins.
-    Raises MagmergeError's children.
+    most sensitive layers are found on `generic_samples` of `generic`, a source of samples (default:
+    256 of the pipeline's own); 0 finds none. `tiny` runs the same path on small generated
+    checkpoints and data. `keep` leaves the merged models in `out`/models. `announce` hears the
+    estimate before the work begins. `out` must be a folder of its own; `overwrite` gives up what a
+    run in it has found. Raises MagmergeError's children.
     """
     asked = check_wishes(
         name,
@@ -79,43 +83,50 @@ def reproduce(
         inputs=None if inputs is None else Path(inputs),
         data=None if data is None else Path(data),
         generic=None if generic is None else str(generic),
+        generic_samples=generic_samples,
         machine=Machine(threads, workers, memory, device, dtype),
         tiny=tiny,
     )
-    if overwrite:
-        (asked.folder / NAME).unlink(missing_ok=True)
+    check_place(asked)
     if tiny:
-        asked = made_tiny(asked, progress)
-    estimated = _estimate(asked)
+        asked = made_tiny(asked, progress, anew=overwrite)
+    estimated = _estimate(asked, keep)
     if announce is not None:
         announce(estimated)
     estimated.check(asked.folder)
     found = find_inputs(asked.pipeline, asked.tasks, asked.inputs, progress=progress)
+    ledger = Ledger.opened(asked.folder, settings_of(asked, found), anew=overwrite)
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always", MagmergeWarning)
-        shop, ledger = _prepared(asked, found, progress)
-        measure_all(shop, ledger, asked.variants, keep=keep, progress=progress)
-    if not keep:
-        shutil.rmtree(shop.folder, ignore_errors=True)
-    return _finished(asked, shop, ledger, _said(heard))
+        try:
+            shop = _prepared(asked, found, ledger, progress, anew=overwrite)
+            measure_all(shop, ledger, asked.variants, keep=keep, progress=progress)
+        finally:
+            ledger.say([str(one.message) for one in heard])
+    finished = _finished(asked, shop, ledger)
+    for told in finished.warnings:
+        warnings.warn(told, MagmergeWarning, stacklevel=2)
+    return finished
 
 
-def _prepared(asked: Asked, found: Inputs, progress: Progress | None) -> tuple[Workshop, Ledger]:
-    """Models under one naming, what they are measured on, the ledger, and the sensitive layers."""
-    prepared, measure = _measured_by(asked, found, progress)
-    ledger = Ledger.opened(asked.folder, _settings(asked, found), anew=False)
+def _prepared(
+    asked: Asked, found: Inputs, ledger: Ledger, progress: Progress | None, *, anew: bool
+) -> Workshop:
+    """Models under one naming, what they are measured on, and the sensitive layers."""
+    prepared, measure = _measured_by(asked, found, progress, anew=anew)
     if ledger.sensitive is None:
         model_class = measure.model_class
         ledger.sensitive = most_sensitive(asked, prepared, found.base, model_class, progress)
         ledger.save()
-    shop = Workshop(
-        prepared, measure, asked.folder / "models", asked.samples, ledger.sensitive, asked.params,
+    return Workshop(
+        prepared, measure, asked.folder / MODELS, asked.samples, ledger.sensitive, asked.params,
         asked.machine,
     )  # fmt: skip
-    return shop, ledger
 
 
-def _measured_by(asked: Asked, found: Inputs, progress: Progress | None) -> tuple[Ready, Measure]:
+def _measured_by(
+    asked: Asked, found: Inputs, progress: Progress | None, *, anew: bool
+) -> tuple[Ready, Measure]:
     pipeline, machine = asked.pipeline, asked.machine
     if pipeline.suite is None:
         entries, include = pipeline.experts, asked.include
@@ -124,7 +135,10 @@ def _measured_by(asked: Asked, found: Inputs, progress: Progress | None) -> tupl
     base, projected = found.base, True
     if pipeline.kind == "vision":
         projected = projects(base, found.experts)
-        base = seeing_half(base, asked.folder / "base", projected=projected)
+        place = asked.folder / BASE
+        if anew:
+            shutil.rmtree(place, ignore_errors=True)
+        base = seeing_half(base, place, projected=projected)
     made = suite(
         pipeline.suite,
         asked.folder / "suite",
@@ -142,70 +156,39 @@ def _measured_by(asked: Asked, found: Inputs, progress: Progress | None) -> tupl
     return prepared, SuiteMeasure(made.file, prepared, machine, progress)
 
 
-def _settings(asked: Asked, found: Inputs) -> dict[str, Any]:
-    """All that scores depend on: a run with other settings is another run."""
-    memory = DigestMemory()
-    digests = {
-        role: sorted(memory.digest(file) for file in _weights(path))
-        for role, path in {"base": found.base, **found.experts}.items()
-    }
-    memory.save()
-    return {
-        "pipeline": asked.pipeline.name,
-        "tasks": list(asked.tasks),
-        "samples": asked.samples,
-        "alpha": asked.alpha,
-        "generic": None if asked.tiny and asked.pipeline.kind != "vision" else asked.generic,
-        "params": {method: dict(values) for method, values in asked.params.items()},
-        "dtype": asked.machine.dtype or "float32",
-        "data": None if asked.tiny or asked.data is None else str(asked.data.absolute()),
-        "inputs": digests,
-    }
-
-
-def _weights(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    return sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".bin"))
-
-
-def _estimate(asked: Asked) -> Estimate:
-    missing = missing_models(asked.pipeline, asked.tasks, asked.inputs)
-    rows = sum(asked.pipeline.experts[task].rows or 0 for task in asked.tasks)
-    models = len(asked.variants) + 1
-    base = find_here(asked.pipeline, "base", asked.inputs)
-    seconds = None
-    if base is not None:
-        model_class = "CLIPVisionModelWithProjection" if asked.pipeline.kind == "vision" else None
-        one = seconds_a_row(
-            asked.pipeline.kind, base, model_class, asked.machine.dtype, asked.machine.device
-        )
-        seconds = one * (rows * models + rows)
-    size = asked.pipeline.expert_gb * 10**9
+def _estimate(asked: Asked, keep: bool) -> Estimate:
+    """What is left to do, as far as it can be told from what is here."""
+    pipeline, machine = asked.pipeline, asked.machine
+    missing = missing_models(pipeline, asked.tasks, asked.inputs)
+    known = rows_measured(asked.folder)
+    rows = sum(pipeline.experts[task].rows or 0 for task in asked.tasks)
+    left = [one for one in asked.variants if one.name not in known]
+    passes = rows * len(left) + (0 if ZERO_SHOT in known else 2 * rows)
+    base, one = find_here(pipeline, "base", asked.inputs), None
+    if base is not None and passes:
+        one = seconds_a_row(pipeline.kind, base, machine.dtype, machine.device)
+    size = int(pipeline.expert_gb * GB)
+    together = len(left) if keep else min(len(left), models_a_round(machine.memory, size))
     return Estimate(
-        models, rows, rows * models + rows, download_bytes(asked.pipeline, missing),
-        size * len(asked.variants), free_bytes(asked.folder), seconds,
+        len(left), rows, passes, download_bytes(pipeline, missing), size * together,
+        free_bytes(asked.folder), None if one is None else one * passes,
     )  # fmt: skip
 
 
-def _finished(asked: Asked, shop: Workshop, ledger: Ledger, said: tuple[str, ...]) -> Reproduction:
+def _finished(asked: Asked, shop: Workshop, ledger: Ledger) -> Reproduction:
     from magmerge.report.reproduction_table import markdown
 
-    tasks = tuple(task for expert in asked.tasks for task in shop.measure.tasks_of(expert))
+    columns = {expert: shop.measure.tasks_of(expert) for expert in asked.tasks}
     found = Reproduction(
-        asked.pipeline,
-        asked.folder,
-        asked.tasks,
-        tasks,
-        rows_of(asked.pipeline, ledger, asked.variants, tasks),
-        ledger.sensitive or (),
-        said,
-        asked.tiny,
-        asked.samples,
+        pipeline=asked.pipeline,
+        folder=asked.folder,
+        columns=columns,
+        rows=rows_of(asked, ledger, columns),
+        sensitive=ledger.sensitive or (),
+        alpha=asked.alpha,
+        warnings=tuple(ledger.said),
+        tiny=asked.tiny,
+        samples=asked.samples,
     )
-    write_whole(asked.folder / TABLE, markdown(found))
+    replace_whole(asked.folder / TABLE, markdown(found))
     return found
-
-
-def _said(heard: Sequence[warnings.WarningMessage]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(str(one.message) for one in heard))

@@ -24,9 +24,10 @@ TRIAL_TOKENS = 64
 class Estimate:
     """What is known beforehand; disk and download in bytes.
 
+    `models` are still to be made; `rows` are the test rows, by the pipeline's figures.
     `download` is of models that are not here yet (data sets come on top), `disk` of models that lie
     in the folder at once. `passes` is rows times models that are still to be measured; `seconds`
-    what they take by a trial of the base, None where it is not here yet.
+    what they take by a trial of the base, None where it is not here yet or no trial succeeds.
     """
 
     models: int
@@ -62,17 +63,22 @@ def download_bytes(pipeline: Pipeline, missing: Collection[str]) -> float:
     return GB * (base + pipeline.expert_gb * (len(missing) - ("base" in missing)))
 
 
-def seconds_a_row(
-    kind: str, base: Path, model_class: str | None, machine_dtype: str | None, device: str
-) -> float:
-    """One row's forward pass of the base, by the second of two calls on made-up inputs."""
-    dtype = torch.bfloat16 if machine_dtype == "bfloat16" else torch.float32
-    module = build_model(base, model_class=model_class, dtype=dtype, device=device)
-    call = _trial(module, kind)
-    with torch.inference_mode():
-        call()
-        start = time.monotonic()
-        call()
+def seconds_a_row(kind: str, base: Path, dtype: str | None, device: str) -> float | None:
+    """One row's forward pass of the base, by the second of two calls on made-up inputs.
+
+    None where that fails: what is wrong is told by the work itself.
+    """
+    model_class = "CLIPVisionModelWithProjection" if kind == "vision" else None
+    code = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    try:
+        module = build_model(base, model_class=model_class, dtype=code, device=device)
+        call = _trial(module, kind)
+        with torch.inference_mode():
+            call()
+            start = time.monotonic()
+            call()
+    except Exception:
+        return None
     return (time.monotonic() - start) / TRIAL_ROWS
 
 

@@ -66,13 +66,17 @@ class HarnessMeasure:
         )
         return prepare(rows, base, Preparation(max_length=LONGEST))
 
-    def measure(self, models: Mapping[str, Any], task: str) -> dict[str, TaskScore]:
-        """Each model on one task, by the task's first metric."""
-        found = run_harness(
-            list(models.values()),
-            LmEval((task,), include=self._include),
-            device=self._machine.device,
-            dtype=self._machine.dtype,
-            progress=told(self._progress, task),
-        )
-        return {name: scores.tasks[0] for name, scores in zip(models, found, strict=True)}
+    def measure(self, models: Mapping[str, Any], expert: str) -> dict[str, dict[str, TaskScore]]:
+        """Each model on the tasks of a skill, by each task's first metric."""
+        found: dict[str, dict[str, TaskScore]] = {name: {} for name in models}
+        for task in self.tasks_of(expert):
+            scores = run_harness(
+                list(models.values()),
+                LmEval((task,), include=self._include),
+                device=self._machine.device,
+                dtype=self._machine.dtype,
+                progress=told(self._progress, task),
+            )
+            for name, one in zip(models, scores, strict=True):
+                found[name][task] = one.tasks[0]
+        return found

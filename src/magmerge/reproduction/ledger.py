@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,15 @@ class Ledger:
         self.path, self.settings = path, dict(settings)
         self.cells: dict[str, dict[str, Cell]] = {}
         self.sensitive: tuple[str, ...] | None = None
+        self.said: list[str] = []
 
     @classmethod
     def opened(cls, folder: Path, settings: Mapping[str, Any], *, anew: bool) -> Ledger:
         """The run's file in `folder`, or a new one; OutputError where it is of another run."""
         ledger = cls(folder / NAME, settings)
         if anew or not ledger.path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            ledger.save()
             return ledger
         content = _read(ledger.path)
         found = content["settings"]
@@ -59,6 +62,7 @@ class Ledger:
             ledger.cells[model] = {task: Cell.model_validate(cell) for task, cell in row.items()}
         sensitive = content["sensitive"]
         ledger.sensitive = None if sensitive is None else tuple(map(str, sensitive))
+        ledger.said = list(map(str, content["warnings"]))
         return ledger
 
     def has(self, model: str, task: str) -> bool:
@@ -67,8 +71,19 @@ class Ledger:
 
     def put(self, model: str, task: str, score: TaskScore) -> None:
         """Keep a score."""
-        cell = Cell.model_validate({key: asdict(score)[key] for key in KEPT})
-        self.cells.setdefault(model, {})[task] = cell
+        self.put_all({model: {task: score}})
+
+    def put_all(self, found: Mapping[str, Mapping[str, TaskScore]]) -> None:
+        """Keep scores by model and task."""
+        for model, row in found.items():
+            for task, score in row.items():
+                cell = Cell.model_validate({key: asdict(score)[key] for key in KEPT})
+                self.cells.setdefault(model, {})[task] = cell
+        self.save()
+
+    def say(self, warnings: Sequence[str]) -> None:
+        """Keep what a reader should know, once."""
+        self.said = list(dict.fromkeys([*self.said, *warnings]))
         self.save()
 
     def save(self) -> None:
@@ -86,6 +101,7 @@ class Ledger:
             "magmerge": __version__,
             "settings": self._plain(),
             "sensitive": sensitive,
+            "warnings": self.said,
             "cells": cells,
         }
 
@@ -93,6 +109,14 @@ class Ledger:
         """The settings as JSON gives them back."""
         plain: dict[str, Any] = json.loads(json.dumps(self.settings))
         return plain
+
+
+def rows_measured(folder: Path) -> frozenset[str]:
+    """The models of which a run knows any score; none where there is no run."""
+    try:
+        return frozenset(_read(folder / NAME)["cells"])
+    except OutputError:
+        return frozenset()
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -105,9 +129,11 @@ def _read(path: Path) -> dict[str, Any]:
             raise TypeError("its settings are no mapping")
         if not isinstance(content["sensitive"], list | None):
             raise TypeError("its sensitive layers are no list")
+        if not isinstance(content["warnings"], list):
+            raise TypeError("its warnings are no list")
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise OutputError(
-            f"cannot be read: {str(error).partition(chr(10))[0]}",
+            f"it is no sound file of results: {str(error).partition(chr(10))[0]}",
             source=path,
             remedy="remove it, or start anew with --yes (overwrite=True)",
         ) from error

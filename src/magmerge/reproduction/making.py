@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,11 @@ class Workshop:
         return out
 
     def remove(self, variants: Sequence[Variant]) -> None:
-        """The folders of models that were measured."""
+        """Remove the folders of models that were measured, and theirs if it is empty then."""
         for variant in variants:
             shutil.rmtree(self.folder / variant.name, ignore_errors=True)
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def _control(self, variant: Variant) -> dict[str, Any]:
         plain = self._merge(variant, None).state_dict()

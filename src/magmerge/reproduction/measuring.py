@@ -57,8 +57,8 @@ class Measure(Protocol):
         """Unlabelled samples of an expert's task as inputs, never of the test split."""
         ...
 
-    def measure(self, models: Mapping[str, Any], task: str) -> dict[str, TaskScore]:
-        """All models on one task."""
+    def measure(self, models: Mapping[str, Any], expert: str) -> dict[str, dict[str, TaskScore]]:
+        """All models on the tasks of an expert: scores by model and task."""
         ...
 
 
@@ -107,20 +107,20 @@ class SuiteMeasure:
         )
         return prepare(rows, base, self.suite.entry.preparation(entry))
 
-    def measure(self, models: Mapping[str, Any], task: str) -> dict[str, TaskScore]:
-        """All models on one task, in one pass over its data where memory allows."""
-        machine = self._machine
+    def measure(self, models: Mapping[str, Any], expert: str) -> dict[str, dict[str, TaskScore]]:
+        """All models on an expert's tasks, in one pass over their data where memory allows."""
+        machine, tasks = self._machine, self.tasks_of(expert)
         found = self.suite.evaluate_all(
             models,
-            tasks=[task],
+            tasks=tasks,
             threads=machine.threads,
             workers=machine.workers,
             memory=machine.memory,
             device=machine.device,
             dtype=machine.dtype,
-            progress=told(self._progress, task),
+            progress=told(self._progress, expert),
         )
-        return {name: scores[task] for name, scores in found.items()}
+        return {name: {task: scores[task] for task in tasks} for name, scores in found.items()}
 
 
 def told(progress: Progress | None, task: str) -> Progress | None:

@@ -43,13 +43,17 @@ class GenericEntry(BaseModel):
 
 
 class PublishedEntry(BaseModel):
-    """Published figures in %: by model, then by task; `line` is the collection of checkpoints."""
+    """Published figures in %: by model, then by task; `line` is the collection of checkpoints.
+
+    `params` are the parameters of methods that are not at their defaults.
+    """
 
     model_config = STRICT
 
     source: str
     line: str
     note: str | None = None
+    params: dict[str, dict[str, Any]] = Field(default_factory=dict)
     models: dict[str, dict[str, FiniteFloat]]
 
 

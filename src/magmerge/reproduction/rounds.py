@@ -54,21 +54,23 @@ def _measure_round(
     shop: Workshop, ledger: Ledger, models: Mapping[str, Any], *, references: bool
 ) -> None:
     for expert in shop.ready.experts:
-        for task in shop.measure.tasks_of(expert):
-            wanted = {name: model for name, model in models.items() if not ledger.has(name, task)}
-            if references and not ledger.has(ZERO_SHOT, task):
-                wanted[ZERO_SHOT] = shop.measure.base()
-            if references and not ledger.has(EXPERTS, task):
-                wanted[EXPERTS] = shop.measure.expert(expert)
-            if wanted:
-                for name, score in shop.measure.measure(wanted, task).items():
-                    ledger.put(name, task, score)
+        tasks = shop.measure.tasks_of(expert)
+        wanted = {name: model for name, model in models.items() if lacking(ledger, name, tasks)}
+        if references and lacking(ledger, ZERO_SHOT, tasks):
+            wanted[ZERO_SHOT] = shop.measure.base()
+        if references and lacking(ledger, EXPERTS, tasks):
+            wanted[EXPERTS] = shop.measure.expert(expert)
+        if wanted:
+            ledger.put_all(shop.measure.measure(wanted, expert))
+
+
+def models_a_round(memory: str | int, size: int) -> int:
+    """As many models as half of the memory holds, one at least."""
+    return max(1, parse_size(memory) // (2 * max(1, size)))
 
 
 def _rounds(shop: Workshop, variants: Sequence[Variant]) -> Iterator[list[Variant]]:
-    """As many models a round as half of the memory holds, one at least."""
     specs = open_checkpoint(shop.ready.base).specs.values()
-    one = sum(nbytes(spec) for spec in specs)
-    size = max(1, parse_size(shop.machine.memory) // (2 * one))
+    size = models_a_round(shop.machine.memory, sum(nbytes(spec) for spec in specs))
     for start in range(0, len(variants), size):
         yield list(variants[start : start + size])

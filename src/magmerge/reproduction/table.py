@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from magmerge import registry
+from magmerge.recipe import check_parameters
+from magmerge.reproduction.asked import Asked
 from magmerge.reproduction.ledger import Ledger
 from magmerge.reproduction.pipelines import PUBLISHED_MEAN, Pipeline
 from magmerge.reproduction.variants import Variant
@@ -44,23 +47,29 @@ class Row:
 class Reproduction:
     """A finished run: where it is, its rows, and the sources of published figures.
 
-    `experts` are the tasks that were merged, `tasks` the columns: an expert may have several.
+    `columns` are the tasks of each expert that was merged; the first of an expert's is in the mean.
+    `sensitive` layers were found, `alpha` were asked for.
     """
 
     pipeline: Pipeline
     folder: Path
-    experts: tuple[str, ...]
-    tasks: tuple[str, ...]
+    columns: Mapping[str, tuple[str, ...]]
     rows: tuple[Row, ...]
     sensitive: tuple[str, ...]
+    alpha: int
     warnings: tuple[str, ...]
     tiny: bool
     samples: int
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        """All columns."""
+        return tuple(task for tasks in self.columns.values() for task in tasks)
+
+    @property
     def title(self) -> str:
         """The pipeline's title, and how much of it this is."""
-        merged, whole = len(self.experts), len(self.pipeline.experts)
+        merged, whole = len(self.columns), len(self.pipeline.experts)
         part = "" if merged == whole else f": {merged} of {whole}"
         return self.pipeline.title + part
 
@@ -70,8 +79,7 @@ class Reproduction:
             "pipeline": self.pipeline.name,
             "tiny": self.tiny,
             "folder": str(self.folder),
-            "experts": list(self.experts),
-            "tasks": list(self.tasks),
+            "columns": {expert: list(tasks) for expert, tasks in self.columns.items()},
             "sensitive": list(self.sensitive),
             "warnings": list(self.warnings),
             "rows": [
@@ -95,12 +103,14 @@ def vars_of(spread: Spread) -> dict[str, float]:
 
 
 def rows_of(
-    pipeline: Pipeline, ledger: Ledger, variants: Sequence[Variant], tasks: Sequence[str]
+    asked: Asked, ledger: Ledger, columns: Mapping[str, tuple[str, ...]]
 ) -> tuple[Row, ...]:
     """The base, the experts, and each merge over its draws; rows without any score left out."""
     groups: dict[str, list[str]] = {ZERO_SHOT: [ZERO_SHOT], EXPERTS: [EXPERTS]}
-    for variant in variants:
+    for variant in asked.variants:
         groups.setdefault(Variant(variant.method, variant.space).name, []).append(variant.name)
+    tasks = [task for several in columns.values() for task in several]
+    counted = [several[0] for several in columns.values()]
     found = []
     for name, members in groups.items():
         cells = [ledger.cells[one] for one in members if one in ledger.cells]
@@ -108,22 +118,31 @@ def rows_of(
         if not shared:
             continue
         scores = {task: Spread.of([row[task].score for row in cells]) for task in shared}
-        found.append(Row(name, scores, _mean(cells, shared, tasks), _published(pipeline, name)))
+        means = [statistics.mean(row[task].score for task in counted) for row in cells]
+        mean = Spread.of(means) if set(counted) <= set(shared) else None
+        found.append(Row(name, scores, mean, published_means(asked, name)))
     return tuple(found)
 
 
-def _mean(cells: Any, shared: Sequence[str], tasks: Sequence[str]) -> Spread | None:
-    """Over all tasks whose score is the better the higher; None while some are unmeasured."""
-    if len(shared) < len(tasks):
-        return None
-    counted = [task for task in tasks if cells[0][task].metric != "perplexity"]
-    means = [statistics.mean(row[task].score for task in counted) for row in cells if counted]
-    return Spread.of(means) if means else None
+def published_means(asked: Asked, model: str) -> dict[int, float]:
+    """Published means by the number of their source, where this run is of the same kind.
+
+    None beside small models, beside a part of the tasks, and where a method's parameters are
+    others than the published ones.
+    """
+    if asked.tiny or len(asked.tasks) < len(asked.pipeline.experts):
+        return {}
+    found = {}
+    for number, entry in enumerate(asked.pipeline.published, start=1):
+        own = _parameters(model, asked.params.get(model, {}))
+        published = _parameters(model, entry.params.get(model, {}))
+        if PUBLISHED_MEAN in entry.models.get(model, {}) and own == published:
+            found[number] = entry.models[model][PUBLISHED_MEAN]
+    return found
 
 
-def _published(pipeline: Pipeline, model: str) -> dict[int, float]:
-    return {
-        number: entry.models[model][PUBLISHED_MEAN]
-        for number, entry in enumerate(pipeline.published, start=1)
-        if PUBLISHED_MEAN in entry.models.get(model, {})
-    }
+def _parameters(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All parameters of a method; none of the base and the experts."""
+    if model in (ZERO_SHOT, EXPERTS) or "+" in model:
+        return {}
+    return check_parameters(registry.methods.get(model), given)

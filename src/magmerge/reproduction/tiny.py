@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 
+from magmerge.errors import OutputError
 from magmerge.reproduction.asked import Asked
+from magmerge.reproduction.ledger import NAME
 from magmerge.reproduction.pipelines import Pipeline
+from magmerge.reproduction.places import TINY
 from magmerge.reproduction.tiny_clip import Lesson, pretrain, tune_vision, write_clip
 from magmerge.reproduction.tiny_encoders import tune_classifier, write_language_model
 from magmerge.reproduction.tiny_images import ROWS as IMAGES
@@ -32,12 +35,21 @@ MARK = "made.json"
 TEXTS = "generic.txt"
 
 
-def made_tiny(asked: Asked, progress: Progress | None) -> Asked:
-    """Models and data in the run's folder, written unless they are there, in place of real ones."""
-    folder, pipeline = asked.folder / "tiny", asked.pipeline
+def made_tiny(asked: Asked, progress: Progress | None, *, anew: bool) -> Asked:
+    """Models and data in the run's folder, written unless they are there, in place of real ones.
+
+    OutputError where they are another run's, which `anew` gives up.
+    """
+    folder, pipeline = asked.folder / TINY, asked.pipeline
     inputs, data = folder / "inputs", folder / "data"
     made = {"pipeline": pipeline.name, "tasks": list(asked.tasks)}
     if _made(folder) != made:
+        if (asked.folder / NAME).exists() and not anew:
+            raise OutputError(
+                "it holds a run with other settings: pipeline or tasks",
+                source=asked.folder,
+                remedy="name another folder, or start anew with --yes (overwrite=True)",
+            )
         shutil.rmtree(folder, ignore_errors=True)
         base = inputs / pipeline.base.rpartition("/")[2]
         makers: Mapping[str, Callable[..., None]] = {

@@ -36,6 +36,10 @@ class Own(OrderedDict):
         ({(1, 2): 3}, "a tuple .a int"),
         (torch.ones(2), "holds a lone tensor"),
         (nn.ReLU(), "has no tensors"),
+        (
+            {"w": torch.ones(2, dtype=torch.uint8).view(torch.float8_e8m0fnu)},
+            r"w \(a tensor of torch\.float8_e8m0fnu, which is not read\)",
+        ),
     ],
 )
 def test_it_is_refused_by_name(tmp_path: Path, zipped: bool, held: object, words: str) -> None:

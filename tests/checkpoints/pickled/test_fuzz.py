@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.fuzz_pickles import GLOBALS, HUGE, OPCODES
+from benchmarks.fuzz_pickles import DAGS, GLOBALS, HUGE, OPCODES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,7 +33,7 @@ def test_nothing_runs_and_nothing_breaks(tmp_path: Path) -> None:
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.lists(st.sampled_from([*OPCODES, *GLOBALS, *HUGE]), max_size=30))
+@given(st.lists(st.sampled_from([*OPCODES, *GLOBALS, *HUGE, *DAGS]), max_size=30))
 def test_any_opcodes_are_read_or_refused(opcodes: list[bytes]) -> None:
     import tempfile
 

@@ -70,6 +70,19 @@ def test_a_compressed_bomb_is_refused_packed(changed) -> None:
     assert "zip -0" in str(caught.value)
 
 
+def test_entries_in_each_other_are_refused(changed) -> None:
+    """Thousands of them could each have all the bytes of the file."""
+    inner = b"PK\x03\x04" + bytes(44)
+    file = changed(lambda e: [(n, inner if n.endswith("data/0") else c) for n, c in e])
+    content = bytearray(file.read_bytes())
+    listed = content.rindex(b"sound/data/1") - 46
+    assert content[listed : listed + 4] == b"PK\x01\x02"
+    content[listed + 42 : listed + 46] = content.index(inner).to_bytes(4, "little")
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match="lies within another one"):
+        load_tensors(file)
+
+
 def test_torchscript_and_tar_files_have_their_own_remedy(tmp_path: Path) -> None:
     torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "m.pt")
     with pytest.raises(CheckpointError, match=r"torch\.jit\.load"):

@@ -34,6 +34,7 @@ CODES = {
     "c16": "complex128",
 }
 """numpy's codes of the dtypes that torch has too."""
+LONGEST_CODE = 16
 
 
 def set_state(array: ArrayRecord, state: Any, budget: Budget) -> None:
@@ -70,7 +71,7 @@ def as_tensor(array: ArrayRecord) -> TensorRecord | None:
         raise RefusedError("it holds a numpy array of big-endian numbers")
     if math.prod(shape) * width != len(content):
         raise DamagedError(
-            f"a numpy array of shape {spoken(list(shape))} has {len(content):,} bytes"
+            f"a numpy array of shape {spoken(str(list(shape)))} has {len(content):,} bytes"
         )
     strides: list[int] = []
     step = 1
@@ -99,11 +100,12 @@ def _empty(_: tuple[Any, ...], __: Budget) -> Any:
 def _dtype(arguments: tuple[Any, ...], _: Budget) -> Any:
     code = arguments[0] if arguments else None
     if isinstance(code, bytes):
-        code = code[:16].decode("latin-1")
+        code = code[:LONGEST_CODE].decode("latin-1")
     if not isinstance(code, str):
         return None
+    code = code[:LONGEST_CODE]
     order = code[0] if code[:1] in ("<", ">", "|", "=") else "="
-    return ArrayDtype(code.lstrip("<>|=")[:16], order)
+    return ArrayDtype(code.lstrip("<>|="), order)
 
 
 def _from_buffer(arguments: tuple[Any, ...], budget: Budget) -> Any:
@@ -117,10 +119,16 @@ def _from_buffer(arguments: tuple[Any, ...], budget: Budget) -> Any:
     array = ArrayRecord()
     set_state(array, (shape, dtype, order == "F", content), budget)
     if order == "K" and axes is not None:
-        if not isinstance(axes, tuple) or sorted(axes) != list(array.axes):
-            raise DamagedError("a numpy array's axes are in no order")
-        array.axes = axes
+        array.axes = _order(axes, len(array.axes))
     return array
+
+
+def _order(axes: Any, count: int) -> tuple[int, ...]:
+    # Tuples in tuples take for ever to compare, so nothing but numbers is sorted.
+    sound = isinstance(axes, tuple) and len(axes) == count and all(type(n) is int for n in axes)
+    if not sound or sorted(axes) != list(range(count)):
+        raise DamagedError("a numpy array's axes are in no order")
+    return tuple(axes)
 
 
 def _scalar(arguments: tuple[Any, ...], budget: Budget) -> Any:

@@ -7,7 +7,9 @@ from collections import Counter
 from magmerge.checkpoints.pickled.refusals import RefusedError
 
 STEPS = 10_000_000
-"""Opcodes of a file, at most. A training checkpoint of a large model has some 100,000."""
+"""Opcodes of a file and arguments of its calls, at most. A training checkpoint of a large model has
+some 100,000.
+"""
 MADE = 1_000_000
 """Containers, records and tensors that it may make."""
 GROWTH, SPARE = 4, 1 << 16
@@ -31,9 +33,9 @@ class Budget:
         self._made = MADE
         self._bytes = GROWTH * size + SPARE
 
-    def step(self) -> None:
-        """One more opcode."""
-        self._steps -= 1
+    def step(self, count: int = 1) -> None:
+        """One more opcode, or so many arguments that a call is given."""
+        self._steps -= count
         if self._steps < 0:
             raise RefusedError(f"it has more than {STEPS:,} opcodes: no model needs so many")
 

@@ -14,7 +14,11 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "model_state", "module", 
 PARTS = ("_parameters", "_buffers", "_modules")
 """What every module of torch has in its state."""
 DEEPEST, MOST, LONGEST_NAME = 200, 200_000, 4096
-"""How deep modules may be in each other, how many there may be, and how long their names."""
+"""How deep modules may be in each other, how many of them and of tensors there may be, and how long
+a name is.
+"""
+LOOKED_AT, CHARACTERS = 2_000_000, 1 << 26
+"""Entries of all modules, and characters of all names: modules may share what is in them."""
 LISTED = 8
 """How many keys a message lists."""
 KINDS = {
@@ -26,6 +30,7 @@ KINDS = {
     "torch._utils._rebuild_wrapper_subclass": "a tensor of a class of its own",
 }
 """What some calls that are no plain tensors would give."""
+OF_DTYPE = "torch._utils._rebuild_tensor_v3"
 
 
 class Collected:
@@ -39,6 +44,21 @@ class Collected:
         self.tensors: dict[str, TensorRecord] = {}
         self.classes: set[str] = set()
         self._arrays: dict[int, TensorRecord | None] = {}
+        self._entries = 0
+        self._characters = 0
+
+    def look_at(self, entries: int) -> None:
+        """So many entries more of a module; RefusedError where they have no end."""
+        self._entries += entries
+        if self._entries > LOOKED_AT:
+            raise RefusedError("its modules are in each other without end")
+
+    def joined(self, prefix: str, key: str) -> str:
+        """The name of a module's part; RefusedError where its names have no end."""
+        self._characters += len(prefix) + len(key)
+        if len(prefix) + len(key) > LONGEST_NAME or self._characters > CHARACTERS:
+            raise RefusedError("the names of its tensors are without end")
+        return prefix + key
 
     def add(self, name: str, value: Any) -> bool:
         """One tensor; False if it is none."""
@@ -50,6 +70,8 @@ class Collected:
             return False
         if name in self.tensors:
             raise RefusedError(f"two of its tensors are called {spoken(name)}")
+        if len(self.tensors) >= MOST:
+            raise RefusedError(f"it has more than {MOST:,} tensors")
         self.tensors[name] = value
         return True
 
@@ -88,15 +110,20 @@ def _of_module(module: Record) -> Collected:
     while waiting:
         prefix, one, depth = waiting.pop()
         seen += 1
-        if depth > DEEPEST or seen > MOST or len(prefix) > LONGEST_NAME:
+        if depth > DEEPEST or seen > MOST:
             raise RefusedError("its modules are in each other without end")
         if not _is_module(one):
             raise RefusedError(f"its module {spoken(prefix[:-1])} is {_spoken(one)}")
         found.classes.add(one.name)
+        found.look_at(sum(len(one.state[part]) for part in PARTS))
         _add_own(found, one, prefix)
-        inner = [(key, value) for key, value in _part(one, "_modules") if value is not None]
+        inner = [
+            (found.joined(prefix, f"{key}."), value, depth + 1)
+            for key, value in _part(one, "_modules")
+            if value is not None
+        ]
         # A stack gives back the last one first.
-        waiting += [(f"{prefix}{key}.", value, depth + 1) for key, value in reversed(inner)]
+        waiting += reversed(inner)
     if not found.tensors:
         raise RefusedError(f"the {spoken(module.name)} in it has no tensors")
     return found
@@ -105,14 +132,15 @@ def _of_module(module: Record) -> Collected:
 def _add_own(found: Collected, module: Record, prefix: str) -> None:
     """A module's own parameters, then those of its buffers that are stored."""
     passing = module.state.get("_non_persistent_buffers_set") or ()
-    if not isinstance(passing, set | frozenset | list | tuple):
+    if not isinstance(passing, set | frozenset):
         passing = ()
     for part in ("_parameters", "_buffers"):
         for key, value in _part(module, part):
             if value is None or (part == "_buffers" and key in passing):
                 continue
-            if not found.add(f"{prefix}{key}", value):
-                raise RefusedError(f"its {spoken(prefix + key)} is {_spoken(value)}")
+            name = found.joined(prefix, key)
+            if not found.add(name, value):
+                raise RefusedError(f"its {spoken(name)} is {_spoken(value)}")
 
 
 def _part(module: Record, part: str) -> Iterator[tuple[str, Any]]:
@@ -155,6 +183,8 @@ def _listing(odd: Mapping[str, Any]) -> str:
 def _spoken(value: Any) -> str:
     """What a value is, in words."""
     if isinstance(value, Record):
+        if value.name == OF_DTYPE and len(value.args) > 6 and isinstance(value.args[6], Global):
+            return f"a tensor of {spoken(value.args[6].name)}, which is not read"
         return KINDS.get(value.name, f"a {spoken(value.name)}")
     if isinstance(value, Global):
         return f"the name {spoken(value.name)}"

@@ -49,6 +49,8 @@ HARMLESS_BUILTINS = frozenset(
     """.split()  # noqa: SIM905
 )
 ERRORS = ("Error", "Exception", "Warning")
+LONGEST_NAME = 1000
+"""Characters of a name, with its module's. It is taken apart again wherever it is used."""
 
 
 HARMLESS = frozenset(
@@ -74,7 +76,7 @@ def member_of(owner: str, name: str) -> str:
     """The whole name of a class's or an object's attribute that is public and plain; RefusedError
     for any other.
     """
-    whole = f"{owner}.{name}"
+    whole = _short(f"{owner}.{name}")
     plain = name.isidentifier() and not name.startswith("_")
     if not plain or _is_dangerous(whole.split("."), [name]):
         raise RefusedError(f"reading it would run code: {MEMBER} of {spoken(whole)}")
@@ -89,10 +91,16 @@ def refuse_member() -> RefusedError:
 def named(module: str, name: str) -> str:
     """The whole name of a global; RefusedError where its like runs code."""
     module = OLD_MODULES.get(module, module)
-    whole = f"{module}.{name}"
+    whole = _short(f"{module}.{name}")
     known = whole in HARMLESS or whole == MEMBER
     if not known and _is_dangerous(whole.split("."), name.split(".")[:-1]):
         raise RefusedError(f"reading it would run code: {spoken(whole)}")
+    return whole
+
+
+def _short(whole: str) -> str:
+    if len(whole) > LONGEST_NAME:
+        raise RefusedError(f"it names a class or function in {len(whole):,} characters")
     return whole
 
 

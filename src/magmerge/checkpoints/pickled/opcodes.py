@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 LONGEST_INTEGER = 8192
 """Bits. Longer ones take time to hash, and no checkpoint holds any."""
 LAST_MEMO = 2**32
+MEMO_STEPS = 3
+"""What an object's number costs beside its opcode: it takes more memory than that."""
 Handler: TypeAlias = "Callable[[Machine, Any], None]"
 
 
@@ -95,10 +97,12 @@ def _duplicate(machine: Machine, _: Any) -> None:
 def _put(machine: Machine, index: int) -> None:
     if not 0 <= index < LAST_MEMO:
         raise DamagedError(f"it numbers an object {spoken(index)}")
+    machine.budget.step(MEMO_STEPS)
     machine.memo[index] = machine.stack[-1]
 
 
 def _memoize(machine: Machine, _: Any) -> None:
+    machine.budget.step(MEMO_STEPS)
     machine.memo[len(machine.memo)] = machine.stack[-1]
 
 
@@ -176,7 +180,7 @@ def _new_with_keywords(machine: Machine, _: Any) -> None:
     kind, arguments = _two(machine)
     if not isinstance(arguments, tuple) or not isinstance(keywords, dict):
         raise DamagedError("it makes something of no arguments")
-    machine.budget.make()
+    machine.budget.make(len(arguments))
     machine.stack.append(call(kind, (*arguments, keywords), machine.budget))
 
 

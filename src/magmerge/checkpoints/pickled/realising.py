@@ -23,7 +23,7 @@ class Realiser:
     def __init__(self) -> None:
         self._files: dict[Path, UntypedStorage] = {}
         self._bytes: dict[int, tuple[bytes, UntypedStorage]] = {}
-        self._storages: dict[int, tuple[Storage, UntypedStorage]] = {}
+        self._copies: dict[int, tuple[Storage, UntypedStorage]] = {}
         self._tensors: dict[int, tuple[TensorRecord, Tensor]] = {}
 
     def tensor(self, record: TensorRecord) -> Tensor:
@@ -48,12 +48,6 @@ class Realiser:
             raise DamagedError(f"a tensor cannot be made: {spoken(error)}") from error
 
     def _storage(self, storage: Storage, width: int) -> UntypedStorage:
-        known = self._storages.get(id(storage))
-        if known is None:
-            known = self._storages[id(storage)] = (storage, self._cut(storage, width))
-        return known[1]
-
-    def _cut(self, storage: Storage, width: int) -> UntypedStorage:
         import torch
 
         start = storage.begin()
@@ -64,9 +58,23 @@ class Realiser:
         whole = self._home(storage.home)
         if start + storage.size > len(whole):
             raise DamagedError("a tensor's entries reach beyond the end of the file")
+        if start % width:
+            # Entries that do not begin at a multiple of their width are not read in place.
+            start = storage.shift
+            if start % width:
+                raise DamagedError("a part of a storage begins within an entry")
+            whole = self._copy(storage.root or storage)
         part: UntypedStorage = whole[start : start + storage.size]
-        # Entries that do not begin at a multiple of their width are not read in place.
-        return part.clone() if start % width else part  # type: ignore[no-untyped-call]
+        return part
+
+    def _copy(self, root: Storage) -> UntypedStorage:
+        """The bytes of a storage for all that are part of it: copied once, so that ties stay."""
+        known = self._copies.get(id(root))
+        if known is None:
+            assert root.start is not None
+            part: UntypedStorage = self._home(root.home)[root.start : root.start + root.size]
+            known = self._copies[id(root)] = (root, part.clone())  # type: ignore[no-untyped-call]
+        return known[1]
 
     def _home(self, home: Path | bytes) -> UntypedStorage:
         import torch

@@ -24,10 +24,13 @@ from magmerge.checkpoints.pickled.tensors import name_of_dtype, tensor_record
 
 Rebuild = Callable[[tuple[Any, ...], Budget], Any]
 A_CALL = "(what a call gave)"
+LONGEST_CODEC = 16
 
 
 def call(function: Any, arguments: tuple[Any, ...], budget: Budget) -> Any:
     """What `function` would give for `arguments`, if it is known to rebuild data; else a record."""
+    # One tuple can be the arguments of many calls, and some copy it.
+    budget.step(len(arguments))
     if not isinstance(function, Global):
         return Record(A_CALL, arguments)
     rebuild = REBUILDERS.get(function.name)
@@ -57,13 +60,12 @@ def _dictionary(arguments: tuple[Any, ...], budget: Budget) -> Any:
     """OrderedDict() or OrderedDict(pairs); entries follow for the first."""
     if not arguments:
         return {}
-    (given, *more) = arguments
-    if isinstance(given, dict) and not more:
-        budget.make(len(given))
-        return dict(given)
-    if more or not isinstance(given, list | tuple):
+    given = arguments[0]
+    if len(arguments) > 1 or not isinstance(given, dict | list | tuple):
         return None
     budget.make(len(given))
+    if isinstance(given, dict):
+        return dict(given)
     if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in given):
         return None
     return {key_of(key): value for key, value in given}
@@ -95,8 +97,12 @@ def _bytes(arguments: tuple[Any, ...], budget: Budget) -> Any:
 
 def _encode(arguments: tuple[Any, ...], budget: Budget) -> Any:
     """How protocols before 3 spell bytes: as text in latin-1."""
-    text, encoding = (*arguments, "utf-8")[:2]
-    if not isinstance(text, str) or str(encoding).lower() not in ("latin1", "latin-1"):
+    if len(arguments) != 2:
+        return None
+    text, encoding = arguments
+    if not isinstance(text, str) or not isinstance(encoding, str):
+        return None
+    if encoding[:LONGEST_CODEC].lower() not in ("latin1", "latin-1"):
         return None
     budget.convert(len(text))
     return text.encode("latin-1")
@@ -133,7 +139,9 @@ def _first(arguments: tuple[Any, ...], _: Budget) -> Any:
 
 def _moved(arguments: tuple[Any, ...], _: Budget) -> Any:
     """A tensor that was on another device is its data, where that is of the tensor's own dtype."""
-    data, dtype = (*arguments, None, None)[:2]
+    if len(arguments) < 2:
+        return None
+    data, dtype = arguments[:2]
     found = arrays.as_tensor(data) if isinstance(data, ArrayRecord) else data
     same = isinstance(found, TensorRecord) and found.dtype == name_of_dtype(dtype)
     return found if same else None
@@ -152,6 +160,8 @@ def _nested(arguments: tuple[Any, ...], budget: Budget) -> Any:
         return None
     from magmerge.checkpoints.pickled.legacy import read_nested
 
+    # The same bytes can be read any number of times.
+    budget.convert(len(arguments[0]))
     return read_nested(arguments[0], budget)
 
 

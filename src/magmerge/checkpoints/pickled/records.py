@@ -49,7 +49,7 @@ class Storage:
         """Where its first byte is in its home; None if it is not there."""
         if self.root is None:
             return self.start
-        begin = self.root.begin()
+        begin = self.root.start
         inside = self.shift >= 0 and self.shift + self.size <= self.root.size
         return begin + self.shift if begin is not None and inside else None
 

@@ -28,6 +28,20 @@ class DamagedError(RefusedError):
 
 
 def spoken(text: object) -> str:
-    """A file's own text for a message: printable, and not too long."""
-    shown = printable(str(text)[: LONGEST + 1])
+    """A file's own text for a message: printable, and not too long.
+
+    Of anything but text and plain numbers only the type is told: tuples in tuples take for ever to
+    write out.
+    """
+    shown = printable(_written(text)[: LONGEST + 1])
     return shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}..."
+
+
+def _written(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bytes):
+        return str(value[: LONGEST + 1])
+    told = value.args if isinstance(value, Exception) else (value,)
+    plain = all(one is None or isinstance(one, str | bytes | int | float) for one in told)
+    return str(value) if plain else f"a {type(value).__name__}"

@@ -89,15 +89,13 @@ def tensor_record(
     dtype = dtype or storage.dtype or "uint8"
     if metadata:
         raise RefusedError("it holds a conjugated or negated view of a tensor")
-    if not (_is_count(offset) and _are_counts(shape) and _are_counts(strides)):
+    if not isinstance(shape, list | tuple) or not isinstance(strides, list | tuple):
         raise DamagedError("a tensor's shape and strides are no numbers of entries")
     if len(shape) != len(strides) or len(shape) > DIMENSIONS:
         raise DamagedError(f"a tensor has {len(shape)} dimensions and {len(strides)} strides")
+    if not all(map(_is_count, (offset, *shape, *strides))):
+        raise DamagedError("a tensor's shape and strides are no numbers of entries")
     return TensorRecord(storage, dtype, offset, tuple(shape), tuple(strides))
-
-
-def _are_counts(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(map(_is_count, value))
 
 
 def _is_count(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -48,6 +49,7 @@ class Archive:
     def __init__(self, file: Path, stream: BinaryIO, size: int) -> None:
         self._file, self._stream, self._size = file, stream, size
         self._storages: dict[tuple[str, str | None, int], Storage] = {}
+        self._roots: dict[str, Storage] = {}
         self._entries = _entries(stream)
         self._top = _top_folder(self._entries)
         order = f"{self._top}/byteorder"
@@ -78,15 +80,21 @@ class Archive:
             raise DamagedError("a storage's key is no text")
         storage = stored(kind, count, self._file)
         known = self._storages.setdefault((key, storage.dtype, storage.size), storage)
-        if known.start is None:
-            start, size = self._place(f"{self._top}/data/{key}")
-            if known.size > size:
+        if known.root is None:
+            # Types and sizes of one entry are views of it, so its bytes are there once.
+            known.root = self._root(key)
+            if known.size > known.root.size:
                 raise DamagedError(
-                    f"its storage {spoken(key)} should have {known.size:,} bytes, and {size:,} "
-                    "are there"
+                    f"its storage {spoken(key)} should have {known.size:,} bytes, and "
+                    f"{known.root.size:,} are there"
                 )
-            known.start = start
         return known
+
+    def _root(self, key: str) -> Storage:
+        if key not in self._roots:
+            start, size = self._place(f"{self._top}/data/{key}")
+            self._roots[key] = Storage(None, size, self._file, start)
+        return self._roots[key]
 
     def _place(self, name: str) -> tuple[int, int]:
         """Where an entry's bytes begin, and how many they are."""
@@ -127,6 +135,10 @@ def _entries(stream: BinaryIO) -> dict[str, zipfile.ZipInfo]:
     entries = {entry.filename: entry for entry in listed}
     if len(entries) != len(listed):
         raise RefusedError("it has two entries of one name", "do not use this file")
+    placed = sorted(listed, key=lambda entry: entry.header_offset)
+    for one, following in itertools.pairwise(placed):
+        if one.header_offset + LOCAL + one.compress_size > following.header_offset:
+            raise DamagedError(f"its entry {spoken(following.filename)} lies within another one")
     return entries
 
 
