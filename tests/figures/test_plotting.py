@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 import magmerge
@@ -18,7 +19,9 @@ from magmerge.errors import (
     OutputError,
     ParameterError,
 )
+from magmerge.evaluation import open_suite
 from magmerge.figures import measuring
+from magmerge.figures.ground import open_ground
 from tests.figures.suites import TASKS, figure_suite
 
 pytestmark = pytest.mark.filterwarnings("ignore::magmerge.errors.MagmergeWarning")
@@ -253,9 +256,6 @@ def test_warnings_of_many_models_are_told_once(tmp_path: Path) -> None:
 
 
 def test_stored_as_the_merge_is(suite: Path) -> None:
-    from magmerge.evaluation import open_suite
-    from magmerge.figures.ground import open_ground
-
     bench = measuring.Bench(open_ground(open_suite(suite)), measuring.How())
     name = "encoder.layer.0.output.dense.weight"
     half = {name: torch.ones(16, 24, dtype=torch.bfloat16), "count": torch.tensor(3)}
@@ -263,3 +263,15 @@ def test_stored_as_the_merge_is(suite: Path) -> None:
     base = load_file(suite.parent / "base" / "model.safetensors")[name]
     assert torch.equal(scaled[name], (base + 2.0 * (1 - base)).to(torch.bfloat16))
     assert scaled["count"] is half["count"]
+
+
+def test_two_metrics_of_a_task_share_its_samples(tmp_path: Path) -> None:
+    """The second entry reads another column, which the calibration rows do not have."""
+    path = figure_suite(tmp_path)
+    content = yaml.safe_load(path.read_text())
+    first = content["tasks"]["three"]
+    content["tasks"]["three-f1"] = {**first, "metric": "f1", "text_field": "whole"}
+    path.write_text(yaml.safe_dump(content))
+    opened = open_ground(open_suite(path))
+    assert [draw.name for draw in opened.draws["three"]] == ["three"]
+    assert sum(call.rows for call in opened.inputs(3, 0)["three"]) == 3

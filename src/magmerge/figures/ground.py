@@ -144,7 +144,9 @@ def _suite_draws(suite: Suite, tasks: tuple[str, ...]) -> tuple[Draw, ...]:
         except ParameterError:
             # One file without splits holds the rows that are measured.
             continue
-        found.append(_draw(suite, name, source, part))
+        # Two metrics of one task share its rows, which are drawn once.
+        if all((draw.source, draw.split) != (source, part) for draw in found):
+            found.append(_draw(suite, name, source, part))
     return tuple(found)
 
 
