@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from magmerge.errors import (
 from magmerge.evaluation import open_suite
 from magmerge.figures import measuring
 from magmerge.figures.ground import open_ground
+from magmerge.figures.layered import layers_of
+from magmerge.types import LayerRecord
 from tests.figures.suites import TASKS, figure_suite
 
 pytestmark = pytest.mark.filterwarnings("ignore::magmerge.errors.MagmergeWarning")
@@ -275,3 +278,17 @@ def test_two_metrics_of_a_task_share_its_samples(tmp_path: Path) -> None:
     opened = open_ground(open_suite(path))
     assert [draw.name for draw in opened.draws["three"]] == ["three"]
     assert sum(call.rows for call in opened.inputs(3, 0)["three"]) == 3
+
+
+def test_layers_are_in_the_order_of_the_model() -> None:
+    """Files hold names letter by letter: block 10 before block 2."""
+    names = [f"layers.{number}.weight" for number in (0, 1, 10, 11, 2, 3)]
+    records = [
+        LayerRecord(
+            name, "merge", "matrix", False, xi, xi, xi, xi, 1.0, xi, None, calibrated_by=("wsc",)
+        )
+        for xi, name in enumerate(names, start=1)
+    ]
+    found = layers_of(SimpleNamespace(records=records))  # type: ignore[arg-type]
+    assert [one.layer for one in found] == [f"layers.{n}" for n in (0, 1, 2, 3, 10, 11)]
+    assert [one.xi for one in found] == [1, 2, 5, 6, 3, 4]

@@ -131,7 +131,7 @@ def _suite_experts(suite: Suite) -> tuple[dict[str, str], dict[str, tuple[str, .
 
 def _suite_draws(suite: Suite, tasks: tuple[str, ...]) -> tuple[Draw, ...]:
     """The unlabelled splits of these tasks; none where the suite knows none."""
-    found = []
+    found: list[Draw] = []
     for name in tasks:
         entry = suite.entry.tasks.get(name)
         if entry is None:

@@ -21,7 +21,7 @@ from magmerge.figures.document import (
 from magmerge.figures.ground import Ground
 from magmerge.figures.measuring import Bench, draws
 from magmerge.recipe import read_sensitive
-from magmerge.report.account import LayerAccount, Part, checked, modules_of
+from magmerge.report.account import LayerAccount, Part, checked, in_model_order, modules_of
 from magmerge.result import Result
 from magmerge.run import Progress
 from magmerge.sensing import Sensitivity, sensitivity
@@ -152,5 +152,5 @@ def layers_of(result: Result) -> tuple[LayerFactor, ...]:
             xi_min=module.lead.xi_min,
             xi_max=module.lead.xi_max,
         )
-        for module in modules_of(records)
+        for module in modules_of(in_model_order(records))
     )
