@@ -97,3 +97,13 @@ def test_rankings(tmp_path: Path) -> None:
         path.write_text(json.dumps({"sensitive": [], "layers": layers}))
         with pytest.raises(MagmergeError):
             read_ranking(path)
+
+
+@pytest.mark.parametrize("name", ["error", "experts"])
+def test_a_number_that_no_axis_holds_is_refused(tmp_path: Path, name: str) -> None:
+    content = json.loads(json.dumps(next(one for one in SMALL if name in one)))
+    content[name] = 1e308
+    path = tmp_path / "numbers.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError):
+        read_document(path)

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from magmerge.errors import CheckpointError, MagmergeError
 from magmerge.evaluation.scores import LOWER_IS_BETTER
-from magmerge.report.account import Number, Part, checked
+from magmerge.report.account import Part, checked
 from magmerge.whole_file import write_whole
 
 Kind = Literal["samples", "sensitivity", "coefficients", "lambda", "alpha"]
@@ -24,6 +24,8 @@ REMEDY = "give the .json file that `magmerge plot` wrote beside a figure"
 
 Bounded = Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False)]
 """A number that an axis can hold."""
+Ratio = Annotated[float, Field(ge=-1e30, le=1e30, allow_inf_nan=False)]
+"""A number that a logarithmic axis can hold."""
 Count = Annotated[int, Field(ge=0, le=10**9)]
 
 
@@ -87,8 +89,8 @@ class Curves(Head):
     calibrations: tuple[str, ...] = ()
     values: tuple[Bounded, ...] = ()
     ranked: Count | None = None
-    error: Number = None
-    experts: Number = None
+    error: Bounded | None = None
+    experts: Bounded | None = None
     points: tuple[Point, ...] = ()
 
     @property
@@ -102,10 +104,10 @@ class LayerFactor(Part):
 
     layer: str
     sensitive: bool = False
-    xi: Number
-    xi_free: Number
-    xi_min: Number = None
-    xi_max: Number = None
+    xi: Ratio | None
+    xi_free: Ratio | None
+    xi_min: Ratio | None = None
+    xi_max: Ratio | None = None
 
 
 class Factors(Part):
