@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -38,7 +38,7 @@ class Bar:
 def told(progress: Progress | None) -> Iterator[None]:
     """Within it the harness's bars go to `progress`."""
     place: Any = import_module("lm_eval.models.huggingface")
-    building: Any = import_module("lm_eval.api.task")
+    others = [import_module("lm_eval.api.task"), import_module("lm_eval.api.model")]
 
     def bar(items: Iterable[Any] = (), *_: Any, **options: Any) -> Bar:
         return Bar(progress, items, options.get("total"))
@@ -46,9 +46,34 @@ def told(progress: Progress | None) -> Iterator[None]:
     def silent(items: Iterable[Any] = (), *_: Any, **__: Any) -> Bar:
         return Bar(None, items)
 
-    before = place.tqdm, building.tqdm
-    place.tqdm, building.tqdm = bar, silent
+    with ExitStack() as stack:
+        stack.enter_context(_instead(place, "tqdm", bar))
+        for other in others:
+            stack.enter_context(_instead(other, "tqdm", silent))
+        # It asks git for the folder's commit, which complains to stderr where there is none.
+        evaluator = import_module("lm_eval.evaluator")
+        stack.enter_context(_instead(evaluator, "get_git_commit_hash", lambda: None))
+        stack.enter_context(_without_bars_of_datasets())
+        yield
+
+
+@contextmanager
+def _instead(place: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(place, name)
+    setattr(place, name, value)
     try:
         yield
     finally:
-        place.tqdm, building.tqdm = before
+        setattr(place, name, before)
+
+
+@contextmanager
+def _without_bars_of_datasets() -> Iterator[None]:
+    bars: Any = import_module("datasets.utils")
+    shown = not bars.are_progress_bars_disabled()
+    bars.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bars()

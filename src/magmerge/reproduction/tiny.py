@@ -20,7 +20,7 @@ from magmerge.reproduction.tiny_clip import Lesson, pretrain, tune_vision, write
 from magmerge.reproduction.tiny_encoders import tune_classifier, write_language_model
 from magmerge.reproduction.tiny_images import ROWS as IMAGES
 from magmerge.reproduction.tiny_images import draw_images
-from magmerge.reproduction.tiny_language import HARNESS, skill_entry, write_skills
+from magmerge.reproduction.tiny_language import HARNESS, TESTED, skill_entry, write_skills
 from magmerge.reproduction.tiny_words import ROWS, as_rows, draw_texts
 from magmerge.run import Progress
 from magmerge.samples import Preparation, prepare, read_samples
@@ -71,7 +71,8 @@ def made_tiny(asked: Asked, progress: Progress | None, *, anew: bool) -> Asked:
 def _sizes(pipeline: Pipeline, inputs: Path, data: Path) -> dict[str, Any]:
     """What an estimate must know of small models and data."""
     base = next(inputs.glob(f"{pipeline.base.rpartition('/')[2]}/*.safetensors"))
-    rows = CLASSES * IMAGES["test"] if pipeline.kind == "vision" else ROWS["test"]
+    counts = {"vision": CLASSES * IMAGES["test"], "text": ROWS["test"], "language": TESTED}
+    rows = counts[pipeline.kind]
     size = base.stat().st_size / 10**9
     entries = {
         name: entry.model_copy(update={"rows": rows}) for name, entry in pipeline.experts.items()

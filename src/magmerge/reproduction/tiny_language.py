@@ -20,7 +20,8 @@ HARNESS = "harness"
 FOLLOWERS = 3
 """Words that may follow a word in a skill's texts."""
 CHOICES = 4
-ROWS = {"train": 96, "test": 48}
+TESTED = 48
+ROWS = {"train": 96, "test": TESTED}
 STARTS = 20
 """Words that a text may begin with, so that a small expert meets the same ones again."""
 
