@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,46 @@ from torch import Tensor
 
 Shapes = dict[str, tuple[int, ...]]
 State = dict[str, Tensor]
+
+
+class Outcome:
+    """What a call of the command line gave."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def message(self) -> str:
+        """Its messages as one line, however they were wrapped."""
+        return " ".join(self.err.split())
+
+
+CommandLine = Callable[..., Outcome]
+
+
+@pytest.fixture
+def magmerge_cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> CommandLine:
+    """Calls the command line in this process."""
+    from magmerge.cli import main
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["magmerge", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return Outcome(code, captured.out, captured.err)
+
+    return run
 
 
 def pytest_configure(config: pytest.Config) -> None:

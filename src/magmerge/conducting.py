@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from magmerge import dtypes, registry
 from magmerge.binding import bind
 from magmerge.checkpoints.compare import check_distinct, check_merged
-from magmerge.checkpoints.donor import check_donor, companion_files
+from magmerge.checkpoints.donor import check_donor, companion_files, weights_file
 from magmerge.checkpoints.opening import Model
 from magmerge.checkpoints.writer import MemorySink, Sink
 from magmerge.device import open_device
@@ -139,11 +139,12 @@ def plan_for(
     threads: int,
     memory: str | int,
 ) -> Plan:
+    size = dtypes.parse_size(shard_size)
     return make_plan(
         recipe,
         sources,
-        shard_size=dtypes.parse_size(shard_size),
-        single_file=target.single_file if target else None,
+        shard_size=None if target and target.single else size,
+        file=target.weights if target else weights_file(donor),
         metadata=target.metadata(recipe) if target else {},
         copied=[] if target and target.single else sorted(companion_files(donor)),
         threads=threads,

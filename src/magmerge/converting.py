@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from magmerge import dtypes
-from magmerge.checkpoints.donor import companion_files, read_companions
+from magmerge.checkpoints.donor import MODEL, companion_files, read_companions, weights_file
+from magmerge.checkpoints.layout import SUFFIX
 from magmerge.checkpoints.opening import adapts, open_checkpoint
-from magmerge.checkpoints.saving import SUFFIX, save_checkpoint
+from magmerge.checkpoints.saving import save_checkpoint
 from magmerge.checkpoints.torch_pickle import TorchCheckpoint
 from magmerge.clip_names import family_of, in_family
 from magmerge.errors import OutputError, ParameterError
@@ -90,11 +91,13 @@ def _convert_model(
     written: Checkpoint = read if renamed is None else renamed
     before = family_of(read.specs) or UNNAMED
     torch_file = read if isinstance(read, TorchCheckpoint) else None
+    keeps = naming in (None, before)
     path = save_checkpoint(
         out,
         written,
         dtype=code,
-        beside=_companions(read, out, code) if naming in (None, before) else {},
+        beside=_companions(read, out, code) if keeps else {},
+        file=weights_file(read.folder) if keeps else MODEL,
         overwrite=overwrite,
         progress=progress,
     )

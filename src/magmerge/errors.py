@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+LISTED = 10
+"""How many names one line of a message lists."""
+
 
 class MagmergeError(Exception):
     """A user's mistake or a broken input.
@@ -103,6 +106,12 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """The same line by line, for texts whose names are printable already."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def shortened(names: Sequence[str]) -> str:
+    """`names` as one line: the first ten, and how many more there are."""
+    more = [f"and {len(names) - LISTED} more"] if len(names) > LISTED else []
+    return ", ".join([*map(printable, names[:LISTED]), *more])
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

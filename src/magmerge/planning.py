@@ -31,8 +31,8 @@ def make_plan(
     recipe: Recipe,
     sources: Sources,
     *,
-    shard_size: int,
-    single_file: str | None = None,
+    shard_size: int | None = None,
+    file: str = "model.safetensors",
     metadata: Mapping[str, str] | None = None,
     copied: Sequence[str] = (),
     threads: int = 1,
@@ -60,7 +60,7 @@ def make_plan(
             remedy="drop the calibration, or exempt less with --skip and --ignore",
         )
     steps = _mark_sensitive(steps, recipe)
-    steps, shards = lay_out(steps, shard_size, single_file, metadata or {})
+    steps, shards = lay_out(steps, shard_size, file, metadata or {})
     count = len(sources.experts)
     sampling = recipe.sampling
     live = 0 if sampling is None else bytes_at_work(steps, sampling, threads)

@@ -26,16 +26,19 @@ def document(
     warnings: Sequence[str],
     uncovered: Sequence[Uncovered],
     modules: Sequence[Any] = (),
+    files: Sequence[str] = (),
 ) -> str:
     """The provenance as JSON. It has no time and no machine in it: equal runs give equal bytes.
 
-    `modules` are the records of an adapter's modules, as dataclasses.
+    `modules` are the records of an adapter's modules, as dataclasses. `files` are those written
+    beside it, of which a later run knows that they may be replaced.
     """
     content = {
         "magmerge": __version__,
         "recipe": recipe.model_dump(mode="json"),
         "recipe_digest": recipe.digest,
         "inputs": list(inputs),
+        **({"files": sorted(files)} if files else {}),
         "versions": versions(),
         "warnings": list(warnings),
         "uncovered": [one._asdict() for one in uncovered],

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from magmerge.checkpoints.donor import companion_files, read_companions
+from magmerge.checkpoints.donor import companion_files, read_companions, weights_file
+from magmerge.checkpoints.layout import INDEX, SUFFIX
 from magmerge.checkpoints.staging import Staging
 from magmerge.checkpoints.target import check_siblings, check_space, check_target
 from magmerge.checkpoints.writer import FileSink, Sink
@@ -41,6 +42,7 @@ class Target:
 
     path: Path
     overwrite: bool
+    donor: Path | None
 
     @classmethod
     def at(
@@ -52,25 +54,22 @@ class Target:
         given = Path(out)
         # A link is followed once, here: what is renamed in the end is what it leads to.
         indirect = given.is_symlink() or ".." in given.parts
-        target = cls(given.resolve() if indirect else given, overwrite)
+        target = cls(given.resolve() if indirect else given, overwrite, donor)
         paths = [path for _, _, files in inputs_of(sources) for path in files]
         paths += [path.parent for path in paths]
         paths += [folder for folder in (sources.layout.folder, donor) if folder is not None]
-        check_target(target.path, paths, single=target.single, overwrite=overwrite)
-        beside = [target.path.parent / name for name in (target.record_file, target.report_file)]
-        check_siblings(beside if target.single else [])
-        taken = next((file for file in beside if target.single and file.exists()), None)
-        if taken is not None and not overwrite:
-            raise OutputError(
-                "it exists already",
-                source=taken,
-                remedy="pass --yes (overwrite=True) to replace it",
-            )
+        single, own = target.single, target.own
+        check_target(target.path, paths, single=single, overwrite=overwrite, own=own)
+        if single:
+            beside = [
+                target.path.parent / name for name in (target.record_file, target.report_file)
+            ]
+            check_siblings(target.path, beside, overwrite=overwrite)
         return target
 
     def staging(self) -> Staging:
         """Where it grows."""
-        return Staging(self.path, single=self.single, overwrite=self.overwrite)
+        return Staging(self.path, single=self.single, overwrite=self.overwrite, own=self.own)
 
     @property
     def single(self) -> bool:
@@ -78,9 +77,16 @@ class Target:
         return self.path.suffix == ".safetensors"
 
     @property
-    def single_file(self) -> str | None:
-        """The file's name, if it is one file."""
-        return self.path.name if self.single else None
+    def weights(self) -> str:
+        """The file of the tensors, from whose name those of several are made."""
+        return self.path.name if self.single else weights_file(self.donor)
+
+    @property
+    def own(self) -> frozenset[str]:
+        """The files that its folder may get, but for shards."""
+        beside = companion_files(self.donor)
+        index = f"{self.weights.removesuffix(SUFFIX)}{INDEX}"
+        return frozenset({self.weights, index, *beside, self.record_file, self.report_file})
 
     @property
     def record_file(self) -> str:
@@ -126,7 +132,10 @@ def write(
         _check_unchanged(stamps)
         filled = filled._replace(warnings=(*notes, *filled.warnings))
         digests = digest_inputs(inputs_of(sources), sink.settlers(), threads, progress)
-        text = document(recipe, digests, filled.records, filled.warnings, filled.uncovered)
+        files = [*(shard.file for shard in plan.shards), *extra]
+        text = document(
+            recipe, digests, filled.records, filled.warnings, filled.uncovered, files=files
+        )
         extra |= {target.record_file: text.encode()}
         if recipe.calibrate:
             extra |= report_on(target.report_file, text, target.path)

@@ -50,10 +50,11 @@ class Result:
     ) -> Path:
         """Write the result as a checkpoint folder, or as one file if `out` ends in .safetensors."""
         target = Target.at(out, self.sources, overwrite=overwrite, donor=self.donor)
+        size = dtypes.parse_size(shard_size)
         steps, shards = lay_out(
             self.plan.steps,
-            dtypes.parse_size(shard_size),
-            target.single_file,
+            None if target.single else size,
+            target.weights,
             target.metadata(self.recipe),
         )
         disk = sum(shard.size for shard in shards)

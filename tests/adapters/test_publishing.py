@@ -105,7 +105,7 @@ def test_what_is_there_is_replaced_only_on_purpose(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match="--yes"):
             write(out, naming, seed=1)
         write(out, naming, seed=1, overwrite=True)
-    (tmp_path / "lone.magmerge.json").write_text("{}")
+    (tmp_path / "lone.magmerge.json").write_text('{"magmerge": "0"}')
     with pytest.raises(OutputError, match="--yes"):
         write(tmp_path / "lone.safetensors", "kohya", beside={"magmerge.json": b"{}"})
     (tmp_path / "work").mkdir()
@@ -179,6 +179,7 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     write(out)
 
 
+RECORD = {"magmerge.json": b'{"magmerge": "0"}'}
 SLOW_RUN = r"""
     import os, sys, time
     from pathlib import Path
@@ -206,7 +207,7 @@ SLOW_RUN = r"""
             return renamed
         staging.os.rename, staging.os.replace = slow(rename), slow(replace)
         staging._exchange = lambda *names: pause() or exchange(*names)
-    write(out, naming, seed=1, overwrite=True, beside={"magmerge.json": b"{}"})
+    write(out, naming, seed=1, overwrite=True, beside={"magmerge.json": b'{"magmerge": "0"}'})
 """
 
 
@@ -240,7 +241,7 @@ def test_a_killed_run_leaves_no_output_or_a_whole_one(
         assert not out.exists()
     else:
         assert file.read_bytes() == before
-    write(out, naming, seed=1, overwrite=True, beside={"magmerge.json": b"{}"})
+    write(out, naming, seed=1, overwrite=True, beside=RECORD)
     assert file.read_bytes() != before
     if naming == "peft":
         json.loads((out / "adapter_config.json").read_text())

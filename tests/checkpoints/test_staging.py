@@ -33,12 +33,13 @@ def test_a_full_output_needs_to_be_overwritten_on_purpose(
     folders: list[Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
+    (folders[0] / "merges.txt").write_text("old")
     merge(folders, out)
-    (out / "old.txt").write_text("old")
+    (folders[0] / "merges.txt").unlink()
     with pytest.raises(OutputError, match="--yes"):
         merge(folders, out)
     merge(folders, out, overwrite=True)
-    assert not (out / "old.txt").exists()
+    assert not (out / "merges.txt").exists()
     assert not leftovers(tmp_path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,33 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import magmerge
-from magmerge.cli import main
 from tests.conftest import State
-
-
-class Outcome:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self) -> object:
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def magmerge_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> object:
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["magmerge", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return Outcome(code, captured.out, captured.err)
-
-    return run
 
 
 def models(folders: list[Path]) -> list[object]:

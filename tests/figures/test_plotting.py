@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 
 import magmerge
 from magmerge.errors import (
-    CheckpointError,
     MagmergeError,
     OutputError,
     ParameterError,
@@ -133,8 +132,10 @@ def test_numbers_of_other_settings_are_kept_unless_asked(suite: Path, tmp_path: 
     magmerge.plot("lambda", out, **options, tasks=["two"], overwrite=True)
     assert json.loads((tmp_path / "s.json").read_text())["tasks"][0]["task"] == "two"
     (tmp_path / "t.json").write_text("[1, 2]")
-    with pytest.raises(CheckpointError, match="no figure's numbers"):
-        magmerge.plot("lambda", tmp_path / "t.svg", **options)
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="no file of magmerge's"):
+            magmerge.plot("lambda", tmp_path / "t.svg", **options, overwrite=overwrite)
+    assert (tmp_path / "t.json").read_text() == "[1, 2]"
 
 
 def test_an_expert_that_changed_makes_other_numbers(tmp_path: Path) -> None:

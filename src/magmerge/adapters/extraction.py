@@ -84,7 +84,7 @@ def extract(
     files = [file for _, _, own in inputs_of(sources) for file in own]
     if out is not None:
         adapter_target(path_of(out), form, inputs=files, overwrite=overwrite, beside=(FILE,))
-    plan = make_plan(recipe, sources, shard_size=2**62, threads=count, memory=limit)
+    plan = make_plan(recipe, sources, threads=count, memory=limit)
     steps = [step for step in plan.steps if step.action in ("merge", "average")]
     _check_targets(steps, chosen)
     code = recipe.dtype or _most_common(sources, steps)

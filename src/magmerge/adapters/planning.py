@@ -30,9 +30,7 @@ def plan_adapters(recipe: Recipe, sources: Sources, *, threads: int, memory: str
     factored = always_in_factors(bound.method, bound.keywords)
     # Where nothing is merged in full pieces, these need no memory.
     room = 2**62 if factored else limit
-    plan = make_plan(
-        _of_modules(recipe, union), sources, shard_size=2**62, threads=threads, memory=room
-    )
+    plan = make_plan(_of_modules(recipe, union), sources, threads=threads, memory=room)
     needs = []
     width = dtypes.width(stated_dtype(union, recipe.dtype))
     replaced = _replaced_sizes(recipe, union)

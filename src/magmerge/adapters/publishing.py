@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from magmerge import dtypes
 from magmerge.adapters.formats import encode
 from magmerge.adapters.nouns import Content, Encoded, Naming
 from magmerge.checkpoints.layout import lay_out
+from magmerge.checkpoints.own_files import ADAPTER
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
 from magmerge.checkpoints.staging import Staging, sync_folder
 from magmerge.checkpoints.target import check_siblings, check_space, check_target
@@ -66,13 +67,17 @@ def write_adapter(
     weights, texts = _files(target, encode(content), beside, single=single)
     sizes = [one.size for one in weights.values()] + [len(text) for text in texts.values()]
     check_space(target, sum(sizes))
-    with Staging(target, single=single, overwrite=overwrite) as staging, DiskErrors(target):
+    own = (*weights, *texts)
+    with (
+        Staging(target, single=single, overwrite=overwrite, own=own) as staging,
+        DiskErrors(target),
+    ):
         for name, text in texts.items():
             _write(staging.folder / name, [text])
         for name, one in weights.items():
             _write(staging.folder / name, [one.header, *map(_bytes_of, one.tensors)])
         _verify(staging, weights)
-        for folder in {(staging.folder / name).parent for name in (*weights, *texts)}:
+        for folder in {(staging.folder / name).parent for name in own}:
             sync_folder(folder)
         sync_folder(staging.folder)
         staging.publish(texts if single else ())
@@ -85,7 +90,7 @@ def adapter_target(
     *,
     inputs: Iterable[Path],
     overwrite: bool,
-    beside: Iterable[str] = (),
+    beside: Collection[str] = (),
 ) -> Path:
     """Where `write_adapter` would write, checked in the same way, before there is any content."""
     if naming == FOLDER and out.suffix == SINGLE:
@@ -104,14 +109,12 @@ def adapter_target(
     target = out.resolve() if out.is_symlink() or ".." in out.parts else out
     files = list(inputs)
     files += [file.parent for file in files]
-    check_target(target, files, single=naming != FOLDER, overwrite=overwrite)
-    siblings = [target.parent / f"{target.stem}.{name}" for name in beside]
-    check_siblings(siblings if naming != FOLDER else [])
-    taken = next((file for file in siblings if file.exists()), None)
-    if taken is not None and naming != FOLDER and not overwrite:
-        raise OutputError(
-            "it exists already", source=taken, remedy="pass --yes (overwrite=True) to replace it"
-        )
+    single = naming != FOLDER
+    own = {*ADAPTER, *beside}
+    check_target(target, files, single=single, overwrite=overwrite, own=own)
+    if single:
+        siblings = [target.parent / f"{target.stem}.{name}" for name in beside]
+        check_siblings(target, siblings, overwrite=overwrite)
     return target
 
 
@@ -140,7 +143,7 @@ def _plain(name: str) -> str:
 def _laid_out(encoded: Encoded) -> _Weights:
     specs = {name: _spec(name, tensor) for name, tensor in encoded.tensors.items()}
     steps = [Step(s, "other", "carry", "", False, False, None, 0, 0) for s in specs.values()]
-    placed, (shard,) = lay_out(steps, 1, WEIGHTS, encoded.metadata)
+    placed, (shard,) = lay_out(steps, None, WEIGHTS, encoded.metadata)
     placed.sort(key=lambda step: step.offset)
     tensors = tuple(encoded.tensors[step.spec.name] for step in placed)
     return _Weights(shard.header, tensors, specs)

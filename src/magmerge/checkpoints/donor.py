@@ -12,6 +12,7 @@ from magmerge.errors import CheckpointError, OutputError
 SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab"})
 LEFT_OUT = frozenset({"magmerge.json", "adapter_config.json", "trainer_state.json"})
 MODULES = "modules.json"
+MODEL, DIFFUSERS = "model.safetensors", "diffusion_pytorch_model.safetensors"
 DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
@@ -46,6 +47,17 @@ def read_companions(files: dict[str, Path], dtype: str | None) -> dict[str, byte
         spoken = {key: dtypes.torch_name(dtype) for key in DTYPE_KEYS if key in config}
         contents["config.json"] = (json.dumps({**config, **spoken}, indent=2) + "\n").encode()
     return contents
+
+
+def weights_file(folder: Path | None) -> str:
+    """The name under which the library of a model's config.json looks for its weights.
+
+    diffusers writes its classes' names as `_class_name`, and loads nothing that is named otherwise.
+    """
+    path = None if folder is None else folder / "config.json"
+    if path is None or not path.is_file():
+        return MODEL
+    return DIFFUSERS if "_class_name" in _parsed(path.read_bytes(), path) else MODEL
 
 
 def check_donor(donor: Path | None, layout: Path | None) -> None:

@@ -10,37 +10,42 @@ from magmerge import dtypes
 from magmerge.types import Shard, Step
 
 ALIGNMENT = 8
+SUFFIX, FIRST = ".safetensors", "-00001-of-"
+INDEX = f"{SUFFIX}.index.json"
 
 
 def lay_out(
-    steps: Sequence[Step], shard_size: int, single_file: str | None, metadata: Mapping[str, str]
+    steps: Sequence[Step], shard_size: int | None, file: str, metadata: Mapping[str, str]
 ) -> tuple[list[Step], list[Shard]]:
     """The steps with shard and offset set, and the files with finished headers.
 
     Shards are filled in the order of the steps up to `shard_size` bytes of tensors; a larger
-    tensor has a shard of its own. `single_file` names the one file that takes all instead.
+    tensor has a shard of its own. With None one file takes all. `file` is that file's name, from
+    which those of several are made.
     """
-    groups = [list(range(len(steps)))] if single_file else _fill(steps, shard_size)
+    groups = [list(range(len(steps)))] if shard_size is None else _fill(steps, shard_size)
     placed, shards = list(steps), []
     for number, group in enumerate(groups):
-        file = single_file or _name(number, len(groups))
         header, offsets = _header([steps[i] for i in group], metadata)
         for i in group:
             name = steps[i].spec.name
             placed[i] = dataclasses.replace(steps[i], shard=number, offset=offsets[name])
         size = len(header) + sum(dtypes.nbytes(steps[i].spec) for i in group)
-        shards.append(Shard(file, header, size))
+        shards.append(Shard(_name(file, number, len(groups)), header, size))
     return placed, shards
 
 
-def index_of(steps: Sequence[Step], shards: Sequence[Shard]) -> str | None:
-    """The index file's text, in Hugging Face's format; None where one shard needs none."""
+def index_of(steps: Sequence[Step], shards: Sequence[Shard]) -> dict[str, str]:
+    """The index file's text by its name, in Hugging Face's format; empty where one shard needs
+    none.
+    """
     if len(shards) == 1:
-        return None
+        return {}
+    stem = shards[0].file.rpartition(FIRST)[0]
     total = sum(dtypes.nbytes(step.spec) for step in steps)
     weight_map = {step.spec.name: shards[step.shard].file for step in steps}
     content = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    return json.dumps(content, indent=2) + "\n"
+    return {f"{stem}{INDEX}": json.dumps(content, indent=2) + "\n"}
 
 
 def _fill(steps: Sequence[Step], shard_size: int) -> list[list[int]]:
@@ -56,8 +61,9 @@ def _fill(steps: Sequence[Step], shard_size: int) -> list[list[int]]:
     return groups
 
 
-def _name(number: int, count: int) -> str:
-    return "model.safetensors" if count == 1 else f"model-{number + 1:05}-of-{count:05}.safetensors"
+def _name(file: str, number: int, count: int) -> str:
+    stem = file.removesuffix(SUFFIX)
+    return file if count == 1 else f"{stem}-{number + 1:05}-of-{count:05}{SUFFIX}"
 
 
 def _header(steps: Sequence[Step], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from magmerge import dtypes
-from magmerge.checkpoints.layout import lay_out
+from magmerge.checkpoints.layout import SUFFIX, lay_out
 from magmerge.checkpoints.staging import Staging
 from magmerge.checkpoints.target import check_space, check_target
 from magmerge.checkpoints.writer import FileSink
@@ -20,8 +20,6 @@ from magmerge.models import Checkpoint
 from magmerge.run import Progress
 from magmerge.types import Plan, Step, TensorSpec
 
-MODEL = "model.safetensors"
-SUFFIX = ".safetensors"
 AT_ONCE = 1 << 22
 """Entries that are in memory at once."""
 
@@ -32,11 +30,12 @@ def save_checkpoint(
     *,
     dtype: str | None = None,
     beside: Mapping[str, bytes],
+    file: str,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Write all tensors of `checkpoint`: to the file `out` if that ends in .safetensors, else to
-    model.safetensors in the folder `out`, with the files `beside`. Gives the path of `out`.
+    `file` in the folder `out`, with the files `beside`. Gives the path of `out`.
 
     Tensors that share their memory are each written. Those of floating-point numbers get the dtype
     of the code `dtype` if that is given. Nothing is at `out` before all is written and verified.
@@ -47,10 +46,11 @@ def save_checkpoint(
     # A link is followed once, here: what is renamed in the end is what it leads to.
     target = out.resolve() if out.is_symlink() or ".." in out.parts else out
     inputs = [*checkpoint.files, *(file.parent for file in checkpoint.files)]
-    check_target(target, inputs, single=single, overwrite=overwrite)
-    plan = _planned(checkpoint, dtype, target.name if single else MODEL)
+    own = {file, *beside}
+    check_target(target, inputs, single=single, overwrite=overwrite, own=own)
+    plan = _planned(checkpoint, dtype, target.name if single else file)
     check_space(target, plan.disk + sum(map(len, beside.values())))
-    staging = Staging(target, single=single, overwrite=overwrite)
+    staging = Staging(target, single=single, overwrite=overwrite, own=own)
     with staging, FileSink(plan, staging) as sink:
         for count, step in enumerate(plan.steps, start=1):
             for start in range(0, max(1, math.prod(step.spec.shape)), AT_ONCE):
@@ -79,7 +79,7 @@ def _planned(checkpoint: Checkpoint, dtype: str | None, file: str) -> Plan:
         for spec in checkpoint.specs.values()
     ]
     steps = [Step(spec, "other", "carry", "", False, False, None, 0, 0) for spec in specs]
-    placed, shards = lay_out(steps, 1, file, {})
+    placed, shards = lay_out(steps, None, file, {})
     disk = sum(shard.size for shard in shards)
     return Plan("", tuple(placed), tuple(shards), disk, 0, AT_ONCE, 0, (), 0, ())
 

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from magmerge.checkpoints.target import check_free
+from magmerge.checkpoints.own_files import discard, files_in, is_own_record
+from magmerge.checkpoints.target import check_free, record_beside
 from magmerge.errors import OutputError
 
 LOCK = ".lock"
@@ -24,13 +25,21 @@ class Staging:
 
     A lock tells a run at work from the remains of a killed one, which are cleared away. `target`
     is a folder, or one file if `single`; it is replaced only if `overwrite`, also when something
-    appears there while the run is at work.
+    appears there while the run is at work. `own`: the files that a folder is known to get.
     """
 
-    def __init__(self, target: Path, *, single: bool, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        target: Path,
+        *,
+        single: bool,
+        overwrite: bool = False,
+        own: Collection[str] = (),
+    ) -> None:
         self.target = target
         self.single = single
         self.overwrite = overwrite
+        self.own = frozenset(own)
         self.folder = target.parent / f".{target.name}.magmerge-partial"
         self._old = target.parent / f".{target.name}.magmerge-old"
         self._lock: int | None = None
@@ -40,7 +49,7 @@ class Staging:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             self._acquire()
             self._clear()
-            check_free(self.target, overwrite=self.overwrite)
+            check_free(self.target, overwrite=self.overwrite, own=self.own)
         except OSError as error:
             self._abandon()
             raise OutputError(
@@ -58,12 +67,15 @@ class Staging:
 
     def publish(self, siblings: Iterable[str] = ()) -> None:
         """Give the finished files their final names: first `siblings` of a single file, then it."""
-        check_free(self.target, overwrite=self.overwrite)
+        self.own |= files_in(self.folder)
+        check_free(self.target, overwrite=self.overwrite, own=self.own)
         if self.single:
             named = (*siblings, self.target.name)
+            retired = self._retired(named)
             for name in named:
                 os.replace(self.folder / name, self.target.parent / name)
-            self._retire(named)
+            for file in retired:
+                file.unlink(missing_ok=True)
             sync_folder(self.target.parent)
             self._abandon()
             return
@@ -76,20 +88,21 @@ class Staging:
         sync_folder(self.target.parent)
         self._release()
 
-    def _retire(self, named: Collection[str]) -> None:
-        """Remove what a result that was replaced had beside it, and this one has not."""
-        for name in (f"{self.target.stem}.{beside}" for beside in BESIDE):
-            if self.overwrite and name not in named:
-                (self.target.parent / name).unlink(missing_ok=True)
+    def _retired(self, named: Collection[str]) -> list[Path]:
+        """What a result that is replaced has beside it, and this one has not."""
+        if not self.overwrite or not is_own_record(record_beside(self.target)):
+            return []
+        names = (f"{self.target.stem}.{beside}" for beside in BESIDE)
+        return [self.target.parent / name for name in names if name not in named]
 
     def _replace(self) -> None:
         """Exchange the folders in one step where the system can, else in two."""
         if _exchange(self.folder, self.target):
-            shutil.rmtree(self.folder, ignore_errors=True)
+            discard(self.folder, self.own, self.target)
             return
         os.rename(self.target, self._old)
         os.rename(self.folder, self.target)
-        shutil.rmtree(self._old, ignore_errors=True)
+        discard(self._old, self.own, self.target)
 
     def _acquire(self) -> None:
         if self.folder.is_symlink():
@@ -133,7 +146,7 @@ class Staging:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         if self._old.is_dir():
             if self.target.exists():
-                shutil.rmtree(self._old, ignore_errors=True)
+                discard(self._old, self.own | files_in(self.target), self.target)
             else:
                 os.rename(self._old, self.target)
 

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from magmerge.adapters.names.components import COMPONENTS
-from magmerge.checkpoints.lora import CONFIG
+from magmerge.checkpoints.own_files import check_replaceable, is_own_record
 from magmerge.dtypes import spoken_size
 from magmerge.errors import OutputError
 
-OWN = "magmerge.json"
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-PART = re.compile(r"\d+_\w+")
-"""Subfolders of sentence encoders, which belong to a model."""
 UNWRITTEN = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf"})
 RESERVE = 16 << 20
 """Bytes left free on the disk beside the result's own."""
 
 
-def check_target(target: Path, inputs: Iterable[Path], *, single: bool, overwrite: bool) -> None:
-    """OutputError unless `target` is free, or may be replaced: a model, not an input, and asked."""
+def check_target(
+    target: Path,
+    inputs: Iterable[Path],
+    *,
+    single: bool,
+    overwrite: bool,
+    own: Collection[str] = (),
+) -> None:
+    """OutputError unless `target` is free, or may be replaced: no input, asked for, and nobody's.
+
+    `own` are the files that a folder will have, by their paths from it.
+    """
     if target.suffix in UNWRITTEN:
         raise OutputError(
             f"magmerge writes no {target.suffix} files",
@@ -41,15 +45,18 @@ def check_target(target: Path, inputs: Iterable[Path], *, single: bool, overwrit
                 source=target,
                 remedy="name a folder, or a file ending in .safetensors",
             )
-        check_free(target, overwrite=overwrite)
+        check_free(target, overwrite=overwrite, own=own)
     except OSError as error:
         raise OutputError(
             f"cannot be used: {error.strerror}", source=target, remedy="choose another output"
         ) from error
 
 
-def check_siblings(files: Iterable[Path]) -> None:
-    """OutputError where a folder stands in the place of a file that belongs beside a single one."""
+def check_siblings(target: Path, files: Iterable[Path], *, overwrite: bool) -> None:
+    """OutputError where what belongs beside the single file `target` cannot be written there.
+
+    A folder is there, or a file that is not to be replaced, or one that is not magmerge's.
+    """
     for file in files:
         if file.is_dir():
             raise OutputError(
@@ -57,22 +64,37 @@ def check_siblings(files: Iterable[Path]) -> None:
                 source=file,
                 remedy="move it away, or choose another output",
             )
+        if not file.exists():
+            continue
+        if not is_own_record(record_beside(target)):
+            raise OutputError(
+                "it is no file of magmerge's, so it is never replaced",
+                source=file,
+                remedy="choose another output, or move it away yourself",
+            )
+        if not overwrite:
+            raise _taken(file)
 
 
-def check_free(target: Path, *, overwrite: bool) -> None:
+def record_beside(target: Path) -> Path:
+    """The record of the single file `target`."""
+    return target.parent / f"{target.stem}.magmerge.json"
+
+
+def check_free(target: Path, *, overwrite: bool, own: Collection[str]) -> None:
     """OutputError if something is at `target` that is not to be replaced."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
-    if target.is_dir() and not _is_model(target):
-        raise OutputError(
-            "it holds other things than a model, so it is never replaced",
-            source=target,
-            remedy="choose another output, or empty the folder yourself",
-        )
+    if target.is_dir():
+        check_replaceable(target, own)
     if not overwrite:
-        raise OutputError(
-            "it exists already", source=target, remedy="pass --yes (overwrite=True) to replace it"
-        )
+        raise _taken(target)
+
+
+def _taken(path: Path) -> OutputError:
+    return OutputError(
+        "it exists already", source=path, remedy="pass --yes (overwrite=True) to replace it"
+    )
 
 
 def check_space(target: Path, size: int) -> None:
@@ -102,22 +124,3 @@ def _check_apart(target: Path, inputs: Iterable[Path]) -> None:
                     source=target,
                     remedy="choose an output apart from all inputs",
                 )
-
-
-def _is_model(folder: Path) -> bool:
-    """Whether a folder holds a model and nothing that is none: no subfolder of another kind."""
-    parts = [entry for entry in folder.iterdir() if entry.is_dir()]
-    adapters = [entry for entry in parts if _is_adapter_part(entry)]
-    if any(entry not in adapters and not PART.fullmatch(entry.name) for entry in parts):
-        return False
-    weights = any(any(folder.glob(pattern)) for pattern in WEIGHTS)
-    return (folder / OWN).is_file() or weights or bool(adapters)
-
-
-def _is_adapter_part(folder: Path) -> bool:
-    """Whether it is PEFT's folder for one model of a diffusion pipeline, and no more."""
-    return (
-        folder.name in COMPONENTS
-        and (folder / CONFIG).is_file()
-        and not any(entry.is_dir() for entry in folder.iterdir())
-    )

@@ -21,8 +21,6 @@ from magmerge.checkpoints.staging import Staging
 from magmerge.errors import OutputError
 from magmerge.types import Plan, Step
 
-INDEX = "model.safetensors.index.json"
-
 
 class Sink(Protocol):
     """Takes every entry of each tensor once, in any order, from any thread."""
@@ -95,9 +93,8 @@ class FileSink:
         assert self._settled == {shard.file for shard in self._plan.shards}
         with self._explained():
             extra = dict(extra)
-            index = index_of(self._plan.steps, self._plan.shards)
-            if index is not None:
-                extra[INDEX] = index.encode()
+            for name, text in index_of(self._plan.steps, self._plan.shards).items():
+                extra[name] = text.encode()
             for name, content in extra.items():
                 path = self._staging.folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)

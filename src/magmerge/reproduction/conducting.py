@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -135,10 +134,7 @@ def _measured_by(
     base, projected = found.base, True
     if pipeline.kind == "vision":
         projected = projects(base, found.experts)
-        place = asked.folder / BASE
-        if anew:
-            shutil.rmtree(place, ignore_errors=True)
-        base = seeing_half(base, place, projected=projected)
+        base = seeing_half(base, asked.folder / BASE, projected=projected, anew=anew)
     made = suite(
         pipeline.suite,
         asked.folder / "suite",

@@ -111,6 +111,15 @@ class Ledger:
         return plain
 
 
+def is_ledger(path: Path) -> bool:
+    """Whether a file is a run's, and not one of the same name that somebody else wrote."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and {"magmerge", "settings", "cells"} <= set(content)
+
+
 def rows_measured(folder: Path) -> frozenset[str]:
     """The models of which a run knows any score; none where there is no run."""
     try:

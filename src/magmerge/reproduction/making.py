@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from magmerge.checkpoints.own_files import foreign
 from magmerge.pipeline import merge
 from magmerge.reproduction.measuring import Machine, Measure
 from magmerge.reproduction.preparing import Ready
@@ -45,7 +46,9 @@ class Workshop:
     def remove(self, variants: Sequence[Variant]) -> None:
         """Remove the folders of models that were measured, and theirs if it is empty then."""
         for variant in variants:
-            shutil.rmtree(self.folder / variant.name, ignore_errors=True)
+            place = self.folder / variant.name
+            if place.is_dir() and not foreign(place, ()):
+                shutil.rmtree(place, ignore_errors=True)
         with suppress(OSError):
             self.folder.rmdir()
 

@@ -11,9 +11,9 @@ from magmerge.digests import DigestMemory
 from magmerge.errors import OutputError
 from magmerge.reproduction.asked import Asked
 from magmerge.reproduction.inputs import Inputs
-from magmerge.reproduction.ledger import NAME
+from magmerge.reproduction.ledger import NAME, is_ledger
 
-TINY = "tiny"
+TINY, MARK = "tiny", "made.json"
 SMALL = ("*.json", "*.txt", "*.model")
 """Files beside the base's weights that decide what a model makes of texts and images."""
 
@@ -30,10 +30,10 @@ def check_place(asked: Asked) -> None:
             )
     if folder.is_file():
         raise OutputError("it is a file", source=asked.folder, remedy="name a folder")
-    own = (folder / NAME).is_file() or (folder / TINY).is_dir()
+    own = is_ledger(folder / NAME) or (folder / TINY / MARK).is_file()
     if folder.is_dir() and any(folder.iterdir()) and not own:
         raise OutputError(
-            f"it holds other things and no {NAME}, so nothing is written there",
+            f"it holds other things and no {NAME} of magmerge's, so nothing is written there",
             source=asked.folder,
             remedy="name a new or an empty folder",
         )

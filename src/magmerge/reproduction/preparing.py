@@ -13,6 +13,7 @@ import yaml
 from torch import Tensor
 
 from magmerge.checkpoints import open_checkpoint
+from magmerge.checkpoints.own_files import check_replaceable
 from magmerge.checkpoints.renamed import RenamedCheckpoint, align
 from magmerge.errors import CheckpointError
 from magmerge.evaluation.weights import Stored
@@ -24,6 +25,8 @@ from magmerge.whole_file import replace_whole
 ENCODER, PROJECTION = "vision_model.", "visual_projection.weight"
 """What the names of a CLIP's seeing half begin with, and its last layer."""
 DONATED = ("preprocessor_config.json", "processor_config.json")
+HALF = frozenset({"config.json", "model.safetensors", "model.magmerge.json", *DONATED})
+"""What the folder of a seeing half holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +63,11 @@ def projects(base: Path, experts: Mapping[str, Path]) -> bool:
     return all(PROJECTION in _aligned(path, origin).specs for path in experts.values())
 
 
-def seeing_half(base: Path, out: Path, *, projected: bool) -> Path:
+def seeing_half(base: Path, out: Path, *, projected: bool, anew: bool) -> Path:
     """The vision model of a whole CLIP model, as a folder of its own.
 
-    With its projection if `projected`. A folder that was made before is taken as it is. Raises
-    CheckpointError for other models.
+    With its projection if `projected`. A folder that was made before is taken as it is, but for
+    `anew`. Raises CheckpointError for other models, OutputError where `out` holds other things.
     """
     opened = open_checkpoint(base)
     if PROJECTION not in opened.specs:
@@ -75,8 +78,10 @@ def seeing_half(base: Path, out: Path, *, projected: bool) -> Path:
         )
     names = [name for name in opened.specs if name.startswith(ENCODER)]
     names += [PROJECTION] if projected else []
-    if out.is_dir() and set(open_checkpoint(out).specs) == set(names):
+    if not anew and out.is_dir() and set(open_checkpoint(out).specs) == set(names):
         return out
+    if out.is_dir():
+        check_replaceable(out, HALF)
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:

@@ -15,7 +15,7 @@ from magmerge.errors import OutputError
 from magmerge.reproduction.asked import Asked
 from magmerge.reproduction.ledger import NAME
 from magmerge.reproduction.pipelines import Pipeline
-from magmerge.reproduction.places import TINY
+from magmerge.reproduction.places import MARK, TINY
 from magmerge.reproduction.tiny_clip import Lesson, pretrain, tune_vision, write_clip
 from magmerge.reproduction.tiny_encoders import tune_classifier, write_language_model
 from magmerge.reproduction.tiny_images import ROWS as IMAGES
@@ -31,7 +31,6 @@ CLASSES = 4
 """Classes of a task that images are generated of."""
 GENERIC = "cifar100"
 FAMILIES = {"bert": "bert", "glue": "roberta"}
-MARK = "made.json"
 TEXTS = "generic.txt"
 
 
@@ -50,7 +49,16 @@ def made_tiny(asked: Asked, progress: Progress | None, *, anew: bool) -> Asked:
                 source=asked.folder,
                 remedy="name another folder, or start anew with --yes (overwrite=True)",
             )
+        if folder.is_dir() and not (folder / MARK).is_file():
+            raise OutputError(
+                f"it has no {MARK}, so it is not magmerge's, and is never replaced",
+                source=folder,
+                remedy="name another folder, or move it away yourself",
+            )
         shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        # From the first moment on, so that a run that was stopped here can be begun anew.
+        (folder / MARK).write_text("{}")
         base = inputs / pipeline.base.rpartition("/")[2]
         makers: Mapping[str, Callable[..., None]] = {
             "vision": _images,

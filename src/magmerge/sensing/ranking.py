@@ -144,7 +144,7 @@ def sensitivity(
     recipe, sources = prepare(base=base, experts=experts, method="average", ignore=ignore)
     options = Wanted(samples=samples).options(seed)
     batches = _batches(data, sources, options, label_field, classes)
-    plan = make_plan(recipe, sources, shard_size=2**62, threads=1, memory=parse_size(DEFAULT))
+    plan = make_plan(recipe, sources, threads=1, memory=parse_size(DEFAULT))
     work = Work(plan, bind(recipe), sources, Reader(sources, open_device(CPU)), open_device(CPU), 0)
     running = _running(model, build, base, sources, device)
     active = put_to_work(work, running, threads=thread_count(threads), progress=progress)

@@ -7,34 +7,36 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 from torch import Tensor
 
-from magmerge.errors import OutputError
+from magmerge.checkpoints.own_files import discard, files_in, foreign
+from magmerge.errors import OutputError, shortened
 from magmerge.suites.head_files import save_head
 
-FILE, HEADS, DATA = "suite.yaml", "heads", "data"
+FILE, HEADS, DATA, LIST = "suite.yaml", "heads", "data", ".images"
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:
     """OutputError unless a suite's folder can be written there: free, empty, or to be replaced.
 
-    Only a folder that holds a suite and nothing else is ever replaced.
+    Only a folder that holds a suite of magmerge's and nothing else is ever replaced.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise OutputError("it is no folder", source=out, remedy="name another output")
-    entries = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if not entries:
+    if not out.is_dir() or not any(out.iterdir()):
         return
-    if FILE not in entries or entries - {FILE, HEADS, DATA}:
+    others = foreign(out, _own(out))
+    if others:
         raise OutputError(
-            "it holds other things than a suite, so it is never replaced",
+            "it holds other things than a suite that magmerge wrote, so it is never replaced: "
+            f"{shortened(others)}",
             source=out,
-            remedy="choose another output, or empty the folder yourself",
+            remedy="choose another output, or move these away yourself",
         )
     if not overwrite:
         raise OutputError(
@@ -76,7 +78,7 @@ def write_list(folder: Path, name: str, split: str, rows: Sequence[tuple[Path, i
     """An image list as data/TASK.SPLIT.images; its path from the suite file."""
     (folder / DATA).mkdir(exist_ok=True)
     lines = (json.dumps({"image": str(path.resolve()), "label": label}) for path, label in rows)
-    path = folder / DATA / f"{name}.{split}.images"
+    path = folder / DATA / f"{name}.{split}{LIST}"
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return f"{DATA}/{path.name}"
 
@@ -85,6 +87,30 @@ def write_suite(folder: Path, content: Mapping[str, Any]) -> None:
     """The suite file; names in it are plain text, whatever they hold."""
     text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100)
     (folder / FILE).write_text(text, encoding="utf-8")
+
+
+def _own(folder: Path) -> frozenset[str]:
+    """The files that a named suite's own file tells: its heads and its lists of images."""
+    try:
+        content = yaml.safe_load((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return frozenset()
+    tasks = content.get("tasks") if isinstance(content, dict) and "suite" in content else None
+    if not isinstance(tasks, list | dict):
+        return frozenset()
+    texts, waiting = [FILE], [tasks]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            texts.append(one)
+        elif isinstance(one, list | dict):
+            waiting += one.values() if isinstance(one, dict) else one
+    endings = {FILE: "", f"{HEADS}/": ".safetensors", f"{DATA}/": LIST}
+    return frozenset(
+        text
+        for text in texts
+        if any(text.startswith(begin) and text.endswith(end) for begin, end in endings.items())
+    )
 
 
 def _publish(made: Path, out: Path) -> None:
@@ -98,6 +124,8 @@ def _publish(made: Path, out: Path) -> None:
         os.rename(made, out)
     except OSError:
         os.rename(aside / "old", out)
+        aside.rmdir()
         raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    discard(aside / "old", files_in(out) | _own(aside / "old"), out)
+    with suppress(OSError):
+        aside.rmdir()
