@@ -52,6 +52,8 @@ def magmerge_cli(
             code = int(end.code or 0)
         captured = capsys.readouterr()
         assert "Traceback" not in captured.err
+        # No line's end is written out as two characters, but in JSON.
+        assert "--json" in sys.argv or "\\n" not in captured.out + captured.err
         return Outcome(code, captured.out, captured.err)
 
     return run

@@ -117,6 +117,12 @@ def test_quick_looks_and_the_harness(
     assert code == 0
     assert "of quick look" in out
     assert "perplexity: the lower the better" in out
+    other = save_llama(tmp_path / "other", seed=1)
+    code, out, _ = run(capsys, folder, other, "--perplexity", plain, "--text-field", "body")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[1].startswith("2 models on ")
+    assert lines[2] == "rows: plain 9"
     seen: list[object] = []
 
     def harness(models: list, wanted: object, **_: object) -> list[Scores]:

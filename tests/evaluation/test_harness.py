@@ -72,7 +72,9 @@ def asked(place: Path, **more: object) -> dict:
 def test_its_accuracy_is_that_of_the_evaluator_without_it(place: Path) -> None:
     told: list[tuple[str, int, int]] = []
     models = [place / "model", place / "other"]
-    found = magmerge.evaluate(models, lm_eval=asked(place), progress=lambda *one: told.append(one))
+    found = magmerge.evaluate(
+        models, lm_eval=asked(place), allow_code=True, progress=lambda *one: told.append(one)
+    )
     for model, scores in zip(models, found, strict=True):
         own = magmerge.evaluate(model, questions=[place / "asked.jsonl"])["asked"]
         rows = {one.metric: one for one in scores.tasks}
@@ -96,12 +98,16 @@ def test_limit_and_group(place: Path, tmp_path: Path) -> None:
     summed = {**group, "group": "tiny_mean", "aggregate_metric_list": [mean]}
     (tmp_path / "mean.yaml").write_text(yaml.safe_dump(summed))
     found = magmerge.evaluate(
-        place / "model", lm_eval={"tasks": ["tiny_both"], "include": tmp_path, "limit": 7}
+        place / "model",
+        lm_eval={"tasks": ["tiny_both"], "include": tmp_path, "limit": 7},
+        allow_code=True,
     )
     assert [one.task for one in found.tasks] == ["tiny_a", "tiny_a", "tiny_b", "tiny_b"]
     assert {one.count for one in found.tasks} == {7}
     found = magmerge.evaluate(
-        place / "model", lm_eval={"tasks": ["tiny_mean"], "include": tmp_path, "limit": 7}
+        place / "model",
+        lm_eval={"tasks": ["tiny_mean"], "include": tmp_path, "limit": 7},
+        allow_code=True,
     )
     assert [(one.task, one.metric) for one in found.tasks] == [("tiny_mean", "acc")]
 
@@ -121,7 +127,7 @@ def test_limit_and_group(place: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("own_tasks_only")
 def test_wrong_wishes_are_told(place: Path, wanted: dict, error: type, message: str) -> None:
     with pytest.raises(error) as caught:
-        magmerge.evaluate(place / "model", lm_eval=asked(place, **wanted) | wanted)
+        magmerge.evaluate(place / "model", lm_eval=asked(place, **wanted) | wanted, allow_code=True)
     assert message in str(caught.value)
 
 
@@ -134,11 +140,13 @@ def test_its_own_tasks_are_known(place: Path) -> None:
 
 def test_models_that_are_no_folder_are_told(place: Path, tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="this is a file"):
-        magmerge.evaluate(place / "model" / "model.safetensors", lm_eval=asked(place))
+        magmerge.evaluate(
+            place / "model" / "model.safetensors", lm_eval=asked(place), allow_code=True
+        )
     with pytest.raises(ParameterError, match="no folder with a config"):
-        magmerge.evaluate(tmp_path, lm_eval=asked(place))
+        magmerge.evaluate(tmp_path, lm_eval=asked(place), allow_code=True)
     with pytest.raises(ParameterError, match="not a dict"):
-        magmerge.evaluate({}, lm_eval=asked(place))
+        magmerge.evaluate({}, lm_eval=asked(place), allow_code=True)
 
 
 def test_data_that_cannot_be_had_is_one_message(
@@ -146,7 +154,9 @@ def test_data_that_cannot_be_had_is_one_message(
 ) -> None:
     save_task(tmp_path / "a.yaml", "tiny_gone", tmp_path / "gone.jsonl")
     with pytest.raises(MagmergeError, match="fails on tiny_gone") as caught:
-        magmerge.evaluate(place / "model", lm_eval={"tasks": ["tiny_gone"], "include": tmp_path})
+        magmerge.evaluate(
+            place / "model", lm_eval={"tasks": ["tiny_gone"], "include": tmp_path}, allow_code=True
+        )
     assert caught.value.remedy
 
     import lm_eval
@@ -156,7 +166,7 @@ def test_data_that_cannot_be_had_is_one_message(
 
     monkeypatch.setattr(lm_eval, "simple_evaluate", offline)
     with pytest.raises(MagmergeError, match="cannot be fetched"):
-        magmerge.evaluate(place / "model", lm_eval=asked(place))
+        magmerge.evaluate(place / "model", lm_eval=asked(place), allow_code=True)
 
 
 def test_without_the_extra_it_says_what_to_install(
@@ -164,7 +174,7 @@ def test_without_the_extra_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(MissingExtraError) as caught:
-        magmerge.evaluate(place / "model", lm_eval=asked(place))
+        magmerge.evaluate(place / "model", lm_eval=asked(place), allow_code=True)
     assert "magmerge[lm-eval]" in caught.value.remedy
 
 

@@ -76,7 +76,7 @@ def command(
         Path | None,
         typer.Option(
             "--lm-eval-include",
-            help="A folder with your own task files; functions that they name are run.",
+            help="A folder with your own task files; they can run code: add --allow-code.",
             rich_help_panel=HARNESS,
         ),
     ] = None,
@@ -108,6 +108,7 @@ def command(
         str, typer.Option("--memory", help="Of live models and kept images, at most.")
     ] = "2GB",
     device: o.Device = "cpu",
+    allow_code: o.AllowCode = False,
     out: Annotated[
         Path | None, typer.Option("--out", help="Write the scores to this file, as JSON.")
     ] = None,
@@ -137,7 +138,9 @@ def command(
 def _arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     """What `magmerge.evaluate` takes."""
     same = ("suite", "split", "perplexity", "questions", "max_length", "base", "dtype", "threads")
-    found = {name: given[name] for name in (*same, "workers", "memory", "device", "out")}
+    found = {
+        name: given[name] for name in (*same, "workers", "memory", "device", "allow_code", "out")
+    }
     columns = {name: given[f"{name}_field"] for name in ("text", "question", "choices", "answer")}
     found |= {"tasks": given["task"] or None, "overwrite": given["yes"], "columns": columns}
     if given["lm_eval"]:

@@ -109,6 +109,10 @@ Format = Annotated[
         "the first expert.",
     ),
 ]
+AllowCode = Annotated[
+    bool,
+    typer.Option("--allow-code", help="Run the code that the suite or its task files name."),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Replace an output that exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print a row for each layer.")]

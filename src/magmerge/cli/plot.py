@@ -43,6 +43,7 @@ def samples_command(
     threads: o.Threads = None,
     memory: o.Memory = "2GB",
     device: o.Device = "cpu",
+    allow_code: o.AllowCode = False,
     yes: p.Yes = False,
     json: o.Json = False,
 ) -> None:
@@ -76,6 +77,7 @@ def lambda_command(
     threads: o.Threads = None,
     memory: o.Memory = "2GB",
     device: o.Device = "cpu",
+    allow_code: o.AllowCode = False,
     yes: p.Yes = False,
     json: o.Json = False,
 ) -> None:
@@ -112,6 +114,7 @@ def alpha_command(
     threads: o.Threads = None,
     memory: o.Memory = "2GB",
     device: o.Device = "cpu",
+    allow_code: o.AllowCode = False,
     yes: p.Yes = False,
     json: o.Json = False,
 ) -> None:
@@ -136,6 +139,7 @@ def sensitivity_command(
     threads: o.Threads = None,
     memory: o.Memory = "2GB",
     device: o.Device = "cpu",
+    allow_code: o.AllowCode = False,
     yes: p.Yes = False,
     json: o.Json = False,
     verbose: o.Verbose = False,
@@ -164,6 +168,7 @@ def coefficients_command(
     threads: o.Threads = None,
     memory: o.Memory = "2GB",
     device: o.Device = "cpu",
+    allow_code: o.AllowCode = False,
     yes: p.Yes = False,
     json: o.Json = False,
     verbose: o.Verbose = False,

@@ -103,6 +103,7 @@ def arguments(given: Mapping[str, Any]) -> dict[str, Any]:
         "dtype",
         "threads",
         "memory",
+        "allow_code",
     )
     found = {name: given[name] for name in (*passed, "device", "values") if name in given}
     found |= {"overwrite": given["yes"], "sensitive": given["sensitive"] or ()}

@@ -35,7 +35,7 @@ class LmEval:
     """What lm-evaluation-harness is asked for.
 
     `tasks` are names of its tasks, groups or tags; `include` is a folder with task files of one's
-    own, which it reads, running the functions that they name. `limit` rows of each task are
+    own, which it reads. `limit` rows of each task are
     measured (default: all), with `num_fewshot` examples before each (default: the task's own).
     """
 
@@ -74,15 +74,24 @@ def run_harness(
     *,
     device: str | None = None,
     dtype: str | None = None,
+    allow_code: bool = False,
     progress: Progress | None = None,
 ) -> list[Scores]:
     """Measure model folders on tasks of lm-evaluation-harness: a row for each task and metric.
 
-    Models are loaded by its class for transformers, without remote code. Intervals are the score
+    Models are loaded by its class for transformers, without remote code; task files of one's own,
+    which can run code, are read only with `allow_code`. Intervals are the score
     and 1.96 of its standard errors on both sides. MissingExtraError where it is not installed,
     UnknownNameError for tasks it does not know, MagmergeError where a task's data cannot be had.
     """
     folders = [_folder(model) for model in models]
+    if wanted.include is not None and not allow_code:
+        # Functions that task files name, and templates in them, run as any code does.
+        raise ParameterError(
+            "task files of the harness can run code",
+            source=wanted.include,
+            remedy="read them, and if you trust them add --allow-code (allow_code=True)",
+        )
     harness = needed("lm_eval", "--lm-eval")
     precision = dtypes.torch_dtype(dtypes.parse_float_dtype(dtype or "float32"))
     with _quiet():

@@ -37,6 +37,7 @@ class Settings(TypedDict, total=False):
     device: str | None
     dtype: str | None
     memory: str | int
+    allow_code: bool
     out: Path_ | None
     overwrite: bool
     progress: Progress | None
@@ -65,6 +66,7 @@ def evaluate(
     device: str | None = None,
     dtype: str | None = None,
     memory: str | int = DEFAULT,
+    allow_code: bool = False,
     out: Path_ | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -84,8 +86,9 @@ def evaluate(
     `threads` batches are at work at once, and `workers` threads decode images ahead of them; their
     numbers do not change the scores. The forward pass is in `dtype` (default float32) on `device`
     (default cpu); heads and log-probabilities are in float32. Live models and images that are kept
-    decoded take at most `memory`, but for one model. With `out` the scores are written there as
-    JSON. Raises MagmergeError's children.
+    decoded take at most `memory`, but for one model. Code that a suite names, and task
+    files of the harness, which can run code, need `allow_code`. With `out` the scores are written
+    there as JSON. Raises MagmergeError's children.
     """
     several = isinstance(model, list | tuple)
     models = list(model) if isinstance(model, list | tuple) else [model]
@@ -94,14 +97,16 @@ def evaluate(
         check_free(Path(out), overwrite=overwrite)
     if lm_eval:
         wanted = LmEval.of(lm_eval)
-        scores = run_harness(models, wanted, device=device, dtype=dtype, progress=progress)
+        scores = run_harness(
+            models, wanted, device=device, dtype=dtype, allow_code=allow_code, progress=progress
+        )
     else:
         named = Columns(**{key: name for key, name in (columns or {}).items() if name})
         if suite is None:
             suite = quick_suite(
                 perplexity, questions, columns=named, base=base, max_length=max_length
             )
-        opened = suite if isinstance(suite, Suite) else open_suite(suite)
+        opened = suite if isinstance(suite, Suite) else open_suite(suite, allow_code=allow_code)
         found = opened.evaluate_all(
             {str(number): one for number, one in enumerate(models)},
             split=split, tasks=tasks, threads=threads, workers=workers, device=device,

@@ -25,9 +25,12 @@ from magmerge.memory import DEFAULT
 from magmerge.run import Progress
 
 
-def open_suite(path: str | Path) -> Suite:
-    """Open a suite file for one model or many; raises MagmergeError's children for its faults."""
-    return Suite(path)
+def open_suite(path: str | Path, *, allow_code: bool = False) -> Suite:
+    """Open a suite file for one model or many; raises MagmergeError's children for its faults.
+
+    A suite that names code to run is refused unless `allow_code`.
+    """
+    return Suite(path, allow_code=allow_code)
 
 
 class Lot(NamedTuple):
@@ -50,9 +53,19 @@ class Suite:
     and paths of `entry` are relative to its folder. Not for several threads at once.
     """
 
-    def __init__(self, path: str | Path, entry: SuiteEntry | None = None) -> None:
+    def __init__(
+        self, path: str | Path, entry: SuiteEntry | None = None, *, allow_code: bool = False
+    ) -> None:
         self.path = Path(path)
         self.entry = read_suite(self.path) if entry is None else entry
+        build = self.entry.model.build
+        if build is not None and not allow_code:
+            raise ParameterError(
+                f"it names code to run: model.build is {build}",
+                source=self.path,
+                remedy="read that code, and if you trust it allow it with --allow-code "
+                "(allow_code=True)",
+            )
         base = self.entry.base
         self.base = None if base is None else Path(resolved(self.path.parent, base))
         if self.base is not None and not self.base.is_dir():

@@ -91,6 +91,7 @@ def plot(
     device: str = CPU,
     threads: int | None = None,
     memory: str | int = DEFAULT,
+    allow_code: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Plotted:
@@ -125,7 +126,7 @@ def plot(
         document: Document = ranking_of_file(_file(sensitive), numbers, alpha)
         draw(document, figure)
         return Plotted(figure, numbers, document, 0, time.monotonic() - start)
-    ground = _ground(suite, base, experts, data)
+    ground = _ground(suite, base, experts, data, allow_code=allow_code)
     how = How(
         split=split,
         tasks=None if tasks is None else tuple(chosen_tasks(ground.entry, tasks, str(suite))),
@@ -190,10 +191,12 @@ def _ground(
     base: str | Path | None,
     experts: Mapping[str, str | Path] | None,
     data: Any,
+    *,
+    allow_code: bool,
 ) -> Ground:
     if suite is None:
         raise ParameterError("no suite is given", remedy="name its file with --suite (suite=)")
-    opened = suite if isinstance(suite, Suite) else open_suite(suite)
+    opened = suite if isinstance(suite, Suite) else open_suite(suite, allow_code=allow_code)
     return open_ground(opened, base=base, experts=experts, data=data)
 
 

@@ -79,7 +79,8 @@ def comparison_table(scores: Sequence[Scores]) -> Table:
 def comparison_heading(scores: Sequence[Scores]) -> Text:
     """On what the models were measured, and on how many rows of each task."""
     counts = ", ".join(f"{one.task} {one.count}" for one in scores[0].tasks)
-    return plain(f"{len(scores)} models on {_where(scores[0])}") + plain(f"\nrows: {counts}", "dim")
+    heading = plain(f"{len(scores)} models on {_where(scores[0])}")
+    return Text("\n").join([heading, plain(f"rows: {counts}", "dim")])
 
 
 def scores_notes(scores: Scores) -> list[str]:

@@ -192,7 +192,7 @@ def catalog_table(entries: Sequence[Mapping[str, Any]], kind: str) -> Table:
         names = ", ".join([entry["name"], *entry["aliases"]])
         parameters = "\n".join(f"{p['name']}={p['default']}" for p in entry["parameters"])
         summary = plain(entry["summary"]) + paragraph(f"\ntakes {entry['takes']}", "dim")
-        made.add_row(plain(names, "bold"), plain(parameters), summary, plain(entry["source"]))
+        made.add_row(plain(names, "bold"), paragraph(parameters), summary, plain(entry["source"]))
         made.add_row()
     return made
 

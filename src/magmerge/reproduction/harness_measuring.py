@@ -75,6 +75,8 @@ class HarnessMeasure:
                 LmEval((task,), include=self._include),
                 device=self._machine.device,
                 dtype=self._machine.dtype,
+                # The only folder there can be is the one that a tiny run wrote itself.
+                allow_code=True,
                 progress=told(self._progress, task),
             )
             for name, one in zip(models, scores, strict=True):

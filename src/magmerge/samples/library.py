@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +41,7 @@ class LibraryTable:
         wanted = [name for name in columns if name in self.columns]
         images = [name for name in wanted if self.columns[name] == "image"]
         data = self._data.select_columns([name for name in wanted if name not in images])
-        pictured = {name: self._data.select_columns([name]) for name in images}
+        pictured = {name: _undecoded(self._data.select_columns([name]), name) for name in images}
         for row in rows:
             try:
                 values = dict(data[int(row)]) if data.column_names else {}
@@ -60,12 +62,17 @@ class StoredPicture:
     def __init__(self, data: Any, row: int, column: str, source: str) -> None:
         self._data, self._row, self._column, self._source = data, row, column, source
 
-    def opened(self) -> Any:
-        """The image of Pillow; ValueError where the row has none."""
+    def content(self) -> BytesIO | Path:
+        """The image's file as it is stored; ValueError where the row has none here."""
         found = self._data[self._row][self._column]
         if found is None:
             raise ValueError("the row has no image")
-        return found
+        if found["bytes"] is not None:
+            return BytesIO(found["bytes"])
+        path = Path(str(found["path"]))
+        if not path.is_file():
+            raise ValueError(f"there is no file {path}")
+        return path
 
     def __str__(self) -> str:
         return f"{self._source}, row {self._row}"
@@ -164,6 +171,12 @@ def open_named(text: str, split: str | None, *, allow_test: bool) -> LibraryTabl
             "save_to_disk elsewhere and give its folder",
         ) from error
     return LibraryTable(data, text)
+
+
+def _undecoded(data: Any, column: str) -> Any:
+    """The column with its images as bytes or paths: `datasets` would decode any format."""
+    feature = data.features[column]
+    return data.cast_column(column, replace(feature, decode=False))
 
 
 def _kind(feature: Any) -> Column:

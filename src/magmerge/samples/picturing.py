@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from magmerge.samples.library import StoredPicture
 from magmerge.samples.rows import DataError, Picture, Preparation
 
 PROCESSOR = "preprocessor_config.json"
+FORMATS = ("PNG", "JPEG", "WEBP", "PPM", "BMP", "TIFF")
+"""Formats that are decoded, whatever a file is called. Others start programs: EPS, Ghostscript."""
+PROGRAMS = ("EPS", "WMF")
+"""Formats of an image of the user's own that would start one when its pixels are read."""
 CHANNELS = 3
 
 Pixels = Callable[[Sequence[Picture]], tuple[tuple[Tensor, ...], Mapping[str, Tensor]]]
@@ -120,10 +125,11 @@ def decoded(image: Picture) -> Any:
     # decode at once. So what Pillow only warns of is refused by its size.
     with ExitStack() as stack:
         try:
-            if isinstance(image, Path):
-                opened = stack.enter_context(library.open(image))
-            else:
-                opened = image.opened() if isinstance(image, StoredPicture) else image
+            opened = image.content() if isinstance(image, StoredPicture) else image
+            if isinstance(opened, Path | BytesIO):
+                opened = stack.enter_context(library.open(opened, formats=FORMATS))
+            if opened.format in PROGRAMS:
+                raise ValueError(f"it is {opened.format}, which starts another program")
             most = library.MAX_IMAGE_PIXELS
             if most is not None and opened.width * opened.height > most:
                 raise library.DecompressionBombError(
