@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from magmerge import dtypes, registry
 from magmerge.binding import bind
-from magmerge.checkpoints.compare import check_distinct, check_merged
+from magmerge.checkpoints.compare import changed_buffers, check_distinct, check_merged
 from magmerge.checkpoints.donor import check_donor, companion_files, weights_file
 from magmerge.checkpoints.opening import Model
 from magmerge.checkpoints.writer import MemorySink, Sink
@@ -55,7 +55,8 @@ def carry_out(
     found = plan_for(recipe, sources, target, shard_size, files, count, memory)
     inputs = _inputs(recipe, sources, wanted, files)
     _check_models(found, sources)
-    warn(found.warnings)
+    told = (*found.warnings, *changed_buffers(sources, found.steps))
+    warn(told)
     work = Work(found, bind(recipe), sources, Reader(sources, engine), engine, recipe.seed)
     uncovered: tuple[Uncovered, ...] = ()
     if recipe.sampling is not None:
@@ -66,7 +67,7 @@ def carry_out(
         records, carried = execute(work, sink, threads=count, progress=progress)
         notes = (*carried, *correlations(recipe, records))
         warn(notes)
-        return Filled(records, (*found.warnings, *notes), uncovered)
+        return Filled(records, (*told, *notes), uncovered)
 
     kept = MemorySink()
     if target is None:

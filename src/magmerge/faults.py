@@ -11,6 +11,7 @@ from magmerge import dtypes, registry
 from magmerge.errors import StructureError
 from magmerge.filters import values_of
 from magmerge.models import Checkpoint, Expert, Sources
+from magmerge.quantisation import signs
 from magmerge.recipe import Recipe
 from magmerge.types import TensorSpec
 from magmerge.varying import Varying
@@ -25,7 +26,6 @@ REMEDIES = {
     " is in the base: ": "name the model that this adapter was trained on with --base (base=)",
     " is given twice": "give each model once; for more influence of one expert set its weight: "
     "--set 'weights=[2, 1]'",
-    "quantised": "dequantise the model first (load it in transformers and save it in bfloat16)",
     "it needs a base": "name the base with --base (base=); average and slerp do without",
     " takes ": "give as many experts as the method takes, or choose another method",
     " weights are given ": "give one weight for each expert: --set 'weights=[0.5, 0.5]'",
@@ -46,10 +46,12 @@ REMEDIES = {
 
 
 def check_structure(recipe: Recipe, sources: Sources, config: Mapping[str, Any]) -> None:
-    """StructureError with all faults: missing, extra and misshapen tensors, formats that cannot be
-    merged, models given twice, a number of experts that the method does not take.
+    """StructureError with all faults: quantised models, else missing, extra and misshapen tensors,
+    formats that cannot be merged, models given twice, a number of experts that the method does not
+    take.
     """
-    faults = [*_expert_count_faults(recipe, sources), *_quantised_faults(sources, config)]
+    check_quantised(sources, config)
+    faults = _expert_count_faults(recipe, sources)
     faults += _repeated_faults(sources)
     faults += _difference_faults(recipe, sources)
     faults += _pattern_faults(recipe, sources)
@@ -118,19 +120,27 @@ def _expert_count_faults(recipe: Recipe, sources: Sources) -> list[str]:
     return faults
 
 
-def _quantised_faults(sources: Sources, config: Mapping[str, Any]) -> list[str]:
+def check_quantised(sources: Sources, config: Mapping[str, Any]) -> None:
+    """StructureError where a model is quantised, before the faults that follow from that."""
     faults = []
     if config.get("quantization_config"):
         faults.append(
             f"{sources.layout.source} is quantised (quantization_config in its config.json)"
         )
-    for source, specs in _all_specs(sources):
-        faults += [
-            f"{name} of {source} is quantised to {dtypes.torch_name(spec.dtype)}"
-            for name, spec in specs.items()
-            if spec.dtype in dtypes.QUANTISED
-        ]
-    return faults
+    models = [sources.layout, sources.base, *(expert.whole for expert in sources.experts)]
+    for model in dict.fromkeys(one for one in models if one is not None):
+        found = signs(model.specs)
+        if found:
+            more = f" and {len(found) - 1} more tensors" if len(found) > 1 else ""
+            faults.append(
+                f"{model.source} is quantised: {found[0].tensor} ({found[0].reason}){more}"
+            )
+    if faults:
+        raise StructureError(
+            faults,
+            remedy="give the model that it was quantised from, or load it with the program that "
+            "quantised it and save it in bfloat16, float16 or float32",
+        )
 
 
 def _repeated_faults(sources: Sources) -> list[str]:

@@ -27,6 +27,7 @@ from magmerge.adapters.task_vectors import (
     reason_against,
     squared_norm,
 )
+from magmerge.checkpoints.compare import changed_buffers
 from magmerge.checkpoints.opening import Model
 from magmerge.device import Processor
 from magmerge.errors import ParameterError, StructureError
@@ -103,7 +104,7 @@ def extract(
     tasks = _tasks(sources, steps, reasons, wanted, code)
     done = counter("extracting", len(steps), progress)
     found = local.run(tasks, threads=count, room=room, done=done)
-    result = concluded(sources, found, code, form, asked)
+    result = concluded(sources, found, code, form, asked, changed_buffers(sources, plan.steps))
     if out is None:
         return result
     return replace(result, path=result.save(out, overwrite=overwrite, threads=count))

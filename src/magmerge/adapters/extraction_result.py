@@ -78,6 +78,7 @@ def concluded(
     dtype: str,
     naming: Naming,
     asked: Mapping[str, Any],
+    told: Sequence[str] = (),
 ) -> Extraction:
     """The result, and its warnings; an error where there is nothing to write."""
     (model,), base = sources.experts, sources.layout
@@ -97,7 +98,7 @@ def concluded(
     records = tuple(one.record for one in made)
     norm = math.hypot(*(one.norm for one in records), *(one.norm for one in lost))
     missed = math.hypot(*(one.norm * one.error for one in records), *(one.norm for one in lost))
-    notes = _notes(lost, norm)
+    notes = (*told, *_notes(lost, norm))
     warn(notes)
     return Extraction(
         base=base.source,

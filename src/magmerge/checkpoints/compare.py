@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 
 from magmerge import dtypes
 from magmerge.adapters.expert import AdapterExpert
 from magmerge.checkpoints.expert import FullExpert
-from magmerge.errors import StructureError
-from magmerge.models import Checkpoint, Expert
+from magmerge.errors import StructureError, shortened
+from magmerge.models import Checkpoint, Expert, Sources
 from magmerge.pieces import cut
+from magmerge.quantisation import INTEGERS
+from magmerge.types import Step
+
+WHOLE = INTEGERS | {"BOOL"}
 
 
 def check_distinct(
@@ -59,6 +63,41 @@ def check_merged(
         )
 
 
+def changed_buffers(sources: Sources, steps: Iterable[Step]) -> tuple[str, ...]:
+    """What a reader should know of integer and complex tensors: the experts' own are lost.
+
+    A batch norm's count of batches is no part of what a model computes, and is not named.
+    """
+    base = sources.base or sources.layout
+    names = [
+        step.spec.name
+        for step in steps
+        if step.kind == "buffer" and step.action == "carry" and not _counts(step.spec.name)
+    ]
+    notes = []
+    for expert in sources.experts:
+        if expert.whole is None or expert.whole is base:
+            continue
+        changed = [name for name in names if _differs(expert.whole, base, name)]
+        if changed:
+            notes.append(
+                f"{expert.source} has other values than {base.source} in tensors that are not "
+                f"merged, and are carried over: {shortened(changed)}"
+            )
+    return tuple(notes)
+
+
+def _counts(name: str) -> bool:
+    return name.rpartition(".")[2] == "num_batches_tracked"
+
+
+def _differs(first: Checkpoint, second: Checkpoint, name: str) -> bool:
+    if name not in first.specs or name not in second.specs:
+        return False
+    one, other = first.specs[name], second.specs[name]
+    return one.shape != other.shape or not same_tensor(first, second, name)
+
+
 def is_base(expert: Expert, base: Checkpoint, names: Collection[str]) -> bool:
     """Whether all task vectors are zero."""
     if isinstance(expert, AdapterExpert):
@@ -87,10 +126,16 @@ def same_tensors(first: Checkpoint, second: Checkpoint, names: Collection[str]) 
 
 def same_tensor(first: Checkpoint, second: Checkpoint, name: str) -> bool:
     """Whether a tensor has the same values in both, looked at piece by piece."""
+    codes = {first.specs[name].dtype, second.specs[name].dtype}
+    wide = torch.float64
+    if "C64" in codes:
+        wide = torch.complex128
+    elif codes <= WHOLE:
+        wide = torch.int64
     return all(
         torch.equal(
-            first.read_part(name, piece.start, piece.stop).double(),
-            second.read_part(name, piece.start, piece.stop).double(),
+            first.read_part(name, piece.start, piece.stop).to(wide),
+            second.read_part(name, piece.start, piece.stop).to(wide),
         )
         for piece in cut(first.specs[name].shape, "other", "entries")
     )
