@@ -164,7 +164,7 @@ def donor_for(donor: str | Path | None, sources: Sources) -> Path | None:
             source=folder,
             remedy="name the folder of a model with --donor (donor=)",
         )
-    check_donor(folder, sources.layout.folder)
+    check_donor(folder, sources.layout)
     return folder
 
 

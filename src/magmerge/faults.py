@@ -21,6 +21,9 @@ _ARCHITECTURE = (
     "expert's own ones, name them with --ignore 'PATTERN' (ignore=), for example 'classifier.*'"
 )
 REMEDIES = {
+    " is both": "give a base whose head is a matrix of its own: in transformers set "
+    "model.lm_head.weight to a copy of the embedding and model.config.tie_word_embeddings to "
+    "False, and save it",
     " seems to be for another base": "name the model that this adapter was trained on with --base "
     "(base=)",
     " is in the base: ": "name the model that this adapter was trained on with --base (base=)",
@@ -85,6 +88,12 @@ def dtype_warnings(sources: Sources) -> list[str]:
                 f"computed in float32, written as {wanted} unless --dtype says otherwise"
             )
     return warnings
+
+
+def reading_notes(sources: Sources) -> list[str]:
+    """What is to be known of how the models were read, once each."""
+    models = [sources.layout, sources.base, *sources.experts]
+    return list(dict.fromkeys(note for one in models if one is not None for note in one.notes))
 
 
 def tied_everywhere(sources: Sources, name: str) -> bool:

@@ -45,6 +45,11 @@ class Checkpoint(Protocol):
         """What is known of its layers beyond shapes."""
         ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of how it was read."""
+        ...
+
     def read(self, name: str) -> Tensor:
         """The whole tensor `name`, on the CPU, in its stored dtype."""
         ...
@@ -93,6 +98,11 @@ class Expert(Protocol):
     @property
     def faults(self) -> Sequence[str]:
         """What its headers show to be wrong with it."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of how it was read."""
         ...
 
     @property

@@ -10,7 +10,13 @@ from magmerge import dtypes, registry
 from magmerge.binding import bind
 from magmerge.checkpoints.layout import lay_out
 from magmerge.errors import ParameterError, UnknownNameError, suggestion
-from magmerge.faults import check_structure, dtype_warnings, matches, tied_everywhere
+from magmerge.faults import (
+    check_structure,
+    dtype_warnings,
+    matches,
+    reading_notes,
+    tied_everywhere,
+)
 from magmerge.kinds import kinds_of, read_model_config
 from magmerge.memory import allow, bytes_at_work
 from magmerge.models import Sources
@@ -75,7 +81,7 @@ def make_plan(
         piece=allowance.piece,
         live=live,
         copied=tuple(copied),
-        warnings=tuple(dtype_warnings(sources)),
+        warnings=(*reading_notes(sources), *dtype_warnings(sources)),
         choices=varying.choices(steps),
     )
 

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from magmerge import dtypes, registry
 from magmerge.adapters.sources import adapter_sources
 from magmerge.adapters.union import AdapterUnion
-from magmerge.checkpoints import open_checkpoint, open_expert
-from magmerge.checkpoints.opening import Model, open_whole
+from magmerge.checkpoints import open_expert
+from magmerge.checkpoints.opening import BASE, Model, open_whole
 from magmerge.errors import MagmergeError, ParameterError
 from magmerge.filters import varies
 from magmerge.models import Checkpoint, Expert, Sources
@@ -170,12 +170,13 @@ def _open(base: Model | None, experts: Experts, merged: Model | None) -> Sources
     adapters = adapter_sources(models) if base is None and merged is None else None
     if adapters is not None:
         return adapters
-    opened_base = None if base is None else open_whole("base", base)
+    opened_base = None if base is None else open_whole(BASE, base)
     opened: list[Expert] = [open_expert(name, model, opened_base) for name, model in models.items()]
     opened_merged = None if merged is None else open_whole("merged model", merged)
     layout: Checkpoint | None = opened_merged or opened_base
     if layout is None:
         if not opened:
             raise MagmergeError("no model is given", remedy="name a base and some experts")
-        layout = open_checkpoint(next(iter(models.values())))
+        layout = opened[0].whole
+        assert layout is not None
     return Sources(layout, opened_base, opened, opened_merged)

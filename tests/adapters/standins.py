@@ -25,6 +25,7 @@ class Adapter:
     whole: Mapping[str, TensorSpec] = {}
     metadata: Mapping[str, str] = {}
     config: Mapping[str, Any] = {}
+    notes: tuple[str, ...] = ()
 
     def __init__(self, source: str, factors: Mapping[str, LowRank]) -> None:
         self.source = source

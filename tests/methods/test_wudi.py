@@ -11,16 +11,26 @@ from tests.linalg.matrices import distance, with_spectrum
 wudi = magmerge.method("wudi").fn
 
 
+def leading(deltas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Singular triplets of [...D_k^T / |D_k|...], as many as its effective rank says."""
+    matrices = [one for one in deltas.double().reshape(*deltas.shape[:2], -1) if one.norm() > 0]
+    known = torch.cat([matrix.T / matrix.norm() for matrix in matrices], dim=1)
+    left, values, right = torch.linalg.svd(known, full_matrices=False)
+    there = values[values > RANK_CUT * values[0]]
+    rank = round(float(there.sum() ** 2 / there.square().sum()))
+    return left[:, :rank], values[:rank], right[:rank]
+
+
 def slow_wudi(deltas: Tensor) -> Tensor:
-    """The least squares problem as the paper states it, all rows at once, by a pseudo-inverse."""
+    """The least squares problem as the paper states it, all rows at once, on leading directions."""
     matrices = deltas.double().reshape(len(deltas), deltas.shape[1], -1)
     alive = [matrix for matrix in matrices if matrix.norm() > 0]
     if not alive:
         return torch.zeros(deltas.shape[1:], dtype=torch.float64)
     # (D - D_k) D_k^T / |D_k| = 0 for all k: D [...D_k^T / |D_k|...] = [...D_k D_k^T / |D_k|...]
-    known = torch.cat([matrix.T / matrix.norm() for matrix in alive], dim=1)
     wanted = torch.cat([matrix @ matrix.T / matrix.norm() for matrix in alive], dim=1)
-    return (wanted @ torch.linalg.pinv(known, rtol=RANK_CUT)).reshape(deltas.shape[1:])
+    left, values, right = leading(deltas)
+    return (wanted @ (right.T / values) @ left.T).reshape(deltas.shape[1:])
 
 
 def loss(merged: Tensor, deltas: Tensor) -> Tensor:
@@ -40,29 +50,46 @@ def test_equals_the_definition(shape: tuple[int, int], spectrum: str, experts: i
     assert distance(wudi(deltas), slow_wudi(deltas)) < 1e-4
 
 
-def test_descent_from_the_sum_tends_to_it() -> None:
+def test_descent_from_the_sum_tends_to_it_on_the_leading_directions() -> None:
     """The authors' start and objective, with plain gradient steps until nothing changes."""
     deltas = stacked(3, (6, 24), "normal").double() * 1e3
     found = deltas.sum(0)
     for _ in range(20000):
         slope = sum(((found - d) @ d.T) @ d / d.square().sum() for d in deltas)
         found = found - 0.5 * slope
-    assert distance(wudi(deltas), found) < 1e-4
+    kept = leading(deltas)[0]
+    assert distance(wudi(deltas), found @ kept @ kept.T) < 1e-4
 
 
-def test_no_other_task_vector_disturbs_less() -> None:
+def test_no_other_task_vector_on_these_directions_disturbs_less() -> None:
     deltas = stacked(4, (10, 16), "power")
-    merged = wudi(deltas)
+    merged, kept = wudi(deltas), leading(deltas)[0].float()
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):
-        other = merged + 1e-5 * torch.randn(10, 16, generator=generator)
+        other = merged + 1e-5 * torch.randn(10, 16, generator=generator) @ kept @ kept.T
         assert loss(merged, deltas) < loss(other, deltas)
-    assert loss(merged, deltas) < loss(deltas.sum(0), deltas)
+    assert loss(merged, deltas) < loss(deltas.sum(0) @ kept @ kept.T, deltas)
 
 
-def test_one_expert_is_its_own_best() -> None:
-    deltas = stacked(1, (9, 7), "normal")
-    assert torch.allclose(wudi(deltas), deltas[0], rtol=1e-4, atol=1e-9)
+def test_experts_that_share_nothing_are_all_kept() -> None:
+    """Equal singular values: the effective rank is the whole, and each expert is met exactly."""
+    whole = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(1))).Q
+    deltas = torch.stack([whole[:4], whole[4:8], whole[8:]])
+    assert torch.allclose(wudi(deltas), deltas.sum(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("noise", [1e-2, 1e-3, 1e-5])
+def test_the_weakest_directions_are_not_blown_up(noise: float) -> None:
+    """Adapters of low rank with a little noise: a pseudo-inverse would divide by the noise."""
+    generator = torch.Generator().manual_seed(2)
+    deltas = torch.stack(
+        [
+            torch.randn(48, 4, generator=generator) @ torch.randn(4, 96, generator=generator)
+            + noise * torch.randn(48, 96, generator=generator)
+            for _ in range(6)
+        ]
+    )
+    assert wudi(deltas).norm() < 1.5 * deltas.sum(0).norm()
 
 
 def test_an_expert_of_zeros_has_no_say() -> None:

@@ -31,6 +31,7 @@ class AssembledAdapter:
         self.files: tuple[Path, ...] = adapter.files
         self.naming: Naming = naming
         self.metadata = adapter.metadata
+        self.notes = adapter.notes
         self.config: Mapping[str, Any] = MappingProxyType({})
         self.whole: Mapping[str, TensorSpec] = MappingProxyType({})
         self._adapter = adapter
@@ -132,6 +133,7 @@ class InMemory:
 
     source = "the finished adapter"
     files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __init__(self, content: Content) -> None:
         self.naming: Naming = content.naming

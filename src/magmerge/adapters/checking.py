@@ -100,6 +100,7 @@ class _Kept:
     def __init__(self, adapter: Adapter, recipe: Recipe) -> None:
         self.source, self.files, self.naming = adapter.source, adapter.files, adapter.naming
         self.modules, self.metadata, self.config = adapter.modules, adapter.metadata, adapter.config
+        self.notes = adapter.notes
         self.whole = {n: s for n, s in adapter.whole.items() if not matches(n, recipe.ignore)}
         self.read, self.read_whole = adapter.read, adapter.read_whole
         self.read_whole_part = adapter.read_whole_part

@@ -28,6 +28,7 @@ from magmerge.binding import bind
 from magmerge.conducting import correlations
 from magmerge.device import open_device
 from magmerge.errors import ParameterError
+from magmerge.faults import reading_notes
 from magmerge.models import Sources
 from magmerge.provenance import FILE, document
 from magmerge.publishing import digest_inputs, report_on, warn
@@ -107,7 +108,8 @@ def carry_out_adapters(
     )
     records = tuple(one.record for one in merged.values())
     whole, notes = replaced(recipe, sources, dtype)
-    notes = (*notes, *strangers(union), *correlations(recipe, list(records)))
+    notes = (*reading_notes(sources), *notes, *strangers(union))
+    notes += correlations(recipe, list(records))
     warn(notes)
     content = content_of(recipe, sources, merged, whole, output)
     result = AdapterResult(

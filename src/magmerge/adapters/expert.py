@@ -12,9 +12,10 @@ from magmerge.adapters.bases import Found, Place, base_name, find
 from magmerge.adapters.families import mismatch
 from magmerge.adapters.nouns import Adapter, LowRank
 from magmerge.checkpoints.product import TILE, rows_between
-from magmerge.kinds import kinds_of, read_model_config
+from magmerge.kinds import HEADS, kinds_of, read_model_config
 from magmerge.models import Checkpoint
 from magmerge.pieces import cut
+from magmerge.tied import shared_embeddings
 from magmerge.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class AdapterExpert:
         self.adapter = adapter
         self.whole = None
         self.ties = base.ties
+        self.notes = adapter.notes
         self.faults: list[str] = []
         found = find(
             adapter.modules,
@@ -53,6 +55,7 @@ class AdapterExpert:
         for place in found.places:
             self._places.setdefault(place.tensor, []).append(place)
         self._replaced = self._replacements(base)
+        self._check_tied(found, base)
         lacking = self._report(found, base)
         self.specs = self._specs(base, lacking)
         self.untouched = frozenset(set(base.specs) - set(self._places) - set(self._replaced))
@@ -117,6 +120,28 @@ class AdapterExpert:
             elif target is not None:
                 found[target] = key
         return found
+
+    def _check_tied(self, found: Found, base: Checkpoint) -> None:
+        """A fault where the adapter changes embedding or head, which the base has one matrix for.
+
+        PEFT runs them as different matrices then.
+        """
+        shared = shared_embeddings(base)
+        if not shared or self.adapter.config.get("ensure_weight_tying"):
+            return
+        touched = sorted(shared & (set(self._places) | set(self._replaced)))
+        self.faults += [
+            f"{name}: {self.name} changes the embedding or the head, and in the base "
+            f"{base.source} it is both"
+            for name in touched
+        ]
+        heads = [name for name in found.lacking if name.rpartition(".")[2] in HEADS]
+        self.faults += [
+            f"{name}: {self.name} changes the head, and in the base {base.source} "
+            f"{' and '.join(sorted(shared))} is both"
+            for name in heads
+        ]
+        found.lacking = [name for name in found.lacking if name not in heads]
 
     def _report(self, found: Found, base: Checkpoint) -> list[str]:
         """Put into `faults` what does not fit; the modules and tensors that the base lacks."""

@@ -33,7 +33,7 @@ from magmerge.device import Processor
 from magmerge.errors import ParameterError, StructureError
 from magmerge.executors import local
 from magmerge.executors.local import Job, Task
-from magmerge.faults import matches
+from magmerge.faults import matches, reading_notes
 from magmerge.memory import DEFAULT, OVERHEAD
 from magmerge.models import Sources
 from magmerge.pieces import cut, stretches
@@ -104,7 +104,8 @@ def extract(
     tasks = _tasks(sources, steps, reasons, wanted, code)
     done = counter("extracting", len(steps), progress)
     found = local.run(tasks, threads=count, room=room, done=done)
-    result = concluded(sources, found, code, form, asked, changed_buffers(sources, plan.steps))
+    told = (*reading_notes(sources), *changed_buffers(sources, plan.steps))
+    result = concluded(sources, found, code, form, asked, told)
     if out is None:
         return result
     return replace(result, path=result.save(out, overwrite=overwrite, threads=count))

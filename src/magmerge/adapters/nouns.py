@@ -87,6 +87,11 @@ class Adapter(Protocol):
         """adapter_config.json; empty for the other namings."""
         ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of how it was read."""
+        ...
+
     def read(self, module: str) -> LowRank:
         """One module's factors, in their stored dtype, on the CPU."""
         ...

@@ -9,6 +9,7 @@ from typing import Any
 
 from magmerge.adapters.formats.diffusers import read_diffusers
 from magmerge.adapters.formats.kohya import read_kohya
+from magmerge.adapters.formats.others import with_other_weights
 from magmerge.adapters.formats.peft import read_peft
 from magmerge.adapters.formats.sorting import is_adapter_file, style_of
 from magmerge.adapters.formats.stored import StoredAdapter, StoredModule, StoredTensor
@@ -78,7 +79,8 @@ def _open_peft(folder: Path) -> StoredAdapter:
 
 def _with_config(checkpoint: Checkpoint, folder: Path) -> StoredAdapter:
     files = (*checkpoint.files, folder / CONFIG)
-    return read_peft(checkpoint, read_config(folder), files, read_metadata(checkpoint))
+    found = read_peft(checkpoint, read_config(folder), files, read_metadata(checkpoint))
+    return with_other_weights(found, folder)
 
 
 def _joined(folder: Path, components: list[str]) -> StoredAdapter:
@@ -88,6 +90,7 @@ def _joined(folder: Path, components: list[str]) -> StoredAdapter:
     files: list[Path] = []
     config: dict[str, Any] = {}
     metadata: dict[str, str] = {}
+    notes: list[str] = []
     for component in components:
         part = _open_peft(folder / component)
         for name, module in part.stored.items():
@@ -101,9 +104,12 @@ def _joined(folder: Path, components: list[str]) -> StoredAdapter:
                 tensor, spec=dataclasses.replace(tensor.spec, name=own)
             )
         files += part.files
+        notes += part.notes
         config[component] = part.config
         metadata |= part.metadata
-    return StoredAdapter(str(folder), tuple(files), "peft", stored, replaced, metadata, config)
+    return StoredAdapter(
+        str(folder), tuple(files), "peft", stored, replaced, metadata, config, tuple(notes)
+    )
 
 
 def read_metadata(checkpoint: Checkpoint) -> Mapping[str, str]:

@@ -31,6 +31,7 @@ class AdapterUnion:
     folder: Path | None = None
     files: tuple[Path, ...] = ()
     ties: Mapping[str, str] = MappingProxyType({})
+    notes: tuple[str, ...] = ()
 
     def __init__(self, adapters: Sequence[Adapter], naming: Naming) -> None:
         self.adapters = tuple(adapters)
@@ -73,6 +74,7 @@ class AdapterTaskVectors:
         self.adapter = adapter
         self.source = adapter.source
         self.files = adapter.files
+        self.notes = adapter.notes
         own = {key: TensorSpec(key, one.shape, "F32") for key, one in adapter.modules.items()}
         self.specs: Mapping[str, TensorSpec] = {**union.specs, **own}
         self.untouched = frozenset(set(union.specs) - set(own))

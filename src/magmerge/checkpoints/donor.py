@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from magmerge import dtypes
-from magmerge.errors import CheckpointError, OutputError
+from magmerge.errors import CheckpointError, OutputError, shortened
+from magmerge.kinds import read_config, read_model_config
+from magmerge.models import Checkpoint
 
 SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab"})
 LEFT_OUT = frozenset({"magmerge.json", "adapter_config.json", "trainer_state.json"})
 MODULES = "modules.json"
 MODEL, DIFFUSERS = "model.safetensors", "diffusion_pytorch_model.safetensors"
 DTYPE_KEYS = ("dtype", "torch_dtype")
+TOKENIZER = "tokenizer.json"
+IDENTITY = ("model_type", "architectures", "_class_name")
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "tie_word_embeddings", "d_model", "d_ff", "n_embd",
+    "n_layer", "n_head", "num_experts", "num_local_experts", "embedding_size",
+    "type_vocab_size", "patch_size", "image_size",
+)  # fmt: skip
+"""Keys of a config that decide which tensors a model has, and of what shapes."""
+POSITIONS = ("max_position_embeddings", "n_positions")
+TOKENS = ("embed_tokens", "word_embeddings", "wte", "embed_in", "tok_embeddings", "shared")
+"""What the names of token embeddings end in."""
 
 
 def companion_files(folder: Path | None) -> dict[str, Path]:
@@ -60,19 +75,106 @@ def weights_file(folder: Path | None) -> str:
     return DIFFUSERS if "_class_name" in _parsed(path.read_bytes(), path) else MODEL
 
 
-def check_donor(donor: Path | None, layout: Path | None) -> None:
-    """OutputError if the donor's config describes another architecture than the model's own."""
-    paths = [folder / "config.json" for folder in (donor, layout) if folder is not None]
-    if len(paths) < 2 or donor == layout or not all(path.is_file() for path in paths):
+def check_donor(donor: Path, layout: Checkpoint) -> None:
+    """OutputError if the donor's config or tokenizer are not for the model's own tensors."""
+    if layout.folder is not None and donor.resolve() == layout.folder.resolve():
         return
-    own, other = (_parsed(path.read_bytes(), path) for path in reversed(paths))
-    for key in ("model_type", "architectures"):
+    other = read_config(donor)
+    own = read_model_config(layout)
+    for key in IDENTITY:
         if key in own and key in other and own[key] != other[key]:
             raise OutputError(
                 f"its config.json says {key} {other[key]!r}, but the model's says {own[key]!r}",
                 source=donor,
                 remedy="name a donor of the same architecture",
             )
+    sizes, told = _sizes(own), _sizes(other)
+    for key in POSITIONS:
+        # Of rotary embeddings it says no shape.
+        if key in own and _has_rows(layout, own[key]):
+            sizes, told = {**sizes, key: own[key]}, {**told, key: other.get(key, own[key])}
+    for key in [key for key in told if key in sizes and told[key] != sizes[key]]:
+        raise OutputError(
+            f"its config.json says {key} {told[key]}, but the model's says {sizes[key]}, and so "
+            "do its tensors",
+            source=donor,
+            remedy="name a donor that was made for tensors of these shapes",
+        )
+    rows = _token_rows(layout, own)
+    tokens = told.get("vocab_size")
+    if not own and rows and tokens not in rows:
+        raise OutputError(
+            f"its config.json says vocab_size {tokens}, but the model's embeddings have "
+            f"{' or '.join(map(str, sorted(rows)))} rows",
+            source=donor,
+            remedy="name a donor that was made for a vocabulary of this size",
+        )
+    _check_tokenizer(donor, layout.folder, max(rows, default=None))
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says of its model's tensors, also in the parts of one that has several."""
+    found = {key: config[key] for key in SIZES if key in config}
+    for part, inner in config.items():
+        if isinstance(inner, dict) and part.endswith("_config"):
+            found |= {f"{part}.{key}": value for key, value in _sizes(inner).items()}
+    return found
+
+
+def _has_rows(layout: Checkpoint, count: object) -> bool:
+    """Whether there is a table of so many positions."""
+    return any(
+        "position" in name and one.shape[:1] == (count,) for name, one in layout.specs.items()
+    )
+
+
+def _token_rows(layout: Checkpoint, config: Mapping[str, Any]) -> set[int]:
+    """The rows of the tensors that have one for each token."""
+    if isinstance(config.get("vocab_size"), int):
+        return {config["vocab_size"]}
+    names = [name for name in layout.specs if name.removesuffix(".weight").endswith(TOKENS)]
+    return {layout.specs[name].shape[0] for name in names if len(layout.specs[name].shape) == 2}
+
+
+def _check_tokenizer(donor: Path, own: Path | None, rows: int | None) -> None:
+    """OutputError where the donor's tokens have no row, or the rows of other tokens."""
+    theirs, ours = _vocabulary(donor), {} if own is None else _vocabulary(own)
+    remedy = "name a donor whose tokenizer the model was trained with"
+    highest = max(theirs.values(), default=0)
+    if rows is not None and highest >= rows:
+        raise OutputError(
+            f"its tokenizer gives ids up to {highest}, but the model has {rows} tokens",
+            source=donor,
+            remedy=remedy,
+        )
+    moved = [token for token, number in theirs.items() if ours.get(token, number) != number]
+    if moved:
+        raise OutputError(
+            f"its tokenizer gives other ids to {len(moved)} tokens of the model's own: "
+            f"{shortened(sorted(moved))}",
+            source=donor,
+            remedy=remedy,
+        )
+
+
+def _vocabulary(folder: Path) -> dict[str, int]:
+    """Ids by token, of a tokenizer.json that says them; empty for all others."""
+    path = folder / TOKENIZER
+    if not path.is_file():
+        return {}
+    content = _parsed(path.read_bytes(), path)
+    model, added = content.get("model"), content.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    found: dict[str, int] = {}
+    if isinstance(vocabulary, dict):
+        found = {token: number for token, number in vocabulary.items() if isinstance(number, int)}
+    elif isinstance(vocabulary, list):
+        pairs = [one for one in vocabulary if isinstance(one, list) and one]
+        found = {str(pair[0]): number for number, pair in enumerate(pairs)}
+    for one in added if isinstance(added, list) else ():
+        if isinstance(one, dict) and isinstance(one.get("id"), int):
+            found[str(one.get("content"))] = one["id"]
+    return found
 
 
 def _parsed(content: bytes, path: Path) -> dict[str, Any]:

@@ -34,6 +34,11 @@ class FullExpert:
         return self.checkpoint.files
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """The checkpoint's."""
+        return self.checkpoint.notes
+
+    @property
     def ties(self) -> Mapping[str, str]:
         """The checkpoint's shared tensors."""
         return self.checkpoint.ties

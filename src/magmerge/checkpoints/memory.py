@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from magmerge import dtypes
 from magmerge.errors import CheckpointError
@@ -26,10 +27,12 @@ class MemoryCheckpoint:
         folder: Path | None = None,
         files: tuple[Path, ...] = (),
         kinds: Mapping[str, Kind] | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.source = source
         self.folder = folder
         self.files = files
+        self.notes = notes
         self.kinds = MappingProxyType(dict(kinds or {}))
         self._tensors = {name: _checked(name, tensor, source) for name, tensor in tensors.items()}
         self.specs = MappingProxyType(
@@ -66,6 +69,36 @@ def from_module(module: nn.Module) -> MemoryCheckpoint:
         state = {_within(name): one for name, one in state.items() if not _of_adapter(name)}
         kinds = {_within(name): kind for name, kind in kinds.items() if not _of_adapter(name)}
     return MemoryCheckpoint(state, f"a {type(module).__name__} in memory", kinds=kinds)
+
+
+def from_expert(module: nn.Module) -> MemoryCheckpoint:
+    """A module's state as it computes: with what PEFT has put beside its weights merged into them.
+
+    A module that PEFT has wrapped is copied for that; it is not changed itself.
+    """
+    if not is_wrapped(module):
+        return from_module(module)
+    copied: Any = copy.deepcopy(module)
+    if hasattr(copied, "merge_and_unload"):
+        merged = from_module(copied.merge_and_unload())
+        return MemoryCheckpoint(
+            {name: merged.read(name) for name in merged.specs},
+            f"a {type(module).__name__} in memory",
+            kinds=merged.kinds,
+        )
+    raise CheckpointError(
+        "PEFT has put an adapter into it, and it cannot be merged from outside",
+        source=f"a {type(module).__name__} in memory",
+        remedy="wrap it with get_peft_model, or save the adapter and give its folder",
+    )
+
+
+def is_wrapped(module: nn.Module) -> bool:
+    """Whether PEFT has put an adapter around any of its layers."""
+    return any(
+        type(layer).__module__.startswith("peft.") and hasattr(layer, "base_layer")
+        for layer in module.modules()
+    )
 
 
 def _of_adapter(name: str) -> bool:

@@ -27,6 +27,7 @@ else:
     Model: TypeAlias = Any
 
 TORCH_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+BASE = "base"
 NAMES = ("model", "diffusion_pytorch_model", "adapter_model", "pytorch_model")
 
 
@@ -62,7 +63,7 @@ def open_checkpoint(model: Model) -> Checkpoint:
 def open_expert(name: str, model: Model, base: Checkpoint | None) -> Expert:
     """Open one expert: a whole model, or a LoRA adapter as task vectors on `base`."""
     in_parts = isinstance(model, str | Path) and _adapts_parts(Path(model))
-    checkpoint = None if in_parts else open_checkpoint(model)
+    checkpoint = None if in_parts else _open_as_it_computes(model)
     if checkpoint is not None and not is_adapter(checkpoint):
         return FullExpert(name, checkpoint if base is None else align(checkpoint, base))
     if not isinstance(model, str | Path):
@@ -84,7 +85,19 @@ def open_expert(name: str, model: Model, base: Checkpoint | None) -> Expert:
 
 
 def open_whole(role: str, model: Model) -> Checkpoint:
-    """Open a base or a merged model, which cannot be an adapter."""
+    """Open a base or a merged model, which cannot be an adapter.
+
+    Of a base that PEFT has wrapped it is the model within.
+    """
+    if role != BASE and hasattr(model, "named_modules"):
+        from magmerge.checkpoints.memory import is_wrapped
+
+        if is_wrapped(cast("nn.Module", model)):
+            raise CheckpointError(
+                f"PEFT has wrapped it, and the {role} must be a plain model",
+                source=f"a {type(model).__name__} in memory",
+                remedy="pass model.merge_and_unload()",
+            )
     checkpoint = open_checkpoint(model)
     if is_adapter(checkpoint):
         raise CheckpointError(
@@ -93,6 +106,15 @@ def open_whole(role: str, model: Model) -> Checkpoint:
             remedy="give the adapter as an expert, and the model that it was trained on as base",
         )
     return checkpoint
+
+
+def _open_as_it_computes(model: Model) -> Checkpoint:
+    """Open a model; one that PEFT has wrapped with what its adapter adds."""
+    if not hasattr(model, "named_modules"):
+        return open_checkpoint(model)
+    from magmerge.checkpoints.memory import from_expert
+
+    return from_expert(cast("nn.Module", model))
 
 
 def is_adapter(checkpoint: Checkpoint) -> bool:

@@ -48,6 +48,11 @@ class RenamedCheckpoint:
         """As the stored checkpoint's."""
         return self._checkpoint.files
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """As the stored checkpoint's."""
+        return self._checkpoint.notes
+
     def read(self, name: str) -> Tensor:
         """The tensor that is `name` here."""
         return self._checkpoint.read(self._names[name])

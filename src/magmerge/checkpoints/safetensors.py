@@ -40,6 +40,7 @@ class SafetensorsCheckpoint:
         self.files = tuple(files)
         self.ties: MappingProxyType[str, str] = MappingProxyType({})
         self.kinds: MappingProxyType[str, Kind] = MappingProxyType({})
+        self.notes: tuple[str, ...] = ()
         self._places: dict[str, _Place] = {}
         self._handles = _Handles()
         specs: dict[str, TensorSpec] = {}

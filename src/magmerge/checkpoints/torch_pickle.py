@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 class TorchFile:
     """The tensors of one file, what it holds in words, and the classes that were passed over.
 
-    `passed` counts how often the file names each class or function that no tensor came from.
+    `passed` counts how often the file names each class or function that no tensor came from. `note`
+    is what a reader should know of it.
     """
 
     tensors: Mapping[str, Tensor]
     holds: str
     passed: Mapping[str, int]
+    note: str | None = None
 
 
 class TorchCheckpoint(MemoryCheckpoint):
@@ -49,7 +51,8 @@ class TorchCheckpoint(MemoryCheckpoint):
                         remedy="remove the file that does not belong to this checkpoint",
                     )
                 tensors[name] = tensor
-        super().__init__(tensors, source, folder=folder, files=tuple(opened))
+        notes = tuple(f"{file}: {one.note}" for file, one in opened.items() if one.note)
+        super().__init__(tensors, source, folder=folder, files=tuple(opened), notes=notes)
         self.holds = ", ".join(dict.fromkeys(one.holds for one in opened.values()))
         self.passed: Mapping[str, int] = MappingProxyType(
             {name: count for one in opened.values() for name, count in one.passed.items()}
@@ -86,4 +89,4 @@ def load_file(file: Path) -> TorchFile:
         for name, count in content.names.items()
         if name not in found.classes and not is_data(name)
     }
-    return TorchFile(tensors, found.holds, passed)
+    return TorchFile(tensors, found.holds, passed, found.note)

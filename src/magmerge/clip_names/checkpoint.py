@@ -72,6 +72,11 @@ class ClipCheckpoint:
         """As the stored checkpoint's."""
         return self._checkpoint.files
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """As the stored checkpoint's."""
+        return self._checkpoint.notes
+
     def read(self, name: str) -> Tensor:
         """The tensor that is `name` here."""
         shape = self.specs[name].shape

@@ -27,24 +27,37 @@ def scratch(shape: tuple[int, ...], _: int) -> int:
     return 6 * 8 * math.prod(shape[1:]) ** 2 if len(shape) > 1 else 0
 
 
+def effective_rank(values: Float[Tensor, "n"]) -> int:
+    """How many of the descending singular `values` carry the whole: their sum's square over that
+    of their squares, to the nearest whole number; n for equal ones, 0 for zeros.
+    """
+    there = values[: above_cut(values)]
+    if not len(there):
+        return 0
+    return min(len(there), max(1, round(float(there.sum().square() / there.square().sum()))))
+
+
 @register_method(
     "wudi",
-    source="WUDI-Merging, arXiv:2503.08099",
+    source="WUDI-Merging, arXiv:2503.08099; its rank: arXiv:2606.07289",
     kinds=MATRICES,
     workspace=(0, 8),
     scratch=scratch,
+    faithful=False,
 )
 def wudi(deltas: Float[Tensor, "K *shape"], *, lambda_: Lambda = 1.0) -> Float[Tensor, "*shape"]:
-    """The minimiser of sum_k |(D - D_k) D_k^T|^2 / |D_k|^2 (Frobenius norms), times lambda.
+    """The D on the leading directions of G that disturbs the tasks least, times lambda.
 
-    The rows of a task vector span about what the task's inputs span, so this is the least
+    The objective is that of WUDI's authors: sum_k |(D - D_k) D_k^T|^2 / |D_k|^2 (Frobenius norms).
+    The rows of a task vector span about what the task's inputs span, so its minimum is the least
     interference without data. It is linear least squares: D G = sum_k D_k G_k with G_k = D_k^T D_k
-    / |D_k|^2 and G their sum, solved in float64 by the pseudo-inverse of G (directions below 2^-20
-    in singular value count as zero); of all minimisers it is the least, the one that descent from
-    sum_k D_k tends to. The authors stop Adam after 300 steps of 1e-5 from there, so that their
-    result depends on the magnitude of the weights; this is the limit of their procedure. Experts of
-    zeros have no say. For [out, in] matrices and [out, rest] convolutions; a vector gets lambda
-    times the mean of its task vectors.
+    / |D_k|^2 and G their sum. The authors take 300 steps of Adam of size 1e-5 from sum_k D_k, so
+    that their result depends on the magnitude of the weights. Theirs is not followed here, nor to
+    its limit, the pseudo-inverse of G: that divides the weakest directions by almost nothing. In
+    closed form, D = sum_k D_k G_k U_r w_r^-1 U_r^T with the r greatest eigenvalues w of G and their
+    eigenvectors U, where r is (sum_i sqrt(w_i))^2 / sum_i w_i to the nearest whole number
+    (arXiv:2606.07289). Computed in float64. Experts of zeros have no say. For [out, in] matrices
+    and [out, rest] convolutions; a vector gets lambda times the mean of its task vectors.
     """
     if deltas.ndim < 3:
         return scaled_mean(deltas, lambda_)
@@ -62,7 +75,7 @@ def wudi(deltas: Float[Tensor, "K *shape"], *, lambda_: Lambda = 1.0) -> Float[T
             for part, into in zip(torch.split(unit, ROWS), torch.split(wanted, ROWS), strict=True):
                 into.addmm_(part.double(), own)
     values, vectors = eigen(whole)
-    rank = above_cut(values)
+    rank = effective_rank(values)
     kept = vectors[:, :rank]
     found = rowwise(wanted, (kept / values[:rank].square()) @ kept.T)
     return (found.to(deltas.dtype) * (scale * lambda_)).reshape(deltas.shape[1:])

@@ -54,6 +54,7 @@ class StoredAdapter:
         replaced: Mapping[str, StoredTensor] = MappingProxyType({}),
         metadata: Mapping[str, str] = MappingProxyType({}),
         config: Mapping[str, Any] = MappingProxyType({}),
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.source = source
         self.files = files
@@ -62,6 +63,7 @@ class StoredAdapter:
         self.replaced = replaced
         self.metadata = metadata
         self.config = config
+        self.notes = notes
         self.modules: Mapping[str, ModuleSpec] = MappingProxyType(
             {name: module.spec for name, module in stored.items()}
         )

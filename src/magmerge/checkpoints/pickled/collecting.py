@@ -9,8 +9,17 @@ from magmerge.checkpoints.pickled.arrays import as_tensor
 from magmerge.checkpoints.pickled.records import ArrayRecord, Global, OddKey, Record, TensorRecord
 from magmerge.checkpoints.pickled.refusals import RefusedError, spoken
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "model_state", "module", "net", "network")
+WRAPPERS = (
+    "state_dict", "model_state_dict", "model", "model_state", "module", "net", "network", "params",
+)  # fmt: skip
 """Keys under which training programs put the model, or its state."""
+AVERAGED = (
+    "ema", "ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema_model_state_dict",
+    "model_ema_state_dict", "params_ema",
+)  # fmt: skip
+"""Keys under which they put the moving average of the weights, which is the model to use."""
+AVERAGES_OWN = "n_averaged"
+"""What torch's AveragedModel holds beside the model."""
 PARTS = ("_parameters", "_buffers", "_modules")
 """What every module of torch has in its state."""
 DEEPEST, MOST, LONGEST_NAME = 200, 200_000, 4096
@@ -36,11 +45,13 @@ OF_DTYPE = "torch._utils._rebuild_tensor_v3"
 class Collected:
     """Tensors by name in the order of state_dict(), and the classes of the modules they are of.
 
-    `holds` is what the file holds, in words: a class, or a state dictionary.
+    `holds` is what the file holds, in words: a class, or a state dictionary. `note` is what a
+    reader should know of it.
     """
 
     def __init__(self, holds: str) -> None:
         self.holds = holds
+        self.note: str | None = None
         self.tensors: dict[str, TensorRecord] = {}
         self.classes: set[str] = set()
         self._arrays: dict[int, TensorRecord | None] = {}
@@ -75,6 +86,12 @@ class Collected:
         self.tensors[name] = value
         return True
 
+    def unwrap(self) -> None:
+        """Without what averaging puts around a model's names: "module." before all of them."""
+        inner = [name for name in self.tensors if name != AVERAGES_OWN]
+        if inner and all(name.startswith("module.") for name in inner):
+            self.tensors = {name.removeprefix("module."): self.tensors[name] for name in inner}
+
 
 def collect(held: Any) -> Collected:
     """The tensors of what a file holds; RefusedError where that is no model."""
@@ -85,10 +102,55 @@ def collect(held: Any) -> Collected:
         if entries is None:
             raise RefusedError(f"it holds {_spoken(held)}, not a state dictionary or a module")
         inner = [entries[key] for key in WRAPPERS if _may_be_model(entries.get(key))]
+        average = _average(entries, inner[0] if inner else None)
+        if average is not None:
+            return average
         if not inner:
             return _of_state(entries, "a state dictionary")
         held = inner[0]
     raise RefusedError("it is wrapped too often")
+
+
+def _average(entries: Mapping[Any, Any], raw: Any) -> Collected | None:
+    """The averaged weights beside the raw ones, or alone; None where there are none.
+
+    RefusedError where there are some that are not read: the raw ones are not the model to use.
+    """
+    key = next((key for key in AVERAGED if _may_be_model(entries.get(key))), None)
+    if key is None or not _holds_tensors(entries[key]):
+        return None
+    try:
+        found = collect(entries[key])
+    except RefusedError as error:
+        raise _unread(key, error.problem) from error
+    found.unwrap()
+    if raw is not None and set(found.tensors) != set(collect(raw).tensors):
+        raise _unread(key, "they are not those of the model beside it")
+    found.holds = f"{found.holds}, the average under {spoken(key)}"
+    if raw is not None:
+        found.note = (
+            f"it holds averaged weights ({key}) beside the raw ones: the averaged are taken"
+        )
+    return found
+
+
+def _unread(key: str, why: str) -> RefusedError:
+    return RefusedError(
+        f"it holds averaged weights ({key}), which are the model to use, and they are not read: "
+        f"{why}",
+        "save the state_dict() that you want alone, as safetensors or with torch.save",
+    )
+
+
+def _holds_tensors(value: Any, depth: int = 3) -> bool:
+    """Whether there are tensors in it, and not just settings."""
+    if isinstance(value, TensorRecord | ArrayRecord) or _is_module(value):
+        return True
+    entries = _entries_of(value)
+    inner = list(entries.values()) if entries is not None else value
+    if depth == 0 or not isinstance(inner, list | tuple):
+        return False
+    return any(_holds_tensors(one, depth - 1) for one in inner[:MOST])
 
 
 def _of_state(entries: Mapping[Any, Any], holds: str) -> Collected:
