@@ -21,12 +21,15 @@ from magmerge.errors import (
     UnknownNameError,
 )
 from tests.adapters.test_conducting import peft_folder
-from tests.cli import test_cli
 from tests.clip_files import clips
-from tests.conftest import random_state
+from tests.conftest import CommandLine, random_state
 
 __all__ = ["clips"]
-cli = test_cli.magmerge_cli
+
+
+@pytest.fixture
+def cli(magmerge_cli: CommandLine) -> CommandLine:
+    return magmerge_cli
 
 
 def test_a_pickled_module_becomes_safetensors(tmp_path: Path) -> None:

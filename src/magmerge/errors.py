@@ -55,6 +55,10 @@ class CheckpointError(MagmergeError):
     """A checkpoint is missing, corrupt, unsafe or of an unknown layout."""
 
 
+class EmptyCheckpointError(CheckpointError):
+    """A checkpoint holds no tensors."""
+
+
 class AdapterError(CheckpointError):
     """A LoRA adapter cannot be read or does not fit its base."""
 

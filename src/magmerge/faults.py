@@ -21,9 +21,9 @@ _ARCHITECTURE = (
     "expert's own ones, name them with --ignore 'PATTERN' (ignore=), for example 'classifier.*'"
 )
 REMEDIES = {
-    " is both": "give a base whose head is a matrix of its own: in transformers set "
-    "model.lm_head.weight to a copy of the embedding and model.config.tie_word_embeddings to "
-    "False, and save it",
+    " is both": "give a base whose head is a matrix of its own: in transformers set the weight of "
+    "model.get_output_embeddings() to a copy of the embedding and "
+    "model.config.tie_word_embeddings to False, and save it",
     " seems to be for another base": "name the model that this adapter was trained on with --base "
     "(base=)",
     " is in the base: ": "name the model that this adapter was trained on with --base (base=)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -9,19 +10,29 @@ from magmerge import dtypes
 from magmerge.types import TensorSpec
 
 INTEGERS = frozenset({"U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
-PACKED = frozenset({"weight", "qweight", "weight_packed", "W_q", "codes", "q_weight", "_data"})
-"""Last parts of names of matrices that hold numbers of few bits where they are integers."""
+PACKING = INTEGERS - {"I64", "U64"}
+"""Formats that numbers of few bits are packed into."""
+PACKED = frozenset(
+    {
+        "weight", "qweight", "q_weight", "weight_packed", "quantized_weight", "in_proj_weight",
+        "W_q", "_data", "qdata", "weight:qdata", "_weight_qdata", "trellis", "Qidxs",
+    }
+)  # fmt: skip
+"""Last parts of names of tensors that hold such numbers where they are integers."""
 BESIDE = (".absmax", ".SCB", ".scale", "._scale", "_scale", "_scales", "_scale_inv", "_scale_2")
 """Endings, after an integer tensor's own name, of what its entries are multiplied with."""
 MARKS = (
     (".SCB", "bitsandbytes, 8 bits"),
-    (".absmax", "bitsandbytes, 4 bits"),
+    (".weight.absmax", "bitsandbytes, 4 bits"),
     (".quant_map", "bitsandbytes, 4 bits"),
     (".qzeros", "GPTQ or AWQ"),
-    (".g_idx", "GPTQ"),
+    (".suh", "EXL3"),
+    (".centroids.weight", "VPTQ"),
 )
 """Endings of names that nothing but a quantised model has."""
-BLOCKS, SCALES = "_blocks", "_scales"
+PAIRS = (("_blocks", "_scales"), (".B", ".s"), (".codes", ".codebooks"))
+"""Endings of an integer tensor's name, and what stands in its place beside it: MXFP4, Marlin, AQLM.
+"""
 
 
 class Sign(NamedTuple):
@@ -45,17 +56,16 @@ def _signs(specs: Mapping[str, TensorSpec]) -> Iterator[Sign]:
             yield Sign(name, "bitsandbytes, 4 bits")
         elif mark is not None:
             yield Sign(name, mark)
-        elif spec.dtype in INTEGERS and len(spec.shape) > 1:
+        elif spec.dtype in PACKING and math.prod(spec.shape) > 1:
             reason = _packed(name, specs)
             if reason is not None:
                 yield Sign(name, f"{dtypes.torch_name(spec.dtype)} {reason}")
 
 
 def _packed(name: str, specs: Mapping[str, TensorSpec]) -> str | None:
-    """How an integer tensor of two dimensions or more tells that it is a packed weight."""
+    """How an integer tensor tells that it is a packed weight."""
     pairs = [f"{name}{ending}" for ending in BESIDE]
-    if name.endswith(BLOCKS):
-        pairs.append(f"{name.removesuffix(BLOCKS)}{SCALES}")
+    pairs += [f"{name.removesuffix(end)}{other}" for end, other in PAIRS if name.endswith(end)]
     beside = next((pair for pair in pairs if pair in specs), None)
     if beside is not None:
         return f"beside {beside}"

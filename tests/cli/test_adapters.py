@@ -11,9 +11,12 @@ import magmerge
 from magmerge.adapters.opening import open_adapter
 from tests.adapters.standins import full
 from tests.adapters.test_conducting import both
-from tests.cli import test_cli
+from tests.conftest import CommandLine
 
-cli = test_cli.magmerge_cli
+
+@pytest.fixture
+def cli(magmerge_cli: CommandLine) -> CommandLine:
+    return magmerge_cli
 
 
 @pytest.fixture

@@ -11,10 +11,12 @@ from safetensors.torch import save_file
 
 import magmerge
 from tests.adapters.changes import LAYERS, changed, near
-from tests.cli import test_cli
-from tests.conftest import State
+from tests.conftest import CommandLine, State
 
-cli = test_cli.magmerge_cli
+
+@pytest.fixture
+def cli(magmerge_cli: CommandLine) -> CommandLine:
+    return magmerge_cli
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def test_options_reach_the_front_door(
         "experts": {"a": "A", "b": "some/b"}, "data": {"a": "x.jsonl"}, "split": "validation",
         "tasks": ["two"], "dtype": "bfloat16", "threads": 1, "sensitive": Path("l"),
         "base": Path("B"), "overwrite": True, "device": "cpu",
-        "memory": "2GB",
+        "allow_code": False, "memory": "2GB",
     }  # fmt: skip
 
 

@@ -80,7 +80,27 @@ def quanto(name: str, weight: Tensor) -> State:
     return {f"{own}._data": weight.to(torch.int8), f"{own}._scale": weight.abs().amax(1)}
 
 
-KINDS = [bnb_8, bnb_4, gptq, packed, mxfp4, mlx, fp8, quanto]
+def exl3(name: str, weight: Tensor) -> State:
+    return {
+        f"{name}.trellis": torch.zeros(1, 1, 64, dtype=torch.int16),
+        f"{name}.suh": torch.ones(16).half(),
+        f"{name}.svh": torch.ones(16).half(),
+    }
+
+
+def marlin(name: str, weight: Tensor) -> State:
+    return {
+        f"{name}.B": torch.zeros(1, 32, dtype=torch.int32),
+        f"{name}.s": torch.ones(1, 16).half(),
+    }
+
+
+def flat(name: str, weight: Tensor) -> State:
+    own = f"{name}.weight"
+    return {own: torch.zeros(128, dtype=torch.uint8), f"{own}.absmax": torch.ones(4)}
+
+
+KINDS = [exl3, marlin, flat, bnb_8, bnb_4, gptq, packed, mxfp4, mlx, fp8, quanto]
 
 
 def quantised(kind: Callable[[str, Tensor], State], state: State) -> State:
@@ -157,6 +177,11 @@ def test_models_with_integers_of_other_kinds_are_merged() -> None:
         "embeddings.position_ids": torch.arange(12)[None],
         "mask": torch.ones(3, 3, dtype=torch.bool),
         "blocks": torch.ones(2, 2),
+        "vq.codes": torch.arange(4).reshape(2, 2),
+        "anchors": torch.arange(4).reshape(2, 2),
+        "anchors_scale": torch.ones(2),
+        "norm.absmax": torch.ones(3),
+        "g_idx": torch.arange(3),
     }
     base = {**plain(None), **others}
     result = magmerge.merge(base=base, experts=[tuned(base, 1)]).state_dict()

@@ -122,8 +122,9 @@ AVERAGES = {
     "timm": lambda average: {"state_dict_ema": average.state_dict()},
     "basicsr": lambda average: {"params_ema": average.state_dict()},
     "wrapped": lambda average: {"ema": {"state_dict": average.state_dict(), "decay": 0.99}},
+    "callback": lambda average: {"callbacks": {"EMA": {"ema_state_dict": average.state_dict()}}},
     "torch": lambda average: {
-        "model_ema": {
+        "averaged_model": {
             "n_averaged": torch.tensor(3),
             **{f"module.{name}": tensor for name, tensor in average.state_dict().items()},
         }
@@ -135,6 +136,7 @@ RAW = {
     "timm": lambda raw: {"state_dict": raw.state_dict()},
     "basicsr": lambda raw: {"params": raw.state_dict()},
     "wrapped": lambda raw: {"model": raw.state_dict()},
+    "callback": lambda raw: {"state_dict": raw.state_dict()},
     "torch": lambda raw: {"model": raw.state_dict()},
 }
 
@@ -173,11 +175,20 @@ def test_averaged_weights_that_cannot_be_read_are_no_reason_to_take_the_raw_ones
     state = {"w": torch.ones(2, 2)}
     shadow = {"decay": 0.99, "shadow_params": [torch.ones(2, 2)]}
     other = {"v": torch.ones(2, 2)}
-    for average in (shadow, other):
-        torch.save({"model": state, "ema": average}, tmp_path / "a.pt")
+    for content in (
+        {"ema": shadow},
+        {"ema": other},
+        {"swa_state_dict": other},
+        {"EMA": [other]},
+        {"callbacks": {"Averaging": {"ema_weights": [torch.ones(2, 2)]}}},
+    ):
+        torch.save({"model": state, **content}, tmp_path / "a.pt")
         found = magmerge_cli("merge", "--expert", tmp_path / "a.pt", "--method", "average", "out")
         assert found.code == 1
-        assert "averaged weights (ema)" in found.message
+        assert "averaged weights (" in found.message
+    parallel = {f"module.{name}": tensor for name, tensor in state.items()}
+    torch.save({"model": parallel, "ema": parallel, "ema_loss": state["w"]}, tmp_path / "a.pt")
+    assert set(magmerge.open_checkpoint(tmp_path / "a.pt").specs) == {"module.w"}
     torch.save({"model": state, "ema": {"decay": 0.99}}, tmp_path / "a.pt")
     assert set(magmerge.open_checkpoint(tmp_path / "a.pt").specs) == {"w"}
 
@@ -218,7 +229,12 @@ def test_a_donor_for_a_single_file_is_held_against_its_tensors(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("num_hidden_layers", 3), ("tie_word_embeddings", True), ("hidden_size", 32)],
+    [
+        ("num_hidden_layers", 3),
+        ("tie_word_embeddings", True),
+        ("hidden_size", 32),
+        ("hidden_act", "relu"),
+    ],
 )
 def test_a_donor_whose_config_asks_for_other_tensors_is_refused(
     tmp_path: Path, key: str, value: object
@@ -255,7 +271,30 @@ def test_a_donor_with_another_tokenizer_is_refused(
     models = {"base": tmp_path / "base", "experts": [tmp_path / "chat"], "out": tmp_path / "o"}
     with pytest.raises(OutputError, match=words):
         magmerge.merge(**models, donor=donor)
+    (donor / "tokenizer.json").unlink()
+    (donor / "vocab.json").write_text(
+        json.dumps(dict(zip(tokens, range(len(tokens)), strict=True)))
+    )
+    with pytest.raises(OutputError, match=words):
+        magmerge.merge(**models, donor=donor)
+    (donor / "vocab.json").unlink()
+    (donor / "vocab.txt").write_text("\n".join(tokens))
+    with pytest.raises(OutputError, match=words):
+        magmerge.merge(**models, donor=donor)
     (donor / "tokenizer.json").write_text(tokenizer(list("abcdefgh")))
+    magmerge.merge(**models, donor=donor)
+
+
+def test_a_quantised_donor_is_refused_and_one_that_says_nothing_is_not(tmp_path: Path) -> None:
+    chat_vector(tmp_path)
+    donor = tmp_path / "donor"
+    donor.mkdir()
+    config = json.loads((tmp_path / "chat" / "config.json").read_text())
+    models = {"base": tmp_path / "base", "experts": [tmp_path / "chat"], "out": tmp_path / "o"}
+    (donor / "config.json").write_text(json.dumps({**config, "quantization_config": {"bits": 4}}))
+    with pytest.raises(OutputError, match="quantization_config"):
+        magmerge.merge(**models, donor=donor)
+    (donor / "config.json").write_text(json.dumps({**config, "architectures": None}))
     magmerge.merge(**models, donor=donor)
 
 
@@ -290,6 +329,13 @@ def test_what_was_trained_beside_an_adapter_is_merged_too(
     record = json.loads((tmp_path / "out" / "magmerge.json").read_text())
     (expert,) = [one for one in record["inputs"] if one["role"] == "expert"]
     assert "non_lora_trainables.bin" in expert["files"]
+    other = {f"module.{name}": tensor for name, tensor in prefixed.items()}
+    torch.save(other, run / "non_lora_trainables.bin")
+    assert magmerge_cli(*call, tmp_path / "out", "--yes").code == 0
+    again = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(again[name], merged[name]) for name in merged)
+    torch.save({}, run / "non_lora_trainables.bin")
+    assert magmerge_cli(*call, tmp_path / "out", "--yes").code == 0
     (run / "mm_projector.bin").write_bytes(b"")
     found = magmerge_cli(*call, tmp_path / "out", "--yes")
     assert f"{run / 'mm_projector.bin'} lies beside the adapter and is not read" in found.message
@@ -315,8 +361,9 @@ TIED = {
 
 
 @pytest.mark.parametrize("kind", TIED)
+@pytest.mark.parametrize("saved", [True, False], ids=["with its embeddings", "alone"])
 def test_an_adapter_of_one_of_two_tied_matrices_is_refused_and_the_remedy_helps(
-    magmerge_cli: CommandLine, tmp_path: Path, kind: str
+    magmerge_cli: CommandLine, tmp_path: Path, kind: str, saved: bool
 ) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -325,15 +372,17 @@ def test_an_adapter_of_one_of_two_tied_matrices_is_refused_and_the_remedy_helps(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wrapped = with_lora(base, 3, **TIED[kind]).eval()
-        wrapped.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+        wrapped.save_pretrained(tmp_path / "adapter", save_embedding_layers=saved)
     call = ["--expert", tmp_path / "adapter", "--set", "lambda=1"]
     found = magmerge_cli("merge", "--base", tmp_path / "base", *call, tmp_path / "out")
     assert found.code == 1
-    assert "is both" in found.message or "it is both" in found.message
+    assert "is both" in found.message
+    assert "1 fault" in found.message
     assert not (tmp_path / "out").exists()
     # As the remedy says.
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    model.lm_head.weight = nn.Parameter(model.model.embed_tokens.weight.detach().clone())
+    head = model.get_output_embeddings()
+    head.weight = nn.Parameter(model.get_input_embeddings().weight.detach().clone())
     model.config.tie_word_embeddings = False
     model.save_pretrained(tmp_path / "untied")
     found = magmerge_cli("merge", "--base", tmp_path / "untied", *call, tmp_path / "out")
@@ -341,6 +390,39 @@ def test_an_adapter_of_one_of_two_tied_matrices_is_refused_and_the_remedy_helps(
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     with torch.no_grad():
         assert torch.allclose(merged(IDS).logits, wrapped(IDS).logits, atol=1e-5)
+
+
+def test_embeddings_that_are_saved_with_their_factors_count_once(tmp_path: Path) -> None:
+    """PEFT saves an adapted embedding's own weight too, which may have been changed besides."""
+    base = llama()
+    base.save_pretrained(tmp_path / "base")
+    wrapped = with_lora(base, 3, target_modules=["q_proj", "embed_tokens"])
+    wrapped.get_input_embeddings().base_layer.weight.data += 0.5
+    wrapped.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    merged = magmerge.merge(
+        base=tmp_path / "base", experts=[tmp_path / "adapter"], params={"lambda": 1.0}
+    ).state_dict()
+    expected = wrapped.merge_and_unload().state_dict()
+    for name, tensor in merged.items():
+        assert torch.allclose(tensor, expected[name], atol=1e-6), name
+
+
+def test_a_table_of_positions_is_no_head(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=32, n_positions=32, n_embd=16, n_layer=1, n_head=2)
+    base = GPT2LMHeadModel(config)
+    base.save_pretrained(tmp_path / "base")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = with_lora(base, 1, target_modules=["wpe", "c_attn"], fan_in_fan_out=True)
+        wrapped.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    merged = magmerge.merge(
+        base=tmp_path / "base", experts=[tmp_path / "adapter"], params={"lambda": 1.0}
+    ).state_dict()
+    expected = wrapped.merge_and_unload().state_dict()["transformer.wpe.weight"]
+    assert torch.allclose(merged["transformer.wpe.weight"], expected, atol=1e-6)
 
 
 def test_an_adapter_of_other_layers_on_a_tied_base_is_merged(tmp_path: Path) -> None:
@@ -404,6 +486,34 @@ def test_a_live_adapter_without_peft_s_wrapper_or_in_a_merge_is_refused() -> Non
         magmerge.merge(base=base, experts=[injected])
     with pytest.raises(CheckpointError, match="PEFT has wrapped it"):
         magmerge.calibrate(with_lora(base, 1), base=base, experts=[trained(base, 2)])
+
+
+@pytest.mark.parametrize("kind", TIED)
+def test_a_live_adapter_of_one_of_two_tied_matrices_is_refused(kind: str) -> None:
+    base = llama(tie=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = with_lora(base, 1, **TIED[kind])
+    with pytest.raises(CheckpointError, match="share their weight"):
+        magmerge.merge(base=base, experts=[wrapped])
+
+
+def test_a_live_adapter_that_is_merged_or_put_aside() -> None:
+    base = llama()
+    wrapped = with_lora(base, 1)
+    wrapped.merge_adapter()
+    with pytest.raises(CheckpointError, match="unmerge_adapter"):
+        magmerge.merge(base=wrapped, experts=[trained(base, 2)])
+    expected = copy.deepcopy(wrapped).merge_and_unload().state_dict()
+    merged = magmerge.merge(base=base, experts=[wrapped], params={"lambda": 1.0}).state_dict()
+    assert all(torch.allclose(merged[name], expected[name], atol=1e-6) for name in merged)
+    other = with_lora(trained(base, 3), 1)
+    inner = other.get_base_model()
+    other.base_model.disable_adapter_layers()
+    merged = magmerge.merge(base=base, experts=[other], params={"lambda": 1.0}).state_dict()
+    name = "model.layers.0.self_attn.q_proj"
+    expected_weight = inner.get_submodule(name).base_layer.weight
+    assert torch.allclose(merged[f"{name}.weight"], expected_weight, atol=1e-6)
 
 
 def test_layers_of_one_s_own_that_are_called_alike_are_no_adapters() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 import magmerge
-from magmerge.errors import OutputError
+from magmerge.errors import MagmergeWarning, OutputError
 from tests.adapters.files import write_adapter
-from tests.conftest import CommandLine
+from tests.conftest import CommandLine, random_state, tuned
 from tests.suites.clips import save_clip
 
 UNRELATED = [*(f"model{i}.safetensors" for i in range(5)), "notes.txt", "paper.pdf"]
@@ -182,7 +183,8 @@ def test_a_suite_that_a_person_wrote_is_not_replaced(
     out = tmp_path / "suite"
     fill(out, ["data/mine.images", "heads/mine.safetensors"])
     (out / "suite.yaml").write_text(
-        "tasks:\n  - {name: a, head: heads/mine.safetensors, data: data/mine.images}\n"
+        "suite: vision8\ntasks:\n"
+        "  a: {head: heads/mine.safetensors, data: {test: data/mine.images}}\n"
     )
     before = state_of(out)
     clip = save_clip(tmp_path / "clip")
@@ -192,7 +194,9 @@ def test_a_suite_that_a_person_wrote_is_not_replaced(
 
 
 @pytest.mark.parametrize(
-    "names", [["results.json", "base/model.safetensors"], ["tiny/mine.txt"]], ids=str
+    "names",
+    [["results.json", "base/model.safetensors"], ["tiny/mine.txt"], ["tiny/made.json", "tiny/a"]],
+    ids=str,
 )
 def test_a_reproduction_takes_no_folder_of_somebody_elses(
     magmerge_cli: CommandLine, tmp_path: Path, names: list[str]
@@ -202,3 +206,83 @@ def test_a_reproduction_takes_no_folder_of_somebody_elses(
     assert found.code == 1
     assert "holds other things" in found.message
     assert state_of(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("name", ["thesis.json", "model/model.safetensors", "rows.jsonl"])
+def test_a_file_of_results_replaces_only_results(
+    magmerge_cli: CommandLine, tmp_path: Path, name: str
+) -> None:
+    from tests.evaluation.models import save_llama, save_rows
+
+    model = save_llama(tmp_path / "model")
+    rows = save_rows(tmp_path / "rows.jsonl", [{"text": "yes no good bad"}] * 3)
+    (tmp_path / "thesis.json").write_text('{"mine": 1}')
+    before, out = (tmp_path / name).read_bytes(), tmp_path / name
+    sensitivity = ["sensitivity", "--base", model, "--expert", model, "--data", rows]
+    for call in (
+        ["evaluate", model, "--perplexity", rows, "--out", out],
+        ["evaluate", model, model, "--perplexity", rows, "--out", out],
+        [*sensitivity, "--samples", 2, out],
+    ):
+        found = magmerge_cli(*call, "--yes")
+        assert found.code == 1
+        assert "no file of magmerge's" in found.message
+        assert out.read_bytes() == before
+    call = ["evaluate", model, model, "--perplexity", rows, "--out", tmp_path / "scores.json"]
+    assert magmerge_cli(*call).code == 0
+    assert magmerge_cli(*call, "--yes").code == 0
+
+
+def test_a_page_that_is_no_report_stays(magmerge_cli: CommandLine, tmp_path: Path) -> None:
+    base = random_state(0)
+    magmerge.merge(base=base, experts=[tuned(base, 1)], out=tmp_path / "m.safetensors",
+                   calibrate="wsc")  # fmt: skip
+    (tmp_path / "mine.html").write_text("<html>")
+    call = ["report", tmp_path / "m.safetensors", "--out", tmp_path / "mine.html", "--yes"]
+    assert magmerge_cli(*call).code == 1
+    assert (tmp_path / "mine.html").read_text() == "<html>"
+    assert magmerge_cli("report", tmp_path / "m.safetensors", "--yes").code == 0
+
+
+def test_what_appears_beside_or_in_place_of_the_output_is_kept(tmp_path: Path) -> None:
+    base = random_state(0)
+    models = {"base": base, "experts": [tuned(base, 1)], "overwrite": True}
+
+    def record(*_: object) -> None:
+        (tmp_path / "s.magmerge.json").write_text("mine")
+
+    with pytest.raises(OutputError, match="no file of magmerge's"):
+        magmerge.merge(**models, out=tmp_path / "s.safetensors", progress=record)
+    assert (tmp_path / "s.magmerge.json").read_text() == "mine"
+
+    def file(*_: object) -> None:
+        (tmp_path / "folder").write_text("mine")
+
+    def folder(*_: object) -> None:
+        (tmp_path / "f.safetensors").mkdir(exist_ok=True)
+
+    for out, intrude in (("folder", file), ("f.safetensors", folder)):
+        with (
+            pytest.warns(MagmergeWarning, match=r"no config\.json")
+            if out == "folder"
+            else nullcontext(),
+            pytest.raises(OutputError, match="something else was put there"),
+        ):
+            magmerge.merge(**models, out=tmp_path / out, progress=intrude)
+    assert (tmp_path / "folder").read_text() == "mine"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_results_of_earlier_versions_are_replaced(folders: list[Path], tmp_path: Path) -> None:
+    """Their records did not tell files, and a UNet was called as any model."""
+    out = tmp_path / "out"
+    config = json.loads((folders[0] / "config.json").read_text())
+    (folders[0] / "config.json").write_text(json.dumps({**config, "_class_name": "UNet2DModel"}))
+    models = {"base": folders[0], "experts": folders[1:], "out": out, "overwrite": True}
+    magmerge.merge(**models)
+    (out / "diffusion_pytorch_model.safetensors").rename(out / "model.safetensors")
+    record = json.loads((out / "magmerge.json").read_text())
+    del record["files"]
+    (out / "magmerge.json").write_text(json.dumps(record))
+    magmerge.merge(**models)
+    assert not (out / "model.safetensors").exists()

@@ -12,7 +12,7 @@ from magmerge.adapters.bases import Found, Place, base_name, find
 from magmerge.adapters.families import mismatch
 from magmerge.adapters.nouns import Adapter, LowRank
 from magmerge.checkpoints.product import TILE, rows_between
-from magmerge.kinds import HEADS, kinds_of, read_model_config
+from magmerge.kinds import kinds_of, read_model_config
 from magmerge.models import Checkpoint
 from magmerge.pieces import cut
 from magmerge.tied import shared_embeddings
@@ -54,6 +54,7 @@ class AdapterExpert:
         self._places: dict[str, list[Place]] = {}
         for place in found.places:
             self._places.setdefault(place.tensor, []).append(place)
+        self._heads: frozenset[str] = frozenset()
         self._replaced = self._replacements(base)
         self._check_tied(found, base)
         lacking = self._report(found, base)
@@ -74,7 +75,13 @@ class AdapterExpert:
 
         if name in self._replaced:
             key, stop = self._replaced[name], start + base.numel()
-            return moved(self.adapter.read_whole_part(key, start, stop), base, out).sub_(base)
+            whole = moved(self.adapter.read_whole_part(key, start, stop), base, out).sub_(base)
+            if name in self._places:
+                product = torch.zeros_like(base, memory_format=torch.contiguous_format)
+                for place in self._places[name]:
+                    _put_rows(self._read(place.module), place, product.view(-1), start)
+                whole += product
+            return whole
         if out is None or not out.is_contiguous():
             result = torch.zeros(base.shape, dtype=base.dtype, device=base.device)
         else:
@@ -115,7 +122,9 @@ class AdapterExpert:
         found: dict[str, str] = {}
         for key in self.adapter.whole:
             target = base_name(key, base)
-            if target in found or target in self._places:
+            # The weight of an adapted layer as it was saved beside its factors is one with them.
+            own = {f"{place.module}.weight" for place in self._places.get(target or "", ())}
+            if target in found or (own and own != {key}):
                 self.faults.append(f"{target} has the task vector of two modules of {self.name}")
             elif target is not None:
                 found[target] = key
@@ -135,19 +144,35 @@ class AdapterExpert:
             f"{base.source} it is both"
             for name in touched
         ]
-        heads = [name for name in found.lacking if name.rpartition(".")[2] in HEADS]
-        self.faults += [
-            f"{name}: {self.name} changes the head, and in the base {base.source} "
-            f"{' and '.join(sorted(shared))} is both"
-            for name in heads
+        shapes = {base.specs[name].shape for name in shared}
+        modules, whole = self.adapter.modules, self.adapter.whole
+        heads = [name for name in found.lacking if modules[name].shape in shapes]
+        heads += [
+            name
+            for name, spec in whole.items()
+            if base_name(name, base) is None
+            and spec.shape in shapes
+            and name.removesuffix(".weight") not in heads
         ]
-        found.lacking = [name for name in found.lacking if name not in heads]
+        if not touched:
+            self.faults += [
+                f"{name}: {self.name} changes the head, and in the base {base.source} "
+                f"{' and '.join(sorted(shared))} is both"
+                for name in heads
+            ]
+        self._heads = frozenset(heads)
 
     def _report(self, found: Found, base: Checkpoint) -> list[str]:
         """Put into `faults` what does not fit; the modules and tensors that the base lacks."""
         ending = ".weight" if self.adapter.naming == "peft" else ""
-        lacking = [f"{module}{ending}" for module in found.lacking]
-        lacking += [key for key in self.adapter.whole if base_name(key, base) is None]
+        lacking = [f"{module}{ending}" for module in found.lacking if module not in self._heads]
+        lacking += [
+            key
+            for key in self.adapter.whole
+            if base_name(key, base) is None
+            and key not in self._heads
+            and key.removesuffix(".weight") not in self._heads
+        ]
         seems = mismatch(self.adapter, found, base)
         if seems is not None:
             self.faults.append(f"{self.name} seems to be for another base: {seems}")

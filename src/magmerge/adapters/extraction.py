@@ -28,6 +28,7 @@ from magmerge.adapters.task_vectors import (
     squared_norm,
 )
 from magmerge.checkpoints.compare import changed_buffers
+from magmerge.checkpoints.kinship import check_base
 from magmerge.checkpoints.opening import Model
 from magmerge.device import Processor
 from magmerge.errors import ParameterError, StructureError
@@ -103,8 +104,9 @@ def extract(
     _check_room(steps, reasons, wanted, room)
     tasks = _tasks(sources, steps, reasons, wanted, code)
     done = counter("extracting", len(steps), progress)
+    strange = check_base(sources.base, sources.experts, plan.steps)
     found = local.run(tasks, threads=count, room=room, done=done)
-    told = (*reading_notes(sources), *changed_buffers(sources, plan.steps))
+    told = (*reading_notes(sources), *strange, *changed_buffers(sources, plan.steps))
     result = concluded(sources, found, code, form, asked, told)
     if out is None:
         return result

@@ -17,15 +17,16 @@ LEFT_OUT = frozenset({"magmerge.json", "adapter_config.json", "trainer_state.jso
 MODULES = "modules.json"
 MODEL, DIFFUSERS = "model.safetensors", "diffusion_pytorch_model.safetensors"
 DTYPE_KEYS = ("dtype", "torch_dtype")
-TOKENIZER = "tokenizer.json"
+TOKENIZER, PAIRS, LIST = "tokenizer.json", "vocab.json", "vocab.txt"
+"""Files that say which token has which id; the last by its line."""
 IDENTITY = ("model_type", "architectures", "_class_name")
 SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "tie_word_embeddings", "d_model", "d_ff", "n_embd",
     "n_layer", "n_head", "num_experts", "num_local_experts", "embedding_size",
-    "type_vocab_size", "patch_size", "image_size",
+    "type_vocab_size", "patch_size", "image_size", "n_inner", "hidden_act", "activation_function",
 )  # fmt: skip
-"""Keys of a config that decide which tensors a model has, and of what shapes."""
+"""Keys of a config that decide which tensors a model has, of what shapes, and what they compute."""
 POSITIONS = ("max_position_embeddings", "n_positions")
 TOKENS = ("embed_tokens", "word_embeddings", "wte", "embed_in", "tok_embeddings", "shared")
 """What the names of token embeddings end in."""
@@ -82,12 +83,18 @@ def check_donor(donor: Path, layout: Checkpoint) -> None:
     other = read_config(donor)
     own = read_model_config(layout)
     for key in IDENTITY:
-        if key in own and key in other and own[key] != other[key]:
+        if own.get(key) and other.get(key) and own[key] != other[key]:
             raise OutputError(
                 f"its config.json says {key} {other[key]!r}, but the model's says {own[key]!r}",
                 source=donor,
                 remedy="name a donor of the same architecture",
             )
+    if other.get("quantization_config"):
+        raise OutputError(
+            "its config.json has a quantization_config, and what is written is not quantised",
+            source=donor,
+            remedy="name a donor that is not quantised",
+        )
     sizes, told = _sizes(own), _sizes(other)
     for key in POSITIONS:
         # Of rotary embeddings it says no shape.
@@ -95,10 +102,9 @@ def check_donor(donor: Path, layout: Checkpoint) -> None:
             sizes, told = {**sizes, key: own[key]}, {**told, key: other.get(key, own[key])}
     for key in [key for key in told if key in sizes and told[key] != sizes[key]]:
         raise OutputError(
-            f"its config.json says {key} {told[key]}, but the model's says {sizes[key]}, and so "
-            "do its tensors",
+            f"its config.json says {key} {told[key]}, but the model's says {sizes[key]}",
             source=donor,
-            remedy="name a donor that was made for tensors of these shapes",
+            remedy="name a donor that was made for a model of these shapes",
         )
     rows = _token_rows(layout, own)
     tokens = told.get("vocab_size")
@@ -158,8 +164,14 @@ def _check_tokenizer(donor: Path, own: Path | None, rows: int | None) -> None:
 
 
 def _vocabulary(folder: Path) -> dict[str, int]:
-    """Ids by token, of a tokenizer.json that says them; empty for all others."""
+    """Ids by token, of a file that says them; empty where there is none."""
     path = folder / TOKENIZER
+    if (folder / LIST).is_file() and not path.is_file():
+        lines = (folder / LIST).read_text(encoding="utf-8", errors="replace").split("\n")
+        return {token: number for number, token in enumerate(lines) if token}
+    if (folder / PAIRS).is_file() and not path.is_file():
+        said = _parsed((folder / PAIRS).read_bytes(), folder / PAIRS)
+        return {token: number for token, number in said.items() if isinstance(number, int)}
     if not path.is_file():
         return {}
     content = _parsed(path.read_bytes(), path)

@@ -31,6 +31,7 @@ class _Found:
     up: dict[str, str] = field(default_factory=dict)
     replaced: dict[str, str] = field(default_factory=dict)
     embeddings: set[str] = field(default_factory=set)
+    spare: set[str] = field(default_factory=set)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -89,8 +90,7 @@ def sort_keys(adapter: Checkpoint) -> _Found:
         path = key.removeprefix(PREFIX)
         match = _FACTOR.match(path)
         if match is None:
-            clean = path.replace(".modules_to_save.default.", ".").replace(".base_layer.", ".")
-            found.replaced[clean] = key
+            _sort_replaced(found, path, key)
             continue
         (found.down if match["factor"] == "A" else found.up)[match["module"]] = key
         # PEFT keeps an embedding's task vector as [features, tokens].
@@ -108,6 +108,21 @@ def sort_keys(adapter: Checkpoint) -> _Found:
             "it holds no tensors", source=adapter.source, remedy="fetch the adapter once more"
         )
     return found
+
+
+def _sort_replaced(found: _Found, path: str, key: str) -> None:
+    """One tensor of the model's own; PEFT saves some embeddings as trained and as they were too."""
+    if ".original_module." in path:
+        found.spare.add(key)
+        return
+    clean = re.sub(r"\.modules_to_save\.(default\.)?", ".", path).replace(".base_layer.", ".")
+    before = found.replaced.get(clean)
+    if before is not None and ".modules_to_save." in before:
+        found.spare.add(key)
+        return
+    if before is not None and ".modules_to_save." in path:
+        found.spare.add(before)
+    found.replaced[clean] = key
 
 
 def scale_of(module: str, rank: int, config: Mapping[str, Any]) -> float:

@@ -66,6 +66,12 @@ def from_module(module: nn.Module) -> MemoryCheckpoint:
     """
     state, kinds = module.state_dict(), _module_kinds(module)
     if any(".base_layer." in name for name in state):
+        if any(layer.merged for layer in wrapped_layers(module) if hasattr(layer, "merged")):
+            raise CheckpointError(
+                "PEFT has merged its adapter into these weights",
+                source=f"a {type(module).__name__} in memory",
+                remedy="call unmerge_adapter() first, or pass model.merge_and_unload()",
+            )
         state = {_within(name): one for name, one in state.items() if not _of_adapter(name)}
         kinds = {_within(name): kind for name, kind in kinds.items() if not _of_adapter(name)}
     return MemoryCheckpoint(state, f"a {type(module).__name__} in memory", kinds=kinds)
@@ -76,8 +82,10 @@ def from_expert(module: nn.Module) -> MemoryCheckpoint:
 
     A module that PEFT has wrapped is copied for that; it is not changed itself.
     """
-    if not is_wrapped(module):
+    layers = wrapped_layers(module)
+    if all(layer.disable_adapters for layer in layers if hasattr(layer, "disable_adapters")):
         return from_module(module)
+    _check_untied(module, layers)
     copied: Any = copy.deepcopy(module)
     if hasattr(copied, "merge_and_unload"):
         merged = from_module(copied.merge_and_unload())
@@ -93,12 +101,36 @@ def from_expert(module: nn.Module) -> MemoryCheckpoint:
     )
 
 
-def is_wrapped(module: nn.Module) -> bool:
-    """Whether PEFT has put an adapter around any of its layers."""
-    return any(
-        type(layer).__module__.startswith("peft.") and hasattr(layer, "base_layer")
+def wrapped_layers(module: nn.Module) -> list[Any]:
+    """What PEFT has put around layers: adapters, and copies that are trained in their place."""
+    return [
+        layer
         for layer in module.modules()
-    )
+        if type(layer).__module__.startswith("peft.")
+        and (hasattr(layer, "base_layer") or hasattr(layer, "original_module"))
+    ]
+
+
+def _check_untied(module: nn.Module, layers: list[Any]) -> None:
+    """CheckpointError where PEFT runs two matrices apart that share their memory in the model."""
+    places: dict[int, set[int]] = {}
+    for layer in module.modules():
+        weight = getattr(layer, "weight", None)
+        # The wrapper gives the weight of the layer in it as its own.
+        if weight is not None and "weight" in layer._parameters:
+            places.setdefault(weight.data_ptr(), set()).add(id(layer))
+    for layer in layers:
+        inner = getattr(layer, "base_layer", None) or layer.original_module
+        weight = getattr(inner, "weight", None)
+        if weight is not None and len(places.get(weight.data_ptr(), ())) > 1:
+            raise CheckpointError(
+                "PEFT has put an adapter around one of two layers that share their weight, and "
+                "runs them as different ones: the merged model would have one matrix for both",
+                source=f"a {type(module).__name__} in memory",
+                remedy="untie the two before you wrap the model: give the weight of "
+                "model.get_output_embeddings() a copy of the embedding, and set "
+                "model.config.tie_word_embeddings to False",
+            )
 
 
 def _of_adapter(name: str) -> bool:

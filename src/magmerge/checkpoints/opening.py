@@ -90,9 +90,9 @@ def open_whole(role: str, model: Model) -> Checkpoint:
     Of a base that PEFT has wrapped it is the model within.
     """
     if role != BASE and hasattr(model, "named_modules"):
-        from magmerge.checkpoints.memory import is_wrapped
+        from magmerge.checkpoints.memory import wrapped_layers
 
-        if is_wrapped(cast("nn.Module", model)):
+        if wrapped_layers(cast("nn.Module", model)):
             raise CheckpointError(
                 f"PEFT has wrapped it, and the {role} must be a plain model",
                 source=f"a {type(model).__name__} in memory",

@@ -12,6 +12,7 @@ from typing import Any
 from magmerge.adapters.names.components import COMPONENTS
 from magmerge.checkpoints.layout import INDEX
 from magmerge.errors import OutputError, shortened
+from magmerge.whole_file import check_free
 
 RECORD, REPORT = "magmerge.json", "report.html"
 LISTS = ("files", "weight_map")
@@ -75,9 +76,22 @@ def files_in(folder: Path) -> frozenset[str]:
     )
 
 
+def check_document(file: Path, *, overwrite: bool) -> None:
+    """OutputError where a JSON file of magmerge's cannot be written: it is taken, or another's."""
+    check_free(file, overwrite=overwrite)
+    if file.exists() and not is_own_record(file):
+        raise OutputError(
+            "it is no file of magmerge's, so it is never replaced",
+            source=file,
+            remedy="name another file, or move it away yourself",
+        )
+
+
 def is_own_record(file: Path) -> bool:
-    """Whether a file is a record of magmerge's."""
-    return "magmerge" in _object(file)
+    """Whether a JSON file is of magmerge's: its version stands in it, or in each of a list."""
+    content = _json(file)
+    parts = content if isinstance(content, list) and content else [content]
+    return all(isinstance(one, dict) and "magmerge" in one for one in parts)
 
 
 def _foreign(folder: Path, prefix: str, known: Collection[str]) -> Iterator[str]:
@@ -98,6 +112,9 @@ def _told(folder: Path) -> set[str]:
     found = {RECORD, REPORT} if "magmerge" in record else set()
     if found and "modules" in record:
         found |= ADAPTER
+    elif found and "files" not in record:
+        # Records of before they told it.
+        found.add("model.safetensors")
     content = [record] if found else []
     for file in folder.glob(f"*{INDEX}"):
         index = _object(file)
@@ -115,8 +132,12 @@ def _told(folder: Path) -> set[str]:
 
 def _object(file: Path) -> dict[str, Any]:
     """A file's JSON object; empty where it is none."""
-    try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
+    content = _json(file)
     return content if isinstance(content, dict) else {}
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from magmerge.checkpoints.own_files import discard, files_in, is_own_record
-from magmerge.checkpoints.target import check_free, record_beside
+from magmerge.checkpoints.target import check_free, check_siblings, record_beside
 from magmerge.errors import OutputError
 
 LOCK = ".lock"
@@ -68,8 +68,11 @@ class Staging:
     def publish(self, siblings: Iterable[str] = ()) -> None:
         """Give the finished files their final names: first `siblings` of a single file, then it."""
         self.own |= files_in(self.folder)
+        self._check_kind()
         check_free(self.target, overwrite=self.overwrite, own=self.own)
         if self.single:
+            beside = [self.target.parent / name for name in siblings]
+            check_siblings(self.target, beside, overwrite=self.overwrite)
             named = (*siblings, self.target.name)
             retired = self._retired(named)
             for name in named:
@@ -87,6 +90,15 @@ class Staging:
         (self.target / LOCK).unlink()
         sync_folder(self.target.parent)
         self._release()
+
+    def _check_kind(self) -> None:
+        """OutputError if a folder came to stand where a file should go, or the other way round."""
+        if self.target.exists() and self.target.is_dir() == self.single:
+            raise OutputError(
+                "something else was put there while magmerge was at work",
+                source=self.target,
+                remedy="move it away, or choose another output",
+            )
 
     def _retired(self, named: Collection[str]) -> list[Path]:
         """What a result that is replaced has beside it, and this one has not."""

@@ -13,8 +13,8 @@ from magmerge.checkpoints.pickled.collecting import collect
 from magmerge.checkpoints.pickled.reading import read
 from magmerge.checkpoints.pickled.realising import Realiser
 from magmerge.checkpoints.pickled.rebuilders import is_data
-from magmerge.checkpoints.pickled.refusals import RefusedError
-from magmerge.errors import CheckpointError
+from magmerge.checkpoints.pickled.refusals import EmptyError, RefusedError
+from magmerge.errors import CheckpointError, EmptyCheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,9 +81,8 @@ def load_file(file: Path) -> TorchFile:
         realiser = Realiser()
         tensors = {name: realiser.tensor(record) for name, record in found.tensors.items()}
     except RefusedError as error:
-        raise CheckpointError(
-            f"refused: {error.problem}", source=file, remedy=error.remedy
-        ) from error
+        kind = EmptyCheckpointError if isinstance(error, EmptyError) else CheckpointError
+        raise kind(f"refused: {error.problem}", source=file, remedy=error.remedy) from error
     passed = {
         name: count
         for name, count in content.names.items()

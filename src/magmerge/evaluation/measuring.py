@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
 
+from magmerge.checkpoints.own_files import check_document
 from magmerge.errors import ParameterError
 from magmerge.evaluation.entries import WHOLE
 from magmerge.evaluation.harness import LmEval, run_harness
@@ -15,7 +16,6 @@ from magmerge.evaluation.suite import Suite, open_suite
 from magmerge.evaluation.weights import Measurable
 from magmerge.memory import DEFAULT
 from magmerge.run import Progress
-from magmerge.whole_file import check_free
 
 Path_ = str | Path
 
@@ -94,7 +94,7 @@ def evaluate(
     models = list(model) if isinstance(model, list | tuple) else [model]
     _one_of(suite=suite, perplexity_or_questions=[*perplexity, *questions], lm_eval=lm_eval)
     if out is not None:
-        check_free(Path(out), overwrite=overwrite)
+        check_document(Path(out), overwrite=overwrite)
     if lm_eval:
         wanted = LmEval.of(lm_eval)
         scores = run_harness(

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from magmerge.checkpoints.own_files import check_document
 from magmerge.version import __version__
-from magmerge.whole_file import check_free, write_whole
+from magmerge.whole_file import write_whole
 
 LOWER_IS_BETTER = frozenset(
     {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter"}
@@ -105,7 +106,7 @@ def save_all(scores: Sequence[Scores], path: str | Path, *, overwrite: bool = Fa
 
 def _write(path: str | Path, content: Any, *, overwrite: bool) -> Path:
     target = Path(path)
-    check_free(target, overwrite=overwrite)
+    check_document(target, overwrite=overwrite)
     write_whole(target, json.dumps(content, indent=1, allow_nan=False) + "\n")
     return target
 

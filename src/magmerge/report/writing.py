@@ -15,6 +15,8 @@ from magmerge.whole_file import check_free, write_whole
 
 REPORT = "report.html"
 SUFFIXES = (".html", ".htm")
+MADE = b'name="generator" content="magmerge'
+"""What every report has in its head."""
 
 Scores = str | Path | Mapping[str, Any]
 """A result of `magmerge evaluate --json`, or a table; a file with one, or with a list of them."""
@@ -92,6 +94,12 @@ def _check(target: Path, *, overwrite: bool) -> None:
             "a report is an .html file", source=target, remedy=f"name it like {REPORT}"
         )
     check_free(target, overwrite=overwrite)
+    if target.exists() and MADE not in target.read_bytes():
+        raise OutputError(
+            "it is no report of magmerge's, so it is never replaced",
+            source=target,
+            remedy="name another file, or move it away yourself",
+        )
 
 
 def _read(file: Path) -> Any:

@@ -20,6 +20,7 @@ from magmerge.evaluation.weights import Stored
 from magmerge.live.building import quiet_transformers
 from magmerge.models import Checkpoint
 from magmerge.pipeline import merge
+from magmerge.suites.writing import MARK
 from magmerge.whole_file import replace_whole
 
 ENCODER, PROJECTION = "vision_model.", "visual_projection.weight"
@@ -97,7 +98,8 @@ def set_base(suite: Path, base: Path) -> None:
     """Let a suite file name another base, so that figures are drawn of what is merged here."""
     content = yaml.safe_load(suite.read_text(encoding="utf-8"))
     content["base"] = str(base.resolve())
-    replace_whole(suite, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    replace_whole(suite, f"{MARK}\n{text}")
 
 
 def _write_half(base: Path, half: Checkpoint, folder: Path) -> None:

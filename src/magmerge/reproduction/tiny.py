@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from magmerge.checkpoints.own_files import check_replaceable, files_in
 from magmerge.errors import OutputError
 from magmerge.reproduction.asked import Asked
 from magmerge.reproduction.ledger import NAME
@@ -32,6 +33,7 @@ CLASSES = 4
 GENERIC = "cifar100"
 FAMILIES = {"bert": "bert", "glue": "roberta"}
 TEXTS = "generic.txt"
+UNFINISHED = {"magmerge": "unfinished"}
 
 
 def made_tiny(asked: Asked, progress: Progress | None, *, anew: bool) -> Asked:
@@ -42,23 +44,20 @@ def made_tiny(asked: Asked, progress: Progress | None, *, anew: bool) -> Asked:
     folder, pipeline = asked.folder / TINY, asked.pipeline
     inputs, data = folder / "inputs", folder / "data"
     made = {"pipeline": pipeline.name, "tasks": list(asked.tasks)}
-    if _made(folder) != made:
+    known = _made(folder)
+    if {key: known.get(key) for key in made} != made:
         if (asked.folder / NAME).exists() and not anew:
             raise OutputError(
                 "it holds a run with other settings: pipeline or tasks",
                 source=asked.folder,
                 remedy="name another folder, or start anew with --yes (overwrite=True)",
             )
-        if folder.is_dir() and not (folder / MARK).is_file():
-            raise OutputError(
-                f"it has no {MARK}, so it is not magmerge's, and is never replaced",
-                source=folder,
-                remedy="name another folder, or move it away yourself",
-            )
+        if folder.is_dir() and known != UNFINISHED:
+            check_replaceable(folder, {MARK, *known.get("files", ())})
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         # From the first moment on, so that a run that was stopped here can be begun anew.
-        (folder / MARK).write_text("{}")
+        (folder / MARK).write_text(json.dumps(UNFINISHED))
         base = inputs / pipeline.base.rpartition("/")[2]
         makers: Mapping[str, Callable[..., None]] = {
             "vision": _images,
@@ -66,7 +65,7 @@ def made_tiny(asked: Asked, progress: Progress | None, *, anew: bool) -> Asked:
             "language": _skills,
         }
         makers[pipeline.kind](pipeline, asked.tasks, base, data, progress)
-        (folder / MARK).write_text(json.dumps(made))
+        (folder / MARK).write_text(json.dumps({**made, "files": sorted(files_in(folder))}))
     generic = asked.generic if pipeline.kind == "vision" else str(data / TEXTS)
     sized = pipeline.model_copy(update=_sizes(pipeline, inputs, data))
     include = data / HARNESS if pipeline.kind == "language" else None
@@ -90,11 +89,12 @@ def _sizes(pipeline: Pipeline, inputs: Path, data: Path) -> dict[str, Any]:
     return {"base_gb": size, "expert_gb": size, "experts": entries}
 
 
-def _made(folder: Path) -> Any:
+def _made(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / MARK).read_text(encoding="utf-8"))
+        content = json.loads((folder / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _images(

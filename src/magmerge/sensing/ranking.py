@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from magmerge.binding import bind
+from magmerge.checkpoints.kinship import check_base
 from magmerge.checkpoints.opening import Model
+from magmerge.checkpoints.own_files import check_document
 from magmerge.device import CPU, open_device
 from magmerge.dtypes import parse_size
 from magmerge.errors import ParameterError
@@ -44,7 +46,7 @@ from magmerge.sensing.scores import (
 from magmerge.types import Plan
 from magmerge.version import __version__
 from magmerge.wanted import Wanted
-from magmerge.whole_file import check_free, write_whole
+from magmerge.whole_file import write_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -100,7 +102,7 @@ class Sensitivity:
     def save(self, out: str | Path, *, overwrite: bool = False) -> Path:
         """Write it as JSON, which `--sensitive` reads."""
         path = Path(out)
-        check_free(path, overwrite=overwrite)
+        check_document(path, overwrite=overwrite)
         write_whole(path, json.dumps(self.document(), indent=1) + "\n")
         return path
 
@@ -140,11 +142,12 @@ def sensitivity(
     """
     _check(score, mode, alpha, label_field)
     if out is not None:
-        check_free(Path(out), overwrite=overwrite)
+        check_document(Path(out), overwrite=overwrite)
     recipe, sources = prepare(base=base, experts=experts, method="average", ignore=ignore)
     options = Wanted(samples=samples).options(seed)
     batches = _batches(data, sources, options, label_field, classes)
     plan = make_plan(recipe, sources, threads=1, memory=parse_size(DEFAULT))
+    warn((*plan.warnings, *check_base(sources.base, sources.experts, plan.steps)))
     work = Work(plan, bind(recipe), sources, Reader(sources, open_device(CPU)), open_device(CPU), 0)
     running = _running(model, build, base, sources, device)
     active = put_to_work(work, running, threads=thread_count(threads), progress=progress)

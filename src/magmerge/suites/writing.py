@@ -19,6 +19,8 @@ from magmerge.errors import OutputError, shortened
 from magmerge.suites.head_files import save_head
 
 FILE, HEADS, DATA, LIST = "suite.yaml", "heads", "data", ".images"
+MARK = "# Written by magmerge, which may replace this folder."
+"""The first line of a suite file that is not a person's."""
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:
@@ -86,16 +88,17 @@ def write_list(folder: Path, name: str, split: str, rows: Sequence[tuple[Path, i
 def write_suite(folder: Path, content: Mapping[str, Any]) -> None:
     """The suite file; names in it are plain text, whatever they hold."""
     text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100)
-    (folder / FILE).write_text(text, encoding="utf-8")
+    (folder / FILE).write_text(f"{MARK}\n{text}", encoding="utf-8")
 
 
 def _own(folder: Path) -> frozenset[str]:
     """The files that a named suite's own file tells: its heads and its lists of images."""
     try:
-        content = yaml.safe_load((folder / FILE).read_text(encoding="utf-8"))
+        written = (folder / FILE).read_text(encoding="utf-8")
+        content = yaml.safe_load(written) if written.startswith(MARK) else None
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return frozenset()
-    tasks = content.get("tasks") if isinstance(content, dict) and "suite" in content else None
+    tasks = content.get("tasks") if isinstance(content, dict) else None
     if not isinstance(tasks, list | dict):
         return frozenset()
     texts, waiting = [FILE], [tasks]

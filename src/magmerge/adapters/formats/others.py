@@ -7,7 +7,7 @@ from pathlib import Path
 from magmerge.adapters.formats.stored import StoredAdapter, StoredTensor
 from magmerge.checkpoints.lora import PREFIX
 from magmerge.checkpoints.opening import open_checkpoint
-from magmerge.errors import AdapterError
+from magmerge.errors import AdapterError, EmptyCheckpointError
 from magmerge.types import TensorSpec
 
 TRAINED = (
@@ -18,6 +18,8 @@ TRAINED = (
 )
 """Files of tensors that replace the base's: LLaVA's trainer writes the first, LongLoRA's the third.
 """
+WRAPPERS = ("module.", "_orig_mod.")
+"""What parallel and compiled models put before a name."""
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt"})
 OF_TRAINING = ("optimizer", "scheduler", "rng_state", "training_args", "scaler", "random_states")
@@ -62,10 +64,16 @@ def with_other_weights(adapter: StoredAdapter, folder: Path) -> StoredAdapter:
 
 def _tensors(file: Path) -> dict[str, StoredTensor]:
     """The file's tensors by their names in the model."""
-    checkpoint = open_checkpoint(file)
+    try:
+        checkpoint = open_checkpoint(file)
+    except EmptyCheckpointError:
+        # A trainer writes it also where nothing else was trained.
+        return {}
     found = {}
     for key, spec in checkpoint.specs.items():
-        name = key.removeprefix(PREFIX).replace(".modules_to_save.default.", ".")
-        name = name.replace(".base_layer.", ".")
+        name = key
+        for wrapper in (*WRAPPERS, PREFIX):
+            name = name.removeprefix(wrapper)
+        name = name.replace(".modules_to_save.default.", ".").replace(".base_layer.", ".")
         found[name] = StoredTensor(TensorSpec(name, spec.shape, spec.dtype), checkpoint, key)
     return found

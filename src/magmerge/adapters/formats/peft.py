@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ def read_peft(
     _check(checkpoint, config)
     found = lora.sort_keys(checkpoint)
     replaced_keys = list(found.replaced.values())
-    _check_keys(checkpoint, [*found.down.values(), *found.up.values()], replaced_keys)
+    factors = [*found.down.values(), *found.up.values()]
+    _check_keys(checkpoint, factors, replaced_keys, found.spare)
     stored: dict[str, StoredModule] = {}
     for name in found.down:
         roles: Roles = {"up": found.up[name], "down": found.down[name]}
@@ -98,8 +99,10 @@ def _check(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
             )
 
 
-def _check_keys(checkpoint: Checkpoint, factors: Sequence[str], replaced: Sequence[str]) -> None:
-    keys = {*factors, *replaced}
+def _check_keys(
+    checkpoint: Checkpoint, factors: Sequence[str], replaced: Sequence[str], spare: Collection[str]
+) -> None:
+    keys = {*factors, *replaced, *spare}
     twice = [key for key in checkpoint.specs if key not in keys]
     if twice:
         raise AdapterError(

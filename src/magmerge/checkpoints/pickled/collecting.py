@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from magmerge.checkpoints.pickled.arrays import as_tensor
 from magmerge.checkpoints.pickled.records import ArrayRecord, Global, OddKey, Record, TensorRecord
-from magmerge.checkpoints.pickled.refusals import RefusedError, spoken
+from magmerge.checkpoints.pickled.refusals import EmptyError, RefusedError, spoken
 
 WRAPPERS = (
     "state_dict", "model_state_dict", "model", "model_state", "module", "net", "network", "params",
 )  # fmt: skip
 """Keys under which training programs put the model, or its state."""
-AVERAGED = (
-    "ema", "ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema_model_state_dict",
-    "model_ema_state_dict", "params_ema",
-)  # fmt: skip
-"""Keys under which they put the moving average of the weights, which is the model to use."""
+AVERAGED = frozenset({"ema", "swa", "avg", "average", "averaged"})
+"""Words of the keys under which they put the average of the weights, which is the model to use."""
+CALLBACKS = "callbacks"
 AVERAGES_OWN = "n_averaged"
 """What torch's AveragedModel holds beside the model."""
 PARTS = ("_parameters", "_buffers", "_modules")
@@ -116,22 +115,39 @@ def _average(entries: Mapping[Any, Any], raw: Any) -> Collected | None:
 
     RefusedError where there are some that are not read: the raw ones are not the model to use.
     """
-    key = next((key for key in AVERAGED if _may_be_model(entries.get(key))), None)
-    if key is None or not _holds_tensors(entries[key]):
+    key, value = next(_averages(entries), ("", None))
+    if not key:
         return None
     try:
-        found = collect(entries[key])
+        found = collect(value)
     except RefusedError as error:
         raise _unread(key, error.problem) from error
-    found.unwrap()
-    if raw is not None and set(found.tensors) != set(collect(raw).tensors):
-        raise _unread(key, "they are not those of the model beside it")
+    if raw is None:
+        found.unwrap()
+    elif set(found.tensors) != set(collect(raw).tensors):
+        found.unwrap()
+        if set(found.tensors) != set(collect(raw).tensors):
+            raise _unread(key, "they are not those of the model beside it")
     found.holds = f"{found.holds}, the average under {spoken(key)}"
     if raw is not None:
         found.note = (
             f"it holds averaged weights ({key}) beside the raw ones: the averaged are taken"
         )
     return found
+
+
+def _averages(entries: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """What is called an average and holds tensors, also in the state of a trainer's callbacks."""
+    parts = [entries]
+    parts += [
+        _entries_of(one) or {} for one in (_entries_of(entries.get(CALLBACKS)) or {}).values()
+    ]
+    for part in parts:
+        for key, value in part.items():
+            words = re.split(r"[^a-z]+", key.lower()) if isinstance(key, str) else ()
+            lone = isinstance(value, TensorRecord | ArrayRecord)
+            if AVERAGED.intersection(words) and not lone and _holds_tensors(value):
+                yield key, value
 
 
 def _unread(key: str, why: str) -> RefusedError:
@@ -160,8 +176,10 @@ def _of_state(entries: Mapping[Any, Any], holds: str) -> Collected:
         name = _name(key)
         if not found.add(name, value):
             odd[name] = value
-    if odd or not entries:
-        raise RefusedError(f"these keys hold no tensor: {_listing(odd)}" if odd else "it is empty")
+    if not entries:
+        raise EmptyError("it is empty")
+    if odd:
+        raise RefusedError(f"these keys hold no tensor: {_listing(odd)}")
     return found
 
 

@@ -27,6 +27,10 @@ class DamagedError(RefusedError):
         super().__init__(problem, AGAIN)
 
 
+class EmptyError(RefusedError):
+    """A state dictionary without tensors."""
+
+
 def spoken(text: object) -> str:
     """A file's own text for a message: printable, and not too long.
 

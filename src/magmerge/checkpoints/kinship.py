@@ -1,0 +1,149 @@
+"""Whether a base is the base of its experts, told from samples of their weights.
+
+A fine-tune stays near its base, and task vectors of different tasks are near orthogonal: what they
+share is not of the tasks.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from magmerge import dtypes
+from magmerge.models import Checkpoint, Expert
+from magmerge.types import Kind, Step
+
+LAYERS, ENTRIES = 24, 4096
+"""How many layers are looked at, and how many entries of each."""
+LEAST, FEWEST = 64, 512
+"""Entries of a layer, and of all, below which a cosine tells nothing."""
+WEIGHTS: frozenset[Kind] = frozenset({"matrix", "transposed", "convolution", "experts"})
+ENOUGH = 4
+"""One in so many layers must be changed by all experts to tell what they share."""
+STRANGE, FAR = 0.2, 0.8
+"""Cosine of an expert's weights and the base's: below the first they are unrelated; below the
+second they have less in common than a fine-tune has with its base.
+"""
+SIBLINGS, SUCCESSOR = 0.35, 0.65
+"""Mean cosine of task vectors. It is 0.5 where the base is as far from each expert as they are from
+each other, as a further expert is; above that they were tuned from something that the base is not.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Kinship:
+    """How near one expert is to the base: the median over layers of the cosine of the weights, and
+    of |D| / |W_0|.
+    """
+
+    source: str
+    cosine: float
+    distance: float
+
+
+def check_base(
+    base: Checkpoint | None, experts: Sequence[Expert], steps: Iterable[Step]
+) -> tuple[str, ...]:
+    """What speaks against the base being that of the experts: a sentence for each doubt."""
+    if base is None:
+        return ()
+    layers = [layer for step in _chosen(steps) if (layer := _sample(base, experts, step))]
+    if sum(origin.numel() for origin, _ in layers) < FEWEST:
+        return ()
+    found = [_kinship(one.source, k, layers) for k, one in enumerate(experts)]
+    notes = [
+        f"{one.source} has nothing in common with the base {base.source} (cosine of their weights "
+        f"{one.cosine:.2f}, |D| / |W_0| {one.distance:.2f}): the base has another initialisation, "
+        "or its layers or channels are in another order, and what is merged is no task vector; "
+        "give the model that the experts were tuned from"
+        for one in found
+        if one.cosine < STRANGE
+    ]
+    notes += [
+        f"{one.source} is far from the base {base.source} (cosine of their weights "
+        f"{one.cosine:.2f}, |D| / |W_0| {one.distance:.2f}); was it really tuned from it?"
+        for one in found
+        if STRANGE <= one.cosine < FAR
+    ]
+    # Unrelated models share with each other what they have not with any base.
+    return tuple(notes or _shared(base, len(experts), layers))
+
+
+Layer = tuple[Float[Tensor, "n"], Float[Tensor, "K n"]]
+"""Entries of the base, and of each expert's task vector."""
+
+
+def _chosen(steps: Iterable[Step]) -> list[Step]:
+    """Some of the merged layers, from the first to the last."""
+    merged = [step for step in steps if step.action == "merge" and step.kind in WEIGHTS]
+    if len(merged) <= LAYERS:
+        return merged
+    return [merged[number * (len(merged) - 1) // (LAYERS - 1)] for number in range(LAYERS)]
+
+
+def _sample(base: Checkpoint, experts: Sequence[Expert], step: Step) -> Layer | None:
+    """Entries from the middle of a layer; None where there are too few, or some are not finite."""
+    name, shape = step.spec.name, step.spec.shape
+    size = math.prod(shape)
+    count = min(size, ENTRIES)
+    if count < LEAST or name not in base.specs:
+        return None
+    start = (size - count) // 2
+    origin = base.read_part(name, start, start + count).double()
+    deltas = torch.stack([_delta(one, name, origin, start) for one in experts])
+    if not bool(origin.isfinite().all() and deltas.isfinite().all() and origin.any()):
+        return None
+    return origin, deltas
+
+
+def _delta(expert: Expert, name: str, origin: Float[Tensor, "n"], start: int) -> Float[Tensor, "n"]:
+    """The task vector on the base in the expert's own precision: rounding is nothing learnt."""
+    stored = dtypes.torch_dtype(expert.specs[name].dtype)
+    if expert.whole is None:
+        return expert.delta(name, origin, start)
+    return expert.weight(name, origin, start) - origin.to(stored).double()
+
+
+def _kinship(source: str, expert: int, layers: Sequence[Layer]) -> Kinship:
+    """A layer that is as in the base is the best proof of kinship."""
+    own = [(origin, deltas[expert]) for origin, deltas in layers]
+    return Kinship(
+        source,
+        statistics.median(_cosine(origin, origin + delta) for origin, delta in own),
+        statistics.median(float(delta.norm() / origin.norm()) for origin, delta in own),
+    )
+
+
+def _shared(base: Checkpoint, count: int, layers: Sequence[Layer]) -> list[str]:
+    """What task vectors of different tasks do not share, and these do."""
+    cosines = [
+        statistics.fmean(_cosine(deltas[i], deltas[j]) for i, j in combinations(range(count), 2))
+        for _, deltas in layers
+        if count > 1 and bool(deltas.flatten(1).any(dim=1).all())
+    ]
+    shared = statistics.median(cosines) if ENOUGH * len(cosines) >= len(layers) else 0.0
+    if not cosines or shared < SIBLINGS:
+        return []
+    told = f"the experts' task vectors on the base {base.source} have a mean cosine of {shared:.2f}"
+    if shared < SUCCESSOR:
+        return [
+            f"{told}: it is about as far from each expert as they are from each other, as one more "
+            "expert would be; give the model that all were tuned from, unless they learnt one task"
+        ]
+    return [
+        f"{told}: they share what the base has not, so they were probably tuned from a later "
+        "version of it (an instruct model, or a further pretraining); give that one, unless they "
+        "learnt one task"
+    ]
+
+
+def _cosine(one: Float[Tensor, "n"], other: Float[Tensor, "n"]) -> float:
+    norms = one.norm() * other.norm()
+    return float(one @ other / norms) if norms > 0 else 0.0
