@@ -18,7 +18,7 @@ from magmerge.device import open_device
 from magmerge.errors import OutputError, printable
 from magmerge.models import Sources
 from magmerge.planning import make_plan
-from magmerge.publishing import Filled, Target, warn, write
+from magmerge.publishing import Filled, Target, check_unchanged, warn, write
 from magmerge.reading import Reader
 from magmerge.recipe import Recipe, keywords
 from magmerge.request import thread_count
@@ -74,6 +74,7 @@ def carry_out(
     kept = MemorySink()
     if target is None:
         filled = fill(kept)
+        check_unchanged(sources.stamps)
     else:
         filled = write(
             target, found, recipe, sources, files, fill, threads=count, progress=progress

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from magmerge.types import Kind, TensorSpec
@@ -124,9 +125,13 @@ class Expert(Protocol):
 
 
 class Sources(NamedTuple):
-    """The opened models. `layout` is the one whose tensors, and only those, the result has."""
+    """The opened models. `layout` is the one whose tensors, and only those, the result has.
+
+    `stamps` tell each of their files as it was when it was opened.
+    """
 
     layout: Checkpoint
     base: Checkpoint | None
     experts: Sequence[Expert]
     merged: Checkpoint | None
+    stamps: Mapping[Path, str] = MappingProxyType({})

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from magmerge.adapters.ranks import Rank, asked_output, refuse_donor
+from magmerge.adapters.ranks import Rank, asked_output, check_machine
 from magmerge.checkpoints.opening import Model
 from magmerge.checkpoints.target import check_space
 from magmerge.conducting import carry_out, donor_for, plan_for
@@ -112,7 +112,7 @@ def merge(
     if recipe.adapter is not None:
         from magmerge.adapters.conducting import carry_out_adapters
 
-        refuse_donor(donor)
+        check_machine(donor, device, shard_size)
         return carry_out_adapters(
             recipe,
             sources,
@@ -120,7 +120,6 @@ def merge(
             overwrite=overwrite,
             threads=threads,
             memory=memory,
-            device=device,
             progress=progress,
         )
     return carry_out(
@@ -231,6 +230,7 @@ def plan(
         from magmerge.adapters.conducting import check_output
         from magmerge.adapters.planning import plan_adapters
 
+        check_machine(donor, device, shard_size)
         if out is not None:
             check_output(out, recipe, sources, overwrite=overwrite)
         return plan_adapters(recipe, sources, threads=thread_count(threads), memory=memory)

@@ -126,10 +126,9 @@ def write(
     check_space(target.path, plan.disk)
     notes = _config_notes(target, donor)
     extra = {} if target.single else read_companions(companion_files(donor), recipe.dtype)
-    stamps = {file: stamp(file) for _, _, files in inputs_of(sources) for file in files}
     with target.staging() as staging, FileSink(plan, staging) as sink:
         filled = fill(sink)
-        _check_unchanged(stamps)
+        check_unchanged(sources.stamps)
         filled = filled._replace(warnings=(*notes, *filled.warnings))
         digests = digest_inputs(inputs_of(sources), sink.settlers(), threads, progress)
         files = [*(shard.file for shard in plan.shards), *extra]
@@ -181,14 +180,14 @@ def inputs_of(sources: Sources) -> list[tuple[str, str, Sequence[Path]]]:
     return inputs + [("expert", expert.source, expert.files) for expert in sources.experts]
 
 
-def _check_unchanged(stamps: Mapping[Path, str]) -> None:
-    """CheckpointError where an input is no longer the file that the work began with."""
+def check_unchanged(stamps: Mapping[Path, str]) -> None:
+    """CheckpointError where an input is no longer the file that was opened."""
     for file, before in stamps.items():
         if not file.is_file() or stamp(file) != before:
             raise CheckpointError(
-                "it was changed while it was read",
+                "it was changed after it was opened",
                 source=file,
-                remedy="keep the inputs unchanged while magmerge runs, and run it again",
+                remedy="keep the inputs unchanged until the result is saved, and merge again",
             )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from magmerge import registry
 from magmerge.errors import MagmergeError, ParameterError, UnknownNameError, suggestion
@@ -31,6 +31,8 @@ class Calibration(BaseModel):
 class Sampling(BaseModel):
     """What a calibration looked at besides weights: where each expert's samples are from, how many
     were drawn by which seed, in what order layers were measured, and in what format.
+
+    `prepared`: how rows were made inputs, where that was said: column, split, batch, size.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,6 +45,7 @@ class Sampling(BaseModel):
     batchnorm: bool = False
     offload: bool = False
     model: str | None = None
+    prepared: dict[str, Any] = Field(default_factory=dict)
 
 
 class AdapterOutput(BaseModel):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from importlib import import_module, metadata
 from typing import Annotated, Any, Generic, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
@@ -14,6 +15,9 @@ from typing_extensions import Doc
 from magmerge.errors import MagmergeError, UnknownNameError, suggestion
 from magmerge.parameters import Supplied
 from magmerge.types import Calibrator, Kind, Method, Parameter
+
+FIXED = frozenset({"name", "fn", "source", "summary", "parameters", "supplied"})
+"""Fields that are no traits: the function, or the registry, tells them."""
 
 
 class Named(Protocol):
@@ -112,6 +116,12 @@ def parameters_of(fn: Callable[..., Any]) -> tuple[Parameter, ...]:
     found = []
     for argument in inspect.signature(fn).parameters.values():
         if argument.kind is not argument.KEYWORD_ONLY:
+            if argument.default is not argument.empty:
+                raise MagmergeError(
+                    f"parameter {argument.name} of {fn.__name__} is not keyword-only, so it could "
+                    "never be set",
+                    remedy=f"put a * before {argument.name} in its signature",
+                )
             continue
         if argument.default is argument.empty:
             raise MagmergeError(
@@ -152,6 +162,8 @@ def register_method(
     survey, workspace.
     """
 
+    _check_traits(Method, traits)
+
     def register(fn: F) -> F:
         traits["supplied"] = supplied_of(fn)
         methods.add(
@@ -175,6 +187,8 @@ def register_calibrator(
     `traits` are the fields of `Calibrator` that differ from their defaults.
     """
 
+    _check_traits(Calibrator, traits)
+
     def register(fn: F) -> F:
         calibrators.add(
             Calibrator(name, fn, source, _summary(fn), parameters_of(fn), acts_on, **traits),
@@ -183,6 +197,16 @@ def register_calibrator(
         return fn
 
     return register
+
+
+def _check_traits(kind: type[Method] | type[Calibrator], traits: Mapping[str, Any]) -> None:
+    """UnknownNameError, with a suggestion, for a trait that there is not."""
+    known = [field.name for field in fields(kind) if field.name not in FIXED]
+    for name in traits:
+        if name not in known:
+            raise UnknownNameError(
+                f"a {kind.__name__.lower()} has no trait {name!r}", remedy=suggestion(name, known)
+            )
 
 
 def _summary(fn: Callable[..., Any]) -> str:

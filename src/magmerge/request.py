@@ -14,6 +14,7 @@ from magmerge.adapters.sources import adapter_sources
 from magmerge.adapters.union import AdapterUnion
 from magmerge.checkpoints import open_expert
 from magmerge.checkpoints.opening import BASE, Model, open_whole
+from magmerge.digests import stamp
 from magmerge.errors import MagmergeError, ParameterError
 from magmerge.filters import varies
 from magmerge.models import Checkpoint, Expert, Sources
@@ -169,7 +170,7 @@ def _open(base: Model | None, experts: Experts, merged: Model | None) -> Sources
     models = named(experts)
     adapters = adapter_sources(models) if base is None and merged is None else None
     if adapters is not None:
-        return adapters
+        return adapters._replace(stamps=_stamps(adapters.experts))
     opened_base = None if base is None else open_whole(BASE, base)
     opened: list[Expert] = [open_expert(name, model, opened_base) for name, model in models.items()]
     opened_merged = None if merged is None else open_whole("merged model", merged)
@@ -179,4 +180,10 @@ def _open(base: Model | None, experts: Experts, merged: Model | None) -> Sources
             raise MagmergeError("no model is given", remedy="name a base and some experts")
         layout = opened[0].whole
         assert layout is not None
-    return Sources(layout, opened_base, opened, opened_merged)
+    whole = [one for one in (layout, opened_base, opened_merged) if one is not None]
+    stamps = _stamps([*whole, *opened])
+    return Sources(layout, opened_base, opened, opened_merged, stamps)
+
+
+def _stamps(models: Iterable[Checkpoint | Expert]) -> dict[Path, str]:
+    return {file: stamp(file) for model in models for file in model.files}

@@ -122,6 +122,7 @@ class Wanted:
             "batchnorm": self.batchnorm,
             "offload": self.offload,
             "model": self.build or (None if self.model is None else _spoken(self.model)),
+            "prepared": options.prepared,
         }
         try:
             return Sampling(**fields)

@@ -27,11 +27,10 @@ from magmerge.adapters.union import union_of
 from magmerge.binding import bind
 from magmerge.conducting import correlations
 from magmerge.device import open_device
-from magmerge.errors import ParameterError
 from magmerge.faults import reading_notes
 from magmerge.models import Sources
 from magmerge.provenance import FILE, document
-from magmerge.publishing import digest_inputs, report_on, warn
+from magmerge.publishing import check_unchanged, digest_inputs, report_on, warn
 from magmerge.reading import Reader
 from magmerge.recipe import AdapterOutput, Recipe
 from magmerge.report.writing import REPORT
@@ -69,6 +68,7 @@ class AdapterResult(Result):
         """Write the adapter: a folder for PEFT's naming, else one .safetensors file."""
         assert self.content is not None
         files = [file for one in self.sources.experts for file in one.files]
+        check_unchanged(self.sources.stamps)
         digests = _digested(self.sources)
         text = document(self.recipe, digests, self.records, self.warnings, (), self.modules)
         beside = {FILE: text.encode()}
@@ -87,16 +87,11 @@ def carry_out_adapters(
     overwrite: bool,
     threads: int | None,
     memory: str | int,
-    device: str,
     progress: Progress | None,
 ) -> AdapterResult:
     """Merge, and write the adapter if `out` is given."""
     union, output = union_of(sources), recipe.adapter or AdapterOutput()
     count, engine = thread_count(threads), open_device("cpu")
-    if device != "cpu":
-        raise ParameterError(
-            f"adapters are merged on the cpu, not on {device}", remedy="drop --device (device=)"
-        )
     found = plan_adapters(recipe, sources, threads=count, memory=memory)
     if out is not None:
         check_output(out, recipe, sources, overwrite=overwrite)
@@ -108,6 +103,7 @@ def carry_out_adapters(
     )
     records = tuple(one.record for one in merged.values())
     whole, notes = replaced(recipe, sources, dtype)
+    check_unchanged(sources.stamps)
     notes = (*reading_notes(sources), *notes, *strangers(union))
     notes += correlations(recipe, list(records))
     warn(notes)

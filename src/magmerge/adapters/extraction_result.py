@@ -16,7 +16,7 @@ from magmerge.adapters.task_vectors import Extracted, ExtractedModule, LostTenso
 from magmerge.errors import AdapterError, OutputError, StructureError, printable
 from magmerge.models import Sources
 from magmerge.provenance import FILE, versions
-from magmerge.publishing import digest_inputs, warn
+from magmerge.publishing import check_unchanged, digest_inputs, warn
 from magmerge.version import __version__
 
 NAMED = 3
@@ -44,10 +44,12 @@ class Extraction:
     content: Content = field(repr=False)
     asked: Mapping[str, Any] = field(repr=False)
     inputs: tuple[tuple[str, str, tuple[Path, ...]], ...] = field(repr=False)
+    stamps: Mapping[Path, str] = field(repr=False, default_factory=dict)
 
     def save(self, out: str | Path, *, overwrite: bool = False, threads: int = 1) -> Path:
         """Write the adapter with its provenance: a folder for PEFT, else one .safetensors file."""
         files = [file for _, _, own in self.inputs for file in own]
+        check_unchanged(self.stamps)
         # No time and no machine is in it, so that equal runs give equal bytes.
         content = {
             "magmerge": __version__,
@@ -113,6 +115,7 @@ def concluded(
         content=content_of(base, made, naming),
         asked=asked,
         inputs=(("base", base.source, base.files), ("model", model.source, model.files)),
+        stamps=sources.stamps,
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from magmerge import dtypes
 from magmerge.adapters.nouns import Naming
 from magmerge.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.linalg.low_rank import rank_for_energy
@@ -45,8 +46,13 @@ def asked_output(rank: object, energy: object, naming: object) -> AdapterOutput 
     return AdapterOutput(rank=rank, energy=held, naming=named)  # type: ignore[arg-type]
 
 
-def refuse_donor(donor: object) -> None:
-    """ParameterError for a donor of config and tokenizer, which an adapter has not."""
+def check_machine(donor: object, device: str, shard_size: str | int) -> None:
+    """ParameterError for what a merge of adapters does not take: a donor, a GPU, an odd size."""
+    dtypes.parse_size(shard_size)
+    if device != "cpu":
+        raise ParameterError(
+            f"adapters are merged on the cpu, not on {device}", remedy="drop --device (device=)"
+        )
     if donor is not None:
         raise ParameterError(
             "an adapter takes no config and tokenizer from a donor",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -127,6 +127,16 @@ class SampleOptions:
     allow_test: bool = False
     split: str | None = None
     batch: int = 8
+
+    @property
+    def prepared(self) -> dict[str, Any]:
+        """What is said of drawing and preparing beside number and seed, as data for a recipe."""
+        return {
+            field.name: list(value) if isinstance(value, tuple) else value
+            for field in fields(self)
+            if field.name not in ("samples", "seed")
+            and (value := getattr(self, field.name)) != field.default
+        }
 
     @property
     def preparation(self) -> Preparation:
