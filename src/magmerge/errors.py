@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 LISTED = 10
@@ -63,19 +64,40 @@ class AdapterError(CheckpointError):
     """A LoRA adapter cannot be read or does not fit its base."""
 
 
-class StructureError(MagmergeError):
-    """Checkpoints that should be merged do not fit each other; `faults` lists every difference."""
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that does not fit, and what to do about it."""
 
-    def __init__(self, faults: Sequence[str], *, remedy: str | None = None) -> None:
-        self.faults = tuple(printable(fault) for fault in faults)
+    text: str
+    remedy: str
+
+
+class StructureError(MagmergeError):
+    """Checkpoints that should be merged do not fit each other; `faults` lists every difference.
+
+    A fault that is text has the remedy that is given for all of them.
+    """
+
+    def __init__(self, faults: Sequence[Fault | str], *, remedy: str = "") -> None:
+        found = [one if isinstance(one, Fault) else Fault(one, remedy) for one in faults]
+        self.remedies: dict[str, list[str]] = {}
+        for one in found:
+            self.remedies.setdefault(one.remedy, []).append(printable(one.text))
+        self.faults = tuple(text for texts in self.remedies.values() for text in texts)
         count = len(self.faults)
-        listing = "\n".join(f"  - {fault}" for fault in self.faults)
         self.summary = f"{count} fault{'s' if count > 1 else ''} found before any work"
-        problem = f"{self.summary}\n{listing}"
-        super().__init__(problem, remedy=remedy)
+        listing = "\n".join(f"  - {text}" for text in self.faults)
+        super().__init__(f"{self.summary}\n{listing}", remedy="; ".join(self.remedies))
+
+    def __str__(self) -> str:
+        lines = [self.summary]
+        for remedy, texts in self.remedies.items():
+            lines += [*(f"  - {text}" for text in texts), f"  remedy: {remedy}"]
+        return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
-        return {**super().as_dict(), "problem": self.summary, "faults": list(self.faults)}
+        told = {"faults": list(self.faults), "remedies": self.remedies}
+        return {**super().as_dict(), "problem": self.summary, **told}
 
 
 class NonFiniteError(MagmergeError):

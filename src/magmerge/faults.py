@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from magmerge import dtypes, registry
-from magmerge.errors import StructureError
+from magmerge.adapters.expert import OWN_BASE
+from magmerge.errors import Fault, StructureError
 from magmerge.filters import values_of
 from magmerge.models import Checkpoint, Expert, Sources
 from magmerge.quantisation import signs
@@ -16,36 +17,18 @@ from magmerge.recipe import Recipe
 from magmerge.types import TensorSpec
 from magmerge.varying import Varying
 
-_ARCHITECTURE = (
+ARCHITECTURE = (
     "give models of one architecture; to leave these tensors as the base has them, or to drop an "
     "expert's own ones, name them with --ignore 'PATTERN' (ignore=), for example 'classifier.*'"
 )
-REMEDIES = {
-    " is both": "give a base whose head is a matrix of its own: in transformers set the weight of "
-    "model.get_output_embeddings() to a copy of the embedding and "
-    "model.config.tie_word_embeddings to False, and save it",
-    " seems to be for another base": "name the model that this adapter was trained on with --base "
-    "(base=)",
-    " is in the base: ": "name the model that this adapter was trained on with --base (base=)",
-    " is given twice": "give each model once; for more influence of one expert set its weight: "
-    "--set 'weights=[2, 1]'",
-    "it needs a base": "name the base with --base (base=); average and slerp do without",
-    " takes ": "give as many experts as the method takes, or choose another method",
-    " weights are given ": "give one weight for each expert: --set 'weights=[0.5, 0.5]'",
-    "the task vector of two": "merge the adapter into its base with PEFT and give the whole model",
-    "the task vector ": "give the base that this adapter was trained on",
-    " is missing from ": _ARCHITECTURE,
-    " is not in ": _ARCHITECTURE,
-    " has shape ": _ARCHITECTURE,
-    "matches no tensor": "patterns match whole names: '*.bias', 'lm_head.*'; "
-    "`magmerge plan` lists the names",
-    "the filter ": "a filter is a part of a name, a pattern with * for a whole name, or a part of "
-    "a diffusion model's single file (unet, vae, ...); `magmerge plan` lists the names",
-    "which share their memory": "give both names the same value",
-    "shares its memory": "ignore both names, or neither",
-    "cannot be a tensor's name": "rename that tensor",
-    "no expert is given": "name the experts with --expert (experts=)",
-}
+ONCE = (
+    "give each model once; for more influence of one expert set its weight: --set 'weights=[2, 1]'"
+)
+PATTERNS = "patterns match whole names: '*.bias', 'lm_head.*'; `magmerge plan` lists the names"
+FILTERS = (
+    "a filter is a part of a name, a pattern with * for a whole name, or a part of a diffusion "
+    "model's single file (unet, vae, ...); `magmerge plan` lists the names"
+)
 
 
 def check_structure(recipe: Recipe, sources: Sources, config: Mapping[str, Any]) -> None:
@@ -58,10 +41,14 @@ def check_structure(recipe: Recipe, sources: Sources, config: Mapping[str, Any])
     faults += _repeated_faults(sources)
     faults += _difference_faults(recipe, sources)
     faults += _pattern_faults(recipe, sources)
-    faults += Varying(recipe, sources.layout.specs).faults(sources.layout.ties)
+    varying = Varying(recipe, sources.layout.specs)
+    faults += [Fault(text, FILTERS) for text in varying.unused()]
+    faults += [
+        Fault(text, "give both names the same value") for text in varying.torn(sources.layout.ties)
+    ]
     faults += _name_faults(sources)
     if faults:
-        raise StructureError(faults, remedy=_remedy(faults))
+        raise StructureError(faults)
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
@@ -108,10 +95,11 @@ def tied_everywhere(sources: Sources, name: str) -> bool:
     )
 
 
-def _expert_count_faults(recipe: Recipe, sources: Sources) -> list[str]:
+def _expert_count_faults(recipe: Recipe, sources: Sources) -> list[Fault]:
     count = len(sources.experts)
     if recipe.method is None:
-        return [] if count else ["no expert is given"]
+        told = Fault("no expert is given", "name the experts with --expert (experts=)")
+        return [] if count else [told]
     method = registry.methods.get(recipe.method)
     least, most = method.experts
     faults = []
@@ -119,13 +107,28 @@ def _expert_count_faults(recipe: Recipe, sources: Sources) -> list[str]:
         wanted = f"exactly {least}" if least == most else f"at least {least}"
         noun = "expert" if least == 1 else "experts"
         given = f"{count} {'is' if count == 1 else 'are'} given"
-        faults.append(f"{method.name} takes {wanted} {noun}, but {given}")
+        faults.append(
+            Fault(
+                f"{method.name} takes {wanted} {noun}, but {given}",
+                "give as many experts as the method takes, or choose another method",
+            )
+        )
     weighting = recipe.params.get("weights")
     for weights in values_of(weighting):
         if weights is not None and len(weights) != count:
-            faults.append(f"{len(weights)} weights are given for {count} experts")
+            faults.append(
+                Fault(
+                    f"{len(weights)} weights are given for {count} experts",
+                    "give one weight for each expert: --set 'weights=[0.5, 0.5]'",
+                )
+            )
     if sources.base is None and not method.base_free:
-        faults.append(f"{method.name} works on task vectors: it needs a base model")
+        faults.append(
+            Fault(
+                f"{method.name} works on task vectors: it needs a base model",
+                "name the base with --base (base=); average and slerp do without",
+            )
+        )
     return faults
 
 
@@ -152,7 +155,7 @@ def check_quantised(sources: Sources, config: Mapping[str, Any]) -> None:
         )
 
 
-def _repeated_faults(sources: Sources) -> list[str]:
+def _repeated_faults(sources: Sources) -> list[Fault]:
     """Models given twice, as far as their files tell; equal contents are found by the merge."""
     seen: dict[tuple[Path, ...], str] = {}
     faults = []
@@ -163,15 +166,17 @@ def _repeated_faults(sources: Sources) -> list[str]:
     for model in models:
         files = tuple(file.resolve() for file in model.files)
         if files and files in seen:
-            faults.append(f"{model.source} is given twice: it is also {seen[files]}")
+            faults.append(Fault(f"{model.source} is given twice: it is also {seen[files]}", ONCE))
         seen.setdefault(files, "the base" if model is sources.base else "an expert")
     return faults
 
 
-def _difference_faults(recipe: Recipe, sources: Sources) -> list[str]:
+def _difference_faults(recipe: Recipe, sources: Sources) -> list[Fault]:
     layout = sources.layout
     faults = [fault for expert in sources.experts for fault in expert.faults]
+    adapters = {one.source for one in sources.experts if one.whole is None}
     for source, specs in _all_specs(sources)[1:]:
+        remedy = OWN_BASE if source in adapters else ARCHITECTURE
         for name, spec in layout.specs.items():
             if matches(name, recipe.ignore) or _carried(spec):
                 continue
@@ -179,39 +184,43 @@ def _difference_faults(recipe: Recipe, sources: Sources) -> list[str]:
             if other is None and layout.ties.get(name) in specs and tied_everywhere(sources, name):
                 continue
             if other is None:
-                faults.append(f"{name} is missing from {source}")
+                faults.append(Fault(f"{name} is missing from {source}", remedy))
             elif other.shape != spec.shape:
                 shapes = f"{list(other.shape)} in {source}, {list(spec.shape)} in {layout.source}"
-                faults.append(f"{name} has shape {shapes}")
+                faults.append(Fault(f"{name} has shape {shapes}", remedy))
             elif other.dtype not in dtypes.FLOATS:
-                faults.append(f"{name} is {dtypes.torch_name(other.dtype)} in {source}")
+                text = f"{name} is {dtypes.torch_name(other.dtype)} in {source}"
+                faults.append(Fault(text, remedy))
         faults += [
-            f"{name} of {source} is not in {layout.source}"
+            Fault(f"{name} of {source} is not in {layout.source}", remedy)
             for name, spec in specs.items()
             if name not in layout.specs and not _carried(spec) and not matches(name, recipe.ignore)
         ]
     return faults
 
 
-def _pattern_faults(recipe: Recipe, sources: Sources) -> list[str]:
+def _pattern_faults(recipe: Recipe, sources: Sources) -> list[Fault]:
     """Patterns that name no tensor, which are most likely misspelt."""
     names = [name for _, specs in _all_specs(sources) for name in specs]
     faults = [
-        f"the pattern {pattern!r} matches no tensor"
+        Fault(f"the pattern {pattern!r} matches no tensor", PATTERNS)
         for pattern in (*recipe.ignore, *recipe.skip)
         if not any(matches(name, [pattern]) for name in names)
     ]
     return faults + [
-        f"{twin} is ignored or not, but {name} shares its memory and is not or is"
+        Fault(
+            f"{twin} is ignored or not, but {name} shares its memory and is not or is",
+            "ignore both names, or neither",
+        )
         for name, twin in sources.layout.ties.items()
         if matches(name, recipe.ignore) != matches(twin, recipe.ignore)
     ]
 
 
-def _name_faults(sources: Sources) -> list[str]:
+def _name_faults(sources: Sources) -> list[Fault]:
     """Names that a safetensors header cannot hold."""
     return [
-        f"{name!r} cannot be a tensor's name"
+        Fault(f"{name!r} cannot be a tensor's name", "rename that tensor")
         for name in sources.layout.specs
         if name == "__metadata__" or name != name.encode(errors="replace").decode()
     ]
@@ -228,11 +237,3 @@ def _all_specs(sources: Sources) -> list[tuple[str, Mapping[str, TensorSpec]]]:
     if sources.base is not None and sources.base is not sources.layout:
         models.append(sources.base)
     return [(model.source, model.specs) for model in [*models, *sources.experts]]
-
-
-def _remedy(faults: Sequence[str]) -> str:
-    """What to do about the first kind of fault that is found, by the words it is told in."""
-    for words, remedy in REMEDIES.items():
-        if any(words in fault for fault in faults):
-            return remedy
-    return "give models of one architecture"

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from magmerge.errors import Fault
 from magmerge.types import Kind, TensorSpec
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Expert(Protocol):
         ...
 
     @property
-    def faults(self) -> Sequence[str]:
+    def faults(self) -> Sequence[Fault]:
         """What its headers show to be wrong with it."""
         ...
 

@@ -46,17 +46,22 @@ class Varying:
             ]
         return tuple(found)
 
-    def faults(self, ties: Mapping[str, str]) -> list[str]:
-        """Filters that no tensor takes, and tensors in one memory that would take two values."""
-        found = []
-        for parameter, items in self.items.items():
-            found += self._filters.faults(parameter, items)
-            found += [
-                f"{parameter} varies between {name} and {twin}, which share their memory"
-                for name, twin in ties.items()
-                if self._filters.item_for(items, name) != self._filters.item_for(items, twin)
-            ]
-        return found
+    def unused(self) -> list[str]:
+        """Filters that no tensor takes."""
+        return [
+            fault
+            for parameter, items in self.items.items()
+            for fault in self._filters.faults(parameter, items)
+        ]
+
+    def torn(self, ties: Mapping[str, str]) -> list[str]:
+        """Tensors in one memory that would take two values."""
+        return [
+            f"{parameter} varies between {name} and {twin}, which share their memory"
+            for parameter, items in self.items.items()
+            for name, twin in ties.items()
+            if self._filters.item_for(items, name) != self._filters.item_for(items, twin)
+        ]
 
 
 def check_varying(recipe: Recipe, steps: Sequence[Step], experts: int) -> None:

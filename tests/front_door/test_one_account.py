@@ -12,9 +12,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import magmerge
-from magmerge.errors import CheckpointError, MagmergeError, ParameterError, UnknownNameError
+from magmerge.errors import (
+    CheckpointError,
+    MagmergeError,
+    ParameterError,
+    StructureError,
+    UnknownNameError,
+)
 from tests.adapters.files import write_adapter
-from tests.conftest import State, random_state, tuned
+from tests.conftest import CommandLine, State, random_state, tuned
 
 MODULES = {"lora_unet_a": (6, 4), "lora_unet_b": (4, 4)}
 
@@ -134,3 +140,43 @@ def test_a_parameter_that_could_never_be_set_is_told() -> None:
     with pytest.raises(ParameterError, match="lambda"):
         magmerge.merge(base=random_state(0), experts=[tuned(random_state(0), 1)],
                        params={"lambda": "x"})  # fmt: skip
+
+
+def test_each_fault_has_its_own_remedy(tmp_path: Path) -> None:
+    """Whatever words the names of models hold."""
+    base = random_state(0)
+    odd = tmp_path / "my model takes 2 which is given twice"
+    odd.mkdir()
+    save_file(
+        {**tuned(base, 1), "own.bias": base["layers.0.norm.weight"]}, odd / "model.safetensors"
+    )
+    with pytest.raises(StructureError) as caught:
+        magmerge.merge(
+            base=base, experts=[odd], method="slerp", ignore=["nosuch.*"], params={"t": 0.5}
+        )
+    told = caught.value.remedies
+    assert len(told) == 3
+    (count,) = told["give as many experts as the method takes, or choose another method"]
+    assert count == "slerp takes exactly 2 experts, but 1 is given"
+    (pattern,) = [texts for remedy, texts in told.items() if remedy.startswith("patterns match")]
+    assert pattern == ["the pattern 'nosuch.*' matches no tensor"]
+    (extra,) = [texts for remedy, texts in told.items() if remedy.startswith("give models of one")]
+    assert extra == [f"own.bias of {odd} is not in tensors in memory"]
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "3 faults found before any work"
+    for remedy, texts in told.items():
+        assert lines.index(f"  - {texts[0]}") + 1 == lines.index(f"  remedy: {remedy}")
+    assert caught.value.as_dict()["remedies"] == told
+
+
+def test_what_an_adapter_has_and_the_base_has_not_is_no_reason_to_ignore_it(
+    magmerge_cli: CommandLine, tmp_path: Path
+) -> None:
+    save_file({"a.weight": random_state(0)["layers.0.attn.weight"]}, tmp_path / "b.safetensors")
+    adapter = write_adapter(tmp_path / "l.safetensors", {"unet.a": (24, 24), "unet.c": (4, 4)})
+    found = magmerge_cli(
+        "merge", "--base", tmp_path / "b.safetensors", "--expert", adapter, tmp_path / "out"
+    )
+    assert found.code == 1
+    assert "name the model that this adapter was trained on" in found.message
+    assert "--ignore" not in found.message

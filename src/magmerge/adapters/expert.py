@@ -12,6 +12,7 @@ from magmerge.adapters.bases import Found, Place, base_name, find
 from magmerge.adapters.families import mismatch
 from magmerge.adapters.nouns import Adapter, LowRank
 from magmerge.checkpoints.product import TILE, rows_between
+from magmerge.errors import Fault
 from magmerge.kinds import kinds_of, read_model_config
 from magmerge.models import Checkpoint
 from magmerge.pieces import cut
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 
 KEPT = 8
 """Modules whose factors stay in memory, for the pieces that are read in turn."""
+OWN_BASE = "name the model that this adapter was trained on with --base (base=)"
+WHOLE = "merge the adapter into its base with PEFT and give the whole model"
+UNTIE = (
+    "give a base whose head is a matrix of its own: in transformers set the weight of "
+    "model.get_output_embeddings() to a copy of the embedding and "
+    "model.config.tie_word_embeddings to False, and save it"
+)
 NAMED = 3
 """Modules that a message names where none of an adapter's is in the base."""
 
@@ -42,7 +50,7 @@ class AdapterExpert:
         self.whole = None
         self.ties = base.ties
         self.notes = adapter.notes
-        self.faults: list[str] = []
+        self.faults: list[Fault] = []
         found = find(
             adapter.modules,
             adapter.naming,
@@ -125,7 +133,7 @@ class AdapterExpert:
             # The weight of an adapted layer as it was saved beside its factors is one with them.
             own = {f"{place.module}.weight" for place in self._places.get(target or "", ())}
             if target in found or (own and own != {key}):
-                self.faults.append(f"{target} has the task vector of two modules of {self.name}")
+                self._note(f"{target} has the task vector of two modules of {self.name}", WHOLE)
             elif target is not None:
                 found[target] = key
         return found
@@ -139,11 +147,12 @@ class AdapterExpert:
         if not shared or self.adapter.config.get("ensure_weight_tying"):
             return
         touched = sorted(shared & (set(self._places) | set(self._replaced)))
-        self.faults += [
-            f"{name}: {self.name} changes the embedding or the head, and in the base "
-            f"{base.source} it is both"
-            for name in touched
-        ]
+        for name in touched:
+            self._note(
+                f"{name}: {self.name} changes the embedding or the head, and in the base "
+                f"{base.source} it is both",
+                UNTIE,
+            )
         shapes = {base.specs[name].shape for name in shared}
         modules, whole = self.adapter.modules, self.adapter.whole
         heads = [name for name in found.lacking if modules[name].shape in shapes]
@@ -154,12 +163,12 @@ class AdapterExpert:
             and spec.shape in shapes
             and name.removesuffix(".weight") not in heads
         ]
-        if not touched:
-            self.faults += [
+        for name in heads if not touched else ():
+            self._note(
                 f"{name}: {self.name} changes the head, and in the base {base.source} "
-                f"{' and '.join(sorted(shared))} is both"
-                for name in heads
-            ]
+                f"{' and '.join(sorted(shared))} is both",
+                UNTIE,
+            )
         self._heads = frozenset(heads)
 
     def _report(self, found: Found, base: Checkpoint) -> list[str]:
@@ -175,24 +184,29 @@ class AdapterExpert:
         ]
         seems = mismatch(self.adapter, found, base)
         if seems is not None:
-            self.faults.append(f"{self.name} seems to be for another base: {seems}")
+            self._note(f"{self.name} seems to be for another base: {seems}", OWN_BASE)
         if not found.places and len(lacking) > NAMED:
             shown = ", ".join(lacking[:NAMED])
-            self.faults.append(
-                f"none of the {len(lacking)} modules of {self.name} is in the base: {shown}, ..."
+            self._note(
+                f"none of the {len(lacking)} modules of {self.name} is in the base: {shown}, ...",
+                OWN_BASE,
             )
             lacking = []
         for module, tensor, shape in found.misfits:
             own = list(self.adapter.modules[module].shape)
-            self.faults.append(
+            self._note(
                 f"{tensor}: the task vector {own} of {self.name} does not fit the base's "
-                f"{list(shape)} ({module})"
+                f"{list(shape)} ({module})",
+                "give the base that this adapter was trained on",
             )
         for tensor, places in self._places.items():
             rows = sorted((place.at, place.at + place.rows) for place in places)
             if any(end > begin for (_, end), (begin, _) in pairwise(rows)):
-                self.faults.append(f"{tensor} has the task vector of two modules of {self.name}")
+                self._note(f"{tensor} has the task vector of two modules of {self.name}", WHOLE)
         return lacking
+
+    def _note(self, text: str, remedy: str) -> None:
+        self.faults.append(Fault(text, remedy))
 
     def _specs(self, base: Checkpoint, lacking: list[str]) -> Mapping[str, TensorSpec]:
         specs = dict(base.specs)

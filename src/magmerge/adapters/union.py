@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from magmerge.adapters.nouns import Adapter, LowRank, ModuleSpec, Naming
 from magmerge.checkpoints.product import rows_between
+from magmerge.errors import Fault
 from magmerge.kinds import HEADS
 from magmerge.models import Sources
 from magmerge.types import Kind, TensorSpec
@@ -78,7 +79,7 @@ class AdapterTaskVectors:
         own = {key: TensorSpec(key, one.shape, "F32") for key, one in adapter.modules.items()}
         self.specs: Mapping[str, TensorSpec] = {**union.specs, **own}
         self.untouched = frozenset(set(union.specs) - set(own))
-        self.faults: list[str] = []
+        self.faults: list[Fault] = []
         self._shapes = {key: spec.shape for key, spec in union.specs.items()}
         self._read = lru_cache(KEPT)(self._factors)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from magmerge.errors import Fault
 from magmerge.models import Checkpoint
 from magmerge.types import TensorSpec
 
@@ -21,7 +22,7 @@ class FullExpert:
         self.checkpoint = checkpoint
         self.source = checkpoint.source
         self.untouched: frozenset[str] = frozenset()
-        self.faults: list[str] = []
+        self.faults: list[Fault] = []
 
     @property
     def whole(self) -> Checkpoint:
