@@ -98,7 +98,7 @@ def test_an_earlier_version_of_the_base_is_told() -> None:
     first = base()
     later = tuned(first, 9, size=0.3)
     experts = [tuned(later, seed) for seed in range(3)]
-    with pytest.warns(MagmergeWarning, match="from a later version of it"):
+    with pytest.warns(MagmergeWarning, match="a later version of it"):
         magmerge.merge(base=first, experts=experts)
 
 

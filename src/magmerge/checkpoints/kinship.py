@@ -138,9 +138,9 @@ def _shared(base: Checkpoint, count: int, layers: Sequence[Layer]) -> list[str]:
             "expert would be; give the model that all were tuned from, unless they learnt one task"
         ]
     return [
-        f"{told}: they share what the base has not, so they were probably tuned from a later "
-        "version of it (an instruct model, or a further pretraining); give that one, unless they "
-        "learnt one task"
+        f"{told}: they share what the base has not, so they probably have another one: a later "
+        "version of it (an instruct model, or a further pretraining), or one that it was tuned "
+        "from itself; give that one, unless they learnt one task"
     ]
 
 
