@@ -99,7 +99,8 @@ def test_correlated_experts_are_warned_of(base: State, experts: list[State]) -> 
                 result = magmerge.merge(base=base, experts=near, calibrate=calibrate)
         else:
             result = magmerge.merge(base=base, experts=near, calibrate=calibrate)
-        assert bool(result.warnings) == expected
+        told = any("near-orthogonal" in note for note in result.warnings)
+        assert told == expected
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -232,7 +233,7 @@ def test_an_input_that_is_replaced_meanwhile_is_found_out(
             file.unlink()
             file.write_bytes(content)
 
-    with pytest.raises(CheckpointError, match="changed while it was read"):
+    with pytest.raises(CheckpointError, match="changed after it was opened"):
         magmerge.merge(base=folders[0], experts=folders[1:], out=tmp_path / "out", progress=replace)
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))

@@ -68,12 +68,17 @@ def test_scores_come_from_files_and_mappings(folder: Path, tmp_path: Path) -> No
 
 def test_an_existing_report_is_kept_unless_asked(folder: Path) -> None:
     path = magmerge.write_report(folder)
-    path.write_text("mine")
+    first = path.read_text()
+    path.write_text(first.replace("</body>", "old</body>"))
     with pytest.raises(OutputError, match="exists already"):
         magmerge.write_report(folder)
-    assert path.read_text() == "mine"
+    assert path.read_text() != first
     magmerge.write_report(folder, overwrite=True)
-    assert path.read_text() != "mine"
+    assert path.read_text() == first
+    path.write_text("mine")
+    with pytest.raises(OutputError, match="no report of magmerge's"):
+        magmerge.write_report(folder, overwrite=True)
+    assert path.read_text() == "mine"
 
 
 def test_only_pages_are_written(folder: Path) -> None:

@@ -79,7 +79,7 @@ def files_in(folder: Path) -> frozenset[str]:
 def check_document(file: Path, *, overwrite: bool) -> None:
     """OutputError where a JSON file of magmerge's cannot be written: it is taken, or another's."""
     check_free(file, overwrite=overwrite)
-    if file.exists() and not is_own_record(file):
+    if os.path.isfile(file) and not is_own_record(file):
         raise OutputError(
             "it is no file of magmerge's, so it is never replaced",
             source=file,

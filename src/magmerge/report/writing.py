@@ -94,7 +94,7 @@ def _check(target: Path, *, overwrite: bool) -> None:
             "a report is an .html file", source=target, remedy=f"name it like {REPORT}"
         )
     check_free(target, overwrite=overwrite)
-    if target.exists() and MADE not in target.read_bytes():
+    if os.path.isfile(target) and MADE not in target.read_bytes():
         raise OutputError(
             "it is no report of magmerge's, so it is never replaced",
             source=target,
