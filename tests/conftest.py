@@ -36,27 +36,29 @@ class Outcome:
 CommandLine = Callable[..., Outcome]
 
 
-@pytest.fixture
-def magmerge_cli(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> CommandLine:
-    """Calls the command line in this process."""
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
+    """The command line in this process, as its users meet it."""
     from magmerge.cli import main
 
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["magmerge", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        # No line's end is written out as two characters, but in JSON.
-        assert "--json" in sys.argv or "\\n" not in captured.out + captured.err
-        return Outcome(code, captured.out, captured.err)
+    before, sys.argv = sys.argv, ["magmerge", *map(str, arguments)]
+    code = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        sys.argv = before
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    # No line's end is written out as two characters, but in JSON.
+    assert "--json" in arguments or "\\n" not in captured.out + captured.err
+    return Outcome(code, captured.out, captured.err)
 
-    return run
+
+@pytest.fixture
+def magmerge_cli(capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    """Calls the command line."""
+    return lambda *arguments: call(capsys, *arguments)
 
 
 def pytest_configure(config: pytest.Config) -> None:

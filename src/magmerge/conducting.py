@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from magmerge import dtypes, registry
 from magmerge.binding import bind
-from magmerge.checkpoints.compare import changed_buffers, check_distinct, check_merged
+from magmerge.checkpoints.compare import check_distinct, check_merged, doubts
 from magmerge.checkpoints.donor import check_donor, companion_files, weights_file
-from magmerge.checkpoints.kinship import check_base
 from magmerge.checkpoints.opening import Model
 from magmerge.checkpoints.writer import MemorySink, Sink
 from magmerge.device import open_device
@@ -56,8 +55,7 @@ def carry_out(
     found = plan_for(recipe, sources, target, shard_size, files, count, memory)
     inputs = _inputs(recipe, sources, wanted, files)
     _check_models(found, sources)
-    strange = check_base(sources.base, sources.experts, found.steps)
-    told = (*found.warnings, *strange, *changed_buffers(sources, found.steps))
+    told = (*found.warnings, *doubts(sources, found.steps))
     warn(told)
     work = Work(found, bind(recipe), sources, Reader(sources, engine), engine, recipe.seed)
     uncovered: tuple[Uncovered, ...] = ()

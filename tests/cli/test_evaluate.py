@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from magmerge.cli import main, output
+from magmerge.cli import output
 from magmerge.evaluation import Scores, TaskScore
 from magmerge.report.scores_table import scores_notes, scores_table
+from tests.conftest import call
 from tests.evaluation.models import bert_suite, save_llama, save_rows, texts
 
 
@@ -20,15 +20,8 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    sys.argv = ["magmerge", "evaluate", *map(str, arguments)]
-    code = 0
-    try:
-        main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
-    return code, captured.out, captured.err
+    found = call(capsys, "evaluate", *arguments)
+    return found.code, found.out, found.err
 
 
 def test_a_table_with_scores_intervals_and_experts(

@@ -10,6 +10,7 @@ import pytest
 
 import magmerge
 from magmerge.cli import main
+from tests.conftest import call
 from tests.figures.suites import TASKS, curves, figure_suite, ranking
 
 
@@ -19,15 +20,8 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    sys.argv = ["magmerge", "plot", *map(str, arguments)]
-    code = 0
-    try:
-        main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
-    return code, captured.out, captured.err
+    found = call(capsys, "plot", *arguments)
+    return found.code, found.out, found.err
 
 
 def test_the_suite_is_enough(

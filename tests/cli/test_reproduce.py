@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from magmerge.cli import main, output
+from magmerge.cli import output
+from tests.conftest import call
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    sys.argv = ["magmerge", "reproduce", *map(str, arguments)]
-    code = 0
-    try:
-        main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
-    return code, captured.out, captured.err
+    found = call(capsys, "reproduce", *arguments)
+    return found.code, found.out, found.err
 
 
 @pytest.fixture(autouse=True)

@@ -1,58 +1,23 @@
-"""Inputs that once gave a wrong or unloadable model in silence: right now, or refused with the
-reason, and the remedy that is named does what it says.
-"""
+"""Models under a name that no library loads, averages passed over, donors that do not fit."""
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
 import types
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 import magmerge
-from magmerge.errors import CheckpointError, MagmergeWarning, OutputError, StructureError
+from magmerge.errors import MagmergeWarning, OutputError
 from tests.conftest import CommandLine, State
-
-IDS = torch.arange(8)[None]
-
-
-def llama(seed: int = 0, *, vocab: int = 64, tie: bool = False) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocab, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=tie,
-        max_position_embeddings=32, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    return LlamaForCausalLM(config)
-
-
-def trained(model: Any, seed: int, size: float = 0.02) -> Any:
-    """A copy with noise on all that is trained."""
-    torch.manual_seed(seed)
-    found = copy.deepcopy(model)
-    for parameter in found.parameters():
-        if parameter.requires_grad:
-            parameter.data += size * torch.randn_like(parameter)
-    return found
-
-
-def with_lora(model: Any, seed: int, **config: Any) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    config = {"target_modules": ["q_proj"], "r": 2, "lora_alpha": 4, **config}
-    wrapped = get_peft_model(copy.deepcopy(model), LoraConfig(task_type="CAUSAL_LM", **config))
-    return trained(wrapped, seed, 0.1)
+from tests.front_door.models import llama, trained
 
 
 def unet(seed: int) -> Any:
@@ -296,236 +261,6 @@ def test_a_quantised_donor_is_refused_and_one_that_says_nothing_is_not(tmp_path:
         magmerge.merge(**models, donor=donor)
     (donor / "config.json").write_text(json.dumps({**config, "architectures": None}))
     magmerge.merge(**models, donor=donor)
-
-
-def test_what_was_trained_beside_an_adapter_is_merged_too(
-    magmerge_cli: CommandLine, tmp_path: Path
-) -> None:
-    base, run = llama(), tmp_path / "run"
-    state = {name: tensor.clone() for name, tensor in base.state_dict().items()}
-    state["model.mm_projector.0.weight"] = torch.randn(16, 12)
-    state["model.mm_projector.0.bias"] = torch.randn(16)
-    (tmp_path / "base").mkdir()
-    save_file(state, tmp_path / "base" / "model.safetensors")
-    base.config.save_pretrained(tmp_path / "base")
-    wrapped = with_lora(base, 1)
-    wrapped.save_pretrained(run)
-    projector = {
-        "model.mm_projector.0.weight": torch.randn(16, 12),
-        "model.mm_projector.0.bias": torch.randn(16),
-    }
-    prefixed = {f"base_model.model.{name}": tensor for name, tensor in projector.items()}
-    torch.save(prefixed, run / "non_lora_trainables.bin")
-    torch.save({"step": 3}, run / "optimizer.pt")
-    call = ["merge", "--base", tmp_path / "base", "--expert", run, "--set", "lambda=1"]
-    found = magmerge_cli(*call, tmp_path / "out")
-    assert found.code == 0, found.err
-    assert "not read" not in found.message
-    expected = {**wrapped.merge_and_unload().state_dict(), **projector}
-    merged = load_file(tmp_path / "out" / "model.safetensors")
-    assert set(merged) == set(state)
-    for name, tensor in merged.items():
-        assert torch.allclose(tensor, expected[name], atol=1e-6), name
-    record = json.loads((tmp_path / "out" / "magmerge.json").read_text())
-    (expert,) = [one for one in record["inputs"] if one["role"] == "expert"]
-    assert "non_lora_trainables.bin" in expert["files"]
-    other = {f"module.{name}": tensor for name, tensor in prefixed.items()}
-    torch.save(other, run / "non_lora_trainables.bin")
-    assert magmerge_cli(*call, tmp_path / "out", "--yes").code == 0
-    again = load_file(tmp_path / "out" / "model.safetensors")
-    assert all(torch.equal(again[name], merged[name]) for name in merged)
-    torch.save({}, run / "non_lora_trainables.bin")
-    assert magmerge_cli(*call, tmp_path / "out", "--yes").code == 0
-    (run / "mm_projector.bin").write_bytes(b"")
-    found = magmerge_cli(*call, tmp_path / "out", "--yes")
-    assert f"{run / 'mm_projector.bin'} lies beside the adapter and is not read" in found.message
-
-
-def test_what_was_trained_beside_an_adapter_and_is_not_in_the_base_is_a_fault(
-    tmp_path: Path,
-) -> None:
-    base, run = llama(), tmp_path / "run"
-    base.save_pretrained(tmp_path / "base")
-    with_lora(base, 1).save_pretrained(run)
-    projector = {"base_model.model.model.mm_projector.0.weight": torch.randn(16, 12)}
-    torch.save(projector, run / "non_lora_trainables.bin")
-    with pytest.raises(StructureError, match=r"mm_projector\.0\.weight"):
-        magmerge.merge(base=tmp_path / "base", experts=[run])
-
-
-TIED = {
-    "embedding": {"target_modules": ["q_proj", "embed_tokens"]},
-    "head": {"target_modules": ["q_proj", "lm_head"]},
-    "whole embedding": {"modules_to_save": ["embed_tokens"]},
-}
-
-
-@pytest.mark.parametrize("kind", TIED)
-@pytest.mark.parametrize("saved", [True, False], ids=["with its embeddings", "alone"])
-def test_an_adapter_of_one_of_two_tied_matrices_is_refused_and_the_remedy_helps(
-    magmerge_cli: CommandLine, tmp_path: Path, kind: str, saved: bool
-) -> None:
-    from transformers import AutoModelForCausalLM
-
-    base = llama(tie=True)
-    base.save_pretrained(tmp_path / "base")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        wrapped = with_lora(base, 3, **TIED[kind]).eval()
-        wrapped.save_pretrained(tmp_path / "adapter", save_embedding_layers=saved)
-    call = ["--expert", tmp_path / "adapter", "--set", "lambda=1"]
-    found = magmerge_cli("merge", "--base", tmp_path / "base", *call, tmp_path / "out")
-    assert found.code == 1
-    assert "is both" in found.message
-    assert "1 fault" in found.message
-    assert not (tmp_path / "out").exists()
-    # As the remedy says.
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    head = model.get_output_embeddings()
-    head.weight = nn.Parameter(model.get_input_embeddings().weight.detach().clone())
-    model.config.tie_word_embeddings = False
-    model.save_pretrained(tmp_path / "untied")
-    found = magmerge_cli("merge", "--base", tmp_path / "untied", *call, tmp_path / "out")
-    assert found.code == 0, found.err
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
-    with torch.no_grad():
-        assert torch.allclose(merged(IDS).logits, wrapped(IDS).logits, atol=1e-5)
-
-
-def test_embeddings_that_are_saved_with_their_factors_count_once(tmp_path: Path) -> None:
-    """PEFT saves an adapted embedding's own weight too, which may have been changed besides."""
-    base = llama()
-    base.save_pretrained(tmp_path / "base")
-    wrapped = with_lora(base, 3, target_modules=["q_proj", "embed_tokens"])
-    wrapped.get_input_embeddings().base_layer.weight.data += 0.5
-    wrapped.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
-    merged = magmerge.merge(
-        base=tmp_path / "base", experts=[tmp_path / "adapter"], params={"lambda": 1.0}
-    ).state_dict()
-    expected = wrapped.merge_and_unload().state_dict()
-    for name, tensor in merged.items():
-        assert torch.allclose(tensor, expected[name], atol=1e-6), name
-
-
-def test_a_table_of_positions_is_no_head(tmp_path: Path) -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=32, n_positions=32, n_embd=16, n_layer=1, n_head=2)
-    base = GPT2LMHeadModel(config)
-    base.save_pretrained(tmp_path / "base")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        wrapped = with_lora(base, 1, target_modules=["wpe", "c_attn"], fan_in_fan_out=True)
-        wrapped.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    merged = magmerge.merge(
-        base=tmp_path / "base", experts=[tmp_path / "adapter"], params={"lambda": 1.0}
-    ).state_dict()
-    expected = wrapped.merge_and_unload().state_dict()["transformer.wpe.weight"]
-    assert torch.allclose(merged["transformer.wpe.weight"], expected, atol=1e-6)
-
-
-def test_an_adapter_of_other_layers_on_a_tied_base_is_merged(tmp_path: Path) -> None:
-    base = llama(tie=True)
-    base.save_pretrained(tmp_path / "base")
-    wrapped = with_lora(base, 3).eval()
-    wrapped.save_pretrained(tmp_path / "adapter")
-    result = magmerge.merge(
-        base=tmp_path / "base", experts=[tmp_path / "adapter"], params={"lambda": 1.0}
-    ).state_dict()
-    expected = wrapped.merge_and_unload().state_dict()
-    for name, tensor in result.items():
-        assert torch.allclose(tensor, expected[name], atol=1e-6)
-
-
-def test_a_live_model_with_an_adapter_is_an_expert_with_its_adapter() -> None:
-    base, other = llama(), trained(llama(), 5)
-    name = "model.layers.0.self_attn.q_proj.weight"
-    for inner in (base, other):
-        wrapped = with_lora(inner, 1)
-        before = {key: tensor.clone() for key, tensor in wrapped.state_dict().items()}
-        expected = copy.deepcopy(wrapped).merge_and_unload().state_dict()
-        for method, params in (("task_arithmetic", {"lambda": 1.0}), ("average", {})):
-            merged = magmerge.merge(
-                base=base, experts={"e": wrapped}, method=method, params=params
-            ).state_dict()
-            assert set(merged) == set(expected)
-            for key, tensor in merged.items():
-                assert torch.allclose(tensor, expected[key], atol=1e-6), key
-        assert not torch.equal(expected[name], inner.state_dict()[name])
-        assert all(torch.equal(wrapped.state_dict()[key], one) for key, one in before.items())
-    alone = magmerge.merge(experts=[wrapped], method="average").state_dict()
-    assert torch.allclose(alone[name], expected[name], atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"use_dora": True},
-        {"modules_to_save": ["norm"]},
-        {"target_modules": ["embed_tokens", "q_proj"]},
-    ],
-    ids=["dora", "saved", "embedding"],
-)
-def test_live_adapters_of_other_kinds_keep_what_they_learnt(config: dict[str, Any]) -> None:
-    base = llama()
-    wrapped = with_lora(base, 1, **config)
-    expected = copy.deepcopy(wrapped).merge_and_unload().state_dict()
-    merged = magmerge.merge(base=base, experts=[wrapped], params={"lambda": 1.0}).state_dict()
-    for key, tensor in merged.items():
-        assert torch.allclose(tensor, expected[key], atol=1e-6), key
-
-
-def test_a_live_adapter_without_peft_s_wrapper_or_in_a_merge_is_refused() -> None:
-    from peft import LoraConfig, inject_adapter_in_model
-
-    base = llama()
-    config = LoraConfig(target_modules=["q_proj"], r=2)
-    injected = inject_adapter_in_model(config, copy.deepcopy(base))
-    with pytest.raises(CheckpointError, match="PEFT has put an adapter into it"):
-        magmerge.merge(base=base, experts=[injected])
-    with pytest.raises(CheckpointError, match="PEFT has wrapped it"):
-        magmerge.calibrate(with_lora(base, 1), base=base, experts=[trained(base, 2)])
-
-
-@pytest.mark.parametrize("kind", TIED)
-def test_a_live_adapter_of_one_of_two_tied_matrices_is_refused(kind: str) -> None:
-    base = llama(tie=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        wrapped = with_lora(base, 1, **TIED[kind])
-    with pytest.raises(CheckpointError, match="share their weight"):
-        magmerge.merge(base=base, experts=[wrapped])
-
-
-def test_a_live_adapter_that_is_merged_or_put_aside() -> None:
-    base = llama()
-    wrapped = with_lora(base, 1)
-    wrapped.merge_adapter()
-    with pytest.raises(CheckpointError, match="unmerge_adapter"):
-        magmerge.merge(base=wrapped, experts=[trained(base, 2)])
-    expected = copy.deepcopy(wrapped).merge_and_unload().state_dict()
-    merged = magmerge.merge(base=base, experts=[wrapped], params={"lambda": 1.0}).state_dict()
-    assert all(torch.allclose(merged[name], expected[name], atol=1e-6) for name in merged)
-    other = with_lora(trained(base, 3), 1)
-    inner = other.get_base_model()
-    other.base_model.disable_adapter_layers()
-    merged = magmerge.merge(base=base, experts=[other], params={"lambda": 1.0}).state_dict()
-    name = "model.layers.0.self_attn.q_proj"
-    expected_weight = inner.get_submodule(name).base_layer.weight
-    assert torch.allclose(merged[f"{name}.weight"], expected_weight, atol=1e-6)
-
-
-def test_layers_of_one_s_own_that_are_called_alike_are_no_adapters() -> None:
-    class Own(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.base_layer = nn.Linear(4, 4)
-
-    torch.manual_seed(0)
-    base, expert = Own(), Own()
-    merged = magmerge.merge(base=base, experts=[expert], params={"lambda": 1.0}).state_dict()
-    assert torch.allclose(merged["base_layer.weight"], expert.base_layer.weight.detach())
 
 
 def test_a_note_of_reading_is_said_once(tmp_path: Path) -> None:

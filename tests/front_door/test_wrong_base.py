@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 import magmerge
 from magmerge.errors import MagmergeWarning
+from tests.adapters.files import write_adapter
 from tests.conftest import CommandLine, State, random_state, tuned
 
 SHAPES = {
@@ -149,3 +150,14 @@ def test_layers_that_only_one_expert_replaced_are_no_reason() -> None:
 def test_a_base_of_zeros_has_no_direction() -> None:
     zeros = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
     magmerge.merge(base=zeros, experts=[random_state(1, SHAPES), random_state(2, SHAPES)])
+
+
+def test_an_adapter_says_nothing_of_its_base(tmp_path: Path) -> None:
+    state = base()
+    adapters = [
+        write_adapter(tmp_path / f"{k}.safetensors", {"unet.layers.0.attn": (24, 24)}, seed=k)
+        for k in (0, 50)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        magmerge.merge(base=state, experts=[*adapters, tuned(state, 1)])

@@ -76,7 +76,7 @@ def test_an_existing_report_is_kept_unless_asked(folder: Path) -> None:
     magmerge.write_report(folder, overwrite=True)
     assert path.read_text() == first
     path.write_text("mine")
-    with pytest.raises(OutputError, match="no report of magmerge's"):
+    with pytest.raises(OutputError, match="no file of magmerge's"):
         magmerge.write_report(folder, overwrite=True)
     assert path.read_text() == "mine"
 

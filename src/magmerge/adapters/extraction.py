@@ -27,8 +27,7 @@ from magmerge.adapters.task_vectors import (
     reason_against,
     squared_norm,
 )
-from magmerge.checkpoints.compare import changed_buffers
-from magmerge.checkpoints.kinship import check_base
+from magmerge.checkpoints.compare import doubts
 from magmerge.checkpoints.opening import Model
 from magmerge.device import Processor
 from magmerge.errors import ParameterError, StructureError
@@ -104,9 +103,8 @@ def extract(
     _check_room(steps, reasons, wanted, room)
     tasks = _tasks(sources, steps, reasons, wanted, code)
     done = counter("extracting", len(steps), progress)
-    strange = check_base(sources.base, sources.experts, plan.steps)
+    told = (*reading_notes(sources), *doubts(sources, plan.steps))
     found = local.run(tasks, threads=count, room=room, done=done)
-    told = (*reading_notes(sources), *strange, *changed_buffers(sources, plan.steps))
     result = concluded(sources, found, code, form, asked, told)
     if out is None:
         return result

@@ -9,6 +9,7 @@ import torch
 from magmerge import dtypes
 from magmerge.adapters.expert import AdapterExpert
 from magmerge.checkpoints.expert import FullExpert
+from magmerge.checkpoints.kinship import check_base
 from magmerge.errors import StructureError, shortened
 from magmerge.models import Checkpoint, Expert, Sources
 from magmerge.pieces import cut
@@ -63,7 +64,17 @@ def check_merged(
         )
 
 
-def changed_buffers(sources: Sources, steps: Iterable[Step]) -> tuple[str, ...]:
+def doubts(sources: Sources, steps: Sequence[Step]) -> tuple[str, ...]:
+    """What a reader should know of the models' contents: a base that may be another's, integers
+    that are lost.
+    """
+    return (
+        *check_base(sources.base, sources.experts, steps),
+        *_changed_buffers(sources, steps),
+    )
+
+
+def _changed_buffers(sources: Sources, steps: Iterable[Step]) -> tuple[str, ...]:
     """What a reader should know of integer and complex tensors: the experts' own are lost.
 
     A batch norm's count of batches is no part of what a model computes, and is not named.

@@ -51,8 +51,12 @@ class Kinship:
 def check_base(
     base: Checkpoint | None, experts: Sequence[Expert], steps: Iterable[Step]
 ) -> tuple[str, ...]:
-    """What speaks against the base being that of the experts: a sentence for each doubt."""
-    if base is None:
+    """What speaks against the base being that of the experts: a sentence for each doubt.
+
+    Adapters are not judged: what they add fits any base of these shapes.
+    """
+    experts = [one for one in experts if one.whole is not None]
+    if base is None or not experts:
         return ()
     layers = [layer for step in _chosen(steps) if (layer := _sample(base, experts, step))]
     if sum(origin.numel() for origin, _ in layers) < FEWEST:
@@ -106,8 +110,6 @@ def _sample(base: Checkpoint, experts: Sequence[Expert], step: Step) -> Layer | 
 def _delta(expert: Expert, name: str, origin: Float[Tensor, "n"], start: int) -> Float[Tensor, "n"]:
     """The task vector on the base in the expert's own precision: rounding is nothing learnt."""
     stored = dtypes.torch_dtype(expert.specs[name].dtype)
-    if expert.whole is None:
-        return expert.delta(name, origin, start)
     return expert.weight(name, origin, start) - origin.to(stored).double()
 
 

@@ -80,11 +80,16 @@ def check_document(file: Path, *, overwrite: bool) -> None:
     """OutputError where a JSON file of magmerge's cannot be written: it is taken, or another's."""
     check_free(file, overwrite=overwrite)
     if os.path.isfile(file) and not is_own_record(file):
-        raise OutputError(
-            "it is no file of magmerge's, so it is never replaced",
-            source=file,
-            remedy="name another file, or move it away yourself",
-        )
+        raise not_own(file)
+
+
+def not_own(file: Path) -> OutputError:
+    """That a file is somebody's, and stays."""
+    return OutputError(
+        "it is no file of magmerge's, so it is never replaced",
+        source=file,
+        remedy="name another output, or move that file away yourself",
+    )
 
 
 def is_own_record(file: Path) -> bool:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from magmerge.checkpoints.own_files import check_replaceable, is_own_record
+from magmerge.checkpoints.own_files import check_replaceable, is_own_record, not_own
 from magmerge.dtypes import spoken_size
 from magmerge.errors import OutputError
 
@@ -67,11 +67,7 @@ def check_siblings(target: Path, files: Iterable[Path], *, overwrite: bool) -> N
         if not file.exists():
             continue
         if not is_own_record(record_beside(target)):
-            raise OutputError(
-                "it is no file of magmerge's, so it is never replaced",
-                source=file,
-                remedy="choose another output, or move it away yourself",
-            )
+            raise not_own(file)
         if not overwrite:
             raise _taken(file)
 

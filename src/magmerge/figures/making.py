@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from magmerge.checkpoints.own_files import is_own_record
+from magmerge.checkpoints.own_files import is_own_record, not_own
 from magmerge.errors import MagmergeError, OutputError
 from magmerge.figures import layered
 from magmerge.figures.asking import Asked
@@ -231,11 +231,7 @@ def _known(making: Making, digest: str, shape: type[T]) -> T | None:
         found: Document | None = read_document(making.numbers)
     except MagmergeError:
         if not is_own_record(making.numbers):
-            raise OutputError(
-                "it is no file of magmerge's, and the figure's numbers would replace it",
-                source=making.numbers,
-                remedy="give the figure another name, or move that file away yourself",
-            ) from None
+            raise not_own(making.numbers) from None
         if not making.overwrite:
             raise
         found = None

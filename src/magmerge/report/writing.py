@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from magmerge.checkpoints.own_files import not_own
 from magmerge.errors import CheckpointError, MagmergeError, OutputError
 from magmerge.report.account import FILE
 from magmerge.report.page import render
@@ -95,11 +96,7 @@ def _check(target: Path, *, overwrite: bool) -> None:
         )
     check_free(target, overwrite=overwrite)
     if os.path.isfile(target) and MADE not in target.read_bytes():
-        raise OutputError(
-            "it is no report of magmerge's, so it is never replaced",
-            source=target,
-            remedy="name another file, or move it away yourself",
-        )
+        raise not_own(target)
 
 
 def _read(file: Path) -> Any:

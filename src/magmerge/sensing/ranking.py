@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from magmerge.binding import bind
-from magmerge.checkpoints.kinship import check_base
+from magmerge.checkpoints.compare import doubts
 from magmerge.checkpoints.opening import Model
 from magmerge.checkpoints.own_files import check_document
 from magmerge.device import CPU, open_device
@@ -147,7 +147,7 @@ def sensitivity(
     options = Wanted(samples=samples).options(seed)
     batches = _batches(data, sources, options, label_field, classes)
     plan = make_plan(recipe, sources, threads=1, memory=parse_size(DEFAULT))
-    warn((*plan.warnings, *check_base(sources.base, sources.experts, plan.steps)))
+    warn((*plan.warnings, *doubts(sources, plan.steps)))
     work = Work(plan, bind(recipe), sources, Reader(sources, open_device(CPU)), open_device(CPU), 0)
     running = _running(model, build, base, sources, device)
     active = put_to_work(work, running, threads=thread_count(threads), progress=progress)
