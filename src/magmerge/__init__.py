@@ -15,29 +15,31 @@ from typing import TYPE_CHECKING, Any
 from magmerge.version import __version__
 
 if TYPE_CHECKING:
-    from magmerge.adapters.extraction import extract
     from magmerge.catalogue import calibrator, catalog, method
     from magmerge.checkpoints import open_checkpoint
     from magmerge.converting import convert
     from magmerge.demonstration import demo
+    from magmerge.engine.result import Result
     from magmerge.errors import MagmergeError, MagmergeWarning
     from magmerge.evaluation import evaluate
     from magmerge.figures import plot, redraw
     from magmerge.inspection import diff, inspect
-    from magmerge.pipeline import calibrate, merge, plan
+    from magmerge.machine import Machine
+    from magmerge.pipeline import calibrate, extract, merge, plan, run
     from magmerge.recipe import Recipe
     from magmerge.registry import register_calibrator, register_method
     from magmerge.report.writing import write_report
     from magmerge.reproduction import reproduce
-    from magmerge.result import Result
     from magmerge.sensing import Sensitivity, sensitivity
     from magmerge.suites import named_suites, suite
 
 _HOMES = {
     "MagmergeError": "errors",
     "MagmergeWarning": "errors",
+    "Machine": "machine",
     "Recipe": "recipe",
-    "Result": "result",
+    "run": "pipeline",
+    "Result": "engine.result",
     "calibrate": "pipeline",
     "calibrator": "catalogue",
     "catalog": "catalogue",
@@ -45,7 +47,7 @@ _HOMES = {
     "demo": "demonstration",
     "diff": "inspection",
     "evaluate": "evaluation",
-    "extract": "adapters.extraction",
+    "extract": "pipeline",
     "inspect": "inspection",
     "merge": "pipeline",
     "method": "catalogue",
@@ -64,6 +66,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Machine",
     "MagmergeError",
     "MagmergeWarning",
     "Recipe",
@@ -87,6 +90,7 @@ __all__ = [
     "plot",
     "redraw",
     "reproduce",
+    "run",
     "register_calibrator",
     "register_method",
     "sensitivity",

@@ -5,23 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from magmerge import dtypes
-from magmerge.checkpoints.donor import MODEL, companion_files, read_companions, weights_file
-from magmerge.checkpoints.layout import SUFFIX
 from magmerge.checkpoints.opening import adapts, open_checkpoint
-from magmerge.checkpoints.saving import save_checkpoint
 from magmerge.checkpoints.torch_pickle import TorchCheckpoint
-from magmerge.clip_names import family_of, in_family
-from magmerge.errors import OutputError, ParameterError
-from magmerge.models import Checkpoint
-from magmerge.run import Progress
-
-if TYPE_CHECKING:
-    from magmerge.adapters.converting import Conversion
+from magmerge.clip_names import family_of
+from magmerge.engine.resolve import EXPERT
+from magmerge.engine.result import AdapterResult
+from magmerge.errors import ParameterError
+from magmerge.machine import Machine, Progress
+from magmerge.pipeline import run
+from magmerge.recipe import AdapterOutput, ModelOutput, Recipe
+from magmerge.validation import check_naming
 
 UNNAMED = "its own names"
+ONE_FILE = 1 << 62
+"""A converted model is one file, whatever its size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What adapter was converted: where it is now, from which naming to which, how many modules."""
+
+    path: Path
+    source: str
+    before: str
+    after: str
+    modules: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,59 +71,38 @@ def convert(
     numbers are written in `dtype` if that is given. Raises MagmergeError's children: AdapterError
     or CheckpointError where something has no name in the new naming.
     """
-    if not adapts(model):
-        return _convert_model(model, Path(out), naming, dtype, overwrite, progress)
-    from magmerge.adapters.converting import convert_adapter
-
-    if naming is None:
-        raise ParameterError(
-            "it is an adapter, and no naming is given",
-            source=model,
-            remedy="add --format (naming=): peft, diffusers, kohya, kohya_ldm or kohya_flux",
-        )
-    return convert_adapter(model, out, naming=naming, dtype=dtype, overwrite=overwrite)
-
-
-def _convert_model(
-    model: str | Path,
-    out: Path,
-    naming: str | None,
-    dtype: str | None,
-    overwrite: bool,
-    progress: Progress | None,
-) -> ModelConversion:
-    if out == Path():
-        raise OutputError("the output's name is empty", remedy="name a folder or a file")
-    code = None if dtype is None else dtypes.parse_float_dtype(dtype)
+    machine = Machine(1, progress=progress)
+    if adapts(model):
+        if naming is None:
+            raise ParameterError(
+                "it is an adapter, and no naming is given",
+                source=model,
+                remedy="add --format (naming=): peft, diffusers, kohya, kohya_ldm or kohya_flux",
+            )
+        output = AdapterOutput(naming=check_naming(naming), dtype=dtype)
+        recipe = Recipe(experts={"adapter": str(model)}, output=output)
+        adapter = run(recipe, out, machine=machine, overwrite=overwrite)
+        union = adapter.job.models.union
+        assert isinstance(adapter, AdapterResult)
+        assert union is not None
+        source, modules = union.adapters[0].source, len(union.modules)
+        assert adapter.path is not None
+        return Conversion(adapter.path, source, union.naming, naming, modules)
     read = open_checkpoint(model)
-    renamed = None if naming is None else in_family(read, naming)
-    written: Checkpoint = read if renamed is None else renamed
     before = family_of(read.specs) or UNNAMED
+    family = None if naming == before else naming
+    whole = ModelOutput(dtype=dtype, shard_size=ONE_FILE, names=family)
+    recipe = Recipe(experts={"model": str(model)}, output=whole)
+    result = run(recipe, out, models={f"{EXPERT}model": read}, machine=machine, overwrite=overwrite)
     torch_file = read if isinstance(read, TorchCheckpoint) else None
-    keeps = naming in (None, before)
-    path = save_checkpoint(
-        out,
-        written,
-        dtype=code,
-        beside=_companions(read, out, code) if keeps else {},
-        file=weights_file(read.folder) if keeps else MODEL,
-        overwrite=overwrite,
-        progress=progress,
-    )
+    assert result.path is not None
     return ModelConversion(
-        path=path,
+        path=result.path,
         source=read.source,
         before=before,
         after=naming or before,
-        tensors=len(written.specs),
+        tensors=len(result.plan.steps),
         holds="tensors" if torch_file is None else torch_file.holds,
         passed={} if torch_file is None else dict(torch_file.passed),
-        left_out={} if renamed is None else dict(renamed.left_out),
+        left_out=dict(getattr(result.job.models.layout, "left_out", {})),
     )
-
-
-def _companions(read: Checkpoint, out: Path, code: str | None) -> dict[str, bytes]:
-    """The config and tokenizer of the model's folder, for one that is written to a folder."""
-    if out.suffix == SUFFIX or read.folder is None:
-        return {}
-    return read_companions(companion_files(read.folder), code)

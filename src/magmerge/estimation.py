@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from magmerge.binding import Treatment
+from magmerge.engine.job import Findings, Work
+from magmerge.engine.layer import Merged, calibrate_layer
+from magmerge.engine.stages import Treatment
 from magmerge.errors import MagmergeError
 from magmerge.kinds import read_model_config
-from magmerge.layer import Merged, calibrate_layer
 from magmerge.live.finding import Followed, follow
 from magmerge.live.measuring import (
     Estimate,
@@ -27,35 +28,20 @@ from magmerge.live.measuring import (
 )
 from magmerge.live.statistics import reestimate
 from magmerge.live.weights import at_rest
-from magmerge.live_merge import AtWork, Changed, Running, put_to_work
+from magmerge.live_merge import AtWork, Changed, put_to_work
 from magmerge.parameters import UNIT
-from magmerge.run import Progress, Work, counter
 from magmerge.samples.rows import Inputs
 from magmerge.types import Piece, Step, Uncovered
 
 
-class Findings(NamedTuple):
-    """The measured gains, what could not be measured, and running statistics of batch norms."""
-
-    gains: Mapping[str, Tensor]
-    uncovered: tuple[Uncovered, ...]
-    statistics: Mapping[str, Tensor]
-
-
-def estimate(
-    work: Work,
-    inputs: Mapping[str, Sequence[Inputs]],
-    running: Running,
-    *,
-    threads: int,
-    progress: Progress | None = None,
-) -> Findings:
+def estimate(work: Work, inputs: Mapping[str, Sequence[Inputs]]) -> Findings:
     """Merge into a live model, run it on each expert's inputs, and measure its layers.
 
     The deltas of one layer at a time are in memory, those of several where several threads run.
     """
-    active = put_to_work(work, running, threads=threads, progress=progress)
-    changes = Changed(work.sources, active.weights)
+    active, samples = put_to_work(work), work.job.recipe.samples
+    assert samples is not None
+    changes = Changed(work.models, active.weights)
     steps = {step.spec.name: step for step in work.plan.steps}
     holder = {name: step.twin or name for name, step in steps.items()}
     names = {
@@ -69,24 +55,24 @@ def estimate(
         for name, step in steps.items()
         if _is_measured(step, work) and name not in names.values()
     ]
-    order = {expert.name: place for place, expert in enumerate(work.sources.experts)}
+    order = {expert.name: place for place, expert in enumerate(work.models.experts)}
     calls = {order[name]: list(batches) for name, batches in inputs.items()}
     bench = Bench(work, steps, active, layers, changes)
     offload = nullcontext() if active.offload is None else active.offload.running()
     with at_rest(active.model), offload:
-        sums = _measure(bench, calls, running, threads, progress)
+        sums = _measure(bench, calls, samples.order)
         found = _fitting(conclude(layers, [*missing, *blind], sums, len(order)), steps)
         _check_experts(found, calls, work)
         statistics: Mapping[str, Tensor] = {}
-        if running.batchnorm:
-            if running.order == "once":
+        if samples.batchnorm:
+            if samples.order == "once":
                 _apply(bench, found)
             statistics = {
                 name: tensor
                 for name, tensor in reestimate(active.model, calls, active.names).items()
                 if steps[name].action == "average" or steps[name].reason == "statistics"
             }
-    return Findings(found.gains, tuple(found.uncovered), statistics)
+    return Findings(found.gains, bench.deltas, statistics, tuple(found.uncovered))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,34 +84,30 @@ class Bench:
     active: AtWork
     layers: Sequence[Followed]
     changes: Changed
+    deltas: dict[str, Tensor] = field(default_factory=dict)
 
 
-def _measure(
-    bench: Bench,
-    calls: Mapping[int, Sequence[Inputs]],
-    running: Running,
-    threads: int,
-    progress: Progress | None,
-) -> Sums:
+def _measure(bench: Bench, calls: Mapping[int, Sequence[Inputs]], order: str) -> Sums:
+    machine = bench.work.job.machine
     measure, count = _measure_of(bench.work), sum(map(len, calls.values()))
     model, layers, changes = bench.active.model, bench.layers, bench.changes
-    names = [expert.name for expert in bench.work.sources.experts]
-    if running.order == "once":
-        done = counter("running the merged model", count, progress)
+    names = [expert.name for expert in bench.work.models.experts]
+    if order == "once":
+        done = machine.counter("running the merged model", count)
         return measure_once(
-            model, layers, calls, changes, measure, names, threads=threads, done=done
+            model, layers, calls, changes, measure, names, threads=machine.count, done=done
         )
     known: dict[str, Tensor] = {}
     if bench.active.offload is not None:
         bench.active.offload.finish = partial(_finished, bench, known)
 
     def correct(followed: Followed, sums: Sums) -> None:
-        experts = len(bench.work.sources.experts)
+        experts = len(bench.work.models.experts)
         for tensor in followed.tensors.values():
             known[tensor] = gains_of(tensor, [followed], sums, experts)
         _set(bench, followed, {name: known[name] for name in followed.tensors.values()})
 
-    done = counter("calibrating in forward order", len(layers), progress)
+    done = machine.counter("calibrating in forward order", len(layers))
     return measure_forward(model, layers, calls, changes, measure, names, correct, done=done)
 
 
@@ -133,8 +115,8 @@ def _finished(bench: Bench, gains: Mapping[str, Tensor], name: str, tensor: Tens
     """A tensor that is brought in once more, calibrated as it was before."""
     if name not in gains:
         return tensor
-    treatment = bench.work.bound.treatment.inputs_only(gains)
-    return _calibrated(bench.steps[name], treatment, bench.changes, len(bench.work.sources.experts))
+    treatment = bench.work.stages.treatment.inputs_only(gains)
+    return _calibrated(bench.steps[name], treatment, bench.changes, len(bench.work.models.experts))
 
 
 def _apply(bench: Bench, found: Estimate) -> None:
@@ -151,8 +133,8 @@ def _apply(bench: Bench, found: Estimate) -> None:
 
 def _set(bench: Bench, followed: Followed, gains: Mapping[str, Tensor]) -> None:
     """Calibrate one layer of the live model."""
-    treatment = bench.work.bound.treatment.inputs_only(gains)
-    experts = len(bench.work.sources.experts)
+    treatment = bench.work.stages.treatment.inputs_only(gains)
+    experts = len(bench.work.models.experts)
     for local, tensor in followed.tensors.items():
         if tensor in gains:
             parameter = followed.layer.module.get_parameter(local)
@@ -168,7 +150,7 @@ def _calibrated(step: Step, treatment: Treatment, changes: Changed, experts: int
     for index, delta in enumerate(deltas):
         delta.copy_(changes.expert(index, name))
     piece = Piece(0, base.numel(), shape, UNIT)
-    return calibrate_layer(step, piece, treatment, base, deltas, Merged(merged))[0]
+    return calibrate_layer(step, piece, treatment, base, deltas, Merged(merged)).weight
 
 
 def _fitting(found: Estimate, steps: Mapping[str, Step]) -> Estimate:
@@ -192,7 +174,7 @@ def _check_experts(found: Estimate, calls: Mapping[int, Sequence[Inputs]], work:
         ):
             raise MagmergeError(
                 "on these samples no layer has a finite change in features",
-                source=f"the data of {work.sources.experts[index].name}",
+                source=f"the data of {work.models.experts[index].name}",
                 remedy="look for NaN and infinity in the samples, and in what the model makes of "
                 "them (--precision float32)",
             )
@@ -207,16 +189,16 @@ def _check_experts(found: Estimate, calls: Mapping[int, Sequence[Inputs]], work:
 def _config(active: AtWork, work: Work) -> Mapping[str, Any]:
     """What is said of the model's sizes: by itself, or by the config.json beside its weights."""
     told = getattr(getattr(active.model, "config", None), "to_dict", None)
-    return told() if callable(told) else read_model_config(work.sources.layout)
+    return told() if callable(told) else read_model_config(work.layout)
 
 
 def _is_measured(step: Step, work: Work) -> bool:
-    return any(item.needs == "inputs" for item, _ in work.bound.treatment.of(step))
+    return any(item.needs == "inputs" for item, _ in work.stages.treatment.of(step))
 
 
 def _measure_of(work: Work) -> Measure:
     """The calibrator's own measure with the user's parameters."""
-    item, bound = next(one for one in work.bound.treatment.calibrators if one[0].needs == "inputs")
+    item, bound = next(one for one in work.stages.treatment.calibrators if one[0].needs == "inputs")
     measure: Callable[..., Tensor] | None = item.measure
     assert measure is not None
 

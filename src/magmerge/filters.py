@@ -74,6 +74,16 @@ def stored(items: Iterable[Item]) -> list[dict[str, Any]]:
     ]
 
 
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a tensor's name is one of `patterns` (shell wildcards: * ? [...])."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def patterns(text: str | Iterable[str]) -> tuple[str, ...]:
+    """One pattern or several."""
+    return (text,) if isinstance(text, str) else tuple(text)
+
+
 class Filters:
     """What filters mean among a model's tensors.
 

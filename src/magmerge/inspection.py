@@ -14,11 +14,10 @@ from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.opening import Model
 from magmerge.errors import StructureError
 from magmerge.executors import local
-from magmerge.faults import matches
+from magmerge.filters import matches, patterns
 from magmerge.kinds import kinds_of, read_model_config
+from magmerge.machine import Machine, Progress
 from magmerge.models import Checkpoint
-from magmerge.request import patterns, thread_count
-from magmerge.run import Progress
 from magmerge.types import Kind, TensorSpec
 
 
@@ -107,7 +106,7 @@ def diff(
             progress("comparing", done, len(mine))
 
     jobs = (partial(_difference, first, second, name) for name in mine)
-    return tuple(local.run(local.single(jobs), threads=thread_count(threads), done=count))
+    return tuple(local.run(local.single(jobs), threads=Machine(threads).count, done=count))
 
 
 def _check_alike(

@@ -3,44 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from magmerge import dtypes
 from magmerge.checkpoints.writer import MemorySink, Sink
+from magmerge.engine.job import Job, Models, Work
+from magmerge.engine.passes import bench_for, run_pass
 from magmerge.errors import MagmergeError, ParameterError, StructureError
 from magmerge.live.building import bare_model, empty_model
 from magmerge.live.offloading import Offload
 from magmerge.live.weights import ModelSink, load, matched, take_off_pooler
-from magmerge.models import Sources
-from magmerge.run import Progress, Work, execute, survey_model, treat
 from magmerge.types import Plan
-
-Order = Literal["once", "forward"]
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """How the merged model is run: what it is, in what order it is measured, and in what format.
-
-    `origin` is the module, or the folder of the model, that the merged weights are put into, by
-    transformers' `model_class` where that is given; `build` names a function that returns the
-    module instead. `order`: every layer is measured as the merge made it, or each after those
-    before it are calibrated. `offload`: weights come into memory block by block, while they run.
-    """
-
-    origin: nn.Module | Path | None = None
-    model_class: str | None = None
-    build: str | None = None
-    order: Order = "once"
-    precision: Literal["float32", "bfloat16"] = "float32"
-    batchnorm: bool = False
-    offload: bool = False
-    device: str = "cpu"
 
 
 class AtWork(NamedTuple):
@@ -55,79 +33,90 @@ class AtWork(NamedTuple):
     offload: Offload | None = None
 
 
-def put_to_work(work: Work, running: Running, *, threads: int, progress: Progress | None) -> AtWork:
+def put_to_work(work: Work) -> AtWork:
     """Merge into a live model in float32, with all that calibrators do from weights alone.
 
     Without offloading, every weight is in memory once, as the model's own parameter; twice where
     the model runs in bfloat16.
     """
-    first = _from_weights(work)
-    if running.offload:
-        return _block_by_block(first, running, threads, progress)
-    model = _bare(running).float()
+    first, job = _from_weights(work), work.job
+    if job.machine.offload:
+        return _block_by_block(first)
+    model = _bare(job).float()
     shapes = {step.spec.name: step.spec.shape for step in work.plan.steps}
     names = matched(model, shapes, "the merge")
     take_off_pooler(model, shapes)
     _check_ties(names, model, work)
-    dtype = dtypes.torch_dtype(dtypes.parse_float_dtype(running.precision))
-    if running.precision == "float32":
-        _fill(first, ModelSink(model, names), set(names.values()), threads, progress)
-        model = model.to(running.device).eval()
+    if _precision(job) == torch.float32:
+        _fill(first, ModelSink(model, names), set(names.values()))
+        model = model.to(job.machine.device).eval()
         return AtWork(model, names, Parameters(model, names))
     sink = MemorySink()
-    _fill(first, sink, set(names.values()), threads, progress)
+    _fill(first, sink, set(names.values()))
     load(model, sink.tensors, "the merge")
-    in_precision(model, dtype)
-    return AtWork(model.to(running.device).eval(), names, sink.tensors)
+    in_precision(model, _precision(job))
+    return AtWork(model.to(job.machine.device).eval(), names, sink.tensors)
 
 
-def _bare(running: Running) -> nn.Module:
-    if running.origin is None and running.build is None:
+def _precision(job: Job) -> torch.dtype:
+    """The format of the model's run."""
+    samples = job.recipe.samples
+    return (
+        torch.bfloat16 if samples is not None and samples.precision == "bfloat16" else torch.float32
+    )
+
+
+def _origin(job: Job) -> tuple[nn.Module | Path | None, str | None, str | None]:
+    """The module or folder that the merge is run as, its class in transformers, its builder."""
+    live, samples = job.live, job.recipe.samples
+    build = None if samples is None else samples.build
+    if live.module is not None:
+        return live.module, None, build
+    return live.origin, None if samples is None else samples.model, build
+
+
+def _bare(job: Job) -> nn.Module:
+    origin, model_class, build = _origin(job)
+    if origin is None and build is None:
         raise MagmergeError(
             "this calibration runs the merged model, and nothing tells what these tensors are",
             remedy="give a folder with config.json, a torch module (model=), or the function that "
             "builds the model (build=, --build package.module:function)",
         )
-    return bare_model(running.origin or "", model_class=running.model_class, build=running.build)
+    return bare_model(origin or "", model_class=model_class, build=build)
 
 
-def _block_by_block(
-    first: Work, running: Running, threads: int, progress: Progress | None
-) -> AtWork:
-    if isinstance(running.origin, nn.Module) or (running.origin is None and not running.build):
+def _block_by_block(first: Work) -> AtWork:
+    origin, model_class, build = _origin(first.job)
+    if isinstance(origin, nn.Module) or (origin is None and not build):
         raise ParameterError(
             "a module in memory cannot be run block by block",
             remedy="give the base as a folder with config.json, or leave out offload",
         )
-    model = empty_model(
-        running.origin or Path(), model_class=running.model_class, build=running.build
-    ).eval()
+    model = empty_model(origin or Path(), model_class=model_class, build=build).eval()
     shapes = {step.spec.name: step.spec.shape for step in first.plan.steps}
     names = matched(model, shapes, "the merge")
     take_off_pooler(model, shapes)
-    weights = Recomputed(first, threads, progress)
-    dtype = dtypes.torch_dtype(dtypes.parse_float_dtype(running.precision))
-    offload = Offload(model, names, weights.bring, weights.drop, dtype, running.device)
+    weights = Recomputed(first)
+    device = first.job.machine.device
+    offload = Offload(model, names, weights.bring, weights.drop, _precision(first.job), device)
     return AtWork(model, names, weights, offload)
 
 
 def _from_weights(work: Work) -> Work:
     """The part of the work that needs no samples, in float32."""
-    treatment = work.bound.treatment.weights_only()
-    plan = _in_float32(work.plan)
-    return replace(work, plan=plan, bound=replace(work.bound, treatment=treatment))
+    stages = replace(work.stages, treatment=work.stages.treatment.weights_only())
+    return Work(replace(work.job, stages=stages), _in_float32(work.plan))
 
 
-def _fill(
-    work: Work, sink: Sink, wanted: Collection[str], threads: int, progress: Progress | None
-) -> None:
+def _fill(work: Work, sink: Sink, names: Collection[str]) -> None:
     """Give the merge to the sink; a merge that exists already is read as it is."""
-    if work.bound.method is not None or work.bound.treatment.calibrators:
-        execute(work, sink, threads=threads, progress=progress)
+    if work.stages.method is not None or work.stages.treatment.calibrators:
+        run_pass(bench_for(work, sink))
         return
     for step in work.plan.steps:
-        if step.spec.name in wanted:
-            tensor = work.sources.layout.read(step.spec.name)
+        if step.spec.name in names:
+            tensor = work.layout.read(step.spec.name)
             sink.write(step, 0, tensor.float() if tensor.is_floating_point() else tensor)
 
 
@@ -191,9 +180,8 @@ class Parameters(Mapping[str, Tensor]):
 class Recomputed(Mapping[str, Tensor]):
     """The merge's tensors, merged anew whenever they are asked for, but for those brought in."""
 
-    def __init__(self, work: Work, threads: int, progress: Progress | None) -> None:
-        self._work, self._threads = work, threads
-        self._survey = survey_model(work, threads, progress)
+    def __init__(self, work: Work) -> None:
+        self._bench = bench_for(work, MemorySink())
         self._here: dict[str, Tensor] = {}
         self._twins = {step.spec.name: step.twin or step.spec.name for step in work.plan.steps}
 
@@ -220,20 +208,21 @@ class Recomputed(Mapping[str, Tensor]):
         return len(self._twins)
 
     def _merge(self, names: Collection[str]) -> dict[str, Tensor]:
-        sink = MemorySink()
-        if self._work.bound.method is None and not self._work.bound.treatment.calibrators:
-            _fill(self._work, sink, names, self._threads, None)
+        sink, work = MemorySink(), self._bench.work
+        if work.stages.method is None and not work.stages.treatment.calibrators:
+            _fill(work, sink, names)
         else:
-            treat(self._work, self._survey, sink, threads=self._threads, only=names)
+            keys = {step.key for step in work.plan.steps if step.spec.name in names}
+            run_pass(replace(self._bench, sink=sink), keys, quiet=True)
         return sink.tensors
 
 
 class Changed:
     """What merge and experts changed, read anew each time it is asked for."""
 
-    def __init__(self, sources: Sources, weights: Mapping[str, Tensor]) -> None:
-        assert sources.base is not None
-        self._base, self._experts = sources.base, sources.experts
+    def __init__(self, models: Models, weights: Mapping[str, Tensor]) -> None:
+        assert models.base is not None
+        self._base, self._experts = models.base, models.experts
         self._weights = weights
 
     def base(self, name: str) -> Tensor:

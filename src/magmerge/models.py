@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from magmerge.errors import Fault
 from magmerge.types import Kind, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+MEMORY = " in memory"
+"""How the description of a model, or of samples, ends that no path leads to."""
 
 
 class Checkpoint(Protocol):
@@ -108,8 +111,21 @@ class Expert(Protocol):
         ...
 
     @property
+    def absent(self) -> Mapping[str, Sequence[range]]:
+        """Rows of its tensors that it has not, and has no vote on."""
+        ...
+
+    @property
     def whole(self) -> Checkpoint | None:
         """The checkpoint that holds its own weights, if there is one."""
+        ...
+
+    def changes_nothing(self, base: Checkpoint | None, names: Collection[str]) -> bool:
+        """Whether all its task vectors are zero in the tensors `names`."""
+        ...
+
+    def equals(self, other: Expert, names: Collection[str]) -> bool:
+        """Whether both are the same in the tensors `names` (adapters: and scaled alike)."""
         ...
 
     def weight(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
@@ -123,16 +139,3 @@ class Expert(Protocol):
     def delta(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
         """The task vector `expert - base`, of the whole tensor or of the same piece."""
         ...
-
-
-class Sources(NamedTuple):
-    """The opened models. `layout` is the one whose tensors, and only those, the result has.
-
-    `stamps` tell each of their files as it was when it was opened.
-    """
-
-    layout: Checkpoint
-    base: Checkpoint | None
-    experts: Sequence[Expert]
-    merged: Checkpoint | None
-    stamps: Mapping[Path, str] = MappingProxyType({})

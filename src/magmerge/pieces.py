@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from magmerge.binding import Bound
 from magmerge.parameters import UNIT
-from magmerge.types import Calibrator, Cut, Kind, Method, Piece, Step
+from magmerge.types import Cut, Kind, Piece
 
 PIECE = 1 << 18
 """Entries of a piece: several float32 copies of it fit into a core's own cache."""
@@ -16,27 +14,6 @@ STRETCH = 1 << 22
 """Entries whose pieces one job treats in turn."""
 ALIGNED = 64
 """Entries of which every piece holds a multiple, so that vector instructions see equal parts."""
-
-
-def cut_of(item: Method | Calibrator, keywords: Mapping[str, Any]) -> Cut:
-    """How a layer may be cut for this method or calibrator with these keywords."""
-    return item.cut(**keywords) if callable(item.cut) else item.cut
-
-
-def coarsest(*cuts: Cut) -> Cut:
-    """The cut that suits all: a whole layer suits everything, and rows whatever takes entries."""
-    return max(cuts, key=("entries", "rows", "whole").index, default="entries")
-
-
-def cut_for(step: Step, bound: Bound, limit: int) -> tuple[Piece, ...]:
-    """The pieces of a layer that its merge and all its calibrators can take."""
-    cuts, kind = [cut_of(*one) for one in bound.treatment.of(step)], step.kind
-    if bound.method is not None and step.action == "merge":
-        cuts.append(cut_of(bound.method, bound.keywords_at(step)))
-        if bound.method.kinds is None and kind == "experts":
-            # To what is not for matrices, fused experts are one tensor like any other.
-            kind = "other"
-    return cut(step.spec.shape, kind, coarsest(*cuts), limit)
 
 
 def cut(shape: tuple[int, ...], kind: Kind, how: Cut, limit: int = PIECE) -> tuple[Piece, ...]:

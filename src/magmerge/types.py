@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -24,12 +24,17 @@ Kind = Literal[
 ]
 """What a tensor is to its model."""
 
-Action = Literal["merge", "mean", "average", "carry", "tie"]
+Action = Literal["merge", "mean", "average", "carry", "tie", "lose"]
 """What happens to a tensor: the method; lambda times the mean task vector, where the method is not
-defined for its kind; the plain mean; a bit-for-bit copy; or a twin's result."""
+defined for its kind; the plain mean; a bit-for-bit copy; a twin's result; or nothing, where an
+adapter has no place for it, and its norm is told."""
 
 Cut = Literal["entries", "rows", "whole"]
 """Into what a layer may be cut, so that treating each piece alone gives the same as the whole."""
+
+
+UNCHANGED = "no expert changes it"
+"""Why a tensor is carried over that all experts have as the base has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +157,10 @@ class Calibrator:
     these parameters, that task vectors are. `cut` and `workspace`: as in `Method`; a calibrator
     takes a layer by rows or whole. `measure`, of one that needs inputs: from the change in a
     layer's output that an expert makes, and that the merge makes, both [tokens, features], to a
-    gain for each token; the mean gains are what `fn` gets as `gains`. `rotates`: as in `Method`.
+    gain for each token; the mean gains are what `fn` gets as `gains`. `gather`, of one that solves
+    for a new task vector from inputs: from a layer's inputs [tokens, features] to what is summed up
+    over all tokens of each expert's samples; the sums [K, ...] are what `fn` gets as `sums`.
+    `rotates`: as in `Method`.
     """
 
     name: str
@@ -169,6 +177,7 @@ class Calibrator:
     cut: Cut | Callable[..., Cut] = "whole"
     workspace: tuple[int, int] = (0, 9)
     measure: Callable[..., Tensor] | None = None
+    gather: Callable[..., Tensor] | None = None
     rotates: bool = False
 
 
@@ -187,23 +196,42 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One output tensor: what it is, what happens to it and why, and where its bytes go.
+    """One output tensor, or some rows of it: what it is, what happens to it and why, and where its
+    bytes go.
 
     `wide`: the arithmetic is in float64, as for models that are stored so. `params`: the values of
-    those of the method's parameters that vary by layer, by public name.
+    those of the method's parameters that vary by layer, by public name. `voters`: the experts, by
+    place, that have these rows; None: all. `whole` is the shape of the tensor that these rows are a
+    part of, and `first` the entry of it where they begin; None: they are all of it. `part`: the
+    folder within the result whose file it belongs to.
     """
 
     spec: TensorSpec
     kind: Kind
     action: Action
     reason: str
-    calibrated: bool
-    sensitive: bool
-    twin: str | None
-    shard: int
-    offset: int
+    calibrated: bool = False
+    sensitive: bool = False
+    twin: str | None = None
+    shard: int = 0
+    offset: int = 0
     wide: bool = False
     params: tuple[tuple[str, Any], ...] = ()
+    voters: tuple[int, ...] | None = None
+    whole: tuple[int, ...] | None = None
+    first: int = 0
+    part: str = ""
+
+    @property
+    def key(self) -> str:
+        """What tells it from every other step."""
+        name = f"{self.part}/{self.spec.name}" if self.part else self.spec.name
+        return name if self.whole is None else f"{name}@{self.first}"
+
+    @property
+    def tensor(self) -> TensorSpec:
+        """The output tensor that it is, or is a part of."""
+        return self.spec if self.whole is None else replace(self.spec, shape=self.whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,9 +260,10 @@ class Choice:
 class Plan:
     """All that will happen, known from headers alone. Sizes are in bytes.
 
-    `memory` is the stated peak beyond the interpreter and torch; `room` the part of it that jobs
-    share; `live` that of a model that is run, without what it computes; `piece` how many entries of
-    a layer are at work at once. `choices`: the values of parameters that vary by layer.
+    `shards` are the files of a model; those of an adapter are known when it is merged. `memory` is
+    the stated peak beyond the interpreter and torch; `room` the part of it that jobs share; `live`
+    that of a model that is run, without what it computes; `piece` how many entries of a layer are
+    at work at once. `choices`: the values of parameters that vary by layer.
     """
 
     digest: str

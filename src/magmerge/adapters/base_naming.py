@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 from magmerge.adapters.assembled import AssembledAdapter, InMemory
 from magmerge.adapters.base_rows import rows_of
 from magmerge.adapters.names.assembly import Assembly
 from magmerge.adapters.names.naming import from_diffusers
-from magmerge.adapters.nouns import Content, ModuleSpec, Naming
+from magmerge.adapters.nouns import Content, LowRank, ModuleKind, ModuleSpec, Naming
 from magmerge.adapters.renaming import rename_content
-from magmerge.adapters.task_vectors import WEIGHT, Extracted
 from magmerge.errors import AdapterError
 from magmerge.models import Checkpoint
 from magmerge.version import __version__
+
+WEIGHT = ".weight"
 
 
 def nameless(base: Checkpoint, tensors: Collection[str], naming: Naming) -> frozenset[str]:
@@ -49,14 +51,22 @@ def nameless(base: Checkpoint, tensors: Collection[str], naming: Naming) -> froz
     return without
 
 
-def content_of(base: Checkpoint, made: Sequence[Extracted], naming: Naming) -> Content:
+class OnBase(NamedTuple):
+    """A module's factors, what kind it is, and whether the base stores it as [in, out]."""
+
+    factors: LowRank
+    kind: ModuleKind
+    turned: bool
+
+
+def content_of(base: Checkpoint, modules: Mapping[str, OnBase], naming: Naming) -> Content:
     """The adapter of these modules under `naming`, which has a name for each of them."""
-    turned = [one.turned for one in made if one.kind == "linear"]
+    turned = [module.turned for module in modules.values() if module.kind == "linear"]
     path = base.source if base.folder is None else str(base.folder)
     content = Content(
         naming="peft",
-        modules={one.record.name: one.factors for one in made},
-        kinds={one.record.name: one.kind for one in made},
+        modules={name: module.factors for name, module in modules.items()},
+        kinds={name: module.kind for name, module in modules.items()},
         metadata={"magmerge": __version__},
         # One value is all that the configuration has, and readers that know the base need none:
         # it is set only where it holds for every matrix.

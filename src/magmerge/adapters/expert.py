@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from types import MappingProxyType
@@ -14,7 +14,7 @@ from magmerge.adapters.nouns import Adapter, LowRank
 from magmerge.checkpoints.product import TILE, rows_between
 from magmerge.errors import Fault
 from magmerge.kinds import kinds_of, read_model_config
-from magmerge.models import Checkpoint
+from magmerge.models import Checkpoint, Expert
 from magmerge.pieces import cut
 from magmerge.tied import shared_embeddings
 from magmerge.types import TensorSpec
@@ -51,6 +51,7 @@ class AdapterExpert:
         self.ties = base.ties
         self.notes = adapter.notes
         self.faults: list[Fault] = []
+        self.absent: Mapping[str, Sequence[range]] = MappingProxyType({})
         found = find(
             adapter.modules,
             adapter.naming,
@@ -98,17 +99,19 @@ class AdapterExpert:
             _put_rows(self._read(place.module), place, result.view(-1), start)
         return result if out is None or out is result else out.copy_(result)
 
-    def changes_nothing(self) -> bool:
+    def changes_nothing(self, base: Checkpoint | None, names: Collection[str]) -> bool:  # noqa: ARG002 - its factors tell
         """Whether every module has a factor of zeros, as in an adapter that was never trained."""
         return not self._replaced and not any(
             bool(up.any()) and bool(down.any()) and scale != 0
             for up, down, scale in map(self.adapter.read, self.adapter.modules)
         )
 
-    def equals(self, other: AdapterExpert) -> bool:
+    def equals(self, other: Expert, names: Collection[str]) -> bool:  # noqa: ARG002 - its factors tell
         """Whether both have the same factors, scaled alike, for the same modules."""
         import torch
 
+        if not isinstance(other, AdapterExpert):
+            return False
         mine, theirs = self.adapter, other.adapter
         if {**mine.modules} != {**theirs.modules} or {**mine.whole} != {**theirs.whole}:
             return False

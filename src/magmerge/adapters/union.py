@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from magmerge.adapters.nouns import Adapter, LowRank, ModuleSpec, Naming
+from magmerge.adapters.opening import open_adapter
+from magmerge.adapters.renaming import common_naming
+from magmerge.checkpoints.opening import Model, adapts
 from magmerge.checkpoints.product import rows_between
-from magmerge.errors import Fault
+from magmerge.dtypes import FLOATS
+from magmerge.errors import AdapterError, Fault
 from magmerge.kinds import HEADS
-from magmerge.models import Sources
+from magmerge.models import Checkpoint, Expert
 from magmerge.types import Kind, TensorSpec
 
 if TYPE_CHECKING:
@@ -41,10 +45,16 @@ class AdapterUnion:
         for adapter in adapters:
             for name, module in adapter.modules.items():
                 self.modules.setdefault(name, module)
-        self.specs = MappingProxyType(
-            {name: TensorSpec(name, one.shape, "F32") for name, one in self.modules.items()}
-        )
-        self.kinds: Mapping[str, Kind] = {name: _kind(one) for name, one in self.modules.items()}
+        self.replaced: dict[str, TensorSpec] = {}
+        for adapter in adapters:
+            for name, spec in adapter.whole.items():
+                self.replaced.setdefault(name, TensorSpec(name, spec.shape, "F32"))
+        specs = {name: TensorSpec(name, one.shape, "F32") for name, one in self.modules.items()}
+        self.specs = MappingProxyType({**specs, **self.replaced})
+        self.kinds: Mapping[str, Kind] = {
+            **{name: _kind(module) for name, module in self.modules.items()},
+            **dict.fromkeys(self.replaced, "other"),
+        }
 
     def read(self, name: str) -> Tensor:
         """Zeros."""
@@ -59,9 +69,21 @@ class AdapterUnion:
         assert name in self.specs
         return torch.zeros(stop - start) if out is None else out.zero_()
 
-    def largest_rank(self, name: str) -> int:
-        """The largest rank that the module has in any adapter."""
-        return max(one.modules[name].rank for one in self.adapters if name in one.modules)
+    def ranks(self, name: str) -> list[int]:
+        """The rank that the module has in each adapter that has it."""
+        return [one.modules[name].rank for one in self.adapters if name in one.modules]
+
+    def owners(self, name: str) -> tuple[int, ...]:
+        """The adapters, by place, that replace this tensor as a whole."""
+        return tuple(place for place, one in enumerate(self.adapters) if name in one.whole)
+
+    def dtype(self, name: str | None = None) -> str:
+        """The format of all factors, or float32 where they differ; or that of the first `name`."""
+        if name is not None:
+            tables = [table for one in self.adapters for table in (one.modules, one.whole)]
+            return next(table[name].dtype for table in tables if name in table)
+        codes = {one.dtype for adapter in self.adapters for one in adapter.modules.values()}
+        return codes.pop() if len(codes) == 1 and codes <= set(FLOATS) else "F32"
 
 
 class AdapterTaskVectors:
@@ -77,6 +99,8 @@ class AdapterTaskVectors:
         self.files = adapter.files
         self.notes = adapter.notes
         own = {key: TensorSpec(key, one.shape, "F32") for key, one in adapter.modules.items()}
+        own |= {key: TensorSpec(key, one.shape, "F32") for key, one in adapter.whole.items()}
+        self.absent: Mapping[str, Sequence[range]] = MappingProxyType({})
         self.specs: Mapping[str, TensorSpec] = {**union.specs, **own}
         self.untouched = frozenset(set(union.specs) - set(own))
         self.faults: list[Fault] = []
@@ -95,6 +119,10 @@ class AdapterTaskVectors:
         """Entries of scale B A from `start` on, as many as `base` has and in its shape."""
         import torch
 
+        if name in self.adapter.whole:
+            part = self.adapter.read_whole_part(name, start, start + base.numel()).to(base)
+            part = part.reshape(base.shape)
+            return part if out is None else out.copy_(part)
         factors = self.factors(name)
         if not factors.up.shape[1]:
             return torch.zeros_like(base) if out is None else out.zero_()
@@ -102,17 +130,19 @@ class AdapterTaskVectors:
         part = part.reshape(base.shape)
         return part.to(base) if out is None else out.copy_(part)
 
-    def changes_nothing(self) -> bool:
+    def changes_nothing(self, base: Checkpoint | None, names: Collection[str]) -> bool:  # noqa: ARG002 - its factors tell
         """Whether every module has a factor of zeros, as in an adapter that was never trained."""
         return not any(
             bool(one.up.any()) and bool(one.down.any())
             for one in map(self.factors, self.adapter.modules)
         )
 
-    def equals(self, other: AdapterTaskVectors) -> bool:
+    def equals(self, other: Expert, names: Collection[str]) -> bool:  # noqa: ARG002 - its factors tell
         """Whether both have the same factors for the same modules."""
         import torch
 
+        if not isinstance(other, AdapterTaskVectors):
+            return False
         mine, theirs = self.adapter.modules, other.adapter.modules
         if set(mine) != set(theirs) or any(mine[n].rank != theirs[n].rank for n in mine):
             return False
@@ -131,10 +161,27 @@ class AdapterTaskVectors:
         return LowRank(up.to(torch.float32) * scale, down.to(torch.float32).flatten(1), 1.0)
 
 
-def union_of(sources: Sources) -> AdapterUnion:
-    """The union that a merge of adapters has as its layout."""
-    assert isinstance(sources.layout, AdapterUnion)
-    return sources.layout
+def adapters_alone(
+    models: Mapping[str, Model],
+) -> tuple[AdapterUnion, list[AdapterTaskVectors]] | None:
+    """The experts if all are adapters, None if none is; AdapterError where only some are."""
+    adapters = {name: model for name, model in models.items() if adapts(model)}
+    if not adapters:
+        return None
+    for name in models:
+        if name not in adapters:
+            raise AdapterError(
+                f"{name} is a whole model, and {next(iter(adapters))} an adapter",
+                remedy="name the model that the adapters were trained on with --base (base=)",
+            )
+    opened = [open_adapter(str(model)) for model in adapters.values()]
+    alike = common_naming(opened)
+    union = AdapterUnion(alike, opened[0].naming)
+    experts = [
+        AdapterTaskVectors(name, adapter, union)
+        for name, adapter in zip(adapters, alike, strict=True)
+    ]
+    return union, experts
 
 
 def _kind(module: ModuleSpec) -> Kind:

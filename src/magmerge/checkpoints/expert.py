@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from magmerge.checkpoints.compare import same_tensors
 from magmerge.errors import Fault
-from magmerge.models import Checkpoint
+from magmerge.models import Checkpoint, Expert
 from magmerge.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class FullExpert:
         self.source = checkpoint.source
         self.untouched: frozenset[str] = frozenset()
         self.faults: list[Fault] = []
+        self.absent: Mapping[str, Sequence[range]] = getattr(checkpoint, "absent", {})
 
     @property
     def whole(self) -> Checkpoint:
@@ -48,6 +50,14 @@ class FullExpert:
     def specs(self) -> Mapping[str, TensorSpec]:
         """The tensors of the checkpoint."""
         return self.checkpoint.specs
+
+    def changes_nothing(self, base: Checkpoint | None, names: Collection[str]) -> bool:
+        """Whether it is the base, in the tensors `names`."""
+        return base is not None and same_tensors(self.checkpoint, base, names)
+
+    def equals(self, other: Expert, names: Collection[str]) -> bool:
+        """Whether both are the same tensors."""
+        return other.whole is not None and same_tensors(self.checkpoint, other.whole, names)
 
     def weight(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
         """The tensor's own entries, like those of `base`."""

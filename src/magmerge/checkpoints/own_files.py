@@ -14,7 +14,7 @@ from magmerge.checkpoints.layout import INDEX
 from magmerge.errors import OutputError, shortened
 from magmerge.whole_file import check_free
 
-RECORD, REPORT = "magmerge.json", "report.html"
+RECORD, RECIPE, REPORT = "magmerge.json", "magmerge.yaml", "report.html"
 LISTS = ("files", "weight_map")
 """Under which keys a record and an index tell what lies beside them."""
 ADAPTER = frozenset(
@@ -49,8 +49,8 @@ def foreign(folder: Path, own: Collection[str]) -> list[str]:
     where nothing there is magmerge's.
     """
     told = _told(folder)
-    # A report without a record beside it is somebody's own.
-    known = {*own, *told} if REPORT in told else {*own, *told} - {REPORT}
+    # A report or recipe without a record beside it is somebody's own.
+    known = {*own, *told} if REPORT in told else {*own, *told} - {REPORT, RECIPE}
     return sorted(_foreign(folder, "", known))
 
 
@@ -114,7 +114,7 @@ def _foreign(folder: Path, prefix: str, known: Collection[str]) -> Iterator[str]
 def _told(folder: Path) -> set[str]:
     """The files that the folder's own record and index name, and these themselves."""
     record = _object(folder / RECORD)
-    found = {RECORD, REPORT} if "magmerge" in record else set()
+    found = {RECORD, RECIPE, REPORT} if "magmerge" in record else set()
     if found and "modules" in record:
         found |= ADAPTER
     elif found and "files" not in record:

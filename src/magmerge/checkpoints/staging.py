@@ -10,45 +10,43 @@ import sys
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from magmerge.checkpoints.ledger import FINDINGS, LEDGER
 from magmerge.checkpoints.own_files import discard, files_in, is_own_record
-from magmerge.checkpoints.target import check_free, check_siblings, record_beside
+from magmerge.checkpoints.target import Target, check_free, check_siblings, record_beside
 from magmerge.errors import OutputError
 
-LOCK = ".lock"
-BESIDE = ("magmerge.json", "report.html")
+LOCK, KEY = ".lock", ".job"
+NOTES = (KEY, LEDGER, FINDINGS)
+"""Files that tell how far the work is."""
+BESIDE = ("magmerge.json", "magmerge.yaml", "report.html")
 """Files beside a single one, after its name: its provenance, and a calibration's report."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 class Staging:
-    """The unfinished result, under a hidden name beside `target`.
+    """The unfinished result, under a hidden name beside the target.
 
-    A lock tells a run at work from the remains of a killed one, which are cleared away. `target`
-    is a folder, or one file if `single`; it is replaced only if `overwrite`, also when something
-    appears there while the run is at work. `own`: the files that a folder is known to get.
+    A lock tells a run at work from the remains of a killed one, which are cleared away. The target
+    is replaced only if it may be, also when something appears there while the run is at work. `key`
+    tells one run's work from another's: with the target's `resume` what a killed run of the same
+    key left is kept, and so is what this one leaves if it fails.
     """
 
-    def __init__(
-        self,
-        target: Path,
-        *,
-        single: bool,
-        overwrite: bool = False,
-        own: Collection[str] = (),
-    ) -> None:
-        self.target = target
-        self.single = single
-        self.overwrite = overwrite
-        self.own = frozenset(own)
-        self.folder = target.parent / f".{target.name}.magmerge-partial"
-        self._old = target.parent / f".{target.name}.magmerge-old"
+    def __init__(self, target: Target, key: str = "") -> None:
+        self.key, self.resume, self.resumed = key, target.resume, False
+        self.target, self.single, self.overwrite = target.path, target.single, target.overwrite
+        self.own = target.own
+        self.folder = self.target.parent / f".{self.target.name}.magmerge-partial"
+        self._old = self.target.parent / f".{self.target.name}.magmerge-old"
         self._lock: int | None = None
 
     def __enter__(self) -> Staging:
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             self._acquire()
+            self.resumed = self.resume and self._read_key() == self.key
             self._clear()
+            (self.folder / KEY).write_text(self.key, encoding="utf-8")
             check_free(self.target, overwrite=self.overwrite, own=self.own)
         except OSError as error:
             self._abandon()
@@ -62,11 +60,21 @@ class Staging:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None and self.resume:
+            self._release()
         self._abandon()
+
+    def _read_key(self) -> str | None:
+        try:
+            return (self.folder / KEY).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return None
 
     def publish(self, siblings: Iterable[str] = ()) -> None:
         """Give the finished files their final names: first `siblings` of a single file, then it."""
+        for name in NOTES:
+            (self.folder / name).unlink(missing_ok=True)
         self.own |= files_in(self.folder)
         self._check_kind()
         check_free(self.target, overwrite=self.overwrite, own=self.own)
@@ -153,7 +161,7 @@ class Staging:
 
     def _clear(self) -> None:
         """Remove what a killed run left; bring back an output that it had moved aside."""
-        for entry in self.folder.iterdir():
+        for entry in () if self.resumed else self.folder.iterdir():
             if entry.name != LOCK:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         if self._old.is_dir():

@@ -4,15 +4,69 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from magmerge.checkpoints.own_files import check_replaceable, is_own_record, not_own
+from magmerge.checkpoints.own_files import (
+    RECIPE,
+    RECORD,
+    REPORT,
+    check_replaceable,
+    is_own_record,
+    not_own,
+)
 from magmerge.dtypes import spoken_size
 from magmerge.errors import OutputError
 
 UNWRITTEN = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf"})
 RESERVE = 16 << 20
 """Bytes left free on the disk beside the result's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a result goes: a folder, or one file; whether what is there may be replaced, and what a
+    killed run left may be gone on with. `weights` is the file of the tensors, from whose name those
+    of several are made; `own` are the files that its folder may get, but for shards.
+    """
+
+    path: Path
+    single: bool
+    weights: str
+    own: frozenset[str] = frozenset()
+    overwrite: bool = False
+    resume: bool = False
+
+    @classmethod
+    def at(
+        cls,
+        out: str | Path,
+        *,
+        single: bool,
+        weights: str,
+        own: Collection[str],
+        inputs: Iterable[Path],
+        overwrite: bool = False,
+        resume: bool = False,
+    ) -> Target:
+        """The target, checked: OutputError where it is taken or is one of `inputs`."""
+        path = Path(out)
+        # A link is followed once, here: what is renamed in the end is what it leads to.
+        indirect = path.is_symlink() or ".." in path.parts
+        path = path.resolve() if indirect else path
+        target = cls(path, single, path.name if single else weights, frozenset(), overwrite, resume)
+        beside = {target.named(name) for name in (RECORD, RECIPE, REPORT)}
+        target = replace(target, own=frozenset({*own, *beside}))
+        check_target(path, inputs, single=single, overwrite=overwrite, own=target.own)
+        if single:
+            check_siblings(path, [path.parent / name for name in beside], overwrite=overwrite)
+        return target
+
+    def named(self, name: str) -> str:
+        """What a file beside the tensors is called, from the target's folder: FILE, or STEM.FILE
+        beside a single file.
+        """
+        return f"{self.path.stem}.{name}" if self.single else name
 
 
 def check_target(

@@ -5,28 +5,29 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from magmerge import dtypes
 from magmerge.checkpoints.layout import index_of
+from magmerge.checkpoints.ledger import Ledger
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
-from magmerge.checkpoints.staging import Staging
+from magmerge.checkpoints.staging import Staging, sync_folder
 from magmerge.errors import OutputError
-from magmerge.types import Plan, Step
+from magmerge.types import Shard, Step
 
 
 class Sink(Protocol):
     """Takes every entry of each tensor once, in any order, from any thread."""
 
     def write(self, step: Step, start: int, part: Tensor) -> None:
-        """Take the entries of `step` from `start` on, in their final dtype."""
+        """Take the entries of the step's tensor from `start` on, in their final dtype."""
         ...
 
 
@@ -38,7 +39,7 @@ class MemorySink:
         self._lock = threading.Lock()
 
     def write(self, step: Step, start: int, part: Tensor) -> None:
-        name, shape = step.spec.name, step.spec.shape
+        name, shape = step.spec.name, step.tensor.shape
         with self._lock:
             if step.twin is not None:
                 self.tensors[name] = self.tensors[step.twin]
@@ -49,20 +50,42 @@ class MemorySink:
 
 
 class FileSink:
-    """Writes each tensor at its offset in a staged file; `publish` verifies all and names them."""
+    """Writes each tensor at its offset in a staged file; `publish` verifies all and names them.
 
-    def __init__(self, plan: Plan, staging: Staging) -> None:
-        self._plan = plan
+    `ledger` has what a run before this one finished, and takes note of what this one does.
+    """
+
+    def __init__(self, steps: Sequence[Step], shards: Sequence[Shard], staging: Staging) -> None:
+        self._steps = steps
+        self._shards = tuple(shards)
         self._staging = staging
         self._written: dict[str, int] = {}
         self._settled: set[str] = set()
         self._lock = threading.Lock()
+        self.ledger = Ledger(staging.folder)
+
+    def resumed(self) -> dict[str, Mapping[str, Any]]:
+        """The outcomes of the steps whose bytes are there already, by their keys; none of them is
+        to be written again.
+        """
+        if not self._staging.resumed:
+            return {}
+        steps = {step.key: step for step in self._steps}
+        outcomes = self.ledger.finished(steps, self._shards)
+        for key in outcomes:
+            for step in (steps[key], *self._twins(steps[key])):
+                self._count(step, dtypes.nbytes(step.spec))
+        return outcomes
+
+    def _twins(self, step: Step) -> list[Step]:
+        return [other for other in self._steps if other.twin == step.spec.name]
 
     def __enter__(self) -> FileSink:
         with self._explained():
-            for shard in self._plan.shards:
-                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-                with _opened(self._staging.folder / shard.file, flags) as handle:
+            for shard in self._shards:
+                path = self._staging.folder / shard.file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with _opened(path, os.O_RDWR | os.O_CREAT) as handle:
                     _reserve(handle, shard.size)
                     _write_at(handle, memoryview(shard.header), 0)
         return self
@@ -72,16 +95,21 @@ class FileSink:
 
     def write(self, step: Step, start: int, part: Tensor) -> None:
         data = part.contiguous().reshape(-1).view(torch.uint8).numpy().data
-        path = self._staging.folder / self._plan.shards[step.shard].file
+        path = self._staging.folder / self._shards[step.shard].file
         with self._explained(), _opened(path, os.O_RDWR) as handle:
             _write_at(handle, data, step.offset + start * part.element_size())
+        if step.twin is None:
+            self.ledger.note(step, start, data)
         with self._lock:
-            name = step.spec.name
-            self._written[name] = self._written.get(name, 0) + len(data)
+            self._count(step, len(data))
+
+    def _count(self, step: Step, size: int) -> None:
+        name = f"{step.part}/{step.spec.name}"
+        self._written[name] = self._written.get(name, 0) + size
 
     def settlers(self) -> list[Callable[[], None]]:
         """Calls that see each shard's data to the disk, to be made before `publish`."""
-        return [partial(self._settle, shard.file) for shard in self._plan.shards]
+        return [partial(self._settle, shard.file) for shard in self._shards]
 
     def _settle(self, file: str) -> None:
         with self._explained(), _opened(self._staging.folder / file, os.O_RDWR) as handle:
@@ -90,32 +118,40 @@ class FileSink:
 
     def publish(self, extra: Mapping[str, bytes]) -> None:
         """Write the `extra` files, verify, and give the result its final name."""
-        assert self._settled == {shard.file for shard in self._plan.shards}
+        assert self._settled == {shard.file for shard in self._shards}
         with self._explained():
             extra = dict(extra)
-            for name, text in index_of(self._plan.steps, self._plan.shards).items():
+            for name, text in index_of(self._steps, self._shards).items():
                 extra[name] = text.encode()
             for name, content in extra.items():
                 path = self._staging.folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
             self._verify()
+            files = [*extra, *(shard.file for shard in self._shards)]
+            for folder in {(self._staging.folder / name).parent for name in files}:
+                sync_folder(folder)
             self._staging.publish(extra if self._staging.single else ())
 
     def _verify(self) -> None:
         """Every tensor was written, and safetensors' own reader finds what the plan says."""
-        files = [self._staging.folder / shard.file for shard in self._plan.shards]
-        found = SafetensorsCheckpoint(files, str(self._staging.target)).specs
-        wanted = {step.spec.name: step.spec for step in self._plan.steps}
-        sizes = {name: dtypes.nbytes(spec) for name, spec in wanted.items()}
-        if found != wanted or self._written != sizes:
-            odd = {name for name in wanted | found if wanted.get(name) != found.get(name)}
-            odd |= {name for name in sizes if self._written.get(name) != sizes[name]}
-            raise OutputError(
-                f"the written files are not as planned: {', '.join(sorted(odd))}",
-                source=self._staging.target,
-                remedy="report this; nothing was left at the output",
-            )
+        for number, shard in enumerate(self._shards):
+            own = [step for step in self._steps if step.shard == number]
+            expected = {step.spec.name: step.tensor for step in own}
+            file = self._staging.folder / shard.file
+            specs = SafetensorsCheckpoint([file], str(self._staging.target)).specs
+            odd = {name for name in expected | specs if expected.get(name) != specs.get(name)}
+            odd |= {
+                step.spec.name
+                for step in own
+                if self._written.get(f"{step.part}/{step.spec.name}") != dtypes.nbytes(step.tensor)
+            }
+            if odd:
+                raise OutputError(
+                    f"the written files are not as planned: {', '.join(sorted(odd))}",
+                    source=self._staging.target,
+                    remedy="report this; nothing was left at the output",
+                )
 
     def _explained(self) -> DiskErrors:
         return DiskErrors(self._staging.target)

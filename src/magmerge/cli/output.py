@@ -31,7 +31,7 @@ from magmerge.report.tables import paragraph, plain
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from magmerge.result import Result
+    from magmerge.engine.result import Result
 
 LOG_WIDTH = 240
 """Columns of a table where there is no terminal."""

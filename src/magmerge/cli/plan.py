@@ -61,7 +61,7 @@ def command(
     """
     arguments = o.merge_arguments(locals())
     import magmerge
-    from magmerge.planning import describe
+    from magmerge.engine.plan import describe
     from magmerge.report.tables import plain, plan_summary, plan_table
 
     plan = magmerge.plan(**arguments)

@@ -10,7 +10,7 @@ from magmerge.report.adapter_table import adapter_lines, modules_table
 from magmerge.report.tables import plain, records_summary, records_table, uncovered_lines
 
 if TYPE_CHECKING:
-    from magmerge.result import Result
+    from magmerge.engine.result import Result
 
 
 def show_result(result: Result, seconds: float, *, as_json: bool, verbose: bool) -> None:

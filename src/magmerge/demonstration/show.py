@@ -9,11 +9,10 @@ from typing import Any
 
 from magmerge.demonstration.encoder import Encoder
 from magmerge.demonstration.tasks import Task, base_folder, load_samples, load_tasks, settings
+from magmerge.engine.result import Result
+from magmerge.machine import Machine, Progress
 from magmerge.pipeline import calibrate, merge
 from magmerge.report.writing import write_report
-from magmerge.request import thread_count
-from magmerge.result import Result
-from magmerge.run import Progress
 
 VARIANTS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ("task_arithmetic", (None, "wsc", "fsc", "dsc")),
@@ -83,7 +82,7 @@ def demo(
     assert written.path is not None
     encoder = Encoder(base, tasks)
     count = 2 + sum(len(wanted) for _, wanted in VARIANTS)
-    board = _Board(encoder, tasks, count, thread_count(threads), progress)
+    board = _Board(encoder, tasks, count, Machine(threads).count, progress)
     rows = [board.row("base"), _expert_row(board, base, threads)]
     for name, calibrators in VARIANTS:
         rows += _variants(board, base, experts, name, calibrators, threads)

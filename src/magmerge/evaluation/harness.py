@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from magmerge import dtypes
+from magmerge.engine.result import Result
 from magmerge.errors import MagmergeError, MagmergeWarning, ParameterError, UnknownNameError
 from magmerge.errors import suggestion as near
 from magmerge.evaluation.harness_bars import told
 from magmerge.evaluation.intervals import Z
 from magmerge.evaluation.scores import Scores, TaskScore
 from magmerge.live.building import quiet_transformers
-from magmerge.result import Result
-from magmerge.run import Progress
+from magmerge.machine import Progress
 from magmerge.samples.extras import needed
 
 SUITE = "lm-evaluation-harness"

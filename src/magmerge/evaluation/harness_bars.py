@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import Any
 
-from magmerge.run import Progress
+from magmerge.machine import Progress
 
 
 class Bar:

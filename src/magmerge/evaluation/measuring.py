@@ -14,8 +14,8 @@ from magmerge.evaluation.quick import Columns, quick_suite
 from magmerge.evaluation.scores import Scores, save_all
 from magmerge.evaluation.suite import Suite, open_suite
 from magmerge.evaluation.weights import Measurable
-from magmerge.memory import DEFAULT
-from magmerge.run import Progress
+from magmerge.machine import DEFAULT_MEMORY as DEFAULT
+from magmerge.machine import Progress
 
 Path_ = str | Path
 

@@ -12,15 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from magmerge import dtypes
-from magmerge.device import CPU, open_device
+from magmerge.device import open_device
 from magmerge.errors import ParameterError
 from magmerge.evaluation.batches import Batch, Prepared, in_order
 from magmerge.evaluation.decoding import Ahead, Kept
 from magmerge.evaluation.sharing import Relay
 from magmerge.evaluation.weights import LiveModel, Weights, evaluating
 from magmerge.executors import local
-from magmerge.request import thread_count
-from magmerge.run import Progress
+from magmerge.machine import CPU, Machine, Progress
 from magmerge.samples import Inputs
 
 LEAST_SHARED = 1 << 28
@@ -56,7 +55,7 @@ class Runner:
             self.dtype = dtypes.torch_dtype(dtypes.parse_float_dtype(str(dtype)))
         self.room = dtypes.parse_size(memory)
         # A GPU runs one batch at a time by itself.
-        count = thread_count(threads)
+        count = Machine(threads).count
         self._threads = count if (device or CPU) == CPU else 1
         self._workers = worker_count(workers)
         self._live, self._kept, self._progress = live, kept, progress
@@ -190,4 +189,4 @@ def worker_count(workers: int | None) -> int:
     """The number of threads that decode, or one for each core this process may use."""
     if workers is not None and (not isinstance(workers, int) or workers < 1):
         raise ParameterError(f"{workers} workers", remedy="give one worker or more")
-    return thread_count(workers)
+    return Machine(workers).count

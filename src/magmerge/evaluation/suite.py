@@ -21,8 +21,8 @@ from magmerge.evaluation.running import Runner
 from magmerge.evaluation.scores import Scores, TaskScore
 from magmerge.evaluation.tasks import Measured, data_source, measured, prepare_task
 from magmerge.evaluation.weights import LiveModel, Measurable, Weights, open_weights
-from magmerge.memory import DEFAULT
-from magmerge.run import Progress
+from magmerge.machine import DEFAULT_MEMORY as DEFAULT
+from magmerge.machine import Progress
 
 
 def open_suite(path: str | Path, *, allow_code: bool = False) -> Suite:

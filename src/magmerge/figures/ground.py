@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from magmerge.engine.run import warn
 from magmerge.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.evaluation.entries import SuiteEntry, TaskEntry, resolved
 from magmerge.evaluation.suite import Suite
 from magmerge.evaluation.tasks import data_source
-from magmerge.publishing import warn
 from magmerge.samples import Inputs, Preparation, prepare, read_samples
 
 UNLABELLED = ("calibration", "train")

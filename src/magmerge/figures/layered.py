@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from pydantic import ConfigDict
 
+from magmerge.engine.result import Result
 from magmerge.errors import ParameterError
 from magmerge.figures.asking import Asked
 from magmerge.figures.document import (
@@ -20,11 +21,10 @@ from magmerge.figures.document import (
 )
 from magmerge.figures.ground import Ground
 from magmerge.figures.measuring import Bench, draws
-from magmerge.recipe import read_sensitive
+from magmerge.machine import Progress
 from magmerge.report.account import LayerAccount, Part, checked, in_model_order, modules_of
-from magmerge.result import Result
-from magmerge.run import Progress
 from magmerge.sensing import Sensitivity, sensitivity
+from magmerge.validation import read_sensitive
 
 
 class Ranked(Part):

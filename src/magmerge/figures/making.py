@@ -23,7 +23,7 @@ from magmerge.figures.ground import Ground
 from magmerge.figures.identity import digest_of_settings, settings_of
 from magmerge.figures.layered import Order
 from magmerge.figures.measuring import Bench, How, error_of, experts_of
-from magmerge.run import Progress
+from magmerge.machine import Progress
 from magmerge.version import __version__
 
 LABEL = "points"

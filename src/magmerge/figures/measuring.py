@@ -15,15 +15,14 @@ from torch import Tensor
 
 from magmerge import registry
 from magmerge.checkpoints import open_checkpoint
+from magmerge.engine.result import Result
 from magmerge.errors import MagmergeWarning
 from magmerge.evaluation.scores import LOWER_IS_BETTER, Scores
 from magmerge.evaluation.suite import Suite
 from magmerge.figures.ground import Ground
-from magmerge.memory import DEFAULT
-from magmerge.pipeline import calibrate, merge
-from magmerge.recipe import check_calibrations
-from magmerge.request import Gate
-from magmerge.result import Result
+from magmerge.machine import DEFAULT_MEMORY as DEFAULT
+from magmerge.pipeline import Gate, calibrate, merge
+from magmerge.validation import check_calibrations
 
 State = Mapping[str, Tensor]
 

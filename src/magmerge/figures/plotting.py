@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from magmerge import registry
-from magmerge.device import CPU, open_device
+from magmerge.device import open_device
 from magmerge.errors import (
     MagmergeWarning,
     OutputError,
@@ -30,10 +30,10 @@ from magmerge.figures.layered import Order, read_order
 from magmerge.figures.listing import Listing, layers_listing, listing
 from magmerge.figures.making import Making, ranking_of_file
 from magmerge.figures.measuring import How
-from magmerge.memory import DEFAULT
-from magmerge.recipe import COMPOSED, read_sensitive
-from magmerge.request import Gate
-from magmerge.run import Progress
+from magmerge.machine import CPU, Progress
+from magmerge.machine import DEFAULT_MEMORY as DEFAULT
+from magmerge.pipeline import Gate
+from magmerge.validation import COMPOSED, read_sensitive
 from magmerge.whole_file import check_free
 
 MAKERS: Mapping[Kind, Callable[[Making], tuple[Document, int]]] = {

@@ -110,7 +110,7 @@ class Uncovered(Part):
 
 
 class ModuleAccount(Part):
-    """One module of a merged adapter; see `adapters.merging.ModuleRecord`."""
+    """One module of a merged adapter; see `engine.low_rank.ModuleRecord`."""
 
     name: str
     shape: tuple[int, ...] = ()

@@ -14,8 +14,8 @@ from magmerge.errors import printable
 from magmerge.report.tables import plain, table
 
 if TYPE_CHECKING:
-    from magmerge.adapters.conducting import AdapterResult
-    from magmerge.adapters.merging import ModuleRecord
+    from magmerge.engine.low_rank import ModuleRecord
+    from magmerge.engine.result import AdapterResult
 
 
 def modules_table(modules: Sequence[ModuleRecord], experts: Sequence[str]) -> Table:
@@ -63,10 +63,10 @@ def whole_error(modules: Sequence[ModuleRecord]) -> float:
 
 
 def _why(result: AdapterResult) -> str:
-    asked = result.recipe.adapter
-    rank = None if asked is None else asked.rank
+    asked = result.job.adapter_output
+    rank = asked.rank
     if rank is None:
         return " (the largest of the inputs)"
-    if asked is not None and asked.energy is not None:
+    if asked.energy is not None:
         return f" (for {100 * asked.energy:g} % of the squared norm)"
     return " (all that the inputs span)" if rank == "exact" else ""

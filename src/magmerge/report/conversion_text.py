@@ -10,8 +10,7 @@ from rich.text import Text
 from magmerge.report.tables import plain
 
 if TYPE_CHECKING:
-    from magmerge.adapters.converting import Conversion
-    from magmerge.converting import ModelConversion
+    from magmerge.converting import Conversion, ModelConversion
 
 LISTED = 8
 """How many classes or tensors a line names."""

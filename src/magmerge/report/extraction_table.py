@@ -13,8 +13,8 @@ from magmerge.dtypes import spoken_size, torch_name
 from magmerge.report.tables import plain, table
 
 if TYPE_CHECKING:
-    from magmerge.adapters.extraction_result import Extraction
-    from magmerge.adapters.task_vectors import ExtractedModule
+    from magmerge.engine.extraction import ExtractedModule
+    from magmerge.engine.result import Extraction
 
 WORST = 5
 """Modules that are shown if not all are asked for."""
@@ -53,6 +53,7 @@ def extraction_lines(found: Extraction, seconds: float) -> list[Text]:
         few = f"{len(found.lost)} changed tensor{'' if len(found.lost) == 1 else 's'}"
         share = 100 * math.hypot(*(one.norm for one in found.lost)) / found.norm
         lines.append(plain(f"  {few} ({share:.2f} %) not in the adapter, counted as missed"))
+    assert found.content is not None
     factors = [part for one in found.content.modules.values() for part in (one.up, one.down)]
     size = sum(part.numel() * part.element_size() for part in factors)
     return [*lines, plain(f"  wrote {found.path} ({spoken_size(size)}) in {seconds:.1f} s")]

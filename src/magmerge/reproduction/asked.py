@@ -12,10 +12,11 @@ from magmerge.catalogue import catalog
 from magmerge.device import open_device
 from magmerge.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.evaluation.running import worker_count
+from magmerge.machine import Machine as Threads
 from magmerge.reproduction.measuring import Machine
 from magmerge.reproduction.pipelines import Pipeline, find_pipeline
 from magmerge.reproduction.variants import CONTROLS, PAPER, Variant, checked_spaces, variants_of
-from magmerge.request import check_method, thread_count
+from magmerge.validation import check_method
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def _methods(names: Sequence[str], params: Mapping[str, Mapping[str, Any]]) -> t
 
 def _check_machine(machine: Machine) -> None:
     open_device(machine.device)
-    thread_count(machine.threads)
+    Threads(machine.threads)
     worker_count(machine.workers)
     dtypes.parse_size(machine.memory)
     dtypes.parse_float_dtype(machine.dtype or "float32")

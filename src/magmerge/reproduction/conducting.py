@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from magmerge.errors import MagmergeWarning
+from magmerge.machine import Progress
 from magmerge.reproduction.asked import Asked, Wishes, check_wishes
 from magmerge.reproduction.estimating import (
     GB,
@@ -28,7 +29,6 @@ from magmerge.reproduction.sensitive import most_sensitive
 from magmerge.reproduction.table import ZERO_SHOT, Reproduction, rows_of
 from magmerge.reproduction.tiny import made_tiny
 from magmerge.reproduction.variants import PAPER
-from magmerge.run import Progress
 from magmerge.suites import suite
 from magmerge.whole_file import replace_whole
 

@@ -9,9 +9,9 @@ from typing import Any
 from magmerge.errors import ParameterError
 from magmerge.evaluation.harness import LmEval, run_harness
 from magmerge.evaluation.scores import TaskScore
+from magmerge.machine import Progress
 from magmerge.reproduction.measuring import Machine, told
 from magmerge.reproduction.pipelines import ExpertEntry
-from magmerge.run import Progress
 from magmerge.samples import Inputs, Preparation, has_splits, prepare, read_samples
 
 LONGEST = 512

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from magmerge.errors import CheckpointError, MagmergeError
+from magmerge.machine import Progress
 from magmerge.reproduction.pipelines import ExpertEntry, Pipeline
-from magmerge.run import Progress
 from magmerge.samples.extras import needed
 
 FILES = ("", ".safetensors", ".pt", ".bin")

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from magmerge.checkpoints.own_files import foreign
+from magmerge.engine.result import Result
 from magmerge.pipeline import merge
 from magmerge.reproduction.measuring import Machine, Measure
 from magmerge.reproduction.preparing import Ready
 from magmerge.reproduction.variants import CONTROLS, DRAWN, Variant, control
-from magmerge.result import Result
 from magmerge.samples import Inputs
 
 

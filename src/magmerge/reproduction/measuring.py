@@ -14,8 +14,8 @@ from magmerge.evaluation import open_suite
 from magmerge.evaluation.entries import resolved
 from magmerge.evaluation.scores import TaskScore
 from magmerge.evaluation.suite import Suite
+from magmerge.machine import Progress
 from magmerge.reproduction.preparing import Ready
-from magmerge.run import Progress
 from magmerge.samples import Inputs, has_splits, prepare, read_samples
 
 CALIBRATION = ("calibration", "train")

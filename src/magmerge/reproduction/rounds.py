@@ -7,11 +7,11 @@ from typing import Any
 
 from magmerge.checkpoints import open_checkpoint
 from magmerge.dtypes import nbytes, parse_size
+from magmerge.machine import Progress
 from magmerge.reproduction.ledger import Ledger
 from magmerge.reproduction.making import Workshop
 from magmerge.reproduction.table import EXPERTS, ZERO_SHOT
 from magmerge.reproduction.variants import Variant
-from magmerge.run import Progress
 
 
 def measure_all(

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from magmerge.evaluation import open_suite
+from magmerge.machine import Progress
 from magmerge.reproduction.asked import Asked
 from magmerge.reproduction.measuring import calibration_source
 from magmerge.reproduction.preparing import Ready
-from magmerge.run import Progress
 from magmerge.sensing import sensitivity
 from magmerge.suites import suite
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from magmerge import registry
-from magmerge.recipe import check_parameters
 from magmerge.reproduction.asked import Asked
 from magmerge.reproduction.ledger import Ledger
 from magmerge.reproduction.pipelines import PUBLISHED_MEAN, Pipeline
 from magmerge.reproduction.variants import Variant
+from magmerge.validation import check_parameters
 
 ZERO_SHOT, EXPERTS = "zero-shot", "experts"
 """Rows of the base, and of each expert on its own task."""

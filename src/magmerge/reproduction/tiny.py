@@ -13,6 +13,7 @@ import torch
 
 from magmerge.checkpoints.own_files import check_replaceable, files_in
 from magmerge.errors import OutputError
+from magmerge.machine import Progress
 from magmerge.reproduction.asked import Asked
 from magmerge.reproduction.ledger import NAME
 from magmerge.reproduction.pipelines import Pipeline
@@ -23,7 +24,6 @@ from magmerge.reproduction.tiny_images import ROWS as IMAGES
 from magmerge.reproduction.tiny_images import draw_images
 from magmerge.reproduction.tiny_language import HARNESS, TESTED, skill_entry, write_skills
 from magmerge.reproduction.tiny_words import ROWS, as_rows, draw_texts
-from magmerge.run import Progress
 from magmerge.samples import Preparation, prepare, read_samples
 from magmerge.suites.definitions import ImageTask, TextTask, task
 from magmerge.suites.zero_shot import ZeroShot

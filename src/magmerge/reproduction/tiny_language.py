@@ -10,10 +10,10 @@ import numpy as np
 import yaml
 
 from magmerge.draws import derive_seed
+from magmerge.machine import Progress
 from magmerge.reproduction.pipelines import ExpertEntry
 from magmerge.reproduction.tiny_encoders import tune_language_model, write_language_model
 from magmerge.reproduction.tiny_words import LENGTH, WORDS, word
-from magmerge.run import Progress
 
 HARNESS = "harness"
 """The folder of the tasks' files."""

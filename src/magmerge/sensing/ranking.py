@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from magmerge.binding import bind
-from magmerge.checkpoints.compare import doubts
 from magmerge.checkpoints.opening import Model
 from magmerge.checkpoints.own_files import check_document
-from magmerge.device import CPU, open_device
-from magmerge.dtypes import parse_size
+from magmerge.engine.distinct import doubts
+from magmerge.engine.job import Job, Live, Work
+from magmerge.engine.plan import make_plan
+from magmerge.engine.resolve import EXPERT, experts_by_name, open_job
+from magmerge.engine.run import warn
+from magmerge.engine.samples import options_of, with_origin
 from magmerge.errors import ParameterError
 from magmerge.evaluation.classification import read_head
 from magmerge.evaluation.entries import Features
 from magmerge.evaluation.labels import class_numbers
+from magmerge.filters import patterns
 from magmerge.live.finding import Followed, follow
 from magmerge.live.weights import at_rest
-from magmerge.live_merge import AtWork, Changed, Running, put_to_work
-from magmerge.memory import DEFAULT
-from magmerge.models import Sources
-from magmerge.planning import make_plan
-from magmerge.publishing import warn
-from magmerge.reading import Reader
-from magmerge.request import Experts, prepare, thread_count
-from magmerge.run import Progress, Work, counter
+from magmerge.live_merge import AtWork, Changed, put_to_work
+from magmerge.machine import CPU, Machine, Progress
+from magmerge.models import MEMORY
+from magmerge.pipeline import Experts
+from magmerge.recipe import Recipe
+from magmerge.recipe import Samples as RecipeSamples
 from magmerge.samples import SampleOptions, read_samples
 from magmerge.samples import prepare as prepare_rows
 from magmerge.sensing.exact import Deltas, by_trial, run_all
@@ -45,7 +46,6 @@ from magmerge.sensing.scores import (
 )
 from magmerge.types import Plan
 from magmerge.version import __version__
-from magmerge.wanted import Wanted
 from magmerge.whole_file import write_whole
 
 if TYPE_CHECKING:
@@ -143,24 +143,24 @@ def sensitivity(
     _check(score, mode, alpha, label_field)
     if out is not None:
         check_document(Path(out), overwrite=overwrite)
-    recipe, sources = prepare(base=base, experts=experts, method="average", ignore=ignore)
-    options = Wanted(samples=samples).options(seed)
-    batches = _batches(data, sources, options, label_field, classes)
-    plan = make_plan(recipe, sources, threads=1, memory=parse_size(DEFAULT))
-    warn((*plan.warnings, *doubts(sources, plan.steps)))
-    work = Work(plan, bind(recipe), sources, Reader(sources, open_device(CPU)), open_device(CPU), 0)
-    running = _running(model, build, base, sources, device)
-    active = put_to_work(work, running, threads=thread_count(threads), progress=progress)
+    machine = Machine(threads, device=device, progress=progress)
+    job = _job(base, experts_by_name(experts), patterns(ignore), machine)
+    options = options_of(samples, seed)
+    batches = _batches(data, job, options, label_field, classes)
+    job = _at_work(job, base, model, build)
+    plan = make_plan(job)
+    warn((*plan.warnings, *doubts(job.models, plan.steps)))
+    active = put_to_work(Work(job, plan))
     layers = _layers(active, plan)
     with at_rest(active.model):
         judge = _judge(score, active.model, batches, head, features)
-        deltas = Changed(sources, active.weights).merged
-        found = _try_all(active.model, layers, batches, judge, deltas, mode, seed, progress)
+        deltas = Changed(job.models, active.weights).merged
+        found = _try_all(active.model, layers, batches, judge, deltas, mode, seed, job.machine)
     stored = {one.layer.name: _stored_name(one) for one in layers}
     found = {stored[name]: worse for name, worse in found.items()}
     result = Sensitivity(
         score, mode, FACTOR, alpha, sum(one.inputs.rows for one in batches), options.seed,
-        recipe.base or "", recipe.experts, found,
+        job.recipe.base or "", job.recipe.experts, found,
         tuple(name for name in stored.values() if name not in found),
     )  # fmt: skip
     if out is not None:
@@ -176,24 +176,43 @@ def _try_all(
     deltas: Deltas,
     mode: str,
     seed: int,
-    progress: Progress | None,
+    machine: Machine,
 ) -> dict[str, float]:
     """Each layer's harm, in the mode that is asked for."""
     if mode == "exact":
-        done = counter("trying layers", len(layers), progress)
+        done = machine.counter("trying layers", len(layers))
         return by_trial(live, layers, batches, judge, deltas, factor=FACTOR, done=done)
-    done = counter("taking derivatives", len(batches), progress)
+    done = machine.counter("taking derivatives", len(batches))
     return by_derivative(live, layers, batches, judge, deltas, factor=FACTOR, seed=seed, done=done)
 
 
-def _running(
-    model: nn.Module | str | None, build: str | None, base: Model, sources: Sources, device: str
-) -> Running:
-    """How the merge is run: as the module that is given, or the one that its folder holds."""
-    if model is None or isinstance(model, str):
-        origin: Any = base if hasattr(base, "named_modules") else sources.layout.folder
-        return Running(origin=origin, model_class=model, build=build, device=device)
-    return Running(origin=model, build=build, device=device)
+def _job(
+    base: Model, experts: Mapping[str, Model], ignore: tuple[str, ...], machine: Machine
+) -> Job:
+    """The averaged merge."""
+    described = {role: _described(one) for role, one in {"base": base, **experts}.items()}
+    recipe = Recipe(
+        base=described["base"],
+        experts={name: described[name] for name in experts},
+        method="average",
+        ignore=ignore,
+    )
+    models = {"base": base, **{f"{EXPERT}{name}": one for name, one in experts.items()}}
+    return open_job(recipe, models, machine=machine)
+
+
+def _at_work(job: Job, base: Model, model: nn.Module | str | None, build: str | None) -> Job:
+    """The job with how the merge is run: as the module that is given, or what its folder holds."""
+    name = model if isinstance(model, str) else None
+    samples = RecipeSamples(data={}, model=name, build=build)
+    recipe = job.recipe.model_copy(update={"samples": samples})
+    module: Any = None if name else model
+    live = with_origin(Live(module=module, build=True), recipe, base, job.models)
+    return replace(job, recipe=recipe, live=live)
+
+
+def _described(model: Model) -> str:
+    return str(model) if isinstance(model, str | Path) else f"a {type(model).__name__}{MEMORY}"
 
 
 def _check(score: str, mode: str, alpha: int, label_field: str | None) -> None:
@@ -219,7 +238,7 @@ def _check(score: str, mode: str, alpha: int, label_field: str | None) -> None:
 
 def _batches(
     data: Any,
-    sources: Sources,
+    job: Job,
     options: SampleOptions,
     label_field: str | None,
     classes: Sequence[str] | None,
@@ -235,7 +254,7 @@ def _batches(
         label_field=label_field,
     )
     warn(rows.notes)
-    inputs = prepare_rows(rows, sources.layout.folder, options.preparation, options.batch)
+    inputs = prepare_rows(rows, job.models.layout.folder, options.preparation, options.batch)
     if label_field is None:
         return [Batch(one) for one in inputs]
     if rows.labels is None:

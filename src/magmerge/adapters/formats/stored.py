@@ -90,7 +90,7 @@ def finite(checkpoint: Checkpoint, key: str) -> Tensor:
     """The tensor `key`; NonFiniteError if it holds NaN or infinity."""
     tensor = checkpoint.read(key)
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-        from magmerge.reading import count_of_bad
+        from magmerge.engine.reader import count_of_bad
 
         raise NonFiniteError(
             count_of_bad(tensor),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from magmerge.device import Device, moved
 from magmerge.dtypes import torch_dtype
+from magmerge.engine.job import Models
 from magmerge.errors import NonFiniteError
-from magmerge.models import Checkpoint, Sources
+from magmerge.models import Checkpoint, Expert
 from magmerge.types import Piece, Step
 
 RUNS, STRIDE = 32, 8
@@ -21,22 +23,21 @@ RUNS, STRIDE = 32, 8
 class Reader:
     """Reads pieces. What is not finite is reported with its tensor and source."""
 
-    def __init__(self, sources: Sources, device: Device) -> None:
-        self._sources = sources
+    def __init__(self, models: Models, device: Device) -> None:
+        self._models = models
         self._device = device
 
     def base(self, step: Step, piece: Piece) -> Tensor:
         """The base's piece in float32, or float64 for a float64 model; zeros without a base."""
-        sources, name = self._sources, step.spec.name
-        dtype = torch.float64 if step.wide else torch.float32
-        if sources.base is None:
+        base, dtype = self._models.base, torch.float64 if step.wide else torch.float32
+        if base is None:
             return self._device.empty(dtype, piece.shape).zero_()
-        return self._read(sources.base, name, piece, dtype, of_base=True)
+        return self._read(base, step, piece, dtype, of_base=True)
 
     def merged(self, step: Step, piece: Piece) -> Tensor:
         """The piece of the merged model that is calibrated."""
         dtype = torch.float64 if step.wide else torch.float32
-        return self._read(self._sources.layout, step.spec.name, piece, dtype)
+        return self._read(self._models.layout, step, piece, dtype)
 
     def experts(
         self,
@@ -47,32 +48,40 @@ class Reader:
         *,
         seen: bool = False,
     ) -> Tensor:
-        """[K, *piece]: the experts' task vectors or weights. `seen`: found to be finite before."""
-        experts, name = self._sources.experts, step.spec.name
+        """[K, *piece]: the voters' task vectors or weights. `seen`: found to be finite before."""
+        experts, name = self.voters(step), step.spec.name
         tensors = base.new_empty((len(experts), *base.shape))
         models = [expert.whole for expert in experts]
         dtypes = {model.specs[name].dtype if model is not None else None for model in models}
         if len(dtypes) == 1 and None not in dtypes:
-            self._read_together(name, piece, tensors)
+            self._read_together(experts, step, piece, tensors)
             if what == "deltas":
                 tensors.sub_(base)
         else:
             for expert, tensor in zip(experts, tensors, strict=True):
                 read = expert.weight if what == "weights" else expert.delta
-                read(name, base, piece.start, tensor)
+                read(name, base, step.first + piece.start, tensor)
         if not seen and not _is_finite(tensors):
             for expert, tensor in zip(experts, tensors, strict=True):
                 _check_finite(tensor, name, expert.source)
         return tensors
 
-    def _read_together(self, name: str, piece: Piece, tensors: Tensor) -> None:
+    def voters(self, step: Step) -> list[Expert]:
+        """The experts that have these rows."""
+        places = range(len(self._models.experts)) if step.voters is None else step.voters
+        return [self._models.experts[place] for place in places]
+
+    def _read_together(
+        self, experts: Sequence[Expert], step: Step, piece: Piece, tensors: Tensor
+    ) -> None:
         """All experts' weights at once: one conversion for models that are stored alike."""
-        models = [expert.whole for expert in self._sources.experts if expert.whole is not None]
+        models, name = [one.whole for one in experts if one.whole is not None], step.spec.name
+        start, stop = step.first + piece.start, step.first + piece.stop
         stored = torch_dtype(models[0].specs[name].dtype)
         size = (len(models), piece.stop - piece.start)
         raw = torch.empty(size, dtype=stored, pin_memory=tensors.is_cuda)
         for model, row in zip(models, raw, strict=True):
-            model.read_part(name, piece.start, piece.stop, row)
+            model.read_part(name, start, stop, row)
         moved(raw, tensors, tensors)
 
     def sample(self, step: Step, what: Literal["deltas", "weights"], entries: int) -> Tensor:
@@ -89,15 +98,16 @@ class Reader:
     def _read(
         self,
         source: Checkpoint,
-        name: str,
+        step: Step,
         piece: Piece,
         dtype: torch.dtype,
         *,
         of_base: bool = False,
     ) -> Tensor:
         part = self._device.empty(dtype, piece.shape)
-        moved(source.read_part(name, piece.start, piece.stop), part, part)
-        _check_finite(part, name, source.source, of_base=of_base)
+        start, stop = step.first + piece.start, step.first + piece.stop
+        moved(source.read_part(step.spec.name, start, stop), part, part)
+        _check_finite(part, step.spec.name, source.source, of_base=of_base)
         return part
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from magmerge.binding import Treatment
 from magmerge.calibrators.gate import gate
+from magmerge.engine.stages import Treatment
 from magmerge.linalg.rows import mean_of, pairwise_cosines, squares
 from magmerge.types import Factor, LayerRecord, Method, Piece, Step
 
@@ -44,6 +44,14 @@ class Tally:
     notes: tuple[str, ...] = ()
 
 
+class Calibrated(NamedTuple):
+    """The new weight, the task vector in it, and the tally of what was done."""
+
+    weight: Tensor
+    delta: Tensor
+    tally: Tally
+
+
 def merge_layer(
     step: Step,
     method: Method,
@@ -71,8 +79,8 @@ def calibrate_layer(
     base: Float[Tensor, "*shape"],
     deltas: Float[Tensor, "K *shape"],
     merged: Merged,
-) -> tuple[Float[Tensor, "*shape"], Tally]:
-    """The new weight, base + xi * delta, and the tally of what was done.
+) -> Calibrated:
+    """The new weight is base + xi * delta.
 
     A calibrator that gives a new task vector instead of a factor replaces delta. Each calibrator
     sees what those before it made. Without calibrators xi = 1.
@@ -82,11 +90,15 @@ def calibrate_layer(
     calibrators = treatment.at(step, piece)
     if not calibrators:
         result = base + delta if weight is None else weight
-        return result, Tally(before=before, after=before)
+        return Calibrated(result, delta, Tally(before=before, after=before))
     xi = torch.ones((), dtype=delta.dtype, device=delta.device)
     free: list[tuple[float, ...]] = []
     gated: list[tuple[float, ...]] = []
     for calibrator, keywords in calibrators:
+        solved = treatment.solved(calibrator, step, piece)
+        if solved is not None:
+            delta, weight, xi, free, gated = solved, None, torch.ones_like(xi.mean()), [], []
+            continue
         rows = _rows_first(deltas, step, 1), _rows_first(_spread(xi, step, delta) * delta, step, 0)
         found = calibrator.fn(*rows, **keywords)
         if calibrator.returns == "delta":
@@ -99,7 +111,7 @@ def calibrate_layer(
             free.append(_numbers(found))
             gated.append(_numbers(factor))
     scaled = _spread(xi, step, delta) * delta
-    return apply_factor(base, delta, _spread(xi, step, delta), weight), Tally(
+    tally = Tally(
         xi=_numbers(xi),
         free=tuple(free),
         gated=tuple(gated),
@@ -108,6 +120,8 @@ def calibrate_layer(
         before=before,
         after=tuple(squares(scaled, piece.grain)),
     )
+    result = apply_factor(base, delta, _spread(xi, step, delta), weight)
+    return Calibrated(result, scaled, tally)
 
 
 def apply_factor(

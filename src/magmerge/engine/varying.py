@@ -10,8 +10,9 @@ from typing import Any
 from magmerge import registry
 from magmerge.errors import ParameterError
 from magmerge.filters import Filters, items_of, varies
-from magmerge.recipe import Recipe, keywords
+from magmerge.recipe import Recipe
 from magmerge.types import Action, Choice, Method, Step
+from magmerge.validation import keywords
 
 FREE = frozenset({"lambda_"})
 """Keywords that a survey of the whole model cannot depend on: they only scale its result."""

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from magmerge import dtypes, registry
 from magmerge.adapters.expert import OWN_BASE
+from magmerge.engine.adapter_faults import adapter_faults
+from magmerge.engine.job import Job, Models
+from magmerge.engine.varying import Varying
 from magmerge.errors import Fault, StructureError
-from magmerge.filters import values_of
-from magmerge.models import Checkpoint, Expert, Sources
+from magmerge.filters import matches, values_of
+from magmerge.models import Checkpoint, Expert
 from magmerge.quantisation import signs
 from magmerge.recipe import Recipe
 from magmerge.types import TensorSpec
-from magmerge.varying import Varying
 
 ARCHITECTURE = (
     "give models of one architecture; to leave these tensors as the base has them, or to drop an "
@@ -31,72 +32,76 @@ FILTERS = (
 )
 
 
-def check_structure(recipe: Recipe, sources: Sources, config: Mapping[str, Any]) -> None:
+def check_structure(job: Job, config: Mapping[str, Any]) -> None:
     """StructureError with all faults: quantised models, else missing, extra and misshapen tensors,
     formats that cannot be merged, models given twice, a number of experts that the method does not
-    take.
+    take. Where one model is only written in another form it is asked for its names alone.
     """
-    check_quantised(sources, config)
-    faults = _expert_count_faults(recipe, sources)
-    faults += _repeated_faults(sources)
-    faults += _difference_faults(recipe, sources)
-    faults += _pattern_faults(recipe, sources)
-    varying = Varying(recipe, sources.layout.specs)
+    recipe, models = job.recipe, job.models
+    alone = job.takes and models.base is None
+    faults = []
+    if not alone:
+        check_quantised(models, config)
+        faults += _repeated_faults(models)
+        faults += _difference_faults(recipe, models)
+    faults += _expert_count_faults(job)
+    faults += _pattern_faults(recipe, models)
+    if models.union is not None:
+        faults += adapter_faults(recipe, job.stages, models.union)
+    varying = Varying(recipe, models.layout.specs)
     faults += [Fault(text, FILTERS) for text in varying.unused()]
     faults += [
-        Fault(text, "give both names the same value") for text in varying.torn(sources.layout.ties)
+        Fault(text, "give both names the same value") for text in varying.torn(models.layout.ties)
     ]
-    faults += _name_faults(sources)
+    faults += _name_faults(models)
     if faults:
         raise StructureError(faults)
 
 
-def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a tensor's name is one of `patterns` (shell wildcards: * ? [...])."""
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def dtype_warnings(sources: Sources) -> list[str]:
+def dtype_warnings(models: Models) -> list[str]:
     """Experts whose tensors have another precision than the layout's."""
     warnings = []
-    for source, specs in _all_specs(sources)[1:]:
+    for source, specs in _all_specs(models)[1:]:
         pairs = sorted(
             {
-                (dtypes.torch_name(spec.dtype), dtypes.torch_name(sources.layout.specs[name].dtype))
+                (dtypes.torch_name(spec.dtype), dtypes.torch_name(models.layout.specs[name].dtype))
                 for name, spec in specs.items()
-                if name in sources.layout.specs
-                and spec.dtype != sources.layout.specs[name].dtype
-                and not _carried(sources.layout.specs[name])
+                if name in models.layout.specs
+                and spec.dtype != models.layout.specs[name].dtype
+                and not _carried(models.layout.specs[name])
             }
         )
         for own, wanted in pairs:
             warnings.append(
-                f"{source} has {own} tensors where {sources.layout.source} has {wanted}: "
+                f"{source} has {own} tensors where {models.layout.source} has {wanted}: "
                 f"computed in float32, written as {wanted} unless --dtype says otherwise"
             )
     return warnings
 
 
-def reading_notes(sources: Sources) -> list[str]:
+def reading_notes(models: Models) -> list[str]:
     """What is to be known of how the models were read, once each."""
-    models = [sources.layout, sources.base, *sources.experts]
-    return list(dict.fromkeys(note for one in models if one is not None for note in one.notes))
+    opened = [models.layout, models.base, *models.experts]
+    return list(dict.fromkeys(note for one in opened if one is not None for note in one.notes))
 
 
-def tied_everywhere(sources: Sources, name: str) -> bool:
+def tied_everywhere(models: Models, name: str) -> bool:
     """Whether every model that has this tensor of the layout ties it to the same other one."""
-    models: list[Checkpoint | Expert] = [
-        *sources.experts,
-        *([sources.base] if sources.base else []),
+    others: list[Checkpoint | Expert] = [
+        *models.experts,
+        *([models.base] if models.base else []),
     ]
-    twin = sources.layout.ties.get(name)
+    twin = models.layout.ties.get(name)
     return twin is not None and all(
-        name not in model.specs or model.ties.get(name) == twin for model in models
+        name not in model.specs or model.ties.get(name) == twin for model in others
     )
 
 
-def _expert_count_faults(recipe: Recipe, sources: Sources) -> list[Fault]:
-    count = len(sources.experts)
+def _expert_count_faults(job: Job) -> list[Fault]:
+    recipe, models, count = job.recipe, job.models, len(job.models.experts)
+    if job.takes and count != 1:
+        remedy = "name a method that merges them: --method (method=)"
+        return [Fault(f"nothing is merged, and {count} models are given instead of one", remedy)]
     if recipe.method is None:
         told = Fault("no expert is given", "name the experts with --expert (experts=)")
         return [] if count else [told]
@@ -122,7 +127,7 @@ def _expert_count_faults(recipe: Recipe, sources: Sources) -> list[Fault]:
                     "give one weight for each expert: --set 'weights=[0.5, 0.5]'",
                 )
             )
-    if sources.base is None and not method.base_free:
+    if models.base is None and models.union is None and not method.base_free:
         faults.append(
             Fault(
                 f"{method.name} works on task vectors: it needs a base model",
@@ -132,15 +137,15 @@ def _expert_count_faults(recipe: Recipe, sources: Sources) -> list[Fault]:
     return faults
 
 
-def check_quantised(sources: Sources, config: Mapping[str, Any]) -> None:
+def check_quantised(models: Models, config: Mapping[str, Any]) -> None:
     """StructureError where a model is quantised, before the faults that follow from that."""
     faults = []
     if config.get("quantization_config"):
         faults.append(
-            f"{sources.layout.source} is quantised (quantization_config in its config.json)"
+            f"{models.layout.source} is quantised (quantization_config in its config.json)"
         )
-    models = [sources.layout, sources.base, *(expert.whole for expert in sources.experts)]
-    for model in dict.fromkeys(one for one in models if one is not None):
+    opened = [models.layout, models.base, *(expert.whole for expert in models.experts)]
+    for model in dict.fromkeys(one for one in opened if one is not None):
         found = signs(model.specs)
         if found:
             more = f" and {len(found) - 1} more tensors" if len(found) > 1 else ""
@@ -155,33 +160,33 @@ def check_quantised(sources: Sources, config: Mapping[str, Any]) -> None:
         )
 
 
-def _repeated_faults(sources: Sources) -> list[Fault]:
+def _repeated_faults(models: Models) -> list[Fault]:
     """Models given twice, as far as their files tell; equal contents are found by the merge."""
     seen: dict[tuple[Path, ...], str] = {}
     faults = []
-    models: list[Checkpoint | Expert] = [
-        *([sources.base] if sources.base else []),
-        *sources.experts,
+    opened: list[Checkpoint | Expert] = [
+        *([models.base] if models.base else []),
+        *models.experts,
     ]
-    for model in models:
+    for model in opened:
         files = tuple(file.resolve() for file in model.files)
         if files and files in seen:
             faults.append(Fault(f"{model.source} is given twice: it is also {seen[files]}", ONCE))
-        seen.setdefault(files, "the base" if model is sources.base else "an expert")
+        seen.setdefault(files, "the base" if model is models.base else "an expert")
     return faults
 
 
-def _difference_faults(recipe: Recipe, sources: Sources) -> list[Fault]:
-    layout = sources.layout
-    faults = [fault for expert in sources.experts for fault in expert.faults]
-    adapters = {one.source for one in sources.experts if one.whole is None}
-    for source, specs in _all_specs(sources)[1:]:
+def _difference_faults(recipe: Recipe, models: Models) -> list[Fault]:
+    layout = models.layout
+    faults = [fault for expert in models.experts for fault in expert.faults]
+    adapters = {one.source for one in models.experts if one.whole is None}
+    for source, specs in _all_specs(models)[1:]:
         remedy = OWN_BASE if source in adapters else ARCHITECTURE
         for name, spec in layout.specs.items():
             if matches(name, recipe.ignore) or _carried(spec):
                 continue
             other = specs.get(name)
-            if other is None and layout.ties.get(name) in specs and tied_everywhere(sources, name):
+            if other is None and layout.ties.get(name) in specs and tied_everywhere(models, name):
                 continue
             if other is None:
                 faults.append(Fault(f"{name} is missing from {source}", remedy))
@@ -199,9 +204,9 @@ def _difference_faults(recipe: Recipe, sources: Sources) -> list[Fault]:
     return faults
 
 
-def _pattern_faults(recipe: Recipe, sources: Sources) -> list[Fault]:
+def _pattern_faults(recipe: Recipe, models: Models) -> list[Fault]:
     """Patterns that name no tensor, which are most likely misspelt."""
-    names = [name for _, specs in _all_specs(sources) for name in specs]
+    names = [name for _, specs in _all_specs(models) for name in specs]
     faults = [
         Fault(f"the pattern {pattern!r} matches no tensor", PATTERNS)
         for pattern in (*recipe.ignore, *recipe.skip)
@@ -212,16 +217,16 @@ def _pattern_faults(recipe: Recipe, sources: Sources) -> list[Fault]:
             f"{twin} is ignored or not, but {name} shares its memory and is not or is",
             "ignore both names, or neither",
         )
-        for name, twin in sources.layout.ties.items()
+        for name, twin in models.layout.ties.items()
         if matches(name, recipe.ignore) != matches(twin, recipe.ignore)
     ]
 
 
-def _name_faults(sources: Sources) -> list[Fault]:
+def _name_faults(models: Models) -> list[Fault]:
     """Names that a safetensors header cannot hold."""
     return [
         Fault(f"{name!r} cannot be a tensor's name", "rename that tensor")
-        for name in sources.layout.specs
+        for name in models.layout.specs
         if name == "__metadata__" or name != name.encode(errors="replace").decode()
     ]
 
@@ -231,9 +236,9 @@ def _carried(spec: TensorSpec) -> bool:
     return spec.dtype not in dtypes.FLOATS or 0 in spec.shape
 
 
-def _all_specs(sources: Sources) -> list[tuple[str, Mapping[str, TensorSpec]]]:
+def _all_specs(models: Models) -> list[tuple[str, Mapping[str, TensorSpec]]]:
     """Each distinct model's name and tensors, the layout first."""
-    models: list[Checkpoint | Expert] = [sources.layout]
-    if sources.base is not None and sources.base is not sources.layout:
-        models.append(sources.base)
-    return [(model.source, model.specs) for model in [*models, *sources.experts]]
+    opened: list[Checkpoint | Expert] = [models.layout]
+    if models.base is not None and models.base is not models.layout:
+        opened.append(models.base)
+    return [(model.source, model.specs) for model in [*opened, *models.experts]]

@@ -1,0 +1,108 @@
+"""What speaks against a merge of adapters alone: options at odds, names without a place."""
+
+from __future__ import annotations
+
+from magmerge.adapters.nouns import Adapter
+from magmerge.adapters.renaming import renamed
+from magmerge.adapters.union import AdapterUnion
+from magmerge.engine.stages import Stages
+from magmerge.errors import Fault, ParameterError, printable
+from magmerge.filters import matches
+from magmerge.recipe import AdapterOutput, Recipe
+from magmerge.validation import check_naming
+
+
+def adapter_faults(recipe: Recipe, stages: Stages, union: AdapterUnion) -> list[Fault]:
+    """What of the adapters does not fit each other; errors for options that mean nothing for them.
+
+    ParameterError for a rank or a calibrator that low-rank task vectors cannot have; AdapterError,
+    with all of them, for modules that the output's naming has no place for.
+    """
+    output = recipe.output
+    assert isinstance(output, AdapterOutput)
+    _check_exact(output, stages)
+    _check_calibrators(stages)
+    naming = check_naming(output.naming or union.naming)
+    for adapter in union.adapters:
+        renamed(_Kept(adapter, recipe), naming)
+    faults = []
+    for name in union.replaced:
+        owners = [one for one in union.adapters if name in one.whole]
+        if len({one.whole[name].shape for one in owners}) > 1 and not matches(name, recipe.ignore):
+            told = ", ".join(f"{list(one.whole[name].shape)} in {one.source}" for one in owners)
+            faults.append(
+                Fault(
+                    f"{name}, which the adapters replace as a whole, has shape {told}",
+                    f"drop it with --ignore '{name}' (ignore=)",
+                )
+            )
+    return faults
+
+
+def adapter_notes(recipe: Recipe, union: AdapterUnion) -> tuple[str, ...]:
+    """What a reader should know: replaced tensors that several have, and what speaks against one
+    base of all.
+    """
+    notes = [
+        f"{printable(name)} is replaced as a whole by {len(union.owners(name))} adapters: the "
+        "result has their mean, whatever the method"
+        for name in union.replaced
+        if len(union.owners(name)) > 1 and not matches(name, recipe.ignore)
+    ]
+    return (*notes, *_strangers(union))
+
+
+def _check_exact(output: AdapterOutput, stages: Stages) -> None:
+    """Rank "exact" is that of the inputs together, which only combinations of them keep to."""
+    if output.rank == "exact" and stages.method is not None and not stages.always_in_factors:
+        raise ParameterError(
+            f"{stages.method.name} does not keep to the ranks of its inputs, so no low rank is "
+            "exact",
+            remedy="give a number (--rank 32), or --rank auto --energy 0.99",
+        )
+
+
+def _check_calibrators(stages: Stages) -> None:
+    for item, _ in stages.treatment.calibrators:
+        if item.needs == "inputs":
+            raise ParameterError(
+                f"{item.name} looks at what layers do with samples; adapters alone are no model",
+                remedy="name the model they were trained on with --base (base=), or take wsc",
+            )
+        if not item.rotates or item.returns != "factor":
+            raise ParameterError(
+                f"{item.name} is not defined for low-rank task vectors",
+                remedy="take wsc, or merge into the base with --base (base=)",
+            )
+
+
+def _strangers(union: AdapterUnion) -> tuple[str, ...]:
+    notes = []
+    for place, first in enumerate(union.adapters):
+        for second in union.adapters[place + 1 :]:
+            if first.modules and second.modules and not set(first.modules) & set(second.modules):
+                notes.append(
+                    f"{first.source} and {second.source} adapt no module in common: both are kept "
+                    "as they are, but are they for one base?"
+                )
+    bases = {
+        str(one.config["base_model_name_or_path"])
+        for one in union.adapters
+        if one.config.get("base_model_name_or_path")
+    }
+    if len(bases) > 1:
+        named = ", ".join(printable(base) for base in sorted(bases))
+        notes.append(f"the adapters name different base models: {named}")
+    return tuple(notes)
+
+
+class _Kept:
+    """An adapter without the replaced tensors that a recipe ignores."""
+
+    def __init__(self, adapter: Adapter, recipe: Recipe) -> None:
+        self.source, self.files, self.naming = adapter.source, adapter.files, adapter.naming
+        self.modules, self.metadata, self.config = adapter.modules, adapter.metadata, adapter.config
+        self.notes = adapter.notes
+        self.whole = {n: s for n, s in adapter.whole.items() if not matches(n, recipe.ignore)}
+        self.read, self.read_whole = adapter.read, adapter.read_whole
+        self.read_whole_part = adapter.read_whole_part

@@ -1,0 +1,39 @@
+"""The one cast of a result, from the arithmetic's format to the stored one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from magmerge import dtypes
+from magmerge.errors import NonFiniteError
+
+
+def cast(tensor: Tensor, code: str, name: str, *, kept: bool = False) -> Tensor:
+    """The tensor in the format of `code`; NonFiniteError where a value is too large for it.
+
+    With `kept` infinity and NaN that are there already stay: attention masks hold them.
+    """
+    dtype = dtypes.torch_dtype(code)
+    result = tensor.to(dtype)
+    if not tensor.numel() or (result is tensor and kept) or not dtype.is_floating_point:
+        return result
+    least, greatest = (float(bound) for bound in torch.aminmax(tensor))
+    # NaN fails this comparison too.
+    if max(-least, greatest) <= torch.finfo(dtype).max:
+        return result
+    sound = tensor.isfinite() if kept else torch.ones_like(tensor, dtype=torch.bool)
+    if bool((result.isfinite() | ~sound).all()):
+        return result
+    finite = bool(tensor.isfinite().all())
+    raise NonFiniteError(
+        f"a value is too large for {dtypes.torch_name(code)}",
+        tensor=name,
+        source="the result",
+        remedy="merge with a smaller lambda or smaller weights"
+        + (
+            ", or write bfloat16 or float32 with --dtype (dtype=)"
+            if dtype == torch.float16 or not finite
+            else ""
+        ),
+    )

@@ -1,0 +1,39 @@
+"""What a pass found, as bytes: so that a run that goes on after a kill need not measure again."""
+
+from __future__ import annotations
+
+import json
+
+from safetensors.torch import load, save
+
+from magmerge.engine.job import Findings
+from magmerge.types import Uncovered
+
+KINDS = ("gains", "deltas", "statistics")
+
+
+def packed(found: Findings) -> bytes:
+    """The findings as a safetensors file, what could not be measured in its header."""
+    tensors = {
+        f"{kind}:{name}": tensor.contiguous()
+        for kind in KINDS
+        for name, tensor in (getattr(found, kind) or {}).items()
+    }
+    uncovered = json.dumps([layer._asdict() for layer in found.uncovered])
+    content: bytes = save(
+        tensors, {"uncovered": uncovered, "measured": str(found.gains is not None)}
+    )
+    return content
+
+
+def unpacked(content: bytes) -> Findings:
+    """The findings of such bytes, which magmerge itself wrote and whose digest is known."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])["__metadata__"]
+    kinds: dict[str, dict[str, object]] = {kind: {} for kind in KINDS}
+    for key, tensor in load(content).items():
+        kind, _, name = key.partition(":")
+        kinds[kind][name] = tensor
+    gains = kinds["gains"] if header["measured"] == "True" else None
+    uncovered = tuple(Uncovered(**layer) for layer in json.loads(header["uncovered"]))
+    return Findings(gains, kinds["deltas"], kinds["statistics"], uncovered)  # type: ignore[arg-type]

@@ -1,0 +1,153 @@
+"""A recipe with everything that it needs at hand: opened models, bound stages, the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from magmerge.adapters.union import AdapterUnion
+from magmerge.device import Device
+from magmerge.engine.stages import Stages
+from magmerge.machine import Machine
+from magmerge.models import Checkpoint, Expert
+from magmerge.recipe import AdapterOutput, ModelOutput, Recipe
+from magmerge.types import Plan
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Input(NamedTuple):
+    """A model's role, what messages call it, its files, and itself where it is whole."""
+
+    role: str
+    source: str
+    files: Sequence[Path]
+    model: Checkpoint | None
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The opened models. `layout` is the one whose tensors, and only those, the result has.
+
+    `stamps` tell each of their files as it was when it was opened. `union` is set where adapters
+    are merged without a base: it is the layout then, a model of zeros with every module.
+    """
+
+    layout: Checkpoint
+    base: Checkpoint | None
+    experts: Sequence[Expert]
+    merged: Checkpoint | None = None
+    stamps: Mapping[Path, str] = field(default_factory=dict)
+    union: AdapterUnion | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What a call adds to its recipe where the merged model is run: things that are no data.
+
+    `data` maps experts to samples in memory or to their sources, or is one for all; `module` is the
+    torch module that is run; `origin` the folder or module that tells which model the tensors are.
+    `build`: the function that the recipe names may be called.
+    """
+
+    data: Any = None
+    module: nn.Module | None = None
+    build: bool = False
+    origin: nn.Module | Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A resolved recipe, its models as they were opened, its stages bound once, and where it runs.
+
+    `donor` is the folder that a model's config and tokenizer are taken from.
+    """
+
+    recipe: Recipe
+    models: Models
+    stages: Stages
+    machine: Machine
+    device: Device
+    donor: Path | None = None
+    live: Live = field(default_factory=Live)
+
+    @property
+    def writes_adapter(self) -> bool:
+        """Whether the result is an adapter's factors, and no whole model."""
+        return isinstance(self.recipe.output, AdapterOutput)
+
+    @property
+    def model_output(self) -> ModelOutput:
+        """How the model is written."""
+        assert isinstance(self.recipe.output, ModelOutput)
+        return self.recipe.output
+
+    @property
+    def adapter_output(self) -> AdapterOutput:
+        """How the adapter is written."""
+        assert isinstance(self.recipe.output, AdapterOutput)
+        return self.recipe.output
+
+    @property
+    def takes(self) -> bool:
+        """Whether one model is taken as it is: nothing is merged."""
+        return self.recipe.method is None and self.recipe.merged is None
+
+    @property
+    def inputs(self) -> list[Input]:
+        """Each model that is read."""
+        models = self.models
+        whole = [("merged", models.merged), ("base", models.base)]
+        inputs = [Input(role, one.source, one.files, one) for role, one in whole if one is not None]
+        return inputs + [
+            Input("expert", one.source, one.files, one.whole) for one in models.experts
+        ]
+
+    @property
+    def input_files(self) -> list[Path]:
+        """All files that are read, and their folders: none of them may be replaced."""
+        files = [file for entry in self.inputs for file in entry.files]
+        folders = [folder for folder in (self.models.layout.folder, self.donor) if folder]
+        return [*files, *(file.parent for file in files), *folders]
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What earlier passes found, and later ones read.
+
+    `gains` [K] or [K, rows] by tensor, for calibrators that scale; `deltas` new task vectors by
+    tensor, from calibrators that solve for them; `statistics` running means and variances that were
+    taken anew. `uncovered`: layers that could not be measured.
+    """
+
+    gains: Mapping[str, Tensor] | None = None
+    deltas: Mapping[str, Tensor] = field(default_factory=dict)
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    uncovered: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A job, its plan, and what earlier passes found: all that a step needs."""
+
+    job: Job
+    plan: Plan
+    findings: Findings = field(default_factory=Findings)
+
+    @property
+    def models(self) -> Models:
+        """The job's models."""
+        return self.job.models
+
+    @property
+    def stages(self) -> Stages:
+        """The job's stages."""
+        return self.job.stages
+
+    @property
+    def layout(self) -> Checkpoint:
+        """The model whose tensors the result has."""
+        return self.job.models.layout

@@ -1,0 +1,212 @@
+"""Adapters alone: a module's merge in factors where the method allows it, else in full pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from magmerge import journal
+from magmerge.adapters.factored import coordinates, norms, spectrum, truncate
+from magmerge.adapters.nouns import LowRank
+from magmerge.adapters.union import AdapterTaskVectors, AdapterUnion
+from magmerge.checkpoints.writer import MemorySink
+from magmerge.dtypes import code_of
+from magmerge.engine.job import Work
+from magmerge.engine.layer import Merged, calibrate_layer, merge_layer, record_of
+from magmerge.engine.memory import bytes_of_module
+from magmerge.engine.stages import Treatment, Truncation
+from magmerge.engine.steps import Bench, Outcome, method_for, run_step
+from magmerge.executors.local import Job, Task
+from magmerge.linalg.low_rank import best_rank, rank_by_energy, rank_for_energy
+from magmerge.parameters import UNIT
+from magmerge.types import Piece, Step, TensorSpec
+
+UP, DOWN = "::up", "::down"
+"""What a factor is called in a pass's sink, after its module's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleRecord:
+    """What became of one module. `norms` are those of each adapter's task vector; `merged` is that
+    of the plain merge and `written` that of the result, both at `rank`; `error` is what the
+    truncation to that rank lost, relative to the norm of the whole merge.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    rank: int
+    error: float
+    norms: tuple[float, ...]
+    merged: float
+    written: float
+
+
+class _Cut(NamedTuple):
+    """A truncated merge `up @ down @ basis` [out, r], [r, d], [d, in], the experts' task vectors in
+    that basis [K, out, d], what was lost, and notes.
+    """
+
+    up: Tensor
+    down: Tensor
+    basis: Tensor
+    deltas: Tensor
+    error: float
+    notes: tuple[str, ...]
+
+
+def run_module(bench: Bench, step: Step) -> Task[Outcome]:
+    """One module: its merge, truncated, then calibrated, so that its magnitude is kept."""
+    work, name = bench.work, step.spec.name
+    union = _union(work)
+    if work.job.takes:
+        yield [Job(0, partial(_take, bench, step))]
+        return Outcome()
+    size = bytes_of_module(step, work.stages, union.ranks(name))
+    if work.stages.in_factors(step):
+        cuts = yield [Job(size, partial(_by_factors, bench, step))]
+    else:
+        kept = MemorySink()
+        plain = replace(work.job, stages=replace(work.stages, treatment=Treatment()))
+        dense = replace(step, spec=replace(step.spec, dtype="F32"))
+        whole = replace(bench, work=replace(work, job=plain), sink=kept)
+        merged = yield from run_step(whole, dense)
+        assert merged.record is not None
+        delta, notes = kept.tensors[name].flatten(1), merged.record.notes
+        cuts = yield [Job(size, partial(_by_matrix, work, step, delta, notes))]
+    finished = yield [Job(0, partial(_finish, bench, step, cuts[0]))]
+    return finished[0]  # type: ignore[no-any-return]
+
+
+def _take(bench: Bench, step: Step) -> None:
+    """An adapter's own factors, as they are."""
+    factors = _union(bench.work).adapters[0].read(step.spec.name)
+    put_factors(bench, step, factors.up, factors.down, stored=True)
+
+
+def put_factors(
+    bench: Bench, step: Step, up: Tensor, down: Tensor, *, stored: bool = False
+) -> None:
+    """Give both factors of a step's task vector to the sink, in its format; with `stored` in their
+    own, unless the recipe names one.
+    """
+    for ending, factor in ((UP, up), (DOWN, down)):
+        own = code_of(factor.dtype) if stored else None
+        code = bench.work.job.recipe.output.dtype or own or step.spec.dtype
+        spec = TensorSpec(f"{step.spec.name}{ending}", tuple(factor.shape), code)
+        bench.put(replace(step, spec=spec), 0, factor)
+
+
+def _by_factors(bench: Bench, step: Step) -> _Cut:
+    """A merge that is the same in coordinates."""
+    factors = _factors(bench.work, step)
+    coords = coordinates(factors)
+    base = torch.zeros_like(coords.deltas[0])
+    with journal.listening() as notes:
+        method, keywords = method_for(bench.work, step, _piece(base), None, base)
+        merged = merge_layer(step, method, keywords, base, coords.deltas).delta
+        values, vectors = spectrum(merged)
+        rank = _chosen(bench.work, values, max(one.down.shape[0] for one in factors))
+        up, down, error = truncate(merged, values, vectors, rank)
+    return _Cut(up, down, coords.basis, coords.deltas, error, tuple(notes))
+
+
+def _by_matrix(
+    work: Work, step: Step, delta: Float[Tensor, "out in"], notes: tuple[str, ...]
+) -> _Cut:
+    """A merge that needed the full matrix, which is `delta`."""
+    factors, truncation = _factors(work, step), work.stages.truncation
+    assert truncation is not None
+    largest = max(one.down.shape[0] for one in factors)
+    start = None if truncation.rank == "auto" else _leading_of_mean(factors)
+    up, down, error = as_factors(delta, truncation, largest, start)
+    coords = coordinates([*factors, LowRank(up, down, 1.0)])
+    own = down @ coords.basis.T
+    return _Cut(up, own, coords.basis, coords.deltas[:-1], error, notes)
+
+
+def as_factors(
+    matrix: Float[Tensor, "out in"],
+    truncation: Truncation,
+    largest: int,
+    start: Float[Tensor, "in n"] | None = None,
+) -> tuple[Float[Tensor, "out r"], Float[Tensor, "r in"], float]:
+    """A matrix as two factors of equal size at its rank, and what that loses; of rank 1 for zeros.
+
+    `largest` is the rank where none is said.
+    """
+    most = min(matrix.shape)
+    if truncation.rank == "auto":
+        found = rank_by_energy(matrix, truncation.energy, most)
+    else:
+        rank = largest if truncation.rank is None else truncation.rank
+        assert isinstance(rank, int)
+        found = best_rank(matrix, min(rank, most), start)
+    root = found.values.sqrt()
+    if not len(root):
+        return matrix.new_zeros(len(matrix), 1), matrix.new_zeros(1, matrix.shape[1]), found.error
+    return found.left * root, (found.right * root).T, found.error
+
+
+def _leading_of_mean(factors: Sequence[LowRank]) -> Float[Tensor, "in n"]:
+    """The right singular directions of the adapters' mean, which any merge of them is about."""
+    coords = coordinates(factors)
+    mean = coords.deltas.mean(dim=0)
+    values, vectors = spectrum(mean)
+    if mean.shape[1] <= mean.shape[0]:
+        return coords.basis.T @ vectors.float()
+    return coords.basis.T @ (mean.T @ (vectors / values).float())
+
+
+def _chosen(work: Work, values: Float[Tensor, "n"], largest: int) -> int:
+    """The rank for a module whose merge has these singular values, largest first."""
+    truncation = work.stages.truncation
+    assert truncation is not None
+    if truncation.rank == "exact":
+        return len(values)
+    if truncation.rank == "auto":
+        whole = float(torch.linalg.vector_norm(values))
+        return rank_for_energy(values, whole, truncation.energy)
+    return largest if truncation.rank is None else truncation.rank
+
+
+def _finish(bench: Bench, step: Step, cut: _Cut) -> Outcome:
+    """Calibrate the truncated merge, and give its factors to the sink."""
+    treatment, delta = bench.work.stages.treatment, cut.up @ cut.down
+    base = torch.zeros_like(delta)
+    with journal.listening() as more:
+        done = calibrate_layer(step, _piece(delta), treatment, base, cut.deltas, Merged(delta))
+    tally = replace(done.tally, notes=(*cut.notes, *more))
+    record = record_of(step, treatment, [tally])
+    rows = torch.tensor(tally.xi or (1.0,), dtype=torch.float64).float().unsqueeze(1)
+    down = (cut.down @ cut.basis).reshape(-1, *step.spec.shape[1:])
+    put_factors(bench, step, cut.up * rows, down)
+    module = ModuleRecord(
+        name=step.spec.name,
+        shape=step.spec.shape,
+        rank=cut.up.shape[1],
+        error=cut.error,
+        norms=tuple(norms(cut.deltas)),
+        merged=record.norm_before,
+        written=record.norm_after,
+    )
+    return Outcome(record, module)
+
+
+def _factors(work: Work, step: Step) -> list[LowRank]:
+    experts = [one for one in work.models.experts if isinstance(one, AdapterTaskVectors)]
+    return [one.factors(step.spec.name) for one in experts]
+
+
+def _union(work: Work) -> AdapterUnion:
+    assert work.models.union is not None
+    return work.models.union
+
+
+def _piece(matrix: Tensor) -> Piece:
+    return Piece(0, matrix.numel(), tuple(matrix.shape), UNIT)

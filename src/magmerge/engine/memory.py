@@ -1,0 +1,203 @@
+"""How much memory a run needs, and how it is kept within a limit: known from the plan's steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from magmerge import dtypes
+from magmerge.engine.job import Job
+from magmerge.engine.stages import Stages
+from magmerge.errors import ParameterError
+from magmerge.linalg.low_rank import scratch
+from magmerge.machine import Machine
+from magmerge.parameters import UNIT
+from magmerge.pieces import PIECE, cut, stretches
+from magmerge.recipe import Samples
+from magmerge.types import Calibrator, Cut, Method, Piece, Step
+
+FIXED_COPIES = 4
+"""Tensors of a piece's size beside the experts': base, what is read, result, its cast."""
+OVERHEAD = 120_000_000
+"""Bytes for all that does not grow with the pieces: code loaded late, candidates, records."""
+BESIDE_A_LAYER = 5
+"""Float32 tensors of a layer's size while it is measured: base, two changes, what they are of."""
+FACTORED = 8
+"""Tensors of the size of one task vector's coordinates that a module in factors takes besides."""
+SKETCHED = 3
+"""Full matrices that the truncation of one holds."""
+TALLIED = 32
+"""Bytes for each entry of a small layer that a survey keeps for each expert, at most."""
+
+
+class Allowance(NamedTuple):
+    """What a run may use: the stated peak, the part that jobs share, and the size of a piece."""
+
+    memory: int
+    room: int
+    piece: int
+
+
+def cut_of(item: Method | Calibrator, keywords: Mapping[str, Any]) -> Cut:
+    """How a layer may be cut for this method or calibrator with these keywords."""
+    return item.cut(**keywords) if callable(item.cut) else item.cut
+
+
+def coarsest(*cuts: Cut) -> Cut:
+    """The cut that suits all: a whole layer suits everything, and rows whatever takes entries."""
+    return max(cuts, key=("entries", "rows", "whole").index, default="entries")
+
+
+def cut_for(step: Step, stages: Stages, limit: int) -> tuple[Piece, ...]:
+    """The pieces of a layer that its merge and all its calibrators can take."""
+    cuts, kind = [cut_of(*one) for one in stages.treatment.of(step)], step.kind
+    if stages.method is not None and step.action == "merge":
+        cuts.append(cut_of(stages.method, stages.keywords_at(step)))
+        if stages.method.kinds is None and kind == "experts":
+            # To what is not for matrices, fused experts are one tensor like any other.
+            kind = "other"
+    return cut(step.spec.shape, kind, coarsest(*cuts), limit)
+
+
+def bytes_of(step: Step, stages: Stages, experts: int, pieces: Sequence[Piece]) -> int:
+    """Bytes of a job that treats these pieces one after the other, and of what is found before."""
+    entries = max((piece.stop - piece.start for piece in pieces), default=0)
+    if step.action == "carry":
+        return 2 * entries * dtypes.width(step.spec.dtype)
+    spaces = [calibrator.workspace for calibrator, _ in stages.treatment.of(step)]
+    # While they are read the experts are there in their stored format too.
+    spaces.append((1, 0))
+    besides, method = 0, stages.method
+    if method is not None and step.action == "merge":
+        spaces.append(method.workspace)
+        if method.scratch is not None:
+            besides += max(method.scratch(piece.shape, experts) for piece in pieces)
+        if method.survey is not None:
+            besides += TALLIED * experts * min(math.prod(step.spec.shape), UNIT)
+    workspace = max(each * experts + fixed for each, fixed in spaces)
+    return (8 if step.wide else 4) * (experts + FIXED_COPIES + workspace) * entries + besides
+
+
+def bytes_of_module(step: Step, stages: Stages, ranks: Sequence[int]) -> int:
+    """What merging one module of adapters takes at most, beside the pieces of a survey."""
+    factored = stages.in_factors(step)
+    out, features = step.spec.shape[0], math.prod(step.spec.shape[1:])
+    width = min(features, sum(ranks) + (0 if factored else max(ranks)))
+    each = 4 * width * (out * (len(ranks) + FACTORED) + 3 * features)
+    return each + (0 if factored else 4 * SKETCHED * out * features)
+
+
+def bytes_of_truncation(step: Step, stages: Stages, experts: int, pieces: Sequence[Piece]) -> int:
+    """What making the factors of one layer's whole task vector takes at most."""
+    assert stages.truncation is not None
+    entries, width = math.prod(step.spec.shape), 8 if step.wide else 4
+    matrix = (step.spec.shape[0], math.prod(step.spec.shape[1:]))
+    cutting = scratch(matrix, stages.truncation.most(step.spec.shape))
+    return entries * width + max(bytes_of(step, stages, experts, pieces), cutting)
+
+
+def bytes_of_result(job: Job, steps: Sequence[Step]) -> int:
+    """Bytes of a merged adapter's factors at most; they stay in memory until they are written."""
+    truncation, union = job.stages.truncation, job.models.union
+    assert truncation is not None
+    total = 0
+    for step in steps:
+        entries, shape = math.prod(step.spec.shape), step.spec.shape
+        if step.action == "average":
+            total += dtypes.width(step.spec.dtype) * entries
+        elif step.action in ("merge", "mean"):
+            ranks = [] if union is None else union.ranks(step.spec.name)
+            rank = truncation.most(shape, ranks)
+            total += dtypes.width(step.spec.dtype) * rank * (shape[0] + math.prod(shape[1:]))
+    return total
+
+
+def bytes_at_work(steps: Sequence[Step], samples: Samples, machine: Machine) -> int:
+    """Bytes of the model that a calibration runs, and of what is read beside one of its layers.
+
+    What the model computes on its samples comes on top of that.
+    """
+    floats = [step for step in steps if step.spec.dtype in dtypes.FLOATS and step.twin is None]
+    sizes = {step.spec.name: math.prod(step.spec.shape) for step in floats}
+    largest = max((sizes[step.spec.name] for step in floats if step.calibrated), default=0)
+    runs = 1 if samples.order == "forward" else machine.count
+    beside = 4 * BESIDE_A_LAYER * largest * runs
+    if samples.order == "forward" or samples.batchnorm:
+        beside += 4 * largest * len(samples.data)
+    each = 4 if samples.precision == "float32" else 8
+    if not machine.offload:
+        return each * sum(sizes.values()) + beside
+    blocks: dict[str, int] = {}
+    for name, size in sizes.items():
+        blocks[block_of(name)] = blocks.get(block_of(name), 0) + size
+    # Runs side by side are in different blocks, and in forward order some are a block ahead.
+    here = sorted(blocks.values(), reverse=True)[
+        : max(runs, 2 if samples.order == "forward" else 1)
+    ]
+    return (4 + each) * sum(here) + beside
+
+
+def block_of(name: str) -> str:
+    """The block that a tensor belongs to, as its name tells: all up to the first number."""
+    parts = name.split(".")
+    place = next((place for place, part in enumerate(parts) if part.isdigit()), None)
+    return name if place is None else ".".join(parts[: place + 1])
+
+
+def allow(job: Job, steps: Sequence[Step], *, taken: int = 0) -> Allowance:
+    """The pieces that let the threads' jobs at once stay within the limit, less the bytes `taken`.
+
+    ParameterError where the limit is too small for one job: a layer that must be merged as a whole.
+    """
+    limit, threads = job.machine.limit, job.machine.count
+    room = limit - OVERHEAD - taken
+    if room <= 0 and taken:
+        held = "the adapter" if job.writes_adapter else "the model that is run"
+        remedy = (
+            "" if job.writes_adapter else ", or run it block by block (--offload, offload=True)"
+        )
+        raise ParameterError(
+            f"{_gigabytes(limit)} of memory are too little: {held} takes {_gigabytes(taken)}",
+            remedy=f"allow more with --memory {_gigabytes(taken + 2 * OVERHEAD)} (memory=){remedy}",
+        )
+    piece = PIECE
+    while True:
+        needs = [need for step in steps for need in _needs(job, step, piece)]
+        total = sum(sorted((size for _, size in needs), reverse=True)[:threads])
+        if total <= room or piece <= UNIT:
+            break
+        piece //= 2
+    name, largest = max(needs, key=lambda need: need[1], default=("", 0))
+    if largest > room:
+        raise ParameterError(
+            f"{_gigabytes(limit)} of memory are too little: this layer takes {_gigabytes(largest)} "
+            f"with {len(job.models.experts)} experts, beside {_gigabytes(OVERHEAD + taken)} for "
+            "the program's own needs",
+            tensor=name or None,
+            remedy=f"allow more with --memory {_gigabytes(largest + OVERHEAD + taken)} (memory=)",
+        )
+    return Allowance(OVERHEAD + taken + min(total, room), room, piece)
+
+
+def _needs(job: Job, step: Step, piece: int) -> list[tuple[str, int]]:
+    """The layer and the bytes of each of its jobs; as many as may run at once."""
+    if step.action == "tie" or (job.writes_adapter and step.action == "carry"):
+        return []
+    experts, stages, name = len(job.models.experts), job.stages, step.spec.name
+    union, found = job.models.union, []
+    pieces = cut_for(step, stages, piece)
+    truncated = job.writes_adapter and step.action in ("merge", "mean")
+    if truncated and union is not None:
+        found = [(name, bytes_of_module(step, stages, union.ranks(name)))]
+        if stages.in_factors(step):
+            return found
+    elif truncated:
+        return [(name, bytes_of_truncation(step, stages, experts, pieces))]
+    jobs = min(job.machine.count, len(stretches(pieces)))
+    return found + [(name, bytes_of(step, stages, experts, pieces))] * jobs
+
+
+def _gigabytes(size: int) -> str:
+    """Rounded up, so that what is asked for is enough."""
+    return f"{-(-size // 10_000_000) / 100:.2f}GB"

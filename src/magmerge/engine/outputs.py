@@ -1,0 +1,61 @@
+"""Where a job's result goes: a folder or file that fits what it writes, checked before the work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from magmerge.adapters.nouns import Naming
+from magmerge.checkpoints.donor import companion_files, weights_file
+from magmerge.checkpoints.layout import INDEX, SUFFIX
+from magmerge.checkpoints.own_files import ADAPTER
+from magmerge.checkpoints.target import Target
+from magmerge.engine.job import Job
+from magmerge.errors import OutputError
+
+WEIGHTS = "adapter_model.safetensors"
+"""What PEFT calls an adapter's tensors."""
+FOLDER: Naming = "peft"
+"""The naming whose adapters are folders."""
+
+
+def target_for(
+    job: Job, out: str | Path, *, overwrite: bool = False, resume: bool = False
+) -> Target:
+    """The target, checked: OutputError where it is taken, is an input, or does not fit."""
+    if str(out) == "":
+        raise OutputError("the output's name is empty", remedy="name a folder or a file")
+    path = Path(out)
+    if job.writes_adapter:
+        naming = job.adapter_output.naming or (
+            FOLDER if job.models.union is None else job.models.union.naming
+        )
+        _check_suffix(path, naming)
+        single, weights, own = naming != FOLDER, WEIGHTS, ADAPTER
+    else:
+        single, weights = path.suffix == SUFFIX, weights_file(job.donor)
+        index = f"{weights.removesuffix(SUFFIX)}{INDEX}"
+        own = frozenset({weights, index, *companion_files(job.donor)})
+    return Target.at(
+        path,
+        single=single,
+        weights=weights,
+        own=own,
+        inputs=job.input_files,
+        overwrite=overwrite,
+        resume=resume,
+    )
+
+
+def _check_suffix(out: Path, naming: str) -> None:
+    if naming == FOLDER and out.suffix == SUFFIX:
+        raise OutputError(
+            "an adapter for PEFT is a folder, and this is a file's name",
+            source=out,
+            remedy="drop the suffix, or write a single file with --format kohya (naming=)",
+        )
+    if naming != FOLDER and out.suffix != SUFFIX:
+        raise OutputError(
+            f"an adapter named as in {naming} is one file",
+            source=out,
+            remedy=f"end the name in {SUFFIX}, or write a folder with --format peft (naming=)",
+        )

@@ -1,0 +1,100 @@
+"""A pass: every step of a plan, in any order, into one sink."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+
+from magmerge.checkpoints.writer import Sink
+from magmerge.engine.extraction import run_extraction
+from magmerge.engine.job import Work
+from magmerge.engine.low_rank import run_module
+from magmerge.engine.reader import Reader
+from magmerge.engine.steps import Bench, Outcome, observed, run_step, survey_for
+from magmerge.executors import local
+from magmerge.executors.local import Task
+from magmerge.types import Step, Survey
+
+
+def bench_for(work: Work, sink: Sink) -> Bench:
+    """What the steps of a pass share, after the survey of the whole model, where there is one."""
+    twins: dict[str, list[Step]] = {}
+    for step in work.plan.steps:
+        if step.twin is not None:
+            twins.setdefault(step.twin, []).append(step)
+    bench = Bench(work, Reader(work.models, work.job.device), sink, twins)
+    return replace(bench, survey=_survey(bench))
+
+
+def run_pass(
+    bench: Bench,
+    only: Collection[str] | None = None,
+    *,
+    finish: Callable[[Step, Outcome], None] | None = None,
+    quiet: bool = False,
+) -> list[tuple[Step, Outcome]]:
+    """Every step with its outcome in the order of the plan, or those whose keys are in `only`.
+
+    `finish` is told of each as soon as all of it is written. A `quiet` pass shows no progress.
+    """
+    work = bench.work
+    steps = [
+        step for step in work.plan.steps if step.twin is None and (only is None or step.key in only)
+    ]
+    if work.job.writes_adapter:
+        steps = [step for step in steps if step.action != "carry"]
+    outcomes = local.run(
+        (_finished(bench, step, finish) for step in steps),
+        threads=work.job.machine.count,
+        room=work.plan.room,
+        done=None if quiet else work.job.machine.counter(_label(work), len(steps)),
+    )
+    return list(zip(steps, outcomes, strict=True))
+
+
+def _finished(
+    bench: Bench, step: Step, finish: Callable[[Step, Outcome], None] | None
+) -> Task[Outcome]:
+    outcome = yield from _task(bench, step)
+    if finish is not None:
+        finish(step, outcome)
+    return outcome
+
+
+def _label(work: Work) -> str:
+    """What the pass is called while it runs."""
+    if not work.job.takes:
+        return "merging" if work.models.merged is None else "calibrating"
+    return "writing" if work.models.base is None else "extracting"
+
+
+def _task(bench: Bench, step: Step) -> Task[Outcome]:
+    """What is done for a step: a tensor of a model, a module of adapters alone, or a layer's task
+    vector as factors.
+    """
+    job = bench.work.job
+    if not job.writes_adapter or step.action == "average":
+        return run_step(bench, step)
+    return run_module(bench, step) if job.models.union is not None else run_extraction(bench, step)
+
+
+def _survey(bench: Bench) -> Survey | None:
+    """Whole-model statistics, where the method with these parameters needs them."""
+    work = bench.work
+    steps: Sequence[Step] = [step for step in work.plan.steps if step.action == "merge"]
+    survey = survey_for(work, steps[0]) if steps else None
+    if survey is None or survey.scope != "model":
+        return None
+    sweep = 0
+    while survey.passes:
+        sweep += 1
+        seen = [s for s in steps if survey.wants(s.key, 0, math.prod(s.spec.shape))]
+        local.run(
+            (observed(bench, step, survey) for step in seen),
+            threads=work.job.machine.count,
+            room=work.plan.room,
+            done=work.job.machine.counter(f"surveying, sweep {sweep}", len(seen)),
+        )
+        survey.conclude()
+    return survey

@@ -1,0 +1,271 @@
+"""A job to its plan: every fault is found here, from headers alone, before any tensor is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from magmerge import dtypes
+from magmerge.checkpoints.donor import companion_files
+from magmerge.checkpoints.layout import lay_out
+from magmerge.checkpoints.target import Target
+from magmerge.engine.adapter_faults import adapter_notes
+from magmerge.engine.faults import (
+    check_structure,
+    dtype_warnings,
+    reading_notes,
+    tied_everywhere,
+)
+from magmerge.engine.job import Job, Models
+from magmerge.engine.memory import allow, bytes_at_work, bytes_of_result
+from magmerge.engine.targets import mark_lost
+from magmerge.engine.varying import Varying, check_varying
+from magmerge.errors import ParameterError, UnknownNameError, suggestion
+from magmerge.filters import matches
+from magmerge.kinds import kinds_of, read_model_config
+from magmerge.types import UNCHANGED, Action, Kind, Plan, Shard, Step, TensorSpec
+
+
+class _Fate(NamedTuple):
+    action: Action
+    reason: str
+    twin: str | None = None
+    voters: tuple[int, ...] | None = None
+
+
+def make_plan(job: Job, target: Target | None = None) -> Plan:
+    """Decide what happens to each tensor and where its bytes go.
+
+    Raises StructureError with all faults that `check_structure` finds, and ParameterError for what
+    no layer can have, or where the memory is too little.
+    """
+    config = read_model_config(job.models.layout)
+    kinds = kinds_of(job.models.layout, config)
+    check_structure(job, config)
+    varying = Varying(job.recipe, job.models.layout.specs)
+    steps = [
+        step for name in job.models.layout.specs for step in _steps(job, name, kinds[name], varying)
+    ]
+    check_varying(job.recipe, steps, len(job.models.experts))
+    if job.recipe.calibrate and not any(step.calibrated for step in steps):
+        raise ParameterError(
+            "no tensor of this model is calibrated",
+            source=job.models.layout.source,
+            remedy="drop the calibration, or exempt less with --skip and --ignore",
+        )
+    steps = _mark_sensitive(steps, job)
+    if job.writes_adapter and job.models.base is not None:
+        steps = mark_lost(job, steps)
+    shards: Sequence[Shard] = ()
+    if not job.writes_adapter:
+        steps, shards = place(steps, job, target)
+    return _with_sizes(job, steps, shards, varying, target)
+
+
+def place(
+    steps: Sequence[Step],
+    job: Job,
+    target: Target | None,
+    metadata: Mapping[str, Mapping[str, str]] | None = None,
+) -> tuple[list[Step], list[Shard]]:
+    """The steps with shard and offset, and the files: one if the target or the format is one.
+
+    `metadata` are further entries of each part's header.
+    """
+    single = job.writes_adapter or (target is not None and target.single)
+    size = None if single else job.model_output.shard_size
+    file = target.weights if target is not None else "model.safetensors"
+    return lay_out(steps, size, file, metadata or {})
+
+
+def _with_sizes(
+    job: Job,
+    steps: Sequence[Step],
+    shards: Sequence[Shard],
+    varying: Varying,
+    target: Target | None,
+) -> Plan:
+    """The plan with what it takes of memory and disk."""
+    samples = job.recipe.samples
+    live = 0 if samples is None else bytes_at_work(steps, samples, job.machine)
+    held = bytes_of_result(job, steps) if job.writes_adapter else 0
+    # A replaced tensor is averaged in float32, beside one that is read.
+    allowance = allow(job, steps, taken=live + held)
+    single = job.writes_adapter or (target is not None and target.single)
+    notes = adapter_notes(job.recipe, job.models.union) if job.models.union is not None else ()
+    quiet = job.takes and job.models.base is None
+    return Plan(
+        digest=job.recipe.digest,
+        steps=tuple(steps),
+        shards=tuple(shards),
+        disk=held if job.writes_adapter else sum(shard.size for shard in shards),
+        memory=allowance.memory,
+        room=allowance.room,
+        piece=allowance.piece,
+        live=live,
+        copied=() if single else tuple(sorted(companion_files(job.donor))),
+        warnings=() if quiet else (*reading_notes(job.models), *dtype_warnings(job.models), *notes),
+        choices=varying.choices(steps),
+    )
+
+
+def _fate(job: Job, name: str, kind: Kind) -> _Fate:
+    recipe, models, method = job.recipe, job.models, job.stages.method
+    spec, twin = models.layout.specs[name], models.layout.ties.get(name)
+    if job.takes and models.base is None and models.union is None:
+        return _Fate("carry", "taken as it is")
+    if twin is not None and tied_everywhere(models, name):
+        return _Fate("tie", f"shares its memory with {twin}", twin)
+    if matches(name, recipe.ignore):
+        return _Fate("carry", "ignored by the recipe")
+    if kind == "buffer":
+        return _Fate("carry", f"{dtypes.torch_name(spec.dtype)} values are not merged")
+    if 0 in spec.shape:
+        return _Fate("carry", "no entries")
+    if models.union is not None and name in models.union.replaced:
+        owners = models.union.owners(name)
+        return _Fate("average", "replaced as a whole: no base tells its change", None, owners)
+    based = models.base is not None or models.union is not None
+    if based and all(name in expert.untouched for expert in models.experts):
+        return _Fate("carry", UNCHANGED)
+    if recipe.merged is not None:
+        calibrated = job.stages.treatment.acts_on(kind) and not matches(name, recipe.skip)
+        return _Fate("merge", kind) if calibrated else _Fate("carry", kind)
+    if kind == "statistics" and not job.takes:
+        return _Fate("average", "running statistics are averaged")
+    if method is not None and method.kinds is not None and kind not in method.kinds:
+        return _Fate("mean", f"{kind}: lambda times the mean, {method.name} is for matrices")
+    return _Fate("merge", kind)
+
+
+def _steps(job: Job, name: str, kind: Kind, varying: Varying) -> list[Step]:
+    """A tensor's step, or one for each run of rows that the same models have."""
+    fate = _fate(job, name, kind)
+    action, spec = fate.action, job.models.layout.specs[name]
+    code = job.recipe.output.dtype
+    if code is not None and spec.dtype in dtypes.FLOATS:
+        spec = TensorSpec(name, spec.shape, code)
+    elif job.models.union is not None:
+        spec = TensorSpec(name, spec.shape, job.models.union.dtype(name if job.takes else None))
+    calibrated = (
+        action in ("merge", "mean")
+        and job.stages.treatment.acts_on(kind)
+        and not matches(name, job.recipe.skip)
+    )
+    models = [one for one in (job.models.layout, job.models.base) if one is not None]
+    wide = any(name in model.specs and model.specs[name].dtype == "F64" for model in models)
+    step = Step(
+        spec,
+        kind,
+        action,
+        fate.reason,
+        calibrated=calibrated,
+        twin=fate.twin,
+        wide=wide,
+        params=varying.at(name, action),
+        voters=fate.voters,
+    )
+    return _by_rows(step, job.models) if action in ("merge", "mean", "average") else [step]
+
+
+def _by_rows(step: Step, models: Models) -> list[Step]:
+    """The step, or one for each run of rows that have the same voters: no vote is not a zero.
+
+    Rows that the base has not are the mean of those who have them, and rows that no expert has are
+    the base's.
+    """
+    name, shape = step.spec.name, step.spec.shape
+    holes = {place: one.absent.get(name, ()) for place, one in enumerate(models.experts)}
+    own = getattr(models.layout, "absent", {}).get(name, ())
+    if not own and not any(holes.values()):
+        return [step]
+    cuts = {0, shape[0]}
+    for part in (own, *holes.values()):
+        cuts |= {edge for rows in part for edge in (rows.start, rows.stop)}
+    edges, row = sorted(cuts), 1
+    for size in shape[1:]:
+        row *= size
+    steps = []
+    for start, stop in pairwise(edges):
+        voters = tuple(
+            place for place, part in holes.items() if not any(start in rows for rows in part)
+        )
+        bare = any(start in rows for rows in own)
+        action: Action = "average" if bare else step.action
+        reason = "the base has not these rows" if bare else step.reason
+        if not voters:
+            action, reason = "carry", "no expert has these rows"
+        part = replace(step.spec, shape=(stop - start, *shape[1:]))
+        steps.append(
+            replace(
+                step,
+                spec=part,
+                action=action,
+                reason=reason,
+                calibrated=step.calibrated and action == step.action,
+                voters=voters or None,
+                whole=shape,
+                first=start * row,
+            )
+        )
+    return steps
+
+
+def _mark_sensitive(steps: list[Step], job: Job) -> list[Step]:
+    """Mark the layers of the sensitive list, by tensor name or by module name, never in part.
+
+    A layer's weight and bias are marked together: they have one factor in feature space.
+    """
+    if not job.recipe.sensitive:
+        return steps
+    if job.recipe.gate == "off":
+        raise ParameterError(
+            "a list of sensitive layers without a gated calibration has no effect",
+            remedy="add --calibrate and leave --gate on, or drop --sensitive",
+        )
+    names = [step.spec.name for step in steps if step.calibrated]
+    layers: dict[str, set[str]] = {}
+    for name in names:
+        layers.setdefault(_layer_of(name), set()).add(name)
+        layers.setdefault(name.rpartition(".")[0] or name, set()).add(name)
+    for name in names:
+        # torch's attention holds the projection of its output, and is one layer to a ranking.
+        whole, _, last = name.rpartition(".out_proj.")
+        if last and whole in layers:
+            layers[whole].add(name)
+    sensitive = set()
+    for entry in job.recipe.sensitive:
+        layer = layers.get(_layer_of(entry) if entry in names else entry)
+        if layer is None:
+            raise UnknownNameError(
+                f"the sensitive layer {entry!r} is none of the calibrated ones",
+                remedy=suggestion(entry, layers),
+            )
+        sensitive |= layer
+    return [
+        replace(step, sensitive=True) if step.spec.name in sensitive else step for step in steps
+    ]
+
+
+def _layer_of(name: str) -> str:
+    """The layer that a weight or bias belongs to; any other tensor is one of its own."""
+    layer, _, last = name.rpartition(".")
+    return layer if layer and last in ("weight", "bias") else name
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """The plan for a program to read: everything but the headers' bytes."""
+    return {
+        "digest": plan.digest,
+        "steps": [{**asdict(step), "params": dict(step.params)} for step in plan.steps],
+        "choices": [asdict(choice) for choice in plan.choices],
+        "shards": [{"file": shard.file, "size": shard.size} for shard in plan.shards],
+        "disk": plan.disk,
+        "memory": plan.memory,
+        "piece": plan.piece,
+        "live": plan.live,
+        "copied": list(plan.copied),
+        "warnings": list(plan.warnings),
+    }

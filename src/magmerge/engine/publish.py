@@ -1,0 +1,115 @@
+"""A result to the disk, whatever verb made it: staged, filled, digested, verified, named."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from magmerge.checkpoints.own_files import RECIPE, RECORD
+from magmerge.checkpoints.provenance import Account, content_digest, document
+from magmerge.checkpoints.staging import Staging
+from magmerge.checkpoints.target import Target, check_space
+from magmerge.checkpoints.writer import FileSink
+from magmerge.digests import DigestMemory, stamp
+from magmerge.engine.job import Job
+from magmerge.errors import CheckpointError
+from magmerge.executors import local
+from magmerge.types import Shard, Step
+
+Report = Callable[[str, Target], Mapping[str, bytes]]
+"""From the record's text to further files beside the result, such as report.html."""
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What a result's files will hold: its steps with their places, the shards, and texts by name:
+    config and tokenizer, an adapter's configuration.
+    """
+
+    steps: Sequence[Step]
+    shards: Sequence[Shard]
+    texts: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all of them."""
+        texts = sum(len(text) for text in self.texts.values())
+        return sum(shard.size for shard in self.shards) + texts
+
+
+def publish(
+    job: Job, files: Files, target: Target, fill: Callable[[FileSink], Account], report: Report
+) -> Account:
+    """Let `fill` give its tensors to a sink, and publish them with recipe and record.
+
+    Nothing is at the target before all is on the disk and found to be as planned. Space is looked
+    at first, so that what is wrong with it costs no work.
+    """
+    check_space(target.path, files.size)
+    key = _key(job, files)
+    with (
+        Staging(target, key) as staging,
+        FileSink(files.steps, files.shards, staging) as sink,
+    ):
+        account = fill(sink)
+        check_unchanged(job)
+        inputs = _inputs(job, sink.settlers())
+        names = [*(shard.file for shard in files.shards), *files.texts]
+        record = document(job.recipe, inputs, account, names)
+        beside = {RECORD: record.encode(), RECIPE: job.recipe.to_yaml().encode()}
+        extra = {target.named(name): text for name, text in beside.items()}
+        sink.publish({**files.texts, **extra, **report(record, target)})
+    return account
+
+
+def check_unchanged(job: Job) -> None:
+    """CheckpointError where an input is no longer the file that was opened."""
+    for file, before in job.models.stamps.items():
+        if not file.is_file() or stamp(file) != before:
+            raise CheckpointError(
+                "it was changed after it was opened",
+                source=file,
+                remedy="keep the inputs unchanged until the result is saved, and merge again",
+            )
+
+
+def _key(job: Job, files: Files) -> str:
+    """What tells this work from any other: recipe, inputs as they are, and every file's header."""
+    digest = hashlib.sha256(job.recipe.digest.encode())
+    for file, state in sorted(job.models.stamps.items()):
+        digest.update(f"{file}\0{state}\0".encode())
+    for shard in files.shards:
+        digest.update(f"{shard.file}\0".encode() + shard.header)
+    return digest.hexdigest()
+
+
+def _inputs(job: Job, settlers: Sequence[Callable[[], None]]) -> list[dict[str, Any]]:
+    """Each input as the provenance tells it, while the result's own files wait for the disk.
+
+    A model in memory has no files, and is told by its content.
+    """
+    memory = DigestMemory()
+    inputs = job.inputs
+    paths = list(dict.fromkeys(file for entry in inputs for file in entry.files))
+    held = [entry.model for entry in inputs if not entry.files and entry.model is not None]
+    calls: list[Callable[[], str | None]] = [*settlers]
+    calls += [partial(memory.digest, file) for file in paths]
+    calls += [partial(content_digest, model) for model in held]
+    done = job.machine.counter("digesting inputs, syncing", len(calls))
+    digests = local.run(local.single(calls), threads=job.machine.count, done=done)[len(settlers) :]
+    memory.save()
+    by_file: dict[Path, str | None] = dict(zip(paths, digests[: len(paths)], strict=True))
+    contents = iter(digests[len(paths) :])
+    return [
+        {
+            "role": entry.role,
+            "source": entry.source,
+            "files": {file.name: by_file[file] for file in entry.files},
+            **({} if entry.files or entry.model is None else {"content": next(contents)}),
+        }
+        for entry in inputs
+    ]

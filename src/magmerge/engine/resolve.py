@@ -1,0 +1,201 @@
+"""From a recipe and the models of a call to a job: names and parameters first, then the files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from magmerge.adapters.union import adapters_alone
+from magmerge.checkpoints.donor import check_donor
+from magmerge.checkpoints.opening import BASE, Model, open_expert, open_whole
+from magmerge.clip_names import in_family
+from magmerge.device import open_device
+from magmerge.digests import stamp
+from magmerge.engine.job import Job, Live, Models
+from magmerge.engine.samples import check_samples, with_origin
+from magmerge.engine.stages import bind
+from magmerge.errors import MagmergeError, OutputError, ParameterError
+from magmerge.machine import CPU, Machine
+from magmerge.models import MEMORY, Checkpoint, Expert
+from magmerge.recipe import AdapterOutput, ModelOutput, Recipe
+from magmerge.validation import check_calibrations, check_method, check_naming
+
+EXPERT = "experts."
+"""What stands before an expert's name among a call's models, where it could be a role's too."""
+
+
+def open_job(
+    recipe: Recipe,
+    models: Mapping[str, Model],
+    *,
+    machine: Machine | None = None,
+    live: Live | None = None,
+) -> Job:
+    """The job of a recipe. `models` are what the call gives in place of paths, by role or name.
+
+    All that is wrong with names and parameters is found before any file is opened. Raises
+    MagmergeError's children.
+    """
+    machine, live = machine or Machine(), live or Live()
+    recipe = check_recipe(recipe)
+    live = check_samples(recipe, live)
+    device = open_device(machine.device)
+    opened = open_models(recipe, models)
+    recipe = _resolved(recipe, opened)
+    if opened.union is not None and machine.device != CPU:
+        raise ParameterError(
+            f"adapters are merged on the cpu, not on {machine.device}",
+            remedy="drop --device (device=)",
+        )
+    output = recipe.output
+    donor = _donor(output, opened) if isinstance(output, ModelOutput) else None
+    layout = models.get("merged" if recipe.merged is not None else "base")
+    live = with_origin(live, recipe, layout, opened)
+    return Job(recipe, opened, bind(recipe), machine, device, donor, live)
+
+
+def check_recipe(recipe: Recipe) -> Recipe:
+    """The recipe with every parameter written out; errors for what does not go together."""
+    method, params = check_method(recipe.method, recipe.params)
+    calibrations = check_calibrations(recipe.calibrate)
+    if not calibrations and (recipe.skip or recipe.gate == "off"):
+        raise ParameterError(
+            "skip and gate speak of a calibration, and none is asked for",
+            remedy="add --calibrate wsc, or drop them",
+        )
+    if not calibrations and recipe.sensitive:
+        raise ParameterError(
+            "a list of sensitive layers without a gated calibration has no effect",
+            remedy="add --calibrate and leave --gate on, or drop --sensitive",
+        )
+    if recipe.merged is not None and not calibrations:
+        raise ParameterError(
+            "a merged model is given, and no calibration of it", remedy="add calibrate: wsc"
+        )
+    if isinstance(recipe.output, AdapterOutput) and recipe.output.naming is not None:
+        check_naming(recipe.output.naming)
+    return recipe.model_copy(update={"method": method, "params": params, "calibrate": calibrations})
+
+
+def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
+    """The recipe's models, those of the call in place of its paths; each file is stamped.
+
+    With an output's `names` (a family of CLIP) they are seen under these.
+    """
+    base = None if recipe.base is None else _model("base", recipe.base, models)
+    merged = None if recipe.merged is None else _model("merged", recipe.merged, models)
+    experts = {
+        name: _model(f"{EXPERT}{name}" if f"{EXPERT}{name}" in models else name, path, models)
+        for name, path in recipe.experts.items()
+    }
+    alone = adapters_alone(experts) if base is None and merged is None else None
+    if alone is not None:
+        union, adapters = alone
+        return Models(union, None, adapters, stamps=_stamps(adapters), union=union)
+    if recipe.calibrate and base is None:
+        raise MagmergeError(
+            "a calibration needs to know what the merge changed: no base is given",
+            remedy="name the base with --base (base=)",
+        )
+    names = recipe.output.names if isinstance(recipe.output, ModelOutput) else None
+    opened_base = _under(None if base is None else open_whole(BASE, base), names)
+    opened_merged = _under(None if merged is None else open_whole("merged model", merged), names)
+    layout: Checkpoint | None = opened_merged or opened_base
+    opened: list[Expert] = []
+    for name, model in experts.items():
+        opened.append(open_expert(name, model, opened_base))
+        if layout is None:
+            layout = _under(opened[0].whole, names)
+    if layout is None:
+        raise MagmergeError("no model is given", remedy="name a base and some experts")
+    whole = [one for one in (layout, opened_base, opened_merged) if one is not None]
+    return Models(layout, opened_base, opened, opened_merged, _stamps([*whole, *opened]))
+
+
+def experts_by_name(experts: Sequence[Model] | Mapping[str, Model]) -> dict[str, Model]:
+    """Experts by name: the mapping's own keys, or the last part of each path, made unique."""
+    if isinstance(experts, Mapping):
+        if any(hasattr(one, "dtype") and not hasattr(one, "modules") for one in experts.values()):
+            raise ParameterError(
+                "experts is one model, not several", remedy="put it into a list: experts=[model]"
+            )
+        return {str(name): model for name, model in experts.items()}
+    if isinstance(experts, str | Path) or not isinstance(experts, Iterable):
+        raise ParameterError(
+            f"experts is one {type(experts).__name__}, not several models",
+            remedy="give a list of models, or a mapping from names to models",
+        )
+    models: dict[str, Model] = {}
+    for number, model in enumerate(experts, start=1):
+        stem = Path(model).resolve().name if isinstance(model, str | Path) else f"expert-{number}"
+        name, repeat = stem.removesuffix(".safetensors"), 2
+        while name in models:
+            name, repeat = f"{stem}-{repeat}", repeat + 1
+        models[name] = model
+    return models
+
+
+def _model(role: str, path: str, models: Mapping[str, Model]) -> Model:
+    """What the call gives for a role or an expert's name, else the recipe's own path."""
+    if role in models:
+        return models[role]
+    if path.endswith(MEMORY):
+        raise MagmergeError(
+            f"the {role} of this recipe was {path}, which no file holds",
+            remedy=f"give it with the call: models={{{role!r}: ...}}",
+        )
+    return path
+
+
+def _under(checkpoint: Checkpoint | None, names: str | None) -> Checkpoint | None:
+    if checkpoint is None or names is None:
+        return checkpoint
+    return in_family(checkpoint, names)
+
+
+def _resolved(recipe: Recipe, models: Models) -> Recipe:
+    """The recipe with the models as they were found, and the output that they can have."""
+    output, alone = recipe.output, models.union is not None
+    if alone and isinstance(output, ModelOutput):
+        if output.donor is not None:
+            raise ParameterError(
+                "an adapter takes no config and tokenizer from a donor",
+                remedy="drop --donor (donor=), or merge into a whole model with --base (base=)",
+            )
+        output = AdapterOutput(dtype=output.dtype)
+    if isinstance(output, AdapterOutput) and not alone and models.base is None:
+        raise ParameterError(
+            "rank, energy and naming speak of adapters, and these are whole models without a base",
+            remedy="drop them, or name the base with --base (base=)",
+        )
+    return recipe.model_copy(
+        update={
+            "base": None if models.base is None else models.base.source,
+            "experts": {one.name: one.source for one in models.experts},
+            "merged": None if models.merged is None else models.merged.source,
+            "output": output,
+        }
+    )
+
+
+def _donor(output: ModelOutput, models: Models) -> Path | None:
+    """The folder that config and tokenizer are taken from.
+
+    A model under another family's names has none of its own: its config is for the old ones.
+    """
+    if output.donor is None:
+        renamed = output.names is not None and getattr(models.layout, "left_out", None) is not None
+        return None if renamed else models.layout.folder
+    folder = Path(output.donor)
+    if not folder.is_dir():
+        raise OutputError(
+            "the donor of config and tokenizer is no folder",
+            source=folder,
+            remedy="name the folder of a model with --donor (donor=)",
+        )
+    check_donor(folder, models.layout)
+    return folder
+
+
+def _stamps(models: Iterable[Checkpoint | Expert]) -> dict[Path, str]:
+    return {file: stamp(file) for model in models for file in model.files}

@@ -1,0 +1,217 @@
+"""What a run gives: the tensors, an account of what was done, and the way to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from magmerge import dtypes
+from magmerge.adapters.formats import encode
+from magmerge.adapters.nouns import Content
+from magmerge.checkpoints import open_checkpoint
+from magmerge.checkpoints.donor import companion_files, read_companions
+from magmerge.checkpoints.provenance import Account
+from magmerge.checkpoints.target import Target
+from magmerge.checkpoints.writer import FileSink, Sink
+from magmerge.engine.adapter_output import files_of, origin
+from magmerge.engine.extraction import LostTensor
+from magmerge.engine.job import Job
+from magmerge.engine.outputs import target_for
+from magmerge.engine.plan import place
+from magmerge.engine.publish import Files, Report, publish
+from magmerge.recipe import ModelOutput, Recipe
+from magmerge.types import LayerRecord, Plan, Step, Uncovered
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Result:
+    """A finished merge, calibration or conversion.
+
+    `records` say what was done to each layer; `path` is where it was written, None if it is in
+    memory only. `uncovered`: layers that a calibration could not measure, and left as merged.
+    """
+
+    job: Job
+    plan: Plan
+    account: Account
+    path: Path | None = None
+    tensors: Mapping[str, Tensor] | None = None
+    report: Report = field(default=lambda *_: {})
+
+    @property
+    def recipe(self) -> Recipe:
+        """What was done, as data, every parameter written out."""
+        return self.job.recipe
+
+    @property
+    def records(self) -> tuple[LayerRecord, ...]:
+        """What was done to each layer."""
+        return tuple(self.account.records)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What its reader should know."""
+        return self.account.warnings
+
+    @property
+    def uncovered(self) -> tuple[Uncovered, ...]:
+        """Layers that a calibration could not measure."""
+        return self.account.uncovered
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All tensors of the result by name, in the order of the model; read from disk if there."""
+        names = list(dict.fromkeys(step.spec.name for step in self.plan.steps))
+        if self.tensors is not None:
+            return {name: self.tensors[name] for name in names}
+        assert self.path is not None
+        checkpoint = open_checkpoint(self.path)
+        return {name: checkpoint.read(name) for name in names}
+
+    def save(
+        self,
+        out: str | Path,
+        *,
+        overwrite: bool = False,
+        shard_size: str | int | None = None,
+    ) -> Path:
+        """Write the result: a model as a folder, or as one file if `out` ends in .safetensors; an
+        adapter as its naming has it. Shards are those of the recipe, unless a size is given.
+        """
+        job = self.job
+        if shard_size is not None:
+            output = _resized(job, shard_size)
+            job = replace(job, recipe=job.recipe.model_copy(update={"output": output}))
+        target = target_for(job, out, overwrite=overwrite)
+        files, tensors = self.files(job, target)
+
+        def fill(sink: FileSink) -> Account:
+            write_all(files.steps, tensors, sink)
+            return self.account
+
+        publish(job, files, target, fill, self.report)
+        return target.path
+
+    def files(self, job: Job, target: Target) -> tuple[Files, Mapping[str, Tensor]]:
+        """The files of the result at a target, and its tensors by the keys of their steps."""
+        tensors = self.state_dict()
+        files = model_files(job, whole_steps(self.plan), target)
+        return files, {step.key: tensors[step.spec.name] for step in files.steps}
+
+    def __repr__(self) -> str:
+        where = "in memory" if self.path is None else f"at {self.path}"
+        first = self.recipe.method or ("calibration" if self.recipe.merged else "one model")
+        stages = [first, *(c.method for c in self.recipe.calibrate)]
+        return f"<Result of {' + '.join(stages)}: {len(self.plan.steps)} tensors {where}>"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class AdapterResult(Result):
+    """A finished adapter: `content` is what its files hold, `modules` what became of each module,
+    `dtype` the format that it is stored in.
+    """
+
+    content: Content | None = None
+
+    @property
+    def modules(self) -> tuple[Any, ...]:
+        """What became of each module: `ModuleRecord`, of an extraction `ExtractedModule`."""
+        return tuple(self.account.modules)
+
+    @property
+    def dtype(self) -> str:
+        """The format of the factors, as safetensors calls it."""
+        assert self.content is not None
+        up = next(iter(self.content.modules.values())).up
+        return dtypes.code_of(up.dtype) or "F32"
+
+    @property
+    def naming(self) -> str:
+        """How its modules are named."""
+        assert self.content is not None
+        return self.content.naming
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The adapter's tensors by the keys that its file has."""
+        assert self.content is not None
+        return {
+            f"{part}/{key}" if part else key: tensor
+            for part, encoded in encode(self.content).items()
+            for key, tensor in encoded.tensors.items()
+        }
+
+    def files(self, job: Job, target: Target) -> tuple[Files, Mapping[str, Tensor]]:
+        """The files of the adapter at a target, and its tensors by the keys of their steps."""
+        assert self.content is not None
+        return files_of(job, self.content, target)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Extraction(AdapterResult):
+    """An adapter on a base, and how near it comes to the model, or the merge, that it is made of.
+
+    `error` is |model - (base + adapter)| / |model - base| over all tensors that were not ignored,
+    with the factors as stored and with what is `lost`; `norm` is the divisor. Each module's alpha
+    is its rank.
+    """
+
+    lost: tuple[LostTensor, ...] = ()
+    norm: float = 0.0
+    error: float = 0.0
+
+    @property
+    def base(self) -> str:
+        """The base that it is an adapter on."""
+        return self.job.models.layout.source
+
+    @property
+    def model(self) -> str:
+        """What it was made of."""
+        return ", ".join(expert.source for expert in self.job.models.experts)
+
+    def document(self) -> dict[str, Any]:
+        """All but the tensors, for a program to read."""
+        from dataclasses import asdict
+
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "warnings": list(self.warnings),
+            "modules": [asdict(module) for module in self.modules],
+            **self.account.extra,
+        }
+
+
+def whole_steps(plan: Plan) -> list[Step]:
+    """A step for each tensor, also where several had its rows."""
+    steps = {step.spec.name: step for step in plan.steps}
+    return [replace(step, spec=step.tensor, whole=None, first=0) for step in steps.values()]
+
+
+def model_files(job: Job, steps: list[Step], target: Target) -> Files:
+    """A model's files: its shards, and config and tokenizer of its donor."""
+    header = {"": origin(job)} if target.single else {}
+    placed, shards = place(steps, job, target, header)
+    texts = {} if target.single else read_companions(companion_files(job.donor), _config_dtype(job))
+    return Files(placed, shards, texts)
+
+
+def write_all(steps: Any, tensors: Mapping[str, Tensor], sink: Sink) -> None:
+    """Give finished tensors to a sink, whole."""
+    for step in steps:
+        sink.write(step, 0, tensors[step.key])
+
+
+def _config_dtype(job: Job) -> str | None:
+    return job.recipe.output.dtype
+
+
+def _resized(job: Job, shard_size: str | int) -> object:
+    """The recipe's output with another size of its files; an adapter has one file."""
+    size = dtypes.parse_size(shard_size)
+    output = job.recipe.output
+    if not isinstance(output, ModelOutput):
+        return output
+    return output.model_copy(update={"shard_size": size})

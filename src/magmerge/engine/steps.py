@@ -1,0 +1,227 @@
+"""Steps at work: read each layer by pieces, hand them to layer.py, give results to a sink."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from magmerge import dtypes, journal, registry
+from magmerge.checkpoints.writer import Sink
+from magmerge.draws import derive_seed
+from magmerge.engine.cast import cast
+from magmerge.engine.job import Work
+from magmerge.engine.layer import Calibrated, Merged, Tally, calibrate_layer, merge_layer, record_of
+from magmerge.engine.memory import bytes_of, cut_for
+from magmerge.engine.reader import Reader
+from magmerge.errors import printable
+from magmerge.executors.local import Job, Task
+from magmerge.pieces import cut, stretches
+from magmerge.types import UNCHANGED, LayerRecord, Method, Piece, Step, Survey
+
+Keywords = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a step: its layer's record, an adapter's module or lost tensor, a note."""
+
+    record: LayerRecord | None = None
+    module: Any = None
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What all steps of a pass share: the work, a reader, where results go, whose twins are whose,
+    and what is known of the whole model.
+    """
+
+    work: Work
+    reader: Reader
+    sink: Sink
+    twins: Mapping[str, Sequence[Step]]
+    survey: Survey | None = None
+
+    def put(self, step: Step, start: int, tensor: Tensor, *, kept: bool = False) -> None:
+        """Cast a part of the step's result, and give it to the sink."""
+        part = self.work.job.device.take(cast(tensor, step.spec.dtype, step.spec.name, kept=kept))
+        for twin in (step, *self.twins.get(step.spec.name, ())):
+            self.sink.write(twin, step.first + start, part)
+
+
+def run_step(bench: Bench, step: Step) -> Task[Outcome]:
+    """One layer of a whole model: its survey, if its method makes one, then its pieces."""
+    work = bench.work
+    if step.spec.name in work.findings.statistics:
+        statistics = work.findings.statistics[step.spec.name]
+        yield [Job(0, partial(bench.put, step, 0, statistics))]
+        return Outcome()
+    if step.action == "carry":
+        pieces = cut(step.spec.shape, step.kind, "entries", work.plan.piece)
+        bad = yield jobs(bench, step, pieces, partial(_carry, bench, step))
+        return Outcome(note=_note_of(work, step, [count for part in bad for count in part]))
+    found = yield from surveyed(bench, step)
+    pieces = cut_for(step, work.stages, work.plan.piece)
+
+    def merge(piece: Piece) -> Tally:
+        done = treated(bench, step, found, piece)
+        bench.put(step, piece.start, done.weight)
+        return done.tally
+
+    tallies = yield jobs(bench, step, pieces, merge)
+    flat = [tally for part in tallies for tally in part]
+    return Outcome(record_of(step, work.stages.treatment, flat))
+
+
+def jobs(
+    bench: Bench, step: Step, pieces: Sequence[Piece], treat: Callable[[Piece], Any]
+) -> list[Job]:
+    """A job for each stretch of pieces; its result is the list of the pieces' results."""
+    work = bench.work
+    size = bytes_of(step, work.stages, len(work.models.experts), pieces)
+
+    def call(stretch: list[Piece]) -> list[Any]:
+        with work.job.device.queue():
+            return [treat(piece) for piece in stretch]
+
+    return [Job(size, partial(call, stretch)) for stretch in stretches(pieces)]
+
+
+def treated(bench: Bench, step: Step, found: Keywords | None, piece: Piece) -> Calibrated:
+    """One piece, merged (or taken as it is) and calibrated, in the arithmetic's format."""
+    work, reader = bench.work, bench.reader
+    base = reader.base(step, piece)
+    with journal.listening() as notes:
+        if work.stages.method is None:
+            deltas = reader.experts(step, piece, base, "deltas")
+            if work.models.merged is None:
+                merged = Merged(deltas[0])
+            else:
+                weight = reader.merged(step, piece)
+                merged = Merged(weight - base, weight)
+        else:
+            method, bound = method_for(work, step, piece, found, base)
+            tensors = reader.experts(step, piece, base, method.acts_on, seen=found is not None)
+            merged = merge_layer(step, method, bound, base, tensors)
+            deltas = tensors if method.acts_on == "deltas" else tensors - base
+        done = calibrate_layer(step, piece, work.stages.treatment, base, deltas, merged)
+    return done._replace(tally=replace(done.tally, notes=tuple(notes)))
+
+
+def method_for(
+    work: Work, step: Step, piece: Piece, found: Keywords | None, base: Tensor
+) -> tuple[Method, dict[str, Any]]:
+    """The method for this layer, and its function's keywords for this piece."""
+    if step.action == "average":
+        return registry.methods.get("average"), {}
+    assert work.stages.method is not None
+    method, bound = work.stages.method, _keywords(work, step)
+    if step.action == "mean":
+        return registry.methods.get("task_arithmetic"), {
+            "lambda_": bound.get("lambda_", 1.0),
+            "normalize": True,
+        }
+    if method.random:
+        bound["seeds"] = _seeds(work, step)
+    if "start" in method.supplied:
+        bound["start"] = step.first + piece.start
+    if "base" in method.supplied:
+        bound["base"] = base
+    return method, {**bound, **(found or {})}
+
+
+def _keywords(work: Work, step: Step) -> dict[str, Any]:
+    """The method's keywords; of weights for each expert those of the voters."""
+    bound = dict(work.stages.keywords_at(step))
+    weights = bound.get("weights")
+    if step.voters is not None and weights is not None:
+        bound["weights"] = [weights[place] for place in step.voters]
+    return bound
+
+
+def _seeds(work: Work, step: Step) -> list[int]:
+    """One for each voter."""
+    places = range(len(work.models.experts)) if step.voters is None else step.voters
+    return [derive_seed(work.job.recipe.seed, step.spec.name, place) for place in places]
+
+
+def survey_for(work: Work, step: Step) -> Survey | None:
+    """The method's survey with these parameters, for this layer."""
+    method = work.stages.method
+    if method is None or method.survey is None:
+        return None
+    bound = _keywords(work, step)
+    bound["experts"] = len(work.models.experts if step.voters is None else step.voters)
+    bound["unchanged"] = sum(
+        math.prod(other.spec.shape) for other in work.plan.steps if other.reason == UNCHANGED
+    )
+    if method.random:
+        bound["seeds"] = _seeds(work, step)
+    return method.survey(entries=math.prod(step.spec.shape), **bound)
+
+
+def surveyed(bench: Bench, step: Step) -> Task[Keywords | None]:
+    """Everything that the method must know of this layer before its pieces are merged."""
+    work = bench.work
+    if work.stages.method is None or step.action != "merge":
+        return None
+    survey = bench.survey or survey_for(work, step)
+    if survey is not None and survey.scope == "layer":
+        if survey.samples:
+            size = 3 * survey.samples * len(work.models.experts) * (8 if step.wide else 4)
+            yield [Job(size, partial(_sample, bench, step, survey))]
+        pieces = cut(step.spec.shape, "other", "entries", work.plan.piece)
+        while survey.passes:
+            seen = [p for p in pieces if survey.wants(step.key, p.start, p.stop)]
+            yield jobs(bench, step, seen, partial(_observe, bench, step, survey))
+            yield [Job(0, survey.conclude)]
+    return None if survey is None else survey.found(step.key)
+
+
+def observed(bench: Bench, step: Step, survey: Survey) -> Task[None]:
+    """All pieces of a layer, told to a survey of the whole model."""
+    pieces = cut(step.spec.shape, "other", "entries", bench.work.plan.piece)
+    yield jobs(bench, step, pieces, partial(_observe, bench, step, survey))
+
+
+def _sample(bench: Bench, step: Step, survey: Survey) -> None:
+    method = bench.work.stages.method
+    assert method is not None
+    with bench.work.job.device.queue():
+        survey.prepare(bench.reader.sample(step, method.acts_on, survey.samples))
+
+
+def _observe(bench: Bench, step: Step, survey: Survey, piece: Piece) -> None:
+    method = bench.work.stages.method
+    assert method is not None
+    base = bench.reader.base(step, piece)
+    tensors = bench.reader.experts(step, piece, base, method.acts_on)
+    survey.observe(step.key, piece.start, tensors)
+
+
+def _carry(bench: Bench, step: Step, piece: Piece) -> tuple[int, int]:
+    """Copy a piece of the layout's own tensor; how many of its entries are NaN and infinite."""
+    start, stop = step.first + piece.start, step.first + piece.stop
+    tensor = bench.work.layout.read_part(step.spec.name, start, stop)
+    nans = infinities = 0
+    floating = tensor.is_floating_point() and tensor.element_size() > 1
+    if floating and not math.isfinite(float(tensor.sum(dtype=torch.float64))):
+        nans, infinities = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+    bench.put(step, piece.start, tensor, kept=True)
+    return nans, infinities
+
+
+def _note_of(work: Work, step: Step, counts: Iterable[tuple[int, int]]) -> str | None:
+    """What to say of a carried tensor that is not finite: attention masks hold infinity."""
+    totals = [sum(column) for column in zip(*counts, strict=True)] or [0, 0]
+    if not any(totals) or dtypes.width(step.spec.dtype) == 1:
+        return None
+    name, source = printable(step.spec.name), work.layout.source
+    bad = f"{totals[0]} NaN and {totals[1]} infinite of {math.prod(step.spec.shape)} values"
+    return f"{name} of {source} is carried over with {bad}"
