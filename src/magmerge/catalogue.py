@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from magmerge import registry
-from magmerge.recipe import COMPOSED
 from magmerge.types import Calibrator, Method
 
 
@@ -21,6 +20,9 @@ def calibrator(name: str) -> Calibrator:
 
 def catalog() -> list[dict[str, Any]]:
     """Every method and calibrator, with parameters, defaults and source; DSC among them."""
+    # Here, since to look up one item takes no recipe.
+    from magmerge.recipe import COMPOSED
+
     listed = [("method", item, registry.methods.aliases(item.name)) for item in registry.methods]
     found: list[tuple[str, Method | Calibrator, tuple[str, ...]]] = [*listed]
     found += [

@@ -220,13 +220,7 @@ def check_calibrations(
             f"calibrate is a {type(wanted).__name__}",
             remedy='give a name like "wsc", or {"method": "wsc", "params": {...}}',
         )
-    known = [*(one.name for one in registry.calibrators), *COMPOSED]
-    if wanted.method not in known:
-        raise UnknownNameError(
-            f"there is no calibrator named {wanted.method!r}",
-            remedy=suggestion(wanted.method, known),
-        )
-    item = registry.calibrators.get(wanted.method)
+    item = registry.calibrators.get(wanted.method, besides=COMPOSED)
     return (Calibration(method=item.name, params=check_parameters(item, wanted.params)),)
 
 

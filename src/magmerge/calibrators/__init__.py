@@ -1,5 +1,7 @@
 """Calibrators: one a file, each a pure function of one layer that sets the merged magnitude."""
 
-from magmerge.calibrators import fsc, wsc
-
-__all__ = ["fsc", "wsc"]
+BUILTIN = {
+    "fsc": "fsc",
+    "wsc": "wsc",
+}
+"""The module that registers each name and alias, imported at that name's first look-up."""
