@@ -104,6 +104,9 @@ def test_a_misspelt_name_gets_a_suggestion() -> None:
         magmerge.method("tise")
     with pytest.raises(UnknownNameError, match="task_arithmetic"):
         magmerge.method("zzz")
+    base, experts = {"w": torch.zeros(2, 2)}, [{"w": torch.eye(2)}]
+    with pytest.raises(UnknownNameError, match="did you mean dsc"):
+        magmerge.plan(base=base, experts=experts, calibrate="dcs")
 
 
 def test_a_taken_name_is_refused() -> None:
