@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from magmerge.errors import (
     StructureError,
 )
 from magmerge.linalg.selection import kept_count
-from magmerge.registry import Registry
 from tests.conftest import State
 
 
@@ -277,21 +275,6 @@ def test_an_adapter_in_the_wrong_place_is_recognised(tmp_path: Path, base: State
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="the base must be a whole model"):
         magmerge.merge(base=tmp_path, experts=[base])
-
-
-def test_the_first_look_up_from_several_threads_finds_all() -> None:
-    names = Registry("method", "json.tool", "magmerge.nothing")
-    names.add(magmerge.method("ties"))
-    names._loaded = False
-    found: list[str] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(names.get("ties").name)) for _ in "1234"
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == ["ties"] * 4
 
 
 @pytest.mark.parametrize(

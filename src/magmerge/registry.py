@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from importlib import import_module, metadata
 from typing import Annotated, Any, Generic, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 from typing_extensions import Doc
 
+from magmerge.calibrators import BUILTIN as CALIBRATORS
 from magmerge.errors import MagmergeError, UnknownNameError, suggestion
+from magmerge.methods import BUILTIN as METHODS
 from magmerge.parameters import Supplied
 from magmerge.types import Calibrator, Kind, Method, Parameter
 
@@ -32,12 +33,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Registry(Generic[T]):
-    """Items by name and alias; built-ins and entry points are loaded at the first look-up."""
+    """Items by name and alias, each imported when it is first asked for.
 
-    def __init__(self, kind: str, builtin: str, group: str) -> None:
+    `builtin` tells for each name or alias the module of `package` that registers it. Names that
+    are not among them are looked for in the entry points of the group `package`.
+    """
+
+    def __init__(self, kind: str, package: str, builtin: Mapping[str, str]) -> None:
         self.kind = kind
+        self._package = package
         self._builtin = builtin
-        self._group = group
         self._items: dict[str, T] = {}
         self._aliases: dict[str, str] = {}
         self._lock = threading.RLock()
@@ -46,9 +51,9 @@ class Registry(Generic[T]):
 
     def add(self, item: T, aliases: tuple[str, ...] = ()) -> None:
         """Register `item`; a name that is taken is refused."""
-        if self._builtin not in sys.modules:
-            self._load()
         for name in (item.name, *aliases):
+            if name in self._builtin:
+                self._import(name)
             if name in self._items or name in self._aliases:
                 raise MagmergeError(
                     f"a {self.kind} named {name} is registered already",
@@ -57,34 +62,46 @@ class Registry(Generic[T]):
         self._items[item.name] = item
         self._aliases.update(dict.fromkeys(aliases, item.name))
 
-    def get(self, name: str) -> T:
-        """The item of this name or alias; UnknownNameError with a suggestion if there is none."""
-        self._load()
+    def get(self, name: str, besides: Iterable[str] = ()) -> T:
+        """The item of this name or alias; UnknownNameError with a suggestion if there is none.
+
+        The suggestion may also be one of the names `besides`.
+        """
+        if name in self._builtin:
+            self._import(name)
+        else:
+            self._load_entries()
         name = self._aliases.get(name, name)
         if name not in self._items:
+            known = {*self._builtin, *self._items, *self._aliases, *besides}
             raise UnknownNameError(
-                f"there is no {self.kind} named {name!r}",
-                remedy=suggestion(name, [*self._items, *self._aliases]),
+                f"there is no {self.kind} named {name!r}", remedy=suggestion(name, known)
             )
         return self._items[name]
 
     def aliases(self, name: str) -> tuple[str, ...]:
         """The other names of the item `name`."""
+        self.get(name)
         return tuple(alias for alias, target in self._aliases.items() if target == name)
 
     def __iter__(self) -> Iterator[T]:
-        self._load()
+        for name in self._builtin:
+            self._import(name)
+        self._load_entries()
         return iter(sorted(self._items.values(), key=lambda item: item.name))
 
-    def _load(self) -> None:
-        """Load built-ins and entry points once; other threads wait until all are there."""
+    def _import(self, name: str) -> None:
+        # Without a lock of our own: where another thread imports the module, Python waits for it.
+        import_module(f"{self._package}.{self._builtin[name]}")
+
+    def _load_entries(self) -> None:
+        """Load the entry points once; other threads wait until all are there."""
         with self._lock:
             if self._loaded or self._loading:
                 return
             self._loading = True
             try:
-                import_module(self._builtin)
-                for entry in metadata.entry_points(group=self._group):
+                for entry in metadata.entry_points(group=self._package):
                     self._load_entry(entry)
             finally:
                 self._loading = False
@@ -100,10 +117,8 @@ class Registry(Generic[T]):
             ) from error
 
 
-methods: Registry[Method] = Registry("method", "magmerge.methods", "magmerge.methods")
-calibrators: Registry[Calibrator] = Registry(
-    "calibrator", "magmerge.calibrators", "magmerge.calibrators"
-)
+methods: Registry[Method] = Registry("method", "magmerge.methods", METHODS)
+calibrators: Registry[Calibrator] = Registry("calibrator", "magmerge.calibrators", CALIBRATORS)
 
 
 def parameters_of(fn: Callable[..., Any]) -> tuple[Parameter, ...]:

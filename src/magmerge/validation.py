@@ -11,6 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from magmerge import registry
 from magmerge.adapters.nouns import Naming
+from magmerge.calibrators import COMPOSED
 from magmerge.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.filters import Item, items_of, stored, varies
 from magmerge.recipe import Calibration, explained
@@ -132,18 +133,8 @@ def check_calibrations(
             f"calibrate is a {type(wanted).__name__}",
             remedy='give a name like "wsc", or {"method": "wsc", "params": {...}}',
         )
-    known = [*(one.name for one in registry.calibrators), *COMPOSED]
-    if wanted.method not in known:
-        raise UnknownNameError(
-            f"there is no calibrator named {wanted.method!r}",
-            remedy=suggestion(wanted.method, known),
-        )
-    item = registry.calibrators.get(wanted.method)
+    item = registry.calibrators.get(wanted.method, besides=COMPOSED)
     return (Calibration(method=item.name, params=check_parameters(item, wanted.params)),)
-
-
-COMPOSED = {"dsc": ("wsc", "fsc")}
-"""Calibrations that are several in turn: MAGIC's DSC is WSC, then FSC on its result."""
 
 
 def _composed(wanted: Mapping[str, Any]) -> tuple[Calibration, ...]:

@@ -8,7 +8,7 @@ import torch
 
 from magmerge.methods.gram import combine, gram_of, gram_survey, norms_and_cosines
 from magmerge.methods.rescale import L1Ratios, l1_ratios
-from magmerge.methods.threshold import surveyed
+from magmerge.methods.survey import surveyed
 from tests.methods.pieces_law import UNIT, large_layer
 
 

@@ -1,5 +1,10 @@
 """Calibrators: one a file, each a pure function of one layer that sets the merged magnitude."""
 
-from magmerge.calibrators import fsc, wsc
+BUILTIN = {
+    "fsc": "fsc",
+    "wsc": "wsc",
+}
+"""The module that registers each name and alias, imported at that name's first look-up."""
 
-__all__ = ["fsc", "wsc"]
+COMPOSED = {"dsc": ("wsc", "fsc")}
+"""Calibrations that are several in turn: MAGIC's DSC is WSC, then FSC on its result."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from magmerge import registry
+from magmerge.calibrators import COMPOSED
 from magmerge.device import open_device
 from magmerge.errors import (
     MagmergeWarning,
@@ -33,7 +34,7 @@ from magmerge.figures.measuring import How
 from magmerge.machine import CPU, Progress
 from magmerge.machine import DEFAULT_MEMORY as DEFAULT
 from magmerge.pipeline import Gate
-from magmerge.validation import COMPOSED, read_sensitive
+from magmerge.validation import read_sensitive
 from magmerge.whole_file import check_free
 
 MAKERS: Mapping[Kind, Callable[[Making], tuple[Document, int]]] = {

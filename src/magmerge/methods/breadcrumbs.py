@@ -15,7 +15,8 @@ from magmerge.linalg.ranks import whole_share
 from magmerge.linalg.selection import largest
 from magmerge.methods.average import Normalize, scaled_sum
 from magmerge.methods.rescale import L1Ratios, Ratios, Rescale
-from magmerge.methods.threshold import LayerThreshold, surveyed
+from magmerge.methods.survey import surveyed
+from magmerge.methods.threshold import LayerThreshold
 from magmerge.methods.ties import Vote, elected_merge
 from magmerge.parameters import Density, Lambda, Start, Thresholds, Weights
 from magmerge.registry import register_method

@@ -16,7 +16,7 @@ from magmerge.methods.average import (
     weighted_sum,
 )
 from magmerge.methods.rescale import L1Ratios, Ratios, Rescale
-from magmerge.methods.threshold import surveyed
+from magmerge.methods.survey import surveyed
 from magmerge.methods.ties import Vote, elected_merge
 from magmerge.parameters import Lambda, Probability, Seeds, Start, Weights
 from magmerge.registry import register_method

@@ -16,7 +16,7 @@ from magmerge.errors import ParameterError
 from magmerge.linalg.ranks import by_rank
 from magmerge.methods.average import Normalize, scaled_sum
 from magmerge.methods.rescale import L1Ratios, Rescale
-from magmerge.methods.threshold import surveyed
+from magmerge.methods.survey import surveyed
 from magmerge.methods.ties import Vote, elected_merge
 from magmerge.parameters import Density, Lambda, Seeds, Start, Weights
 from magmerge.registry import register_method

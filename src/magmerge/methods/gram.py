@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from magmerge.methods.threshold import surveyed
+from magmerge.methods.survey import surveyed
 from magmerge.parameters import UNIT, Supplied
 
 BLOCK = 1 << 13

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from magmerge.methods.gram import LayerSums
-from magmerge.methods.threshold import surveyed
+from magmerge.methods.survey import surveyed
 from magmerge.parameters import Supplied
 from magmerge.registry import register_method
 from magmerge.types import Survey

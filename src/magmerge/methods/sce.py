@@ -14,7 +14,8 @@ from typing_extensions import Doc
 from magmerge.linalg.ranks import whole_share
 from magmerge.linalg.selection import count_above, largest
 from magmerge.methods.gram import LayerSums
-from magmerge.methods.threshold import LayerThreshold, surveyed
+from magmerge.methods.survey import surveyed
+from magmerge.methods.threshold import LayerThreshold
 from magmerge.methods.ties import elect_and_average
 from magmerge.parameters import Start, Supplied, Threshold
 from magmerge.registry import register_method

@@ -21,7 +21,6 @@ from magmerge.linalg.selection import (
 from magmerge.methods.radix import RadixThreshold, keep_all, keep_none
 from magmerge.methods.tally import Finding, Tally
 from magmerge.parameters import UNIT, Threshold
-from magmerge.types import Survey
 
 SAMPLE, SHARE = 1 << 15, 1 << 7
 """The least number of entries in a sample, and one of how many is in it in a large layer."""
@@ -171,17 +170,6 @@ class LayerThreshold:
                 value = self._found[t, r].value
                 place = int(places_of(row, value)[quota - 1])
                 self._found[t, r] = Threshold(value, start + place + 1)
-
-
-def surveyed(survey: Survey, tensors: Float[Tensor, "K *shape"]) -> Mapping[str, Any]:
-    """What the survey finds in a layer that is here as a whole."""
-    flat = tensors.reshape(len(tensors), -1)
-    if survey.samples:
-        survey.prepare(flat[:, :: max(1, flat.shape[1] // survey.samples)])
-    while survey.passes:
-        survey.observe("", 0, flat)
-        survey.conclude()
-    return survey.found("")
 
 
 def _bracket(row: Tensor, share: float) -> tuple[float, float]:

@@ -14,7 +14,8 @@ from typing_extensions import Doc
 from magmerge.linalg.selection import kept_count, largest
 from magmerge.methods.average import Normalize, expert_weights
 from magmerge.methods.radix import RadixThreshold
-from magmerge.methods.threshold import LayerThreshold, magnitudes, surveyed
+from magmerge.methods.survey import surveyed
+from magmerge.methods.threshold import LayerThreshold, magnitudes
 from magmerge.parameters import Density, Lambda, Start, Thresholds, Weights
 from magmerge.registry import register_method
 from magmerge.types import Survey
