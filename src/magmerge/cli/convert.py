@@ -33,8 +33,8 @@ def command(options: o.Options) -> None:
     from magmerge.report.conversion_text import conversion_text
 
     with progress_reporter() as progress:
-        done = magmerge.convert(**o.without(options), progress=progress)
+        conversion = magmerge.convert(**o.without(options), progress=progress)
     if options["json"]:
-        show_json({**asdict(done), "path": str(done.path)})
+        show_json({**asdict(conversion), "path": str(conversion.path)})
         return
-    show(*conversion_text(done))
+    show(*conversion_text(conversion))

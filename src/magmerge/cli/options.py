@@ -36,7 +36,7 @@ class Option:
     def parameter(self) -> Parameter:
         """The option as typer reads it from a function's signature."""
         flags = self.flags.split() or [f"--{self.name.replace('_', '-')}"]
-        declared: Any = (
+        info: Any = (
             typer.Argument(help=self.help)
             if self.argument
             else typer.Option(*flags, help=self.help, rich_help_panel=self.panel)
@@ -45,7 +45,7 @@ class Option:
             self.name,
             Parameter.KEYWORD_ONLY,
             default=Parameter.empty if self.default is ... else self.default,
-            annotation=Annotated[self.kind | None if self.default is None else self.kind, declared],
+            annotation=Annotated[self.kind | None if self.default is None else self.kind, info],
         )
 
 

@@ -79,11 +79,12 @@ def _say(text: Text) -> None:
 
 @contextmanager
 def progress_reporter(
-    kept: Callable[[], str] | None = None,
+    note: Callable[[], str] | None = None,
 ) -> Iterator[Callable[[str, int, int], None]]:
     """A function for `progress=`: a bar on a terminal, a plain line now and then in a log.
 
-    Work that the same command goes on with says at an interruption what is `kept`; exit code 130.
+    Work that the same command goes on with has a `note` of what is there already, said when the
+    user stops it; exit code 130.
     """
     screen = log()
     try:
@@ -96,10 +97,10 @@ def progress_reporter(
         with Progress(*columns, *spent, *left, console=screen) as bars:
             yield _BarReporter(bars)
     except KeyboardInterrupt:
-        if kept is None:
+        if note is None:
             screen.print("stopped; nothing was left at the output")
             raise
-        screen.print(f"stopped{kept()}", markup=False)
+        screen.print(f"stopped{note()}", markup=False)
         raise typer.Exit(130) from None
 
 

@@ -206,11 +206,11 @@ def _plot(kind: Any, options: o.Options) -> None:
     keywords, file = _keywords(kind, options), options["out"].with_suffix(".json")
     import magmerge
 
-    def kept() -> str:
+    def note() -> str:
         words = f"; the points so far are in {file}, and the same command goes on"
         return words if file.exists() else ""
 
-    with progress_reporter(kept) as progress:
+    with progress_reporter(note) as progress:
         figure = magmerge.plot(kind, **keywords, progress=progress)
     _show(figure, options)
 
@@ -270,12 +270,12 @@ def _params(
 ) -> dict[str, dict[str, Any]]:
     """Parameters by the name of their method or calibrator; a bare one is for every method."""
     known = list(calibrations) or ["wsc", "fsc", "dsc"]
-    found: dict[str, dict[str, Any]] = {}
+    named: dict[str, dict[str, Any]] = {}
     for method in methods:
         own = [text for text in settings if _owner(text) not in {*methods} - {method}]
         params, others = parse_settings(own, known, method)
-        found |= {method: params, **others}
-    return {name: params for name, params in found.items() if params}
+        named |= {method: params, **others}
+    return {name: params for name, params in named.items() if params}
 
 
 def _owner(setting: str) -> str:

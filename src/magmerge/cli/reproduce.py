@@ -48,8 +48,8 @@ def command(options: o.Options) -> None:
     from magmerge.report.reproduction_table import estimate_text
 
     keywords = _keywords(options)
-    kept = "; what was measured is kept, and the same command goes on"
-    with progress_reporter(lambda: kept) as progress:
+    note = "; what was measured is kept, and the same command goes on"
+    with progress_reporter(lambda: note) as progress:
         reproduction = magmerge.reproduce(
             **keywords,
             announce=lambda estimate: log().print(estimate_text(estimate), soft_wrap=True),
