@@ -99,9 +99,8 @@ CALIBRATION = (
     Option("seed", int, "For methods that draw at random, and samples.", 0),
 )
 
-SAMPLES = in_panel(
+PREPARATION = in_panel(
     SAMPLING,
-    Option("samples", int, "How many are drawn from each.", 8),
     Option("text_field", str, "The column that holds the text.", None),
     Option("max_length", int, "Tokens of a text, at most.", None),
     Option(
@@ -115,6 +114,7 @@ SAMPLES = in_panel(
     Option("split", str, "Of a data set; train by default.", None),
     Option("allow_test", bool, "Calibrate with the test split after all.", False),
 )
+SAMPLES = (Option("samples", int, "How many are drawn from each.", 8), *PREPARATION)
 INPUTS = in_panel(
     SAMPLING,
     Option(

@@ -27,6 +27,8 @@ FIGURE = o.option(
 )
 SUITE = o.Option("suite", Path, f"A suite file: tasks to measure. {SOURCES}.")
 MERGES = (
+    FIGURE,
+    SUITE,
     o.Option(
         "methods",
         list[str],
@@ -36,6 +38,11 @@ MERGES = (
     ),
     o.option("calibrate", help="Only this calibration; repeat. Default: all that the figure has."),
 )
+AXIS = o.Option("values", str, "Numbers per task, the horizontal axis.", "1,5,10,20", "--samples")
+FACTORS = o.Option(
+    "values", str, "Factors on the merged task vector.", "0.1,0.25,0.5,0.75,1,1.25,1.5,2"
+)
+ALPHAS = o.Option("values", str, "Numbers of sensitive layers.", "0,5,10,20")
 SAMPLES = o.Option("samples", int, "Unlabelled samples of each task, for FSC and DSC.", 8)
 SEEDS = o.Option("seeds", int, "How often samples are drawn.", 3)
 INPUTS = (
@@ -68,22 +75,11 @@ MEASURE = (
 )
 YES = o.option("overwrite", help="Replace a figure that exists, and numbers of other settings.")
 END = (*o.MACHINE, "allow_code", YES, "json")
+GATE = ("settings", "gate", "sensitive")
 
 
 @app.command("samples")
-@o.takes(
-    FIGURE,
-    SUITE,
-    *MERGES,
-    o.Option("values", str, "Numbers per task, the horizontal axis.", "1,5,10,20", "--samples"),
-    replace(SEEDS, default=5),
-    *INPUTS,
-    "settings",
-    "gate",
-    "sensitive",
-    *MEASURE,
-    *END,
-)
+@o.takes(*MERGES, AXIS, replace(SEEDS, default=5), *INPUTS, *GATE, *MEASURE, *END)
 def samples_command(options: o.Options) -> None:
     """Mean score by unlabelled samples per task: FSC and DSC beside the plain merge and WSC.
 
@@ -93,20 +89,7 @@ def samples_command(options: o.Options) -> None:
 
 
 @app.command("lambda")
-@o.takes(
-    FIGURE,
-    SUITE,
-    *MERGES,
-    o.Option("values", str, "Factors on the merged task vector.", "0.1,0.25,0.5,0.75,1,1.25,1.5,2"),
-    SAMPLES,
-    SEEDS,
-    *INPUTS,
-    "settings",
-    "gate",
-    "sensitive",
-    *MEASURE,
-    *END,
-)
+@o.takes(*MERGES, FACTORS, SAMPLES, SEEDS, *INPUTS, *GATE, *MEASURE, *END)
 def lambda_command(options: o.Options) -> None:
     """Mean score by lambda, with and without each calibration.
 
@@ -119,20 +102,7 @@ def lambda_command(options: o.Options) -> None:
 
 
 @app.command("alpha")
-@o.takes(
-    FIGURE,
-    SUITE,
-    *MERGES,
-    o.Option("values", str, "Numbers of sensitive layers.", "0,5,10,20"),
-    SAMPLES,
-    SEEDS,
-    MODE,
-    *INPUTS,
-    "settings",
-    RANKING,
-    *MEASURE,
-    *END,
-)
+@o.takes(*MERGES, ALPHAS, SAMPLES, SEEDS, MODE, *INPUTS, "settings", RANKING, *MEASURE, *END)
 def alpha_command(options: o.Options) -> None:
     """Mean score by alpha, the number of sensitive layers, which the gate lets only shrink.
 
@@ -162,19 +132,7 @@ def sensitivity_command(options: o.Options) -> None:
 
 
 @app.command("coefficients")
-@o.takes(
-    FIGURE,
-    SUITE,
-    *MERGES,
-    SAMPLES,
-    replace(SEEDS, default=1),
-    *INPUTS,
-    "settings",
-    "gate",
-    "sensitive",
-    *END,
-    "verbose",
-)
+@o.takes(*MERGES, SAMPLES, replace(SEEDS, default=1), *INPUTS, *GATE, *END, "verbose")
 def coefficients_command(options: o.Options) -> None:
     """The factors of WSC and FSC layer by layer, before and after the gate.
 
