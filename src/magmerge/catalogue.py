@@ -7,7 +7,6 @@ from typing import Any
 from magmerge import registry
 from magmerge.calibrators import COMPOSED
 from magmerge.types import Calibrator, Method
-from magmerge.validation import COMPOSED
 
 
 def method(name: str) -> Method:

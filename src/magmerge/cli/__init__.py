@@ -61,8 +61,8 @@ for verb in (
 app.add_typer(plot.app, name="plot")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(version: bool) -> None:
+    if version:
         typer.echo(f"magmerge {__version__}")
         raise typer.Exit
 
@@ -78,19 +78,19 @@ def _root(
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 a user's mistake, 2 wrong usage, 130 stopped."""
-    json_wanted = "--json" in sys.argv
+    as_json = "--json" in sys.argv
     warnings.showwarning = lambda message, category, *_: print_warning(message, category)
     warnings.simplefilter("always", MagmergeWarning)
     try:
         app()
     except MagmergeError as error:
-        print_error(error, as_json=json_wanted)
+        print_error(error, as_json=as_json)
         sys.exit(1)
     except KeyboardInterrupt:
-        print_error(MagmergeError("stopped; nothing was left at the output"), as_json=json_wanted)
+        print_error(MagmergeError("stopped; nothing was left at the output"), as_json=as_json)
         sys.exit(130)
     except UnicodeError as error:
-        print_error(MagmergeError(f"a name cannot be written here: {error}"), as_json=json_wanted)
+        print_error(MagmergeError(f"a name cannot be written here: {error}"), as_json=as_json)
         sys.exit(1)
     except BrokenPipeError:
         # The reader of a pipe (head, less) has gone: no more output, and no complaint at exit.
@@ -99,7 +99,7 @@ def main() -> None:
     except OSError as error:
         print_error(
             MagmergeError(f"the system refuses: {error.strerror}", source=error.filename),
-            as_json=json_wanted,
+            as_json=as_json,
         )
         sys.exit(1)
 

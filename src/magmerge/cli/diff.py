@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from magmerge.cli import options as o
 from magmerge.cli.output import progress_reporter, show, show_json
 
 
-def command(
-    a: Annotated[Path, typer.Argument(help="A model folder or file.")],
-    b: Annotated[Path, typer.Argument(help="Another, of the same architecture.")],
-    ignore: Annotated[
-        list[str], typer.Option("--ignore", help="Leave out tensors of this name (wildcards).")
-    ] = [],
-    threads: o.Threads = None,
-    json: o.Json = False,
-) -> None:
+@o.takes(
+    o.Option("a", Path, "A model folder or file.", argument=True),
+    o.Option("b", Path, "Another, of the same architecture.", argument=True),
+    o.option("ignore", help="Leave out tensors of this name (wildcards)."),
+    "threads",
+    "json",
+)
+def command(options: o.Options) -> None:
     """Compare two checkpoints tensor by tensor: norm of the difference, relative size, cosine."""
-    from dataclasses import asdict
-
     import magmerge
     from magmerge.report.tables import difference_table, plain
 
     with progress_reporter() as progress:
-        found = magmerge.diff(a, b, ignore=ignore, threads=threads, progress=progress)
-    if json:
-        show_json([asdict(one) for one in found])
+        rows = magmerge.diff(**o.without(options), progress=progress)
+    if options["json"]:
+        show_json([asdict(row) for row in rows])
         return
-    equal = sum(one.difference == 0 for one in found)
-    show(difference_table(found), plain(f"{len(found)} tensors, {equal} of them equal", "bold"))
+    equal = sum(row.difference == 0 for row in rows)
+    show(difference_table(rows), plain(f"{len(rows)} tensors, {equal} of them equal", "bold"))

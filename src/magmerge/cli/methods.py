@@ -6,13 +6,14 @@ from magmerge.cli import options as o
 from magmerge.cli.output import show, show_json
 
 
-def command(json: o.Json = False) -> None:
+@o.takes("json")
+def command(options: o.Options) -> None:
     """List every method and calibrator: parameters, defaults, source."""
     import magmerge
     from magmerge.report.tables import catalog_table
 
     entries = magmerge.catalog()
-    if json:
+    if options["json"]:
         show_json(entries)
         return
     show(catalog_table(entries, "method"), catalog_table(entries, "calibrator"))

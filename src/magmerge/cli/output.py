@@ -6,13 +6,13 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import cache
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import typer
 from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
@@ -27,11 +27,6 @@ from rich.text import Text
 
 from magmerge.errors import MagmergeError, MagmergeWarning
 from magmerge.report.tables import paragraph, plain
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from magmerge.engine.result import Result
 
 LOG_WIDTH = 240
 """Columns of a table where there is no terminal."""
@@ -83,8 +78,14 @@ def _say(text: Text) -> None:
 
 
 @contextmanager
-def progress_reporter() -> Iterator[Callable[[str, int, int], None]]:
-    """A function for `progress=`: a bar on a terminal, a plain line now and then in a log."""
+def progress_reporter(
+    note: Callable[[], str] | None = None,
+) -> Iterator[Callable[[str, int, int], None]]:
+    """A function for `progress=`: a bar on a terminal, a plain line now and then in a log.
+
+    Work that the same command goes on with has a `note` of what is there already, said when the
+    user stops it; exit code 130.
+    """
     screen = log()
     try:
         if not screen.is_terminal:
@@ -96,8 +97,11 @@ def progress_reporter() -> Iterator[Callable[[str, int, int], None]]:
         with Progress(*columns, *spent, *left, console=screen) as bars:
             yield _BarReporter(bars)
     except KeyboardInterrupt:
-        screen.print("stopped; nothing was left at the output")
-        raise
+        if note is None:
+            screen.print("stopped; nothing was left at the output")
+            raise
+        screen.print(f"stopped{note()}", markup=False)
+        raise typer.Exit(130) from None
 
 
 class _BarReporter:
@@ -137,19 +141,6 @@ def _duration(seconds: float) -> str:
         if minutes
         else f"{rest} s"
     )
-
-
-def result_document(result: Result) -> dict[str, Any]:
-    """A result for a program to read."""
-    modules = getattr(result, "modules", ())
-    return {
-        "path": None if result.path is None else str(result.path),
-        "recipe": result.recipe.model_dump(mode="json"),
-        "warnings": list(result.warnings),
-        "uncovered": [one._asdict() for one in result.uncovered],
-        "layers": [asdict(record) for record in result.records],
-        **({"modules": [asdict(module) for module in modules]} if modules else {}),
-    }
 
 
 def _finite(content: Any) -> Any:

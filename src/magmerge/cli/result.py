@@ -1,0 +1,84 @@
+"""Merging and calibrating for the verbs of these names, and what is said at the end."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from magmerge.cli import options as o
+from magmerge.cli.output import progress_reporter, show, show_json
+from magmerge.dtypes import spoken_size
+from magmerge.report.adapter_table import adapter_lines, modules_table
+from magmerge.report.tables import plain, records_summary, records_table, uncovered_lines
+
+if TYPE_CHECKING:
+    from magmerge.engine.result import Result
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+LARGE = 1 << 24
+KEPT = 1 << 25
+
+
+def write_result(verb: Literal["merge", "calibrate"], options: o.Options) -> None:
+    """Merge or calibrate with a verb's options, and say what was done."""
+    keywords = o.merge_keywords(options)
+    import magmerge
+
+    _return_memory_at_once()
+    start = time.monotonic()
+    with progress_reporter() as progress:
+        result = getattr(magmerge, verb)(**keywords, progress=progress)
+    if options["json"]:
+        show_json(_document(result))
+    else:
+        _show(result, time.monotonic() - start, verbose=options["verbose"])
+
+
+def _return_memory_at_once() -> None:
+    """Let glibc keep the memory of pieces for reuse, and give that of whole layers back at once.
+
+    By default it does neither reliably: it gives small blocks back, whose pages must then be made
+    anew for every piece, and keeps large ones, beyond the plan's stated peak. This is a setting of
+    the whole process, so only verbs of the command line make it.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGE)
+        mallopt(M_TRIM_THRESHOLD, KEPT)
+
+
+def _show(result: Result, seconds: float, *, verbose: bool) -> None:
+    """Say what was done and where it is; with `verbose` a row for each layer."""
+    adapter = getattr(result, "modules", ())
+    if verbose:
+        experts = tuple(result.recipe.experts)
+        show(modules_table(adapter, experts) if adapter else records_table(result.records))
+    recipe = result.recipe
+    steps = [recipe.method] if recipe.method else []
+    steps += [calibration.method for calibration in recipe.calibrate]
+    count = len(recipe.experts)
+    head = f"{' + '.join(steps)} of " + (f"{recipe.merged} with " if recipe.merged else "")
+    lines = records_summary(result.plan, result.records, merged=recipe.method is not None)
+    show(
+        plain(f"{head}{count} expert{'s' if count > 1 else ''}", "bold"),
+        *(plain(f"  {line}") for line in lines.splitlines()),
+        *(plain(f"  {line}") for line in (adapter_lines(cast("Any", result)) if adapter else ())),
+        *(plain(f"  {line}") for line in uncovered_lines(result.uncovered)),
+        plain(f"  wrote {result.path} ({spoken_size(result.plan.disk)}) in {seconds:.1f} s"),
+    )
+
+
+def _document(result: Result) -> dict[str, Any]:
+    """A result for a program to read."""
+    modules = getattr(result, "modules", ())
+    return {
+        "path": None if result.path is None else str(result.path),
+        "recipe": result.recipe.model_dump(mode="json"),
+        "warnings": list(result.warnings),
+        "uncovered": [tensor._asdict() for tensor in result.uncovered],
+        "layers": [asdict(record) for record in result.records],
+        **({"modules": [asdict(module) for module in modules]} if modules else {}),
+    }
