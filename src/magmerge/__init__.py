@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from magmerge.figures import plot, redraw
     from magmerge.inspection import diff, inspect
     from magmerge.machine import Machine
-    from magmerge.pipeline import calibrate, extract, merge, plan, run
+    from magmerge.pipeline import calibrate, extract, merge, plan
     from magmerge.recipe import Recipe
     from magmerge.registry import register_calibrator, register_method
     from magmerge.report.writing import write_report
     from magmerge.reproduction import reproduce
+    from magmerge.run import run
     from magmerge.sensing import Sensitivity, sensitivity
     from magmerge.suites import named_suites, suite
 
@@ -38,7 +39,7 @@ _HOMES = {
     "MagmergeWarning": "errors",
     "Machine": "machine",
     "Recipe": "recipe",
-    "run": "pipeline",
+    "run": "run",
     "Result": "engine.result",
     "calibrate": "pipeline",
     "calibrator": "catalogue",

@@ -13,8 +13,8 @@ from magmerge.engine.resolve import EXPERT
 from magmerge.engine.result import AdapterResult
 from magmerge.errors import ParameterError
 from magmerge.machine import Machine, Progress
-from magmerge.pipeline import run
 from magmerge.recipe import AdapterOutput, ModelOutput, Recipe
+from magmerge.run import run
 from magmerge.validation import check_naming
 
 UNNAMED = "its own names"

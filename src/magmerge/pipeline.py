@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,20 +10,19 @@ from pydantic import ValidationError
 
 from magmerge.checkpoints.opening import Model
 from magmerge.checkpoints.target import Target, check_space
-from magmerge.engine.job import Job, Live
+from magmerge.engine.job import Job
 from magmerge.engine.outputs import target_for
 from magmerge.engine.plan import make_plan
 from magmerge.engine.resolve import EXPERT, check_recipe, experts_by_name, open_job
 from magmerge.engine.result import Extraction, Result
-from magmerge.engine.run import run_job, warn
+from magmerge.engine.run import run_job
 from magmerge.engine.samples import samples_of
-from magmerge.errors import MissingExtraError, ParameterError
+from magmerge.errors import ParameterError
 from magmerge.estimation import estimate
 from magmerge.filters import patterns
 from magmerge.machine import CPU, DEFAULT_MEMORY, Machine, Progress
 from magmerge.recipe import AdapterOutput, Calibration, ModelOutput, Recipe, explained
-from magmerge.report.page import render
-from magmerge.report.writing import REPORT
+from magmerge.run import calibration_report, run
 from magmerge.types import Plan
 from magmerge.validation import check_calibrations, check_rank, read_sensitive
 
@@ -41,28 +39,6 @@ Order = Literal["once", "forward"]
 Precision = Literal["float32", "bfloat16"]
 Rank = int | Literal["auto", "exact"] | None
 Calibrations = str | Mapping[str, Any] | Calibration | None
-
-
-def run(
-    recipe: Recipe,
-    out: str | Path | None = None,
-    *,
-    models: Mapping[str, Model] | None = None,
-    machine: Machine | None = None,
-    live: Live | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
-) -> Result:
-    """Carry a recipe out, whatever it is: a merge, a calibration, an extraction, a conversion.
-
-    `models` are models in memory, by their role in the recipe (base, merged) or their expert's
-    name, in place of its paths. With `out` the result is written there, else it stays in memory;
-    with `resume` what a killed run of the same recipe left is gone on with. Raises MagmergeError's
-    children.
-    """
-    job = open_job(recipe, models or {}, machine=machine, live=live)
-    target = None if out is None else target_for(job, out, overwrite=overwrite, resume=resume)
-    return run_job(job, target, measure=estimate, report=_report)
 
 
 def merge(
@@ -246,7 +222,7 @@ def _run(arguments: Mapping[str, Any]) -> Result:
         target = target_for(job, out, overwrite=arguments["overwrite"], resume=resume)
     elif resume:
         raise ParameterError("resume speaks of an output", remedy="name one: out=")
-    return run_job(job, target, measure=estimate, report=_report)
+    return run_job(job, target, measure=estimate, report=calibration_report)
 
 
 def _job(arguments: Mapping[str, Any]) -> Job:
@@ -319,19 +295,6 @@ def _recipe(fields: Mapping[str, Any]) -> Recipe:
 def _described(model: Model) -> str:
     """What the recipe calls a model until it is opened."""
     return str(model) if isinstance(model, str | Path) else f"a {type(model).__name__} in memory"
-
-
-def _report(record: str, target: Target) -> dict[str, bytes]:
-    """A calibration's report, made from its record; a warning where it cannot be drawn here."""
-    content = json.loads(record)
-    if not content["recipe"]["calibrate"]:
-        return {}
-    try:
-        return {target.named(REPORT): render(content).encode()}
-    except MissingExtraError as error:
-        warn([f"no {target.named(REPORT)} is written: {error.problem}; {error.remedy}, then "
-              f"magmerge report {target.path}"])  # fmt: skip
-        return {}
 
 
 def _known(arguments: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -21,6 +21,7 @@ MERGED = o.Option("merged", Path, "The merged model, made by any tool.", argumen
     *o.INPUTS,
     *o.MACHINE,
     *o.OUTPUT,
+    "resume",
 )
 def command(options: o.Options) -> None:
     """Calibrate the layer-wise magnitude of a merged model, given its base and experts.

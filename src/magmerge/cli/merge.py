@@ -1,14 +1,29 @@
-"""magmerge merge: merge experts, write a checkpoint."""
+"""magmerge merge: merge experts, or carry out a recipe, and write the result."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from magmerge.cli import options as o
-from magmerge.cli.result import write_result
+from magmerge.cli.result import write_recipe, write_result
+from magmerge.errors import ParameterError
+
+PLACES = o.Option(
+    "places",
+    list[Path],
+    "A folder, or one file if it ends in .safetensors; before it a recipe (.yaml), if any.",
+    argument=True,
+)
+WITH_RECIPE = frozenset(
+    {"places", "threads", "memory", "device", "offload", "overwrite", "resume", "allow_code"}
+)
+"""What is said beside a recipe: nothing of it decides the result."""
 
 
 @o.takes(
-    "out",
-    "experts",
+    PLACES,
+    o.option("experts", default=[]),
     "base",
     *o.METHOD,
     *o.CALIBRATION,
@@ -16,10 +31,51 @@ from magmerge.cli.result import write_result
     *o.MACHINE,
     *o.ADAPTER,
     *o.OUTPUT,
+    "resume",
+    o.option("allow_code", help="Call the function that a recipe's samples name (build)."),
 )
 def command(options: o.Options) -> None:
     """Merge experts that share a base, and write an ordinary checkpoint.
 
     Example: magmerge merge --base B --expert E1 --expert E2 --method ties --calibrate wsc OUT
+
+    With a recipe, such as the magmerge.yaml beside any result: magmerge merge RECIPE.yaml OUT
     """
-    write_result("merge", options)
+    *recipe, out = options["places"]
+    if len(recipe) > 1:
+        raise ParameterError(
+            f"{len(options['places'])} places are given: {', '.join(map(str, options['places']))}",
+            remedy="write magmerge merge OUT, or magmerge merge RECIPE.yaml OUT",
+        )
+    if recipe:
+        _check_alone(options)
+        write_recipe(recipe[0], {**options, "out": out})
+        return
+    if out.suffix in (".yaml", ".yml"):
+        raise ParameterError(
+            f"{out} is a recipe, and no output is given",
+            remedy=f"name the output too: magmerge merge {out} OUT",
+        )
+    if not options["experts"]:
+        raise ParameterError(
+            "no expert is given",
+            remedy="name each with --expert, or give a recipe: magmerge merge RECIPE.yaml OUT",
+        )
+    keywords = {name: value for name, value in options.items() if name not in _ONLY_HERE}
+    write_result("merge", {**keywords, "out": out})
+
+
+_ONLY_HERE = frozenset({"places", "allow_code"})
+
+
+def _check_alone(options: o.Options) -> None:
+    """ParameterError for an option that the recipe has the say of."""
+    defaults: dict[str, Any] = {name: item.default for name, item in o.TABLE.items()}
+    for name, value in options.items():
+        default = [] if name == "experts" else defaults.get(name)
+        if name not in WITH_RECIPE and value != default and name not in ("json", "verbose"):
+            flag = o.TABLE[name].flags.split() or [f"--{name.replace('_', '-')}"]
+            raise ParameterError(
+                f"{flag[0]} is given beside a recipe, which says that itself",
+                remedy="write it into the recipe, or drop it",
+            )

@@ -176,11 +176,12 @@ OUTPUT = (
     Option("json", bool, "Print JSON for a program to read.", False),
     Option("verbose", bool, "Print a row for each layer.", False, flags="--verbose -v"),
 )
+KILLED = (Option("resume", bool, "Go on with what a killed run left at the output.", False),)
 SUITE = (
     Option("tasks", list[str], "Only this task of the suite; repeat for more.", [], flags="--task"),
     Option("allow_code", bool, "Run the code that the suite or its task files name.", False),
 )
-TOPICS = (MODELS, METHOD, CALIBRATION, INPUTS, MACHINE, ADAPTER, OUTPUT, SUITE)
+TOPICS = (MODELS, METHOD, CALIBRATION, INPUTS, MACHINE, ADAPTER, OUTPUT, KILLED, SUITE)
 TABLE = {item.name: item for topic in TOPICS for item in topic}
 
 

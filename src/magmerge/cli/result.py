@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from magmerge.cli import options as o
@@ -37,6 +38,35 @@ def write_result(verb: Literal["merge", "calibrate"], options: o.Options) -> Non
         _show(result, time.monotonic() - start, verbose=options["verbose"])
 
 
+def write_recipe(recipe: Path, options: o.Options) -> None:
+    """Carry a recipe's file out, and say what was done."""
+    import magmerge
+    from magmerge.engine.job import Live
+
+    _return_memory_at_once()
+    start = time.monotonic()
+    with progress_reporter() as progress:
+        machine = magmerge.Machine(
+            options["threads"],
+            options["memory"],
+            options["device"],
+            options["offload"],
+            progress,
+        )
+        result = magmerge.run(
+            recipe,
+            options["out"],
+            machine=machine,
+            live=Live(build=options["allow_code"]),
+            overwrite=options["overwrite"],
+            resume=options["resume"],
+        )
+    if options["json"]:
+        show_json(_document(result))
+    else:
+        _show(result, time.monotonic() - start, verbose=options["verbose"])
+
+
 def _return_memory_at_once() -> None:
     """Let glibc keep the memory of pieces for reuse, and give that of whole layers back at once.
 
@@ -58,6 +88,8 @@ def _show(result: Result, seconds: float, *, verbose: bool) -> None:
         show(modules_table(adapter, experts) if adapter else records_table(result.records))
     recipe = result.recipe
     steps = [recipe.method] if recipe.method else []
+    if result.job.takes:
+        steps = ["one model as it is"]
     steps += [calibration.method for calibration in recipe.calibrate]
     count = len(recipe.experts)
     head = f"{' + '.join(steps)} of " + (f"{recipe.merged} with " if recipe.merged else "")

@@ -63,7 +63,8 @@ class Live:
 class Job:
     """A resolved recipe, its models as they were opened, its stages bound once, and where it runs.
 
-    `donor` is the folder that a model's config and tokenizer are taken from.
+    `donor` is the folder that a model's config and tokenizer are taken from. `documents` are the
+    recipes whose results it reads.
     """
 
     recipe: Recipe
@@ -73,6 +74,7 @@ class Job:
     device: Device
     donor: Path | None = None
     live: Live = field(default_factory=Live)
+    documents: tuple[Recipe, ...] = ()
 
     @property
     def writes_adapter(self) -> bool:

@@ -60,7 +60,8 @@ def publish(
         inputs = _inputs(job, sink.settlers())
         names = [*(shard.file for shard in files.shards), *files.texts]
         record = document(job.recipe, inputs, account, names)
-        beside = {RECORD: record.encode(), RECIPE: job.recipe.to_yaml().encode()}
+        recipes = "---\n".join(one.to_yaml() for one in (*job.documents, job.recipe))
+        beside = {RECORD: record.encode(), RECIPE: recipes.encode()}
         extra = {target.named(name): text for name, text in beside.items()}
         sink.publish({**files.texts, **extra, **report(record, target)})
     return account

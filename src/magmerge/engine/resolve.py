@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from magmerge.adapters.union import adapters_alone
@@ -30,8 +30,10 @@ def open_job(
     *,
     machine: Machine | None = None,
     live: Live | None = None,
+    documents: Sequence[Recipe] = (),
 ) -> Job:
-    """The job of a recipe. `models` are what the call gives in place of paths, by role or name.
+    """The job of a recipe. `models` are what the call gives in place of paths, by role or name;
+    `documents` the recipes whose results it names as models.
 
     All that is wrong with names and parameters is found before any file is opened. Raises
     MagmergeError's children.
@@ -41,7 +43,7 @@ def open_job(
     live = check_samples(recipe, live)
     device = open_device(machine.device)
     opened = open_models(recipe, models)
-    recipe = _resolved(recipe, opened)
+    recipe = _resolved(recipe, opened, {one.name for one in documents})
     if opened.union is not None and machine.device != CPU:
         raise ParameterError(
             f"adapters are merged on the cpu, not on {machine.device}",
@@ -51,7 +53,8 @@ def open_job(
     donor = _donor(output, opened) if isinstance(output, ModelOutput) else None
     layout = models.get("merged" if recipe.merged is not None else "base")
     live = with_origin(live, recipe, layout, opened)
-    return Job(recipe, opened, bind(recipe), machine, device, donor, live)
+    stages = bind(recipe)
+    return Job(recipe, opened, stages, machine, device, donor, live, tuple(documents))
 
 
 def check_recipe(recipe: Recipe) -> Recipe:
@@ -153,8 +156,11 @@ def _under(checkpoint: Checkpoint | None, names: str | None) -> Checkpoint | Non
     return in_family(checkpoint, names)
 
 
-def _resolved(recipe: Recipe, models: Models) -> Recipe:
-    """The recipe with the models as they were found, and the output that they can have."""
+def _resolved(recipe: Recipe, models: Models, names: Container[str | None]) -> Recipe:
+    """The recipe with the models as they were found, and the output that they can have.
+
+    Those of `names` are results of other documents, and stay named so.
+    """
     output, alone = recipe.output, models.union is not None
     if alone and isinstance(output, ModelOutput):
         if output.donor is not None:
@@ -168,14 +174,18 @@ def _resolved(recipe: Recipe, models: Models) -> Recipe:
             "rank, energy and naming speak of adapters, and these are whole models without a base",
             remedy="drop them, or name the base with --base (base=)",
         )
-    return recipe.model_copy(
-        update={
-            "base": None if models.base is None else models.base.source,
-            "experts": {one.name: one.source for one in models.experts},
-            "merged": None if models.merged is None else models.merged.source,
-            "output": output,
-        }
-    )
+    found = {"base": models.base, "merged": models.merged}
+    roles = {
+        role: path if model is None or path in names else model.source
+        for role, model in found.items()
+        for path in (getattr(recipe, role),)
+    }
+    experts = {
+        one.name: path if path in names else one.source
+        for one in models.experts
+        for path in (recipe.experts[one.name],)
+    }
+    return recipe.model_copy(update={**roles, "experts": experts, "output": output})
 
 
 def _donor(output: ModelOutput, models: Models) -> Path | None:
