@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from magmerge.checkpoints import open_checkpoint
     from magmerge.converting import convert
     from magmerge.demonstration import demo
+    from magmerge.documents import run
     from magmerge.engine.result import Result
     from magmerge.errors import MagmergeError, MagmergeWarning
     from magmerge.evaluation import evaluate
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from magmerge.registry import register_calibrator, register_method
     from magmerge.report.writing import write_report
     from magmerge.reproduction import reproduce
-    from magmerge.run import run
     from magmerge.sensing import Sensitivity, sensitivity
     from magmerge.suites import named_suites, suite
 
@@ -39,7 +39,7 @@ _HOMES = {
     "MagmergeWarning": "errors",
     "Machine": "machine",
     "Recipe": "recipe",
-    "run": "run",
+    "run": "documents",
     "Result": "engine.result",
     "calibrate": "pipeline",
     "calibrator": "catalogue",

@@ -9,12 +9,12 @@ from pathlib import Path
 from magmerge.checkpoints.opening import adapts, open_checkpoint
 from magmerge.checkpoints.torch_pickle import TorchCheckpoint
 from magmerge.clip_names import family_of
+from magmerge.documents import run
 from magmerge.engine.resolve import EXPERT
 from magmerge.engine.result import AdapterResult
 from magmerge.errors import ParameterError
 from magmerge.machine import Machine, Progress
 from magmerge.recipe import AdapterOutput, ModelOutput, Recipe
-from magmerge.run import run
 from magmerge.validation import check_naming
 
 UNNAMED = "its own names"

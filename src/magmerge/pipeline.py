@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from magmerge.checkpoints.opening import Model
 from magmerge.checkpoints.target import Target, check_space
+from magmerge.documents import calibration_report, run
 from magmerge.engine.job import Job
 from magmerge.engine.outputs import target_for
 from magmerge.engine.plan import make_plan
@@ -22,7 +23,6 @@ from magmerge.estimation import estimate
 from magmerge.filters import patterns
 from magmerge.machine import CPU, DEFAULT_MEMORY, Machine, Progress
 from magmerge.recipe import AdapterOutput, Calibration, ModelOutput, Recipe, explained
-from magmerge.run import calibration_report, run
 from magmerge.types import Plan
 from magmerge.validation import check_calibrations, check_rank, read_sensitive
 

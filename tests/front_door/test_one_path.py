@@ -1,0 +1,341 @@
+"""The seven hardest that the one path carries: each through the front door."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import magmerge
+from magmerge import registry
+from magmerge.checkpoints.gathered import ABSENT, GatheredCheckpoint
+from magmerge.checkpoints.memory import MemoryCheckpoint
+from magmerge.parameters import Supplied
+from magmerge.recipe import AdapterOutput
+from tests.adapters.files import write_adapter
+from tests.conftest import CommandLine, State, random_state, tuned
+from tests.golden.cases import DTYPES, MODULES, digest, models
+
+pytestmark = pytest.mark.filterwarnings("ignore::magmerge.errors.MagmergeWarning")
+
+
+def written(folder: Path, states: dict[str, State]) -> dict[str, str]:
+    """Each model as a folder; their paths by name."""
+    paths = {}
+    for name, state in states.items():
+        place = folder / name
+        place.mkdir(parents=True)
+        save_file(state, place / "model.safetensors")
+        (place / "config.json").write_text('{"model_type": "tiny"}')
+        paths[name] = str(place)
+    return paths
+
+
+def test_ties_looks_at_the_whole_model_also_by_its_recipe(tmp_path: Path) -> None:
+    base, experts = models(DTYPES["float32"], 3)
+    paths = written(tmp_path, {"base": base, **experts})
+    recipe = magmerge.Recipe(
+        base=paths.pop("base"), experts=paths, method="ties", params={"scope": "model"}
+    )
+    direct = magmerge.merge(base=base, experts=experts, method="ties")
+    assert digest(magmerge.run(recipe).state_dict()) == digest(direct.state_dict())
+    alone = magmerge.merge(base=base, experts=experts, method="ties", params={"scope": "tensor"})
+    assert digest(alone.state_dict()) != digest(direct.state_dict())
+
+
+def test_adapters_get_the_ranks_that_a_pass_found(tmp_path: Path) -> None:
+    paths = {}
+    for k in range(2):
+        paths[f"a{k}"] = str(write_adapter(tmp_path / f"a{k}.safetensors", MODULES, seed=k))
+    result = magmerge.merge(experts=paths, method="ties", rank="auto", energy=0.9)
+    ranks = {module.rank for module in result.modules}
+    assert len(ranks) > 1
+    output = AdapterOutput(rank="auto", energy=0.9)
+    recipe = magmerge.Recipe(experts=paths, method="ties", output=output)
+    again = magmerge.run(recipe, tmp_path / "merged.safetensors")
+    assert digest(load_file(tmp_path / "merged.safetensors")) == digest(result.state_dict())
+    assert again.recipe == result.recipe
+
+
+class Net(nn.Module):
+    """Two layers, whose second is fed what the first gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 16, bias=False), nn.Linear(16, 8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.second(torch.tanh(self.first(x)))
+        return out
+
+
+def nets(count: int) -> tuple[Net, list[Net], list[Tensor]]:
+    """A base, experts near it, and samples of each one's task, of its own part of the inputs."""
+    torch.manual_seed(0)
+    base = Net()
+    experts, samples = [], []
+    for k in range(count):
+        expert = Net()
+        expert.load_state_dict(base.state_dict())
+        with torch.no_grad():
+            for parameter in expert.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+        mask = torch.zeros(12)
+        mask[4 * k : 4 * k + 6] = 1
+        experts.append(expert)
+        samples.append(torch.randn(64, 12) * mask)
+    return base, experts, samples
+
+
+def test_wsc_then_fsc_is_dsc() -> None:
+    base, experts, samples = nets(2)
+    data = {f"expert-{k + 1}": one for k, one in enumerate(samples)}
+    both = magmerge.merge(base=base, experts=experts, method="average", calibrate=["wsc", "fsc"],
+                          data=data)  # fmt: skip
+    composed = magmerge.merge(base=base, experts=experts, method="average", calibrate="dsc",
+                              data=data)  # fmt: skip
+    assert digest(both.state_dict()) == digest(composed.state_dict())
+    assert all(len(record.factors) == 2 for record in both.records)
+
+
+def gram(inputs: Tensor) -> Tensor:
+    """x^T x of the inputs that a layer is fed."""
+    rows = inputs.double()
+    return rows.T @ rows
+
+
+def regression(
+    deltas: Tensor,
+    merged: Tensor,
+    *,
+    sums: Annotated[Tensor | None, Supplied()] = None,
+    ridge: float = 1e-6,
+) -> Tensor:
+    """Least squares: the one task vector whose output is nearest the experts' on their inputs."""
+    assert sums is not None
+    scale = ridge * sums.diagonal(dim1=1, dim2=2).mean()
+    left = sums.sum(0) + scale * torch.eye(sums.shape[-1], dtype=sums.dtype)
+    right = (sums @ deltas.double().transpose(1, 2)).sum(0) + scale * merged.double().T
+    return torch.linalg.solve(left, right).T.to(merged)
+
+
+@pytest.fixture
+def plain_regression() -> str:
+    name = "plain_regression"
+    if name not in {item.name for item in registry.calibrators}:
+        magmerge.register_calibrator(
+            name, source="a test", acts_on=frozenset({"matrix"}), needs="inputs",
+            returns="delta", order="forward", gather=gram, gated=False,
+        )(regression)  # fmt: skip
+    return name
+
+
+def misfit(model: State, experts: Sequence[Net], samples: Sequence[Tensor]) -> float:
+    """How far a model's outputs are from the experts' on their own samples."""
+    net, total = Net(), 0.0
+    net.load_state_dict(model)
+    for expert, inputs in zip(experts, samples, strict=True):
+        total += float((net(inputs) - expert(inputs)).square().mean())
+    return total
+
+
+def test_a_regression_returns_new_deltas_in_forward_order(plain_regression: str) -> None:
+    base, experts, samples = nets(2)
+    data = {f"expert-{k + 1}": one for k, one in enumerate(samples)}
+    plain = magmerge.merge(base=base, experts=experts, method="average").state_dict()
+    result = magmerge.merge(base=base, experts=experts, method="average",
+                            calibrate=plain_regression, data=data, order="forward")  # fmt: skip
+    solved = result.state_dict()
+    assert misfit(solved, experts, samples) < 0.5 * misfit(plain, experts, samples)
+    # The second layer was solved for what the first, already solved, feeds it.
+    own = base.state_dict()
+    deltas = [expert.state_dict() for expert in experts]
+    for name, feed in (
+        ("first.weight", lambda x: x),
+        ("second.weight", lambda x: torch.tanh(x @ solved["first.weight"].T)),
+    ):
+        sums = torch.stack([gram(feed(inputs)) for inputs in samples])
+        change = torch.stack([expert[name] - own[name] for expert in deltas])
+        expected = own[name] + regression(change, change.mean(0), sums=sums)
+        torch.testing.assert_close(solved[name], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_document_feeds_the_next_one(tmp_path: Path, magmerge_cli: CommandLine) -> None:
+    base, experts = models(DTYPES["float32"], 3)
+    paths = written(tmp_path, {"base": base, **experts})
+    (tmp_path / "two.yaml").write_text(
+        f"""
+name: pair
+base: {paths["base"]}
+experts: {{e0: {paths["e0"]}, e1: {paths["e1"]}}}
+method: average
+---
+base: {paths["base"]}
+experts: {{both: pair, third: {paths["e2"]}}}
+method: ties
+"""
+    )
+    outcome = magmerge_cli("merge", tmp_path / "two.yaml", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    pair = magmerge.merge(base=base, experts=[experts["e0"], experts["e1"]], method="average")
+    expected = magmerge.merge(
+        base=base, experts={"both": pair.state_dict(), "third": experts["e2"]}, method="ties"
+    )
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    assert digest(state) == digest(expected.state_dict())
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "base", "e0", "e1", "e2", "out", "two.yaml",
+    ]  # fmt: skip
+    # The recipe beside the result is both documents, and gives the same bytes.
+    again = magmerge_cli("merge", tmp_path / "out" / "magmerge.yaml", tmp_path / "again")
+    assert again.code == 0, again.err
+    for file in (tmp_path / "out").iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
+
+
+@pytest.mark.parametrize("method", ["average", "ties", "dare", "task_arithmetic"])
+def test_rows_that_some_experts_lack_are_merged_by_those_who_have_them(method: str) -> None:
+    shapes = {"embed_tokens.weight": (10, 8), "layer.weight": (8, 8)}
+    base = random_state(0, shapes)
+    experts = [tuned(base, k, size=0.1) for k in range(2)]
+    rows = {"embed_tokens.weight": [0, 1, 2, 3, 4, 5, 6, 7, ABSENT, ABSENT]}
+    lacking = GatheredCheckpoint(MemoryCheckpoint(experts[1]), rows)
+    params = {"scope": "tensor"} if method == "ties" else {}
+    merged = magmerge.merge(
+        base=base, experts=[experts[0], lacking], method=method, params=params
+    ).state_dict()["embed_tokens.weight"]
+    name = "embed_tokens.weight"
+    for part, voters in ((slice(0, 8), experts), (slice(8, 10), experts[:1])):
+        # A part of the rows is a layer of its own, to the method and to its draws.
+        if method == "dare":
+            continue
+        alone = magmerge.merge(
+            base={name: base[name][part]},
+            experts=[{name: one[name][part]} for one in voters],
+            method=method,
+            params=params,
+        ).state_dict()[name]
+        assert torch.equal(merged[part], alone)
+    if method == "average":
+        # No vote is not a zero.
+        assert torch.equal(merged[8:], experts[0][name][8:])
+
+
+def test_rows_that_the_base_lacks_are_the_mean_of_those_who_have_them() -> None:
+    shapes = {"embed_tokens.weight": (6, 8), "layer.weight": (8, 8)}
+    experts = [random_state(k, shapes) for k in range(2)]
+    own = {"embed_tokens.weight": (4, 8), "layer.weight": (8, 8)}
+    small = MemoryCheckpoint(random_state(7, own))
+    base = GatheredCheckpoint(small, {"embed_tokens.weight": [0, 1, 2, 3, ABSENT, ABSENT]})
+    merged = magmerge.merge(base=base, experts=experts, method="task_arithmetic").state_dict()
+    expected = (experts[0]["embed_tokens.weight"] + experts[1]["embed_tokens.weight"])[4:] / 2
+    torch.testing.assert_close(merged["embed_tokens.weight"][4:], expected)
+
+
+KILLED = """
+import sys, os, signal
+import magmerge
+from magmerge.checkpoints import writer
+finish, left = writer.Ledger.finish, int(sys.argv[3])
+def counted(self, step, outcome):
+    global left
+    finish(self, step, outcome)
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+writer.Ledger.finish = counted
+magmerge.run(sys.argv[1], sys.argv[2], machine=magmerge.Machine(1), resume=True)
+"""
+
+
+@pytest.mark.parametrize("calibration", ["", "calibrate: [{method: wsc}]"])
+def test_a_killed_run_is_gone_on_with(
+    tmp_path: Path, calibration: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, experts = models(DTYPES["float32"], 3)
+    paths = written(tmp_path, {"base": base, **experts})
+    recipe = tmp_path / "recipe.yaml"
+    own = "".join(f"  {name}: {path}\n" for name, path in paths.items() if name != "base")
+    recipe.write_text(f"base: {paths['base']}\nexperts:\n{own}method: ties\n{calibration}\n")
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    call = [sys.executable, "-c", KILLED, str(recipe), str(out), "4"]
+    assert subprocess.run(call, check=False).returncode == -signal.SIGKILL
+    assert not out.exists()
+    from magmerge.engine import steps
+
+    treated, names = steps.treated, set[str]()
+
+    def counted(bench, step, found, piece):  # type: ignore[no-untyped-def]
+        names.add(step.spec.name)
+        return treated(bench, step, found, piece)
+
+    monkeypatch.setattr(steps, "treated", counted)
+    resumed = magmerge.run(recipe, out, resume=True)
+    assert len(names) == len(base) - 1 - 4
+    monkeypatch.undo()
+    fresh = magmerge.run(recipe, whole)
+    for file in whole.iterdir():
+        assert file.read_bytes() == (out / file.name).read_bytes(), file.name
+    assert resumed.records == fresh.records
+    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in whole.iterdir())
+
+
+def test_torn_bytes_and_another_recipe_are_not_gone_on_with(tmp_path: Path) -> None:
+    base, experts = models(DTYPES["float32"], 3)
+    paths = written(tmp_path, {"base": base, **experts})
+    recipe = magmerge.Recipe(
+        base=paths["base"], experts={k: v for k, v in paths.items() if k != "base"}, method="ties"
+    )
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    out = tmp_path / "out"
+    call = [sys.executable, "-c", KILLED, str(tmp_path / "recipe.yaml"), str(out), "5"]
+    assert subprocess.run(call, check=False).returncode == -signal.SIGKILL
+    partial = tmp_path / ".out.magmerge-partial"
+    weights = partial / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
+    weights.write_bytes(content)
+    magmerge.run(recipe, out, resume=True)
+    expected = magmerge.run(recipe).state_dict()
+    assert digest(load_file(out / "model.safetensors")) == digest(expected)
+    assert subprocess.run([*call[:4], str(tmp_path / "other"), "5"], check=False).returncode < 0
+    changed = recipe.model_copy(update={"params": {"density": 0.5}})
+    magmerge.run(changed, tmp_path / "other", resume=True)
+    state = load_file(tmp_path / "other" / "model.safetensors")
+    assert digest(state) == digest(magmerge.run(changed).state_dict())
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    base, experts, samples = nets(2)
+    data = {f"expert-{k + 1}": one for k, one in enumerate(samples)}
+    arguments = {"base": base, "experts": experts, "method": "average", "calibrate": "fsc"}
+    fresh = magmerge.merge(**arguments, data=data, out=tmp_path / "fresh.safetensors")
+    from magmerge.checkpoints import writer
+
+    finish = writer.Ledger.finish
+
+    def failing(self, step, outcome):  # type: ignore[no-untyped-def]
+        finish(self, step, outcome)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer.Ledger, "finish", failing)
+    with pytest.raises(KeyboardInterrupt):
+        magmerge.merge(**arguments, data=data, out=tmp_path / "out.safetensors", resume=True)
+    monkeypatch.undo()
+    from magmerge import pipeline
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(pipeline, "estimate", refuse)
+    again = magmerge.merge(**arguments, data=data, out=tmp_path / "out.safetensors", resume=True)
+    assert digest(again.state_dict()) == digest(fresh.state_dict())
+    assert again.records == fresh.records
