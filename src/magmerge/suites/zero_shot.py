@@ -19,7 +19,7 @@ from magmerge.errors import CheckpointError, ParameterError
 from magmerge.live.building import quiet_transformers
 from magmerge.models import Checkpoint
 from magmerge.run import Progress
-from magmerge.samples.tokenizing import FILES, open_tokenizer, token_limit
+from magmerge.samples.tokens import FILES, open_tokenizer, token_limit
 from magmerge.suites.definitions import ImageTask
 from magmerge.suites.head_files import read_cached, save_head
 

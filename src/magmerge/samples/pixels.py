@@ -23,18 +23,17 @@ FORMATS = ("PNG", "JPEG", "WEBP", "PPM", "BMP", "TIFF")
 PROGRAMS = ("EPS", "WMF")
 """Formats of an image of the user's own that would start one when its pixels are read."""
 CHANNELS = 3
+INSTEAD = "say --image-size, --mean and --std (image_size=, mean=, std=) instead"
 
 Pixels = Callable[[Sequence[Picture]], tuple[tuple[Tensor, ...], Mapping[str, Tensor]]]
 """Images to the model's positional and keyword inputs."""
 
 
 def open_processor(folder: Path | None, options: Preparation, source: str) -> Pixels:
-    """What makes pixels: the options if they are given, else the processor in the model's folder.
-
-    DataError where there is neither.
+    """What makes pixels: the options if they are given, else the processor in the model's folder,
+    whose results are keywords of the forward. DataError where there is neither.
     """
-    given = (options.image_size, options.mean, options.std)
-    if any(part is not None for part in given):
+    if (options.image_size, options.mean, options.std) != (None, None, None):
         return _Plain(options)
     if folder is None or not (folder / PROCESSOR).is_file():
         raise DataError(
@@ -49,30 +48,19 @@ def open_processor(folder: Path | None, options: Preparation, source: str) -> Pi
             folder, trust_remote_code=False, local_files_only=True
         )
     except Exception as error:
-        raise DataError(
-            f"its image processor cannot be loaded: {str(error).partition(chr(10))[0]}",
-            source=folder,
-            remedy="say --image-size, --mean and --std (image_size=, mean=, std=) instead",
-        ) from error
-    return _Own(processor)
+        told = str(error).partition("\n")[0]
+        problem = f"its image processor cannot be loaded: {told}"
+        raise DataError(problem, source=folder, remedy=INSTEAD) from error
 
-
-class _Own:
-    """The model's image processor; its results are keywords of the forward."""
-
-    def __init__(self, processor: Any) -> None:
-        self._processor = processor
-
-    def __call__(self, images: Sequence[Picture]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    def pixels(images: Sequence[Picture]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         pictures = [decoded(image) for image in images]
         try:
-            return (), dict(self._processor(pictures, return_tensors="pt"))
+            return (), dict(processor(pictures, return_tensors="pt"))
         except Exception as error:
-            raise DataError(
-                f"the model's image processor fails: {error}",
-                source=images[0],
-                remedy="say --image-size, --mean and --std (image_size=, mean=, std=) instead",
-            ) from error
+            problem = f"the model's image processor fails: {error}"
+            raise DataError(problem, source=images[0], remedy=INSTEAD) from error
+
+    return pixels
 
 
 class _Plain:
@@ -97,21 +85,18 @@ class _Plain:
 
     def _pixels(self, image: Any) -> Tensor:
         scale = max(self._height / image.height, self._width / image.width)
-        size = (
-            max(self._width, round(image.width * scale)),
-            max(self._height, round(image.height * scale)),
-        )
+        width = max(self._width, round(image.width * scale))
+        height = max(self._height, round(image.height * scale))
         library = needed("PIL.Image", "reading images")
         most = library.MAX_IMAGE_PIXELS
-        if most is not None and size[0] * size[1] > most:
+        if most is not None and width * height > most:
             raise DataError(
-                f"refused: {image.width} by {image.height} pixels would become {size[0]} by "
-                f"{size[1]}",
+                f"refused: {image.width} by {image.height} pixels would become {width} by {height}",
                 source="an image",
                 remedy="cut it to a shape that is nearer to the wanted one",
             )
-        image = image.resize(size, library.Resampling.BICUBIC)
-        left, top = (size[0] - self._width) // 2, (size[1] - self._height) // 2
+        image = image.resize((width, height), library.Resampling.BICUBIC)
+        left, top = (width - self._width) // 2, (height - self._height) // 2
         image = image.crop((left, top, left + self._width, top + self._height))
         values = np.asarray(image, dtype=np.float32) / np.float32(255)
         return torch.from_numpy((values - self._mean) / self._std).permute(2, 0, 1).contiguous()
