@@ -15,8 +15,8 @@ from magmerge.binding import Treatment
 from magmerge.errors import MagmergeError
 from magmerge.kinds import read_model_config
 from magmerge.layer import Merged, calibrate_layer
-from magmerge.live.finding import Followed, follow
-from magmerge.live.measuring import (
+from magmerge.live.coverage import Followed, follow
+from magmerge.live.gains import (
     Estimate,
     Measure,
     Sums,

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from magmerge import dtypes
 from magmerge.checkpoints.writer import MemorySink, Sink
 from magmerge.errors import MagmergeError, ParameterError, StructureError
-from magmerge.live.building import bare_model, empty_model
-from magmerge.live.offloading import Offload
+from magmerge.live.modules import bare_model, empty_model
+from magmerge.live.offload import Offload
 from magmerge.live.weights import ModelSink, load, matched, take_off_pooler
 from magmerge.models import Sources
 from magmerge.run import Progress, Work, execute, survey_model, treat

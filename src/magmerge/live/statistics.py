@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from magmerge.errors import MagmergeError
-from magmerge.live.observing import called, placed
+from magmerge.live.calls import called, placed
 from magmerge.samples.rows import Inputs
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from magmerge.errors import CheckpointError, StructureError
-from magmerge.live.naming import stored_names
+from magmerge.live.names import stored_names
 from magmerge.types import Step
 
 
@@ -40,13 +40,14 @@ def matched(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], source: str
     given = {id(own[name]) for name in names}
     given |= {
         id(parameter)
-        for _, owner in _without_pooler(model, names)
+        for owner in _without_pooler(model, names)
         for parameter in owner.pooler.parameters()  # type: ignore[union-attr]
     }
     faults = [
         f"{name} of the {type(model).__name__} is not in {source}"
         for name, parameter in model.named_parameters()
-        if id(parameter) not in given and not _is_adapter(name)
+        # PEFT puts adapters beside a layer; they are switched off meanwhile.
+        if id(parameter) not in given and ".lora_" not in name
     ]
     faults += [
         f"{stored} has shape {list(shapes[stored])} in {source}, {list(own[name].shape)} in "
@@ -87,26 +88,20 @@ def take_off_pooler(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> 
 
     Many encoders are published so.
     """
-    for _, owner in _without_pooler(model, stored_names(model, shapes)):
+    for owner in _without_pooler(model, stored_names(model, shapes)):
         owner.pooler = None  # type: ignore[assignment]
 
 
-def _without_pooler(model: nn.Module, names: Mapping[str, str]) -> list[tuple[str, nn.Module]]:
-    """The modules whose pooler is optional and gets nothing, with their paths."""
-    found = []
-    for prefix, owner in model.named_modules():
-        pooler = getattr(owner, "pooler", None)
+def _without_pooler(model: nn.Module, names: Mapping[str, str]) -> list[nn.Module]:
+    """The modules whose pooler is optional and gets nothing."""
+    owners = []
+    for path, owner in model.named_modules():
         optional = "add_pooling_layer" in inspect.signature(type(owner).__init__).parameters
-        if optional and isinstance(pooler, nn.Module):
-            inside = f"{prefix}.pooler." if prefix else "pooler."
+        if optional and isinstance(getattr(owner, "pooler", None), nn.Module):
+            inside = f"{path}.pooler." if path else "pooler."
             if not any(name.startswith(inside) for name in names):
-                found.append((prefix, owner))
-    return found
-
-
-def _is_adapter(name: str) -> bool:
-    """Whether PEFT put this parameter beside a layer; adapters are switched off meanwhile."""
-    return ".lora_" in name
+                owners.append(owner)
+    return owners
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from magmerge.live.finding import Followed
-from magmerge.live.observing import called, placed
+from magmerge.live.calls import called, placed
+from magmerge.live.coverage import Followed
 from magmerge.live.units import Memory, remembering, resuming
 from magmerge.sensing.scores import Batch, Score
 

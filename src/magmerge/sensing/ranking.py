@@ -20,7 +20,7 @@ from magmerge.errors import ParameterError
 from magmerge.evaluation.classification import read_head
 from magmerge.evaluation.entries import Features
 from magmerge.evaluation.labels import class_numbers
-from magmerge.live.finding import Followed, follow
+from magmerge.live.coverage import Followed, follow
 from magmerge.live.weights import at_rest
 from magmerge.live_merge import AtWork, Changed, Running, put_to_work
 from magmerge.memory import DEFAULT

@@ -16,7 +16,7 @@ from torch import Tensor
 from magmerge.checkpoints import open_checkpoint
 from magmerge.digests import DigestMemory, default_path
 from magmerge.errors import CheckpointError, ParameterError
-from magmerge.live.building import quiet_transformers
+from magmerge.live.modules import quiet_transformers
 from magmerge.models import Checkpoint
 from magmerge.run import Progress
 from magmerge.samples.tokens import FILES, open_tokenizer, token_limit

@@ -5,16 +5,15 @@ from __future__ import annotations
 import copy
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from magmerge.checkpoints import open_checkpoint
 from magmerge.errors import (
     CheckpointError,
     MissingExtraError,
@@ -23,30 +22,16 @@ from magmerge.errors import (
     suggestion,
 )
 from magmerge.kinds import read_config
-from magmerge.live.weights import load
 
+FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError)
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
 
 
 def build_model(
-    source: str | Path | nn.Module,
-    *,
-    model_class: str | None = None,
-    build: str | None = None,
-    state: Mapping[str, Tensor] | None = None,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device = "cpu",
+    folder: str | Path, *, model_class: str | None, dtype: torch.dtype, device: str | torch.device
 ) -> nn.Module:
-    """A module in evaluation mode with the weights of `source`, or with those of `state`.
-
-    `source` is a folder, a file, or a module, which is copied; the rest is as for `bare_model`.
-    """
-    if build is not None and state is None and not isinstance(source, nn.Module):
-        checkpoint = open_checkpoint(source)
-        state = {name: checkpoint.read(name) for name in checkpoint.specs}
-    model = bare_model(source, model_class=model_class, build=build, loaded=state is None)
-    if state is not None:
-        load(model, state, "the given weights" if isinstance(source, nn.Module) else str(source))
+    """The model of a folder with its weights, in evaluation mode; see `bare_model`."""
+    model = bare_model(folder, model_class=model_class, loaded=True)
     return model.to(device=device, dtype=dtype).eval()
 
 
@@ -102,9 +87,6 @@ def _from_transformers(folder: Path, wanted: str | None, *, loaded: bool) -> nn.
             raise _unloadable(folder, error) from error
 
 
-FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError)
-
-
 def _configured(transformers: Any, known: Any, folder: Path) -> nn.Module:
     """A model of the class with the folder's configuration, and none of its weights."""
     try:
@@ -132,7 +114,7 @@ def _class_of(transformers: Any, folder: Path, wanted: str | None) -> Any:
         return transformers.AutoModel
     raise UnknownNameError(
         f"transformers has no model class {name!r}",
-        remedy=suggestion(str(name), _classes(transformers)),
+        remedy=suggestion(str(name), [n for n in dir(transformers) if "Model" in n or "For" in n]),
     )
 
 
@@ -143,10 +125,6 @@ def _unloadable(folder: Path, error: Exception) -> CheckpointError:
         remedy="see that from_pretrained loads this folder, or name its class "
         "(model_class=, --model-class)",
     )
-
-
-def _classes(transformers: Any) -> list[str]:
-    return [name for name in dir(transformers) if "Model" in name or "For" in name]
 
 
 @contextmanager

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from magmerge.executors import local
-from magmerge.live.finding import Followed
+from magmerge.live.calls import Listener, Observation
+from magmerge.live.coverage import Followed
 from magmerge.live.layers import Call, NotLinearError
-from magmerge.live.lockstep import Arrivals, Lockstep
-from magmerge.live.observing import Listener, Observation
+from magmerge.live.lockstep import Arrivals, in_lockstep
 from magmerge.samples.rows import Inputs
 from magmerge.types import Uncovered
 
@@ -154,7 +154,7 @@ def measure_forward(
 
     with observation.watched():
         order, seen = trace(observation, runs, names)
-        Lockstep(order, settle).carry_out([of(*run) for run in runs])
+        in_lockstep([of(*run) for run in runs], order, settle)
     experts = set(inputs)
     total.late = {name for name, by in seen.items() if total.measured_by(name) < by & experts}
     return total

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from magmerge.errors import MagmergeError
-from magmerge.live.finding import Followed
+from magmerge.live.coverage import Followed
 from magmerge.live.layers import Call
 from magmerge.live.masks import for_layer, masks_of
 from magmerge.samples.rows import Inputs
