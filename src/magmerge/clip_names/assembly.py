@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from magmerge.clip_names.family import BIAS, BUFFERS, Entry, Layout, Naming, ranks_of
+from magmerge.clip_names.families import BIAS, BUFFERS, Entry, Layout, Naming, ranks_of
 from magmerge.types import TensorSpec
 
 Shape = tuple[int, ...]
