@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -107,47 +107,31 @@ def _without_pooler(model: nn.Module, names: Mapping[str, str]) -> list[nn.Modul
 @contextmanager
 def at_rest(model: nn.Module) -> Iterator[None]:
     """In evaluation mode, without adapters or fused attention, and afterwards as it was."""
-    modes = {module: module.training for module in model.modules()}
-    config = getattr(model, "config", None)
-    cached = getattr(config, "use_cache", None)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
-    # Fused kernels compute several layers at once, and none of them would be seen.
-    torch.backends.mha.set_fastpath_enabled(False)
-    if cached:
-        # What is kept for generating text would grow with every call.
-        config.use_cache = False  # type: ignore[union-attr]
-    try:
-        with without_adapters(model):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        if cached:
-            config.use_cache = cached  # type: ignore[union-attr]
-        for module, training in modes.items():
-            module.training = training
-
-
-@contextmanager
-def without_adapters(model: nn.Module) -> Iterator[None]:
-    """With PEFT's adapters switched off: what was merged is in the layers that they wrap."""
-    wrapped = [layer for layer in model.modules() if hasattr(layer, "base_layer")]
-    before = [bool(getattr(layer, "disable_adapters", False)) for layer in wrapped]
-    for layer in wrapped:
-        _switch(layer, on=False)
-    try:
-        yield
-    finally:
-        for layer, disabled in zip(wrapped, before, strict=True):
-            if not disabled:
-                _switch(layer, on=True)
-
-
-def _switch(layer: nn.Module, *, on: bool) -> None:
-    switch = getattr(layer, "enable_adapters", None)
-    if switch is None:
-        raise CheckpointError(
-            f"a {type(layer).__name__} wraps a layer in a way that magmerge does not know",
-            remedy="give the plain model, without adapters",
+    with ExitStack() as stack:
+        for module in model.modules():
+            stack.callback(setattr, module, "training", module.training)
+        model.eval()
+        # Fused kernels compute several layers at once, and none of them would be seen.
+        stack.callback(
+            torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
         )
-    switch(on)
+        torch.backends.mha.set_fastpath_enabled(False)
+        config = getattr(model, "config", None)
+        if config is not None and getattr(config, "use_cache", None):
+            # What is kept for generating text would grow with every call.
+            stack.callback(setattr, config, "use_cache", config.use_cache)
+            config.use_cache = False
+        # PEFT's adapters are switched off: what was merged is in the layers that they wrap.
+        for layer in model.modules():
+            if not hasattr(layer, "base_layer"):
+                continue
+            switch: Callable[[bool], None] | None = getattr(layer, "enable_adapters", None)
+            if switch is None:
+                raise CheckpointError(
+                    f"a {type(layer).__name__} wraps a layer in a way that magmerge does not know",
+                    remedy="give the plain model, without adapters",
+                )
+            if not getattr(layer, "disable_adapters", False):
+                stack.callback(switch, True)
+            switch(False)
+        yield

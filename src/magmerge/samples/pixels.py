@@ -42,15 +42,7 @@ def open_processor(folder: Path | None, options: Preparation, source: str) -> Pi
             remedy="name a model folder that has it, or say --image-size, --mean and --std "
             "(image_size=, mean=, std=) as the model was trained with",
         )
-    transformers = needed("transformers", "the model's image processor")
-    try:
-        processor = transformers.AutoImageProcessor.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
-    except Exception as error:
-        told = str(error).partition("\n")[0]
-        problem = f"its image processor cannot be loaded: {told}"
-        raise DataError(problem, source=folder, remedy=INSTEAD) from error
+    processor = from_folder("AutoImageProcessor", folder, "image processor", INSTEAD)
 
     def pixels(images: Sequence[Picture]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         pictures = [decoded(image) for image in images]
@@ -61,6 +53,19 @@ def open_processor(folder: Path | None, options: Preparation, source: str) -> Pi
             raise DataError(problem, source=images[0], remedy=INSTEAD) from error
 
     return pixels
+
+
+def from_folder(kind: str, folder: Path, what: str, remedy: str) -> Any:
+    """What the class `kind` of transformers loads from a model's folder, none of its code run."""
+    transformers = needed("transformers", f"the model's {what}")
+    try:
+        return getattr(transformers, kind).from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:
+        told = str(error).partition("\n")[0]
+        problem = f"its {what} cannot be loaded: {told}"
+        raise DataError(problem, source=folder, remedy=remedy) from error
 
 
 class _Plain:

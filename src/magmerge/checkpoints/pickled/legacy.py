@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ class Legacy:
                 )
             storage.start = position
             position += size
-            _skip(stream, position)
+            stream.seek(position)
 
 
 def _plain(stream: Stream, budget: Budget) -> Any:
@@ -89,11 +88,6 @@ def _plain(stream: Stream, budget: Budget) -> Any:
 def no_storages(_: Any) -> Any:
     """For pickles that can have no storages beside them."""
     raise DamagedError("it refers to a storage that a plain pickle cannot have")
-
-
-def _skip(stream: Stream, position: int) -> None:
-    seek: Callable[[int], Any] = stream.seek  # type: ignore[attr-defined]
-    seek(position)
 
 
 def read_nested(content: bytes, budget: Budget) -> Any:

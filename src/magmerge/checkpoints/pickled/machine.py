@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import pickletools
 from collections.abc import Callable
-from typing import Any, Protocol
+from io import BytesIO
+from mmap import mmap
+from typing import Any, TypeAlias
 
 from magmerge.checkpoints.pickled.budget import Budget
 from magmerge.checkpoints.pickled.dangers import MEMBER, named, refuse_member
@@ -22,22 +24,8 @@ MEMO_STEPS = 3
 """What an object's number costs beside its opcode: it takes more memory than that."""
 
 
-class Stream(Protocol):
-    """Bytes that are read from the beginning on: a BytesIO, or a mapped file."""
-
-    def read(self, size: int, /) -> bytes:
-        """At most so many bytes."""
-        ...
-
-    def readline(self) -> bytes:
-        """Up to the end of the line."""
-        ...
-
-    def tell(self) -> int:
-        """How many were read."""
-        ...
-
-
+Stream: TypeAlias = BytesIO | mmap
+"""Bytes that are read from the beginning on."""
 Persistent = Callable[[Any], Any]
 """From the id of what is stored outside the pickle to what stands for it."""
 

@@ -71,10 +71,6 @@ def _dictionary(arguments: tuple[Any, ...], budget: Budget) -> Any:
     return {key_of(key): value for key, value in given}
 
 
-def _default_dictionary(arguments: tuple[Any, ...], budget: Budget) -> Any:
-    return _dictionary(arguments[1:], budget)
-
-
 def _set(arguments: tuple[Any, ...], budget: Budget) -> Any:
     if not arguments:
         return set()
@@ -132,11 +128,6 @@ def _strided_with_dtype(arguments: tuple[Any, ...], _: Budget) -> Any:
     return None if dtype is None else tensor_record(arguments[:4], dtype, metadata)
 
 
-def _first(arguments: tuple[Any, ...], _: Budget) -> Any:
-    """A parameter is its data."""
-    return arguments[0] if arguments else None
-
-
 def _moved(arguments: tuple[Any, ...], _: Budget) -> Any:
     """A tensor that was on another device is its data, where that is of the tensor's own dtype."""
     if len(arguments) < 2:
@@ -184,15 +175,10 @@ def _member(arguments: tuple[Any, ...], budget: Budget) -> Any:
     return Record(member_of(owner.name, name), ())
 
 
-def _new(arguments: tuple[Any, ...], budget: Budget) -> Any:
-    """copyreg.__newobj__: a class and its arguments."""
-    return call(arguments[0], arguments[1:], budget) if arguments else None
-
-
 REBUILDERS: dict[str, Rebuild] = {
     "collections.OrderedDict": _dictionary,
     "collections.Counter": _dictionary,
-    "collections.defaultdict": _default_dictionary,
+    "collections.defaultdict": lambda arguments, budget: _dictionary(arguments[1:], budget),
     "builtins.dict": _dictionary,
     MEMBER: _member,
     "builtins.set": _set,
@@ -201,13 +187,14 @@ REBUILDERS: dict[str, Rebuild] = {
     "builtins.bytearray": _bytes,
     "_codecs.encode": _encode,
     "copyreg._reconstructor": _reconstructed,
-    "copyreg.__newobj__": _new,
+    "copyreg.__newobj__": lambda a, budget: call(a[0], a[1:], budget) if a else None,
     "torch.Size": _size,
     "torch._utils._rebuild_tensor": _strided,
     "torch._utils._rebuild_tensor_v2": _strided,
     "torch._utils._rebuild_tensor_v3": _strided_with_dtype,
-    "torch._utils._rebuild_parameter": _first,
-    "torch._utils._rebuild_parameter_with_state": _first,
+    # A parameter is its data.
+    "torch._utils._rebuild_parameter": lambda a, _: a[0] if a else None,
+    "torch._utils._rebuild_parameter_with_state": lambda a, _: a[0] if a else None,
     "torch._utils._rebuild_device_tensor_from_numpy": _moved,
     "torch._utils._rebuild_device_tensor_from_cpu_tensor": _moved,
     "torch._utils._rebuild_xla_tensor": _moved,

@@ -41,7 +41,7 @@ KINDS = {
 OF_DTYPE = "torch._utils._rebuild_tensor_v3"
 
 
-class Collected:
+class ModelState:
     """Tensors by name in the order of state_dict(), and the classes of the modules they are of.
 
     `holds` is what the file holds, in words: a class, or a state dictionary. `note` is what a
@@ -53,7 +53,7 @@ class Collected:
         self.note: str | None = None
         self.tensors: dict[str, TensorRecord] = {}
         self.classes: set[str] = set()
-        self._arrays: dict[int, TensorRecord | None] = {}
+        self._arrays: dict[ArrayRecord, TensorRecord | None] = {}
         self._entries = 0
         self._characters = 0
 
@@ -73,9 +73,9 @@ class Collected:
     def add(self, name: str, value: Any) -> bool:
         """One tensor; False if it is none."""
         if isinstance(value, ArrayRecord):
-            if id(value) not in self._arrays:
-                self._arrays[id(value)] = as_tensor(value)
-            value = self._arrays[id(value)]
+            if value not in self._arrays:
+                self._arrays[value] = as_tensor(value)
+            value = self._arrays[value]
         if not isinstance(value, TensorRecord):
             return False
         if name in self.tensors:
@@ -92,7 +92,7 @@ class Collected:
             self.tensors = {name.removeprefix("module."): self.tensors[name] for name in inner}
 
 
-def collect(held: Any) -> Collected:
+def collect(held: Any) -> ModelState:
     """The tensors of what a file holds; RefusedError where that is no model."""
     for _ in range(DEEPEST):
         if _is_module(held):
@@ -110,7 +110,7 @@ def collect(held: Any) -> Collected:
     raise RefusedError("it is wrapped too often")
 
 
-def _average(entries: Mapping[Any, Any], raw: Any) -> Collected | None:
+def _average(entries: Mapping[Any, Any], raw: Any) -> ModelState | None:
     """The averaged weights beside the raw ones, or alone; None where there are none.
 
     RefusedError where there are some that are not read: the raw ones are not the model to use.
@@ -169,8 +169,8 @@ def _holds_tensors(value: Any, depth: int = 3) -> bool:
     return any(_holds_tensors(one, depth - 1) for one in inner[:MOST])
 
 
-def _of_state(entries: Mapping[Any, Any], holds: str) -> Collected:
-    found = Collected(holds)
+def _of_state(entries: Mapping[Any, Any], holds: str) -> ModelState:
+    found = ModelState(holds)
     odd = {}
     for key, value in entries.items():
         name = _name(key)
@@ -183,8 +183,8 @@ def _of_state(entries: Mapping[Any, Any], holds: str) -> Collected:
     return found
 
 
-def _of_module(module: Record) -> Collected:
-    found = Collected(module.name)
+def _of_module(module: Record) -> ModelState:
+    found = ModelState(module.name)
     seen = 0
     waiting: list[tuple[str, Any, int]] = [("", module, 0)]
     while waiting:
@@ -209,7 +209,7 @@ def _of_module(module: Record) -> Collected:
     return found
 
 
-def _add_own(found: Collected, module: Record, prefix: str) -> None:
+def _add_own(found: ModelState, module: Record, prefix: str) -> None:
     """A module's own parameters, then those of its buffers that are stored."""
     passing = module.state.get("_non_persistent_buffers_set") or ()
     if not isinstance(passing, set | frozenset):
