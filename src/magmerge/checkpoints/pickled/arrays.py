@@ -9,13 +9,15 @@ from typing import Any
 
 from magmerge.checkpoints.pickled.budget import Budget
 from magmerge.checkpoints.pickled.records import (
+    DIMENSIONS,
+    LARGEST,
+    WIDTHS,
     ArrayDtype,
     ArrayRecord,
     Storage,
     TensorRecord,
 )
 from magmerge.checkpoints.pickled.refusals import DamagedError, RefusedError, spoken
-from magmerge.checkpoints.pickled.tensors import DIMENSIONS, LARGEST, WIDTHS
 
 CODES = {"b1": "bool"} | {
     f"{kind[0]}{width}": name

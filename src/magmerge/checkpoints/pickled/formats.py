@@ -1,20 +1,113 @@
-"""From a file to the records in it, whatever torch's format it is in."""
+"""From a file to the records in it: a zip file, a plain pickle, or torch's format before zip files,
+which is pickles one after the other, then the bytes of all storages.
+"""
 
 from __future__ import annotations
 
+import io
 import mmap
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from magmerge.checkpoints.pickled.budget import Budget
-from magmerge.checkpoints.pickled.legacy import MAGIC, Legacy, no_storages
-from magmerge.checkpoints.pickled.machine import Machine
-from magmerge.checkpoints.pickled.refusals import DamagedError, RefusedError
+from magmerge.checkpoints.pickled.budget import NESTED, Budget
+from magmerge.checkpoints.pickled.machine import Machine, Stream
+from magmerge.checkpoints.pickled.records import WIDTHS, Storage, stored
+from magmerge.checkpoints.pickled.refusals import DamagedError, RefusedError, spoken
 from magmerge.checkpoints.pickled.zipped import LOCAL_MAGIC, Archive
 
+MAGIC = 0x1950A86A20F9469CFC6C
+PROTOCOL = 1001
 TAR, TAR_AT = b"ustar", 257
+
+
+class Legacy:
+    """A file of that format; `home` is where its bytes are, `size` how many they are."""
+
+    def __init__(self, home: Path | bytes, size: int) -> None:
+        self._home = home
+        self._size = size
+        self._storages: dict[str, Storage] = {}
+        self._views: dict[str, Storage] = {}
+
+    def read(self, stream: Stream, budget: Budget) -> Any:
+        """The object after the magic number, with its storages' places."""
+        protocol = _plain(stream, budget)
+        if protocol != PROTOCOL:
+            raise DamagedError(f"its version is {spoken(protocol)}, not {PROTOCOL}")
+        system = _plain(stream, budget)
+        if isinstance(system, dict) and system.get("little_endian") is False:
+            raise RefusedError("it was written on a big-endian machine")
+        found = Machine(stream, budget, self._persistent).load()
+        self._place(_plain(stream, budget), stream.tell(), stream)
+        return found
+
+    def _persistent(self, given: Any) -> Any:
+        if not isinstance(given, tuple) or len(given) < 2:
+            raise DamagedError("it refers to a storage in no known way")
+        if given[0] == "module":
+            # A class, beside the text of its source.
+            return given[1]
+        if given[0] != "storage" or len(given) not in (5, 6):
+            raise DamagedError("it refers to a storage in no known way")
+        kind, key, _, count, *view = given[1:]
+        if not isinstance(key, str):
+            raise DamagedError("a storage's key is no text")
+        storage = self._storages.setdefault(key, stored(kind, count, self._home))
+        return self._view(storage, view[0]) if view and view[0] is not None else storage
+
+    def _view(self, root: Storage, given: Any) -> Storage:
+        """A part of a storage: key, first entry, number of entries."""
+        sound = isinstance(given, tuple) and len(given) == 3 and isinstance(given[0], str)
+        if not sound or not all(isinstance(n, int) and n >= 0 for n in given[1:]):
+            raise DamagedError("it refers to a part of a storage in no known way")
+        width = WIDTHS[root.dtype or "uint8"]
+        part = Storage(root.dtype, given[2] * width, self._home, None, root, given[1] * width)
+        return self._views.setdefault(given[0], part)
+
+    def _place(self, keys: Any, position: int, stream: Stream) -> None:
+        """Say where each storage is: its number of entries in 8 bytes, then the entries."""
+        if not isinstance(keys, list):
+            raise DamagedError("it does not list its storages")
+        for key in keys:
+            storage = self._storages.get(key) if isinstance(key, str) else None
+            head = stream.read(8)
+            if storage is None or storage.start is not None or len(head) != 8:
+                raise DamagedError(f"it lists a storage {spoken(key)} that it does not use")
+            size = int.from_bytes(head, "little") * WIDTHS[storage.dtype or "uint8"]
+            position += 8
+            if size != storage.size or position + size > self._size:
+                raise DamagedError(
+                    f"its storage {spoken(key)} should have {storage.size:,} bytes, and "
+                    f"{min(size, self._size - position):,} are there"
+                )
+            storage.start = position
+            position += size
+            stream.seek(position)
+
+
+def _plain(stream: Stream, budget: Budget) -> Any:
+    return Machine(stream, budget, no_storages).load()
+
+
+def no_storages(_: Any) -> Any:
+    """For pickles that can have no storages beside them."""
+    raise DamagedError("it refers to a storage that a plain pickle cannot have")
+
+
+def read_nested(content: bytes, budget: Budget) -> Any:
+    """The object in the bytes of a whole file of this format."""
+    budget.depth += 1
+    if budget.depth > NESTED:
+        raise RefusedError(f"it has pickles within pickles, more than {NESTED} deep")
+    stream = io.BytesIO(content)
+    magic = _plain(stream, budget)
+    if magic != MAGIC:
+        raise DamagedError("the bytes of a storage are not in torch's format")
+    found = Legacy(content, len(content)).read(stream, budget)
+    budget.depth -= 1
+    return found
 
 
 @dataclass(frozen=True, slots=True)

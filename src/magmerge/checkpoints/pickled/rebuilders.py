@@ -18,9 +18,10 @@ from magmerge.checkpoints.pickled.records import (
     Storage,
     TensorRecord,
     key_of,
+    name_of_dtype,
+    tensor_record,
 )
 from magmerge.checkpoints.pickled.refusals import DamagedError
-from magmerge.checkpoints.pickled.tensors import name_of_dtype, tensor_record
 
 Rebuild = Callable[[tuple[Any, ...], Budget], Any]
 A_CALL = "(what a call gave)"
@@ -149,7 +150,7 @@ def _nested(arguments: tuple[Any, ...], budget: Budget) -> Any:
     """A storage within a plain pickle: the bytes of a file in torch's legacy format."""
     if len(arguments) != 1 or not isinstance(arguments[0], bytes):
         return None
-    from magmerge.checkpoints.pickled.legacy import read_nested
+    from magmerge.checkpoints.pickled.formats import read_nested
 
     # The same bytes can be read any number of times.
     budget.convert(len(arguments[0]))

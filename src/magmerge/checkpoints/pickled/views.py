@@ -6,9 +6,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from magmerge.checkpoints.pickled.records import Storage, TensorRecord
+from magmerge.checkpoints.pickled.records import WIDTHS, Storage, TensorRecord
 from magmerge.checkpoints.pickled.refusals import DamagedError, spoken
-from magmerge.checkpoints.pickled.tensors import WIDTHS
 
 if TYPE_CHECKING:
     from torch import Tensor, UntypedStorage

@@ -10,9 +10,8 @@ from typing import Any, BinaryIO, cast
 
 from magmerge.checkpoints.pickled.budget import Budget
 from magmerge.checkpoints.pickled.machine import Machine
-from magmerge.checkpoints.pickled.records import Storage
+from magmerge.checkpoints.pickled.records import Storage, stored
 from magmerge.checkpoints.pickled.refusals import DamagedError, RefusedError, spoken
-from magmerge.checkpoints.pickled.tensors import stored
 
 PICKLE = "data.pkl"
 LONGEST_DIRECTORY = 1 << 24
