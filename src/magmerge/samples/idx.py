@@ -36,7 +36,9 @@ class ImageArray(Table):
 
     columns = {"image": "image"}  # noqa: RUF012
 
-    def __init__(self, source: str, images: npt.NDArray[np.uint8], labels: Callable[[], Any]):
+    def __init__(
+        self, source: str, images: npt.NDArray[np.uint8], labels: Callable[[], Any]
+    ) -> None:
         self.source, self._images, self._labels = source, images, labels
         self._known: Any = None
 
