@@ -70,13 +70,13 @@ def assemble(specs: Mapping[str, TensorSpec], source: Naming, target: Naming) ->
     renamed = target.family.name == source.family.name
     for name, spec in specs.items():
         entry = source.entry(name)
-        found = None if entry is None else _parts_of(spec, entry)
+        own_parts = None if entry is None else _parts_of(spec, entry)
         if entry is None:
             unknown.append(spec)
-        elif found is None or not (renamed or _is_sound(found)):
+        elif own_parts is None or not (renamed or _is_sound(own_parts)):
             assembly.homeless[name] = f"{source.family.name} has no {list(spec.shape)} there"
         else:
-            parts |= found
+            parts |= own_parts
     for part in parts:
         _put(part, parts, target, assembly)
     if target.family.name != source.family.name:
@@ -102,9 +102,9 @@ def _parts_of(spec: TensorSpec, entry: Entry) -> dict[str, _Part] | None:
     }
 
 
-def _is_sound(found: Mapping[str, _Part]) -> bool:
+def _is_sound(own_parts: Mapping[str, _Part]) -> bool:
     """Whether all parts have as many dimensions as such parts have."""
-    for part, one in found.items():
+    for part, one in own_parts.items():
         ranks = ranks_of(part)
         if ranks is not None and len(one.shape) not in ranks:
             return False
@@ -125,21 +125,21 @@ def _put(part: str, parts: Mapping[str, _Part], target: Naming, assembly: Assemb
         return
     if place.name in assembly.specs:
         return
-    given = [parts.get(one) for one in place.entry.parts]
-    found = [one for one in given if one is not None]
-    alike = len({(one.shape, one.dtype) for one in found}) == 1
-    if len(found) != len(given) or not alike:
+    slots = [parts.get(one) for one in place.entry.parts]
+    own_parts = [one for one in slots if one is not None]
+    alike = len({(one.shape, one.dtype) for one in own_parts}) == 1
+    if len(own_parts) != len(slots) or not alike:
         assembly.homeless[own] = "q, k and v are not all there, or not alike"
         return
     turned = place.entry.layout == "turned"
-    shape = found[0].shape
-    if len(found) > 1:
-        shape = (len(found) * shape[0], *shape[1:])
+    shape = own_parts[0].shape
+    if len(own_parts) > 1:
+        shape = (len(own_parts) * shape[0], *shape[1:])
     assembly.specs[place.name] = TensorSpec(
-        place.name, _stored_shape(shape, place.entry.layout), found[0].dtype
+        place.name, _stored_shape(shape, place.entry.layout), own_parts[0].dtype
     )
     assembly.stretches[place.name] = tuple(
-        one.stretch._replace(turned=one.turned != turned) for one in found
+        one.stretch._replace(turned=one.turned != turned) for one in own_parts
     )
 
 

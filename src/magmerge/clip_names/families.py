@@ -205,11 +205,13 @@ class Naming:
         number, _, rest = inner.partition(".")
         if not number.isdigit():
             return self._places.get(part)
-        found = self._inside.get(rest)
-        if found is None or half not in self._layers:
+        inside = self._inside.get(rest)
+        if inside is None or half not in self._layers:
             return None
-        parts = tuple(f"{half}.{number}.{one}" for one in found.entry.parts)
-        return Place(f"{self._layers[half]}{number}.{found.name}", Entry(parts, found.entry.layout))
+        parts = tuple(f"{half}.{number}.{one}" for one in inside.entry.parts)
+        return Place(
+            f"{self._layers[half]}{number}.{inside.name}", Entry(parts, inside.entry.layout)
+        )
 
 
 def _half_of(name: str) -> str | None:
@@ -221,8 +223,8 @@ def family_of(names: Iterable[str]) -> str | None:
 
     All names may have one prefix, such as model. or image_encoder.model.
     """
-    found = recognise(names)
-    return None if found is None else found.family.name
+    naming = recognise(names)
+    return None if naming is None else naming.family.name
 
 
 def left_over(names: Iterable[str], own: Naming) -> list[str]:
@@ -264,7 +266,7 @@ def recognise(names: Iterable[str]) -> Naming | None:
 
 def _candidates(names: list[str]) -> list[Naming]:
     """Every family and variant with each prefix that one of its anchors is found under."""
-    found = []
+    candidates = []
     for bare in _of_prefix(""):
         prefixes = {
             name[: -len(anchor)]: None
@@ -273,7 +275,7 @@ def _candidates(names: list[str]) -> list[Naming]:
             if name == anchor or name.endswith(f".{anchor}")
         }
         # Each is held against all names.
-        found += [
+        candidates += [
             Naming(bare.family, prefix, bare.variant) for prefix in list(prefixes)[:MOST_PREFIXES]
         ]
-    return found
+    return candidates

@@ -99,10 +99,10 @@ class MixtureLayer(Layer):
         return torch.arange(first, first + self._count)
 
     def changes(self, call: Call, deltas: Deltas, _origin: Origin, /) -> Pieces:
-        tokens, chosen = _routing(call)
+        tokens, routes = _routing(call)
         kept = kept_tokens(tokens.shape[:-1], call.masks)
         for expert in range(self._count):
-            hit = (chosen == expert).any(dim=-1)
+            hit = (routes == expert).any(dim=-1)
             if kept is not None:
                 hit = hit & kept.to(hit.device)
             if not bool(hit.any()):
@@ -129,10 +129,10 @@ class MixtureLayer(Layer):
 def _routing(call: Call) -> tuple[Tensor, Tensor]:
     """Token features [tokens, features] and the experts chosen for each, [tokens, k]."""
     values: list[Any] = [*call.args, *call.kwargs.values()]
-    tokens, chosen = values[0], values[1] if len(values) > 1 else None
-    if not isinstance(chosen, Tensor) or chosen.is_floating_point() or chosen.ndim != 2:
+    tokens, routes = values[0], values[1] if len(values) > 1 else None
+    if not isinstance(routes, Tensor) or routes.is_floating_point() or routes.ndim != 2:
         raise NotLinearError("its call does not tell which tokens go to which expert")
-    return tokens.reshape(-1, tokens.shape[-1]), chosen
+    return tokens.reshape(-1, tokens.shape[-1]), routes
 
 
 def is_mixture(module: nn.Module) -> bool:

@@ -223,7 +223,7 @@ def conclude(
             with_it = sums.settled.get(tensor, one.layer.name)
             if one.layer.name not in sums.failed and one.layer.name == with_it:
                 holders[tensor].append(one)
-    gains = {tensor: gains_of(tensor, found, sums, experts) for tensor, found in holders.items()}
+    gains = {tensor: gains_of(tensor, own, sums, experts) for tensor, own in holders.items()}
     blind = [Uncovered(name, reason) for name, reason in sums.failed.items()]
     blind += [
         Uncovered(one.layer.name, "no sample came to it")
@@ -239,16 +239,16 @@ def conclude(
     return Estimate(seen, [*uncovered, *dict.fromkeys(blind)])
 
 
-def gains_of(tensor: str, found: Sequence[Followed], sums: Sums, experts: int) -> Tensor:
+def gains_of(tensor: str, layers: Sequence[Followed], sums: Sums, experts: int) -> Tensor:
     """A tensor's gains from the layers that hold it: [K], or [K, rows] where rows have parts."""
-    names = [one.layer.name for one in found]
-    local_name = next(p for p, t in found[0].tensors.items() if t == tensor)
-    rows = found[0].layer.rows(local_name)
-    wanted = [rows] if isinstance(rows, int) else sorted(set(rows.tolist()))
+    names = [one.layer.name for one in layers]
+    local_name = next(p for p, t in layers[0].tensors.items() if t == tensor)
+    rows = layers[0].layer.rows(local_name)
+    parts = [rows] if isinstance(rows, int) else sorted(set(rows.tolist()))
     table = torch.tensor(
-        [[sums.mean(names, part, expert) for part in wanted] for expert in range(experts)],
+        [[sums.mean(names, part, expert) for part in parts] for expert in range(experts)],
         dtype=torch.float64,
     )
     if isinstance(rows, int):
         return table[:, 0]
-    return table[:, torch.searchsorted(torch.tensor(wanted), rows)]
+    return table[:, torch.searchsorted(torch.tensor(parts), rows)]

@@ -74,30 +74,30 @@ def empty_model(source: Path, *, model_class: str | None, build: str | None) -> 
     return model
 
 
-def _from_transformers(folder: Path, wanted: str | None, *, loaded: bool) -> nn.Module:
+def _from_transformers(folder: Path, model_class: str | None, *, loaded: bool) -> nn.Module:
     with quiet_transformers() as transformers:
-        known = _class_of(transformers, folder, wanted)
+        kind = _class_of(transformers, folder, model_class)
         if not loaded and not any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES):
-            return _configured(transformers, known, folder)
+            return _configured(transformers, kind, folder)
         try:
-            return known.from_pretrained(  # type: ignore[no-any-return]
+            return kind.from_pretrained(  # type: ignore[no-any-return]
                 folder, dtype=torch.float32, trust_remote_code=False
             )
         except FAILURES as error:
             raise _unloadable(folder, error) from error
 
 
-def _configured(transformers: Any, known: Any, folder: Path) -> nn.Module:
+def _configured(transformers: Any, kind: Any, folder: Path) -> nn.Module:
     """A model of the class with the folder's configuration, and none of its weights."""
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        build = getattr(known, "from_config", None) or known._from_config
+        build = getattr(kind, "from_config", None) or kind._from_config
         return build(config)  # type: ignore[no-any-return]
     except FAILURES as error:
         raise _unloadable(folder, error) from error
 
 
-def _class_of(transformers: Any, folder: Path, wanted: str | None) -> Any:
+def _class_of(transformers: Any, folder: Path, model_class: str | None) -> Any:
     """The class that the user or the folder's config.json names, else AutoModel."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(
@@ -106,11 +106,11 @@ def _class_of(transformers: Any, folder: Path, wanted: str | None) -> Any:
             remedy="give a folder that transformers can load, a torch module (model=), or the "
             "function that builds the model (build=, --build package.module:function)",
         )
-    name = wanted or next(iter(read_config(folder).get("architectures") or ()), "AutoModel")
-    known = getattr(transformers, str(name), None)
-    if known is not None and hasattr(known, "from_pretrained"):
-        return known
-    if wanted is None:
+    name = model_class or next(iter(read_config(folder).get("architectures") or ()), "AutoModel")
+    kind = getattr(transformers, str(name), None)
+    if kind is not None and hasattr(kind, "from_pretrained"):
+        return kind
+    if model_class is None:
         return transformers.AutoModel
     raise UnknownNameError(
         f"transformers has no model class {name!r}",

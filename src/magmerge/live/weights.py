@@ -37,8 +37,8 @@ def matched(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], source: str
     """
     own = model.state_dict(keep_vars=True)
     names = stored_names(model, shapes)
-    given = {id(own[name]) for name in names}
-    given |= {
+    filled = {id(own[name]) for name in names}
+    filled |= {
         id(parameter)
         for owner in _without_pooler(model, names)
         for parameter in owner.pooler.parameters()  # type: ignore[union-attr]
@@ -47,7 +47,7 @@ def matched(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], source: str
         f"{name} of the {type(model).__name__} is not in {source}"
         for name, parameter in model.named_parameters()
         # PEFT puts adapters beside a layer; they are switched off meanwhile.
-        if id(parameter) not in given and ".lora_" not in name
+        if id(parameter) not in filled and ".lora_" not in name
     ]
     faults += [
         f"{stored} has shape {list(shapes[stored])} in {source}, {list(own[name].shape)} in "

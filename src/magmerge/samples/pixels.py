@@ -115,17 +115,17 @@ def decoded(image: Picture) -> Any:
     # decode at once. So what Pillow only warns of is refused by its size.
     with ExitStack() as stack:
         try:
-            opened = image.content() if isinstance(image, StoredPicture) else image
-            if isinstance(opened, Path | BytesIO):
-                opened = stack.enter_context(library.open(opened, formats=FORMATS))
-            if opened.format in PROGRAMS:
-                raise ValueError(f"it is {opened.format}, which starts another program")
+            picture = image.content() if isinstance(image, StoredPicture) else image
+            if isinstance(picture, Path | BytesIO):
+                picture = stack.enter_context(library.open(picture, formats=FORMATS))
+            if picture.format in PROGRAMS:
+                raise ValueError(f"it is {picture.format}, which starts another program")
             most = library.MAX_IMAGE_PIXELS
-            if most is not None and opened.width * opened.height > most:
+            if most is not None and picture.width * picture.height > most:
                 raise library.DecompressionBombError(
-                    f"{opened.width} by {opened.height} pixels could be a decompression bomb"
+                    f"{picture.width} by {picture.height} pixels could be a decompression bomb"
                 )
-            return turned(opened).convert("RGB")
+            return turned(picture).convert("RGB")
         except library.DecompressionBombError as error:
             raise DataError(
                 f"refused: {error}", source=image, remedy="make the image smaller"

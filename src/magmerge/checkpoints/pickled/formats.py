@@ -39,32 +39,36 @@ class Legacy:
         system = _plain(stream, budget)
         if isinstance(system, dict) and system.get("little_endian") is False:
             raise RefusedError("it was written on a big-endian machine")
-        found = Machine(stream, budget, self._persistent).load()
+        content = Machine(stream, budget, self._persistent).load()
         self._place(_plain(stream, budget), stream.tell(), stream)
-        return found
+        return content
 
-    def _persistent(self, given: Any) -> Any:
-        if not isinstance(given, tuple) or len(given) < 2:
+    def _persistent(self, reference: Any) -> Any:
+        if not isinstance(reference, tuple) or len(reference) < 2:
             raise DamagedError("it refers to a storage in no known way")
-        if given[0] == "module":
+        if reference[0] == "module":
             # A class, beside the text of its source.
-            return given[1]
-        if given[0] != "storage" or len(given) not in (5, 6):
+            return reference[1]
+        if reference[0] != "storage" or len(reference) not in (5, 6):
             raise DamagedError("it refers to a storage in no known way")
-        kind, key, _, count, *view = given[1:]
+        kind, key, _, count, *view = reference[1:]
         if not isinstance(key, str):
             raise DamagedError("a storage's key is no text")
         storage = self._storages.setdefault(key, stored(kind, count, self._home))
         return self._view(storage, view[0]) if view and view[0] is not None else storage
 
-    def _view(self, root: Storage, given: Any) -> Storage:
+    def _view(self, root: Storage, reference: Any) -> Storage:
         """A part of a storage: key, first entry, number of entries."""
-        sound = isinstance(given, tuple) and len(given) == 3 and isinstance(given[0], str)
-        if not sound or not all(isinstance(n, int) and n >= 0 for n in given[1:]):
+        sound = (
+            isinstance(reference, tuple) and len(reference) == 3 and isinstance(reference[0], str)
+        )
+        if not sound or not all(isinstance(n, int) and n >= 0 for n in reference[1:]):
             raise DamagedError("it refers to a part of a storage in no known way")
         width = WIDTHS[root.dtype or "uint8"]
-        part = Storage(root.dtype, given[2] * width, self._home, None, root, given[1] * width)
-        return self._views.setdefault(given[0], part)
+        part = Storage(
+            root.dtype, reference[2] * width, self._home, None, root, reference[1] * width
+        )
+        return self._views.setdefault(reference[0], part)
 
     def _place(self, keys: Any, position: int, stream: Stream) -> None:
         """Say where each storage is: its number of entries in 8 bytes, then the entries."""
@@ -105,9 +109,9 @@ def read_nested(content: bytes, budget: Budget) -> Any:
     magic = _plain(stream, budget)
     if magic != MAGIC:
         raise DamagedError("the bytes of a storage are not in torch's format")
-    found = Legacy(content, len(content)).read(stream, budget)
+    held = Legacy(content, len(content)).read(stream, budget)
     budget.depth -= 1
-    return found
+    return held
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,8 +37,8 @@ def call(function: Any, arguments: tuple[Any, ...], budget: Budget) -> Any:
     rebuild = REBUILDERS.get(function.name)
     if rebuild is None:
         return Record(function.name, arguments)
-    found = rebuild(arguments, budget)
-    return Record(function.name, arguments) if found is None else found
+    value = rebuild(arguments, budget)
+    return Record(function.name, arguments) if value is None else value
 
 
 def build(owner: Any, state: Any, budget: Budget) -> Any:
@@ -61,15 +61,15 @@ def _dictionary(arguments: tuple[Any, ...], budget: Budget) -> Any:
     """OrderedDict() or OrderedDict(pairs); entries follow for the first."""
     if not arguments:
         return {}
-    given = arguments[0]
-    if len(arguments) > 1 or not isinstance(given, dict | list | tuple):
+    content = arguments[0]
+    if len(arguments) > 1 or not isinstance(content, dict | list | tuple):
         return None
-    budget.make(len(given))
-    if isinstance(given, dict):
-        return dict(given)
-    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in given):
+    budget.make(len(content))
+    if isinstance(content, dict):
+        return dict(content)
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in content):
         return None
-    return {key_of(key): value for key, value in given}
+    return {key_of(key): value for key, value in content}
 
 
 def _set(arguments: tuple[Any, ...], budget: Budget) -> Any:
@@ -85,10 +85,10 @@ def _bytes(arguments: tuple[Any, ...], budget: Budget) -> Any:
     """bytes() and bytearray() of nothing, of bytes, and of text that spells bytes."""
     if not arguments:
         return b""
-    given = arguments[0]
-    if isinstance(given, bytes | bytearray) and len(arguments) == 1:
-        budget.convert(len(given))
-        return bytes(given)
+    content = arguments[0]
+    if isinstance(content, bytes | bytearray) and len(arguments) == 1:
+        budget.convert(len(content))
+        return bytes(content)
     return _encode(arguments, budget) if len(arguments) == 2 else None
 
 
@@ -107,11 +107,11 @@ def _encode(arguments: tuple[Any, ...], budget: Budget) -> Any:
 
 def _size(arguments: tuple[Any, ...], budget: Budget) -> Any:
     """torch.Size"""
-    given = arguments[0] if len(arguments) == 1 else ()
-    if not isinstance(given, list | tuple):
+    content = arguments[0] if len(arguments) == 1 else ()
+    if not isinstance(content, list | tuple):
         return None
-    budget.make(len(given))
-    return tuple(given)
+    budget.make(len(content))
+    return tuple(content)
 
 
 def _strided(arguments: tuple[Any, ...], _: Budget) -> Any:
@@ -134,9 +134,9 @@ def _moved(arguments: tuple[Any, ...], _: Budget) -> Any:
     if len(arguments) < 2:
         return None
     data, dtype = arguments[:2]
-    found = arrays.as_tensor(data) if isinstance(data, ArrayRecord) else data
-    same = isinstance(found, TensorRecord) and found.dtype == name_of_dtype(dtype)
-    return found if same else None
+    value = arrays.as_tensor(data) if isinstance(data, ArrayRecord) else data
+    same = isinstance(value, TensorRecord) and value.dtype == name_of_dtype(dtype)
+    return value if same else None
 
 
 def _typed(arguments: tuple[Any, ...], budget: Budget) -> Any:

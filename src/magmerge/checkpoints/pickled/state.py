@@ -119,21 +119,21 @@ def _average(entries: Mapping[Any, Any], raw: Any) -> ModelState | None:
     if not key:
         return None
     try:
-        found = collect(value)
+        model = collect(value)
     except RefusedError as error:
         raise _unread(key, error.problem) from error
     if raw is None:
-        found.unwrap()
-    elif set(found.tensors) != set(collect(raw).tensors):
-        found.unwrap()
-        if set(found.tensors) != set(collect(raw).tensors):
+        model.unwrap()
+    elif set(model.tensors) != set(collect(raw).tensors):
+        model.unwrap()
+        if set(model.tensors) != set(collect(raw).tensors):
             raise _unread(key, "they are not those of the model beside it")
-    found.holds = f"{found.holds}, the average under {spoken(key)}"
+    model.holds = f"{model.holds}, the average under {spoken(key)}"
     if raw is not None:
-        found.note = (
+        model.note = (
             f"it holds averaged weights ({key}) beside the raw ones: the averaged are taken"
         )
-    return found
+    return model
 
 
 def _averages(entries: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
@@ -170,21 +170,21 @@ def _holds_tensors(value: Any, depth: int = 3) -> bool:
 
 
 def _of_state(entries: Mapping[Any, Any], holds: str) -> ModelState:
-    found = ModelState(holds)
+    model = ModelState(holds)
     odd = {}
     for key, value in entries.items():
         name = _name(key)
-        if not found.add(name, value):
+        if not model.add(name, value):
             odd[name] = value
     if not entries:
         raise EmptyError("it is empty")
     if odd:
         raise RefusedError(f"these keys hold no tensor: {_listing(odd)}")
-    return found
+    return model
 
 
 def _of_module(module: Record) -> ModelState:
-    found = ModelState(module.name)
+    model = ModelState(module.name)
     seen = 0
     waiting: list[tuple[str, Any, int]] = [("", module, 0)]
     while waiting:
@@ -194,22 +194,22 @@ def _of_module(module: Record) -> ModelState:
             raise RefusedError("its modules are in each other without end")
         if not _is_module(one):
             raise RefusedError(f"its module {spoken(prefix[:-1])} is {_spoken(one)}")
-        found.classes.add(one.name)
-        found.look_at(sum(len(one.state[part]) for part in PARTS))
-        _add_own(found, one, prefix)
+        model.classes.add(one.name)
+        model.look_at(sum(len(one.state[part]) for part in PARTS))
+        _add_own(model, one, prefix)
         inner = [
-            (found.joined(prefix, f"{key}."), value, depth + 1)
+            (model.joined(prefix, f"{key}."), value, depth + 1)
             for key, value in _part(one, "_modules")
             if value is not None
         ]
         # A stack gives back the last one first.
         waiting += reversed(inner)
-    if not found.tensors:
+    if not model.tensors:
         raise RefusedError(f"the {spoken(module.name)} in it has no tensors")
-    return found
+    return model
 
 
-def _add_own(found: ModelState, module: Record, prefix: str) -> None:
+def _add_own(model: ModelState, module: Record, prefix: str) -> None:
     """A module's own parameters, then those of its buffers that are stored."""
     passing = module.state.get("_non_persistent_buffers_set") or ()
     if not isinstance(passing, set | frozenset):
@@ -218,8 +218,8 @@ def _add_own(found: ModelState, module: Record, prefix: str) -> None:
         for key, value in _part(module, part):
             if value is None or (part == "_buffers" and key in passing):
                 continue
-            name = found.joined(prefix, key)
-            if not found.add(name, value):
+            name = model.joined(prefix, key)
+            if not model.add(name, value):
                 raise RefusedError(f"its {spoken(name)} is {_spoken(value)}")
 
 

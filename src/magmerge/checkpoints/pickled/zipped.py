@@ -71,10 +71,10 @@ class Archive:
         self._stream.seek(start)
         return self._stream.read(size)
 
-    def _persistent(self, given: Any) -> Any:
-        if not isinstance(given, tuple) or len(given) != 5 or given[0] != "storage":
+    def _persistent(self, reference: Any) -> Any:
+        if not isinstance(reference, tuple) or len(reference) != 5 or reference[0] != "storage":
             raise DamagedError("it refers to a storage in no known way")
-        kind, key, _, count = given[1:]
+        kind, key, _, count = reference[1:]
         if not isinstance(key, str):
             raise DamagedError("a storage's key is no text")
         storage = stored(kind, count, self._file)
