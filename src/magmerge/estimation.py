@@ -16,8 +16,8 @@ from magmerge.engine.layer import Merged, calibrate_layer
 from magmerge.engine.stages import Treatment
 from magmerge.errors import MagmergeError
 from magmerge.kinds import read_model_config
-from magmerge.live.finding import Followed, follow
-from magmerge.live.measuring import (
+from magmerge.live.coverage import Followed, follow
+from magmerge.live.gains import (
     Estimate,
     Measure,
     Sums,

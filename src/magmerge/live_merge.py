@@ -15,8 +15,8 @@ from magmerge.checkpoints.writer import MemorySink, Sink
 from magmerge.engine.job import Job, Models, Work
 from magmerge.engine.passes import bench_for, run_pass
 from magmerge.errors import MagmergeError, ParameterError, StructureError
-from magmerge.live.building import bare_model, empty_model
-from magmerge.live.offloading import Offload
+from magmerge.live.modules import bare_model, empty_model
+from magmerge.live.offload import Offload
 from magmerge.live.weights import ModelSink, load, matched, take_off_pooler
 from magmerge.types import Plan
 

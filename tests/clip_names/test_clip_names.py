@@ -167,7 +167,7 @@ def test_only_what_is_asked_for_is_read() -> None:
 
     class Watching:
         specs, ties, kinds = checkpoint.specs, checkpoint.ties, checkpoint.kinds
-        source, folder, files = "watched", None, ()
+        source, folder, files, notes = "watched", None, (), ()
 
         def read(self, name: str) -> Tensor:
             asked.append(name)

@@ -25,7 +25,7 @@ from transformers import (
 from magmerge.errors import MagmergeError, StructureError
 from tests.live.test_compound import TOKENS, family, inputs_of, ratio, records_of
 from tests.live.test_exactness import loaded, merged_by
-from tests.live.test_naming import VIT
+from tests.live.test_names import VIT
 
 
 class Standardised(nn.Conv2d):

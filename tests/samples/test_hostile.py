@@ -14,7 +14,6 @@ from PIL import Image
 
 from magmerge.errors import MagmergeError
 from magmerge.samples import DataError, Preparation, prepare, read_samples
-from magmerge.samples import lines as lines_module
 
 PLAIN = Preparation(image_size=4, mean=(0.5,) * 3, std=(0.5,) * 3)
 GOOD = b'{"text": "a"}\n'
@@ -60,10 +59,9 @@ def test_broken_files_name_the_place(
 def test_a_line_without_end_is_not_read_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from magmerge.samples import line_tables
+    from magmerge.samples import text_tables
 
-    for module in (lines_module, line_tables):
-        monkeypatch.setattr(module, "LIMIT", 1 << 20)
+    monkeypatch.setattr(text_tables, "LIMIT", 1 << 20)
     for name in ("a.jsonl", "a.csv", "a.txt"):
         (tmp_path / name).write_bytes(b"text\n" + b"a" * (1 << 21))
         with pytest.raises(DataError, match="line 2 is longer than 1 MiB"):

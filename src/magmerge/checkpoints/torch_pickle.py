@@ -9,11 +9,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from magmerge.checkpoints.memory import MemoryCheckpoint
-from magmerge.checkpoints.pickled.collecting import collect
-from magmerge.checkpoints.pickled.reading import read
-from magmerge.checkpoints.pickled.realising import Realiser
+from magmerge.checkpoints.pickled.formats import read
 from magmerge.checkpoints.pickled.rebuilders import is_data
 from magmerge.checkpoints.pickled.refusals import EmptyError, RefusedError
+from magmerge.checkpoints.pickled.state import collect
+from magmerge.checkpoints.pickled.views import Realiser
 from magmerge.errors import CheckpointError, EmptyCheckpointError
 
 if TYPE_CHECKING:

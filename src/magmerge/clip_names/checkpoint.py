@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from magmerge import dtypes
-from magmerge.clip_names.assembling import TAKEN, Assembly, Stretch, assemble
-from magmerge.clip_names.family import BIAS, BUFFERS, Naming
-from magmerge.clip_names.recognising import FAMILIES, left_over, recognise
+from magmerge.clip_names.assembly import TAKEN, Assembly, Stretch, assemble
+from magmerge.clip_names.families import BIAS, BUFFERS, FAMILIES, Naming, left_over, recognise
 from magmerge.errors import CheckpointError, UnknownNameError, printable, suggestion
 from magmerge.models import Checkpoint
 from magmerge.types import Kind
@@ -35,6 +33,8 @@ class ClipCheckpoint:
         self, checkpoint: Checkpoint, assembly: Assembly, lender: Checkpoint | None = None
     ) -> None:
         self._checkpoint = checkpoint
+        self.source, self.folder = checkpoint.source, checkpoint.folder
+        self.files, self.notes = checkpoint.files, checkpoint.notes
         self._lent: dict[str, Checkpoint] = (
             {} if lender is None else dict.fromkeys(assembly.lent, lender)
         )
@@ -56,26 +56,6 @@ class ClipCheckpoint:
         self.kinds: Mapping[str, Kind] = MappingProxyType(
             {whole[name]: kind for name, kind in checkpoint.kinds.items() if name in whole}
         )
-
-    @property
-    def source(self) -> str:
-        """As the stored checkpoint's."""
-        return self._checkpoint.source
-
-    @property
-    def folder(self) -> Path | None:
-        """As the stored checkpoint's."""
-        return self._checkpoint.folder
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """As the stored checkpoint's."""
-        return self._checkpoint.files
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """As the stored checkpoint's."""
-        return self._checkpoint.notes
 
     def read(self, name: str) -> Tensor:
         """The tensor that is `name` here."""

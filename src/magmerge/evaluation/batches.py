@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from magmerge.errors import MagmergeError
-from magmerge.live.observing import placed
+from magmerge.live.calls import placed
 from magmerge.samples import Inputs
 
 

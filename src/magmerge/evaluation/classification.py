@@ -17,7 +17,7 @@ from magmerge.errors import CheckpointError, MagmergeError
 from magmerge.evaluation.batches import Batch, forward
 from magmerge.evaluation.entries import Features
 from magmerge.samples import Images, Inputs, Preparation, Rows, Texts, prepare
-from magmerge.samples.picturing import Pixels, open_processor
+from magmerge.samples.pixels import Pixels, open_processor
 from magmerge.samples.rows import Picture
 
 BATCH = 32

@@ -20,7 +20,7 @@ from magmerge.errors import suggestion as near
 from magmerge.evaluation.harness_bars import told
 from magmerge.evaluation.intervals import Z
 from magmerge.evaluation.scores import Scores, TaskScore
-from magmerge.live.building import quiet_transformers
+from magmerge.live.modules import quiet_transformers
 from magmerge.machine import Progress
 from magmerge.samples.extras import needed
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from magmerge.evaluation.weights import Weights
-from magmerge.samples.picturing import PROCESSOR
-from magmerge.samples.tokenizing import FILES
+from magmerge.samples.pixels import PROCESSOR
+from magmerge.samples.tokens import FILES
 
 DECIDING = (
     "config.json",

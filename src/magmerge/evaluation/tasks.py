@@ -23,7 +23,7 @@ from magmerge.evaluation.labels import (
 )
 from magmerge.evaluation.language import choice_batches, text_batches
 from magmerge.samples import DataError, Images, Rows, Texts, has_splits, read_samples
-from magmerge.samples.tokenizing import open_tokenizer, token_limit
+from magmerge.samples.tokens import open_tokenizer, token_limit
 
 SCORES = {"f1": metrics.f1, "matthews": metrics.matthews}
 CORRELATIONS = {"pearson": metrics.pearson, "spearman": metrics.spearman}

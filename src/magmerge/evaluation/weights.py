@@ -20,7 +20,7 @@ from magmerge.clip_names import family_of, in_family
 from magmerge.engine.result import Result
 from magmerge.errors import ParameterError
 from magmerge.evaluation.entries import ModelEntry
-from magmerge.live.building import WEIGHT_FILES, bare_model
+from magmerge.live.modules import WEIGHT_FILES, bare_model
 from magmerge.live.weights import load, matched
 from magmerge.models import Checkpoint
 from magmerge.pipeline import merge

@@ -4,70 +4,68 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from magmerge.live.layers import Call, Deltas, NotLinearError, Origin, kept_tokens, with_parameters
+from magmerge.live.layers import (
+    Call,
+    Deltas,
+    Layer,
+    NotLinearError,
+    Origin,
+    Pieces,
+    kept_tokens,
+    tokens_of,
+    with_parameters,
+)
+
+APART = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
-class AttentionLayer:
+class AttentionLayer(Layer):
     """torch's MultiheadAttention: query, key and value, and the projection of what they give.
 
     Parts 0, 1 and 2 are thirds of in_proj (or q_proj_weight and its kin), part 3 is out_proj.
     """
 
-    parts = 4
+    module: nn.MultiheadAttention
 
-    def __init__(self, name: str, module: nn.MultiheadAttention, parameters: Sequence[str]) -> None:
-        self.name, self.module, self.parameters = name, module, parameters
-
-    def rows(self, parameter: str) -> Tensor | int:
+    def rows(self, parameter: str, /) -> Tensor | int:
         if parameter.startswith("out_proj."):
             return 3
         if parameter.startswith("in_proj"):
             return torch.arange(3).repeat_interleave(self.module.embed_dim)
-        return ("q_proj_weight", "k_proj_weight", "v_proj_weight").index(parameter)
+        return APART.index(parameter)
 
-    def changes(
-        self,
-        call: Call,
-        deltas: Deltas,
-        origin: Origin,  # noqa: ARG002
-    ) -> Iterator[tuple[int, Tensor]]:
-        given = self._given(call)
-        bias = deltas.get("in_proj_bias")
+    def changes(self, call: Call, deltas: Deltas, _origin: Origin, /) -> Pieces:
+        arguments, bias = self._arguments(call), deltas.get("in_proj_bias")
+        weights = [deltas.get(name) for name in APART]
+        if "in_proj_weight" in deltas:
+            weights = list(deltas["in_proj_weight"].chunk(3))
+        biases = [None] * 3 if bias is None else bias.chunk(3)
         for part, role in enumerate(("query", "key", "value")):
-            inputs = given[role].float()
-            yield part, self._linear(inputs, self._third(deltas, part), _chunk(bias, part), call)
+            inputs = arguments[role].float()
+            yield part, self._linear(inputs, weights[part], biases[part], call)
         weight, shift = deltas.get("out_proj.weight"), deltas.get("out_proj.bias")
         if weight is not None or shift is not None:
             yield 3, self._linear(self._context(call), weight, shift, call)
 
-    def _given(self, call: Call) -> dict[str, Any]:
+    def _arguments(self, call: Call) -> dict[str, Any]:
         """The call's arguments by name."""
         signature = inspect.signature(type(self.module).forward)
         return dict(
             list(signature.bind(self.module, *call.args, **call.kwargs).arguments.items())[1:]
         )
 
-    def _third(self, deltas: Deltas, part: int) -> Tensor | None:
-        fused = deltas.get("in_proj_weight")
-        if fused is not None:
-            return fused.chunk(3)[part]
-        return deltas.get(("q_proj_weight", "k_proj_weight", "v_proj_weight")[part])
-
     def _linear(
         self, inputs: Tensor, weight: Tensor | None, bias: Tensor | None, call: Call
     ) -> Tensor:
         if inputs.ndim == 3 and not self.module.batch_first:
             inputs = inputs.transpose(0, 1)
-        tokens = inputs.reshape(-1, inputs.shape[-1])
-        kept = kept_tokens(inputs.shape[:-1], call.masks)
-        tokens = tokens if kept is None else tokens[kept.to(tokens.device)]
+        tokens = tokens_of(inputs, call.masks)
         if weight is None:
             return torch.zeros(len(tokens), self.module.embed_dim, device=tokens.device)
         return functional.linear(tokens, weight, bias)
@@ -81,40 +79,30 @@ class AttentionLayer:
         )
         stand_in = copy.copy(own)
         stand_in.__dict__["_modules"] = {**own._modules, "out_proj": projection}
-        out: Tensor = stand_in.forward(**{**self._given(call), "need_weights": False})[0]
+        out: Tensor = stand_in.forward(**{**self._arguments(call), "need_weights": False})[0]
         return out.float()
 
 
-def _chunk(bias: Tensor | None, part: int) -> Tensor | None:
-    return None if bias is None else bias.chunk(3)[part]
-
-
-class MixtureLayer:
+class MixtureLayer(Layer):
     """The fused experts of a mixture model, [experts, ...]: each expert is a part of its own.
 
     Parts 0 to E - 1 are the first matrices (gate and value), parts E to 2 E - 1 the second. Which
     tokens an expert gets is in the call: token features, chosen experts and their weights.
     """
 
-    def __init__(self, name: str, module: nn.Module, parameters: Sequence[str]) -> None:
-        self.name, self.module, self.parameters = name, module, parameters
+    def __init__(self, name: str, module: nn.Module) -> None:
+        super().__init__(name, module)
         self._count = int(module.gate_up_proj.shape[0])  # type: ignore[index]
-        self.parts = 2 * self._count
 
-    def rows(self, parameter: str) -> Tensor | int:
+    def rows(self, parameter: str, /) -> Tensor | int:
         first = 0 if parameter.startswith("gate_up_proj") else self._count
         return torch.arange(first, first + self._count)
 
-    def changes(
-        self,
-        call: Call,
-        deltas: Deltas,
-        origin: Origin,  # noqa: ARG002
-    ) -> Iterator[tuple[int, Tensor]]:
-        tokens, chosen = _routing(call)
+    def changes(self, call: Call, deltas: Deltas, _origin: Origin, /) -> Pieces:
+        tokens, routes = _routing(call)
         kept = kept_tokens(tokens.shape[:-1], call.masks)
         for expert in range(self._count):
-            hit = (chosen == expert).any(dim=-1)
+            hit = (routes == expert).any(dim=-1)
             if kept is not None:
                 hit = hit & kept.to(hit.device)
             if not bool(hit.any()):
@@ -141,10 +129,10 @@ class MixtureLayer:
 def _routing(call: Call) -> tuple[Tensor, Tensor]:
     """Token features [tokens, features] and the experts chosen for each, [tokens, k]."""
     values: list[Any] = [*call.args, *call.kwargs.values()]
-    tokens, chosen = values[0], values[1] if len(values) > 1 else None
-    if not isinstance(chosen, Tensor) or chosen.is_floating_point() or chosen.ndim != 2:
+    tokens, routes = values[0], values[1] if len(values) > 1 else None
+    if not isinstance(routes, Tensor) or routes.is_floating_point() or routes.ndim != 2:
         raise NotLinearError("its call does not tell which tokens go to which expert")
-    return tokens.reshape(-1, tokens.shape[-1]), chosen
+    return tokens.reshape(-1, tokens.shape[-1]), routes
 
 
 def is_mixture(module: nn.Module) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,76 +31,51 @@ Deltas = Mapping[str, Tensor]
 """Changes of a layer's parameters, by their names in the module; others do not change."""
 Origin = Callable[[str], Tensor]
 """The base's weights of a layer's parameter, by its name in the module, in float32."""
+Pieces = Iterator[tuple[int, Tensor]]
+"""Parts of a layer, and pieces [tokens, features] of the change in their output."""
 
 
-class Layer(Protocol):
-    """A module, or some parameters of one, that have factors of their own."""
+class Layer:
+    """A module, or some parameters of one, that have factors of their own.
 
-    @property
-    def name(self) -> str:
-        """The module's path in the model."""
-        ...
+    `name` is the module's path in the model; `rows` is the part of the layer, with a factor of its
+    own, that each output row belongs to, None where all are one part.
+    """
 
-    @property
-    def module(self) -> nn.Module:
-        """What is called."""
-        ...
+    def __init__(self, name: str, module: nn.Module, rows: Tensor | None = None) -> None:
+        self.name, self.module, self._rows = name, module, rows
 
-    @property
-    def parameters(self) -> Sequence[str]:
-        """The parameters whose changes it answers to, by their paths in `module`."""
-        ...
-
-    @property
-    def parts(self) -> int:
-        """How many factors it has."""
-        ...
-
-    def rows(self, parameter: str) -> Tensor | int:
+    def rows(self, _parameter: str, /) -> Tensor | int:
         """The part that each output row of a parameter belongs to, or the one all belong to."""
-        ...
+        return 0 if self._rows is None else self._rows
 
-    def changes(self, call: Call, deltas: Deltas, origin: Origin) -> Iterator[tuple[int, Tensor]]:
-        """Parts and pieces [tokens, features] of the change in output that `deltas` make.
+    def changes(self, call: Call, deltas: Deltas, origin: Origin, /) -> Pieces:
+        """The change in output that `deltas` make.
 
         Without padding, and in the same pieces for any `deltas`. NotLinearError where the change
         is not in proportion to `deltas`.
         """
-        ...
+        raise NotImplementedError
 
 
-class TokenLayer:
+class TokenLayer(Layer):
     """A linear layer, a transposed one, or an embedding: every token is mapped on its own."""
 
-    def __init__(
-        self, name: str, module: nn.Module, parameters: Sequence[str], rows: Tensor | None
-    ) -> None:
-        self.name, self.module, self.parameters = name, module, parameters
-        self._rows = rows
-        self.parts = 1 if rows is None else int(rows.max()) + 1
-
-    def rows(self, parameter: str) -> Tensor | int:  # noqa: ARG002
-        return 0 if self._rows is None else self._rows
-
-    def changes(
-        self,
-        call: Call,
-        deltas: Deltas,
-        origin: Origin,  # noqa: ARG002
-    ) -> Iterator[tuple[int, Tensor]]:
+    def changes(self, call: Call, deltas: Deltas, _origin: Origin, /) -> Pieces:
         inputs = call.args[0] if call.args else next(iter(call.kwargs.values()))
-        looked_up = isinstance(self.module, nn.Embedding)
-        tokens = inputs.reshape(-1) if looked_up else inputs.reshape(-1, inputs.shape[-1])
-        kept = kept_tokens(inputs.shape if looked_up else inputs.shape[:-1], call.masks)
-        if kept is not None:
-            tokens = tokens[kept.to(tokens.device)]
+        embeds = isinstance(self.module, nn.Embedding)
+        if embeds:
+            inputs = inputs.unsqueeze(-1)
+        tokens = tokens_of(inputs, call.masks)
         weight, bias = deltas.get("weight"), deltas.get("bias")
-        size = max(1, CHUNK // _width(self.module))
+        axis = 1 if embeds or is_turned(self.module) else 0
+        own: Any = self.module.weight
+        size = max(1, CHUNK // own.shape[axis])
         for start in range(0, len(tokens), size):
             piece = tokens[start : start + size]
-            if looked_up:
+            if embeds:
                 assert weight is not None
-                out = weight[piece]
+                out = weight[piece[:, 0]]
             else:
                 out = self._product(piece.float(), weight, bias)
             yield from split(out, self._rows)
@@ -113,46 +88,35 @@ class TokenLayer:
         return tokens @ matrix if bias is None else torch.addmm(bias, tokens, matrix)
 
 
-class KnownLayer:
+class KnownLayer(Layer):
     """A norm or a convolution of torch's own, whose forward is linear in its parameters.
 
     Its forward is called with the changes in the parameters' place. `features` is how many axes of
     its output at the end are features; 0 where they are the second axis.
     """
 
-    parts = 1
-
-    def __init__(
-        self, name: str, module: nn.Module, parameters: Sequence[str], *, features: int
-    ) -> None:
-        self.name, self.module, self.parameters = name, module, parameters
+    def __init__(self, name: str, module: nn.Module, *, features: int) -> None:
+        super().__init__(name, module)
         self._features = features
 
-    def rows(self, parameter: str) -> Tensor | int:  # noqa: ARG002
-        return 0
-
-    def changes(
-        self,
-        call: Call,
-        deltas: Deltas,
-        origin: Origin,  # noqa: ARG002
-    ) -> Iterator[tuple[int, Tensor]]:
+    def changes(self, call: Call, deltas: Deltas, _origin: Origin, /) -> Pieces:
         own = self.module.named_parameters(recurse=False)
         changed = {
             name: deltas.get(name, torch.zeros_like(parameter, dtype=torch.float32))
             for name, parameter in own
         }
         stand_in = with_parameters(self.module, changed)
-        buffers = self.module._buffers
-        stand_in.__dict__["_buffers"] = dict(zip(buffers, widened(buffers.values()), strict=True))
-        keywords = dict(zip(call.kwargs, widened(call.kwargs.values()), strict=True))
-        out = stand_in.forward(*widened(call.args), **keywords)
+        buffers, keywords = self.module._buffers.items(), call.kwargs.items()
+        stand_in.__dict__["_buffers"] = {name: _widened(value) for name, value in buffers}
+        out = stand_in.forward(
+            *map(_widened, call.args), **{name: _widened(value) for name, value in keywords}
+        )
         out = out.movedim(1, -1) if self._features == 0 else out.flatten(-self._features)
         yield 0, tokens_of(out, call.masks)
 
 
 def tokens_of(out: Tensor, masks: Sequence[Tensor]) -> Tensor:
-    """[tokens, features] from an output whose last axis is features, without padding."""
+    """[tokens, features] from a tensor whose last axis is features, without padding."""
     tokens = out.reshape(-1, out.shape[-1])
     kept = kept_tokens(out.shape[:-1], masks)
     return tokens if kept is None else tokens[kept.to(tokens.device)]
@@ -168,15 +132,12 @@ def with_parameters(module: Module, parameters: Mapping[str, Tensor]) -> Module:
     return stand_in
 
 
-def widened(values: Any) -> tuple[Any, ...]:
-    """The values, with tensors of features in float32."""
-    return tuple(
-        value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
-        for value in values
-    )
+def _widened(value: Any) -> Any:
+    """A tensor of features in float32; any other value as it is."""
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def split(out: Tensor, rows: Tensor | None) -> Iterator[tuple[int, Tensor]]:
+def split(out: Tensor, rows: Tensor | None) -> Pieces:
     """Each part's own columns of [tokens, features]."""
     if rows is None:
         yield 0, out
@@ -203,10 +164,3 @@ def kept_tokens(shape: Sequence[int], masks: Sequence[Tensor]) -> Tensor | None:
 def is_turned(module: nn.Module) -> bool:
     """Whether it is transformers' Conv1D, whose weight is [in, out]."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
-
-
-def _width(module: nn.Module) -> int:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    turned = is_turned(module) or isinstance(module, nn.Embedding)
-    return weight.shape[1] if turned else weight.shape[0]

@@ -4,106 +4,95 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
-from magmerge.live.finding import Followed
+from magmerge.live.calls import Listener
+from magmerge.live.coverage import Followed
 from magmerge.live.layers import Call
-from magmerge.live.observing import Listener
 
 Arrivals = Sequence[tuple[int, Call]]
 """Which runs have come to a layer, and with what."""
 
 
-class _Stopped(BaseException):
+class _StopError(BaseException):
     """Ends a run whose neighbour failed."""
 
 
-@dataclass(slots=True)
 class _Run:
-    """One run in its own thread. It computes only while `go` is given to it."""
+    """One run in its own thread, which computes only within `step`; `at` is where it waits."""
 
-    thread: threading.Thread | None = None
-    go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
-    rests: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
-    layer: Followed | None = None
-    call: Call | None = None
-    error: BaseException | None = None
-    stopped: bool = False
+    def __init__(self, run: Callable[[Listener], object], settled: set[str]) -> None:
+        self.at: tuple[Followed, Call] | None = None
+        self._run, self._settled = run, settled
+        self._go, self._rest = threading.Semaphore(0), threading.Semaphore(0)
+        self._error: BaseException | None = None
+        self._stop = False
+        self._thread = threading.Thread(target=self._main, daemon=True)
+        self._thread.start()
 
+    def step(self) -> None:
+        """Compute until the run waits at a layer or ends."""
+        self.at = None
+        self._go.release()
+        self._rest.acquire()
+        if self._error is not None:
+            raise self._error
 
-class Lockstep:
-    """Runs that come to each layer together, so that it can be changed before any passes it.
+    def close(self) -> None:
+        """End the run where it waits."""
+        self._stop = True
+        self._go.release()
+        self._thread.join()
 
-    One run computes at a time; the others wait. `order` names the layers as a plain run comes to
-    them: where runs wait at different layers, as in a mixture of experts, the earliest is settled
-    first. `settle` is called with a layer and those runs that are at its first call.
-    """
+    def _listen(self, layer: Followed, call: Call) -> None:
+        if layer.layer.name not in self._settled:
+            self.at = layer, call
+            self._rest.release()
+            self._wait()
 
-    def __init__(self, order: Sequence[str], settle: Callable[[Followed, Arrivals], None]) -> None:
-        self._rank = {name: place for place, name in enumerate(order)}
-        self._settle = settle
-        self._settled: set[str] = set()
-        self._runs: list[_Run] = []
+    def _wait(self) -> None:
+        self._go.acquire()
+        if self._stop:
+            raise _StopError
 
-    def carry_out(self, runs: Sequence[Callable[[Listener], object]]) -> None:
-        """Run all; each is given the listener to observe with. The first error is raised."""
-        self._runs = [_Run() for _ in runs]
-        for state, run in zip(self._runs, runs, strict=True):
-            state.thread = threading.Thread(target=self._thread, args=(state, run), daemon=True)
-            state.thread.start()
+    def _main(self) -> None:
         try:
-            for state in self._runs:
-                self._resume(state)
-            while waiting := [state for state in self._runs if state.layer is not None]:
-                self._pass_one_layer(waiting)
-        finally:
-            for state in self._runs:
-                state.stopped = True
-                state.go.release()
-            for state in self._runs:
-                assert state.thread is not None
-                state.thread.join()
-
-    def _pass_one_layer(self, waiting: Sequence[_Run]) -> None:
-        """Settle the earliest layer that a run waits at, and let those runs go on from it."""
-        layers = [state.layer for state in waiting if state.layer is not None]
-        layer = min(layers, key=lambda one: self._rank.get(one.layer.name, len(self._rank)))
-        here = [state for state in waiting if state.layer is layer]
-        arrivals = [(self._runs.index(s), s.call) for s in here if s.call is not None]
-        self._settle(layer, arrivals)
-        self._settled.add(layer.layer.name)
-        for state in here:
-            self._resume(state)
-
-    def _resume(self, state: _Run) -> None:
-        """Let one run compute until it waits at a layer or ends."""
-        state.layer = state.call = None
-        state.go.release()
-        state.rests.acquire()
-        if state.error is not None:
-            raise state.error
-
-    def _thread(self, state: _Run, run: Callable[[Listener], object]) -> None:
-        def listener(layer: Followed, call: Call) -> None:
-            if layer.layer.name in self._settled:
-                return
-            state.layer, state.call = layer, call
-            state.rests.release()
-            self._wait(state)
-
-        try:
-            self._wait(state)
-            run(listener)
-        except _Stopped:
+            self._wait()
+            self._run(self._listen)
+        except _StopError:
             pass
         except BaseException as error:
-            state.error = error
+            self._error = error
         finally:
-            state.layer = state.call = None
-            state.rests.release()
+            self.at = None
+            self._rest.release()
 
-    @staticmethod
-    def _wait(state: _Run) -> None:
-        state.go.acquire()
-        if state.stopped:
-            raise _Stopped
+
+def in_lockstep(
+    runs: Sequence[Callable[[Listener], object]],
+    order: Sequence[str],
+    settle: Callable[[Followed, Arrivals], None],
+) -> None:
+    """Runs that come to each layer together, so that it can be changed before any passes it.
+
+    Each run is given the listener to observe with. One computes at a time; the others wait. `order`
+    names the layers as a plain run comes to them: where runs wait at different layers, as in a
+    mixture of experts, the earliest is settled first. `settle` is called with a layer and those
+    runs that are at its first call. The first error of a run is raised.
+    """
+    rank = {name: place for place, name in enumerate(order)}
+    settled: set[str] = set()
+    states = [_Run(run, settled) for run in runs]
+    try:
+        for state in states:
+            state.step()
+        while places := [(n, *state.at) for n, state in enumerate(states) if state.at is not None]:
+            layers = [layer for _, layer, _ in places]
+            first = min(layers, key=lambda layer: rank.get(layer.layer.name, len(rank)))
+            here = [(n, call) for n, layer, call in places if layer is first]
+            settle(first, here)
+            settled.add(first.layer.name)
+            for n, _ in here:
+                states[n].step()
+    finally:
+        for state in states:
+            state.close()

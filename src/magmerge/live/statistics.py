@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 
 from magmerge.errors import MagmergeError
-from magmerge.live.observing import called, placed
+from magmerge.live.calls import run
 from magmerge.samples.rows import Inputs
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -26,24 +27,19 @@ def reestimate(
         raise MagmergeError(
             "this model has no batch norms", remedy="drop --batchnorm (batchnorm=True)"
         )
-    before = [module.momentum for _, module in norms]
-    for _, module in norms:
-        module.reset_running_stats()
-        module.momentum = None
-        module.training = True
-    try:
-        with torch.no_grad():
-            for calls in inputs.values():
-                for one in calls:
-                    args, kwargs = placed(one, model)
-                    called(model, args, kwargs, "an expert")
-    finally:
-        for (_, module), momentum in zip(norms, before, strict=True):
-            module.momentum, module.training = momentum, False
-    found = {}
+    with ExitStack() as stack, torch.no_grad():
+        for _, module in norms:
+            stack.callback(setattr, module, "momentum", module.momentum)
+            stack.callback(setattr, module, "training", False)
+            module.reset_running_stats()
+            module.momentum, module.training = None, True
+        for calls in inputs.values():
+            for call in calls:
+                run(model, call, "an expert")
+    tensors = {}
     for path, module in norms:
         for kind in ("running_mean", "running_var"):
             name = f"{path}.{kind}" if path else kind
             if name in names:
-                found[names[name]] = getattr(module, kind).detach().float().cpu().clone()
-    return found
+                tensors[names[name]] = getattr(module, kind).detach().float().cpu().clone()
+    return tensors

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -60,49 +61,39 @@ class Memory:
 def remembering(model: nn.Module, memory: Memory) -> Iterator[None]:
     """Within it the model's run is kept in `memory`."""
 
-    def keep(path: str) -> Any:
-        def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-            memory.calls.append((path, copy.deepcopy(output)))
+    with ExitStack() as stack:
+        for path, module in units_of(model):
 
-        return hook
+            def keep(_: nn.Module, __: Any, output: Any, path: str = path) -> None:
+                memory.calls.append((path, copy.deepcopy(output)))
 
-    handles = [unit.module.register_forward_hook(keep(unit.path)) for unit in units_of(model)]
-    try:
+            stack.callback(module.register_forward_hook(keep).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
 def resuming(model: nn.Module, memory: Memory, call: int) -> Iterator[None]:
     """Within it the model's run takes what its units put out before `call` from `memory`."""
-    count = 0
-    units = units_of(model)
+    numbers = itertools.count()
 
-    def replayed(module: nn.Module, path: str) -> Any:
+    def replay(module: nn.Module, path: str) -> Any:
         forward = module.forward
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            nonlocal count
-            number, count = count, count + 1
-            if number < call:
-                known, output = memory.calls[number]
-                assert known == path, "the model runs through its blocks in another order"
-                # What comes after may change it in place.
-                return copy.deepcopy(output)
-            return forward(*args, **kwargs)
+            number = next(numbers)
+            if number >= call:
+                return forward(*args, **kwargs)
+            known, output = memory.calls[number]
+            assert known == path, "the model runs through its blocks in another order"
+            # What comes after may change it in place.
+            return copy.deepcopy(output)
 
         return run
 
-    own = [(unit.module, unit.module.__dict__.get("forward")) for unit in units]
-    for unit in units:
-        unit.module.__dict__["forward"] = replayed(unit.module, unit.path)
-    try:
+    with ExitStack() as stack:
+        for path, module in units_of(model):
+            own = {name: value for name, value in module.__dict__.items() if name == "forward"}
+            module.__dict__["forward"] = replay(module, path)
+            stack.callback(module.__dict__.update, own)
+            stack.callback(module.__dict__.pop, "forward")
         yield
-    finally:
-        for module, forward in own:
-            if forward is None:
-                del module.__dict__["forward"]
-            else:
-                module.__dict__["forward"] = forward

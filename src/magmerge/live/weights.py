@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from magmerge.errors import CheckpointError, StructureError
-from magmerge.live.naming import stored_names
+from magmerge.live.names import stored_names
 from magmerge.types import Step
 
 
@@ -37,16 +37,17 @@ def matched(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], source: str
     """
     own = model.state_dict(keep_vars=True)
     names = stored_names(model, shapes)
-    given = {id(own[name]) for name in names}
-    given |= {
+    filled = {id(own[name]) for name in names}
+    filled |= {
         id(parameter)
-        for _, owner in _without_pooler(model, names)
+        for owner in _without_pooler(model, names)
         for parameter in owner.pooler.parameters()  # type: ignore[union-attr]
     }
     faults = [
         f"{name} of the {type(model).__name__} is not in {source}"
         for name, parameter in model.named_parameters()
-        if id(parameter) not in given and not _is_adapter(name)
+        # PEFT puts adapters beside a layer; they are switched off meanwhile.
+        if id(parameter) not in filled and ".lora_" not in name
     ]
     faults += [
         f"{stored} has shape {list(shapes[stored])} in {source}, {list(own[name].shape)} in "
@@ -87,72 +88,50 @@ def take_off_pooler(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> 
 
     Many encoders are published so.
     """
-    for _, owner in _without_pooler(model, stored_names(model, shapes)):
+    for owner in _without_pooler(model, stored_names(model, shapes)):
         owner.pooler = None  # type: ignore[assignment]
 
 
-def _without_pooler(model: nn.Module, names: Mapping[str, str]) -> list[tuple[str, nn.Module]]:
-    """The modules whose pooler is optional and gets nothing, with their paths."""
-    found = []
-    for prefix, owner in model.named_modules():
-        pooler = getattr(owner, "pooler", None)
+def _without_pooler(model: nn.Module, names: Mapping[str, str]) -> list[nn.Module]:
+    """The modules whose pooler is optional and gets nothing."""
+    owners = []
+    for path, owner in model.named_modules():
         optional = "add_pooling_layer" in inspect.signature(type(owner).__init__).parameters
-        if optional and isinstance(pooler, nn.Module):
-            inside = f"{prefix}.pooler." if prefix else "pooler."
+        if optional and isinstance(getattr(owner, "pooler", None), nn.Module):
+            inside = f"{path}.pooler." if path else "pooler."
             if not any(name.startswith(inside) for name in names):
-                found.append((prefix, owner))
-    return found
-
-
-def _is_adapter(name: str) -> bool:
-    """Whether PEFT put this parameter beside a layer; adapters are switched off meanwhile."""
-    return ".lora_" in name
+                owners.append(owner)
+    return owners
 
 
 @contextmanager
 def at_rest(model: nn.Module) -> Iterator[None]:
     """In evaluation mode, without adapters or fused attention, and afterwards as it was."""
-    modes = {module: module.training for module in model.modules()}
-    config = getattr(model, "config", None)
-    cached = getattr(config, "use_cache", None)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
-    # Fused kernels compute several layers at once, and none of them would be seen.
-    torch.backends.mha.set_fastpath_enabled(False)
-    if cached:
-        # What is kept for generating text would grow with every call.
-        config.use_cache = False  # type: ignore[union-attr]
-    try:
-        with without_adapters(model):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        if cached:
-            config.use_cache = cached  # type: ignore[union-attr]
-        for module, training in modes.items():
-            module.training = training
-
-
-@contextmanager
-def without_adapters(model: nn.Module) -> Iterator[None]:
-    """With PEFT's adapters switched off: what was merged is in the layers that they wrap."""
-    wrapped = [layer for layer in model.modules() if hasattr(layer, "base_layer")]
-    before = [bool(getattr(layer, "disable_adapters", False)) for layer in wrapped]
-    for layer in wrapped:
-        _switch(layer, on=False)
-    try:
-        yield
-    finally:
-        for layer, disabled in zip(wrapped, before, strict=True):
-            if not disabled:
-                _switch(layer, on=True)
-
-
-def _switch(layer: nn.Module, *, on: bool) -> None:
-    switch = getattr(layer, "enable_adapters", None)
-    if switch is None:
-        raise CheckpointError(
-            f"a {type(layer).__name__} wraps a layer in a way that magmerge does not know",
-            remedy="give the plain model, without adapters",
+    with ExitStack() as stack:
+        for module in model.modules():
+            stack.callback(setattr, module, "training", module.training)
+        model.eval()
+        # Fused kernels compute several layers at once, and none of them would be seen.
+        stack.callback(
+            torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
         )
-    switch(on)
+        torch.backends.mha.set_fastpath_enabled(False)
+        config = getattr(model, "config", None)
+        if config is not None and getattr(config, "use_cache", None):
+            # What is kept for generating text would grow with every call.
+            stack.callback(setattr, config, "use_cache", config.use_cache)
+            config.use_cache = False
+        # PEFT's adapters are switched off: what was merged is in the layers that they wrap.
+        for layer in model.modules():
+            if not hasattr(layer, "base_layer"):
+                continue
+            switch: Callable[[bool], None] | None = getattr(layer, "enable_adapters", None)
+            if switch is None:
+                raise CheckpointError(
+                    f"a {type(layer).__name__} wraps a layer in a way that magmerge does not know",
+                    remedy="give the plain model, without adapters",
+                )
+            if not getattr(layer, "disable_adapters", False):
+                stack.callback(switch, True)
+            switch(False)
+        yield

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from magmerge.errors import OutputError
-from magmerge.live.building import build_model
+from magmerge.live.modules import build_model
 from magmerge.reproduction.pipelines import Pipeline
 
 GB = 10**9

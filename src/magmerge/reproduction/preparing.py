@@ -17,7 +17,7 @@ from magmerge.checkpoints.own_files import check_replaceable
 from magmerge.checkpoints.renamed import RenamedCheckpoint, align
 from magmerge.errors import CheckpointError
 from magmerge.evaluation.weights import Stored
-from magmerge.live.building import quiet_transformers
+from magmerge.live.modules import quiet_transformers
 from magmerge.models import Checkpoint
 from magmerge.pipeline import merge
 from magmerge.suites.writing import MARK

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from magmerge.live.building import quiet_transformers
+from magmerge.live.modules import quiet_transformers
 from magmerge.reproduction.tiny_images import SIDE
 
 WIDTH = 64

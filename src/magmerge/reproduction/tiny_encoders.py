@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from magmerge.live.building import quiet_transformers
+from magmerge.live.modules import quiet_transformers
 from magmerge.reproduction.tiny_words import write_tokenizer
 
 WIDTH = 64

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ LABELS = ("labels", "label")
 """Tensors of these names are never inputs."""
 POSITIONAL = "inputs"
 """A sole tensor of this name is the model's first positional input."""
-ARRAY_KINDS = "fiub"
 HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -63,7 +62,7 @@ class ArrayFile:
 
 
 def _mapped(path: Path) -> np.ndarray[Any, Any]:
-    """The file's array, read where it is looked at; ValueError unless it holds what it says.
+    """The file's array, read where it is looked at; an error unless it holds what it says.
 
     The header is judged before numpy maps the file: on entries of no size it divides by zero, which
     ends the process.
@@ -72,31 +71,27 @@ def _mapped(path: Path) -> np.ndarray[Any, Any]:
         version = np.lib.format.read_magic(stream)
         if version not in HEADERS:
             raise ValueError(f"its header is of version {version}")
-        shape, column_major, dtype = HEADERS[version](stream)
-        offset = stream.tell()
-    if dtype.hasobject or dtype.kind not in ARRAY_KINDS or not shape or min(shape) < 0:
-        what = "objects" if dtype.hasobject else f"{dtype}"
-        raise ValueError(f"it holds {what} in {len(shape)} dimensions")
-    claimed, there = math.prod(shape) * dtype.itemsize, path.stat().st_size - offset
+        shape, _, dtype = HEADERS[version](stream)
+        there = path.stat().st_size - stream.tell()
+    if dtype.kind not in "fiub" or not shape or min(shape) < 0:
+        raise ValueError(f"it holds {dtype} in {len(shape)} dimensions")
+    claimed = math.prod(shape) * dtype.itemsize
     if claimed > there:
         raise ValueError(f"its header claims {claimed} bytes, and {there} are there")
-    if claimed == 0:
-        return np.empty(shape, dtype)
-    order: Literal["C", "F"] = "F" if column_major else "C"
-    return np.memmap(path, dtype, "r", offset, shape, order)
+    mapped: np.ndarray[Any, Any] = np.load(path, mmap_mode="r" if claimed else None)
+    return mapped
 
 
 class TensorFile:
     """A .safetensors file: keyword inputs by name, or `inputs` alone, which is positional."""
 
     def __init__(self, path: Path) -> None:
-        self.source, self._path = str(path), path
-        with self._opened() as stream:
-            names = list(stream.keys())
-            shapes = {name: tuple(stream.get_slice(name).get_shape()) for name in names}
+        self.source = str(path)
+        with self._stream() as stream:
+            shapes = {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
         counts = {shape[0] if shape else None for shape in shapes.values()}
-        self._names, self._count = names, next(iter(counts), None) or 0
-        if not set(names) - set(LABELS) or len(counts) > 1 or None in counts:
+        self._names, self._count = list(shapes), next(iter(counts), None) or 0
+        if not set(shapes) - set(LABELS) or len(counts) > 1 or None in counts:
             listing = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
             raise DataError(
                 f"its inputs do not have one number of rows: {listing or 'it is empty'}",
@@ -110,41 +105,41 @@ class TensorFile:
 
     def read(self, rows: Sequence[int], label_field: str | None, /) -> Tensors:
         """Floats become float32."""
-        inputs = [name for name in self._names if name not in (*LABELS, label_field)]
-        found = {name: self._part(name, rows) for name in inputs}
-        if inputs == [POSITIONAL]:
-            return Tensors((found[POSITIONAL],), {})
-        return Tensors((), found)
+        names = [name for name in self._names if name not in (*LABELS, label_field)]
+        tensors = {name: self._part(name, rows) for name in names}
+        if names == [POSITIONAL]:
+            return Tensors((tensors[POSITIONAL],), {})
+        return Tensors((), tensors)
 
     def labels(self, rows: Sequence[int], field: str, /) -> tuple[Any, ...]:
         """The tensor `field`, else `labels`; DataError unless it has one label a row."""
         name = next((name for name in (field, *LABELS) if name in self._names), None)
-        found = None if name is None else self._part(name, rows)
-        if found is None or found.dim() != 1:
+        labels = None if name is None else self._part(name, rows)
+        if labels is None or labels.dim() != 1:
             raise DataError(
-                f"it has no labels {field!r}" if found is None else f"{name} is not one a row",
-                source=self._path,
+                f"it has no labels {field!r}" if labels is None else f"{name} is not one a row",
+                source=self.source,
                 remedy="save the labels as a 1-D tensor named labels",
             )
-        return tuple(found.tolist())
+        return tuple(labels.tolist())
 
     def _part(self, name: str, rows: Sequence[int]) -> Tensor:
-        with self._opened() as stream:
+        with self._stream() as stream:
             if list(rows) == list(range(self._count)):
-                found: Tensor = stream.get_tensor(name)
+                tensor: Tensor = stream.get_tensor(name)
             else:
                 stored = stream.get_slice(name)
-                found = torch.cat([stored[row : row + 1] for row in rows])
-        return found.float() if found.is_floating_point() else found
+                tensor = torch.cat([stored[row : row + 1] for row in rows])
+        return tensor.float() if tensor.is_floating_point() else tensor
 
-    def _opened(self) -> Any:
+    def _stream(self) -> Any:
         from safetensors import SafetensorError, safe_open
 
         try:
-            return safe_open(self._path, framework="pt")
+            return safe_open(self.source, framework="pt")
         except (SafetensorError, OSError, ValueError) as error:
             raise DataError(
-                f"no safetensors file: {error}", source=self._path, remedy="save it anew"
+                f"no safetensors file: {error}", source=self.source, remedy="save it anew"
             ) from error
 
 

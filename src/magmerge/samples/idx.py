@@ -1,11 +1,14 @@
-"""Images and labels in the idx format of MNIST and its kin, packed with gzip or not."""
+"""Images and labels in arrays: idx files of MNIST and its kin, and SVHN's cropped digits.
+
+idx files may be packed with gzip. SVHN's are train_32x32.mat and test_32x32.mat, as published.
+"""
 
 from __future__ import annotations
 
 import gzip
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,7 +17,7 @@ import numpy.typing as npt
 
 from magmerge.samples.extras import needed
 from magmerge.samples.rows import DataError
-from magmerge.samples.table import Column, Row
+from magmerge.samples.table import Row, Table
 
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 PACKED = ".gz"
@@ -24,50 +27,54 @@ MOST = 1 << 30
 """Bytes of one file's entries, at most; EMNIST's largest file has 0.6 * 2^30."""
 LETTERS = "emnist-letters-"
 """These files alone number their classes from 1."""
+TEN = 10
+"""The label that SVHN gives to the digit 0."""
 
 
-class IdxImages:
-    """Images of one idx file, and their labels from the file beside it.
+class ImageArray(Table):
+    """Images [rows, ...] in bytes, and their labels, which are read when the first is wanted."""
 
-    The labels are read when the first row is. EMNIST's images lie on their side in its files, and
-    published runs take them so; they are left as they are.
-    """
+    columns = {"image": "image"}  # noqa: RUF012
 
-    columns: Mapping[str, Column] = {"image": "image"}
-    classes: Mapping[str, tuple[str, ...]] = {}
-
-    def __init__(self, path: Path) -> None:
-        self.source = str(path)
-        self._path = path
-        self._images = read_idx(path, 3)
-        self._labels: npt.NDArray[np.uint8] | None = None
+    def __init__(
+        self, source: str, images: npt.NDArray[np.uint8], labels: Callable[[], Any]
+    ) -> None:
+        self.source, self._images, self._labels = source, images, labels
+        self._known: Any = None
 
     def __len__(self) -> int:
         return len(self._images)
 
     def read(self, rows: Sequence[int], columns: Sequence[str], /) -> Iterator[Row]:
         library = needed("PIL.Image", "reading images")
-        labels = self._labelled() if set(columns) - set(self.columns) else None
+        if self._known is None and set(columns) - set(self.columns):
+            self._known = self._labels()
         for row in rows:
-            values: dict[str, Any] = {"image": library.fromarray(self._images[row])}
-            if labels is not None:
-                values["label"] = int(labels[row]) - self._path.name.startswith(LETTERS)
-            yield Row(f"image {row}", values)
+            image = library.fromarray(np.ascontiguousarray(self._images[row]))
+            label = {} if self._known is None else {"label": int(self._known[row])}
+            yield Row(f"image {row}", {"image": image, **label})
 
-    def _labelled(self) -> npt.NDArray[np.uint8]:
-        if self._labels is not None:
-            return self._labels
-        path = labels_beside(self._path)
-        labels = read_idx(path, 1)
-        if len(labels) != len(self._images):
+
+def open_idx(path: Path) -> ImageArray:
+    """The images of an idx file, and their labels from the file beside it.
+
+    EMNIST's images lie on their side in its files, and published runs take them so; they are left
+    as they are.
+    """
+    images = read_idx(path, 3)
+
+    def labels() -> Any:
+        beside = labels_beside(path)
+        numbers = read_idx(beside, 1)
+        if len(numbers) != len(images):
             raise DataError(
-                f"it has {len(labels)} labels, and {self._path.name} has {len(self._images)} "
-                "images",
-                source=path,
+                f"it has {len(numbers)} labels, and {path.name} has {len(images)} images",
+                source=beside,
                 remedy="get both files from the same place",
             )
-        self._labels = labels
-        return labels
+        return numbers.astype(np.int64) - path.name.startswith(LETTERS)
+
+    return ImageArray(str(path), images, labels)
 
 
 def is_images(path: Path) -> bool:
@@ -108,8 +115,7 @@ def read_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
 
 
 def _header(stream: Any | BinaryIO, path: Path, dimensions: int) -> tuple[int, ...]:
-    magic: bytes = stream.read(4)
-    if len(magic) != 4 or magic[:2] != b"\0\0" or magic[2] != BYTES or magic[3] != dimensions:
+    if stream.read(4) != bytes([0, 0, BYTES, dimensions]):
         raise _broken(path, f"no idx file of bytes in {dimensions} dimensions")
     sizes: bytes = stream.read(4 * dimensions)
     if len(sizes) != 4 * dimensions:
@@ -120,5 +126,24 @@ def _header(stream: Any | BinaryIO, path: Path, dimensions: int) -> tuple[int, .
     return shape
 
 
-def _broken(path: Path, problem: str) -> DataError:
-    return DataError(problem, source=path, remedy="get the file anew")
+def open_digits(path: Path) -> ImageArray:
+    """X [height, width, 3, rows] and y [rows] of SVHN's file in MATLAB's format; digits 0 to 9."""
+    reader = needed("scipy.io", "a file in MATLAB's format")
+    remedy = "give SVHN's cropped digits, train_32x32.mat or test_32x32.mat, as published"
+    try:
+        content = reader.loadmat(path, variable_names=["X", "y"])
+        images, labels = np.asarray(content["X"]), np.asarray(content["y"]).reshape(-1)
+    # scipy's reader raises errors of many kinds on broken files.
+    except Exception as error:
+        raise _broken(path, f"it holds no X and y: {error}", remedy) from error
+    sound = images.ndim == 4 and images.shape[2] == 3 and images.dtype == np.uint8
+    if not sound or images.shape[-1] != len(labels) or labels.dtype.kind not in "iu":
+        problem = f"X is {images.dtype} {list(images.shape)}, y {list(labels.shape)}"
+        raise _broken(path, problem, remedy)
+    if 0 in images.shape or labels.min() < 0 or labels.max() > TEN:
+        raise _broken(path, "it has no images, or labels that are no digits", remedy)
+    return ImageArray(str(path), images.transpose(3, 0, 1, 2), lambda: labels % TEN)
+
+
+def _broken(path: Path, problem: str, remedy: str = "get the file anew") -> DataError:
+    return DataError(problem, source=path, remedy=remedy)

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from magmerge.samples import splits
 from magmerge.samples.rows import DataError
-from magmerge.samples.table import Column, Row
+from magmerge.samples.table import Row, Table
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".ppm", ".bmp", ".tif", ".tiff"})
 
 
-class ImageFolder:
+class ImageFolder(Table):
     """Image files in the order of their names; the column `label` is the class's folder."""
 
-    columns: Mapping[str, Column] = {"image": "image"}
+    columns = {"image": "image"}  # noqa: RUF012
 
     def __init__(self, folder: Path) -> None:
-        self.source = str(folder)
-        inner = sorted(path for path in folder.iterdir() if path.is_dir())
-        self._files = images(folder) + [file for path in inner for file in images(path)]
-        self._folder = folder
-        names = tuple(path.name for path in inner if images(path))
-        self.classes: Mapping[str, tuple[str, ...]] = {"label": names}
+        self.source, self._folder = str(folder), folder
+        inner = {path.name: images(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+        self._files = [*images(folder), *(file for files in inner.values() for file in files)]
+        self.classes = {"label": tuple(name for name, files in inner.items() if files)}
         if not self._files:
             raise DataError(
                 "there are no images in this folder, nor one level below",
@@ -49,18 +47,18 @@ def images(folder: Path) -> list[Path]:
     )
 
 
-def of_split(folder: Path, split: str | None, *, allow_test: bool) -> Path:
+def open_folder(folder: Path, split: splits.Split) -> ImageFolder:
     """The folder itself, or that of the split where its folders are splits and not classes."""
-    known = split_folders(folder)
-    if not known:
-        if split is not None:
-            raise DataError(
-                f"it has no split {split!r}: its folders are no splits",
-                source=folder,
-                remedy="name the split's own folder, and leave --split out",
-            )
-        return folder
-    return folder / splits.chosen(split, known, str(folder), allow_test=allow_test)
+    names = split_folders(folder)
+    if names:
+        return ImageFolder(folder / split.among(names, str(folder)))
+    if split.name is not None:
+        raise DataError(
+            f"it has no split {split.name!r}: its folders are no splits",
+            source=folder,
+            remedy="name the split's own folder, and leave --split out",
+        )
+    return ImageFolder(folder)
 
 
 def split_folders(folder: Path) -> list[str]:

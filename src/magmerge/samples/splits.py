@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from magmerge.samples.rows import DataError
 
@@ -31,36 +32,40 @@ def is_test_path(path: Path) -> bool:
     return names_test(path.name) or any(part.lower() == TEST for part in path.parts[:-1])
 
 
-def check_split(source: str, split: str | None, *, allow_test: bool) -> None:
-    """DataError where `split` is a test split and that was not allowed."""
-    if split is not None and names_test(split) and not allow_test:
-        raise refusal(source, f"the split {split!r}")
+class Split(NamedTuple):
+    """The name of the split to read, None for a source's own; whether it may be that of test."""
 
+    name: str | None
+    allow_test: bool = False
 
-def check_path(path: Path, *, allow_test: bool) -> None:
-    """DataError where the path names a test split and that was not allowed."""
-    if is_test_path(path) and not allow_test:
-        raise refusal(str(path), "this path")
+    def check(self, source: str, name: str | None) -> None:
+        """DataError where `name` is a test split and that is not allowed."""
+        if name is not None and names_test(name):
+            self._refuse(source, f"the split {name!r}")
 
+    def check_path(self, path: Path) -> None:
+        """DataError where the path names a test split and that is not allowed."""
+        if is_test_path(path):
+            self._refuse(str(path), "this path")
 
-def refusal(source: str, what: str) -> DataError:
-    """The error for data of the test split."""
-    return DataError(
-        f"{what} names the test split; what is tuned on it can no longer be measured on it",
-        source=source,
-        remedy="give training or validation data, or insist with --allow-test (allow_test=True)",
-    )
+    def among(self, names: Iterable[str], source: str) -> str:
+        """The split to read of those named: the one asked for, else `train`."""
+        names = list(names)
+        own = TRAIN if self.name is None else self.name
+        if own not in names:
+            raise DataError(
+                f"it has no split {own!r}",
+                source=source,
+                remedy=f"choose one with --split (split=): {', '.join(names)}",
+            )
+        self.check(source, own)
+        return own
 
-
-def chosen(split: str | None, known: Iterable[str], source: str, *, allow_test: bool) -> str:
-    """The split to read among those `known`: the one asked for, else `train`."""
-    known = list(known)
-    wanted = TRAIN if split is None else split
-    if wanted not in known:
-        raise DataError(
-            f"it has no split {wanted!r}",
-            source=source,
-            remedy=f"choose one with --split (split=): {', '.join(known)}",
-        )
-    check_split(source, wanted, allow_test=allow_test)
-    return wanted
+    def _refuse(self, source: str, what: str) -> None:
+        if not self.allow_test:
+            raise DataError(
+                f"{what} names the test split; what is tuned on it can no longer be measured on it",
+                source=source,
+                remedy="give training or validation data, or insist with --allow-test "
+                "(allow_test=True)",
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 Column = Literal["text", "image", "other"]
 
@@ -15,26 +15,20 @@ class Row(NamedTuple):
     values: Mapping[str, Any]
 
 
-class Table(Protocol):
-    """Rows that are read only when they are asked for."""
+class Table:
+    """Rows that are read only when they are asked for; `source` is what messages call it.
 
-    @property
-    def source(self) -> str:
-        """What messages call it."""
-        ...
+    `columns` say what each holds, as far as the first row or the header tells. `classes` are the
+    names of the classes of a label column, in the order of their numbers.
+    """
 
-    @property
-    def columns(self) -> Mapping[str, Column]:
-        """What each column holds, as far as the first row or the header tells."""
-        ...
+    source: str
+    columns: Mapping[str, Column] = {}
+    classes: Mapping[str, tuple[str, ...]] = {}
 
-    @property
-    def classes(self) -> Mapping[str, tuple[str, ...]]:
-        """The names of the classes of a label column, in the order of their numbers."""
-        ...
-
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        raise NotImplementedError
 
     def read(self, rows: Sequence[int], columns: Sequence[str], /) -> Iterator[Row]:
         """The rows of these numbers, in this order, with at least those of `columns` they have."""
-        ...
+        raise NotImplementedError

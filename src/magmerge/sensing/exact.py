@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from magmerge.live.finding import Followed
-from magmerge.live.observing import called, placed
+from magmerge.live.calls import run
+from magmerge.live.coverage import Followed
 from magmerge.live.units import Memory, remembering, resuming
 from magmerge.sensing.scores import Batch, Score
 
@@ -31,8 +31,7 @@ def run_all(model: nn.Module, batches: Sequence[Batch]) -> tuple[list[Any], list
 
 def call(model: nn.Module, batch: Batch) -> Any:
     """The model's output."""
-    args, kwargs = placed(batch.inputs, model)
-    return called(model, args, kwargs, "the generic data set")
+    return run(model, batch.inputs, "the generic data set")
 
 
 def by_trial(

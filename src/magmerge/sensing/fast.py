@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from magmerge.errors import ParameterError
-from magmerge.live.finding import Followed
+from magmerge.live.coverage import Followed
 from magmerge.live.layers import with_parameters
 from magmerge.sensing.exact import Deltas, call
 from magmerge.sensing.scores import Batch, Drift, Errors, Loss, Score, kept_features

@@ -23,7 +23,7 @@ from magmerge.evaluation.classification import read_head
 from magmerge.evaluation.entries import Features
 from magmerge.evaluation.labels import class_numbers
 from magmerge.filters import patterns
-from magmerge.live.finding import Followed, follow
+from magmerge.live.coverage import Followed, follow
 from magmerge.live.weights import at_rest
 from magmerge.live_merge import AtWork, Changed, put_to_work
 from magmerge.machine import CPU, Machine, Progress

@@ -12,7 +12,7 @@ from torch import Tensor
 from magmerge.checkpoints import open_checkpoint
 from magmerge.errors import MagmergeWarning, ParameterError
 from magmerge.machine import Progress
-from magmerge.samples.picturing import PROCESSOR
+from magmerge.samples.pixels import PROCESSOR
 from magmerge.suites.classifiers import Features, cut_head
 from magmerge.suites.definitions import (
     Definition,

@@ -16,10 +16,10 @@ from torch import Tensor
 from magmerge.checkpoints import open_checkpoint
 from magmerge.digests import DigestMemory, default_path
 from magmerge.errors import CheckpointError, ParameterError
-from magmerge.live.building import quiet_transformers
+from magmerge.live.modules import quiet_transformers
 from magmerge.machine import Progress
 from magmerge.models import Checkpoint
-from magmerge.samples.tokenizing import FILES, open_tokenizer, token_limit
+from magmerge.samples.tokens import FILES, open_tokenizer, token_limit
 from magmerge.suites.definitions import ImageTask
 from magmerge.suites.head_files import read_cached, save_head
 

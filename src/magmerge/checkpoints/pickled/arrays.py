@@ -9,29 +9,21 @@ from typing import Any
 
 from magmerge.checkpoints.pickled.budget import Budget
 from magmerge.checkpoints.pickled.records import (
+    DIMENSIONS,
+    LARGEST,
+    WIDTHS,
     ArrayDtype,
     ArrayRecord,
     Storage,
     TensorRecord,
 )
 from magmerge.checkpoints.pickled.refusals import DamagedError, RefusedError, spoken
-from magmerge.checkpoints.pickled.tensors import DIMENSIONS, LARGEST
 
-CODES = {
-    "b1": "bool",
-    "i1": "int8",
-    "u1": "uint8",
-    "i2": "int16",
-    "u2": "uint16",
-    "i4": "int32",
-    "u4": "uint32",
-    "i8": "int64",
-    "u8": "uint64",
-    "f2": "float16",
-    "f4": "float32",
-    "f8": "float64",
-    "c8": "complex64",
-    "c16": "complex128",
+CODES = {"b1": "bool"} | {
+    f"{kind[0]}{width}": name
+    for name, width in WIDTHS.items()
+    for kind in ("int", "uint", "float", "complex")
+    if name == f"{kind}{8 * width}" and name != "complex32"
 }
 """numpy's codes of the dtypes that torch has too."""
 LONGEST_CODE = 16
@@ -73,11 +65,7 @@ def as_tensor(array: ArrayRecord) -> TensorRecord | None:
         raise DamagedError(
             f"a numpy array of shape {spoken(str(list(shape)))} has {len(content):,} bytes"
         )
-    strides: list[int] = []
-    step = 1
-    for size in reversed(shape):
-        strides.insert(0, step)
-        step *= size
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     turned = tuple(shape[axis] for axis in array.axes)
     name = CODES[dtype.code]
     storage = Storage(name, len(content), content, 0)
@@ -90,11 +78,6 @@ def _shape(shape: Any) -> tuple[int, ...]:
     if not sound or not all(isinstance(n, int) and 0 <= n <= LARGEST for n in shape):
         raise DamagedError("a numpy array's shape is no numbers of entries")
     return tuple(map(int, shape))
-
-
-def _empty(_: tuple[Any, ...], __: Budget) -> Any:
-    """_reconstruct: an array whose state follows."""
-    return ArrayRecord()
 
 
 def _dtype(arguments: tuple[Any, ...], _: Budget) -> Any:
@@ -140,14 +123,8 @@ def _scalar(arguments: tuple[Any, ...], budget: Budget) -> Any:
     return array
 
 
-_BY_MODULE: dict[str, dict[str, Callable[[tuple[Any, ...], Budget], Any]]] = {
-    "multiarray": {"_reconstruct": _empty, "scalar": _scalar},
-    "numeric": {"_frombuffer": _from_buffer},
-}
-REBUILDERS = {
-    f"numpy.{core}.{module}.{name}": rebuild
-    for core in ("core", "_core")
-    for module, functions in _BY_MODULE.items()
-    for name, rebuild in functions.items()
-}
-REBUILDERS["numpy.dtype"] = _dtype
+REBUILDERS: dict[str, Callable[[tuple[Any, ...], Budget], Any]] = {"numpy.dtype": _dtype}
+for _core in ("numpy.core", "numpy._core"):
+    REBUILDERS[f"{_core}.multiarray._reconstruct"] = lambda _, __: ArrayRecord()
+    REBUILDERS[f"{_core}.multiarray.scalar"] = _scalar
+    REBUILDERS[f"{_core}.numeric._frombuffer"] = _from_buffer

@@ -7,11 +7,8 @@ from __future__ import annotations
 from magmerge.checkpoints.pickled.refusals import RefusedError, spoken
 
 OLD_MODULES = {
-    "__builtin__": "builtins",
-    "exceptions": "builtins",
-    "copy_reg": "copyreg",
-    "cPickle": "pickle",
-    "commands": "subprocess",
+    **{"__builtin__": "builtins", "exceptions": "builtins", "copy_reg": "copyreg"},
+    **{"cPickle": "pickle", "commands": "subprocess"},
 }
 """What Python 2 called some modules."""
 
@@ -51,23 +48,13 @@ HARMLESS_BUILTINS = frozenset(
 ERRORS = ("Error", "Exception", "Warning")
 LONGEST_NAME = 1000
 """Characters of a name, with its module's. It is taken apart again wherever it is used."""
-
-
 HARMLESS = frozenset(
-    {
-        "copyreg.__newobj__",
-        "copyreg.__newobj_ex__",
-        "torch.serialization._get_layout",
-        "types.SimpleNamespace",
-        "types.MappingProxyType",
-        "codecs.encode",
-        "_io.BytesIO",
-        "_io.StringIO",
-    }
+    """
+    copyreg.__newobj__ copyreg.__newobj_ex__ torch.serialization._get_layout types.SimpleNamespace
+    types.MappingProxyType codecs.encode _io.BytesIO _io.StringIO
+    """.split()  # noqa: SIM905
 )
 """Names from these modules that training programs' own objects hold."""
-
-
 MEMBER = "builtins.getattr"
 """How some versions of Python spell a member of an enumeration, which transforms of images hold."""
 

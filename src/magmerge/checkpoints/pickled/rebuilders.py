@@ -18,9 +18,10 @@ from magmerge.checkpoints.pickled.records import (
     Storage,
     TensorRecord,
     key_of,
+    name_of_dtype,
+    tensor_record,
 )
 from magmerge.checkpoints.pickled.refusals import DamagedError
-from magmerge.checkpoints.pickled.tensors import name_of_dtype, tensor_record
 
 Rebuild = Callable[[tuple[Any, ...], Budget], Any]
 A_CALL = "(what a call gave)"
@@ -36,8 +37,8 @@ def call(function: Any, arguments: tuple[Any, ...], budget: Budget) -> Any:
     rebuild = REBUILDERS.get(function.name)
     if rebuild is None:
         return Record(function.name, arguments)
-    found = rebuild(arguments, budget)
-    return Record(function.name, arguments) if found is None else found
+    value = rebuild(arguments, budget)
+    return Record(function.name, arguments) if value is None else value
 
 
 def build(owner: Any, state: Any, budget: Budget) -> Any:
@@ -60,19 +61,15 @@ def _dictionary(arguments: tuple[Any, ...], budget: Budget) -> Any:
     """OrderedDict() or OrderedDict(pairs); entries follow for the first."""
     if not arguments:
         return {}
-    given = arguments[0]
-    if len(arguments) > 1 or not isinstance(given, dict | list | tuple):
+    content = arguments[0]
+    if len(arguments) > 1 or not isinstance(content, dict | list | tuple):
         return None
-    budget.make(len(given))
-    if isinstance(given, dict):
-        return dict(given)
-    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in given):
+    budget.make(len(content))
+    if isinstance(content, dict):
+        return dict(content)
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in content):
         return None
-    return {key_of(key): value for key, value in given}
-
-
-def _default_dictionary(arguments: tuple[Any, ...], budget: Budget) -> Any:
-    return _dictionary(arguments[1:], budget)
+    return {key_of(key): value for key, value in content}
 
 
 def _set(arguments: tuple[Any, ...], budget: Budget) -> Any:
@@ -88,10 +85,10 @@ def _bytes(arguments: tuple[Any, ...], budget: Budget) -> Any:
     """bytes() and bytearray() of nothing, of bytes, and of text that spells bytes."""
     if not arguments:
         return b""
-    given = arguments[0]
-    if isinstance(given, bytes | bytearray) and len(arguments) == 1:
-        budget.convert(len(given))
-        return bytes(given)
+    content = arguments[0]
+    if isinstance(content, bytes | bytearray) and len(arguments) == 1:
+        budget.convert(len(content))
+        return bytes(content)
     return _encode(arguments, budget) if len(arguments) == 2 else None
 
 
@@ -110,11 +107,11 @@ def _encode(arguments: tuple[Any, ...], budget: Budget) -> Any:
 
 def _size(arguments: tuple[Any, ...], budget: Budget) -> Any:
     """torch.Size"""
-    given = arguments[0] if len(arguments) == 1 else ()
-    if not isinstance(given, list | tuple):
+    content = arguments[0] if len(arguments) == 1 else ()
+    if not isinstance(content, list | tuple):
         return None
-    budget.make(len(given))
-    return tuple(given)
+    budget.make(len(content))
+    return tuple(content)
 
 
 def _strided(arguments: tuple[Any, ...], _: Budget) -> Any:
@@ -132,19 +129,14 @@ def _strided_with_dtype(arguments: tuple[Any, ...], _: Budget) -> Any:
     return None if dtype is None else tensor_record(arguments[:4], dtype, metadata)
 
 
-def _first(arguments: tuple[Any, ...], _: Budget) -> Any:
-    """A parameter is its data."""
-    return arguments[0] if arguments else None
-
-
 def _moved(arguments: tuple[Any, ...], _: Budget) -> Any:
     """A tensor that was on another device is its data, where that is of the tensor's own dtype."""
     if len(arguments) < 2:
         return None
     data, dtype = arguments[:2]
-    found = arrays.as_tensor(data) if isinstance(data, ArrayRecord) else data
-    same = isinstance(found, TensorRecord) and found.dtype == name_of_dtype(dtype)
-    return found if same else None
+    value = arrays.as_tensor(data) if isinstance(data, ArrayRecord) else data
+    same = isinstance(value, TensorRecord) and value.dtype == name_of_dtype(dtype)
+    return value if same else None
 
 
 def _typed(arguments: tuple[Any, ...], budget: Budget) -> Any:
@@ -158,7 +150,7 @@ def _nested(arguments: tuple[Any, ...], budget: Budget) -> Any:
     """A storage within a plain pickle: the bytes of a file in torch's legacy format."""
     if len(arguments) != 1 or not isinstance(arguments[0], bytes):
         return None
-    from magmerge.checkpoints.pickled.legacy import read_nested
+    from magmerge.checkpoints.pickled.formats import read_nested
 
     # The same bytes can be read any number of times.
     budget.convert(len(arguments[0]))
@@ -184,15 +176,10 @@ def _member(arguments: tuple[Any, ...], budget: Budget) -> Any:
     return Record(member_of(owner.name, name), ())
 
 
-def _new(arguments: tuple[Any, ...], budget: Budget) -> Any:
-    """copyreg.__newobj__: a class and its arguments."""
-    return call(arguments[0], arguments[1:], budget) if arguments else None
-
-
 REBUILDERS: dict[str, Rebuild] = {
     "collections.OrderedDict": _dictionary,
     "collections.Counter": _dictionary,
-    "collections.defaultdict": _default_dictionary,
+    "collections.defaultdict": lambda arguments, budget: _dictionary(arguments[1:], budget),
     "builtins.dict": _dictionary,
     MEMBER: _member,
     "builtins.set": _set,
@@ -201,13 +188,14 @@ REBUILDERS: dict[str, Rebuild] = {
     "builtins.bytearray": _bytes,
     "_codecs.encode": _encode,
     "copyreg._reconstructor": _reconstructed,
-    "copyreg.__newobj__": _new,
+    "copyreg.__newobj__": lambda a, budget: call(a[0], a[1:], budget) if a else None,
     "torch.Size": _size,
     "torch._utils._rebuild_tensor": _strided,
     "torch._utils._rebuild_tensor_v2": _strided,
     "torch._utils._rebuild_tensor_v3": _strided_with_dtype,
-    "torch._utils._rebuild_parameter": _first,
-    "torch._utils._rebuild_parameter_with_state": _first,
+    # A parameter is its data.
+    "torch._utils._rebuild_parameter": lambda a, _: a[0] if a else None,
+    "torch._utils._rebuild_parameter_with_state": lambda a, _: a[0] if a else None,
     "torch._utils._rebuild_device_tensor_from_numpy": _moved,
     "torch._utils._rebuild_device_tensor_from_cpu_tensor": _moved,
     "torch._utils._rebuild_xla_tensor": _moved,

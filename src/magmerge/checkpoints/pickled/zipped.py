@@ -10,9 +10,8 @@ from typing import Any, BinaryIO, cast
 
 from magmerge.checkpoints.pickled.budget import Budget
 from magmerge.checkpoints.pickled.machine import Machine
-from magmerge.checkpoints.pickled.records import Storage
+from magmerge.checkpoints.pickled.records import Storage, stored
 from magmerge.checkpoints.pickled.refusals import DamagedError, RefusedError, spoken
-from magmerge.checkpoints.pickled.tensors import stored
 
 PICKLE = "data.pkl"
 LONGEST_DIRECTORY = 1 << 24
@@ -72,10 +71,10 @@ class Archive:
         self._stream.seek(start)
         return self._stream.read(size)
 
-    def _persistent(self, given: Any) -> Any:
-        if not isinstance(given, tuple) or len(given) != 5 or given[0] != "storage":
+    def _persistent(self, reference: Any) -> Any:
+        if not isinstance(reference, tuple) or len(reference) != 5 or reference[0] != "storage":
             raise DamagedError("it refers to a storage in no known way")
-        kind, key, _, count = given[1:]
+        kind, key, _, count = reference[1:]
         if not isinstance(key, str):
             raise DamagedError("a storage's key is no text")
         storage = stored(kind, count, self._file)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from magmerge.executors import local
-from magmerge.live.finding import Followed
+from magmerge.live.calls import Listener, Observation
+from magmerge.live.coverage import Followed
 from magmerge.live.layers import Call, NotLinearError
-from magmerge.live.lockstep import Arrivals, Lockstep
-from magmerge.live.observing import Listener, Observation
+from magmerge.live.lockstep import Arrivals, in_lockstep
 from magmerge.samples.rows import Inputs
 from magmerge.types import Uncovered
 
@@ -154,7 +154,7 @@ def measure_forward(
 
     with observation.watched():
         order, seen = trace(observation, runs, names)
-        Lockstep(order, settle).carry_out([of(*run) for run in runs])
+        in_lockstep([of(*run) for run in runs], order, settle)
     experts = set(inputs)
     total.late = {name for name, by in seen.items() if total.measured_by(name) < by & experts}
     return total
@@ -223,7 +223,7 @@ def conclude(
             with_it = sums.settled.get(tensor, one.layer.name)
             if one.layer.name not in sums.failed and one.layer.name == with_it:
                 holders[tensor].append(one)
-    gains = {tensor: gains_of(tensor, found, sums, experts) for tensor, found in holders.items()}
+    gains = {tensor: gains_of(tensor, own, sums, experts) for tensor, own in holders.items()}
     blind = [Uncovered(name, reason) for name, reason in sums.failed.items()]
     blind += [
         Uncovered(one.layer.name, "no sample came to it")
@@ -239,16 +239,16 @@ def conclude(
     return Estimate(seen, [*uncovered, *dict.fromkeys(blind)])
 
 
-def gains_of(tensor: str, found: Sequence[Followed], sums: Sums, experts: int) -> Tensor:
+def gains_of(tensor: str, layers: Sequence[Followed], sums: Sums, experts: int) -> Tensor:
     """A tensor's gains from the layers that hold it: [K], or [K, rows] where rows have parts."""
-    names = [one.layer.name for one in found]
-    local_name = next(p for p, t in found[0].tensors.items() if t == tensor)
-    rows = found[0].layer.rows(local_name)
-    wanted = [rows] if isinstance(rows, int) else sorted(set(rows.tolist()))
+    names = [one.layer.name for one in layers]
+    local_name = next(p for p, t in layers[0].tensors.items() if t == tensor)
+    rows = layers[0].layer.rows(local_name)
+    parts = [rows] if isinstance(rows, int) else sorted(set(rows.tolist()))
     table = torch.tensor(
-        [[sums.mean(names, part, expert) for part in wanted] for expert in range(experts)],
+        [[sums.mean(names, part, expert) for part in parts] for expert in range(experts)],
         dtype=torch.float64,
     )
     if isinstance(rows, int):
         return table[:, 0]
-    return table[:, torch.searchsorted(torch.tensor(wanted), rows)]
+    return table[:, torch.searchsorted(torch.tensor(parts), rows)]

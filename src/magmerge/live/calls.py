@@ -1,22 +1,29 @@
-"""What layers are fed while a model runs: each is told to a listener before it computes."""
+"""What layers are fed while a model runs: each is told to a listener before it computes.
+
+With it goes which tokens are padding, as the attention masks of the call tell.
+"""
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from magmerge.errors import MagmergeError
-from magmerge.live.finding import Followed
+from magmerge.live.coverage import Followed
 from magmerge.live.layers import Call
-from magmerge.live.masks import for_layer, masks_of
 from magmerge.samples.rows import Inputs
 
 Listener = Callable[[Followed, Call], None]
+CROSS = ("EncDecAttention", "encoder_attn", "crossattention", "cross_attn", "multihead_attn")
+"""Parts of paths of attention between decoder and encoder."""
+OF_ENCODER = ("k", "v", "k_proj", "v_proj", "key", "value")
+"""Layers in such attention that are fed with the encoder's tokens."""
 
 
 class Observation:
@@ -50,7 +57,7 @@ class Observation:
         self._own.masks = masks_of(self._model, args, kwargs)
         try:
             with torch.no_grad():
-                return called(self._model, args, kwargs, whose)
+                return _output(self._model, args, kwargs, whose)
         finally:
             self._own.listener = None
 
@@ -69,7 +76,12 @@ class Observation:
         return hook
 
 
-def called(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], whose: str) -> Any:
+def run(model: nn.Module, inputs: Inputs, whose: str) -> Any:
+    """The model's output on inputs wherever they are; `whose` they are is for messages."""
+    return _output(model, *placed(inputs, model), whose)
+
+
+def _output(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], whose: str) -> Any:
     """The model's output; MagmergeError where it cannot be run on such inputs."""
     try:
         return model(*args, **kwargs)
@@ -102,3 +114,44 @@ def placed(inputs: Inputs, model: nn.Module) -> tuple[tuple[Any, ...], dict[str,
         return {k: place(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
     return tuple(map(place, inputs.args)), {name: place(v) for name, v in inputs.kwargs.items()}
+
+
+class Mask(NamedTuple):
+    """A mask [batch, tokens], True for what counts, and whether it is the decoder's."""
+
+    kept: Tensor
+    decoder: bool
+
+
+def masks_of(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Mask]:
+    """The masks among a call's arguments, by their names, in mappings too.
+
+    `...attention_mask` is 1, and `...key_padding_mask` 0, for what counts.
+    """
+    try:
+        signature = inspect.signature(model.forward)
+        named = dict(signature.bind(*args, **kwargs).arguments)
+    except (TypeError, ValueError):
+        named = dict(kwargs)
+    return list(_masks(named))
+
+
+def _masks(values: Mapping[str, Any]) -> Iterator[Mask]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _masks({str(key): one for key, one in value.items()})
+        if not isinstance(value, Tensor) or value.ndim != 2:
+            continue
+        decoder = name.startswith(("decoder", "tgt"))
+        if name.endswith("attention_mask"):
+            yield Mask(value.bool(), decoder)
+        elif name.endswith("key_padding_mask") and not name.startswith("memory"):
+            yield Mask(value == 0, decoder)
+
+
+def for_layer(path: str, masks: Sequence[Mask]) -> list[Tensor]:
+    """The masks in the order in which they may be those of the layer at `path`."""
+    parts = path.split(".")
+    crossing = any(word in part for part in parts for word in CROSS)
+    decoder = "decoder" in parts and not (crossing and parts[-1] in OF_ENCODER)
+    return [mask.kept for mask in sorted(masks, key=lambda mask: mask.decoder != decoder)]

@@ -5,16 +5,15 @@ from __future__ import annotations
 import copy
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from magmerge.checkpoints import open_checkpoint
 from magmerge.errors import (
     CheckpointError,
     MissingExtraError,
@@ -23,30 +22,16 @@ from magmerge.errors import (
     suggestion,
 )
 from magmerge.kinds import read_config
-from magmerge.live.weights import load
 
+FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError)
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
 
 
 def build_model(
-    source: str | Path | nn.Module,
-    *,
-    model_class: str | None = None,
-    build: str | None = None,
-    state: Mapping[str, Tensor] | None = None,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device = "cpu",
+    folder: str | Path, *, model_class: str | None, dtype: torch.dtype, device: str | torch.device
 ) -> nn.Module:
-    """A module in evaluation mode with the weights of `source`, or with those of `state`.
-
-    `source` is a folder, a file, or a module, which is copied; the rest is as for `bare_model`.
-    """
-    if build is not None and state is None and not isinstance(source, nn.Module):
-        checkpoint = open_checkpoint(source)
-        state = {name: checkpoint.read(name) for name in checkpoint.specs}
-    model = bare_model(source, model_class=model_class, build=build, loaded=state is None)
-    if state is not None:
-        load(model, state, "the given weights" if isinstance(source, nn.Module) else str(source))
+    """The model of a folder with its weights, in evaluation mode; see `bare_model`."""
+    model = bare_model(folder, model_class=model_class, loaded=True)
     return model.to(device=device, dtype=dtype).eval()
 
 
@@ -89,33 +74,30 @@ def empty_model(source: Path, *, model_class: str | None, build: str | None) -> 
     return model
 
 
-def _from_transformers(folder: Path, wanted: str | None, *, loaded: bool) -> nn.Module:
+def _from_transformers(folder: Path, model_class: str | None, *, loaded: bool) -> nn.Module:
     with quiet_transformers() as transformers:
-        known = _class_of(transformers, folder, wanted)
+        kind = _class_of(transformers, folder, model_class)
         if not loaded and not any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES):
-            return _configured(transformers, known, folder)
+            return _configured(transformers, kind, folder)
         try:
-            return known.from_pretrained(  # type: ignore[no-any-return]
+            return kind.from_pretrained(  # type: ignore[no-any-return]
                 folder, dtype=torch.float32, trust_remote_code=False
             )
         except FAILURES as error:
             raise _unloadable(folder, error) from error
 
 
-FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError)
-
-
-def _configured(transformers: Any, known: Any, folder: Path) -> nn.Module:
+def _configured(transformers: Any, kind: Any, folder: Path) -> nn.Module:
     """A model of the class with the folder's configuration, and none of its weights."""
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        build = getattr(known, "from_config", None) or known._from_config
+        build = getattr(kind, "from_config", None) or kind._from_config
         return build(config)  # type: ignore[no-any-return]
     except FAILURES as error:
         raise _unloadable(folder, error) from error
 
 
-def _class_of(transformers: Any, folder: Path, wanted: str | None) -> Any:
+def _class_of(transformers: Any, folder: Path, model_class: str | None) -> Any:
     """The class that the user or the folder's config.json names, else AutoModel."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(
@@ -124,15 +106,15 @@ def _class_of(transformers: Any, folder: Path, wanted: str | None) -> Any:
             remedy="give a folder that transformers can load, a torch module (model=), or the "
             "function that builds the model (build=, --build package.module:function)",
         )
-    name = wanted or next(iter(read_config(folder).get("architectures") or ()), "AutoModel")
-    known = getattr(transformers, str(name), None)
-    if known is not None and hasattr(known, "from_pretrained"):
-        return known
-    if wanted is None:
+    name = model_class or next(iter(read_config(folder).get("architectures") or ()), "AutoModel")
+    kind = getattr(transformers, str(name), None)
+    if kind is not None and hasattr(kind, "from_pretrained"):
+        return kind
+    if model_class is None:
         return transformers.AutoModel
     raise UnknownNameError(
         f"transformers has no model class {name!r}",
-        remedy=suggestion(str(name), _classes(transformers)),
+        remedy=suggestion(str(name), [n for n in dir(transformers) if "Model" in n or "For" in n]),
     )
 
 
@@ -143,10 +125,6 @@ def _unloadable(folder: Path, error: Exception) -> CheckpointError:
         remedy="see that from_pretrained loads this folder, or name its class "
         "(model_class=, --model-class)",
     )
-
-
-def _classes(transformers: Any) -> list[str]:
-    return [name for name in dir(transformers) if "Model" in name or "For" in name]
 
 
 @contextmanager

@@ -22,9 +22,9 @@ def stored_names(model: nn.Module, tensors: Collection[str]) -> dict[str, str]:
     own = model.state_dict(keep_vars=True)
     plain = {name: _unwrapped(name) for name in own}
     matched = (
-        {name: stored for name, stored in found.items() if stored in tensors}
+        {name: stored for name, stored in candidates.items() if stored in tensors}
         for names in (plain, plain | _saved_names(model, own))
-        for found in _candidates(names, tensors)
+        for candidates in _candidates(names, tensors)
     )
     names = max(matched, key=len)
     stored = {id(own[name]): tensor for name, tensor in names.items()}
@@ -56,7 +56,7 @@ def _saved_names(model: nn.Module, own: Mapping[str, Tensor]) -> dict[str, str]:
 
 def _candidates(plain: Mapping[str, str], tensors: Collection[str]) -> list[dict[str, str]]:
     """The names as they are, and with each leading part taken away or put before them."""
-    found = [dict(plain)]
+    candidates = [dict(plain)]
     for part in sorted({name.partition(".")[0] for name in (*plain.values(), *tensors)}):
         shorter = {
             name: text if text in tensors else text.removeprefix(f"{part}.")
@@ -65,8 +65,8 @@ def _candidates(plain: Mapping[str, str], tensors: Collection[str]) -> list[dict
         longer = {
             name: text if text in tensors else f"{part}.{text}" for name, text in plain.items()
         }
-        found += [shorter, longer]
-    return found
+        candidates += [shorter, longer]
+    return candidates
 
 
 def _unwrapped(name: str) -> str:

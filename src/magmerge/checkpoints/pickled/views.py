@@ -6,9 +6,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from magmerge.checkpoints.pickled.records import Storage, TensorRecord
+from magmerge.checkpoints.pickled.records import WIDTHS, Storage, TensorRecord
 from magmerge.checkpoints.pickled.refusals import DamagedError, spoken
-from magmerge.checkpoints.pickled.tensors import WIDTHS
 
 if TYPE_CHECKING:
     from torch import Tensor, UntypedStorage
@@ -23,18 +22,17 @@ class Realiser:
     def __init__(self) -> None:
         self._files: dict[Path, UntypedStorage] = {}
         self._bytes: dict[int, tuple[bytes, UntypedStorage]] = {}
-        self._copies: dict[int, tuple[Storage, UntypedStorage]] = {}
-        self._tensors: dict[int, tuple[TensorRecord, Tensor]] = {}
+        # Records and storages are equal to themselves only.
+        self._copies: dict[Storage, UntypedStorage] = {}
+        self._tensors: dict[TensorRecord, Tensor] = {}
 
     def tensor(self, record: TensorRecord) -> Tensor:
         """The tensor; DamagedError where it reaches out of its storage."""
-        # Keeping the record keeps its id from being given to another one.
-        known = self._tensors.get(id(record))
-        if known is None:
-            known = self._tensors[id(record)] = (record, self._made(record))
-        return known[1]
+        if record not in self._tensors:
+            self._tensors[record] = self._view(record)
+        return self._tensors[record]
 
-    def _made(self, record: TensorRecord) -> Tensor:
+    def _view(self, record: TensorRecord) -> Tensor:
         import torch
 
         _check_within(record)
@@ -69,12 +67,11 @@ class Realiser:
 
     def _copy(self, root: Storage) -> UntypedStorage:
         """The bytes of a storage for all that are part of it: copied once, so that ties stay."""
-        known = self._copies.get(id(root))
-        if known is None:
+        if root not in self._copies:
             assert root.start is not None
             part: UntypedStorage = self._home(root.home)[root.start : root.start + root.size]
-            known = self._copies[id(root)] = (root, part.clone())  # type: ignore[no-untyped-call]
-        return known[1]
+            self._copies[root] = part.clone()  # type: ignore[no-untyped-call]
+        return self._copies[root]
 
     def _home(self, home: Path | bytes) -> UntypedStorage:
         import torch

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from magmerge.errors import MagmergeWarning, ParameterError
-from magmerge.samples.picturing import open_processor
-from magmerge.samples.reading import read_samples
+from magmerge.samples.pixels import open_processor
 from magmerge.samples.rows import (
     Given,
     Images,
@@ -18,10 +17,10 @@ from magmerge.samples.rows import (
     Rows,
     SampleOptions,
     Source,
-    Tensors,
     Texts,
 )
-from magmerge.samples.tokenizing import open_tokenizer, token_limit
+from magmerge.samples.sources import read_samples
+from magmerge.samples.tokens import open_tokenizer, token_limit
 
 
 def prepare(
@@ -40,11 +39,21 @@ def prepare(
     content = rows.content
     if isinstance(content, Given):
         return list(content.calls)
+    pieces = [slice(start, start + batch) for start in range(0, len(content), batch)]
     if isinstance(content, Texts):
-        return _from_texts(content, rows.source, folder, options, batch)
+        return _from_texts(content, pieces, rows.source, folder, options)
     if isinstance(content, Images):
-        return _from_images(content, rows.source, folder, options, batch)
-    return _from_tensors(content, batch)
+        pixels = open_processor(folder, options, rows.source)
+        images = [content.values[piece] for piece in pieces]
+        return [Inputs(*pixels(part), len(part)) for part in images]
+    return [
+        Inputs(
+            tuple(tensor[piece] for tensor in content.args),
+            {name: tensor[piece] for name, tensor in content.kwargs.items()},
+            min(piece.stop, len(content)) - piece.start,
+        )
+        for piece in pieces
+    ]
 
 
 def calibration_inputs(
@@ -56,7 +65,7 @@ def calibration_inputs(
     that were passed over.
     """
     options = options or SampleOptions()
-    prepared = {}
+    inputs = {}
     for name, source in data.items():
         rows = read_samples(
             source,
@@ -69,50 +78,24 @@ def calibration_inputs(
         )
         for note in rows.notes:
             warnings.warn(note, MagmergeWarning, stacklevel=2)
-        prepared[name] = prepare(rows, folder, options.preparation, options.batch)
-    return prepared
+        inputs[name] = prepare(rows, folder, options.preparation, options.batch)
+    return inputs
 
 
 def _from_texts(
-    content: Texts, source: str, folder: Path | None, options: Preparation, batch: int
+    content: Texts, pieces: list[slice], source: str, folder: Path | None, options: Preparation
 ) -> list[Inputs]:
     tokenizer = open_tokenizer(folder, source)
     limit = token_limit(options.max_length, tokenizer, folder)
+    columns = (content.values,) if content.pairs is None else (content.values, content.pairs)
     calls = []
-    for start in range(0, len(content), batch):
-        texts = _columns(content, slice(start, start + batch))
-        found: dict[str, Any] = dict(
+    for piece in pieces:
+        texts = [list(column[piece]) for column in columns]
+        tokens: dict[str, Any] = dict(
             tokenizer(
                 *texts, padding=True, truncation=True, max_length=limit, return_tensors="pt",
                 return_attention_mask=True,
             )
         )  # fmt: skip
-        calls.append(Inputs((), found, len(texts[0])))
-    return calls
-
-
-def _columns(content: Texts, rows: slice) -> tuple[list[str], ...]:
-    """The texts of some rows; of pairs the first ones and the second ones."""
-    columns = (content.values,) if content.pairs is None else (content.values, content.pairs)
-    return tuple(list(column[rows]) for column in columns)
-
-
-def _from_images(
-    content: Images, source: str, folder: Path | None, options: Preparation, batch: int
-) -> list[Inputs]:
-    pixels = open_processor(folder, options, source)
-    calls = []
-    for start in range(0, len(content), batch):
-        images = content.values[start : start + batch]
-        calls.append(Inputs(*pixels(images), len(images)))
-    return calls
-
-
-def _from_tensors(content: Tensors, batch: int) -> list[Inputs]:
-    calls = []
-    for start in range(0, len(content), batch):
-        stop = min(start + batch, len(content))
-        args = tuple(tensor[start:stop] for tensor in content.args)
-        kwargs = {name: tensor[start:stop] for name, tensor in content.kwargs.items()}
-        calls.append(Inputs(args, kwargs, stop - start))
+        calls.append(Inputs((), tokens, len(texts[0])))
     return calls

@@ -23,18 +23,17 @@ FORMATS = ("PNG", "JPEG", "WEBP", "PPM", "BMP", "TIFF")
 PROGRAMS = ("EPS", "WMF")
 """Formats of an image of the user's own that would start one when its pixels are read."""
 CHANNELS = 3
+INSTEAD = "say --image-size, --mean and --std (image_size=, mean=, std=) instead"
 
 Pixels = Callable[[Sequence[Picture]], tuple[tuple[Tensor, ...], Mapping[str, Tensor]]]
 """Images to the model's positional and keyword inputs."""
 
 
 def open_processor(folder: Path | None, options: Preparation, source: str) -> Pixels:
-    """What makes pixels: the options if they are given, else the processor in the model's folder.
-
-    DataError where there is neither.
+    """What makes pixels: the options if they are given, else the processor in the model's folder,
+    whose results are keywords of the forward. DataError where there is neither.
     """
-    given = (options.image_size, options.mean, options.std)
-    if any(part is not None for part in given):
+    if (options.image_size, options.mean, options.std) != (None, None, None):
         return _Plain(options)
     if folder is None or not (folder / PROCESSOR).is_file():
         raise DataError(
@@ -43,36 +42,30 @@ def open_processor(folder: Path | None, options: Preparation, source: str) -> Pi
             remedy="name a model folder that has it, or say --image-size, --mean and --std "
             "(image_size=, mean=, std=) as the model was trained with",
         )
-    transformers = needed("transformers", "the model's image processor")
+    processor = from_folder("AutoImageProcessor", folder, "image processor", INSTEAD)
+
+    def pixels(images: Sequence[Picture]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        pictures = [decoded(image) for image in images]
+        try:
+            return (), dict(processor(pictures, return_tensors="pt"))
+        except Exception as error:
+            problem = f"the model's image processor fails: {error}"
+            raise DataError(problem, source=images[0], remedy=INSTEAD) from error
+
+    return pixels
+
+
+def from_folder(kind: str, folder: Path, what: str, remedy: str) -> Any:
+    """What the class `kind` of transformers loads from a model's folder, none of its code run."""
+    transformers = needed("transformers", f"the model's {what}")
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(
+        return getattr(transformers, kind).from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
     except Exception as error:
-        raise DataError(
-            f"its image processor cannot be loaded: {str(error).partition(chr(10))[0]}",
-            source=folder,
-            remedy="say --image-size, --mean and --std (image_size=, mean=, std=) instead",
-        ) from error
-    return _Own(processor)
-
-
-class _Own:
-    """The model's image processor; its results are keywords of the forward."""
-
-    def __init__(self, processor: Any) -> None:
-        self._processor = processor
-
-    def __call__(self, images: Sequence[Picture]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        pictures = [decoded(image) for image in images]
-        try:
-            return (), dict(self._processor(pictures, return_tensors="pt"))
-        except Exception as error:
-            raise DataError(
-                f"the model's image processor fails: {error}",
-                source=images[0],
-                remedy="say --image-size, --mean and --std (image_size=, mean=, std=) instead",
-            ) from error
+        told = str(error).partition("\n")[0]
+        problem = f"its {what} cannot be loaded: {told}"
+        raise DataError(problem, source=folder, remedy=remedy) from error
 
 
 class _Plain:
@@ -97,21 +90,18 @@ class _Plain:
 
     def _pixels(self, image: Any) -> Tensor:
         scale = max(self._height / image.height, self._width / image.width)
-        size = (
-            max(self._width, round(image.width * scale)),
-            max(self._height, round(image.height * scale)),
-        )
+        width = max(self._width, round(image.width * scale))
+        height = max(self._height, round(image.height * scale))
         library = needed("PIL.Image", "reading images")
         most = library.MAX_IMAGE_PIXELS
-        if most is not None and size[0] * size[1] > most:
+        if most is not None and width * height > most:
             raise DataError(
-                f"refused: {image.width} by {image.height} pixels would become {size[0]} by "
-                f"{size[1]}",
+                f"refused: {image.width} by {image.height} pixels would become {width} by {height}",
                 source="an image",
                 remedy="cut it to a shape that is nearer to the wanted one",
             )
-        image = image.resize(size, library.Resampling.BICUBIC)
-        left, top = (size[0] - self._width) // 2, (size[1] - self._height) // 2
+        image = image.resize((width, height), library.Resampling.BICUBIC)
+        left, top = (width - self._width) // 2, (height - self._height) // 2
         image = image.crop((left, top, left + self._width, top + self._height))
         values = np.asarray(image, dtype=np.float32) / np.float32(255)
         return torch.from_numpy((values - self._mean) / self._std).permute(2, 0, 1).contiguous()
@@ -125,17 +115,17 @@ def decoded(image: Picture) -> Any:
     # decode at once. So what Pillow only warns of is refused by its size.
     with ExitStack() as stack:
         try:
-            opened = image.content() if isinstance(image, StoredPicture) else image
-            if isinstance(opened, Path | BytesIO):
-                opened = stack.enter_context(library.open(opened, formats=FORMATS))
-            if opened.format in PROGRAMS:
-                raise ValueError(f"it is {opened.format}, which starts another program")
+            picture = image.content() if isinstance(image, StoredPicture) else image
+            if isinstance(picture, Path | BytesIO):
+                picture = stack.enter_context(library.open(picture, formats=FORMATS))
+            if picture.format in PROGRAMS:
+                raise ValueError(f"it is {picture.format}, which starts another program")
             most = library.MAX_IMAGE_PIXELS
-            if most is not None and opened.width * opened.height > most:
+            if most is not None and picture.width * picture.height > most:
                 raise library.DecompressionBombError(
-                    f"{opened.width} by {opened.height} pixels could be a decompression bomb"
+                    f"{picture.width} by {picture.height} pixels could be a decompression bomb"
                 )
-            return turned(opened).convert("RGB")
+            return turned(picture).convert("RGB")
         except library.DecompressionBombError as error:
             raise DataError(
                 f"refused: {error}", source=image, remedy="make the image smaller"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from magmerge.clip_names.family import BIAS, BUFFERS, Entry, Layout, Naming, ranks_of
+from magmerge.clip_names.families import BIAS, BUFFERS, Entry, Layout, Naming, ranks_of
 from magmerge.types import TensorSpec
 
 Shape = tuple[int, ...]
@@ -26,7 +26,7 @@ class Stretch(NamedTuple):
     turned: bool
 
 
-class _Found(NamedTuple):
+class _Part(NamedTuple):
     """A part, with its shape as `family.py` says, and how it is stored."""
 
     stretch: Stretch
@@ -63,31 +63,31 @@ def assemble(specs: Mapping[str, TensorSpec], source: Naming, target: Naming) ->
     What is no part of a CLIP model keeps its name. What is one by its name and not by its shape
     has no place.
     """
-    made = Assembly()
-    parts: dict[str, _Found] = {}
+    assembly = Assembly()
+    parts: dict[str, _Part] = {}
     unknown = []
     # Whatever a tensor's shape is, it may get another prefix.
     renamed = target.family.name == source.family.name
     for name, spec in specs.items():
         entry = source.entry(name)
-        found = None if entry is None else _parts_of(spec, entry)
+        own_parts = None if entry is None else _parts_of(spec, entry)
         if entry is None:
             unknown.append(spec)
-        elif found is None or not (renamed or _is_sound(found)):
-            made.homeless[name] = f"{source.family.name} has no {list(spec.shape)} there"
+        elif own_parts is None or not (renamed or _is_sound(own_parts)):
+            assembly.homeless[name] = f"{source.family.name} has no {list(spec.shape)} there"
         else:
-            parts |= found
+            parts |= own_parts
     for part in parts:
-        _put(part, parts, target, made)
+        _put(part, parts, target, assembly)
     if target.family.name != source.family.name:
-        _add_zero_bias(parts, target, made)
+        _add_zero_bias(parts, target, assembly)
     for spec in unknown:
-        if not made.keep(spec):
-            made.homeless[spec.name] = TAKEN
-    return made
+        if not assembly.keep(spec):
+            assembly.homeless[spec.name] = TAKEN
+    return assembly
 
 
-def _parts_of(spec: TensorSpec, entry: Entry) -> dict[str, _Found] | None:
+def _parts_of(spec: TensorSpec, entry: Entry) -> dict[str, _Part] | None:
     """The parts that a stored tensor is; None where its shape is not that of such a tensor."""
     shape = _plain_shape(spec.shape, entry.layout)
     count = len(entry.parts)
@@ -97,60 +97,60 @@ def _parts_of(spec: TensorSpec, entry: Entry) -> dict[str, _Found] | None:
         shape = (shape[0] // count, *shape[1:])
     size, turned = math.prod(shape), entry.layout == "turned"
     return {
-        part: _Found(Stretch(spec.name, i * size, size, False), shape, spec.dtype, turned)
+        part: _Part(Stretch(spec.name, i * size, size, False), shape, spec.dtype, turned)
         for i, part in enumerate(entry.parts)
     }
 
 
-def _is_sound(found: Mapping[str, _Found]) -> bool:
+def _is_sound(own_parts: Mapping[str, _Part]) -> bool:
     """Whether all parts have as many dimensions as such parts have."""
-    for part, one in found.items():
+    for part, one in own_parts.items():
         ranks = ranks_of(part)
         if ranks is not None and len(one.shape) not in ranks:
             return False
     return True
 
 
-def _put(part: str, parts: Mapping[str, _Found], target: Naming, made: Assembly) -> None:
+def _put(part: str, parts: Mapping[str, _Part], target: Naming, assembly: Assembly) -> None:
     """Put the tensor together that this part belongs to, unless that is done."""
     own = parts[part].stretch.name
     assert own is not None
     place = target.place(part)
     if place is None:
         if part in BUFFERS:
-            made.left_out[own] = COMPUTED
+            assembly.left_out[own] = COMPUTED
         else:
             half = part.partition(".")[0]
-            made.homeless[own] = f"{target.family.name} has no place for it ({half})"
+            assembly.homeless[own] = f"{target.family.name} has no place for it ({half})"
         return
-    if place.name in made.specs:
+    if place.name in assembly.specs:
         return
-    given = [parts.get(one) for one in place.entry.parts]
-    found = [one for one in given if one is not None]
-    alike = len({(one.shape, one.dtype) for one in found}) == 1
-    if len(found) != len(given) or not alike:
-        made.homeless[own] = "q, k and v are not all there, or not alike"
+    slots = [parts.get(one) for one in place.entry.parts]
+    own_parts = [one for one in slots if one is not None]
+    alike = len({(one.shape, one.dtype) for one in own_parts}) == 1
+    if len(own_parts) != len(slots) or not alike:
+        assembly.homeless[own] = "q, k and v are not all there, or not alike"
         return
     turned = place.entry.layout == "turned"
-    shape = found[0].shape
-    if len(found) > 1:
-        shape = (len(found) * shape[0], *shape[1:])
-    made.specs[place.name] = TensorSpec(
-        place.name, _stored_shape(shape, place.entry.layout), found[0].dtype
+    shape = own_parts[0].shape
+    if len(own_parts) > 1:
+        shape = (len(own_parts) * shape[0], *shape[1:])
+    assembly.specs[place.name] = TensorSpec(
+        place.name, _stored_shape(shape, place.entry.layout), own_parts[0].dtype
     )
-    made.stretches[place.name] = tuple(
-        one.stretch._replace(turned=one.turned != turned) for one in found
+    assembly.stretches[place.name] = tuple(
+        one.stretch._replace(turned=one.turned != turned) for one in own_parts
     )
 
 
-def _add_zero_bias(parts: Mapping[str, _Found], target: Naming, made: Assembly) -> None:
+def _add_zero_bias(parts: Mapping[str, _Part], target: Naming, assembly: Assembly) -> None:
     """timm's projection has a bias, which is zero for the others."""
     place = target.place(BIAS)
     projection = parts.get("vision.projection")
     if place is not None and projection is not None and BIAS not in parts:
         out = projection.shape[0]
-        made.specs[place.name] = TensorSpec(place.name, (out,), projection.dtype)
-        made.stretches[place.name] = (Stretch(None, 0, out, False),)
+        assembly.specs[place.name] = TensorSpec(place.name, (out,), projection.dtype)
+        assembly.stretches[place.name] = (Stretch(None, 0, out, False),)
 
 
 def _plain_shape(shape: Shape, layout: Layout) -> Shape | None:

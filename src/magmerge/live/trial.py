@@ -1,38 +1,37 @@
-"""Modules of any kind, tried: whether their output changes in proportion to their parameters."""
+"""Modules of any kind, on trial: whether their output changes in proportion to their parameters."""
 
 from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from magmerge.live.layers import Call, Deltas, NotLinearError, Origin, split, tokens_of
+from magmerge.live.layers import (
+    Call,
+    Deltas,
+    Layer,
+    NotLinearError,
+    Origin,
+    Pieces,
+    split,
+    tokens_of,
+)
 
 TOLERANCE = 1e-3
 """Of the change: how far the output half way may be from the middle."""
 
 
-class TriedLayer:
+class TrialLayer(Layer):
     """A module whose output is computed, in float64, with the base's parameters and with changes.
 
     That what half of a change does is half of what the change does is tried on every call.
     """
 
-    def __init__(
-        self, name: str, module: nn.Module, parameters: Sequence[str], rows: Tensor | None
-    ) -> None:
-        self.name, self.module, self.parameters = name, module, parameters
-        self._rows = rows
-        self.parts = 1 if rows is None else int(rows.max()) + 1
-
-    def rows(self, parameter: str) -> Tensor | int:  # noqa: ARG002
-        return 0 if self._rows is None else self._rows
-
-    def changes(self, call: Call, deltas: Deltas, origin: Origin) -> Iterator[tuple[int, Tensor]]:
+    def changes(self, call: Call, deltas: Deltas, origin: Origin, /) -> Pieces:
         base = {name: origin(name).double() for name in deltas}
         before, half, after = (
             self._answer(call, {name: base[name] + share * deltas[name] for name in deltas})
@@ -95,4 +94,4 @@ def _copied(value: Any) -> Any:
         return type(value)(*map(_copied, value))
     if isinstance(value, list | tuple):
         return type(value)(map(_copied, value))
-    return {name: _copied(one) for name, one in value.items()} if type(value) is dict else value
+    return {name: _copied(part) for name, part in value.items()} if type(value) is dict else value

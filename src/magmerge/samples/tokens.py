@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from magmerge.errors import ParameterError
-from magmerge.samples.extras import needed
+from magmerge.kinds import read_config
+from magmerge.samples.pixels import from_folder
 from magmerge.samples.rows import DataError
 
 LONGEST = 512
@@ -32,17 +32,8 @@ def open_tokenizer(folder: Path | None, source: str) -> Any:
             remedy="name a model folder with its tokenizer files, or give token numbers "
             "(.safetensors with input_ids and attention_mask)",
         )
-    transformers = needed("transformers", "tokenising texts")
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
-    except Exception as error:
-        raise DataError(
-            f"its tokenizer cannot be loaded: {str(error).partition(chr(10))[0]}",
-            source=folder,
-            remedy="see that AutoTokenizer.from_pretrained loads this folder without remote code",
-        ) from error
+    remedy = "see that AutoTokenizer.from_pretrained loads this folder without remote code"
+    tokenizer = from_folder("AutoTokenizer", folder, "tokenizer", remedy)
     if tokenizer.pad_token is None:
         stand_in = tokenizer.eos_token or tokenizer.unk_token
         if stand_in is None:
@@ -55,25 +46,15 @@ def open_tokenizer(folder: Path | None, source: str) -> Any:
     return tokenizer
 
 
-def token_limit(wanted: int | None, tokenizer: Any, folder: Path | None) -> int:
-    """Tokens a text is cut to: as wanted, else the model's own limit, and at most LONGEST."""
-    if wanted is not None:
-        if not isinstance(wanted, int) or wanted < 1:
+def token_limit(limit: int | None, tokenizer: Any, folder: Path | None) -> int:
+    """Tokens a text is cut to: as asked for, else the model's own limit, and at most LONGEST."""
+    if limit is not None:
+        if not isinstance(limit, int) or limit < 1:
             raise ParameterError(
-                f"max_length is {wanted!r}", remedy="give a number of tokens, such as 128"
+                f"max_length is {limit!r}", remedy="give a number of tokens, such as 128"
             )
-        return wanted
+        return limit
     limits = [int(tokenizer.model_max_length), LONGEST]
-    config = _config(folder)
+    config = {} if folder is None else read_config(folder)
     limits += [config[key] for key in POSITIONS if isinstance(config.get(key), int)]
     return max(1, min(limits))
-
-
-def _config(folder: Path | None) -> dict[str, Any]:
-    if folder is None:
-        return {}
-    try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}

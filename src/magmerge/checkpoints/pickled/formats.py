@@ -1,20 +1,25 @@
-"""torch's format before zip files: pickles one after the other, then the bytes of all storages."""
+"""From a file to the records in it: a zip file, a plain pickle, or torch's format before zip files,
+which is pickles one after the other, then the bytes of all storages.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import mmap
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from magmerge.checkpoints.pickled.budget import NESTED, Budget
 from magmerge.checkpoints.pickled.machine import Machine, Stream
-from magmerge.checkpoints.pickled.records import Storage
+from magmerge.checkpoints.pickled.records import WIDTHS, Storage, stored
 from magmerge.checkpoints.pickled.refusals import DamagedError, RefusedError, spoken
-from magmerge.checkpoints.pickled.tensors import WIDTHS, stored
+from magmerge.checkpoints.pickled.zipped import LOCAL_MAGIC, Archive
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
+TAR, TAR_AT = b"ustar", 257
 
 
 class Legacy:
@@ -34,32 +39,36 @@ class Legacy:
         system = _plain(stream, budget)
         if isinstance(system, dict) and system.get("little_endian") is False:
             raise RefusedError("it was written on a big-endian machine")
-        found = Machine(stream, budget, self._persistent).load()
+        content = Machine(stream, budget, self._persistent).load()
         self._place(_plain(stream, budget), stream.tell(), stream)
-        return found
+        return content
 
-    def _persistent(self, given: Any) -> Any:
-        if not isinstance(given, tuple) or len(given) < 2:
+    def _persistent(self, reference: Any) -> Any:
+        if not isinstance(reference, tuple) or len(reference) < 2:
             raise DamagedError("it refers to a storage in no known way")
-        if given[0] == "module":
+        if reference[0] == "module":
             # A class, beside the text of its source.
-            return given[1]
-        if given[0] != "storage" or len(given) not in (5, 6):
+            return reference[1]
+        if reference[0] != "storage" or len(reference) not in (5, 6):
             raise DamagedError("it refers to a storage in no known way")
-        kind, key, _, count, *view = given[1:]
+        kind, key, _, count, *view = reference[1:]
         if not isinstance(key, str):
             raise DamagedError("a storage's key is no text")
         storage = self._storages.setdefault(key, stored(kind, count, self._home))
         return self._view(storage, view[0]) if view and view[0] is not None else storage
 
-    def _view(self, root: Storage, given: Any) -> Storage:
+    def _view(self, root: Storage, reference: Any) -> Storage:
         """A part of a storage: key, first entry, number of entries."""
-        sound = isinstance(given, tuple) and len(given) == 3 and isinstance(given[0], str)
-        if not sound or not all(isinstance(n, int) and n >= 0 for n in given[1:]):
+        sound = (
+            isinstance(reference, tuple) and len(reference) == 3 and isinstance(reference[0], str)
+        )
+        if not sound or not all(isinstance(n, int) and n >= 0 for n in reference[1:]):
             raise DamagedError("it refers to a part of a storage in no known way")
         width = WIDTHS[root.dtype or "uint8"]
-        part = Storage(root.dtype, given[2] * width, self._home, None, root, given[1] * width)
-        return self._views.setdefault(given[0], part)
+        part = Storage(
+            root.dtype, reference[2] * width, self._home, None, root, reference[1] * width
+        )
+        return self._views.setdefault(reference[0], part)
 
     def _place(self, keys: Any, position: int, stream: Stream) -> None:
         """Say where each storage is: its number of entries in 8 bytes, then the entries."""
@@ -79,7 +88,7 @@ class Legacy:
                 )
             storage.start = position
             position += size
-            _skip(stream, position)
+            stream.seek(position)
 
 
 def _plain(stream: Stream, budget: Budget) -> Any:
@@ -91,11 +100,6 @@ def no_storages(_: Any) -> Any:
     raise DamagedError("it refers to a storage that a plain pickle cannot have")
 
 
-def _skip(stream: Stream, position: int) -> None:
-    seek: Callable[[int], Any] = stream.seek  # type: ignore[attr-defined]
-    seek(position)
-
-
 def read_nested(content: bytes, budget: Budget) -> Any:
     """The object in the bytes of a whole file of this format."""
     budget.depth += 1
@@ -105,6 +109,42 @@ def read_nested(content: bytes, budget: Budget) -> Any:
     magic = _plain(stream, budget)
     if magic != MAGIC:
         raise DamagedError("the bytes of a storage are not in torch's format")
-    found = Legacy(content, len(content)).read(stream, budget)
+    held = Legacy(content, len(content)).read(stream, budget)
     budget.depth -= 1
-    return found
+    return held
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a file holds, and how often it names each class and function."""
+
+    held: Any
+    names: Counter[str]
+
+
+def read(file: Path) -> Content:
+    """The records of a zip file, of a file in the legacy format, or of a plain pickle.
+
+    RefusedError for anything else, and for what cannot be read without running code.
+    """
+    size = file.stat().st_size
+    if not size:
+        raise DamagedError("it is empty")
+    with file.open("rb") as stream:
+        head = stream.read(TAR_AT + len(TAR))
+        if head.startswith(LOCAL_MAGIC):
+            archive = Archive(file, stream, size)
+            pickle = archive.pickle()
+            budget = Budget(len(pickle))
+            return Content(archive.read(pickle, budget), budget.names)
+        if head[TAR_AT:] == TAR:
+            raise RefusedError(
+                "it is a tar file, as torch wrote them before 2017",
+                "load it with a torch older than 2.0 and save its state_dict() with torch.save",
+            )
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            budget = Budget(size)
+            held = Machine(mapped, budget, no_storages).load()
+            if isinstance(held, int) and held == MAGIC:
+                held = Legacy(file, size).read(mapped, budget)
+            return Content(held, budget.names)

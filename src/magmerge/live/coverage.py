@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from magmerge.live.compound import AttentionLayer, MixtureLayer, is_mixture
 from magmerge.live.layers import KnownLayer, Layer, TokenLayer, is_turned
 from magmerge.live.parts import row_groups
-from magmerge.live.tried import TriedLayer
+from magmerge.live.trial import TrialLayer
 from magmerge.types import Uncovered
 
 CHANNELS_FIRST = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.GroupNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-)
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.InstanceNorm1d,
+    nn.InstanceNorm2d, nn.InstanceNorm3d,
+)  # fmt: skip
 EMBEDDED_LAST = (nn.LayerNorm, nn.RMSNorm)
+PLAIN = (nn.Linear, nn.Embedding, *CHANNELS_FIRST, *EMBEDDED_LAST)
 ATTENTION = frozenset(
     {"in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight"}
 )
@@ -49,30 +40,22 @@ def follow(
 
     A parameter that several modules share is followed in each.
     """
-    found: list[Followed] = []
+    layers: list[Followed] = []
     taken: set[str] = set()
     for path, module in model.named_modules(remove_duplicate=True):
         local = _tensors_of(path, module, names)
         if not local or f"{path}." in taken:
             continue
-        layer = _layer(path, module, list(local), config)
+        layer = _layer(path, module, config)
         if isinstance(layer, AttentionLayer):
             taken.add(f"{path}.out_proj.")
-        found.append(Followed(layer, local))
-    followed = {name for one in found for name in one.tensors.values()}
-    return found, [
+        layers.append(Followed(layer, local))
+    followed = {name for one in layers for name in one.tensors.values()}
+    return layers, [
         Uncovered(stored, "the model that was run has no module for it")
         for stored in dict.fromkeys(names.values())
         if stored not in followed
     ]
-
-
-def _sizes(module: nn.Module) -> tuple[int, int]:
-    """Output and input features of a linear layer."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    first, second = weight.shape
-    return (second, first) if is_turned(module) else (first, second)
 
 
 def _tensors_of(path: str, module: nn.Module, names: Mapping[str, str]) -> dict[str, str]:
@@ -85,28 +68,24 @@ def _tensors_of(path: str, module: nn.Module, names: Mapping[str, str]) -> dict[
     return {name: names[prefix + name] for name in local if prefix + name in names}
 
 
-def _layer(
-    path: str, module: nn.Module, parameters: Sequence[str], config: Mapping[str, Any]
-) -> Layer:
+def _layer(path: str, module: nn.Module, config: Mapping[str, Any]) -> Layer:
     if isinstance(module, nn.MultiheadAttention):
-        return AttentionLayer(path, module, parameters)
+        return AttentionLayer(path, module)
     if is_mixture(module):
-        return MixtureLayer(path, module, parameters)
-    rows = None
-    if isinstance(module, nn.Linear) or is_turned(module):
-        outputs, inputs = _sizes(module)
+        return MixtureLayer(path, module)
+    rows, linear = None, isinstance(module, nn.Linear) or is_turned(module)
+    if linear:
+        weight: Any = module.weight
+        outputs, inputs = weight.shape
+        if is_turned(module):
+            outputs, inputs = inputs, outputs
         rows = row_groups(path.removesuffix(".base_layer"), inputs, outputs, config)
     if not _is_plain(module):
-        return TriedLayer(path, module, parameters, rows)
-    if isinstance(module, nn.Linear) or is_turned(module):
-        return TokenLayer(path, module, parameters, rows)
-    if isinstance(module, nn.Embedding):
-        return TokenLayer(path, module, parameters, None)
+        return TrialLayer(path, module, rows)
+    if linear or isinstance(module, nn.Embedding):
+        return TokenLayer(path, module, rows)
     last = len(module.normalized_shape) if isinstance(module, EMBEDDED_LAST) else 0
-    return KnownLayer(path, module, parameters, features=last)
-
-
-PLAIN = (nn.Linear, nn.Embedding, *CHANNELS_FIRST, *EMBEDDED_LAST)
+    return KnownLayer(path, module, features=last)
 
 
 def _is_plain(module: nn.Module) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from magmerge.live.units import Unit, units_of
 
 Bring = Callable[[Collection[str]], Mapping[str, Tensor]]
 """From names of tensors to the tensors, in float32."""
+Hook = Callable[..., None]
 
 
 class Offload:
@@ -36,58 +38,49 @@ class Offload:
         self.dtype, self.device = dtype, torch.device(device)
         self._model, self._names = model, names
         self._bring, self._drop = bring, drop
-        self._users: dict[str, int] = {}
+        self._users: Counter[str] = Counter()
         self._lock = threading.Lock()
         self.finish: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Within it the model can be run."""
-        units = units_of(self._model)
-        inside = {id(p) for unit in units for p in unit.module.parameters()}
-        rest = [
-            (name, parameter)
-            for name, parameter in self._model.named_parameters()
-            if id(parameter) not in inside
-        ]
-        for unit in units:
-            self._put_away(unit)
-        self._place([name for name, _ in rest])
+        units = [(unit, self._of(unit)) for unit in units_of(self._model)]
+        inside = {id(p) for unit, _ in units for p in unit.module.parameters()}
+        own = self._model.named_parameters()
+        rest = [name for name, parameter in own if id(parameter) not in inside]
+        for _, names in units:
+            self._put_away(names)
+        self._place(rest)
         self._buffers()
-        handles = []
-        for unit in units:
-            if any(True for _ in unit.module.parameters()):
-                handles.append(unit.module.register_forward_pre_hook(self._enter(unit)))
-                handles.append(
-                    unit.module.register_forward_hook(self._leave(unit), always_call=True)
-                )
-        try:
+        with ExitStack() as stack:
+            for unit, names in units:
+                if names:
+                    enter, leave = self._hooks(unit, names)
+                    module = unit.module
+                    stack.callback(module.register_forward_pre_hook(enter).remove)
+                    left = module.register_forward_hook(leave, always_call=True)
+                    stack.callback(left.remove)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def _enter(self, unit: Unit) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
+    def _hooks(self, unit: Unit, names: Collection[str]) -> tuple[Hook, Hook]:
+        users = self._users
+
+        def enter(*_: Any) -> None:
             with self._lock:
-                users = self._users.get(unit.path, 0)
-                if users == 0:
-                    self._place(self._of(unit))
-                self._users[unit.path] = users + 1
+                users[unit.path] += 1
+                if users[unit.path] == 1:
+                    self._place(names)
 
-        return hook
-
-    def _leave(self, unit: Unit) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
+        def leave(*_: Any) -> None:
             with self._lock:
-                self._users[unit.path] -= 1
-                if self._users[unit.path] == 0:
-                    self._put_away(unit)
+                users[unit.path] -= 1
+                if users[unit.path] == 0:
+                    self._put_away(names)
 
-        return hook
+        return enter, leave
 
-    def _put_away(self, unit: Unit) -> None:
-        names = self._of(unit)
+    def _put_away(self, names: Collection[str]) -> None:
         for name in names:
             _set(self._model, name, torch.empty(0, dtype=self.dtype, device=self.device))
         self._drop([self._names[name] for name in names])
@@ -105,16 +98,16 @@ class Offload:
 
     def _buffers(self) -> None:
         """Buffers are small: they are all there from the start."""
-        own = dict(self._model.named_buffers())
-        wanted = [name for name in own if name in self._names]
-        brought = self._bring([self._names[name] for name in wanted])
-        for name in wanted:
-            own[name].copy_(brought[self._names[name]])
-        self._drop([self._names[name] for name in wanted])
+        own = {n: buffer for n, buffer in self._model.named_buffers() if n in self._names}
+        stored = [self._names[name] for name in own]
+        brought = self._bring(stored)
+        for name, buffer in own.items():
+            buffer.copy_(brought[self._names[name]])
+        self._drop(stored)
         for module in self._model.modules():
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    module._buffers[name] = buffer.to(self.device)
+            for name, local in module._buffers.items():
+                if local is not None:
+                    module._buffers[name] = local.to(self.device)
 
 
 def _set(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -41,7 +41,7 @@ KINDS = {
 OF_DTYPE = "torch._utils._rebuild_tensor_v3"
 
 
-class Collected:
+class ModelState:
     """Tensors by name in the order of state_dict(), and the classes of the modules they are of.
 
     `holds` is what the file holds, in words: a class, or a state dictionary. `note` is what a
@@ -53,7 +53,7 @@ class Collected:
         self.note: str | None = None
         self.tensors: dict[str, TensorRecord] = {}
         self.classes: set[str] = set()
-        self._arrays: dict[int, TensorRecord | None] = {}
+        self._arrays: dict[ArrayRecord, TensorRecord | None] = {}
         self._entries = 0
         self._characters = 0
 
@@ -73,9 +73,9 @@ class Collected:
     def add(self, name: str, value: Any) -> bool:
         """One tensor; False if it is none."""
         if isinstance(value, ArrayRecord):
-            if id(value) not in self._arrays:
-                self._arrays[id(value)] = as_tensor(value)
-            value = self._arrays[id(value)]
+            if value not in self._arrays:
+                self._arrays[value] = as_tensor(value)
+            value = self._arrays[value]
         if not isinstance(value, TensorRecord):
             return False
         if name in self.tensors:
@@ -92,7 +92,7 @@ class Collected:
             self.tensors = {name.removeprefix("module."): self.tensors[name] for name in inner}
 
 
-def collect(held: Any) -> Collected:
+def collect(held: Any) -> ModelState:
     """The tensors of what a file holds; RefusedError where that is no model."""
     for _ in range(DEEPEST):
         if _is_module(held):
@@ -110,7 +110,7 @@ def collect(held: Any) -> Collected:
     raise RefusedError("it is wrapped too often")
 
 
-def _average(entries: Mapping[Any, Any], raw: Any) -> Collected | None:
+def _average(entries: Mapping[Any, Any], raw: Any) -> ModelState | None:
     """The averaged weights beside the raw ones, or alone; None where there are none.
 
     RefusedError where there are some that are not read: the raw ones are not the model to use.
@@ -119,21 +119,21 @@ def _average(entries: Mapping[Any, Any], raw: Any) -> Collected | None:
     if not key:
         return None
     try:
-        found = collect(value)
+        model = collect(value)
     except RefusedError as error:
         raise _unread(key, error.problem) from error
     if raw is None:
-        found.unwrap()
-    elif set(found.tensors) != set(collect(raw).tensors):
-        found.unwrap()
-        if set(found.tensors) != set(collect(raw).tensors):
+        model.unwrap()
+    elif set(model.tensors) != set(collect(raw).tensors):
+        model.unwrap()
+        if set(model.tensors) != set(collect(raw).tensors):
             raise _unread(key, "they are not those of the model beside it")
-    found.holds = f"{found.holds}, the average under {spoken(key)}"
+    model.holds = f"{model.holds}, the average under {spoken(key)}"
     if raw is not None:
-        found.note = (
+        model.note = (
             f"it holds averaged weights ({key}) beside the raw ones: the averaged are taken"
         )
-    return found
+    return model
 
 
 def _averages(entries: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
@@ -169,22 +169,22 @@ def _holds_tensors(value: Any, depth: int = 3) -> bool:
     return any(_holds_tensors(one, depth - 1) for one in inner[:MOST])
 
 
-def _of_state(entries: Mapping[Any, Any], holds: str) -> Collected:
-    found = Collected(holds)
+def _of_state(entries: Mapping[Any, Any], holds: str) -> ModelState:
+    model = ModelState(holds)
     odd = {}
     for key, value in entries.items():
         name = _name(key)
-        if not found.add(name, value):
+        if not model.add(name, value):
             odd[name] = value
     if not entries:
         raise EmptyError("it is empty")
     if odd:
         raise RefusedError(f"these keys hold no tensor: {_listing(odd)}")
-    return found
+    return model
 
 
-def _of_module(module: Record) -> Collected:
-    found = Collected(module.name)
+def _of_module(module: Record) -> ModelState:
+    model = ModelState(module.name)
     seen = 0
     waiting: list[tuple[str, Any, int]] = [("", module, 0)]
     while waiting:
@@ -194,22 +194,22 @@ def _of_module(module: Record) -> Collected:
             raise RefusedError("its modules are in each other without end")
         if not _is_module(one):
             raise RefusedError(f"its module {spoken(prefix[:-1])} is {_spoken(one)}")
-        found.classes.add(one.name)
-        found.look_at(sum(len(one.state[part]) for part in PARTS))
-        _add_own(found, one, prefix)
+        model.classes.add(one.name)
+        model.look_at(sum(len(one.state[part]) for part in PARTS))
+        _add_own(model, one, prefix)
         inner = [
-            (found.joined(prefix, f"{key}."), value, depth + 1)
+            (model.joined(prefix, f"{key}."), value, depth + 1)
             for key, value in _part(one, "_modules")
             if value is not None
         ]
         # A stack gives back the last one first.
         waiting += reversed(inner)
-    if not found.tensors:
+    if not model.tensors:
         raise RefusedError(f"the {spoken(module.name)} in it has no tensors")
-    return found
+    return model
 
 
-def _add_own(found: Collected, module: Record, prefix: str) -> None:
+def _add_own(model: ModelState, module: Record, prefix: str) -> None:
     """A module's own parameters, then those of its buffers that are stored."""
     passing = module.state.get("_non_persistent_buffers_set") or ()
     if not isinstance(passing, set | frozenset):
@@ -218,8 +218,8 @@ def _add_own(found: Collected, module: Record, prefix: str) -> None:
         for key, value in _part(module, part):
             if value is None or (part == "_buffers" and key in passing):
                 continue
-            name = found.joined(prefix, key)
-            if not found.add(name, value):
+            name = model.joined(prefix, key)
+            if not model.add(name, value):
                 raise RefusedError(f"its {spoken(name)} is {_spoken(value)}")
 
 
