@@ -73,7 +73,7 @@ def _content(
         "yaml": recipe_yaml(account),
         "xi": plots.xi_plot(drawn, _label(account, "Factor xi of each layer")) if drawn else None,
         "drawn": drawn,
-        "blocks": common_stem(drawn),
+        "blocks": common_stem([module.name for module in drawn]),
         "undrawn": wording.undrawn_text(len(modules) - len(drawn)),
         "extremes": wording.extremes_text(drawn),
         "deviation": plots.deviation_plot(

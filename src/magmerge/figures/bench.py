@@ -13,38 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magmerge import registry
 from magmerge.checkpoints import open_checkpoint
 from magmerge.errors import MagmergeWarning
 from magmerge.evaluation.scores import LOWER_IS_BETTER, Scores
-from magmerge.evaluation.suite import Suite
 from magmerge.figures.ground import Ground
-from magmerge.memory import DEFAULT
+from magmerge.figures.request import Request, draws
 from magmerge.pipeline import calibrate, merge
-from magmerge.recipe import check_calibrations
-from magmerge.request import Gate
 from magmerge.result import Result
 
 State = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class How:
-    """How models are made and measured, the same for all points of a figure.
-
-    `params` are those of methods and calibrators by name; `dtype` is that of the measured model's
-    forward passes.
-    """
-
-    split: str = "test"
-    tasks: tuple[str, ...] | None = None
-    params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    gate: Gate = "on"
-    sensitive: tuple[str, ...] = ()
-    dtype: str | None = None
-    device: str = "cpu"
-    threads: int | None = None
-    memory: str | int = DEFAULT
 
 
 @dataclass(slots=True)
@@ -52,7 +29,7 @@ class Bench:
     """A suite at work; equal weights are measured once, and the latest merge is kept."""
 
     ground: Ground
-    how: How
+    request: Request
     warned: dict[str, None] = field(default_factory=dict)
     _known: dict[str, Scores] = field(default_factory=dict)
     _merge: tuple[str, dict[str, Tensor]] | None = None
@@ -66,10 +43,10 @@ class Bench:
                     base=self.ground.base,
                     experts=self.ground.experts,
                     method=method,
-                    params=self.how.params.get(method),
-                    threads=self.how.threads,
-                    memory=self.how.memory,
-                    device=self.how.device,
+                    params=self.request.params.get(method),
+                    threads=self.request.threads,
+                    memory=self.request.memory,
+                    device=self.request.device,
                 )
             self._merge = method, found.state_dict()
         return self._merge[1]
@@ -112,12 +89,12 @@ class Bench:
                 base=self.ground.base,
                 experts=self.ground.experts,
                 method=calibration,
-                params=self.how.params.get(calibration),
-                gate=self.how.gate,
+                params=self.request.params.get(calibration),
+                gate=self.request.gate,
                 sensitive=sensitive,
-                threads=self.how.threads,
-                memory=self.how.memory,
-                device=self.how.device,
+                threads=self.request.threads,
+                memory=self.request.memory,
+                device=self.request.device,
                 **seen,
             )
 
@@ -129,7 +106,15 @@ class Bench:
         }
         if new:
             with _listening(self.warned):
-                self._known |= measure(self.ground.suite, new, self.how)
+                self._known |= self.ground.suite.evaluate_all(
+                    new,
+                    split=self.request.split,
+                    tasks=self.request.tasks,
+                    threads=self.request.threads,
+                    device=self.request.device,
+                    dtype=self.request.dtype,
+                    memory=self.request.memory,
+                )
         return [self._known[key] for key in keys]
 
 
@@ -142,25 +127,6 @@ def _listening(told: dict[str, None]) -> Iterator[None]:
     for one in heard:
         if issubclass(one.category, MagmergeWarning):
             told[str(one.message)] = None
-
-
-def measure(suite: Suite, models: Mapping[str, State], how: How) -> dict[str, Scores]:
-    """The one place where models are run on the suite's data."""
-    return suite.evaluate_all(
-        models,
-        split=how.split,
-        tasks=how.tasks,
-        threads=how.threads,
-        device=how.device,
-        dtype=how.dtype,
-        memory=how.memory,
-    )
-
-
-def draws(calibration: str) -> bool:
-    """Whether a calibration looks at samples; UnknownNameError where there is none of the name."""
-    parts = check_calibrations(calibration)
-    return any(registry.calibrators.get(one.method).needs == "inputs" for one in parts)
 
 
 def digest_of(state: State) -> str:
