@@ -73,6 +73,7 @@ def test_one_file_without_splits_is_never_calibrated_with(tmp_path: Path) -> Non
         ({"methods": ["tise"]}, "did you mean ties"),
         ({"methods": []}, "no merge"),
         ({"calibrate": ["fcs"]}, "did you mean fsc"),
+        ({"calibrate": ["fsc", "dcs"]}, "did you mean dsc"),
         ({"calibrate": ["wsc"]}, "look at no samples"),
         ({"seeds": 0}, "seeds is 0"),
         ({"seeds": True}, "seeds is True"),

@@ -35,6 +35,10 @@ class Bench:
     _merge: tuple[str, dict[str, Tensor]] | None = None
     _origin: dict[str, Tensor] | None = None
 
+    @property
+    def _machine(self) -> dict[str, Any]:
+        return {key: getattr(self.request, key) for key in ("threads", "memory", "device")}
+
     def merged(self, method: str) -> dict[str, Tensor]:
         """The merge as it is."""
         if self._merge is None or self._merge[0] != method:
@@ -44,9 +48,7 @@ class Bench:
                     experts=self.ground.experts,
                     method=method,
                     params=self.request.params.get(method),
-                    threads=self.request.threads,
-                    memory=self.request.memory,
-                    device=self.request.device,
+                    **self._machine,
                 )
             self._merge = method, found.state_dict()
         return self._merge[1]
@@ -72,29 +74,27 @@ class Bench:
         self,
         state: State,
         calibration: str,
+        seed: int | None = None,
         *,
-        samples: int = 0,
-        seed: int = 0,
-        sensitive: tuple[str, ...] = (),
+        samples: int | None = None,
+        sensitive: tuple[str, ...] | None = None,
     ) -> Result:
-        """A merge that exists, calibrated; from `samples` of each task where it looks at inputs."""
-        seen: dict[str, Any] = {}
+        """A merge calibrated; samples and sensitive layers are by default the request's."""
+        request, seen = self.request, dict[str, Any]()
         with _listening(self.warned):
             if draws(calibration):
-                model = self.ground.entry.model
-                seen = {"data": self.ground.inputs(samples, seed), "seed": seed}
-                seen |= {"model": model.class_, "build": model.build}
+                model, seed = self.ground.entry.model, seed or 0
+                inputs = self.ground.inputs(samples or request.samples, seed)
+                seen = {"data": inputs, "seed": seed, "model": model.class_, "build": model.build}
             return calibrate(
                 state,
                 base=self.ground.base,
                 experts=self.ground.experts,
                 method=calibration,
-                params=self.request.params.get(calibration),
-                gate=self.request.gate,
-                sensitive=sensitive,
-                threads=self.request.threads,
-                memory=self.request.memory,
-                device=self.request.device,
+                params=request.params.get(calibration),
+                gate=request.gate,
+                sensitive=request.sensitive if sensitive is None else sensitive,
+                **self._machine,
                 **seen,
             )
 
@@ -110,10 +110,8 @@ class Bench:
                     new,
                     split=self.request.split,
                     tasks=self.request.tasks,
-                    threads=self.request.threads,
-                    device=self.request.device,
                     dtype=self.request.dtype,
-                    memory=self.request.memory,
+                    **self._machine,
                 )
         return [self._known[key] for key in keys]
 

@@ -29,7 +29,11 @@ FORMATS: Mapping[str, dict[str, Any]] = {
 """What is left out of each, so that the same numbers give the same bytes."""
 FINE = 200
 """Dots to an inch of a PNG."""
-SIZES = {"legend.fontsize": 9, "xtick.labelsize": 9, "ytick.labelsize": 9, "axes.labelsize": 9}
+SIZES = {
+    **dict.fromkeys(("legend.fontsize", "xtick.labelsize", "ytick.labelsize", "axes.labelsize"), 9),
+    **{"legend.frameon": False, "legend.borderpad": 0, "legend.borderaxespad": 0},
+    **{"axes.facecolor": "none", "axes.titlesize": 10, "axes.titleweight": "bold"},
+}
 MARGIN, LINE = 16.0, 1.45
 LETTER = 0.57
 """Width of a letter in heights, on average and rather more than less."""
@@ -99,21 +103,13 @@ def open_chart(
     for place, line in enumerate(reversed(notes)):
         write(MARGIN + LINE * 9 * place, line, 9, "muted")
     if key:
-        legend = figure.legend(
-            handles=key,
-            ncols=ncols,
-            loc="upper left",
-            bbox_to_anchor=(left, (height - above - 4) / height),
-            frameon=False,
-            borderpad=0,
-            borderaxespad=0,
-        )
+        corner = (left, (height - above - 4) / height)
+        legend = figure.legend(handles=key, ncols=ncols, loc="upper left", bbox_to_anchor=corner)
         legend.set_in_layout(False)
     panels = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     for axes, title in zip(panels, titles, strict=False):
-        axes.set_facecolor("none")
         axes.set_frame_on(False)
-        axes.set_title(title, loc="left", size=10, weight="bold")
+        axes.set_title(title, loc="left")
     for axes in panels[len(titles) :]:
         axes.remove()
     return figure, panels[: len(titles)]

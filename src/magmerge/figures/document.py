@@ -119,9 +119,9 @@ class Factors(Part):
     layers: tuple[LayerFactor, ...]
 
     @property
-    def key(self) -> tuple[str, str, int | None]:
-        """What tells it from the others."""
-        return self.method, self.calibration, self.seed
+    def key(self) -> tuple[str, str, None, int | None]:
+        """What tells it from the others, as a point's key does."""
+        return self.method, self.calibration, None, self.seed
 
 
 class Coefficients(Head):

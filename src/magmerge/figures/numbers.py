@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ from magmerge.figures.document import (
     write_document,
 )
 from magmerge.figures.ground import Ground
-from magmerge.figures.points import factors, harms, marked, measured, order_of, places, rank, runs
+from magmerge.figures.points import Place, factors, harms, marked, measured, order_of, places, rank
 from magmerge.figures.request import Order, Request
 from magmerge.run import Progress
 from magmerge.version import __version__
@@ -74,9 +74,7 @@ class Numbers:
             update={**head, **shown, **listed}
         )
         bench = Bench(self.ground, request)
-        return self._fill(
-            document, bench, places(request), lambda keys: measured(bench, keys, order.layers)
-        )
+        return self._fill(document, bench, lambda keys: measured(bench, keys, order.layers))
 
     def _coefficients(self) -> tuple[Coefficients, int]:
         if self.request.drawn:
@@ -86,12 +84,7 @@ class Numbers:
             update={**head, "calibrations": self.request.calibrations}
         )
         bench = Bench(self.ground, self.request)
-        return self._fill(
-            document,
-            bench,
-            runs(self.request),
-            lambda keys: ((factors(bench, *key), {}) for key in keys),
-        )
+        return self._fill(document, bench, lambda keys: ((factors(bench, key), {}) for key in keys))
 
     def _ranking(self) -> tuple[Ranking, int]:
         head = {**self._head(), "alpha": self.request.alpha}
@@ -99,11 +92,7 @@ class Numbers:
         computed = document is None
         if document is None:
             found = rank(self.ground, self.request, self.progress)
-            told: dict[str, Any] = {
-                "score": found.score,
-                "mode": found.mode,
-                "factor": found.factor,
-            }
+            told = {key: getattr(found, key) for key in ("score", "mode", "factor")}
             document = Ranking(**head, **told, rows=found.samples, layers=harms(found))
         document = marked(document.model_copy(update=head))
         write_document(self.path, document)
@@ -113,10 +102,10 @@ class Numbers:
         self,
         document: P,
         bench: Bench,
-        keys: Sequence[Any],
-        measure: Callable[[list[Any]], Iterable[tuple[Any, dict[str, Any]]]],
+        measure: Callable[[list[Place]], Iterable[tuple[Any, dict[str, Any]]]],
     ) -> tuple[P, int]:
-        """Measure the keys that have no point yet; the file is written after each."""
+        """Measure the places that have no point yet; the file is written after each."""
+        keys = places(self.request)
         points: dict[Any, Any] = {one.key: one for one in document.points}
         missing = [key for key in keys if key not in points]
         done = len(keys) - len(missing)

@@ -53,37 +53,33 @@ def places(request: Request) -> list[Place]:
     hungry = [one for one in request.calibrations if draws(one)]
     found: list[Place] = []
     for method in request.methods:
-        if kind != "lambda":
+        if kind in ("samples", "alpha"):
             found.append(Place(method, NONE, None, None))
-        if kind == "samples":
+        if kind in ("samples", "coefficients"):
             found += [Place(method, name, None, None) for name in alone]
-        for at in request.values:
+        for at in request.values or (None,):
             if kind == "lambda":
                 found.append(Place(method, NONE, at, None))
-            if kind == "lambda" and at == 0:
-                continue
-            if kind != "samples":
+                if at == 0:
+                    continue
+            if kind in ("lambda", "alpha"):
                 found += [Place(method, name, at, None) for name in alone]
-            for seed in request.draws:
-                found += [Place(method, name, at, seed) for name in hungry]
+            found += [Place(method, name, at, seed) for seed in request.draws for name in hungry]
     return found
 
 
 def weights(bench: Bench, place: Place, ranking: Sequence[str]) -> State:
     """The model of one point. `ranking`: layers from the most sensitive one on, for alpha."""
-    request = bench.request
+    kind, at = bench.request.kind, place.at
     state: State = bench.merged(place.method)
-    samples, sensitive = request.samples, request.sensitive
-    if request.kind == "lambda" and place.at is not None:
-        state = bench.scaled(state, place.at)
-    if request.kind == "samples" and place.at is not None:
-        samples = int(place.at)
-    if request.kind == "alpha":
-        sensitive = tuple(ranking[: int(place.at or 0)])
+    if kind == "lambda" and at is not None:
+        state = bench.scaled(state, at)
     if place.calibration == NONE:
         return state
+    samples = int(at) if kind == "samples" and at is not None else None
+    sensitive = tuple(ranking[: int(at or 0)]) if kind == "alpha" else None
     return bench.calibrated(
-        state, place.calibration, samples=samples, seed=place.seed or 0, sensitive=sensitive
+        state, place.calibration, place.seed, samples=samples, sensitive=sensitive
     ).state_dict()
 
 
@@ -110,36 +106,13 @@ def point_of(place: Place, scores: Scores) -> Point:
     mean = scores.mean
     if mean is None:
         mean = math.exp(sum(math.log(max(one, TINY)) for one in found.values()) / len(found))
-    return Point(
-        method=place.method,
-        calibration=place.calibration,
-        at=place.at,
-        seed=place.seed,
-        mean=mean,
-        scores=found,
-    )
+    return Point(**place._asdict(), mean=mean, scores=found)
 
 
-def runs(request: Request) -> list[tuple[str, str, int | None]]:
-    """The calibrations whose factors are shown: method, calibration and seed."""
-    return [
-        (method, name, seed)
-        for method in request.methods
-        for name in request.calibrations
-        for seed in (request.draws if draws(name) else (None,))
-    ]
-
-
-def factors(bench: Bench, method: str, calibration: str, seed: int | None) -> Factors:
+def factors(bench: Bench, place: Place) -> Factors:
     """What one calibration finds for each layer."""
-    request = bench.request
-    result = bench.calibrated(
-        bench.merged(method),
-        calibration,
-        samples=request.samples,
-        seed=seed or 0,
-        sensitive=request.sensitive,
-    )
+    method, calibration, _, seed = place
+    result = bench.calibrated(bench.merged(method), calibration, seed)
     return Factors(method=method, calibration=calibration, seed=seed, layers=layers_of(result))
 
 
@@ -202,14 +175,9 @@ def read_ranking(path: Path, alpha: int = 10) -> Ranking:
             remedy="give the file that `magmerge sensitivity` wrote",
         )
     told = {key: content[key] for key in ("score", "mode", "factor", "layers") if key in content}
-    head: dict[str, Any] = {
-        "magmerge": __version__,
-        "kind": "sensitivity",
-        "digest": "",
-        "suite": "",
-    }
-    head |= {"settings": {"sensitive": str(path)}, "alpha": alpha, "rows": content.get("samples")}
-    return marked(checked(Ranking, {**told, **head}, str(path)))
+    told |= {"magmerge": __version__, "kind": "sensitivity", "digest": "", "suite": ""}
+    told |= {"settings": {"sensitive": str(path)}, "alpha": alpha, "rows": content.get("samples")}
+    return marked(checked(Ranking, told, str(path)))
 
 
 def read_order(path: Path) -> Order:

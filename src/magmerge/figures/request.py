@@ -11,7 +11,7 @@ from magmerge import registry
 from magmerge.errors import ParameterError
 from magmerge.figures.document import Kind
 from magmerge.memory import DEFAULT
-from magmerge.recipe import check_calibrations
+from magmerge.recipe import COMPOSED, check_calibrations
 from magmerge.request import Gate
 
 CALIBRATIONS = ("wsc", "fsc", "dsc")
@@ -88,18 +88,20 @@ def completed(request: Request) -> Request:
     if not methods:
         raise ParameterError("no merge is named", remedy="name a method: --method ties")
     known = CALIBRATIONS[:2] if kind == "coefficients" else CALIBRATIONS
+    calibrations = tuple(dict.fromkeys(request.calibrations or known))
+    hungry = [name for name in calibrations if draws(name)]
     seeds = SEEDS.get(kind, 1) if request.seeds is None else request.seeds
     full = replace(
         request,
         methods=methods,
-        calibrations=tuple(dict.fromkeys(request.calibrations or known)),
+        calibrations=calibrations,
         values=_values(kind, request.values),
         seeds=seeds,
         params=_by_own_name(request.params),
     )
-    if not full.drawn and kind == "samples":
+    if not hungry and kind == "samples":
         raise ParameterError(
-            f"{' and '.join(full.calibrations)} look at no samples",
+            f"{' and '.join(calibrations)} look at no samples",
             remedy="add --calibrate fsc or --calibrate dsc",
         )
     for number, name in ((seeds, "seeds"), (full.samples, "samples"), (full.alpha, "alpha")):
@@ -136,8 +138,6 @@ def _values(kind: Kind, values: tuple[float, ...]) -> tuple[float, ...]:
 
 def _by_own_name(params: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Parameters by the names that the registry has for methods; calibrators have no other."""
-    from magmerge.recipe import COMPOSED
-
     calibrators = {*COMPOSED, *(one.name for one in registry.calibrators)}
     return {
         name if name in calibrators else registry.methods.get(name).name: dict(own)
