@@ -25,8 +25,7 @@ def command(
 
     start = time.monotonic()
     import magmerge
-    from magmerge.report.demo_table import demo_notes, demo_table
-    from magmerge.report.tables import plain
+    from magmerge.report.tables import demo_notes, demo_table, plain
 
     with progress_reporter() as progress:
         found = magmerge.demo(out, overwrite=yes, threads=threads, progress=progress)

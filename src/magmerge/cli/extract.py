@@ -78,7 +78,7 @@ def command(
             f"--energy has no meaning with --rank {rank}", remedy="add --rank auto, or drop it"
         )
     import magmerge
-    from magmerge.report.extraction_table import extraction_lines, extraction_table
+    from magmerge.report.adapter_table import extraction_lines, extraction_table
 
     start = time.monotonic()
     with progress_reporter() as progress:

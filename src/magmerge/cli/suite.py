@@ -58,8 +58,7 @@ def command(
     Example: magmerge suite vision8 SUITE --base clip-vit-base-patch32 --data DATA
     """
     import magmerge
-    from magmerge.report.suite_table import suite_table, suites_table
-    from magmerge.report.tables import plain
+    from magmerge.report.tables import plain, suite_table, suites_table
 
     if list_:
         entries = magmerge.named_suites()

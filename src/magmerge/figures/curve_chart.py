@@ -23,6 +23,8 @@ HEIGHTS = {1: 330.0, 2: 280.0, 3: 230.0}
 """Of a panel, by how many stand beside each other."""
 ROOM = 0.08
 """Part of the range that is left free above and below."""
+SMALLER = 1.25
+"""By how much letters are smaller here than on the report's axes."""
 LEAST_RANGE = 0.01
 """Points of score that a panel spans at least where no sampling error is known."""
 
@@ -39,7 +41,7 @@ def curve_chart(document: Curves) -> Figure:
     figure, panels = open_chart(document, titles, columns, (WIDTH, HEIGHTS[columns]), key)
     low, high = _range(document, factor, [one for own in lines for one in own])
     for number, axes in enumerate(panels):
-        _across(axes, document, WIDTH / columns - 70)
+        _across(axes, document, SMALLER * (WIDTH / columns - 70))
         draw_even(axes, low, high)
         for place, one in enumerate(lines[number] if lines else ()):
             # Later lines are thinner, so that equal ones show each other.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -96,7 +97,8 @@ def coefficient_chart(document: Coefficients) -> Figure:
         for index, factors in enumerate(list(panels_of.values())[number] if panels_of else ()):
             shift = SHIFT * (2 * index - len(names) + 1)
             places = {layer: place + shift for place, layer in enumerate(layers)}
-            _factors(Sheet(axes, INNER / max(1, len(layers))), factors, places, looks[index])
+            sheet = Sheet(axes, INNER / max(1, len(layers)), crowd=math.inf)
+            _factors(sheet, factors, places, looks[index])
     _name_axis(panels[-1], layers)
     return figure
 

@@ -70,11 +70,15 @@ class Plot:
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """Axes whose limits are set, and the width of one layer in pixels."""
+    """Axes whose limits are set, and the width of one layer in pixels.
+
+    `tips`: whether marks have tooltips; `crowd`: from how many of one kind on they have none.
+    """
 
     axes: Axes
     pixels: float
     tips: bool = True
+    crowd: float = CROWD
 
     def put(
         self, mark: Mark, points: Sequence[Point], *, scale: float = 1.0, size: float | None = None
@@ -82,7 +86,7 @@ class Sheet:
         """Draw one series of marks, smaller where many stand close."""
         if size is None:
             size = scale * min(LARGEST, max(SMALLEST, 0.62 * self.pixels))
-        if len(points) > CROWD:
+        if len(points) > self.crowd:
             # Strokes without length, with round or square ends, are one path.
             cap = "round" if mark.shape == "circle" else "projecting"
             spots = [Line(point.place, point.value, point.value) for point in points]
