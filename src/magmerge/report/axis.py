@@ -105,14 +105,9 @@ def _apart(axes: Axes, labels: Sequence[Label], width: float) -> bool:
     return inside and all(one[1] + 8 <= other[0] for one, other in pairwise(ends))
 
 
-def clamped(value: float) -> float:
-    """A factor that the axis can hold."""
-    return min(max(value, LIMITS[0]), LIMITS[1])
-
-
 def draw_factors(axes: Axes, values: Iterable[float]) -> None:
     """The vertical axis: all of `values`, and 1, on a logarithmic scale."""
-    ends = [1.0, *map(clamped, values)]
+    ends = [1.0, *(min(max(value, LIMITS[0]), LIMITS[1]) for value in values)]
     room = max(0.06 * math.log(max(ends) / min(ends)), 0.02)
     low, high = min(ends) * math.exp(-room), max(ends) * math.exp(room)
     axes.set_yscale("log")
