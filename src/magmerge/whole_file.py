@@ -23,10 +23,10 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         raise OutputError("its folder does not exist", source=path, remedy="make it first")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` in one step, as readable as the user's other files; OutputError if it fails."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write in one step, as readable as the user's other files; OutputError if it fails."""
     try:
-        replace_whole(path, text)
+        replace_whole(path, content)
     except OSError as error:
         raise OutputError(
             f"cannot be written: {error.strerror}",
@@ -35,12 +35,12 @@ def write_whole(path: Path, text: str) -> None:
         ) from error
 
 
-def replace_whole(path: Path, text: str) -> None:
+def replace_whole(path: Path, content: str | bytes) -> None:
     """The same; OSError if it fails, and then nothing is left."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".magmerge-partial-")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(name, 0o666 & ~_umask())

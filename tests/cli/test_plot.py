@@ -118,7 +118,7 @@ def test_redraw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["samples", "s.gif"], ".svg, .png or .pdf"),
         (["samples", "s.svg", "--samples", "one"], "--samples one: no numbers"),
-        (["samples", "s.svg", "--seeds", "0"], "0 seeds"),
+        (["samples", "s.svg", "--seeds", "0"], "seeds is 0"),
         (["samples", "s.svg", "--expert", "=x"], "write NAME=PATH"),
         (["samples", "s.svg", "--expert", "a=x", "--expert", "a=y"], "two experts are called a"),
         (["samples", "s.svg", "--set", "density"], "no value"),
@@ -150,7 +150,7 @@ def test_an_interruption_keeps_the_points(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from magmerge.figures import curves as module
+    from magmerge.figures import points as module
 
     real, seen = module.point_of, []
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import magmerge
 from magmerge.errors import CheckpointError, MagmergeError
 from magmerge.figures.document import Curves, read_document, write_document
-from magmerge.figures.layered import read_order, read_ranking
+from magmerge.figures.points import read_order, read_ranking
 from tests.figures.suites import coefficients, curves, ranking
 from tests.report.test_fuzz import changed, steps, values
 

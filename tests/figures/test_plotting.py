@@ -20,9 +20,11 @@ from magmerge.errors import (
     ParameterError,
 )
 from magmerge.evaluation import open_suite
-from magmerge.figures import measuring
+from magmerge.evaluation.suite import Suite
+from magmerge.figures.bench import Bench
 from magmerge.figures.ground import open_ground
-from magmerge.figures.layered import layers_of
+from magmerge.figures.points import layers_of
+from magmerge.figures.request import Request
 from magmerge.types import LayerRecord
 from tests.figures.suites import TASKS, figure_suite
 
@@ -88,13 +90,13 @@ def test_what_is_known_is_not_measured_again(
     suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: list[int] = []
-    real = measuring.measure
+    real = Suite.evaluate_all
 
-    def counting(suite: Any, states: Mapping[str, Any], how: Any) -> Any:
+    def counting(suite: Suite, states: Mapping[str, Any], **how: Any) -> Any:
         counted.append(len(states))
-        return real(suite, states, how)
+        return real(suite, states, **how)
 
-    monkeypatch.setattr(measuring, "measure", counting)
+    monkeypatch.setattr(Suite, "evaluate_all", counting)
     out, numbers = tmp_path / "s.svg", tmp_path / "s.json"
     options = {"suite": suite, "calibrate": ["fsc"]}
     first = magmerge.plot("samples", out, values=[2], seeds=2, **options)
@@ -193,7 +195,7 @@ def test_alpha_ranks_by_itself_once(
     assert found.document.ranked is not None
     assert len(found.document.sensitive) <= found.document.ranked
     monkeypatch.setattr(
-        "magmerge.figures.layered.sensitivity", lambda **_: pytest.fail("ranked again")
+        "magmerge.figures.points.sensitivity", lambda **_: pytest.fail("ranked again")
     )
     more = magmerge.plot("alpha", tmp_path / "a.svg", values=[0, 2], overwrite=True, **options)
     assert more.computed == 1
@@ -260,7 +262,7 @@ def test_warnings_of_many_models_are_told_once(tmp_path: Path) -> None:
 
 
 def test_stored_as_the_merge_is(suite: Path) -> None:
-    bench = measuring.Bench(open_ground(open_suite(suite)), measuring.How())
+    bench = Bench(open_ground(open_suite(suite)), Request("samples"))
     name = "encoder.layer.0.output.dense.weight"
     half = {name: torch.ones(16, 24, dtype=torch.bfloat16), "count": torch.tensor(3)}
     scaled = bench.scaled(half, 2.0)

@@ -20,8 +20,7 @@ def command(options: o.Options) -> None:
     """Merge and calibrate six real experts of a MiniLM encoder, and measure every model."""
     start = time.monotonic()
     import magmerge
-    from magmerge.report.demo_table import demo_notes, demo_table
-    from magmerge.report.tables import plain
+    from magmerge.report.tables import demo_notes, demo_table, plain
 
     with progress_reporter() as progress:
         demo = magmerge.demo(**o.without(options), progress=progress)

@@ -52,7 +52,7 @@ def command(options: o.Options) -> None:
             f"--energy has no meaning with --rank {rank}", remedy="add --rank auto, or drop it"
         )
     import magmerge
-    from magmerge.report.extraction_table import extraction_lines, extraction_table
+    from magmerge.report.adapter_table import extraction_lines, extraction_table
 
     keywords = {**o.without(options), "energy": 0.99 if energy is None else energy}
     start = time.monotonic()

@@ -42,8 +42,7 @@ def command(options: o.Options) -> None:
     Example: magmerge suite vision8 SUITE --base clip-vit-base-patch32 --data DATA
     """
     import magmerge
-    from magmerge.report.suite_table import suite_table, suites_table
-    from magmerge.report.tables import plain
+    from magmerge.report.tables import plain, suite_table, suites_table
 
     if options["list"]:
         entries = magmerge.named_suites()

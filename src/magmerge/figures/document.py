@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import Field
 
-from magmerge.errors import CheckpointError, MagmergeError
+from magmerge.errors import CheckpointError
 from magmerge.evaluation.scores import LOWER_IS_BETTER
-from magmerge.report.account import Part, checked
+from magmerge.report.account import Part, checked, read_json
 from magmerge.whole_file import write_whole
 
 Kind = Literal["samples", "sensitivity", "coefficients", "lambda", "alpha"]
@@ -119,9 +119,9 @@ class Factors(Part):
     layers: tuple[LayerFactor, ...]
 
     @property
-    def key(self) -> tuple[str, str, int | None]:
-        """What tells it from the others."""
-        return self.method, self.calibration, self.seed
+    def key(self) -> tuple[str, str, None, int | None]:
+        """What tells it from the others, as a point's key does."""
+        return self.method, self.calibration, None, self.seed
 
 
 class Coefficients(Head):
@@ -159,28 +159,16 @@ SHAPES: Mapping[str, type[Curves] | type[Coefficients] | type[Ranking]] = {
 }
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; CheckpointError where it is none."""
-    try:
-        return json.loads(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot be read: {error.strerror}", source=path, remedy="check the path"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError("it is not JSON", source=path, remedy=REMEDY) from error
-
-
 def read_document(path: Path) -> Document:
     """A figure's numbers; CheckpointError where the file is not as magmerge writes it."""
-    content = read_json(path)
-    kind = content.get("kind") if isinstance(content, dict) else None
-    shape = SHAPES.get(kind) if isinstance(kind, str) else None
-    if shape is None:
-        raise CheckpointError("it holds no figure's numbers", source=path, remedy=REMEDY)
     try:
+        content = read_json(path)
+        kind = content.get("kind") if isinstance(content, dict) else None
+        shape = SHAPES.get(kind) if isinstance(kind, str) else None
+        if shape is None:
+            raise CheckpointError("it holds no figure's numbers", source=path, remedy=REMEDY)
         return checked(shape, content, str(path))
-    except MagmergeError as error:
+    except CheckpointError as error:
         error.remedy = REMEDY
         raise
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from magmerge.engine.run import warn
 from magmerge.errors import ParameterError, UnknownNameError, suggestion
-from magmerge.evaluation.entries import SuiteEntry, TaskEntry, resolved
+from magmerge.evaluation.entries import SuiteEntry, resolved
 from magmerge.evaluation.suite import Suite
 from magmerge.evaluation.tasks import data_source
 from magmerge.samples import Inputs, Preparation, prepare, read_samples
@@ -59,13 +59,11 @@ class Ground:
     def inputs(self, samples: int, seed: int) -> dict[str, list[Inputs]]:
         """`samples` rows of each task as the model's inputs, by expert; never test rows."""
         if self._latest is None or self._latest[0] != (samples, seed):
-            self._latest = (
-                (samples, seed),
-                {
-                    name: [call for draw in draws for call in self._prepared(draw, samples, seed)]
-                    for name, draws in self.draws.items()
-                },
-            )
+            found = {
+                name: [call for draw in draws for call in self._prepared(draw, samples, seed)]
+                for name, draws in self.draws.items()
+            }
+            self._latest = (samples, seed), found
         return self._latest[1]
 
     def _prepared(self, draw: Draw, samples: int, seed: int) -> list[Inputs]:
@@ -104,81 +102,61 @@ def open_ground(
             remedy="give it with --base (base=), or add base: FOLDER to the suite",
         )
     named = {name: str(path) for name, path in (experts or {}).items()}
-    tasks: dict[str, tuple[str, ...]] = {name: (name,) for name in named}
+    tasks = {name: [name] for name in named}
     if not named:
-        named, tasks = _suite_experts(suite)
-    draws = {name: _suite_draws(suite, tasks[name]) for name in named}
-    if data is not None:
-        draws |= _given_draws(suite, data, named)
-    return Ground(suite, str(origin), named, draws)
-
-
-def _suite_experts(suite: Suite) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
-    """Experts by the name of their first task, and each one's tasks."""
-    shared: dict[str, list[str]] = {}
-    for name, entry in suite.entry.tasks.items():
-        if entry.expert is not None:
-            shared.setdefault(resolved(suite.path.parent, entry.expert), []).append(name)
-    if not shared:
+        # An expert that several tasks share has the name of the first.
+        shared: dict[str, list[str]] = {}
+        for name, entry in suite.entry.tasks.items():
+            if entry.expert is not None:
+                shared.setdefault(resolved(suite.path.parent, entry.expert), []).append(name)
+        named = {own[0]: path for path, own in shared.items()}
+        tasks = {own[0]: own for own in shared.values()}
+    if not named:
         raise ParameterError(
             "the suite names no experts",
             source=suite.path,
             remedy="give them with --expert TASK=PATH (experts=), or add expert: to its tasks",
         )
-    named = {tasks[0]: path for path, tasks in shared.items()}
-    return named, {tasks[0]: tuple(tasks) for tasks in shared.values()}
+    draws = {name: _suite_draws(suite, own) for name, own in tasks.items()}
+    sources = (
+        data if isinstance(data, Mapping) else {} if data is None else dict.fromkeys(named, data)
+    )
+    for name, source in sources.items():
+        if name not in named:
+            raise UnknownNameError(
+                f"data is given for {name!r}, which is no expert",
+                remedy=suggestion(str(name), named),
+            )
+        draws[name] = (_draw(suite, name, str(source), None),)
+    return Ground(suite, str(origin), named, draws)
 
 
-def _suite_draws(suite: Suite, tasks: tuple[str, ...]) -> tuple[Draw, ...]:
+def _suite_draws(suite: Suite, tasks: Sequence[str]) -> tuple[Draw, ...]:
     """The unlabelled splits of these tasks; none where the suite knows none."""
-    found: list[Draw] = []
+    found: dict[tuple[str, str | None], Draw] = {}
     for name in tasks:
         entry = suite.entry.tasks.get(name)
         if entry is None:
             continue
-        split = _unlabelled(entry)
+        # Of one source that has splits, train.
+        known = ("train",) if isinstance(entry.data, str) else entry.data
+        split = next((one for one in UNLABELLED if one in known), None)
         if split is None:
             continue
         try:
-            source, part = data_source(name, entry, split, suite.path)
+            place = data_source(name, entry, split, suite.path)
         except ParameterError:
             # One file without splits holds the rows that are measured.
             continue
         # Two metrics of one task share its rows, which are drawn once.
-        if all((draw.source, draw.split) != (source, part) for draw in found):
-            found.append(_draw(suite, name, source, part))
-    return tuple(found)
+        found.setdefault(place, _draw(suite, name, *place))
+    return tuple(found.values())
 
 
-def _unlabelled(entry: TaskEntry) -> str | None:
-    """The name of the split that calibrations may see; of one source with splits, train."""
-    if isinstance(entry.data, str):
-        return "train"
-    return next((name for name in UNLABELLED if name in entry.data), None)
-
-
-def _given_draws(suite: Suite, data: Any, experts: Collection[str]) -> dict[str, tuple[Draw, ...]]:
-    """The sources that were given, read as the suite reads the task of the expert's name."""
-    sources = data if isinstance(data, Mapping) else dict.fromkeys(experts, data)
-    for name in sources:
-        if name not in experts:
-            raise UnknownNameError(
-                f"data is given for {name!r}, which is no expert",
-                remedy=suggestion(str(name), experts),
-            )
-    return {name: (_given_draw(suite, name, str(source)),) for name, source in sources.items()}
-
-
-def _given_draw(suite: Suite, name: str, source: str) -> Draw:
-    if name in suite.entry.tasks:
-        return _draw(suite, name, source, None)
-    whole = suite.entry
-    how = Preparation(whole.max_length, whole.image_size, whole.mean, whole.std)
-    return Draw(name, source, preparation=how)
-
-
-def _draw(suite: Suite, task: str, source: str, split: str | None) -> Draw:
-    """Samples that are read and prepared as the task's own rows are."""
-    entry = suite.entry.tasks[task]
-    how = suite.entry.preparation(entry)
-    return Draw(task, source, split, entry.text_field, entry.pair_field, how)
+def _draw(suite: Suite, name: str, source: str, split: str | None) -> Draw:
+    """Samples that are read and prepared as the rows of the task of that name, if there is one."""
+    whole, entry = suite.entry, suite.entry.tasks.get(name)
+    if entry is None:
+        how = Preparation(whole.max_length, whole.image_size, whole.mean, whole.std)
+        return Draw(name, source, preparation=how)
+    return Draw(name, source, split, entry.text_field, entry.pair_field, whole.preparation(entry))

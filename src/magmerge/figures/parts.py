@@ -3,43 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, get_args
 
-Part = Literal[
-    "attention q",
-    "attention k",
-    "attention v",
-    "attention q, k, v in one",
-    "attention out",
-    "mlp",
-    "norm",
-    "other",
-]
-PARTS: tuple[Part, ...] = get_args(Part)
+ATTENTION = ("attention q", "attention k", "attention v")
+ALL_IN_ONE, OUT = "attention q, k, v in one", "attention out"
+PARTS = (*ATTENTION, ALL_IN_ONE, OUT, "mlp", "norm", "other")
 
 _WORDS = re.compile(r"[._]")
-_WHOLE: dict[str, Part] = {
-    "in_proj": "attention q, k, v in one",
-    "in_proj_weight": "attention q, k, v in one",
-    "c_attn": "attention q, k, v in one",
-    "query_key_value": "attention q, k, v in one",
-    "qkv": "attention q, k, v in one",
-    "qkv_proj": "attention q, k, v in one",
-    "wqkv": "attention q, k, v in one",
-    "attn_out": "attention out",
-    "to_out": "attention out",
-}
+_QKV = {"in_proj", "in_proj_weight", "c_attn", "query_key_value", "qkv", "qkv_proj", "wqkv"}
+_WHOLE = {**dict.fromkeys(_QKV, ALL_IN_ONE), "attn_out": OUT, "to_out": OUT}
 """Names of modules that are told as they are."""
-_OWN: dict[str, Part] = {
-    "q": "attention q",
-    "query": "attention q",
-    "wq": "attention q",
-    "k": "attention k",
-    "key": "attention k",
-    "wk": "attention k",
-    "v": "attention v",
-    "value": "attention v",
-    "wv": "attention v",
+_OWN = {
+    name: part
+    for letter, word, part in zip("qkv", ("query", "key", "value"), ATTENTION, strict=True)
+    for name in (letter, word, f"w{letter}")
 }
 _ATTENTION = frozenset({"attention", "attn", "attentions", "selfattention", "encdecattention"})
 _MLP = frozenset({"mlp", "ffn", "ff", "feedforward", "intermediate", "experts", "densereludense"})
@@ -49,7 +25,7 @@ _OUT = frozenset({"o", "out", "dense", "wo", "output"})
 _PROJECTIONS = ({"proj"}, {"c", "proj"})
 
 
-def part_of(name: str) -> Part:
+def part_of(name: str) -> str:
     """A layer's part: `name` is that of the module or of its weight.
 
     A module in a block of BERT's naming that is neither of the attention nor a norm is its MLP.
@@ -69,9 +45,9 @@ def part_of(name: str) -> Part:
     if told and (inside or len(own) > 1 or last.startswith("w")):
         return told[0]
     if inside and (own & _OUT or own in _PROJECTIONS):
-        return "attention out"
+        return OUT
     if own & {"o", "out"} and "proj" in own:
-        return "attention out"
+        return OUT
     if own & _MLP_OWN or set(words) & _MLP or steps[-2:] == ["output", "dense"]:
         return "mlp"
     return "other"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from magmerge.errors import CheckpointError, MagmergeError
+from magmerge.errors import CheckpointError
 
 FILE = "magmerge.json"
 TOLERANCE = 1e-4
@@ -195,12 +197,25 @@ def checked(kind: type[T], content: object, source: str) -> T:
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False)[0]
         key = ".".join(map(str, fault["loc"]))
-        raise _foreign(f"{key}: {fault['msg'].lower()}" if key else "no object", source) from error
+        raise foreign(f"{key}: {fault['msg'].lower()}" if key else "no object", source) from error
     except (RecursionError, TypeError, ValueError) as error:
-        raise _foreign("it cannot be read", source) from error
+        raise foreign("it cannot be read", source) from error
 
 
-def _foreign(problem: str, source: str) -> MagmergeError:
+def read_json(path: Path) -> Any:
+    """The content of a JSON file that magmerge wrote; CheckpointError where it is none."""
+    try:
+        return json.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot be read: {error.strerror}", source=path, remedy="check the path"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise foreign("it is not JSON", path) from error
+
+
+def foreign(problem: str, source: str | Path) -> CheckpointError:
+    """That a file is not magmerge's."""
     return CheckpointError(
         f"not as magmerge writes it: {problem}",
         source=source,

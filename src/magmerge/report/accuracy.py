@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 from magmerge.report.account import Number, Part, checked
 from magmerge.report.wording import ABSENT, short
@@ -54,24 +53,21 @@ class Plain(Part):
     caption: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
+class Cell(NamedTuple):
     """A score, and in smaller print what belongs to it."""
 
     text: str
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Heading:
+class Heading(NamedTuple):
     """A column's name, and the whole of it where it is shortened."""
 
     text: str
     whole: str
 
 
-@dataclass(frozen=True, slots=True)
-class ScoreTable:
+class ScoreTable(NamedTuple):
     """A table for the page; the first cell of each row is its name."""
 
     caption: str
@@ -94,14 +90,9 @@ def score_tables(scores: Sequence[Mapping[str, Any]]) -> list[ScoreTable]:
 
 def _laid_out(table: Plain) -> ScoreTable:
     headings = tuple(Heading(short(name, 40), name) for name in table.columns)
-    rows = tuple(tuple(Cell(_plain(value)) for value in row) for row in table.rows)
-    return ScoreTable(table.caption, headings, rows)
-
-
-def _plain(value: str | float | None) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "" if value is None else str(value)
+    rows = [[f"{x:.4g}" if isinstance(x, float) else x for x in row] for row in table.rows]
+    cells = tuple(tuple(Cell("" if x is None else str(x)) for x in row) for row in rows)
+    return ScoreTable(table.caption, headings, cells)
 
 
 def _compared(suite: str, split: str, found: Sequence[Evaluation]) -> ScoreTable:
@@ -110,9 +101,9 @@ def _compared(suite: str, split: str, found: Sequence[Evaluation]) -> ScoreTable
     for evaluation in found:
         for task in evaluation.tasks:
             tasks.setdefault(task.task, task)
+    scores = [{task.task: task for task in reversed(evaluation.tasks)} for evaluation in found]
     rows = [
-        (_name(task), *(_cell(_score(evaluation, name)) for evaluation in found))
-        for name, task in tasks.items()
+        (_name(task), *(_cell(own.get(name)) for own in scores)) for name, task in tasks.items()
     ]
     metrics = {task.metric for task in tasks.values()}
     if any(evaluation.mean for evaluation in found):
@@ -135,10 +126,6 @@ def _models(models: Sequence[str]) -> list[Heading]:
 def _name(task: TaskScore) -> Cell:
     count = "" if task.count is None else f", {task.count:,} samples"
     return Cell(short(task.title or task.task), (f"{short(task.metric)}{count}".lstrip(", "),))
-
-
-def _score(evaluation: Evaluation, name: str) -> TaskScore | None:
-    return next((task for task in evaluation.tasks if task.task == name), None)
 
 
 def _cell(task: TaskScore | None) -> Cell:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from magmerge.report.account import Module, ModuleAccount
+from magmerge.report.account import ModuleAccount
 from magmerge.report.marks import EXPERT_SHAPES, Mark
-from magmerge.report.sheet import Line, Plot, Point, Sheet, draw
+from magmerge.report.sheet import Line, Marks, Plot, Point, Strokes, draw
 from magmerge.report.wording import factor_text, norm_text, short
 
 MERGE = Mark("the plain merge", "circle", "series-2", filled=False)
@@ -27,13 +27,13 @@ def norms_plot(modules: Sequence[ModuleAccount], names: Sequence[str], label: st
         Mark(short(name, 40), shape, INPUTS)
         for name, shape in zip(names, EXPERT_SHAPES[1:], strict=False)
     ]
-    series: list[list[Point]] = [[] for _ in marks]
+    points: list[list[Point]] = [[] for _ in marks]
     merge, result, lines = list[Point](), list[Point](), list[Line]()
     for place, one in enumerate(told):
-        for points, norm, mark in zip(series, one.norms, marks, strict=False):
+        for own, norm, mark in zip(points, one.norms, marks, strict=False):
             if (ratio := one.share(norm)) is not None:
                 tip = f"{short(one.name)}: {mark.meaning} {norm_text(norm)}"
-                points.append(Point(place, ratio, tip))
+                own.append(Point(place, ratio, tip))
         was, now = one.share(one.merged), one.share(one.written)
         if was is not None and now is not None:
             tip = f"{short(one.name)}: {norm_text(one.merged)} merged, {norm_text(one.written)} now"
@@ -41,16 +41,10 @@ def norms_plot(modules: Sequence[ModuleAccount], names: Sequence[str], label: st
             result.append(Point(place, now, tip))
             lines.append(Line(place, was, now))
 
-    def paint(sheet: Sheet) -> None:
-        sheet.join(lines, "whisker", 1.2)
-        for mark, points in zip(marks, series, strict=True):
-            sheet.put(mark, points, scale=0.7)
-        sheet.put(MERGE, merge, scale=0.9)
-        sheet.put(RESULT, result)
-
-    values = [point.value for points in (*series, merge, result) for point in points]
-    placed = [Module(one.name, ()) for one in told]
-    return Plot(*draw("norms", label, placed, values, paint), (*marks, MERGE, RESULT))
+    series = [Marks(mark, own, 0.7) for mark, own in zip(marks, points, strict=True)]
+    series += [Marks(MERGE, merge, 0.9), Marks(RESULT, result)]
+    strokes = [Strokes(lines, "whisker", 1.2)]
+    return draw("norms", label, [one.name for one in told], series, strokes)
 
 
 def module_rows(modules: Sequence[ModuleAccount], inputs: int) -> list[list[str]]:

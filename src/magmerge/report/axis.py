@@ -1,16 +1,15 @@
-"""The two axes of the plots: layers in model order, and factors on a logarithmic scale."""
+"""The axes of plots: layers in model order, and factors on a logarithmic scale."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
 from magmerge.errors import printable
-from magmerge.report.account import Module
 from magmerge.report.svg import COLOURS
 
 if TYPE_CHECKING:
@@ -22,17 +21,18 @@ LETTER = 7.2
 LONGEST = 18
 SHARED = 0.9
 """Part of the numbered layers that what the numbers count must be common to."""
-LABELS = 7
-"""Most labels of the factors."""
 EVENLY = 6.5
 """Range of factors up to which they are counted in even steps, beyond in multiples."""
+STEPS = (1, 2, 2.5, 5, 10)
 LIMITS = 1e-9, 1e9
 """Factors beyond are drawn at these."""
 STRIDES = (1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500, 1000)
 
+Label = tuple[float, str]
+"""Where a tick's label stands, and its text."""
 
-@dataclass(frozen=True, slots=True)
-class Block:
+
+class Block(NamedTuple):
     """Neighbouring layers of one block: the first place, the one after the last, and its label."""
 
     start: int
@@ -41,93 +41,75 @@ class Block:
     label: str
 
     @property
-    def middle(self) -> float:
-        """Where its label goes."""
-        return (self.start + self.stop - 1) / 2
+    def tick(self) -> Label:
+        """Its label below its middle, in letters that every font has."""
+        text = printable(self.label).encode("ascii", "replace").decode()
+        short = text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+        return (self.start + self.stop - 1) / 2, short
 
 
-def blocks_of(modules: Sequence[Module]) -> tuple[Block, ...]:
+def blocks_of(names: Sequence[str]) -> tuple[Block, ...]:
     """Runs of layers whose names agree up to their first number, or that have none."""
     found: list[Block] = []
-    for place, module in enumerate(modules):
-        numbered = BLOCK.match(module.name)
-        stem = numbered[1] if numbered else module.name
-        label = numbered[2] if numbered else module.name.rpartition(".")[2]
-        last = found[-1] if found else None
-        if last and numbered and (last.stem, last.label) == (stem, label):
-            found[-1] = Block(last.start, place + 1, stem, label)
+    for place, name in enumerate(names):
+        numbered = BLOCK.match(name)
+        stem, label = numbered.groups() if numbered else (name, name.rpartition(".")[2])
+        if numbered and found and found[-1][2:] == (stem, label):
+            found[-1] = found[-1]._replace(stop=place + 1)
         else:
             found.append(Block(place, place + 1, stem, label))
     return tuple(found)
 
 
-def common_stem(modules: Sequence[Module]) -> str | None:
+def common_stem(names: Sequence[str]) -> str | None:
     """What the numbers below a plot count, encoder.layer for example; None if nothing in common."""
-    numbered = [found for module in modules if (found := BLOCK.match(module.name))]
-    stem, count = Counter(one[1] for one in numbered).most_common(1)[0] if numbered else ("", 0)
-    return stem if stem and count > SHARED * len(numbered) and 2 * count > len(modules) else None
+    stems = [found[1] for name in names if (found := BLOCK.match(name))]
+    stem, count = Counter(stems).most_common(1)[0] if stems else ("", 0)
+    return stem if stem and count > SHARED * len(stems) and 2 * count > len(names) else None
 
 
-def draw_layers(axes: Axes, modules: Sequence[Module], width: float) -> None:
+def draw_layers(axes: Axes, names: Sequence[str], width: float) -> None:
     """The horizontal axis: a faint band behind every other block, labels as far as they fit."""
-    blocks, count = blocks_of(modules), len(modules)
-    axes.set_xlim(-0.6, count - 0.4)
+    blocks = blocks_of(names)
+    axes.set_xlim(-0.6, max(1, len(names)) - 0.4)
     if len(blocks) <= width / 6:
         for block in blocks[1::2]:
             axes.axvspan(block.start - 0.5, block.stop - 0.5, color=COLOURS["band"], lw=0, zorder=0)
-    labelled = _labelled(blocks, width / (count + 0.2))
-    axes.set_xticks(
-        [block.middle for block in labelled], [_short(block.label) for block in labelled]
-    )
+    stem = Counter(block.stem for block in blocks).most_common(1)[0][0] if blocks else ""
+    series = [block.tick for block in blocks if block.stem == stem]
+    strides = (series[::stride] for stride in STRIDES)
+    even = next((labels for labels in strides if _apart(axes, labels, width)), series[:1])
+    set_labels(axes, [*even, *(one.tick for one in blocks if one.stem != stem)], width)
     axes.tick_params(axis="x", length=0, pad=6)
 
 
-def _labelled(blocks: Sequence[Block], pixels: float) -> list[Block]:
-    """The blocks whose labels find room: first those of the commonest stem, at even distances."""
-    common = Counter(block.stem for block in blocks).most_common(1)[0][0]
-    series = [block for block in blocks if block.stem == common]
-    for stride in STRIDES:
-        kept = series[::stride]
-        if _apart(kept, pixels):
-            break
-    else:
-        kept = series[:1]
-    for block in blocks:
-        wider = sorted([*kept, block], key=lambda one: one.start)
-        if block.stem != common and _apart(wider, pixels):
+def set_labels(axes: Axes, labels: Iterable[Label], width: float) -> None:
+    """Ticks with those of the labels, the first ones first, that find room on `width` pixels."""
+    kept: list[Label] = []
+    for label in labels:
+        wider = sorted([*kept, label])
+        if _apart(axes, wider, width):
             kept = wider
-    return kept
+    axes.set_xticks([place for place, _ in kept], [text for _, text in kept])
+    axes.set_xticks([], minor=True)
 
 
-def _apart(blocks: Sequence[Block], pixels: float) -> bool:
-    """Whether the labels leave each other room, and the edges of the plot too."""
-    half = [max(1, len(_short(block.label))) * LETTER / 2 for block in blocks]
-    pairs = zip(blocks, blocks[1:], half, half[1:], strict=False)
-    inside = all(
-        (block.middle + 0.6) * pixels >= own - 40 for block, own in zip(blocks, half, strict=True)
-    )
-    return inside and all(
-        (after.middle - before.middle) * pixels >= left + right + 8
-        for before, after, left, right in pairs
-    )
+def _apart(axes: Axes, labels: Sequence[Label], width: float) -> bool:
+    """Whether the labels leave each other room, and stay on the sheet."""
+    bend = math.log if axes.get_xscale() == "log" else float
+    low, high = map(bend, axes.get_xlim())
+    middles = [(bend(place) - low) / (high - low) * width for place, _ in labels]
+    halves = [max(1, len(text)) * LETTER / 2 for _, text in labels]
+    ends = [(x - half, x + half) for x, half in zip(middles, halves, strict=True)]
+    inside = all(left >= -40 and right <= width + 14 for left, right in ends)
+    return inside and all(one[1] + 8 <= other[0] for one, other in pairwise(ends))
 
 
-def _short(label: str) -> str:
-    """A label in letters that every font has."""
-    text = printable(label).encode("ascii", "replace").decode()
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
-
-
-def clamped(value: float) -> float:
-    """A factor that the axis can hold."""
-    return min(max(value, LIMITS[0]), LIMITS[1])
-
-
-def draw_factors(axes: Axes, values: Sequence[float]) -> None:
+def draw_factors(axes: Axes, values: Iterable[float]) -> None:
     """The vertical axis: all of `values`, and 1, on a logarithmic scale."""
-    low, high = min([*values, 1.0]), max([*values, 1.0])
-    room = max(0.06 * math.log(high / low), 0.02)
-    low, high = low * math.exp(-room), high * math.exp(room)
+    ends = [1.0, *(min(max(value, LIMITS[0]), LIMITS[1]) for value in values)]
+    room = max(0.06 * math.log(max(ends) / min(ends)), 0.02)
+    low, high = min(ends) * math.exp(-room), max(ends) * math.exp(room)
     axes.set_yscale("log")
     axes.set_ylim(low, high)
     ticks = factor_ticks(low, high)
@@ -136,25 +118,21 @@ def draw_factors(axes: Axes, values: Sequence[float]) -> None:
     axes.tick_params(axis="y", length=0, pad=8)
     axes.grid(axis="y", lw=0.8)
     axes.axhline(1, color=COLOURS["ink"], lw=1, zorder=1)
-    axes.set_axisbelow(True)
 
 
 def factor_ticks(low: float, high: float) -> list[float]:
-    """Round factors from `low` to `high`, 1 among them, at most seven: as many as find room."""
-    series: list[list[float]] = []
-    if high / low < EVENLY:
-        for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5, 1):
-            places = range(math.ceil(low / step), 1 + math.floor(high / step))
-            series.append([round(place * step, 2) for place in places])
+    """Round factors from `low` to `high`, 1 among them, at most eight."""
+    from matplotlib.ticker import MaxNLocator
+
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    for digits in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
-        powers = range(first, last + 1)
-        series.append([float(f"{digit}e{power}") for power in powers for digit in digits])
-    for stride in range(2, last - first + 1):
+    if high / low < EVENLY:
+        ticks = [
+            round(float(tick), 6) for tick in MaxNLocator(7, steps=STEPS).tick_values(low, high)
+        ]
+    else:
+        decades = math.log10(high / low)
+        digits = (1, 2, 5) if decades < 2 else (1, 3) if decades < 3 else (1,)
+        stride = max(1, math.ceil(decades / 6)) if decades >= 3 else 1
         powers = range(-stride * (-first // stride), last + 1, stride)
-        series.append([float(f"1e{power}") for power in powers])
-    for ticks in series:
-        inside = [tick for tick in ticks if low <= tick <= high]
-        if 1 < len(inside) <= LABELS:
-            return inside
-    return [1.0]
+        ticks = [float(f"{digit}e{power}") for power in powers for digit in digits]
+    return [tick for tick in ticks if low <= tick <= high]

@@ -3,48 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import cos, pi, sin
+from typing import Any
 
-Points = tuple[tuple[float, float], ...]
+from magmerge.report.svg import COLOURS
 
-
-def _polygon(corners: int, radius: float = 1.0, turn: float = 0.0) -> Points:
-    angles = [2 * pi * (place + turn) / corners for place in range(corners)]
-    return tuple((round(radius * sin(a), 3), round(radius * cos(a), 3)) for a in angles)
-
-
-def _cross(turn: float, arm: float = 0.34, reach: float = 1.15) -> Points:
-    quarter = [(-arm, reach), (arm, reach), (arm, arm)]
-    turns = [turn - place * pi / 2 for place in range(4)]
-    return tuple(
-        (round(x * cos(t) - y * sin(t), 3), round(x * sin(t) + y * cos(t), 3))
-        for t in turns
-        for x, y in quarter
-    )
-
-
-SHAPES: dict[str, Points] = {
-    "circle": _polygon(24),
-    "square": _polygon(4, 1.22, 0.5),
-    "up": _polygon(3, 1.35),
-    "diamond": _polygon(4, 1.25),
-    "plus": _cross(0.0),
-    "down": _polygon(3, 1.35, 0.5),
-    "cross": _cross(pi / 4),
-    "dash": ((-1, 0.28), (1, 0.28), (1, -0.28), (-1, -0.28)),
+DASH = ((-1.0, 0.28), (1.0, 0.28), (1.0, -0.28), (-1.0, -0.28), (-1.0, 0.28))
+SHAPES: dict[str, Any] = {
+    "circle": "o",
+    "square": "s",
+    "up": "^",
+    "diamond": "D",
+    "plus": "P",
+    "down": "v",
+    "cross": "X",
+    "dash": DASH,
 }
-"""Corners of each mark, all of about the circle's area; y grows upwards."""
+"""matplotlib's marker of each shape."""
+SCALES = {"circle": 1.0, "square": 0.9, "diamond": 0.85}
+"""Marks of one size cover about one area; 1.15 for all others."""
 EXPERT_SHAPES = ("circle", "square", "up", "diamond", "plus", "down", "cross")
-
-
-def reach(shape: str) -> float:
-    """How far the mark's corners are from its middle, along an axis; 1 for the circle."""
-    return max(abs(end) for point in SHAPES[shape] for end in point)
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One kind of mark: what it stands for, its shape, colour and whether it is filled."""
+    """One kind of mark: what it stands for, its shape, colour and whether it is filled.
+
+    The colour is one of the page's by its name, or any other as #rrggbb.
+    """
 
     meaning: str
     shape: str
@@ -52,9 +37,30 @@ class Mark:
     filled: bool = True
 
     @property
+    def paint(self) -> str:
+        """The colour as matplotlib takes it."""
+        return COLOURS.get(self.colour, self.colour)
+
+    def look(self, size: float, *, rim: bool = True) -> dict[str, Any]:
+        """matplotlib's words for a mark of `size` points; `rim` parts it from its neighbours."""
+        paper = COLOURS["paper"]
+        return {
+            "marker": SHAPES[self.shape],
+            "markersize": size * SCALES.get(self.shape, 1.15),
+            "markerfacecolor": self.paint if self.filled else paper,
+            "markeredgecolor": paper if self.filled else self.paint,
+            "markeredgewidth": min(0.7, size / 10) * rim if self.filled else min(1.3, size / 4),
+        }
+
+    @property
     def points(self) -> str:
         """The corners for an SVG polygon of twelve units' width, whose y grows downwards."""
-        return " ".join(f"{6 + 4.2 * x:.2f},{6 - 4.2 * y:.2f}" for x, y in SHAPES[self.shape])
+        from matplotlib.markers import MarkerStyle
+
+        style = MarkerStyle(SHAPES[self.shape])
+        corners: Any = style.get_path().transformed(style.get_transform()).to_polygons()[0]
+        scale = 9 * SCALES.get(self.shape, 1.15)
+        return " ".join(f"{6 + scale * x:.2f},{6 - scale * y:.2f}" for x, y in corners)
 
 
 def expert_marks(names: tuple[str, ...]) -> tuple[Mark, ...]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from magmerge.errors import CheckpointError, MissingExtraError, printable_lines
 from magmerge.report import plots, wording
@@ -27,8 +26,7 @@ SHOWN = 12
 """Rows of a table in the text; the rest is folded away."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(NamedTuple):
     """The part on two calibrators: its plot, its sentences, the layers on which they disagree."""
 
     names: tuple[str, str]
@@ -73,7 +71,7 @@ def _content(
         "yaml": recipe_yaml(account),
         "xi": plots.xi_plot(drawn, _label(account, "Factor xi of each layer")) if drawn else None,
         "drawn": drawn,
-        "blocks": common_stem(drawn),
+        "blocks": common_stem([module.name for module in drawn]),
         "undrawn": wording.undrawn_text(len(modules) - len(drawn)),
         "extremes": wording.extremes_text(drawn),
         "deviation": plots.deviation_plot(

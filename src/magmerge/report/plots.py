@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from magmerge.report.account import Module
 from magmerge.report.contrast import Encounter
 from magmerge.report.marks import Mark, expert_marks
-from magmerge.report.sheet import Line, Plot, Point, Sheet, draw
+from magmerge.report.sheet import Line, Marks, Plot, Point, Strokes, draw
 from magmerge.report.wording import factor_text, layer_text, short, spoken
 
 XI = Mark("xi, the layer's mean factor", "circle", "series-1")
@@ -15,9 +16,8 @@ SENSITIVE = Mark("xi of a sensitive layer", "down", "series-2")
 FREE = Mark("before the gate, where it acted", "circle", "muted", filled=False)
 BEFORE = Mark("before the calibration", "circle", "series-2", filled=False)
 AFTER = Mark("after", "circle", "series-1")
-PAIR = ("circle", "series-1"), ("square", "series-2")
-ROWS = ("whisker", "from the least to the greatest row")
-APART = ("ink", "they pull apart")
+ROWS = "from the least to the greatest row"
+APART = "they pull apart"
 FLOOR = 0.1
 """A least row below this part of the greatest has its line end there."""
 
@@ -34,18 +34,9 @@ def xi_plot(modules: Sequence[Module], label: str) -> Plot:
             free.append(Point(place, lead.xi_free or 0, tip))
         if lead.xi_min is not None and lead.xi_max is not None and 0 < lead.xi_max > lead.xi_min:
             rows.append(Line(place, max(lead.xi_min, FLOOR * lead.xi_max), lead.xi_max))
-
-    def paint(sheet: Sheet) -> None:
-        sheet.join(rows, ROWS[0], 3.0)
-        sheet.put(FREE, free, scale=0.75)
-        sheet.put(XI, plain)
-        sheet.put(SENSITIVE, sensitive)
-
-    values = [point.value for points in (plain, sensitive, free) for point in points]
-    values += [end for line in rows for end in (line.low, line.high)]
-    series = ((XI, plain), (SENSITIVE, sensitive), (FREE, free))
-    legend = tuple(mark for mark, points in series if points)
-    return Plot(*draw("xi", label, modules, values, paint), legend, (ROWS,) if rows else ())
+    marks = [Marks(FREE, free, 0.75), Marks(XI, plain), Marks(SENSITIVE, sensitive)]
+    names = [module.name for module in modules]
+    return draw("xi", label, names, marks, [Strokes(rows, "whisker", 3.0, ROWS)])
 
 
 def deviation_plot(modules: Sequence[Module], label: str) -> Plot | None:
@@ -61,41 +52,30 @@ def deviation_plot(modules: Sequence[Module], label: str) -> Plot | None:
             lines.append(Line(place, was, now))
     if not lines:
         return None
-
-    def paint(sheet: Sheet) -> None:
-        sheet.join(lines, "muted", 1.2)
-        sheet.put(BEFORE, before, scale=0.9)
-        sheet.put(AFTER, after)
-
-    values = [point.value for point in (*before, *after)]
-    return Plot(*draw("deviation", label, modules, values, paint), (BEFORE, AFTER))
+    names = [module.name for module in modules]
+    marks = [Marks(BEFORE, before, 0.9), Marks(AFTER, after)]
+    return draw("deviation", label, names, marks, [Strokes(lines, "muted", 1.2)])
 
 
 def pair_plot(met: Sequence[Encounter], names: tuple[str, str], label: str) -> Plot:
     """What two calibrators asked for in all before the gate, beside each other."""
     first, second = map(spoken, names)
-    series: tuple[list[Point], list[Point]] = ([], [])
+    own, total = list[Point](), list[Point]()
     lines: dict[bool, list[Line]] = {False: [], True: []}
     for place, one in enumerate(met):
         tip = (
             f"{short(one.module.name)}: {first} {factor_text(one.own)}, {second} a further "
             f"{factor_text(one.further)}, in all {factor_text(one.total)}"
         )
-        series[0].append(Point(place, one.own, tip))
-        series[1].append(Point(place, one.total, tip))
+        own.append(Point(place, one.own, tip))
+        total.append(Point(place, one.total, tip))
         lines[one.apart].append(Line(place, one.own, one.total))
-    words = zip((first, f"{second}, in all"), PAIR, strict=True)
-    marks = tuple(Mark(meaning, *look) for meaning, look in words)
-
-    def paint(sheet: Sheet) -> None:
-        sheet.join(lines[False], "whisker", 1.4)
-        sheet.join(lines[True], APART[0], 1.8)
-        for mark, points in zip(marks, series, strict=True):
-            sheet.put(mark, points)
-
-    values = [point.value for points in series for point in points]
-    drawn = draw("pair", label, [one.module for one in met], values, paint)
-    return Plot(*drawn, marks, (APART,) if lines[True] else ())
+    marks = [
+        Marks(Mark(first, "circle", "series-1"), own),
+        Marks(Mark(f"{second}, in all", "square", "series-2"), total),
+    ]
+    strokes = [Strokes(lines[False], "whisker", 1.4), Strokes(lines[True], "ink", 1.8, APART)]
+    return draw("pair", label, [one.module.name for one in met], marks, strokes)
 
 
 def experts_plot(
@@ -108,21 +88,17 @@ def experts_plot(
     marks = expert_marks(names)
     alike = len({mark.shape for mark in marks}) < len(marks)
     step = 0.0 if alike else 0.7 / max(1, len(names))
-    series: list[list[Point]] = [[] for _ in names]
+    points: list[list[Point]] = [[] for _ in names]
     for place, module in enumerate(modules):
         found = next((f for f in module.lead.factors if f.calibrator == calibrator), None)
         for index, value in enumerate(found.experts[: len(names)] if found else ()):
             if value is not None and value > 0:
                 tip = f"{short(module.name)}: {short(names[index])} {factor_text(value)}"
                 shift = (index - (len(names) - 1) / 2) * step
-                series[index].append(Point(place + shift, value, tip))
-    values = [point.value for points in series for point in points]
-    if not values:
+                points[index].append(Point(place + shift, value, tip))
+    if not any(points):
         return None
-
-    def paint(sheet: Sheet) -> None:
-        for mark, points in zip(marks, series, strict=True):
-            sheet.put(mark, points, scale=1.0 if alike else 0.7)
-
-    legend = (Mark("one expert each", "dash", "series-1"),) if alike else marks
-    return Plot(*draw(f"experts-{number}", label, modules, values, paint), legend)
+    scale = 1.0 if alike else 0.7
+    series = [Marks(mark, own, scale) for mark, own in zip(marks, points, strict=True)]
+    plot = draw(f"experts-{number}", label, [module.name for module in modules], series)
+    return replace(plot, legend=(Mark("one expert each", "dash", "series-1"),)) if alike else plot

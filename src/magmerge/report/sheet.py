@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from magmerge.report.account import Module
-from magmerge.report.axis import clamped, draw_factors, draw_layers
-from magmerge.report.marks import SHAPES, Mark, reach
-from magmerge.report.svg import COLOURS, DOTS, inline
+from magmerge.report.axis import draw_factors, draw_layers
+from magmerge.report.marks import Mark
+from magmerge.report.svg import COLOURS, DOTS, inline, tip
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,6 +41,23 @@ class Line(NamedTuple):
     high: float
 
 
+class Marks(NamedTuple):
+    """A series of marks, `scale` as wide as others are."""
+
+    mark: Mark
+    points: Sequence[Point]
+    scale: float = 1.0
+
+
+class Strokes(NamedTuple):
+    """A series of lines, and what they stand for if the legend is to tell."""
+
+    lines: Sequence[Line]
+    colour: str
+    widest: float
+    meaning: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Plot:
     """A plot as SVG in two widths, and its legend: marks, and what lines stand for by colour."""
@@ -52,87 +68,92 @@ class Plot:
     lines: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Sheet:
-    """Axes that are being drawn on, the width of one layer, and the tooltips of marks so far."""
+    """Axes whose limits are set, and the width of one layer in pixels.
+
+    `tips`: whether marks have tooltips; `crowd`: from how many of one kind on they have none.
+    """
 
     axes: Axes
     pixels: float
-    tips: dict[str, list[str]] = field(default_factory=dict)
+    tips: bool = True
+    crowd: float = CROWD
 
-    def put(self, mark: Mark, points: Sequence[Point], *, scale: float = 1.0) -> None:
+    def put(
+        self, mark: Mark, points: Sequence[Point], *, scale: float = 1.0, size: float | None = None
+    ) -> None:
         """Draw one series of marks, smaller where many stand close."""
-        if not points:
+        if size is None:
+            size = scale * min(LARGEST, max(SMALLEST, 0.62 * self.pixels))
+        if len(points) > self.crowd:
+            # Strokes without length, with round or square ends, are one path.
+            cap = "round" if mark.shape == "circle" else "projecting"
+            spots = [Line(point.place, point.value, point.value) for point in points]
+            self._strokes(spots, mark.paint, 0.6 * SMALLEST * scale, cap, 4)
             return
-        if len(points) > CROWD:
-            self._dot(mark, points, scale)
-            return
-        dense = self.pixels < DENSE
-        name = f"marks-{len(self.tips)}"
-        self.tips[name] = [point.tip for point in points]
-        size = scale * min(LARGEST, max(SMALLEST, 0.62 * self.pixels))
-        colour, paper = COLOURS[mark.colour], COLOURS["paper"]
-        self.axes.plot(
-            [point.place for point in points],
-            [clamped(point.value) for point in points],
-            marker=SHAPES[mark.shape],
-            ls="none",
-            ms=size * reach(mark.shape),
-            mfc=colour if mark.filled else paper,
-            mec=paper if mark.filled else colour,
-            mew=(0.0 if dense else min(0.7, size / 10)) if mark.filled else min(1.3, size / 4),
-            gid=name,
-            clip_on=False,
-            zorder=4,
-        )
+        from matplotlib.lines import Line2D
 
-    def _dot(self, mark: Mark, points: Sequence[Point], scale: float) -> None:
-        """Draw very many marks as one path: strokes without length, with round or square ends."""
-        gap = math.nan
-        self.axes.plot(
-            [place for point in points for place in (point.place, point.place, gap)],
-            [end for value in (clamped(p.value) for p in points) for end in (value, value, gap)],
-            color=COLOURS[mark.colour],
-            lw=0.6 * SMALLEST * scale,
-            solid_capstyle="round" if mark.shape == "circle" else "projecting",
-            clip_on=False,
-            zorder=4,
-        )
+        look = mark.look(size, rim=self.pixels >= DENSE)
+        groups = [[point] for point in points] if self.tips else [points]
+        for group in groups:
+            across, up = [one.place for one in group], [self._inside(one.value) for one in group]
+            gid = tip(group[0].tip) if self.tips else None
+            artist = Line2D(across, up, ls="none", gid=gid, clip_on=False, zorder=4, **look)
+            self.axes.add_artist(artist)
 
     def join(self, lines: Sequence[Line], colour: str, widest: float) -> None:
         """Draw upright lines below the marks."""
-        gap = math.nan
+        faint = self.pixels < DENSE and colour == "muted"
+        paint = COLOURS.get("whisker" if faint else colour, colour)
+        self._strokes(lines, paint, min(widest, max(0.35, 0.3 * self.pixels)), "butt", 3)
+
+    def _strokes(
+        self, lines: Sequence[Line], paint: str, width: float, cap: str, zorder: int
+    ) -> None:
+        """Draw upright lines as one path."""
+        across = [place for line in lines for place in (line.place, line.place, math.nan)]
+        up = [
+            end
+            for line in lines
+            for end in (self._inside(line.low), self._inside(line.high), math.nan)
+        ]
         self.axes.plot(
-            [place for line in lines for place in (line.place, line.place, gap)],
-            [end for line in lines for end in (clamped(line.low), clamped(line.high), gap)],
-            color=COLOURS["whisker" if self.pixels < DENSE and colour == "muted" else colour],
-            lw=min(widest, max(0.35, 0.3 * self.pixels)),
-            solid_capstyle="butt",
-            zorder=3,
+            across, up, color=paint, lw=width, solid_capstyle=cap, clip_on=False, zorder=zorder
         )
+
+    def _inside(self, value: float) -> float:
+        low, high = self.axes.get_ylim()
+        return min(max(value, low), high)
 
 
 def draw(
     name: str,
     label: str,
-    modules: Sequence[Module],
-    values: Sequence[float],
-    paint: Callable[[Sheet], None],
-) -> tuple[str, str]:
-    """The wide and the narrow SVG of a plot of `values`, whose marks `paint` puts on a sheet."""
+    layers: Sequence[str],
+    marks: Sequence[Marks],
+    strokes: Sequence[Strokes] = (),
+) -> Plot:
+    """A plot of factors, with a legend of what is in it; strokes lie below, later marks above."""
     from matplotlib.figure import Figure
 
+    values = [point.value for series in marks for point in series.points]
+    values += [end for stroke in strokes for line in stroke.lines for end in line[1:]]
     drawn = []
     for (width, height), word in ((WIDE, "wide"), (NARROW, "narrow")):
         figure = Figure(figsize=(width / DOTS, height / DOTS), dpi=DOTS, facecolor="none")
         inner = width - LEFT - RIGHT, height - TOP - BOTTOM
         box = LEFT / width, BOTTOM / height, inner[0] / width, inner[1] / height
         axes = figure.add_axes(box, facecolor="none", frame_on=False)
-        sheet = Sheet(axes, inner[0] / len(modules))
-        paint(sheet)
-        draw_factors(axes, [clamped(value) for value in values])
-        draw_layers(axes, modules, inner[0])
+        draw_factors(axes, values)
+        draw_layers(axes, layers, inner[0])
         # Tooltips need a pointer, which narrow screens seldom have.
-        tips = sheet.tips if word == "wide" else {}
-        drawn.append(inline(figure, f"{name}-{word}", label, tips))
-    return drawn[0], drawn[1]
+        sheet = Sheet(axes, inner[0] / len(layers), tips=word == "wide")
+        for lines, colour, widest, _ in strokes:
+            sheet.join(lines, colour, widest)
+        for mark, points, scale in marks:
+            sheet.put(mark, points, scale=scale)
+        drawn.append(inline(figure, f"{name}-{word}", label))
+    legend = tuple(series.mark for series in marks if series.points)
+    told = tuple((one.colour, one.meaning) for one in strokes if one.lines and one.meaning)
+    return Plot(drawn[0], drawn[1], legend, told)

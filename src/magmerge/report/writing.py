@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from magmerge.checkpoints.own_files import not_own
 from magmerge.errors import CheckpointError, MagmergeError, OutputError
-from magmerge.report.account import FILE
+from magmerge.report.account import FILE, foreign, read_json
 from magmerge.report.page import render
 from magmerge.whole_file import check_free, write_whole
 
@@ -39,9 +38,9 @@ def write_report(
     record = record_of(Path(checkpoint))
     target = Path(out) if out is not None else report_of(record)
     _check(target, overwrite=overwrite)
-    document = _read(record)
+    document = read_json(record)
     if not isinstance(document, dict):
-        raise _foreign(record, "it is no object")
+        raise foreign("it is no object", record)
     if "extraction" in document:
         raise CheckpointError(
             "an adapter that was extracted has no report",
@@ -99,29 +98,9 @@ def _check(target: Path, *, overwrite: bool) -> None:
         raise not_own(target)
 
 
-def _read(file: Path) -> Any:
-    """The content of a JSON file."""
-    try:
-        return json.loads(file.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot be read: {error.strerror}", source=file, remedy="check the path"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise _foreign(file, "it is not JSON") from error
-
-
 def _tables(file: Path) -> list[Mapping[str, Any]]:
-    content = _read(file)
+    content = read_json(file)
     tables = content if isinstance(content, list) else [content]
     if not all(isinstance(table, dict) for table in tables):
-        raise _foreign(file, "it holds no results")
+        raise foreign("it holds no results", file)
     return tables
-
-
-def _foreign(file: Path, problem: str) -> CheckpointError:
-    return CheckpointError(
-        f"not as magmerge writes it: {problem}",
-        source=file,
-        remedy="give a file that magmerge made and nobody changed",
-    )

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from magmerge import registry
-from magmerge.calibrators import COMPOSED
 from magmerge.device import open_device
 from magmerge.errors import (
     MagmergeWarning,
@@ -21,27 +19,18 @@ from magmerge.errors import (
 )
 from magmerge.evaluation.entries import WHOLE, chosen_tasks
 from magmerge.evaluation.suite import Suite, open_suite
-from magmerge.figures import making as makers
-from magmerge.figures.asking import asked
-from magmerge.figures.canvas import check_figure
-from magmerge.figures.document import CURVES, KINDS, Document, Kind, read_document
-from magmerge.figures.drawing import draw
-from magmerge.figures.ground import Ground, open_ground
-from magmerge.figures.layered import Order, read_order
-from magmerge.figures.listing import Listing, layers_listing, listing
-from magmerge.figures.making import Making, ranking_of_file
-from magmerge.figures.measuring import How
+from magmerge.figures.chart import check_figure, draw
+from magmerge.figures.document import KINDS, Document, Kind, read_document, write_document
+from magmerge.figures.ground import open_ground
+from magmerge.figures.numbers import Numbers
+from magmerge.figures.points import read_order, read_ranking
+from magmerge.figures.request import Order, Request, completed
+from magmerge.figures.series import Listing, listing
 from magmerge.machine import CPU, Progress
 from magmerge.machine import DEFAULT_MEMORY as DEFAULT
 from magmerge.pipeline import Gate
 from magmerge.validation import read_sensitive
 from magmerge.whole_file import check_free
-
-MAKERS: Mapping[Kind, Callable[[Making], tuple[Document, int]]] = {
-    **dict.fromkeys(CURVES, makers.curves),
-    "coefficients": makers.coefficients,
-    "sensitivity": makers.ranking,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +54,7 @@ class Plotted:
     @property
     def layers(self) -> Listing:
         """The same with a row for each layer, where the figure shows layers."""
-        return layers_listing(self.document)
+        return listing(self.document, layers=True)
 
 
 def plot(
@@ -117,33 +106,33 @@ def plot(
     start = time.monotonic()
     if kind not in KINDS:
         raise UnknownNameError(f"there is no figure of {kind!r}", remedy=suggestion(kind, KINDS))
-    wanted = asked(
-        kind, methods=methods, calibrate=calibrate, values=values, samples=samples, seeds=seeds
-    )
+    request = Request(
+        kind, tuple(methods), tuple(calibrate or ()), tuple(values or ()), samples, seeds, split,
+        params=params or {}, gate=gate, dtype=dtype, device=device, threads=threads,
+        memory=memory, alpha=alpha, mode=mode,
+    )  # fmt: skip
+    request = completed(request)
     figure, numbers = _outputs(out, sensitive, overwrite=overwrite)
-    _check(kind, gate, alpha)
     open_device(device)
     if kind == "sensitivity" and sensitive:
-        document: Document = ranking_of_file(_file(sensitive), numbers, alpha)
-        draw(document, figure)
-        return Plotted(figure, numbers, document, 0, time.monotonic() - start)
-    ground = _ground(suite, base, experts, data, allow_code=allow_code)
-    how = How(
-        split=split,
-        tasks=None if tasks is None else tuple(chosen_tasks(ground.entry, tasks, str(suite))),
-        params=_by_own_name(params or {}),
-        gate=gate,
-        sensitive=() if kind in ("sensitivity", "alpha") else _names(sensitive),
-        dtype=dtype,
-        device=device,
-        threads=threads,
-        memory=memory,
-    )
-    order = _order(sensitive) if kind == "alpha" and sensitive else None
-    making = Making(wanted, ground, how, numbers, order, alpha, mode, overwrite, progress)
-    document, computed = MAKERS[kind](making)
+        document: Document = read_ranking(_file(sensitive), alpha)
+        write_document(numbers, document)
+        computed = 0
+    else:
+        if suite is None:
+            raise ParameterError("no suite is given", remedy="name its file with --suite (suite=)")
+        opened = suite if isinstance(suite, Suite) else open_suite(suite, allow_code=allow_code)
+        ground = open_ground(opened, base=base, experts=experts, data=data)
+        request = replace(request, **_layers(kind, sensitive))
+        if tasks is not None:
+            listed = tuple(chosen_tasks(ground.entry, tasks, str(suite)))
+            request = replace(request, tasks=listed)
+        document, computed = Numbers(request, ground, numbers, overwrite, progress).compute()
     draw(document, figure)
-    _tell(document, numbers)
+    if document.warnings:
+        more = len(document.warnings) - 1
+        others = f" ({more} more of its kind in {numbers})" if more else ""
+        warnings.warn(f"{document.warnings[0]}{others}", MagmergeWarning, stacklevel=2)
     return Plotted(figure, numbers, document, computed, time.monotonic() - start)
 
 
@@ -175,41 +164,6 @@ def _outputs(
     return figure, numbers
 
 
-def _check(kind: Kind, gate: str, alpha: int) -> None:
-    if gate not in ("on", "off"):
-        raise ParameterError(f"the gate is {gate!r}", remedy="it is on or off")
-    if kind == "alpha" and gate == "off":
-        raise ParameterError(
-            "without a gate it does not matter which layers are sensitive",
-            remedy="leave the gate on for a figure of alpha",
-        )
-    if isinstance(alpha, bool) or not isinstance(alpha, int) or alpha < 1:
-        raise ParameterError(f"alpha is {alpha}", remedy="name one layer or more")
-
-
-def _ground(
-    suite: str | Path | Suite | None,
-    base: str | Path | None,
-    experts: Mapping[str, str | Path] | None,
-    data: Any,
-    *,
-    allow_code: bool,
-) -> Ground:
-    if suite is None:
-        raise ParameterError("no suite is given", remedy="name its file with --suite (suite=)")
-    opened = suite if isinstance(suite, Suite) else open_suite(suite, allow_code=allow_code)
-    return open_ground(opened, base=base, experts=experts, data=data)
-
-
-def _by_own_name(params: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Parameters by the names that the registry has for methods; calibrators have no other."""
-    calibrators = {*COMPOSED, *(one.name for one in registry.calibrators)}
-    return {
-        name if name in calibrators else registry.methods.get(name).name: dict(own)
-        for name, own in params.items()
-    }
-
-
 def _file(sensitive: str | Path | Sequence[str]) -> Path:
     if not isinstance(sensitive, str | Path):
         raise ParameterError(
@@ -219,21 +173,11 @@ def _file(sensitive: str | Path | Sequence[str]) -> Path:
     return Path(sensitive)
 
 
-def _names(sensitive: str | Path | Sequence[str]) -> tuple[str, ...]:
-    if isinstance(sensitive, str | Path):
-        return read_sensitive(Path(sensitive)) if str(sensitive) else ()
-    return tuple(sensitive)
-
-
-def _order(sensitive: str | Path | Sequence[str]) -> Order:
-    if isinstance(sensitive, str | Path):
-        return read_order(Path(sensitive))
-    return Order(tuple(sensitive), len(sensitive))
-
-
-def _tell(document: Document, numbers: Path) -> None:
-    """One warning for all that the calibrations warned of."""
-    if document.warnings:
-        more = len(document.warnings) - 1
-        others = f" ({more} more of its kind in {numbers})" if more else ""
-        warnings.warn(f"{document.warnings[0]}{others}", MagmergeWarning, stacklevel=3)
+def _layers(kind: Kind, sensitive: str | Path | Sequence[str]) -> dict[str, Any]:
+    """Of a request, the sensitive layers; for alpha their order."""
+    file = Path(sensitive) if isinstance(sensitive, str | Path) and str(sensitive) else None
+    if not sensitive or kind == "sensitivity":
+        return {}
+    if kind != "alpha":
+        return {"sensitive": read_sensitive(file) if file else tuple(sensitive)}  # type: ignore[arg-type]
+    return {"order": read_order(file) if file else Order(tuple(sensitive), len(sensitive))}  # type: ignore[arg-type]

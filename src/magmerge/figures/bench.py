@@ -13,37 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magmerge import registry
 from magmerge.checkpoints import open_checkpoint
 from magmerge.engine.result import Result
 from magmerge.errors import MagmergeWarning
 from magmerge.evaluation.scores import LOWER_IS_BETTER, Scores
-from magmerge.evaluation.suite import Suite
 from magmerge.figures.ground import Ground
-from magmerge.machine import DEFAULT_MEMORY as DEFAULT
-from magmerge.pipeline import Gate, calibrate, merge
-from magmerge.validation import check_calibrations
+from magmerge.figures.request import Request, draws
+from magmerge.pipeline import calibrate, merge
 
 State = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class How:
-    """How models are made and measured, the same for all points of a figure.
-
-    `params` are those of methods and calibrators by name; `dtype` is that of the measured model's
-    forward passes.
-    """
-
-    split: str = "test"
-    tasks: tuple[str, ...] | None = None
-    params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    gate: Gate = "on"
-    sensitive: tuple[str, ...] = ()
-    dtype: str | None = None
-    device: str = "cpu"
-    threads: int | None = None
-    memory: str | int = DEFAULT
 
 
 @dataclass(slots=True)
@@ -51,11 +29,15 @@ class Bench:
     """A suite at work; equal weights are measured once, and the latest merge is kept."""
 
     ground: Ground
-    how: How
+    request: Request
     warned: dict[str, None] = field(default_factory=dict)
     _known: dict[str, Scores] = field(default_factory=dict)
     _merge: tuple[str, dict[str, Tensor]] | None = None
     _origin: dict[str, Tensor] | None = None
+
+    @property
+    def _machine(self) -> dict[str, Any]:
+        return {key: getattr(self.request, key) for key in ("threads", "memory", "device")}
 
     def merged(self, method: str) -> dict[str, Tensor]:
         """The merge as it is."""
@@ -65,10 +47,8 @@ class Bench:
                     base=self.ground.base,
                     experts=self.ground.experts,
                     method=method,
-                    params=self.how.params.get(method),
-                    threads=self.how.threads,
-                    memory=self.how.memory,
-                    device=self.how.device,
+                    params=self.request.params.get(method),
+                    **self._machine,
                 )
             self._merge = method, found.state_dict()
         return self._merge[1]
@@ -94,29 +74,27 @@ class Bench:
         self,
         state: State,
         calibration: str,
+        seed: int | None = None,
         *,
-        samples: int = 0,
-        seed: int = 0,
-        sensitive: tuple[str, ...] = (),
+        samples: int | None = None,
+        sensitive: tuple[str, ...] | None = None,
     ) -> Result:
-        """A merge that exists, calibrated; from `samples` of each task where it looks at inputs."""
-        seen: dict[str, Any] = {}
+        """A merge calibrated; samples and sensitive layers are by default the request's."""
+        request, seen = self.request, dict[str, Any]()
         with _listening(self.warned):
             if draws(calibration):
-                model = self.ground.entry.model
-                seen = {"data": self.ground.inputs(samples, seed), "seed": seed}
-                seen |= {"model": model.class_, "build": model.build}
+                model, seed = self.ground.entry.model, seed or 0
+                inputs = self.ground.inputs(samples or request.samples, seed)
+                seen = {"data": inputs, "seed": seed, "model": model.class_, "build": model.build}
             return calibrate(
                 state,
                 base=self.ground.base,
                 experts=self.ground.experts,
                 method=calibration,
-                params=self.how.params.get(calibration),
-                gate=self.how.gate,
-                sensitive=sensitive,
-                threads=self.how.threads,
-                memory=self.how.memory,
-                device=self.how.device,
+                params=request.params.get(calibration),
+                gate=request.gate,
+                sensitive=request.sensitive if sensitive is None else sensitive,
+                **self._machine,
                 **seen,
             )
 
@@ -128,7 +106,13 @@ class Bench:
         }
         if new:
             with _listening(self.warned):
-                self._known |= measure(self.ground.suite, new, self.how)
+                self._known |= self.ground.suite.evaluate_all(
+                    new,
+                    split=self.request.split,
+                    tasks=self.request.tasks,
+                    dtype=self.request.dtype,
+                    **self._machine,
+                )
         return [self._known[key] for key in keys]
 
 
@@ -141,25 +125,6 @@ def _listening(told: dict[str, None]) -> Iterator[None]:
     for one in heard:
         if issubclass(one.category, MagmergeWarning):
             told[str(one.message)] = None
-
-
-def measure(suite: Suite, models: Mapping[str, State], how: How) -> dict[str, Scores]:
-    """The one place where models are run on the suite's data."""
-    return suite.evaluate_all(
-        models,
-        split=how.split,
-        tasks=how.tasks,
-        threads=how.threads,
-        device=how.device,
-        dtype=how.dtype,
-        memory=how.memory,
-    )
-
-
-def draws(calibration: str) -> bool:
-    """Whether a calibration looks at samples; UnknownNameError where there is none of the name."""
-    parts = check_calibrations(calibration)
-    return any(registry.calibrators.get(one.method).needs == "inputs" for one in parts)
 
 
 def digest_of(state: State) -> str:
