@@ -11,8 +11,9 @@ from pathlib import Path
 
 import yaml
 
-from magmerge.checkpoints.opening import Model
+from magmerge.checkpoints.opening import Model, adapts, open_checkpoint
 from magmerge.checkpoints.own_files import RECORD
+from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
 from magmerge.checkpoints.target import Target
 from magmerge.digests import DigestMemory
 from magmerge.engine.job import Job, Live
@@ -56,7 +57,7 @@ def run(
             known = {one.name: shelf / str(one.name) for one in recipes[:place] if one.name}
             given = {} if models is None else dict(models)
             given |= {
-                key: known[path]
+                key: _result(known[path], path)
                 for key, path in _named_models(document).items()
                 if path in known and key not in given
             }
@@ -128,6 +129,16 @@ def calibration_report(record: str, target: Target) -> dict[str, bytes]:
         warn([f"no {name} is written: {error.problem}; {error.remedy}, then "
               f"magmerge report {target.path}"])  # fmt: skip
         return {}
+
+
+def _result(folder: Path, name: str) -> Model:
+    """A document's result, which messages and records call by its name, wherever it lies."""
+    if adapts(folder):
+        return folder
+    checkpoint = open_checkpoint(folder)
+    assert isinstance(checkpoint, SafetensorsCheckpoint)
+    checkpoint.source = name
+    return checkpoint
 
 
 def _named_models(recipe: Recipe) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -12,17 +13,20 @@ import torch
 from torch import Tensor
 
 from magmerge.engine.job import Findings, Work
-from magmerge.engine.layer import Merged, calibrate_layer
+from magmerge.engine.layer import Calibrated, Merged, calibrate_layer
 from magmerge.engine.stages import Treatment
 from magmerge.errors import MagmergeError
 from magmerge.kinds import read_model_config
 from magmerge.live.coverage import Followed, follow
 from magmerge.live.gains import (
     Estimate,
+    Listen,
     Measure,
     Sums,
     conclude,
     gains_of,
+    listen_to_changes,
+    listen_to_inputs,
     measure_forward,
     measure_once,
 )
@@ -31,7 +35,7 @@ from magmerge.live.weights import at_rest
 from magmerge.live_merge import AtWork, Changed, put_to_work
 from magmerge.parameters import UNIT
 from magmerge.samples.rows import Inputs
-from magmerge.types import Piece, Step, Uncovered
+from magmerge.types import Calibrator, Piece, Step, Uncovered
 
 
 def estimate(work: Work, inputs: Mapping[str, Sequence[Inputs]]) -> Findings:
@@ -89,11 +93,12 @@ class Bench:
 
 def _measure(bench: Bench, calls: Mapping[int, Sequence[Inputs]], order: str) -> Sums:
     machine = bench.work.job.machine
-    measure, count = _measure_of(bench.work), sum(map(len, calls.values()))
+    count = sum(map(len, calls.values()))
     model, layers, changes = bench.active.model, bench.layers, bench.changes
     names = [expert.name for expert in bench.work.models.experts]
     if order == "once":
         done = machine.counter("running the merged model", count)
+        measure = _measure_of(bench.work)
         return measure_once(
             model, layers, calls, changes, measure, names, threads=machine.count, done=done
         )
@@ -105,10 +110,28 @@ def _measure(bench: Bench, calls: Mapping[int, Sequence[Inputs]], order: str) ->
         experts = len(bench.work.models.experts)
         for tensor in followed.tensors.values():
             known[tensor] = gains_of(tensor, [followed], sums, experts)
-        _set(bench, followed, {name: known[name] for name in followed.tensors.values()})
+        _set(
+            bench,
+            followed,
+            {name: known[name] for name in followed.tensors.values()},
+            sums.take_inputs(followed.layer.name, experts),
+        )
 
     done = machine.counter("calibrating in forward order", len(layers))
-    return measure_forward(model, layers, calls, changes, measure, names, correct, done=done)
+    return measure_forward(model, layers, calls, _listener(bench), names, correct, done=done)
+
+
+def _listener(bench: Bench) -> Listen:
+    """What is noted of a layer's calls: the inputs that a calibrator solves from, or gains."""
+    item, bound = _hungry(bench.work)
+    if item.gather is None:
+        return listen_to_changes(bench.changes, _measure_of(bench.work))
+    known = {name: value for name, value in bound.items() if name in _keywords_of(item.gather)}
+    return listen_to_inputs(partial(item.gather, **known))
+
+
+def _keywords_of(function: Callable[..., object]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 def _finished(bench: Bench, gains: Mapping[str, Tensor], name: str, tensor: Tensor) -> Tensor:
@@ -116,7 +139,8 @@ def _finished(bench: Bench, gains: Mapping[str, Tensor], name: str, tensor: Tens
     if name not in gains:
         return tensor
     treatment = bench.work.stages.treatment.inputs_only(gains)
-    return _calibrated(bench.steps[name], treatment, bench.changes, len(bench.work.models.experts))
+    experts = len(bench.work.models.experts)
+    return _calibrated(bench.steps[name], treatment, bench.changes, experts).weight
 
 
 def _apply(bench: Bench, found: Estimate) -> None:
@@ -131,26 +155,32 @@ def _apply(bench: Bench, found: Estimate) -> None:
         _set(bench, followed, own)
 
 
-def _set(bench: Bench, followed: Followed, gains: Mapping[str, Tensor]) -> None:
-    """Calibrate one layer of the live model."""
-    treatment = bench.work.stages.treatment.inputs_only(gains)
+def _set(
+    bench: Bench, followed: Followed, gains: Mapping[str, Tensor], inputs: Tensor | None = None
+) -> None:
+    """Calibrate one layer of the live model; `inputs` are sums over what it is fed."""
+    solving = inputs is not None
+    sums = dict.fromkeys(gains, inputs) if inputs is not None else None
+    treatment = bench.work.stages.treatment.inputs_only(gains, sums)
     experts = len(bench.work.models.experts)
     for local, tensor in followed.tensors.items():
         if tensor in gains:
             parameter = followed.layer.module.get_parameter(local)
             calibrated = _calibrated(bench.steps[tensor], treatment, bench.changes, experts)
+            if solving and treatment.of(bench.steps[tensor]):
+                bench.deltas[tensor] = calibrated.delta
             with torch.no_grad():
-                parameter.copy_(calibrated)
+                parameter.copy_(calibrated.weight)
 
 
-def _calibrated(step: Step, treatment: Treatment, changes: Changed, experts: int) -> Tensor:
+def _calibrated(step: Step, treatment: Treatment, changes: Changed, experts: int) -> Calibrated:
     name, shape = step.spec.name, step.spec.shape
     base, merged = changes.base(name), changes.merged(name)
     deltas = torch.empty(experts, *base.shape)
     for index, delta in enumerate(deltas):
         delta.copy_(changes.expert(index, name))
     piece = Piece(0, base.numel(), shape, UNIT)
-    return calibrate_layer(step, piece, treatment, base, deltas, Merged(merged)).weight
+    return calibrate_layer(step, piece, treatment, base, deltas, Merged(merged))
 
 
 def _fitting(found: Estimate, steps: Mapping[str, Step]) -> Estimate:
@@ -198,7 +228,7 @@ def _is_measured(step: Step, work: Work) -> bool:
 
 def _measure_of(work: Work) -> Measure:
     """The calibrator's own measure with the user's parameters."""
-    item, bound = next(one for one in work.stages.treatment.calibrators if one[0].needs == "inputs")
+    item, bound = _hungry(work)
     measure: Callable[..., Tensor] | None = item.measure
     assert measure is not None
 
@@ -206,3 +236,8 @@ def _measure_of(work: Work) -> Measure:
         return measure(expert, merged, **bound)
 
     return with_parameters
+
+
+def _hungry(work: Work) -> tuple[Calibrator, Mapping[str, Any]]:
+    """The calibrator that looks at inputs, and its keywords."""
+    return next(one for one in work.stages.treatment.calibrators if one[0].needs == "inputs")

@@ -12,7 +12,7 @@ from magmerge.clip_names import in_family
 from magmerge.device import open_device
 from magmerge.digests import stamp
 from magmerge.engine.job import Job, Live, Models
-from magmerge.engine.samples import check_samples, with_origin
+from magmerge.engine.samples import check_samples, in_its_order, with_origin
 from magmerge.engine.stages import bind
 from magmerge.errors import MagmergeError, OutputError, ParameterError
 from magmerge.machine import CPU, Machine
@@ -39,7 +39,7 @@ def open_job(
     MagmergeError's children.
     """
     machine, live = machine or Machine(), live or Live()
-    recipe = check_recipe(recipe)
+    recipe = in_its_order(check_recipe(recipe))
     live = check_samples(recipe, live)
     device = open_device(machine.device)
     opened = open_models(recipe, models)

@@ -133,6 +133,16 @@ def check_samples(recipe: Recipe, live: Live) -> Live:
     return replace(live, data=sources)
 
 
+def in_its_order(recipe: Recipe) -> Recipe:
+    """The recipe with its samples in forward order where a calibrator asks for that."""
+    items = [registry.calibrators.get(one.method) for one in recipe.calibrate]
+    forward = any(item.needs == "inputs" and item.order == "forward" for item in items)
+    if recipe.samples is None or not forward:
+        return recipe
+    samples = recipe.samples.model_copy(update={"order": "forward"})
+    return recipe.model_copy(update={"samples": samples})
+
+
 def with_origin(live: Live, recipe: Recipe, layout: Any, models: Models) -> Live:
     """The live part with what tells which model the tensors are: a module, or a folder."""
     if recipe.samples is None:

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from magmerge.executors import local
 from magmerge.live.calls import Listener, Observation
 from magmerge.live.coverage import Followed
-from magmerge.live.layers import Call, NotLinearError
+from magmerge.live.layers import Call, NotLinearError, TokenLayer, tokens_of
 from magmerge.live.lockstep import Arrivals, in_lockstep
 from magmerge.samples.rows import Inputs
 from magmerge.types import Uncovered
 
 Measure = Callable[[Tensor, Tensor], Tensor]
 """From the expert's change and the merge's, [tokens, features], to a gain for each token."""
+Gather = Callable[[Tensor], Tensor]
+"""From a layer's inputs, [tokens, features], to what is summed up over all tokens."""
 
 
 class Changes(Protocol):
@@ -60,6 +62,23 @@ class Sums:
         self.called: set[str] = set()
         self.settled: dict[str, str] = {}
         self.late: set[str] = set()
+        self._inputs: dict[tuple[str, int], Tensor] = {}
+
+    def add_inputs(self, layer: str, expert: int, part: Tensor) -> None:
+        """Add what was gathered from one run's inputs; the layer counts as measured."""
+        known = self._inputs.get((layer, expert))
+        self._inputs[layer, expert] = part if known is None else known + part
+        self._found[layer, 0, expert].append((1.0, 1))
+
+    def take_inputs(self, layer: str, experts: int) -> Tensor | None:
+        """The sums [K, ...] over a layer's inputs, which are forgotten: they are large."""
+        held = {
+            k: self._inputs.pop((layer, k)) for k in range(experts) if (layer, k) in self._inputs
+        }
+        if not held:
+            return None
+        empty = torch.zeros_like(next(iter(held.values())))
+        return torch.stack([held.get(k, empty) for k in range(experts)])
 
     def add(self, layer: str, part: int, expert: int, gains: Tensor) -> None:
         """Take note of the gains of some tokens; those that are zero or not finite tell nothing."""
@@ -82,6 +101,10 @@ class Sums:
         values = [value for name in layers for value in self._found.get((name, part, expert), ())]
         count = sum(number for _, number in values)
         return math.fsum(total for total, _ in values) / count if count else math.nan
+
+
+Listen = Callable[[Sums, int, Followed, Call], None]
+"""Takes note of one call of a layer, by an expert's samples."""
 
 
 def measure_once(
@@ -119,8 +142,7 @@ def measure_forward(
     model: nn.Module,
     layers: Sequence[Followed],
     inputs: Mapping[int, Sequence[Inputs]],
-    changes: Changes,
-    measure: Measure,
+    listen: Listen,
     names: Sequence[str],
     correct: Callable[[Followed, Sums], None],
     *,
@@ -144,7 +166,7 @@ def measure_forward(
             total.settled.update(dict.fromkeys(left.values(), name))
             here = Followed(followed.layer, left)
             for place, call in arrivals:
-                _listen(total, changes, measure, runs[place][0], here, call)
+                listen(total, runs[place][0], here, call)
             correct(here, total)
         if done is not None:
             done(followed)
@@ -182,6 +204,31 @@ def trace(
 
 FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
 """What a module may raise when it is called with other parameters than its own."""
+
+
+def listen_to_changes(changes: Changes, measure: Measure) -> Listen:
+    """Takes note of the gains of a layer's outputs."""
+
+    def listen(sums: Sums, expert: int, followed: Followed, call: Call) -> None:
+        _listen(sums, changes, measure, expert, followed, call)
+
+    return listen
+
+
+def listen_to_inputs(gather: Gather) -> Listen:
+    """Takes note of what is gathered from the inputs of linear layers; others stay as they are."""
+
+    def listen(sums: Sums, expert: int, followed: Followed, call: Call) -> None:
+        layer = followed.layer
+        sums.called.add(layer.name)
+        if not isinstance(layer, TokenLayer) or isinstance(layer.module, nn.Embedding):
+            kind = type(layer.module).__name__
+            sums.failed[layer.name] = f"a {kind} is no linear layer, which alone is solved for"
+            return
+        inputs = call.args[0] if call.args else next(iter(call.kwargs.values()))
+        sums.add_inputs(layer.name, expert, gather(tokens_of(inputs.float(), call.masks)))
+
+    return listen
 
 
 def _listen(
