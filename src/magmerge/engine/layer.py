@@ -150,7 +150,7 @@ def record_of(step: Step, treatment: Treatment, tallies: Sequence[Tally]) -> Lay
         xi=mean_of(xi) or 0.0,
         xi_min=min(xi),
         xi_max=max(xi),
-        xi_free=math.prod(factor.free for factor in factors),
+        xi_free=float(math.prod(factor.free for factor in factors)),
         norm_before=_norm([tally.before for tally in tallies]),
         norm_after=_norm([tally.after for tally in tallies]),
         cosine=mean_of([value for tally in tallies for value in tally.cosines]),
