@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from magmerge import registry
 from magmerge.binding import Treatment
 from magmerge.layer import Merged, apply_factor, calibrate_layer, merge_layer, record_of
+
+from magmerge import registry
 from magmerge.pieces import cut
-from magmerge.types import Calibrator, LayerRecord, Step, TensorSpec
+from magmerge.traits import Calibrator
+from magmerge.types import LayerRecord, Step, TensorSpec
 
 WSC = registry.calibrators.get("wsc")
 

@@ -18,7 +18,7 @@ import magmerge.methods
 from magmerge import registry as registries
 from magmerge.errors import MagmergeError, UnknownNameError
 from magmerge.registry import Registry, parameters_of
-from magmerge.types import Method
+from magmerge.traits import Method
 
 
 def registry() -> Registry[Method]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from magmerge import registry
-from magmerge.calibrators import COMPOSED
-from magmerge.types import Calibrator, Method
+from magmerge.traits import Calibrator, Method
+from magmerge.validation import COMPOSED
 
 
 def method(name: str) -> Method:

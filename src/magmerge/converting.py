@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from magmerge.checkpoints.opening import adapts, open_checkpoint
 from magmerge.checkpoints.torch_pickle import TorchCheckpoint
 from magmerge.clip_names import family_of
 from magmerge.documents import run
+from magmerge.engine.conversion import Conversion, ModelConversion
 from magmerge.engine.resolve import EXPERT
 from magmerge.engine.result import AdapterResult
 from magmerge.errors import ParameterError
@@ -20,36 +19,6 @@ from magmerge.validation import check_naming
 UNNAMED = "its own names"
 ONE_FILE = 1 << 62
 """A converted model is one file, whatever its size."""
-
-
-@dataclass(frozen=True, slots=True)
-class Conversion:
-    """What adapter was converted: where it is now, from which naming to which, how many modules."""
-
-    path: Path
-    source: str
-    before: str
-    after: str
-    modules: int
-
-
-@dataclass(frozen=True, slots=True)
-class ModelConversion:
-    """What model was converted: where it is now, and from which names to which.
-
-    `before` and `after` are families of CLIP names, or "its own names". `holds` is what the file
-    held, in words; `passed` counts how often it names each class that no tensor came from;
-    `left_out` has the tensors that the new names do without, and why.
-    """
-
-    path: Path
-    source: str
-    before: str
-    after: str
-    tensors: int
-    holds: str
-    passed: Mapping[str, int]
-    left_out: Mapping[str, str]
 
 
 def convert(

@@ -35,7 +35,8 @@ from magmerge.live.weights import at_rest
 from magmerge.live_merge import AtWork, Changed, put_to_work
 from magmerge.parameters import UNIT
 from magmerge.samples.rows import Inputs
-from magmerge.types import Calibrator, Piece, Step, Uncovered
+from magmerge.traits import Calibrator
+from magmerge.types import Piece, Step, Uncovered
 
 
 def estimate(work: Work, inputs: Mapping[str, Sequence[Inputs]]) -> Findings:

@@ -29,8 +29,8 @@ from magmerge.validation import check_calibrations, check_rank, read_sensitive
 if TYPE_CHECKING:
     from torch import nn
 
-    from magmerge.adapters.nouns import Naming
     from magmerge.samples.rows import SampleOptions
+    from magmerge.types import Naming
 
     Samples = int | SampleOptions | Mapping[str, Any]
 Experts = Sequence[Model] | Mapping[str, Model]

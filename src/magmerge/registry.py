@@ -11,11 +11,10 @@ from typing import Annotated, Any, Generic, Protocol, TypeVar, get_args, get_ori
 
 from typing_extensions import Doc
 
-from magmerge.calibrators import BUILTIN as CALIBRATORS
 from magmerge.errors import MagmergeError, UnknownNameError, suggestion
-from magmerge.methods import BUILTIN as METHODS
 from magmerge.parameters import Supplied
-from magmerge.types import Calibrator, Kind, Method, Parameter
+from magmerge.traits import Calibrator, Method, Parameter
+from magmerge.types import Kind
 
 FIXED = frozenset({"name", "fn", "source", "summary", "parameters", "supplied"})
 """Fields that are no traits: the function, or the registry, tells them."""
@@ -35,19 +34,23 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Registry(Generic[T]):
     """Items by name and alias, each imported when it is first asked for.
 
-    `builtin` tells for each name or alias the module of `package` that registers it. Names that
-    are not among them are looked for in the entry points of the group `package`.
+    The table BUILTIN of `package` tells for each name or alias the module that registers it. Names
+    that are not among them are looked for in the entry points of the group `package`.
     """
 
-    def __init__(self, kind: str, package: str, builtin: Mapping[str, str]) -> None:
+    def __init__(self, kind: str, package: str) -> None:
         self.kind = kind
         self._package = package
-        self._builtin = builtin
         self._items: dict[str, T] = {}
         self._aliases: dict[str, str] = {}
         self._lock = threading.RLock()
         self._loading = False
         self._loaded = False
+
+    @property
+    def _builtin(self) -> Mapping[str, str]:
+        table: Mapping[str, str] = import_module(self._package).BUILTIN
+        return table
 
     def add(self, item: T, aliases: tuple[str, ...] = ()) -> None:
         """Register `item`; a name that is taken is refused."""
@@ -117,8 +120,8 @@ class Registry(Generic[T]):
             ) from error
 
 
-methods: Registry[Method] = Registry("method", "magmerge.methods", METHODS)
-calibrators: Registry[Calibrator] = Registry("calibrator", "magmerge.calibrators", CALIBRATORS)
+methods: Registry[Method] = Registry("method", "magmerge.methods")
+calibrators: Registry[Calibrator] = Registry("calibrator", "magmerge.calibrators")
 
 
 def parameters_of(fn: Callable[..., Any]) -> tuple[Parameter, ...]:

@@ -10,14 +10,15 @@ from typing import Any, Literal, get_args
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from magmerge import registry
-from magmerge.adapters.nouns import Naming
-from magmerge.calibrators import COMPOSED
 from magmerge.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.filters import Item, items_of, stored, varies
 from magmerge.recipe import Calibration, explained
-from magmerge.types import Calibrator, Method, Parameter
+from magmerge.traits import Calibrator, Method, Parameter
+from magmerge.types import Naming
 
 FINITE = ConfigDict(allow_inf_nan=False)
+COMPOSED = {"dsc": ("wsc", "fsc")}
+"""Calibrations that are several in turn: MAGIC's DSC is WSC, then FSC on its result."""
 
 
 def check_method(

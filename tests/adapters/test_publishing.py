@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from magmerge.adapters.publishing import write_adapter
 from safetensors.torch import load_file, safe_open
 
 from magmerge.adapters import publishing
-from magmerge.adapters.nouns import Content, LowRank, Naming
-from magmerge.adapters.publishing import write_adapter
+from magmerge.adapters.nouns import Content, LowRank
 from magmerge.checkpoints import staging
 from magmerge.errors import OutputError
+from magmerge.types import Naming
 
 MODULE = {
     "peft": "mid_block.attentions.0.proj_in",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from magmerge import registry
-from magmerge.types import Calibrator, Method
+from magmerge.traits import Calibrator, Method
 
 METHODS = list(registry.methods)
 CALIBRATORS = list(registry.calibrators)

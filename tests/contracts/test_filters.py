@@ -10,7 +10,7 @@ import torch
 import magmerge
 from magmerge.errors import MagmergeError, ParameterError
 from magmerge.recipe import check_parameters
-from magmerge.types import Method, Parameter
+from magmerge.traits import Method, Parameter
 from tests.conftest import State, random_state, tuned
 from tests.contracts.laws import METHODS
 

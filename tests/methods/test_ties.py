@@ -13,7 +13,7 @@ from magmerge.linalg.selection import kept_count, largest
 from magmerge.methods.radix import RadixThreshold
 from magmerge.methods.threshold import LayerThreshold, magnitudes
 from magmerge.methods.ties import trim
-from magmerge.types import Survey
+from magmerge.traits import Survey
 from tests.contracts.laws import rows_for
 
 

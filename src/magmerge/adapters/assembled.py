@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from magmerge import dtypes
 from magmerge.adapters.names.assembly import Assembly, Rows
-from magmerge.adapters.nouns import Adapter, Content, LowRank, ModuleSpec, Naming
-from magmerge.types import TensorSpec
+from magmerge.adapters.nouns import Adapter, Content, LowRank, ModuleSpec
+from magmerge.types import Naming, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

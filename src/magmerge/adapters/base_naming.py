@@ -9,10 +9,11 @@ from magmerge.adapters.assembled import AssembledAdapter, InMemory
 from magmerge.adapters.base_rows import rows_of
 from magmerge.adapters.names.assembly import Assembly
 from magmerge.adapters.names.naming import from_diffusers
-from magmerge.adapters.nouns import Content, LowRank, ModuleKind, ModuleSpec, Naming
+from magmerge.adapters.nouns import Content, LowRank, ModuleKind, ModuleSpec
 from magmerge.adapters.renaming import rename_content
 from magmerge.errors import AdapterError
 from magmerge.models import Checkpoint
+from magmerge.types import Naming
 from magmerge.version import __version__
 
 WEIGHT = ".weight"

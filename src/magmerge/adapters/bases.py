@@ -12,10 +12,10 @@ from magmerge.adapters.base_rows import rows_of
 from magmerge.adapters.names.assembly import Rows, whole
 from magmerge.adapters.names.flat import flat
 from magmerge.adapters.names.naming import in_parts, to_diffusers
-from magmerge.adapters.nouns import ModuleSpec, Naming
+from magmerge.adapters.nouns import ModuleSpec
 from magmerge.components import DIFFUSION
 from magmerge.models import Checkpoint
-from magmerge.types import Kind, TensorSpec
+from magmerge.types import Kind, Naming, TensorSpec
 
 _IMAGE_MODELS = (
     "lora_unet_",

@@ -7,19 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from magmerge.types import TensorSpec
+from magmerge.types import Naming, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Naming = Literal["peft", "diffusers", "diffusers_old", "kohya", "kohya_ldm", "kohya_flux"]
-"""How an adapter's file names its modules:
-peft: base_model.model.M.lora_A.weight, in a folder with adapter_config.json;
-diffusers: unet.M.lora_A.weight, M as in diffusers' models;
-diffusers_old: M.processor.to_k_lora.down.weight;
-kohya: lora_unet_M.lora_down.weight, M as in diffusers with _ for dots;
-kohya_ldm: the same with the names of single-file checkpoints (input_blocks_4_1_...);
-kohya_flux: with those of Flux' own files (double_blocks_0_img_attn_qkv), q, k and v in one."""
 
 ModuleKind = Literal["linear", "convolution", "embedding"]
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 from magmerge.adapters.assembled import AssembledAdapter, InMemory
 from magmerge.adapters.names.assembly import Assembly
 from magmerge.adapters.names.naming import from_diffusers, in_parts, to_diffusers
-from magmerge.adapters.nouns import Adapter, Content, LowRank, Naming
+from magmerge.adapters.nouns import Adapter, Content, LowRank
 from magmerge.errors import AdapterError, printable
+from magmerge.types import Naming
 
 _DIFFUSERS = ("diffusers", "diffusers_old")
 """Both give modules the same names; only their keys differ."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from magmerge.adapters.nouns import Adapter, LowRank, ModuleSpec, Naming
+from magmerge.adapters.nouns import Adapter, LowRank, ModuleSpec
 from magmerge.adapters.opening import open_adapter
 from magmerge.adapters.renaming import common_naming
 from magmerge.checkpoints.opening import Model, adapts
@@ -17,7 +17,7 @@ from magmerge.dtypes import FLOATS
 from magmerge.errors import AdapterError, Fault
 from magmerge.kinds import HEADS
 from magmerge.models import Checkpoint, Expert
-from magmerge.types import Kind, TensorSpec
+from magmerge.types import Kind, Naming, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,6 +5,3 @@ BUILTIN = {
     "wsc": "wsc",
 }
 """The module that registers each name and alias, imported at that name's first look-up."""
-
-COMPOSED = {"dsc": ("wsc", "fsc")}
-"""Calibrations that are several in turn: MAGIC's DSC is WSC, then FSC on its result."""

@@ -14,7 +14,8 @@ from torch import Tensor
 from magmerge.calibrators.gate import gate
 from magmerge.engine.stages import Treatment
 from magmerge.linalg.rows import mean_of, pairwise_cosines, squares
-from magmerge.types import Factor, LayerRecord, Method, Piece, Step
+from magmerge.traits import Method
+from magmerge.types import Factor, LayerRecord, Piece, Step
 
 
 @dataclass(frozen=True, slots=True)

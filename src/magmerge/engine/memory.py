@@ -15,7 +15,8 @@ from magmerge.machine import Machine
 from magmerge.parameters import UNIT
 from magmerge.pieces import PIECE, cut, stretches
 from magmerge.recipe import Samples
-from magmerge.types import Calibrator, Cut, Method, Piece, Step
+from magmerge.traits import Calibrator, Method
+from magmerge.types import Cut, Piece, Step
 
 FIXED_COPIES = 4
 """Tensors of a piece's size beside the experts': base, what is read, result, its cast."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from magmerge.adapters.nouns import Naming
 from magmerge.checkpoints.donor import companion_files, weights_file
 from magmerge.checkpoints.layout import INDEX, SUFFIX
 from magmerge.checkpoints.own_files import ADAPTER
 from magmerge.checkpoints.target import Target
 from magmerge.engine.job import Job
 from magmerge.errors import OutputError
+from magmerge.types import Naming
 
 WEIGHTS = "adapter_model.safetensors"
 """What PEFT calls an adapter's tensors."""

@@ -14,7 +14,8 @@ from magmerge.engine.reader import Reader
 from magmerge.engine.steps import Bench, Outcome, observed, run_step, survey_for
 from magmerge.executors import local
 from magmerge.executors.local import Task
-from magmerge.types import Step, Survey
+from magmerge.traits import Survey
+from magmerge.types import Step
 
 
 def bench_for(work: Work, sink: Sink) -> Bench:

@@ -13,6 +13,7 @@ from magmerge.device import Device, moved
 from magmerge.dtypes import torch_dtype
 from magmerge.engine.job import Models
 from magmerge.errors import NonFiniteError
+from magmerge.linalg.finite import count_of_bad, is_finite
 from magmerge.models import Checkpoint, Expert
 from magmerge.types import Piece, Step
 
@@ -61,7 +62,7 @@ class Reader:
             for expert, tensor in zip(experts, tensors, strict=True):
                 read = expert.weight if what == "weights" else expert.delta
                 read(name, base, step.first + piece.start, tensor)
-        if not seen and not _is_finite(tensors):
+        if not seen and not is_finite(tensors):
             for expert, tensor in zip(experts, tensors, strict=True):
                 _check_finite(tensor, name, expert.source)
         return tensors
@@ -111,13 +112,8 @@ class Reader:
         return part
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    # A sum that is finite has finite terms; one that is not may only be too large.
-    return math.isfinite(float(tensor.sum())) or bool(tensor.isfinite().all())
-
-
 def _check_finite(tensor: Tensor, name: str, source: str, *, of_base: bool = False) -> None:
-    if _is_finite(tensor):
+    if is_finite(tensor):
         return
     raise NonFiniteError(
         count_of_bad(tensor),
@@ -126,9 +122,3 @@ def _check_finite(tensor: Tensor, name: str, source: str, *, of_base: bool = Fal
         remedy="use a sound copy of this model"
         + ("" if of_base else f", or keep the base's tensor: --ignore {name} (ignore=)"),
     )
-
-
-def count_of_bad(tensor: Tensor) -> str:
-    """How many entries are not finite, in words."""
-    nans, infinities = int(tensor.isnan().sum()), int(tensor.isinf().sum())
-    return f"{nans} NaN and {infinities} infinite of {tensor.numel()} values"

@@ -12,7 +12,8 @@ from torch import Tensor
 from magmerge import registry
 from magmerge.filters import varies
 from magmerge.recipe import AdapterOutput, Recipe
-from magmerge.types import Calibrator, Kind, Method, Piece, Step
+from magmerge.traits import Calibrator, Method
+from magmerge.types import Kind, Piece, Step
 from magmerge.validation import keywords
 
 ENERGY = 0.99

@@ -22,7 +22,8 @@ from magmerge.engine.reader import Reader
 from magmerge.errors import printable
 from magmerge.executors.local import Job, Task
 from magmerge.pieces import cut, stretches
-from magmerge.types import UNCHANGED, LayerRecord, Method, Piece, Step, Survey
+from magmerge.traits import Method, Survey
+from magmerge.types import UNCHANGED, LayerRecord, Piece, Step
 
 Keywords = Mapping[str, Any]
 

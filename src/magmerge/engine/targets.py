@@ -9,11 +9,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from magmerge.adapters.base_naming import WEIGHT, nameless
-from magmerge.adapters.nouns import Naming
 from magmerge.engine.job import Job
 from magmerge.errors import StructureError
 from magmerge.filters import matches
-from magmerge.types import Step
+from magmerge.types import Naming, Step
 from magmerge.validation import check_naming
 
 BY_DEFAULT = frozenset({"matrix", "transposed", "convolution"})

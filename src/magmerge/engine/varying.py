@@ -11,7 +11,8 @@ from magmerge import registry
 from magmerge.errors import ParameterError
 from magmerge.filters import Filters, items_of, varies
 from magmerge.recipe import Recipe
-from magmerge.types import Action, Choice, Method, Step
+from magmerge.traits import Method
+from magmerge.types import Action, Choice, Step
 from magmerge.validation import keywords
 
 FREE = frozenset({"lambda_"})

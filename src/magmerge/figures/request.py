@@ -8,12 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from magmerge import registry
-from magmerge.calibrators import COMPOSED
 from magmerge.errors import ParameterError
 from magmerge.figures.document import Kind
 from magmerge.machine import DEFAULT_MEMORY as DEFAULT
 from magmerge.pipeline import Gate
-from magmerge.validation import check_calibrations
+from magmerge.validation import COMPOSED, check_calibrations
 
 CALIBRATIONS = ("wsc", "fsc", "dsc")
 VALUES: dict[Kind, tuple[float, ...]] = {

@@ -20,7 +20,7 @@ from magmerge.methods.threshold import LayerThreshold
 from magmerge.methods.ties import Vote, elected_merge
 from magmerge.parameters import Density, Lambda, Start, Thresholds, Weights
 from magmerge.registry import register_method
-from magmerge.types import Survey
+from magmerge.traits import Survey
 
 Gamma = Annotated[
     float,

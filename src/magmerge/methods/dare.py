@@ -20,7 +20,7 @@ from magmerge.methods.survey import surveyed
 from magmerge.methods.ties import Vote, elected_merge
 from magmerge.parameters import Lambda, Probability, Seeds, Start, Weights
 from magmerge.registry import register_method
-from magmerge.types import Survey
+from magmerge.traits import Survey
 
 
 def survey(

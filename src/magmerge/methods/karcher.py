@@ -13,7 +13,7 @@ from typing_extensions import Doc
 
 from magmerge.methods.gram import GramMatrix, combine, gram_of, gram_survey, norms_and_cosines
 from magmerge.registry import register_method
-from magmerge.types import Survey
+from magmerge.traits import Survey
 
 
 def survey(*, experts: int, **_: object) -> Survey | None:

@@ -11,7 +11,8 @@ from typing_extensions import Doc
 
 from magmerge.methods.gram import GramMatrix, combine, gram_of, gram_survey, norms_and_cosines
 from magmerge.registry import register_method
-from magmerge.types import Cut, Survey
+from magmerge.traits import Survey
+from magmerge.types import Cut
 
 CANCELLED = 1e-6
 """1 + (K-1) c below which the task vectors add up to nothing."""

@@ -14,7 +14,8 @@ from magmerge.methods.gram import GramMatrix, combine, gram_of, gram_survey, nor
 from magmerge.methods.slerp import arc_shares
 from magmerge.parameters import Weights
 from magmerge.registry import register_method
-from magmerge.types import Cut, Survey
+from magmerge.traits import Survey
+from magmerge.types import Cut
 
 COLINEAR = 1 - 2.0**-24
 """Cosine beyond which vectors are one line to the precision of float32."""

@@ -15,7 +15,7 @@ from magmerge.methods.gram import LayerSums
 from magmerge.methods.survey import surveyed
 from magmerge.parameters import Supplied
 from magmerge.registry import register_method
-from magmerge.types import Survey
+from magmerge.traits import Survey
 
 Epsilon = Annotated[
     float, Interval(ge=0), Doc("size beyond which an entry counts as changed by an expert")

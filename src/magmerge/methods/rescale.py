@@ -12,7 +12,7 @@ from typing_extensions import Doc
 
 from magmerge.methods.gram import LayerSums
 from magmerge.parameters import Supplied
-from magmerge.types import Survey
+from magmerge.traits import Survey
 
 Rescale = Annotated[
     Literal["inverse", "l1", "none"],

@@ -19,7 +19,7 @@ from magmerge.methods.threshold import LayerThreshold
 from magmerge.methods.ties import elect_and_average
 from magmerge.parameters import Start, Supplied, Threshold
 from magmerge.registry import register_method
-from magmerge.types import Survey
+from magmerge.traits import Survey
 
 
 def survey(

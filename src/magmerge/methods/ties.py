@@ -18,7 +18,7 @@ from magmerge.methods.survey import surveyed
 from magmerge.methods.threshold import LayerThreshold, magnitudes
 from magmerge.parameters import Density, Lambda, Start, Thresholds, Weights
 from magmerge.registry import register_method
-from magmerge.types import Survey
+from magmerge.traits import Survey
 
 Scope = Annotated[
     Literal["tensor", "model"], Doc("whether the density holds in each tensor or in the model")

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from magmerge.engine.conversion import Conversion, ModelConversion
 from magmerge.report.tables import plain
-
-if TYPE_CHECKING:
-    from magmerge.converting import Conversion, ModelConversion
 
 LISTED = 8
 """How many classes or tensors a line names."""
@@ -18,8 +15,6 @@ LISTED = 8
 
 def conversion_text(done: Conversion | ModelConversion) -> list[Text]:
     """What was read, what was passed over, and what was written."""
-    from magmerge.converting import ModelConversion
-
     if not isinstance(done, ModelConversion):
         return [plain(f"{done.modules} modules, {done.before} to {done.after}: wrote {done.path}")]
     lines = [f"read {done.source}: {done.holds}"]

@@ -13,9 +13,10 @@ from magmerge.adapters.formats.sorting import by_module, listing
 from magmerge.adapters.formats.stored import StoredAdapter
 from magmerge.adapters.formats.writable import stored_factors
 from magmerge.adapters.names.components import is_text, prefixed, told
-from magmerge.adapters.nouns import Content, Encoded, Naming
+from magmerge.adapters.nouns import Content, Encoded
 from magmerge.errors import AdapterError
 from magmerge.models import Checkpoint
+from magmerge.types import Naming
 
 if TYPE_CHECKING:
     from torch import Tensor

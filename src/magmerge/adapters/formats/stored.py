@@ -8,10 +8,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from magmerge.adapters.nouns import LowRank, ModuleSpec, Naming
+from magmerge.adapters.nouns import LowRank, ModuleSpec
 from magmerge.errors import NonFiniteError
 from magmerge.models import Checkpoint
-from magmerge.types import TensorSpec
+from magmerge.types import Naming, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +90,7 @@ def finite(checkpoint: Checkpoint, key: str) -> Tensor:
     """The tensor `key`; NonFiniteError if it holds NaN or infinity."""
     tensor = checkpoint.read(key)
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-        from magmerge.engine.reader import count_of_bad
+        from magmerge.linalg.finite import count_of_bad
 
         raise NonFiniteError(
             count_of_bad(tensor),

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from magmerge.adapters.names import kohya
 from magmerge.adapters.names.assembly import Assembly, Modules
 from magmerge.adapters.names.components import Part, prefixed, surely_prefixed, told
-from magmerge.adapters.nouns import Naming
+from magmerge.types import Naming
 
 NO_COMPONENT = "no model of a diffusion pipeline has this module"
 
