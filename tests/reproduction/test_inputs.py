@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from magmerge.reproduction.inputs import find_here, find_inputs, missing_models
 
 from magmerge.errors import CheckpointError
 from magmerge.reproduction import inputs
-from magmerge.reproduction.inputs import find_here, find_inputs, missing_models
 from magmerge.reproduction.pipelines import find_pipeline
 
 CLIP = find_pipeline("clip-b32")

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from magmerge.reproduction.estimating import Estimate
+from magmerge.reproduction.measuring import SuiteMeasure
 from safetensors.torch import load_file, save_file
 
 import magmerge
 from magmerge.errors import MissingExtraError, OutputError, ParameterError, UnknownNameError
 from magmerge.reproduction import inputs
-from magmerge.reproduction.estimating import Estimate
-from magmerge.reproduction.measuring import SuiteMeasure
 
 pytestmark = [
     pytest.mark.slow,

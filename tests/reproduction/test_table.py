@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from magmerge.evaluation.scores import TaskScore
 from magmerge.reproduction.asked import Asked, Wishes, check_wishes
-from magmerge.reproduction.ledger import Ledger
 from magmerge.reproduction.measuring import Machine
+
+from magmerge.evaluation.scores import TaskScore
+from magmerge.reproduction.ledger import Ledger
 from magmerge.reproduction.table import published_means, rows_of
 
 

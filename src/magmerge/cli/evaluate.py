@@ -105,7 +105,7 @@ def command(
         int | None, typer.Option("--workers", help="Threads that decode. Default: all cores.")
     ] = None,
     memory: Annotated[
-        str, typer.Option("--memory", help="Of live models and kept images, at most.")
+        str, typer.Option("--memory", help="Of models that are live at once, at most.")
     ] = "2GB",
     device: o.Device = "cpu",
     allow_code: o.AllowCode = False,

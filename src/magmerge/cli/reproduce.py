@@ -16,7 +16,10 @@ from magmerge.errors import ParameterError
 
 def command(
     pipeline: Annotated[
-        str, typer.Argument(help="clip-b32, clip-b16, clip-l14, bert, glue or llama.")
+        str,
+        typer.Argument(
+            help="clip-b32, clip-b16, clip-l14, bert, glue, llama, or a YAML file of your own."
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -60,9 +63,6 @@ def command(
         int | None,
         typer.Option("--generic-samples", help="How many rows of it are looked at. Default: 256."),
     ] = None,
-    tiny: Annotated[
-        bool, typer.Option("--tiny", help="The same path on small generated models and data.")
-    ] = False,
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave the merged models in OUT/models.")
     ] = False,
@@ -77,13 +77,15 @@ def command(
         str, typer.Option("--memory", help="For models that are measured at once.")
     ] = "8GB",
     device: o.Device = "cpu",
+    allow_code: o.AllowCode = False,
     yes: o.Yes = False,
     json: o.Json = False,
 ) -> None:
     """Run a paper's pipeline: find inputs, merge, calibrate, measure, and write its table.
 
-    It goes on where it was stopped. Try the whole path first:
-    magmerge reproduce clip-b32 --tiny
+    It goes on where it was stopped.
+
+    Example: magmerge reproduce clip-b32 --inputs CHECKPOINTS --data DATASETS
     """
     given = locals()
     import magmerge

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,180 +15,96 @@ from torch import Tensor, nn
 from magmerge import dtypes
 from magmerge.device import CPU, open_device
 from magmerge.errors import ParameterError
-from magmerge.evaluation.batches import Batch, Prepared, in_order
-from magmerge.evaluation.decoding import Ahead, Kept
-from magmerge.evaluation.sharing import Relay
+from magmerge.evaluation.batches import Batch, Prepared, batches_ahead, copied, in_order
 from magmerge.evaluation.weights import LiveModel, Weights, evaluating
 from magmerge.executors import local
+from magmerge.memory import DEFAULT
 from magmerge.request import thread_count
 from magmerge.run import Progress
 from magmerge.samples import Inputs
 
-LEAST_SHARED = 1 << 28
-"""Bytes for outputs of shared layers, also where the models fill all memory."""
 
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the arithmetic is done with; none of it changes a score, but for the dtype.
 
-class Group(NamedTuple):
-    """Modules that are measured in one pass, and the relay between them if they share layers."""
+    Raises ParameterError or UnknownNameError for what there is not.
+    """
 
-    modules: Sequence[nn.Module]
-    relay: Relay | None = None
+    threads: int | None = None
+    workers: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    memory: str | int = DEFAULT
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and (not isinstance(self.workers, int) or self.workers < 1):
+            raise ParameterError(f"{self.workers} workers", remedy="give one worker or more")
+        open_device(self.device or CPU)
+        thread_count(self.threads)
+        dtypes.parse_size(self.memory)
+        dtypes.parse_float_dtype(str(self.dtype or "float32"))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, for another one."""
+        return asdict(self)
+
+    @property
+    def format(self) -> torch.dtype | None:
+        """The dtype as torch has it."""
+        return dtypes.torch_dtype(dtypes.parse_float_dtype(self.dtype)) if self.dtype else None
+
+    @property
+    def lanes(self) -> int:
+        """How many batches are at work at once: a GPU runs one at a time by itself."""
+        return thread_count(self.threads) if (self.device or CPU) == CPU else 1
 
 
 class Runner:
     """Measures models on tasks; `total` is the number of batches that progress counts to."""
 
     def __init__(
-        self,
-        live: LiveModel,
-        kept: Kept,
-        *,
-        threads: int | None,
-        workers: int | None,
-        device: str | None,
-        dtype: str | None,
-        memory: str | int,
-        progress: Progress | None,
+        self, lives: list[LiveModel], machine: Machine, progress: Progress | None, total: int
     ) -> None:
-        open_device(device or CPU)
-        self.device = device
-        self.dtype = None
-        if dtype is not None:
-            self.dtype = dtypes.torch_dtype(dtypes.parse_float_dtype(str(dtype)))
-        self.room = dtypes.parse_size(memory)
-        # A GPU runs one batch at a time by itself.
-        count = thread_count(threads)
-        self._threads = count if (device or CPU) == CPU else 1
-        self._workers = worker_count(workers)
-        self._live, self._kept, self._progress = live, kept, progress
-        self._tasks: tuple[Prepared, ...] = ()
-        self.total, self._done = 0, 0
+        self._lives, self._machine, self._progress = lives, machine, progress
+        self._total, self._done = total, 0
 
-    def begin(self, tasks: Iterable[Prepared]) -> None:
-        """What is measured next; decoded batches of other tasks make room for those of these."""
-        self._tasks = tuple({id(task): task for task in tasks}.values())
-
-    def answer(self, weights: Weights, task: Prepared) -> Tensor:
-        """What one model makes of each row: the same bits for any number of threads."""
-        self._keep([weights])
-        module = self._live.put(weights, self.dtype, self.device)
-        return self.answers(Group([module]), task)[0]
-
-    def answers(self, group: Group, task: Prepared) -> list[Tensor]:
-        """The same for each module of a group, in one pass over the batches."""
-        jobs = self._jobs_of(group)
-        with ExitStack() as stack:
-            ahead = stack.enter_context(Ahead(task, self._kept, self._workers))
-            for module in group.modules:
-                stack.enter_context(evaluating(module))
-            if group.relay is not None:
-                stack.enter_context(group.relay.watched())
-            calls = (
-                partial(jobs, batch, ahead.take(number))
-                for number, batch in enumerate(task.batches)
-            )
-            found = local.run(local.single(calls), threads=self._threads, done=self._count)
-        return [in_order(task.batches, own) for own in zip(*found, strict=True)]
-
-    def groups(self, waiting: Sequence[Weights]) -> Iterator[Group]:
+    def groups(self, models: Sequence[Weights]) -> Iterator[list[nn.Module]]:
         """As many of the models at once as fit into memory, at least one, until none is left.
 
-        What they leave is for decoded batches. A group must be done with before the next is asked
-        for, whose models take the places of its own.
+        A group must be done with before the next is asked for, whose models take its places.
         """
-        lives, left = [self._live], list(waiting)
+        room, left = dtypes.parse_size(self._machine.memory), list(models)
         while left:
-            count = 1
-            while count < len(left) and self._size(left[: count + 1]) <= self.room:
+            count, size = 1, left[0].size(self._machine.format)
+            while count < len(left) and size + left[count].size(self._machine.format) <= room:
+                size += left[count].size(self._machine.format)
                 count += 1
-            chosen, left = left[:count], left[count:]
-            self._keep(chosen)
-            yield self._group(chosen, lives)
+            while len(self._lives) < count:
+                self._lives.append(self._lives[0].another())
+            yield [
+                live.put(weights, self._machine.format, self._machine.device)
+                for live, weights in zip(self._lives, left[:count], strict=False)
+            ]
+            left = left[count:]
 
-    def check(self, waiting: Sequence[Weights]) -> None:
-        """StructureError, before any long work, where weights do not fit the module."""
-        self._live.put(waiting[0], self.dtype, self.device)
-        for weights in waiting[1:]:
-            self._live.check(weights, self.dtype, self.device)
+    def answers(self, modules: Sequence[nn.Module], task: Prepared) -> list[Tensor]:
+        """What each module makes of each row, in one pass: the same bits for any threads."""
 
-    def _size(self, models: Sequence[Weights]) -> int:
-        return sum(weights.size(self.dtype) for weights in models)
+        @torch.inference_mode()
+        def call(batch: Batch, inputs: Future[Inputs]) -> list[Tensor]:
+            return [batch.measure(module, copied(inputs.result())) for module in modules]
 
-    def _keep(self, models: Sequence[Weights]) -> None:
-        self._kept.begin(self._tasks, max(0, self.room - self._size(models)))
-
-    def _group(self, chosen: Sequence[Weights], lives: list[LiveModel]) -> Group:
-        modules, taken = [], []
-        free = iter(lives)
-        for weights in chosen:
-            if weights.module is not None:
-                live = self._live
-            else:
-                live = next(free, None) or _one_more(lives)
-                taken.append(live)
-            modules.append(live.put(weights, self.dtype, self.device))
-        alike = len(taken) == len(modules) > 1 and len({live.key for live in taken}) == 1
-        if not alike:
-            return Group(modules)
-        relay = Relay(modules, self._room_of_shared(chosen))
-        if relay.useful:
-            self._try(relay, modules)
-        return Group(modules, relay if relay.useful else None)
-
-    def _room_of_shared(self, chosen: Sequence[Weights]) -> int:
-        """Bytes of shared layers' outputs that a batch may keep: half of what the models leave."""
-        left = max(LEAST_SHARED, self.room - self._size(chosen)) // 2
-        return left // self._threads
-
-    def _try(self, relay: Relay, modules: Sequence[nn.Module]) -> None:
-        task, batch = self._tasks[0], self._tasks[0].batches[0]
-        inputs = self._kept.get(task, 0)
-        if inputs is None:
-            inputs = batch.inputs()
-            self._kept.put(task, 0, inputs)
+        workers = thread_count(self._machine.workers)
         with ExitStack() as stack:
             for module in modules:
                 stack.enter_context(evaluating(module))
-            stack.enter_context(relay.watched())
-            # Inference mode does not count changes in place, which the trial looks for.
-            stack.enter_context(torch.no_grad())
-            relay.trial(lambda module: batch.measure(module, _copied(inputs)))
+            pool = stack.enter_context(ThreadPoolExecutor(workers))
+            jobs = (partial(call, *one) for one in batches_ahead(task.batches, pool, workers))
+            lines = local.run(local.single(jobs), threads=self._machine.lanes, done=self._count)
+        return [in_order(task.batches, own) for own in zip(*lines, strict=True)]
 
-    def _jobs_of(self, group: Group) -> Callable[[Batch, Future[Inputs]], list[Tensor]]:
-        @torch.inference_mode()
-        def job(batch: Batch, future: Future[Inputs]) -> list[Tensor]:
-            inputs = future.result()
-
-            def call(module: nn.Module) -> Tensor:
-                return batch.measure(module, _copied(inputs))
-
-            if group.relay is not None:
-                return group.relay.run(call)
-            return [call(module) for module in group.modules]
-
-        return job
-
-    def _count(self, found: Sequence[Tensor]) -> None:
-        self._done += len(found)
+    def _count(self, lines: Sequence[Tensor]) -> None:
+        self._done += len(lines)
         if self._progress is not None:
-            self._progress("evaluating", self._done, self.total)
-
-
-def _copied(inputs: Inputs) -> Inputs:
-    """Inputs that a model may change in place: the next one gets them as they were."""
-    args = tuple(part.clone() if isinstance(part, Tensor) else part for part in inputs.args)
-    named = inputs.kwargs.items()
-    kwargs = {key: part.clone() if isinstance(part, Tensor) else part for key, part in named}
-    return Inputs(args, kwargs, inputs.rows)
-
-
-def _one_more(lives: list[LiveModel]) -> LiveModel:
-    lives.append(lives[0].another())
-    return lives[-1]
-
-
-def worker_count(workers: int | None) -> int:
-    """The number of threads that decode, or one for each core this process may use."""
-    if workers is not None and (not isinstance(workers, int) or workers < 1):
-        raise ParameterError(f"{workers} workers", remedy="give one worker or more")
-    return thread_count(workers)
+            self._progress("evaluating", self._done, self._total)

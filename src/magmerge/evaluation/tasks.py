@@ -22,7 +22,7 @@ from magmerge.evaluation.labels import (
     values_of,
 )
 from magmerge.evaluation.language import choice_batches, text_batches
-from magmerge.samples import DataError, Images, Rows, Texts, has_splits, read_samples
+from magmerge.samples import DataError, Rows, Texts, has_splits, read_samples
 from magmerge.samples.tokenizing import open_tokenizer, token_limit
 
 SCORES = {"f1": metrics.f1, "matthews": metrics.matthews}
@@ -98,16 +98,15 @@ def _headed(
 ) -> Prepared:
     head = None if entry.head is None else read_head(resolved(path.parent, entry.head))
     options, features = suite.preparation(entry), suite.features(entry)
-    lazy = isinstance(rows.content, Images)
     if entry.kind == "values":
         values = values_of(rows.labels or (), rows.source)
         batches = class_batches(rows, folder, options, features, head, "values")
-        return Prepared(batches, len(rows), values, rows.source, lazy)
+        return Prepared(batches, len(rows), values, rows.source)
     labels = class_numbers(rows.labels or (), entry.classes or rows.classes, rows.source)
     if head is not None:
         check_range(int(labels.min()), int(labels.max()), len(head.weight), rows.source)
     batches = class_batches(rows, folder, options, features, head)
-    return Prepared(batches, len(rows), labels, rows.source, lazy)
+    return Prepared(batches, len(rows), labels, rows.source)
 
 
 def _language(

@@ -1,36 +1,27 @@
-"""How a pipeline's models are measured: on the tasks of a suite."""
+"""What a pipeline's models are measured on: tasks of a suite, or of lm-evaluation-harness."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-
-from torch import Tensor
 
 from magmerge.errors import ParameterError
 from magmerge.evaluation import open_suite
 from magmerge.evaluation.entries import resolved
+from magmerge.evaluation.harness import LmEval, run_harness
+from magmerge.evaluation.running import Machine
 from magmerge.evaluation.scores import TaskScore
 from magmerge.evaluation.suite import Suite
-from magmerge.reproduction.preparing import Ready
+from magmerge.reproduction.models import Ingredients, Models
+from magmerge.reproduction.pipelines import Pipeline
 from magmerge.run import Progress
-from magmerge.samples import Inputs, has_splits, prepare, read_samples
+from magmerge.samples import Inputs, Preparation, has_splits, prepare, read_samples
 
 CALIBRATION = ("calibration", "train")
 """Splits that samples are drawn from: the first that a task has."""
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What the arithmetic is done with; none of it changes a result, but for the dtype."""
-
-    threads: int | None = None
-    workers: int | None = None
-    memory: str | int = "8GB"
-    device: str = "cpu"
-    dtype: str | None = None
+LONGEST = 512
+"""Tokens of a sample for a language model, at most."""
 
 
 class Measure(Protocol):
@@ -66,11 +57,12 @@ class SuiteMeasure:
     """The tasks of one suite file; a task of an expert may have several entries (metrics)."""
 
     def __init__(
-        self, path: Path, ready: Ready, machine: Machine, progress: Progress | None
+        self, path: Path, parts: Ingredients, machine: Machine, progress: Progress | None
     ) -> None:
         self.suite: Suite = open_suite(path)
-        self._ready = ready
-        self._machine, self._progress = machine, progress
+        self._parts, self._machine, self._progress = parts, machine, progress
+        # What an expert lacks is the base's.
+        self.base, self.expert = parts.weights_of_base, parts.weights
 
     @property
     def model_class(self) -> str | None:
@@ -83,47 +75,81 @@ class SuiteMeasure:
             name for name in self.suite.tasks if name == expert or name.startswith(f"{expert}-")
         )
 
-    def base(self) -> Mapping[str, Tensor]:
-        """The base as it is measured."""
-        return self._ready.weights_of_base()
-
-    def expert(self, expert: str) -> Mapping[str, Tensor]:
-        """An expert as it is measured: what it lacks is the base's."""
-        return self._ready.weights(expert)
-
     def samples(self, expert: str, count: int, seed: int, base: Path) -> list[Inputs]:
         """Unlabelled samples of an expert's task as inputs, never of the test split."""
         task = self.tasks_of(expert)[0]
         entry = self.suite.entry.tasks[task]
         source, split = calibration_source(self.suite, task)
         rows = read_samples(
-            source,
-            name=expert,
-            field=entry.text_field,
-            samples=count,
-            seed=seed,
-            split=split,
+            source, name=expert, field=entry.text_field, samples=count, seed=seed, split=split,
             pair_field=entry.pair_field,
-        )
+        )  # fmt: skip
         return prepare(rows, base, self.suite.entry.preparation(entry))
 
     def measure(self, models: Mapping[str, Any], expert: str) -> dict[str, dict[str, TaskScore]]:
         """All models on an expert's tasks, in one pass over their data where memory allows."""
         machine, tasks = self._machine, self.tasks_of(expert)
-        found = self.suite.evaluate_all(
-            models,
-            tasks=tasks,
-            threads=machine.threads,
-            workers=machine.workers,
-            memory=machine.memory,
-            device=machine.device,
-            dtype=machine.dtype,
-            progress=told(self._progress, expert),
+        scores = self.suite.evaluate_all(
+            models, tasks=tasks, progress=_named(self._progress, expert), **machine.as_dict()
         )
-        return {name: {task: scores[task] for task in tasks} for name, scores in found.items()}
+        return {name: {task: own[task] for task in tasks} for name, own in scores.items()}
 
 
-def told(progress: Progress | None, task: str) -> Progress | None:
+class HarnessMeasure:
+    """The harness's tasks that a pipeline's entries name; every model is a folder."""
+
+    model_class: str | None = "AutoModelForCausalLM"
+
+    def __init__(
+        self, models: Models, pipeline: Pipeline, machine: Machine, progress: Progress | None
+    ) -> None:
+        self._models, self._pipeline = models, pipeline
+        self._machine, self._progress = machine, progress
+
+    def tasks_of(self, expert: str) -> tuple[str, ...]:
+        """The harness's tasks of an expert's skill."""
+        return self._pipeline.experts[expert].tasks
+
+    def base(self) -> Path:
+        """The base as it is measured."""
+        return self._models.base
+
+    def expert(self, expert: str) -> Path:
+        """An expert as it is measured."""
+        return self._models.experts[expert]
+
+    def samples(self, expert: str, count: int, seed: int, base: Path) -> list[Inputs]:
+        """Unlabelled samples of an expert's skill as inputs, never of the test split."""
+        entry = self._pipeline.experts[expert]
+        if entry.data is None:
+            raise ParameterError(
+                f"nothing tells where samples of {expert} come from",
+                remedy="leave fsc and dsc out of --spaces",
+            )
+        split = "train" if has_splits(entry.data) else None
+        rows = read_samples(
+            entry.data, name=expert, field=entry.text_field, samples=count, seed=seed, split=split
+        )
+        return prepare(rows, base, Preparation(max_length=LONGEST))
+
+    def measure(self, models: Mapping[str, Any], expert: str) -> dict[str, dict[str, TaskScore]]:
+        """Each model on the tasks of a skill, by each task's first metric."""
+        rows: dict[str, dict[str, TaskScore]] = {name: {} for name in models}
+        for task in self.tasks_of(expert):
+            scores = run_harness(
+                list(models.values()),
+                LmEval((task,), include=self._pipeline.include),
+                self._machine,
+                # A pipeline with task files is refused without the user's word.
+                allow_code=True,
+                progress=_named(self._progress, task),
+            )
+            for name, one in zip(models, scores, strict=True):
+                rows[name][task] = one.tasks[0]
+        return rows
+
+
+def _named(progress: Progress | None, task: str) -> Progress | None:
     """Progress that names the task, of the forward passes alone."""
     if progress is None:
         return None
