@@ -118,7 +118,7 @@ def test_quick_looks_and_the_harness(
     assert lines[2] == "rows: plain 9"
     seen: list[object] = []
 
-    def harness(models: list, wanted: object, **_: object) -> list[Scores]:
+    def harness(models: list, wanted: object, *_: object, **__: object) -> list[Scores]:
         seen.append(wanted)
         row = TaskScore("arc", "arc", "acc", 0.25, None, None, 4, None, 1.0)
         return [Scores("lm-evaluation-harness", "", str(model), (row,), 1.0) for model in models]

@@ -110,7 +110,7 @@ def test_experts_are_measured_once_and_remembered(
     assert first["three"].relative == first["three"].score / first["three"].expert
     assert len(json.loads((cache / "magmerge" / "expert-scores.json").read_text())) == 2
     opened = open_suite(suite)
-    monkeypatch.setattr(opened, "_expert_weights", lambda _: pytest.fail("measured again"))
+    monkeypatch.setattr(opened._memory, "put", lambda *_: pytest.fail("measured again"))
     assert opened.evaluate(suite.parent / "base").tasks[0].expert == first["three"].expert
     (cache / "magmerge" / "expert-scores.json").write_text("{broken")
     assert magmerge.evaluate(suite.parent / "base", suite=suite).relative == first.relative
