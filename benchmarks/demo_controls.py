@@ -45,8 +45,8 @@ def main() -> None:
     threads = given.threads
     start = time.monotonic()
     base, tasks, held_out = base_folder(), load_tasks(), load_tasks("validation")
-    score = scorer(Encoder(base, tasks), tasks, threads)
-    tune = scorer(Encoder(base, held_out), held_out, threads)
+    score = scorer(Encoder(base, tasks, threads=threads), tasks)
+    tune = scorer(Encoder(base, held_out, threads=threads), held_out)
     rows = {method: measure(method, base, tasks, score, tune) for method in given.methods}
     Console(width=130).print(as_table(rows))
     RESULTS.parent.mkdir(exist_ok=True)
@@ -55,12 +55,12 @@ def main() -> None:
         stream.write(json.dumps(line) + "\n")
 
 
-def scorer(encoder: Encoder, tasks: list[Task], threads: int) -> Callable[[State], float]:
+def scorer(encoder: Encoder, tasks: list[Task]) -> Callable[[State], float]:
     """A function from weights to the mean accuracy over the tasks."""
 
     def score(state: State) -> float:
         encoder.load(state)
-        return statistics.mean(encoder.accuracy(task, threads) for task in tasks)
+        return statistics.mean(encoder.accuracy(task) for task in tasks)
 
     return score
 

@@ -309,6 +309,6 @@ def test_the_demos_accuracy_is_found_again(tmp_path: Path) -> None:
     measured = encoder.Encoder(model, list(known.values()))
     for name, task in known.items():
         assert found[name].count == len(task.labels)
-        assert found[name].score == pytest.approx(measured.accuracy(task, 2), abs=1e-9)
+        assert found[name].score == pytest.approx(measured.accuracy(task), abs=1e-9)
         about = tasks.settings()["tasks"][name]
         assert found[name].expert == pytest.approx(about["expert_test_accuracy"], abs=0.01)
