@@ -35,12 +35,12 @@ def write_whole(path: Path, text: str) -> None:
         ) from error
 
 
-def replace_whole(path: Path, text: str) -> None:
-    """The same; OSError if it fails, and then nothing is left."""
+def replace_whole(path: Path, content: str | bytes) -> None:
+    """The same, of text or bytes; OSError if it fails, and then nothing is left."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".magmerge-partial-")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content if isinstance(content, bytes) else content.encode())
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(name, 0o666 & ~_umask())

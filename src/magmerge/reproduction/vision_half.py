@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from magmerge.checkpoints import open_checkpoint
-from magmerge.checkpoints.own_files import check_replaceable
 from magmerge.checkpoints.renamed import RenamedCheckpoint
+from magmerge.checkpoints.staging import Staging
 from magmerge.errors import CheckpointError
 from magmerge.live.building import quiet_transformers
 from magmerge.models import Checkpoint
@@ -47,16 +45,10 @@ def seeing_half(base: Path, out: Path, *, projected: bool, anew: bool) -> Path:
     names += [PROJECTION] if projected else []
     if not anew and out.is_dir() and set(open_checkpoint(out).specs) == set(names):
         return out
-    if out.is_dir():
-        check_replaceable(out, HALF)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        _write_half(base, RenamedCheckpoint(opened, {name: name for name in names}), staging)
-        shutil.rmtree(out, ignore_errors=True)
-        os.replace(staging, out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    half = RenamedCheckpoint(opened, {name: name for name in names})
+    with Staging(out, single=False, overwrite=True, own=HALF) as staging:
+        _write_half(base, half, staging.folder)
+        staging.publish()
     return out
 
 

@@ -45,14 +45,14 @@ LONGEST = 128
 class Headed(NamedTuple):
     """Heads, the model that they go on, how many were built, and what a reader should know.
 
-    `measured` are the experts that the suite names to compare with.
+    `experts` are those that the suite names to compare with.
     """
 
     heads: Heads
     model: dict[str, str]
     built: int
     notes: list[str]
-    measured: Mapping[str, Path]
+    experts: Mapping[str, Path]
 
 
 def suite(
@@ -78,7 +78,7 @@ def suite(
     MagmergeError's children.
     """
     known = definition(name)
-    found, folder, base = chosen(known, tasks), Path(out), Path(base).expanduser()
+    parts, folder, base = chosen(known, tasks), Path(out), Path(base).expanduser()
     check_out(folder, overwrite=overwrite)
     if not base.is_dir():
         raise ParameterError("the base is no folder", source=base, remedy="check --base (base=)")
@@ -86,22 +86,22 @@ def suite(
         raise ParameterError(
             f"projection is {projection!r}", remedy="say model or base, and base for vision suites"
         )
-    given = _experts(known, found, experts or {})
-    root = None if data is None else Path(data).expanduser()
-    local = {one: local_data(one, task, root) for one, task in found.items() if root is not None}
-    headed = (
-        _vision(found, base, given, projection, progress)
-        if known.kind == "vision"
-        else _text(found, given)
-    )
-    notes = [note for one, task in found.items() for note in _notes(one, task, given, local)]
+    paths, local = _experts(known, parts, experts or {}), {}
+    if data is not None:
+        root = Path(data).expanduser()
+        local = {one: local_data(one, task, root) for one, task in parts.items()}
+    if known.kind == "vision":
+        headed = _vision(parts, base, paths, projection, progress)
+    else:
+        headed = _text(parts, paths)
+    notes = [note for one, task in parts.items() for note in _notes(one, task, paths, local)]
     notes += headed.notes
     content: dict[str, Any] = {"suite": name, "base": str(base.resolve()), "model": headed.model}
     if known.kind == "text":
         content["max_length"] = LONGEST
     with suite_folder(folder, overwrite=overwrite) as place:
         write_heads(place, headed.heads)
-        entries, listed = _entries(found, local, headed, place)
+        entries, listed = _entries(parts, local, headed, place)
         write_suite(place, {**content, "tasks": entries})
     for note in notes:
         warnings.warn(note, MagmergeWarning, stacklevel=2)
@@ -236,8 +236,8 @@ def _entries(
         if classes:
             shared["classes"] = list(classes)
         shared |= _columns(task, local.get(name))
-        if name in headed.measured:
-            shared["expert"] = str(headed.measured[name].resolve())
+        if name in headed.experts:
+            shared["expert"] = str(headed.experts[name].resolve())
         metrics = task.metrics if isinstance(task, TextTask) else ("accuracy",)
         for number, metric in enumerate(metrics):
             entry = name if number == 0 else f"{name}-{metric}"
