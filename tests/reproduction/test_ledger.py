@@ -22,12 +22,12 @@ def score(value: float) -> TaskScore:
 
 def test_a_run_goes_on_from_what_was_measured(tmp_path: Path) -> None:
     first = Ledger.opened(tmp_path, SETTINGS, anew=False)
-    first.sensitive = ("layer.0",)
+    first.results.sensitive = ("layer.0",)
     first.put_all({"ties": {"a": score(0.25)}})
     again = Ledger.opened(tmp_path, SETTINGS, anew=False)
     assert again.lacking("ties", ["a", "b"]) == ["b"]
-    assert again.cells["ties"]["a"].score == 0.25
-    assert again.sensitive == ("layer.0",)
+    assert again.results.cells["ties"]["a"].score == 0.25
+    assert again.results.sensitive == ("layer.0",)
     assert Ledger.opened(tmp_path, SETTINGS, anew=True).lacking("ties", ["a"])
 
 
@@ -51,7 +51,7 @@ def test_a_spoilt_file_gives_an_error_of_magmerge(
         found = Ledger.opened(tmp_path, SETTINGS, anew=False)
     except MagmergeError:
         return
-    assert isinstance(found.document(), dict)
+    assert isinstance(found.results.settings, dict)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from magmerge.errors import ParameterError
 from magmerge.evaluation.batches import Prepared
 from magmerge.evaluation.entries import WHOLE, SuiteEntry, chosen_tasks, read_suite, resolved
-from magmerge.evaluation.experts import ScoreMemory, score_key
+from magmerge.evaluation.experts import score_key, score_memory
 from magmerge.evaluation.running import Machine, Runner
 from magmerge.evaluation.scores import Scores, TaskScore
 from magmerge.evaluation.tasks import Measured, data_source, measured, prepare_task
@@ -69,7 +69,7 @@ class Suite:
             )
         self._lives = [LiveModel(self.entry.model, self.base)]
         self._prepared: dict[tuple[str, str, Path | None], Prepared] = {}
-        self._memory = ScoreMemory()
+        self._memory = score_memory()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -116,6 +116,7 @@ class Suite:
                 for name, (value, _) in self._measure([weights], experts, runner)[0].items():
                     lot.experts[name] = value.score
                     self._memory.put(lot.unknown[name], value.score)
+                self._memory.save()
             measures = self._measure(list(lot.models.values()), lot.tasks, runner)
             for name, found in zip(lot.models, measures, strict=True):
                 scores[name] = tuple(self._scores(found, lot.experts))

@@ -67,11 +67,13 @@ def reproduce(
         warnings.simplefilter("always", MagmergeWarning)
         try:
             parts, measure = _measure_of(request, models, progress, anew=overwrite)
-            if ledger.sensitive is None:
+            layers = ledger.results.sensitive
+            if layers is None:
                 kind = measure.model_class
-                ledger.sensitive = most_sensitive(request, parts, models.base, kind, progress)
+                layers = most_sensitive(request, parts, models.base, kind, progress)
+                ledger.results.sensitive = layers
                 ledger.save()
-            measure_all(Workshop(request, parts, measure, ledger.sensitive), ledger, progress)
+            measure_all(Workshop(request, parts, measure, layers), ledger, progress)
         finally:
             ledger.say([str(one.message) for one in heard])
     result = _result(request, measure, ledger)
@@ -121,9 +123,9 @@ def _result(request: Request, measure: Measure, ledger: Ledger) -> Reproduction:
         folder=request.folder,
         columns=columns,
         rows=rows_of(request, ledger, columns),
-        sensitive=ledger.sensitive or (),
+        sensitive=ledger.results.sensitive or (),
         alpha=request.alpha,
-        warnings=tuple(ledger.said),
+        warnings=tuple(ledger.results.warnings),
         samples=request.samples,
     )
     replace_whole(request.folder / TABLE, markdown(result))

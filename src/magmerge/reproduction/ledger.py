@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from magmerge.digests import DigestMemory
 from magmerge.errors import OutputError
@@ -23,7 +22,6 @@ from magmerge.whole_file import replace_whole
 NAME = "results.json"
 SMALL = ("*.json", "*.txt", "*.model")
 """Files beside the base's weights that decide what a model makes of texts and images."""
-KEPT = ("score", "low", "high", "count", "metric", "seconds")
 
 
 class Cell(BaseModel):
@@ -39,14 +37,22 @@ class Cell(BaseModel):
     seconds: FiniteFloat
 
 
+class Results(BaseModel):
+    """What the file of a run holds: scores by model and task, and all that they depend on."""
+
+    magmerge: str = __version__
+    settings: dict[str, Any]
+    sensitive: tuple[str, ...] | None = None
+    warnings: list[str] = Field(default_factory=list)
+    cells: dict[str, dict[str, Cell]] = Field(default_factory=dict)
+
+
 class Ledger:
-    """Scores by model and task. Every score is on disk as soon as it is known."""
+    """The results of a run. Every score is on disk as soon as it is known."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self.path, self.settings = path, dict(settings)
-        self.cells: dict[str, dict[str, Cell]] = {}
-        self.sensitive: tuple[str, ...] | None = None
-        self.said: list[str] = []
+        # As JSON gives them back.
+        self.path, self.results = path, Results(settings=json.loads(json.dumps(settings)))
 
     @classmethod
     def opened(cls, folder: Path, settings: Mapping[str, Any], *, anew: bool) -> Ledger:
@@ -56,88 +62,54 @@ class Ledger:
             folder.mkdir(parents=True, exist_ok=True)
             ledger.save()
             return ledger
-        content = _read(ledger.path)
-        found = content["settings"]
-        differing = [key for key in settings if found.get(key) != ledger._plain()[key]]
+        own, known = ledger.results.settings, _read(ledger.path)
+        differing = [key for key in own if known.settings.get(key) != own[key]]
         if differing:
             raise OutputError(
                 f"it holds a run with other settings: {', '.join(differing)}",
                 source=ledger.path,
                 remedy="name another folder, or start anew with --yes (overwrite=True)",
             )
-        for model, row in content["cells"].items():
-            ledger.cells[model] = {task: Cell.model_validate(cell) for task, cell in row.items()}
-        sensitive = content["sensitive"]
-        ledger.sensitive = None if sensitive is None else tuple(map(str, sensitive))
-        ledger.said = list(map(str, content["warnings"]))
+        ledger.results = known
         return ledger
 
     def lacking(self, model: str, tasks: Sequence[str]) -> list[str]:
         """The tasks that a model has no score of."""
-        return [task for task in tasks if task not in self.cells.get(model, {})]
+        return [task for task in tasks if task not in self.results.cells.get(model, {})]
 
-    def put_all(self, found: Mapping[str, Mapping[str, TaskScore]]) -> None:
+    def put_all(self, scores: Mapping[str, Mapping[str, TaskScore]]) -> None:
         """Keep scores by model and task."""
-        for model, row in found.items():
+        for model, row in scores.items():
             for task, score in row.items():
-                cell = Cell.model_validate({key: asdict(score)[key] for key in KEPT})
-                self.cells.setdefault(model, {})[task] = cell
+                cell = Cell(**{key: getattr(score, key) for key in Cell.model_fields})
+                self.results.cells.setdefault(model, {})[task] = cell
         self.save()
 
     def say(self, warnings: Sequence[str]) -> None:
         """Keep what a reader should know, once."""
-        self.said = list(dict.fromkeys([*self.said, *warnings]))
+        self.results.warnings = list(dict.fromkeys([*self.results.warnings, *warnings]))
         self.save()
 
     def save(self) -> None:
         """Write what is known, in one step."""
-        replace_whole(self.path, json.dumps(self.document(), indent=1) + "\n")
-
-    def document(self) -> dict[str, Any]:
-        """The same for a program to read."""
-        cells = {
-            model: {task: cell.model_dump() for task, cell in row.items()}
-            for model, row in self.cells.items()
-        }
-        return {
-            "magmerge": __version__,
-            "settings": self._plain(),
-            "sensitive": None if self.sensitive is None else list(self.sensitive),
-            "warnings": self.said,
-            "cells": cells,
-        }
-
-    def _plain(self) -> dict[str, Any]:
-        """The settings as JSON gives them back."""
-        plain: dict[str, Any] = json.loads(json.dumps(self.settings))
-        return plain
+        replace_whole(self.path, self.results.model_dump_json(indent=1) + "\n")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Results:
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for row in content["cells"].values():
-            for cell in row.values():
-                Cell.model_validate(cell)
-        if not isinstance(content["settings"], dict):
-            raise TypeError("its settings are no mapping")
-        if not isinstance(content["sensitive"], list | None):
-            raise TypeError("its sensitive layers are no list")
-        if not isinstance(content["warnings"], list):
-            raise TypeError("its warnings are no list")
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        return Results.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise OutputError(
             f"it is no sound file of results: {str(error).partition(chr(10))[0]}",
             source=path,
             remedy="remove it, or start anew with --yes (overwrite=True)",
         ) from error
-    return content
 
 
 def models_measured(folder: Path) -> frozenset[str]:
     """The models of which a run knows any score; none where there is no run."""
     try:
-        return frozenset(_read(folder / NAME)["cells"])
+        return frozenset(_read(folder / NAME).cells)
     except OutputError:
         return frozenset()
 
@@ -154,8 +126,7 @@ def check_place(request: Request) -> None:
             )
     if folder.is_file():
         raise OutputError("it is a file", source=request.folder, remedy="name a folder")
-    own = _is_ledger(folder / NAME)
-    if folder.is_dir() and any(folder.iterdir()) and not own:
+    if folder.is_dir() and any(folder.iterdir()) and not _is_ledger(folder / NAME):
         raise OutputError(
             f"it holds other things and no {NAME} of magmerge's, so nothing is written there",
             source=request.folder,

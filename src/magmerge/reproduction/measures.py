@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from magmerge.errors import ParameterError
 from magmerge.evaluation import open_suite
@@ -24,35 +24,6 @@ LONGEST = 512
 """Tokens of a sample for a language model, at most."""
 
 
-class Measure(Protocol):
-    """What a pipeline's models are measured on."""
-
-    @property
-    def model_class(self) -> str | None:
-        """The class of transformers that runs the models."""
-        ...
-
-    def tasks_of(self, expert: str) -> tuple[str, ...]:
-        """The tasks that belong to an expert."""
-        ...
-
-    def base(self) -> Any:
-        """The base as it is measured."""
-        ...
-
-    def expert(self, expert: str) -> Any:
-        """An expert as it is measured."""
-        ...
-
-    def samples(self, expert: str, count: int, seed: int, base: Path) -> list[Inputs]:
-        """Unlabelled samples of an expert's task as inputs, never of the test split."""
-        ...
-
-    def measure(self, models: Mapping[str, Any], expert: str) -> dict[str, dict[str, TaskScore]]:
-        """All models on the tasks of an expert: scores by model and task."""
-        ...
-
-
 class SuiteMeasure:
     """The tasks of one suite file; a task of an expert may have several entries (metrics)."""
 
@@ -60,9 +31,9 @@ class SuiteMeasure:
         self, path: Path, parts: Ingredients, machine: Machine, progress: Progress | None
     ) -> None:
         self.suite: Suite = open_suite(path)
-        self._parts, self._machine, self._progress = parts, machine, progress
-        # What an expert lacks is the base's.
-        self.base, self.expert = parts.weights_of_base, parts.weights
+        self._machine, self._progress = machine, progress
+        # Models as they are measured; what an expert lacks is the base's.
+        self.base, self.expert = parts.weights_of_base(), parts.weights
 
     @property
     def model_class(self) -> str | None:
@@ -103,20 +74,12 @@ class HarnessMeasure:
     def __init__(
         self, models: Models, pipeline: Pipeline, machine: Machine, progress: Progress | None
     ) -> None:
-        self._models, self._pipeline = models, pipeline
-        self._machine, self._progress = machine, progress
+        self._pipeline, self._machine, self._progress = pipeline, machine, progress
+        self.base, self.expert = models.base, models.experts.__getitem__
 
     def tasks_of(self, expert: str) -> tuple[str, ...]:
         """The harness's tasks of an expert's skill."""
         return self._pipeline.experts[expert].tasks
-
-    def base(self) -> Path:
-        """The base as it is measured."""
-        return self._models.base
-
-    def expert(self, expert: str) -> Path:
-        """An expert as it is measured."""
-        return self._models.experts[expert]
 
     def samples(self, expert: str, count: int, seed: int, base: Path) -> list[Inputs]:
         """Unlabelled samples of an expert's skill as inputs, never of the test split."""
@@ -147,6 +110,9 @@ class HarnessMeasure:
             for name, one in zip(models, scores, strict=True):
                 rows[name][task] = one.tasks[0]
         return rows
+
+
+Measure: TypeAlias = SuiteMeasure | HarnessMeasure
 
 
 def _named(progress: Progress | None, task: str) -> Progress | None:

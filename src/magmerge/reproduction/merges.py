@@ -121,7 +121,7 @@ def _measure_round(
         tasks = shop.measure.tasks_of(expert)
         left = {name: model for name, model in models.items() if ledger.lacking(name, tasks)}
         if references and ledger.lacking(ZERO_SHOT, tasks):
-            left[ZERO_SHOT] = shop.measure.base()
+            left[ZERO_SHOT] = shop.measure.base
         if references and ledger.lacking(EXPERTS, tasks):
             left[EXPERTS] = shop.measure.expert(expert)
         if left:

@@ -112,7 +112,7 @@ def rows_of(
     counted = [several[0] for several in columns.values()]
     found = []
     for name, members in groups.items():
-        cells = [ledger.cells[one] for one in members if one in ledger.cells]
+        cells = [ledger.results.cells[one] for one in members if one in ledger.results.cells]
         shared = [task for task in tasks if cells and all(task in row for row in cells)]
         if not shared:
             continue
