@@ -158,15 +158,18 @@ def spellings(name: str, found: Task) -> Sequence[str]:
 
 def named_suites() -> list[dict[str, Any]]:
     """Every named suite for a program to read: name, kind, tasks with their numbers of classes."""
-    found = []
-    for one in definitions().values():
-        tasks = {name: task(one.kind, name) for name in one.tasks}
-        entries = [
-            {"task": name, "title": each.title, "classes": len(each.classes), "data": each.hub}
-            for name, each in tasks.items()
-        ]
-        found.append({"suite": one.name, "kind": one.kind, "tasks": entries})
-    return found
+
+    def entry(name: str, each: Task) -> dict[str, Any]:
+        return {"task": name, "title": each.title, "classes": len(each.classes), "data": each.hub}
+
+    return [
+        {
+            "suite": one.name,
+            "kind": one.kind,
+            "tasks": [entry(name, each) for name, each in chosen(one, None).items()],
+        }
+        for one in definitions().values()
+    ]
 
 
 def _read(*parts: str) -> dict[str, Any]:
