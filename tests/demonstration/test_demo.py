@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import magmerge
-from magmerge.demonstration import Demo, encoder, show, tasks
+from magmerge.demonstration import Demo, encoder, front, tasks
 from magmerge.errors import CheckpointError
 
 LARGEST = 15_000_000
@@ -87,7 +87,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
             for t in load()
         ]
 
-    monkeypatch.setattr(show, "load_tasks", few)
+    monkeypatch.setattr(front, "load_tasks", few)
 
 
 @pytest.mark.usefixtures("small")

@@ -16,7 +16,7 @@ from torch import Tensor
 import magmerge
 from magmerge.errors import MagmergeError, ParameterError, StructureError
 from magmerge.evaluation import Scores, classification, open_suite
-from magmerge.evaluation.running import Runner
+from magmerge.evaluation.runner import Runner
 from tests.conftest import tuned
 from tests.evaluation.models import (
     bert_suite,

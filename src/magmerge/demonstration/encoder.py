@@ -12,7 +12,7 @@ from magmerge.demonstration.tasks import Task, settings
 from magmerge.evaluation.batches import Prepared
 from magmerge.evaluation.classification import Head, class_batches
 from magmerge.evaluation.entries import ModelEntry
-from magmerge.evaluation.running import Machine, Runner
+from magmerge.evaluation.runner import Machine, Runner
 from magmerge.evaluation.tasks import measured
 from magmerge.evaluation.weights import LiveModel, open_weights
 from magmerge.run import Progress

@@ -194,17 +194,17 @@ def _first(output: Any, _inputs: Inputs) -> Tensor:
 
 
 def _pooled(output: Any, _inputs: Inputs) -> Tensor:
-    found = getattr(output, "pooler_output", None)
-    if not isinstance(found, Tensor):
+    tensor = getattr(output, "pooler_output", None)
+    if not isinstance(tensor, Tensor):
         raise _lacking(output, "pooler_output", "use features: mean or cls")
-    return found.flatten(1)
+    return tensor.flatten(1)
 
 
 def _embeds(output: Any, _inputs: Inputs) -> Tensor:
     for name in ("image_embeds", "text_embeds"):
-        found = getattr(output, name, None)
-        if isinstance(found, Tensor):
-            return found
+        tensor = getattr(output, name, None)
+        if isinstance(tensor, Tensor):
+            return tensor
     raise _lacking(output, "image_embeds", "set model: {class: CLIPVisionModelWithProjection}")
 
 
@@ -214,8 +214,8 @@ def _plain(output: Any, _inputs: Inputs) -> Tensor:
         tensors = [one for one in _parts(output) if isinstance(one, Tensor)]
     if len(tensors) != 1:
         raise _lacking(output, "logits", "use features: mean, cls or pooler, with a head")
-    found: Tensor = tensors[0]
-    return found.flatten(1) if found.dim() > 2 and found.shape[2:].numel() == 1 else found
+    tensor: Tensor = tensors[0]
+    return tensor.flatten(1) if tensor.dim() > 2 and tensor.shape[2:].numel() == 1 else tensor
 
 
 def _parts(output: Any) -> list[Any]:
@@ -225,10 +225,10 @@ def _parts(output: Any) -> list[Any]:
 
 
 def _hidden(output: Any) -> Tensor:
-    found = getattr(output, "last_hidden_state", output)
-    if not isinstance(found, Tensor) or found.dim() != 3:
+    tensor = getattr(output, "last_hidden_state", output)
+    if not isinstance(tensor, Tensor) or tensor.dim() != 3:
         raise _lacking(output, "last_hidden_state", "set model: {class: AutoModel}")
-    return found
+    return tensor
 
 
 def _lacking(output: Any, name: str, remedy: str) -> MagmergeError:

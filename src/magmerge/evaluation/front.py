@@ -11,7 +11,7 @@ from magmerge.errors import ParameterError
 from magmerge.evaluation.entries import WHOLE
 from magmerge.evaluation.harness import LmEval, run_harness
 from magmerge.evaluation.quick import Columns, quick_suite
-from magmerge.evaluation.running import Machine
+from magmerge.evaluation.runner import Machine
 from magmerge.evaluation.scores import Scores, save_all
 from magmerge.evaluation.suite import Suite, open_suite
 from magmerge.evaluation.weights import Measurable
@@ -78,11 +78,11 @@ def evaluate(
                 perplexity, questions, columns=named, base=base, max_length=max_length
             )
         opened = suite if isinstance(suite, Suite) else open_suite(suite, allow_code=allow_code)
-        found = opened.evaluate_all(
+        results = opened.evaluate_all(
             {str(number): one for number, one in enumerate(models)},
             split=split, tasks=tasks, progress=progress, **machine,
         )  # fmt: skip
-        scores = list(found.values())
+        scores = list(results.values())
     if out is not None and several:
         save_all(scores, out, overwrite=overwrite)
     elif out is not None:

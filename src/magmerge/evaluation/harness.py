@@ -20,7 +20,7 @@ import torch
 from magmerge.errors import MagmergeError, MagmergeWarning, ParameterError, UnknownNameError
 from magmerge.errors import suggestion as near
 from magmerge.evaluation.intervals import Z
-from magmerge.evaluation.running import Machine
+from magmerge.evaluation.runner import Machine
 from magmerge.evaluation.scores import Scores, TaskScore
 from magmerge.live.building import quiet_transformers
 from magmerge.result import Result
@@ -232,7 +232,9 @@ def _with_scores(
 ) -> list[str]:
     if name in table and any(_metrics(table[name])):
         return [name]
-    return [found for one in members.get(name, ()) for found in _with_scores(one, table, members)]
+    return [
+        current for one in members.get(name, ()) for current in _with_scores(one, table, members)
+    ]
 
 
 def _below(name: str, members: Mapping[str, Sequence[str]]) -> set[str]:
@@ -277,11 +279,11 @@ def _explained(folder: Path, question: LmEval) -> Iterator[None]:
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
     seen: set[int] = set()
-    found: BaseException | None = error
-    while found is not None and id(found) not in seen:
-        seen.add(id(found))
-        yield found
-        found = found.__cause__ or found.__context__
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
 
 
 def _first_line(error: Exception) -> str:

@@ -35,7 +35,7 @@ def of_classes(
     classes: int,
 ) -> tuple[float, float]:
     """The percentile bootstrap interval over rows, of a score of classes."""
-    found = []
+    scores = []
     for rows in resampled(len(labels)):
         drawn, guessed = labels[rows], predictions[rows]
         shift = torch.arange(len(rows)).unsqueeze(-1) * classes
@@ -47,8 +47,8 @@ def of_classes(
             return counts.reshape(-1, classes).long()
 
         counts = Counts(tally(drawn, drawn == guessed), tally(guessed), tally(drawn))
-        found.append(score(*counts))
-    return _percentiles(torch.cat(found))
+        scores.append(score(*counts))
+    return _percentiles(torch.cat(scores))
 
 
 def of_values(

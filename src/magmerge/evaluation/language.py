@@ -81,7 +81,7 @@ def choice_batches(
         _fitting(prompt, limit - max(map(len, tails[row])), tokenizer, source)
         for row, prompt in enumerate(_tokens(tokenizer, texts))
     ]
-    single = {row for row, found in enumerate(tails) if all(len(one) == 1 for one in found)}
+    single = {row for row, parts in enumerate(tails) if all(len(one) == 1 for one in parts)}
 
     def following(rows: list[int]) -> Batch:
         # The logits at a prompt's last token are those of the token after it.
@@ -97,20 +97,20 @@ def choice_batches(
 
     words = len(tokenizer)
     lengths = [len(prompt) + 1 for prompt in prompts]
-    found = list(_grouped(sorted(single), lengths, words, following))
+    parts = list(_grouped(sorted(single), lengths, words, following))
     several = [row for row in range(len(prompts)) if row not in single]
     lengths = [
         (len(prompt) + max(map(len, tails[row]))) * len(tails[row])
         for row, prompt in enumerate(prompts)
     ]
-    return (*found, *_grouped(several, lengths, words, whole))
+    return (*parts, *_grouped(several, lengths, words, whole))
 
 
 def _tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Tokens of texts that something follows: without a mark of the end."""
-    found = tokenizer(list(texts), verbose=False)["input_ids"]
+    parts = tokenizer(list(texts), verbose=False)["input_ids"]
     end = tokenizer.eos_token_id
-    return [one[:-1] if len(one) > 1 and one[-1] == end else one for one in found]
+    return [one[:-1] if len(one) > 1 and one[-1] == end else one for one in parts]
 
 
 def _continuations(
@@ -130,12 +130,12 @@ def _continuations(
     pairs = [(row, choice) for row, own in enumerate(choices) for choice in own]
     wholes = _tokens(tokenizer, [texts[row] + choice for row, choice in pairs])
     prompts = _tokens(tokenizer, texts)
-    found: list[list[list[int]]] = [[] for _ in prompts]
+    parts: list[list[list[int]]] = [[] for _ in prompts]
     for (row, choice), whole in zip(pairs, wholes, strict=True):
         prompt = prompts[row]
         added = whole[len(prompt) :] if whole[: len(prompt)] == prompt else []
-        found[row].append(added or alone[choice])
-    return found
+        parts[row].append(added or alone[choice])
+    return parts
 
 
 def _fitting(prompt: list[int], room: int, tokenizer: Any, source: str) -> tuple[int, ...]:

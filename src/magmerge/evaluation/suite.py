@@ -12,7 +12,7 @@ from magmerge.errors import ParameterError
 from magmerge.evaluation.batches import Prepared
 from magmerge.evaluation.entries import WHOLE, SuiteEntry, chosen_tasks, read_suite, resolved
 from magmerge.evaluation.experts import score_key, score_memory
-from magmerge.evaluation.running import Machine, Runner
+from magmerge.evaluation.runner import Machine, Runner
 from magmerge.evaluation.scores import Scores, TaskScore
 from magmerge.evaluation.tasks import Measured, data_source, measured, prepare_task
 from magmerge.evaluation.weights import LiveModel, Measurable, Weights, open_weights
@@ -118,8 +118,8 @@ class Suite:
                     self._memory.put(lot.unknown[name], value.score)
                 self._memory.save()
             measures = self._measure(list(lot.models.values()), lot.tasks, runner)
-            for name, found in zip(lot.models, measures, strict=True):
-                scores[name] = tuple(self._scores(found, lot.experts))
+            for name, own in zip(lot.models, measures, strict=True):
+                scores[name] = tuple(self._scores(own, lot.experts))
         spent = (time.monotonic() - start) / len(models)
         return {
             name: Scores(self.entry.suite, split, weights.name, scores[name], spent)

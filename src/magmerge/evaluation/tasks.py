@@ -145,18 +145,18 @@ def following(text: str, choice: str) -> str:
     return choice if text[-1:].isspace() or choice[:1].isspace() else f" {choice}"
 
 
-def measured(metric: str, task: Prepared, found: Tensor) -> Measured:
+def measured(metric: str, task: Prepared, answers: Tensor) -> Measured:
     """The score of what was found for each row, in the rows' order."""
     if task.labels is None:
-        losses, tokens = found.double().unbind(dim=-1)
+        losses, tokens = answers.double().unbind(dim=-1)
         score = float(metrics.perplexity(losses, tokens))
         return Measured(score, *intervals.of_texts(losses, tokens), task.count)
     if metric in CORRELATIONS:
-        correlation, predictions = CORRELATIONS[metric], found.double()
+        correlation, predictions = CORRELATIONS[metric], answers.double()
         score = float(correlation(task.labels, predictions))
         interval = intervals.of_values(correlation, task.labels, predictions)
         return Measured(score, *interval, task.count)
-    predictions, classes = found[:, 0].long(), int(found[:, 1].max())
+    predictions, classes = answers[:, 0].long(), int(answers[:, 1].max())
     check_range(int(task.labels.min()), int(task.labels.max()), classes, task.source)
     if metric == "accuracy":
         right = int((predictions == task.labels).sum())

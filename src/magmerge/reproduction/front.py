@@ -21,7 +21,7 @@ from magmerge.reproduction.table import Reproduction, rows_of
 from magmerge.reproduction.vision_half import projects, seeing_half
 from magmerge.run import Progress
 from magmerge.suites import suite
-from magmerge.suites.writing import MARK
+from magmerge.suites.suite_folder import MARK
 from magmerge.whole_file import replace_whole
 
 TABLE, BASE = "table.md", "base"

@@ -172,8 +172,8 @@ def _listing(data: Path, task: str) -> str:
     place = data / task if (data / task).is_dir() else data
     lines = []
     for file in sorted(path for path in place.rglob("*") if path.is_file()):
-        found = file.stat()
-        lines.append(f"{file.relative_to(place)} {found.st_size} {found.st_mtime_ns}")
+        state = file.stat()
+        lines.append(f"{file.relative_to(place)} {state.st_size} {state.st_mtime_ns}")
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 

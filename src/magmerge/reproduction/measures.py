@@ -10,7 +10,7 @@ from magmerge.errors import ParameterError
 from magmerge.evaluation import open_suite
 from magmerge.evaluation.entries import resolved
 from magmerge.evaluation.harness import LmEval, run_harness
-from magmerge.evaluation.running import Machine
+from magmerge.evaluation.runner import Machine
 from magmerge.evaluation.scores import TaskScore
 from magmerge.evaluation.suite import Suite
 from magmerge.reproduction.models import Ingredients, Models

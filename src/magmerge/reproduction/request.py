@@ -10,7 +10,7 @@ from typing import Any
 from magmerge import registry
 from magmerge.catalogue import catalog
 from magmerge.errors import ParameterError, UnknownNameError, suggestion
-from magmerge.evaluation.running import Machine
+from magmerge.evaluation.runner import Machine
 from magmerge.reproduction.pipelines import Pipeline, find_pipeline
 from magmerge.reproduction.variants import CONTROLS, PAPER, Variant, checked_spaces, variants_of
 from magmerge.request import check_method

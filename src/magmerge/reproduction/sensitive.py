@@ -40,7 +40,7 @@ def most_sensitive(
         generic = request.pipeline.generic
         options = {"samples": request.generic_samples, "split": generic.split}
         scored = {"data": generic.source, "samples": options}
-    found = sensitivity(
+    ranking = sensitivity(
         base=parts.base,
         experts=dict(parts.experts),
         alpha=request.alpha,
@@ -51,7 +51,7 @@ def most_sensitive(
         progress=progress,
         **scored,
     )
-    return found.sensitive
+    return ranking.sensitive
 
 
 def _zero_shot(

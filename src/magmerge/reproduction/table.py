@@ -110,7 +110,7 @@ def rows_of(
         groups.setdefault(Variant(variant.method, variant.space).name, []).append(variant.name)
     tasks = [task for several in columns.values() for task in several]
     counted = [several[0] for several in columns.values()]
-    found = []
+    entries = []
     for name, members in groups.items():
         cells = [ledger.results.cells[one] for one in members if one in ledger.results.cells]
         shared = [task for task in tasks if cells and all(task in row for row in cells)]
@@ -119,8 +119,8 @@ def rows_of(
         scores = {task: Spread.of([row[task].score for row in cells]) for task in shared}
         means = [statistics.mean(row[task].score for task in counted) for row in cells]
         mean = Spread.of(means) if set(counted) <= set(shared) else None
-        found.append(Row(name, scores, mean, published_means(request, name)))
-    return tuple(found)
+        entries.append(Row(name, scores, mean, published_means(request, name)))
+    return tuple(entries)
 
 
 def published_means(request: Request, model: str) -> dict[int, float]:
@@ -131,13 +131,13 @@ def published_means(request: Request, model: str) -> dict[int, float]:
     """
     if request.pipeline.tiny or len(request.tasks) < len(request.pipeline.experts):
         return {}
-    found = {}
+    entries = {}
     for number, entry in enumerate(request.pipeline.published, start=1):
         own = _parameters(model, request.params.get(model, {}))
         published = _parameters(model, entry.params.get(model, {}))
         if PUBLISHED_MEAN in entry.models.get(model, {}) and own == published:
-            found[number] = entry.models[model][PUBLISHED_MEAN]
-    return found
+            entries[number] = entry.models[model][PUBLISHED_MEAN]
+    return entries
 
 
 def _parameters(model: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from magmerge.samples import idx
 from magmerge.samples.image_folder import images
 from magmerge.samples.library import MARKS, is_saved
 from magmerge.samples.rows import DataError
+from magmerge.suites.class_names import ClassNames, folded, order_of
 from magmerge.suites.definitions import TEST, TRAIN, ImageTask, Task, TextTask, spellings
 from magmerge.suites.layouts import LAYOUTS, Listed, missing
-from magmerge.suites.naming import ClassNames, folded, order_of
 
 FOLDERS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
 """What folders of the suite's splits are called."""
@@ -112,11 +112,11 @@ def _tables(folder: Path, task: TextTask) -> Local:
     for split in (TRAIN, TEST, "validation"):
         hub = task.splits.get(split, split)
         for stem in dict.fromkeys((hub, split) if hub.isidentifier() else (split,)):
-            found = [
+            matches = [
                 folder / f"{stem}{end}" for end in TABLES if (folder / f"{stem}{end}").is_file()
             ]
-            if found and found[0] not in sources.values():
-                sources[split] = found[0]
+            if matches and matches[0] not in sources.values():
+                sources[split] = matches[0]
                 break
     _check_splits(folder, sources)
     return Local("files of rows", sources, {}, task.classes)
@@ -142,10 +142,10 @@ def _image_folders(folder: Path, task: ImageTask) -> Local | None:
         )
     _check_splits(folder, sources)
     names = ClassNames(task)
-    found = [(one, path) for path in sources.values() for one in _classes_in(path)]
-    for one, path in found:
+    matches = [(one, path) for path in sources.values() for one in _classes_in(path)]
+    for one, path in matches:
         names.number(one, path)
-    return Local("image folders", sources, {}, names.listed((one for one, _ in found), folder))
+    return Local("image folders", sources, {}, names.listed((one for one, _ in matches), folder))
 
 
 def _classes_in(folder: Path) -> list[str]:
@@ -241,8 +241,8 @@ def _refused(name: str, folder: Path, task: ImageTask) -> Local:
     )
 
 
-def _check_splits(folder: Path, found: Mapping[str, object]) -> None:
-    absent = [split for split in (TRAIN, TEST) if split not in found]
+def _check_splits(folder: Path, matches: Mapping[str, object]) -> None:
+    absent = [split for split in (TRAIN, TEST) if split not in matches]
     if absent:
         raise DataError(
             f"there is no data of its {absent[0]} split",

@@ -24,9 +24,9 @@ from magmerge.suites.definitions import (
     task_name,
 )
 from magmerge.suites.folders import SAVED, Local, local_data
-from magmerge.suites.leaked import leaked
+from magmerge.suites.leaks import leaked
 from magmerge.suites.result import NamedSuite, NamedTask
-from magmerge.suites.writing import (
+from magmerge.suites.suite_folder import (
     HEADS,
     check_out,
     suite_folder,
@@ -112,7 +112,7 @@ def _experts(
     suite: Definition, tasks: Mapping[str, Task], given: Mapping[str, str | Path]
 ) -> dict[str, Path]:
     """The experts by the suite's own names of the tasks; each exists."""
-    found = {}
+    result = {}
     for name, expert in given.items():
         own, path = task_name(suite, name), Path(expert).expanduser()
         if own not in tasks:
@@ -121,7 +121,7 @@ def _experts(
                 source=path,
                 remedy=f"add --task {own}, or leave the expert out",
             )
-        if own in found:
+        if own in result:
             raise ParameterError(
                 f"the task {own} has two experts", source=path, remedy="give one for each task"
             )
@@ -131,8 +131,8 @@ def _experts(
                 source=path,
                 remedy="check the path; download checkpoints of the hub first",
             )
-        found[own] = path
-    return found
+        result[own] = path
+    return result
 
 
 def _vision(
@@ -209,11 +209,11 @@ def _notes(
     name: str, task: Task, experts: Mapping[str, Path], local: Mapping[str, Local]
 ) -> list[str]:
     """What a reader should know of a task and its expert."""
-    found = []
+    result = []
     if task.note is not None and name not in local:
-        found.append(f"{name}: {task.note}")
+        result.append(f"{name}: {task.note}")
     reason = leaked(name, experts[name]) if name in experts else None
-    return found if reason is None else [*found, reason]
+    return result if reason is None else [*result, reason]
 
 
 def _entries(
@@ -225,12 +225,12 @@ def _entries(
         data = {split: task.source(split) for split in task.splits}
         origin, classes = f"hub: {task.hub}", task.classes
         if name in local:
-            found = local[name]
-            data = {split: str(path.resolve()) for split, path in found.sources.items()}
+            result = local[name]
+            data = {split: str(path.resolve()) for split, path in result.sources.items()}
             data |= {
-                split: write_list(place, name, split, rows) for split, rows in found.lists.items()
+                split: write_list(place, name, split, rows) for split, rows in result.lists.items()
             }
-            origin, classes = found.kind, found.classes
+            origin, classes = result.kind, result.classes
         shared: dict[str, Any] = {"title": task.title, "data": data}
         shared["head"] = f"{HEADS}/{name}.safetensors"
         if classes:

@@ -34,15 +34,15 @@ def dtd(folder: Path) -> Lists:
         split: [(_inside(base / "images", line), line.partition("/")[0]) for line in lines]
         for split, lines in lists.items()
     }
-    found = {"train": rows["train"] + rows["val"], "test": rows["test"]}
-    seen = {path for path, _ in found["train"]} & {path for path, _ in found["test"]}
+    splits = {"train": rows["train"] + rows["val"], "test": rows["test"]}
+    seen = {path for path, _ in splits["train"]} & {path for path, _ in splits["test"]}
     if seen:
         raise DataError(
             f"{len(seen)} images of the test list are in a training list too",
             source=base / "labels",
             remedy="get the lists of DTD anew (dtd-r1.0.1.tar.gz)",
         )
-    return found
+    return splits
 
 
 def sun397(folder: Path) -> Lists:
@@ -156,11 +156,11 @@ def _annotations(path: Path, images: Path) -> Iterator[Listed]:
     reader = needed("scipy.io", "the annotations of Stanford Cars")
     try:
         rows = reader.loadmat(path, squeeze_me=True, variable_names=["annotations"])["annotations"]
-        found = [(str(row["fname"]), int(row["class"])) for row in rows.reshape(-1)]
+        splits = [(str(row["fname"]), int(row["class"])) for row in rows.reshape(-1)]
     # scipy's reader raises errors of many kinds on broken files.
     except Exception as error:
         raise _unfit(path, f"it holds no annotations with fname and class: {error}") from error
-    for name, number in found:
+    for name, number in splits:
         yield _inside(images, name), number - 1
 
 
@@ -199,10 +199,10 @@ def _lines(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise _unfit(path, f"the list cannot be read: {error}") from error
     lines = [line.strip() for line in text.splitlines()]
-    found = [line for line in lines if line]
-    if not found or "\0" in text:
-        raise _unfit(path, "the list is empty" if not found else "the list holds a NUL byte")
-    return found
+    splits = [line for line in lines if line]
+    if not splits or "\0" in text:
+        raise _unfit(path, "the list is empty" if not splits else "the list holds a NUL byte")
+    return splits
 
 
 def _inside(base: Path, name: str) -> Path:

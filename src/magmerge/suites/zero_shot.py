@@ -130,13 +130,13 @@ class _TextEncoder:
         self._scale = float(open_checkpoint(base).read(SCALE).double().exp())
         with quiet_transformers() as transformers:
             try:
-                self._model, found = transformers.CLIPTextModelWithProjection.from_pretrained(
+                self._model, output = transformers.CLIPTextModelWithProjection.from_pretrained(
                     base, dtype=torch.float32, local_files_only=True, output_loading_info=True
                 )
             except (OSError, ValueError, KeyError, RuntimeError) as error:
                 raise _unloadable(base, str(error).partition("\n")[0]) from error
-        if found["missing_keys"]:
-            raise _unloadable(base, f"it lacks {sorted(found['missing_keys'])[0]}")
+        if output["missing_keys"]:
+            raise _unloadable(base, f"it lacks {sorted(output['missing_keys'])[0]}")
         self._model.eval()
 
     @torch.inference_mode()
@@ -149,12 +149,12 @@ class _TextEncoder:
         prompts t, w_c = exp(s) * m_c / |m_c|, m_c = mean_t e(t, c) / |e(t, c)|.
         """
         prompts = [template.format(name) for name in classes for template in templates]
-        found = []
+        output = []
         for start in range(0, len(prompts), BATCH):
-            found.append(self._embeddings(prompts[start : start + BATCH]))
+            output.append(self._embeddings(prompts[start : start + BATCH]))
             if progress is not None:
                 progress("encoding prompts", min(start + BATCH, len(prompts)), len(prompts))
-        means = torch.cat(found).reshape(len(classes), len(templates), -1).mean(dim=1)
+        means = torch.cat(output).reshape(len(classes), len(templates), -1).mean(dim=1)
         weight: Tensor = self._scale * means / means.norm(dim=-1, keepdim=True)
         return weight.float().clone()
 
@@ -163,8 +163,8 @@ class _TextEncoder:
         inputs = self._tokenizer(
             prompts, padding=True, truncation=True, max_length=self._limit, return_tensors="pt"
         )
-        found = self._model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-        embeddings: Tensor = found.text_embeds.double()
+        output = self._model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        embeddings: Tensor = output.text_embeds.double()
         normalised: Tensor = embeddings / embeddings.norm(dim=-1, keepdim=True)
         return normalised
 
