@@ -147,21 +147,17 @@ def following(text: str, choice: str) -> str:
 
 def measured(metric: str, task: Prepared, answers: Tensor) -> Measured:
     """The score of what was found for each row, in the rows' order."""
-    if task.labels is None:
-        losses, tokens = answers.double().unbind(dim=-1)
-        score = float(metrics.perplexity(losses, tokens))
-        return Measured(score, *intervals.of_texts(losses, tokens), task.count)
-    if metric in CORRELATIONS:
-        correlation, predictions = CORRELATIONS[metric], answers.double()
-        score = float(correlation(task.labels, predictions))
-        interval = intervals.of_values(correlation, task.labels, predictions)
-        return Measured(score, *interval, task.count)
+    if task.labels is None or metric in CORRELATIONS:
+        score_of = CORRELATIONS.get(metric, metrics.perplexity)
+        one, other = answers.double().T if task.labels is None else (task.labels, answers.double())
+        interval = intervals.of_rows(score_of, one, other)
+        return Measured(float(score_of(one, other)), *interval, task.count)
     predictions, classes = answers[:, 0].long(), int(answers[:, 1].max())
     check_range(int(task.labels.min()), int(task.labels.max()), classes, task.source)
     if metric == "accuracy":
         right = int((predictions == task.labels).sum())
         return Measured(right / task.count, *intervals.wilson(right, task.count), task.count)
-    score_of = SCORES[metric]
-    score = float(score_of(*metrics.count(task.labels, predictions, classes)))
-    low, high = intervals.of_classes(score_of, task.labels, predictions, classes)
-    return Measured(score, low, high, task.count)
+    of_counts = SCORES[metric]
+    score = float(of_counts(*metrics.count(task.labels, predictions, classes)))
+    interval = intervals.of_classes(of_counts, task.labels, predictions, classes)
+    return Measured(score, *interval, task.count)

@@ -18,6 +18,7 @@ from torch import Tensor
 from magmerge.checkpoints import open_checkpoint
 from magmerge.digests import DigestMemory, default_path
 from magmerge.errors import CheckpointError, ParameterError
+from magmerge.kinds import read_config
 from magmerge.live.building import quiet_transformers
 from magmerge.models import Checkpoint
 from magmerge.run import Progress
@@ -97,7 +98,7 @@ def _cached(path: Path, classes: int) -> dict[str, Tensor] | None:
 def _open_clip(base: Path) -> Checkpoint:
     """The checkpoint of a whole CLIP in transformers' layout; an error that says what it lacks."""
     checkpoint = open_checkpoint(base)
-    config = _config(base)
+    config = read_config(base)
     missing = [name for name in (SCALE, PROJECTION) if name not in checkpoint.specs]
     if config.get("model_type") != "clip" or missing:
         raise CheckpointError(
@@ -125,7 +126,7 @@ class _TextEncoder:
 
     def __init__(self, base: Path) -> None:
         self._tokenizer = open_tokenizer(base, str(base))
-        places = (_config(base).get("text_config") or {}).get("max_position_embeddings", 77)
+        places = (read_config(base).get("text_config") or {}).get("max_position_embeddings", 77)
         self._limit = min(token_limit(None, self._tokenizer, base), places)
         self._scale = float(open_checkpoint(base).read(SCALE).double().exp())
         with quiet_transformers() as transformers:
@@ -167,14 +168,6 @@ class _TextEncoder:
         embeddings: Tensor = output.text_embeds.double()
         normalised: Tensor = embeddings / embeddings.norm(dim=-1, keepdim=True)
         return normalised
-
-
-def _config(base: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _unloadable(base: Path, problem: str) -> CheckpointError:
