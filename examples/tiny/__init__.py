@@ -66,7 +66,7 @@ def write_tiny(name: str, folder: Path, tasks: Sequence[str] | None = None) -> P
 
 def _images(pipeline: Pipeline, tasks: tuple[str, ...], base: Path, data: Path) -> None:
     write_clip(base, seed=0)
-    heads = ZeroShot(base)
+    heads = ZeroShot(base, cache=data.parent / "heads")
     names = (GENERIC, *tasks)
     lessons = {name: _lesson(name, base, data, heads, seed) for seed, name in enumerate(names)}
     pretrain(base, list(lessons.values()))
