@@ -24,7 +24,7 @@ from torch import Tensor
 import magmerge
 from magmerge.demonstration.encoder import Encoder
 from magmerge.demonstration.tasks import Task, base_folder, load_tasks
-from magmerge.request import thread_count
+from magmerge.machine import Machine
 
 METHODS = ("average", "task_arithmetic", "ties", "dare")
 LAMBDAS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
@@ -37,7 +37,7 @@ State = Mapping[str, Tensor]
 def main() -> None:
     """Measure all methods, print the table, write the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=thread_count(None))
+    parser.add_argument("--threads", type=int, default=Machine(None).count)
     parser.add_argument(
         "--methods", nargs="*", default=METHODS, choices=(*METHODS, "tsv_m", "iso_c", "wudi")
     )
@@ -45,8 +45,8 @@ def main() -> None:
     threads = given.threads
     start = time.monotonic()
     base, tasks, held_out = base_folder(), load_tasks(), load_tasks("validation")
-    score = scorer(Encoder(base, tasks), tasks, threads)
-    tune = scorer(Encoder(base, held_out), held_out, threads)
+    score = scorer(Encoder(base, tasks, threads=threads), tasks)
+    tune = scorer(Encoder(base, held_out, threads=threads), held_out)
     rows = {method: measure(method, base, tasks, score, tune) for method in given.methods}
     Console(width=130).print(as_table(rows))
     RESULTS.parent.mkdir(exist_ok=True)
@@ -55,12 +55,12 @@ def main() -> None:
         stream.write(json.dumps(line) + "\n")
 
 
-def scorer(encoder: Encoder, tasks: list[Task], threads: int) -> Callable[[State], float]:
+def scorer(encoder: Encoder, tasks: list[Task]) -> Callable[[State], float]:
     """A function from weights to the mean accuracy over the tasks."""
 
     def score(state: State) -> float:
         encoder.load(state)
-        return statistics.mean(encoder.accuracy(task, threads) for task in tasks)
+        return statistics.mean(encoder.accuracy(task) for task in tasks)
 
     return score
 

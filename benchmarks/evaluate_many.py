@@ -2,8 +2,7 @@
 
 Makes a folder of JPEG images and variants of a small random CLIP vision model under
 benchmarks/.cache, and measures them with evaluate() each on an opened suite of its own, as separate
-runs do, and with evaluate_all(): variants that differ everywhere, and variants whose lower half is
-that of the base. Each way runs in a process of its own; scores must be the same.
+runs do, and with evaluate_all(). Each way runs in a process of its own; scores must be the same.
 
     .venv/bin/python -m benchmarks.evaluate_many
     .venv/bin/python -m benchmarks.evaluate_many --images 400 --side 640
@@ -28,7 +27,7 @@ from benchmarks.merge_speed import CACHE, HERE
 
 RESULTS = HERE / "results" / "evaluate_many.jsonl"
 SIZE, PATCH, LAYERS, WIDTH, CLASSES = 224, 32, 12, 192, 10
-KINDS = ("all layers differ", "lower half is the base's")
+KINDS = ("all layers differ",)
 NAMES = ("images", "side", "models", "threads", "workers")
 WAYS = ("one by one", "one suite", "one pass")
 
@@ -146,13 +145,10 @@ def build(folder: Path, given: argparse.Namespace) -> None:
     CLIPImageProcessor().save_pretrained(folder / "base")
     save_file({"weight": torch.randn(CLASSES, WIDTH)}, folder / "head.safetensors")
     state = {name: tensor.clone() for name, tensor in base.state_dict().items()}
-    upper = tuple(f"layers.{number}." for number in range(LAYERS // 2, LAYERS))
     for kind in range(len(KINDS)):
         for number in range(given.models):
             changed = {
                 name: tensor + 0.02 * torch.randn_like(tensor)
-                if kind == 0 or any(part in name for part in upper)
-                else tensor
                 for name, tensor in state.items()
                 if tensor.is_floating_point()
             }

@@ -6,13 +6,16 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from magmerge.whole_file import replace_whole
 
+T = TypeVar("T")
 REMEMBERED = 4096
-"""Files that are remembered, the latest ones."""
+"""Values that a file of them holds, the latest ones."""
 SETTLED = 2.0
 """Seconds after its last change from which a file's time tells whether it was changed again."""
 
@@ -23,37 +26,57 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-class DigestMemory:
+class Memory(Generic[T]):
+    """What is known by key, in a small file in the user's cache folder (XDG_CACHE_HOME, ~/.cache).
+
+    `path` is that file, None for none. Where it cannot be read or written, or a value in it is not
+    `sound`, nothing is known.
+    """
+
+    def __init__(self, path: Path | None, sound: Callable[[Any], bool]) -> None:
+        self.path, self._known = path, _read(path)
+        if not all(map(sound, self._known.values())):
+            self._known = {}
+
+    def get(self, key: str | None) -> T | None:
+        """What is known of a key; None is the key of what cannot be remembered."""
+        return None if key is None else self._known.get(key)
+
+    def put(self, key: str | None, value: T) -> None:
+        """Remember it until `save`."""
+        if key is not None:
+            self._known[key] = value
+
+    def save(self) -> None:
+        """Write what is known, the latest of it, in one step."""
+        if self.path is None:
+            return
+        latest = dict(list(self._known.items())[-REMEMBERED:])
+        with suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            replace_whole(self.path, json.dumps(latest))
+
+
+class DigestMemory(Memory[str]):
     """Digests by a file's device, inode, size and time of change.
 
-    Kept in a small file in the user's cache folder (XDG_CACHE_HOME, or ~/.cache), so that trying
-    several merges of the same models reads them for their digests once. Where it cannot be read or
-    written, or is spoilt, digests are computed anew.
+    So that trying several merges of the same models reads them for their digests once.
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self.path = default_path() if path is None else path
-        self._known = _read(self.path)
+        path = default_path() if path is None else path
+        super().__init__(path, lambda value: isinstance(value, str) and len(value) == 64)
 
     def digest(self, file: Path) -> str:
         """The file's digest, computed where it is not known."""
         key = stamp(file)
-        known = self._known.get(key)
+        known = self.get(key)
         if known is None:
             known = file_digest(file)
             # What changed meanwhile, or a moment ago, might change again within the same time.
             if key == stamp(file) and time.time() - file.stat().st_ctime > SETTLED:
-                self._known[key] = known
+                self.put(key, known)
         return known
-
-    def save(self) -> None:
-        """Write what is known, in one step."""
-        latest = dict(list(self._known.items())[-REMEMBERED:])
-        if self.path is None:
-            return
-        with suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            replace_whole(self.path, json.dumps(latest))
 
 
 def default_path() -> Path | None:
@@ -73,14 +96,11 @@ def stamp(file: Path) -> str:
     return ":".join(map(str, (state.st_dev, state.st_ino, state.st_size, *times)))
 
 
-def _read(path: Path | None) -> dict[str, str]:
+def _read(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    sound = isinstance(content, dict) and all(
-        isinstance(value, str) and len(value) == 64 for value in content.values()
-    )
-    return content if sound else {}
+    return content if isinstance(content, dict) else {}

@@ -36,11 +36,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def replace_whole(path: Path, content: str | bytes) -> None:
-    """The same; OSError if it fails, and then nothing is left."""
+    """The same, of text or bytes; OSError if it fails, and then nothing is left."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".magmerge-partial-")
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(content.encode() if isinstance(content, str) else content)
+            stream.write(content if isinstance(content, bytes) else content.encode())
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(name, 0o666 & ~_umask())

@@ -118,12 +118,12 @@ def test_quick_looks_and_the_harness(
     assert lines[2] == "rows: plain 9"
     seen: list[object] = []
 
-    def harness(models: list, wanted: object, **_: object) -> list[Scores]:
+    def harness(models: list, wanted: object, *_: object, **__: object) -> list[Scores]:
         seen.append(wanted)
         row = TaskScore("arc", "arc", "acc", 0.25, None, None, 4, None, 1.0)
         return [Scores("lm-evaluation-harness", "", str(model), (row,), 1.0) for model in models]
 
-    monkeypatch.setattr("magmerge.evaluation.measuring.run_harness", harness)
+    monkeypatch.setattr("magmerge.evaluation.front.run_harness", harness)
     code, out, _ = run(
         capsys, folder, "--lm-eval", "arc, piqa", "--limit", 4, "--num-fewshot", 2,
         "--lm-eval-include", tmp_path,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from examples.tiny import write_tiny
 
 from magmerge.cli import output
 from tests.conftest import call
@@ -32,9 +33,11 @@ def test_a_small_run_prints_what_it_writes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    options = ["--tiny", "--task", "cola", "--task", "ag_news", "--methods", "average,ties"]
+    file = write_tiny("bert", tmp_path / "tiny", ["cola", "ag_news"])
+    options = ["--inputs", tmp_path / "tiny" / "inputs", "--data", tmp_path / "tiny" / "data"]
+    options += ["--task", "cola", "--task", "ag_news", "--methods", "average,ties"]
     options += ["--spaces", "none,wsc", "--set", "ties.density=0.5", "--alpha", 2]
-    code, shown, log = run(capsys, "bert", out, *options)
+    code, shown, log = run(capsys, file, out, *options)
     assert code == 0, log
     assert "4 models to make, 192 test rows each" in log
     lines = shown.splitlines()
@@ -43,7 +46,7 @@ def test_a_small_run_prints_what_it_writes(
     rows = [line.split()[0] for line in lines[lines.index(heading) + 1 :][:6]]
     assert rows == ["zero-shot", "experts", "average", "+wsc", "ties", "+wsc"]
     assert "its figures say nothing about the methods" in shown
-    found = json.loads(run(capsys, "bert", out, *options, "--json")[1])
+    found = json.loads(run(capsys, file, out, *options, "--json")[1])
     written = json.loads((out / "results.json").read_text())
     for row in found["rows"]:
         cells = written["cells"][row["model"]]
@@ -59,12 +62,12 @@ def test_a_small_run_prints_what_it_writes(
     ("arguments", "message"),
     [
         (["clip-b23"], "did you mean clip-b32"),
-        (["bert", "--tiny", "--methods", "tise"], "did you mean ties"),
-        (["bert", "--tiny", "--spaces", "wcs"], "did you mean wsc"),
-        (["bert", "--tiny", "--set", "density=0.3"], "ties.density=0.3"),
-        (["bert", "--tiny", "--samples", "0"], "samples is 0"),
+        (["bert", "--methods", "tise"], "did you mean ties"),
+        (["bert", "--spaces", "wcs"], "did you mean wsc"),
+        (["bert", "--set", "density=0.3"], "ties.density=0.3"),
+        (["bert", "--samples", "0"], "samples is 0"),
         (["bert", "--inputs", "nowhere"], "no such folder"),
-        (["llama", "--tiny", "--spaces", "global"], "controls are tensors in memory"),
+        (["llama", "--spaces", "global"], "controls are tensors in memory"),
     ],
 )
 def test_mistakes_get_one_message(

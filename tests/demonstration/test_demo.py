@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import magmerge
-from magmerge.demonstration import Demo, encoder, show, tasks
+from magmerge.demonstration import Demo, encoder, front, tasks
 from magmerge.errors import CheckpointError
 
 LARGEST = 15_000_000
@@ -47,21 +47,20 @@ def test_tasks_have_texts_labels_and_heads_that_fit() -> None:
 def test_experts_are_really_better_than_the_base_at_their_task() -> None:
     task = next(task for task in tasks.load_tasks() if task.name == "spam")
     model = encoder.Encoder(tasks.base_folder(), [task])
-    before = model.accuracy(task, 2)
+    before = model.accuracy(task)
     expert = magmerge.merge(base=tasks.base_folder(), experts=[task.expert], method="average")
     model.load(expert.state_dict())
-    after = model.accuracy(task, 2)
+    after = model.accuracy(task)
     about = tasks.settings()["tasks"]["spam"]
     assert before == pytest.approx(about["base_test_accuracy"], abs=0.02)
     assert after == pytest.approx(about["expert_test_accuracy"], abs=0.02)
     assert after > before + 0.1
-    assert model.accuracy(task, 1) == after
 
 
 def test_incomplete_weights_are_refused() -> None:
     task = tasks.load_tasks()[0]
     model = encoder.Encoder(tasks.base_folder(), [task])
-    with pytest.raises(magmerge.MagmergeError, match="missing"):
+    with pytest.raises(magmerge.MagmergeError, match="is not in"):
         model.load({})
 
 
@@ -88,7 +87,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
             for t in load()
         ]
 
-    monkeypatch.setattr(show, "load_tasks", few)
+    monkeypatch.setattr(front, "load_tasks", few)
 
 
 @pytest.mark.usefixtures("small")
@@ -109,6 +108,6 @@ def test_the_demo_merges_measures_and_writes(tmp_path: Path) -> None:
         state["encoder.layer.0.attention.self.query.weight"],
         magmerge.open_checkpoint(found.path).read("encoder.layer.0.attention.self.query.weight"),
     )
-    assert seen[-1] == ("evaluating", 60, 60)
+    assert seen[-1][1] == seen[-1][2] == 60
     assert found.report == found.path / "report.html"
     assert "task_arithmetic + fsc" in found.report.read_text(encoding="utf-8")

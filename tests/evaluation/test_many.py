@@ -16,8 +16,7 @@ from torch import Tensor
 import magmerge
 from magmerge.errors import MagmergeError, ParameterError, StructureError
 from magmerge.evaluation import Scores, classification, open_suite
-from magmerge.evaluation.decoding import Ahead, Kept
-from magmerge.evaluation.running import Runner
+from magmerge.evaluation.runner import Runner
 from tests.conftest import tuned
 from tests.evaluation.models import (
     bert_suite,
@@ -50,13 +49,13 @@ def values(scores: Scores) -> list[tuple]:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows were decoded, batch by batch."""
     seen: list[int] = []
-    made = classification._pictured
+    made = classification._decoded
 
     def counting(pictures: tuple, pixels: Callable) -> object:
         seen.append(len(pictures))
         return made(pictures, pixels)
 
-    monkeypatch.setattr(classification, "_pictured", counting)
+    monkeypatch.setattr(classification, "_decoded", counting)
     return seen
 
 
@@ -92,36 +91,28 @@ def test_answers_are_the_same_bits(clip: Path, monkeypatch: pytest.MonkeyPatch) 
     for model in models.values():
         open_suite(clip).evaluate(model, threads=1, tasks=["one"])
     batches = len(seen["alone"]) // 3
-    # The trial ran each model twice on the first batch.
-    together = seen["all"][6:]
+    together = seen["all"]
     assert len(together) == 3 * batches
     for place, logits in enumerate(together):
         model, batch = place % 3, place // 3
         assert torch.equal(logits, seen["alone"][model * batches + batch])
 
 
-def test_each_batch_is_decoded_once_and_kept(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_batch_is_decoded_once(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = counted(monkeypatch)
-    models = variants(clip.parent / "base", 3)
-    suite = open_suite(clip)
-    suite.evaluate_all(models)
+    open_suite(clip).evaluate_all(variants(clip.parent / "base", 3))
     assert sum(seen) == 2 * 70
-    suite.evaluate(models["v1"])
-    assert sum(seen) == 2 * 70
-    assert suite._kept.size == 2 * 70 * 3 * 12 * 12 * 4
 
 
-def test_no_memory_is_one_model_at_a_time_and_nothing_kept(
-    clip: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_memory_is_one_model_at_a_time(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = variants(clip.parent / "base", 3)
     expected = {name: values(s) for name, s in open_suite(clip).evaluate_all(models).items()}
     sizes: list[int] = []
     answers = Runner.answers
 
-    def noted(self: Runner, group: object, task: object) -> list[Tensor]:
-        sizes.append(len(group.modules))
-        return answers(self, group, task)
+    def noted(self: Runner, modules: list, task: object) -> list[Tensor]:
+        sizes.append(len(modules))
+        return answers(self, modules, task)
 
     monkeypatch.setattr(Runner, "answers", noted)
     seen = counted(monkeypatch)
@@ -130,28 +121,10 @@ def test_no_memory_is_one_model_at_a_time_and_nothing_kept(
     assert {name: values(scores) for name, scores in found.items()} == expected
     assert sizes == [1, 1] * 3
     assert sum(seen) == 3 * 2 * 70
-    assert suite._kept.size == 0
     sizes.clear()
     bytes_of_one = sum(t.numel() * 4 for t in models["base"].values())
     suite.evaluate_all(models, memory=2 * bytes_of_one)
     assert sizes == [2, 2, 1, 1]
-
-
-def test_layers_in_common_run_once(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers.models.clip.modeling_clip import CLIPEncoderLayer
-
-    runs: list[int] = []
-    forward = CLIPEncoderLayer.forward
-
-    def noted(self: torch.nn.Module, *args: object, **kwargs: object) -> object:
-        runs.append(1)
-        return forward(self, *args, **kwargs)
-
-    monkeypatch.setattr(CLIPEncoderLayer, "forward", noted)
-    models = variants(clip.parent / "base", 4, above="layers.2")
-    open_suite(clip).evaluate_all(models, tasks=["one"], threads=1)
-    trial, batches = (3 + 3) + 4 * 3, 3
-    assert len(runs) == trial + batches * (3 + 3)
 
 
 def test_progress_counts_all_models(clip: Path) -> None:
@@ -182,19 +155,14 @@ def test_experts_and_texts_in_one_pass(tmp_path: Path) -> None:
     ]
 
 
-def test_folders_without_a_base_stand_for_each_other_if_they_are_alike(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_base_each_folder_prepares_its_own_inputs(tmp_path: Path) -> None:
     suite = clip_suite(tmp_path, 40)
     content = yaml.safe_load(suite.read_text())
     del content["base"]
     suite.write_text(yaml.safe_dump(content))
-    save_clip(tmp_path / "like", seed=1)
     save_clip(tmp_path / "deeper", seed=2, layers=4)
-    models = {name: tmp_path / name for name in ("base", "like", "deeper")}
-    seen = counted(monkeypatch)
+    models = {name: tmp_path / name for name in ("base", "deeper")}
     found = open_suite(suite).evaluate_all(models, memory="1GB")
-    assert sum(seen) == 2 * 2 * 40
     for name, model in models.items():
         assert values(found[name]) == values(open_suite(suite).evaluate(model))
 
@@ -247,16 +215,6 @@ def test_a_clip_of_another_family_is_measured_under_its_names(clip: Path) -> Non
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
         both = suite.evaluate_all({"own": folder, "other": file})
         assert values(both["own"]) == values(both["other"]) == expected
-
-
-def test_images_are_the_same_bits_for_any_number_of_workers(clip: Path) -> None:
-    task = open_suite(clip)._prepare("one", "test", clip.parent / "base")
-    found = []
-    for workers in (1, 4):
-        with Ahead(task, Kept(), workers) as ahead:
-            inputs = [ahead.take(number).result() for number in range(len(task.batches))]
-        found.append([one.kwargs["pixel_values"] for one in inputs])
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def spoiling() -> torch.nn.Module:

@@ -83,7 +83,7 @@ def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
         generator = torch.Generator().manual_seed(seed)
         tokens = torch.randint(5, 40, (80,), generator=generator).double()
         losses = tokens * (2 + 0.5 * torch.randn(80, generator=generator).double())
-        low, high = intervals.of_texts(losses, tokens)
+        low, high = intervals.of_rows(metrics.perplexity, losses, tokens)
         covered += low < math.exp(2) < high
     assert 88 <= covered <= 99
 
@@ -121,7 +121,7 @@ def test_the_interval_of_a_correlation_holds_it() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.randn(200, generator=generator, dtype=torch.float64)
     predictions = labels + torch.randn(200, generator=generator, dtype=torch.float64)
-    low, high = intervals.of_values(metrics.pearson, labels, predictions)
+    low, high = intervals.of_rows(metrics.pearson, labels, predictions)
     # Fisher's interval, which is right for normal variables.
     score = float(metrics.pearson(labels, predictions))
     middle, half = math.atanh(score), 1.96 / math.sqrt(197)

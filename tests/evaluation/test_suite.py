@@ -110,7 +110,7 @@ def test_experts_are_measured_once_and_remembered(
     assert first["three"].relative == first["three"].score / first["three"].expert
     assert len(json.loads((cache / "magmerge" / "expert-scores.json").read_text())) == 2
     opened = open_suite(suite)
-    monkeypatch.setattr(opened, "_expert_weights", lambda _: pytest.fail("measured again"))
+    monkeypatch.setattr(opened._memory, "put", lambda *_: pytest.fail("measured again"))
     assert opened.evaluate(suite.parent / "base").tasks[0].expert == first["three"].expert
     (cache / "magmerge" / "expert-scores.json").write_text("{broken")
     assert magmerge.evaluate(suite.parent / "base", suite=suite).relative == first.relative
@@ -309,6 +309,6 @@ def test_the_demos_accuracy_is_found_again(tmp_path: Path) -> None:
     measured = encoder.Encoder(model, list(known.values()))
     for name, task in known.items():
         assert found[name].count == len(task.labels)
-        assert found[name].score == pytest.approx(measured.accuracy(task, 2), abs=1e-9)
+        assert found[name].score == pytest.approx(measured.accuracy(task), abs=1e-9)
         about = tasks.settings()["tasks"][name]
         assert found[name].expert == pytest.approx(about["expert_test_accuracy"], abs=0.01)

@@ -22,18 +22,17 @@ def score(value: float) -> TaskScore:
 
 def test_a_run_goes_on_from_what_was_measured(tmp_path: Path) -> None:
     first = Ledger.opened(tmp_path, SETTINGS, anew=False)
-    first.sensitive = ("layer.0",)
-    first.put("ties", "a", score(0.25))
+    first.results.sensitive = ("layer.0",)
+    first.put_all({"ties": {"a": score(0.25)}})
     again = Ledger.opened(tmp_path, SETTINGS, anew=False)
-    assert again.has("ties", "a")
-    assert not again.has("ties", "b")
-    assert again.cells["ties"]["a"].score == 0.25
-    assert again.sensitive == ("layer.0",)
-    assert not Ledger.opened(tmp_path, SETTINGS, anew=True).has("ties", "a")
+    assert again.lacking("ties", ["a", "b"]) == ["b"]
+    assert again.results.cells["ties"]["a"].score == 0.25
+    assert again.results.sensitive == ("layer.0",)
+    assert Ledger.opened(tmp_path, SETTINGS, anew=True).lacking("ties", ["a"])
 
 
 def test_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
-    Ledger.opened(tmp_path, SETTINGS, anew=False).put("ties", "a", score(0.5))
+    Ledger.opened(tmp_path, SETTINGS, anew=False).put_all({"ties": {"a": score(0.5)}})
     with pytest.raises(OutputError, match=r"other settings: samples[\s\S]*--yes"):
         Ledger.opened(tmp_path, {**SETTINGS, "samples": 4}, anew=False)
 
@@ -43,7 +42,7 @@ def test_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
 def test_a_spoilt_file_gives_an_error_of_magmerge(
     tmp_path: Path, place: int, byte: int, cut: bool
 ) -> None:
-    Ledger.opened(tmp_path, SETTINGS, anew=True).put("ties", "a", score(0.5))
+    Ledger.opened(tmp_path, SETTINGS, anew=True).put_all({"ties": {"a": score(0.5)}})
     content = bytearray((tmp_path / NAME).read_bytes())
     place %= len(content)
     content[place] = byte
@@ -52,7 +51,7 @@ def test_a_spoilt_file_gives_an_error_of_magmerge(
         found = Ledger.opened(tmp_path, SETTINGS, anew=False)
     except MagmergeError:
         return
-    assert isinstance(found.document(), dict)
+    assert isinstance(found.results.settings, dict)
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from examples.tiny import write_tiny
 from safetensors.torch import load_file, save_file
 
 import magmerge
 from magmerge.errors import MissingExtraError, OutputError, ParameterError, UnknownNameError
-from magmerge.reproduction import inputs
-from magmerge.reproduction.estimating import Estimate
-from magmerge.reproduction.measuring import SuiteMeasure
+from magmerge.reproduction import models as places
+from magmerge.reproduction.estimate import Estimate
+from magmerge.reproduction.measures import SuiteMeasure
+from magmerge.reproduction.pipelines import find_pipeline
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,21 +30,33 @@ TWO = {"methods": ["average", "ties"], "seeds": 2, "alpha": 3}
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small models and data of two tasks, with their pipeline file."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny("clip-b32", folder, TASKS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two tasks, kept for all tests of this file."""
     out = tmp_path_factory.mktemp("clip") / "run"
-    magmerge.reproduce("clip-b32", out, tiny=True, tasks=["mnist", "eurosat"], threads=1, **TWO)
+    again(tiny, out)
     return out
 
 
-def again(out: Path, **options: Any) -> Any:
-    return magmerge.reproduce(
-        "clip-b32", out, tiny=True, tasks=["mnist", "eurosat"], threads=1, **{**TWO, **options}
-    )
+def small(name: str, folder: Path, **options: Any) -> Any:
+    """A run on what `write_tiny` wrote to `folder`."""
+    places = {"inputs": folder / "inputs", "data": folder / "data", "threads": 1}
+    return magmerge.reproduce(str(folder / f"{name}.yaml"), **{**places, **options})
 
 
-def test_every_model_has_a_score_on_every_task(clip: Path) -> None:
-    found = again(clip)
+def again(tiny: Path, out: Path, **options: Any) -> Any:
+    return small("clip-b32", tiny, out=out, tasks=["mnist", "eurosat"], **{**TWO, **options})
+
+
+def test_every_model_has_a_score_on_every_task(tiny: Path, clip: Path) -> None:
+    found = again(tiny, clip)
     names = [row.model for row in found.rows]
     merges = [f"{m}{s}" for m in ("average", "ties") for s in ("", "+wsc", "+fsc", "+dsc")]
     assert names == ["zero-shot", "experts", *merges]
@@ -57,19 +71,21 @@ def test_every_model_has_a_score_on_every_task(clip: Path) -> None:
     assert not (clip / "models").exists()
 
 
-def test_figures_are_drawn_of_the_suite_that_it_writes(clip: Path, tmp_path: Path) -> None:
+def test_figures_are_drawn_of_the_suite_that_it_writes(
+    tiny: Path, clip: Path, tmp_path: Path
+) -> None:
     found = magmerge.plot(
         "lambda", tmp_path / "lambda.svg", suite=clip / "suite" / "suite.yaml", values=[1.0],
         methods=["average"], calibrate=["fsc"], seeds=1, threads=1,
     )  # fmt: skip
-    scores = {row.model: row.mean.mean for row in again(clip).rows if row.mean is not None}
+    scores = {row.model: row.mean.mean for row in again(tiny, clip).rows if row.mean is not None}
     drawn = json.loads(found.data.read_text())["points"]
     (plain,) = [point["mean"] for point in drawn if point["calibration"] == "none"]
     assert plain == scores["average"]
 
 
 def test_what_is_measured_is_not_measured_again(
-    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(clip, out)
@@ -84,13 +100,15 @@ def test_what_is_measured_is_not_measured_again(
         return real(self, models, expert)
 
     monkeypatch.setattr(SuiteMeasure, "measure", measure)
-    again(out)
+    again(tiny, out)
     assert asked == [({"ties+wsc"}, "mnist")]
     after = json.loads((out / "results.json").read_text())["cells"]["ties+wsc"]["mnist"]
     assert {**before, "seconds": 0} == {**after, "seconds": 0}
 
 
-def test_a_run_that_is_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_killed_goes_on(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = SuiteMeasure.measure
 
     def stopped(self: SuiteMeasure, models: Any, task: str) -> Any:
@@ -101,32 +119,34 @@ def test_a_run_that_is_killed_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     out = tmp_path / "run"
     monkeypatch.setattr(SuiteMeasure, "measure", stopped)
     with pytest.raises(KeyboardInterrupt):
-        again(out, methods=["average"], spaces=["none"])
+        again(tiny, out, methods=["average"], spaces=["none"])
     done = json.loads((out / "results.json").read_text())["cells"]
     assert set(done["average"]) == {"eurosat"}
     monkeypatch.setattr(SuiteMeasure, "measure", real)
-    found = again(out, methods=["average"], spaces=["none"])
+    found = again(tiny, out, methods=["average"], spaces=["none"])
     assert [row.mean is not None for row in found.rows] == [True] * 3
 
 
-def test_other_settings_are_another_run(clip: Path, tmp_path: Path) -> None:
+def test_other_settings_are_another_run(tiny: Path, clip: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(clip, out)
     with pytest.raises(OutputError, match="other settings: samples"):
-        again(out, samples=3)
-    assert again(out, samples=3, spaces=["none", "fsc"], overwrite=True).samples == 3
+        again(tiny, out, samples=3)
+    assert again(tiny, out, samples=3, spaces=["none", "fsc"], overwrite=True).samples == 3
 
 
-def test_any_generic_set_ranks_layers_by_drift(clip: Path, tmp_path: Path) -> None:
-    generic = clip / "tiny" / "data" / "cifar100" / "train"
-    found = again(tmp_path / "run", methods=["average"], spaces=["none", "wsc"], generic=generic)
+def test_any_generic_set_ranks_layers_by_drift(tiny: Path, tmp_path: Path) -> None:
+    generic = tiny / "data" / "cifar100" / "train"
+    found = again(
+        tiny, tmp_path / "run", methods=["average"], spaces=["none", "wsc"], generic=generic
+    )
     assert len(found.sensitive) == 3
 
 
-def test_controls_share_the_draws_of_fsc(clip: Path, tmp_path: Path) -> None:
+def test_controls_share_the_draws_of_fsc(tiny: Path, clip: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(clip, out)
-    found = again(out, methods=["average"], spaces=["fsc", "global", "shuffled"])
+    found = again(tiny, out, methods=["average"], spaces=["fsc", "global", "shuffled"])
     names = {row.model for row in found.rows}
     assert {"average+global", "average+shuffled"} <= names
     cells = json.loads((out / "results.json").read_text())
@@ -134,10 +154,10 @@ def test_controls_share_the_draws_of_fsc(clip: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["open_clip", "bare"])
-def test_experts_may_have_other_names(clip: Path, tmp_path: Path, family: str) -> None:
+def test_experts_may_have_other_names(tiny: Path, clip: Path, tmp_path: Path, family: str) -> None:
     """Experts as pickled open_clip models or as bare vision encoders merge into the same scores."""
     models = tmp_path / "models"
-    shutil.copytree(clip / "tiny" / "inputs", models)
+    shutil.copytree(tiny / "inputs", models)
     for hub in ("mnist", "eurosat"):
         folder = models / f"clip-vit-base-patch32_{hub}"
         stored = load_file(folder / "model.safetensors")
@@ -156,10 +176,10 @@ def test_experts_may_have_other_names(clip: Path, tmp_path: Path, family: str) -
         place.mkdir(parents=True)
         torch.save(state, place / "finetuned.pt")
     found = magmerge.reproduce(
-        "clip-b32", tmp_path / "run", inputs=models, data=clip / "tiny" / "data", alpha=0,
+        "clip-b32", tmp_path / "run", inputs=models, data=tiny / "data", alpha=0,
         tasks=["mnist", "eurosat"], methods=["average"], spaces=["none", "wsc"], threads=1,
     )  # fmt: skip
-    same = {row.model: row for row in again(clip).rows}
+    same = {row.model: row for row in again(tiny, clip).rows}
     for row in found.rows:
         # WSC has rows of visual_projection to calibrate only where experts have one, and the run
         # that is compared with has a list of sensitive layers.
@@ -169,7 +189,7 @@ def test_experts_may_have_other_names(clip: Path, tmp_path: Path, family: str) -
         assert set(row.scores) == {"eurosat", "mnist"}
 
 
-def test_the_estimate_comes_first(clip: Path, tmp_path: Path) -> None:
+def test_the_estimate_comes_first(tiny: Path, clip: Path, tmp_path: Path) -> None:
     heard: list[Estimate] = []
 
     def stop(estimate: Estimate) -> None:
@@ -177,14 +197,14 @@ def test_the_estimate_comes_first(clip: Path, tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        again(clip, announce=stop)
+        again(tiny, clip, announce=stop)
     estimate = heard[0]
     assert estimate.models == 0
     assert estimate.rows == 2 * 64
     assert estimate.download == 0
     assert (estimate.passes, estimate.seconds) == (0, None)
     with pytest.raises(KeyboardInterrupt):
-        again(tmp_path / "run", announce=stop, spaces=["none", "fsc"])
+        again(tiny, tmp_path / "run", announce=stop, spaces=["none", "fsc"])
     assert heard[1].models == 2 * (1 + 2)
     assert heard[1].passes == 2 * 64 * (6 + 2)
     assert heard[1].seconds is not None
@@ -207,21 +227,21 @@ def test_the_estimate_comes_first(clip: Path, tmp_path: Path) -> None:
         ({"device": "nosuch"}, ParameterError, "nosuch"),
         ({"memory": "lots"}, ParameterError, "lots"),
         ({"workers": -3}, ParameterError, "-3 workers"),
-        ({"inputs": "."}, ParameterError, "tiny makes its own"),
     ],
 )
 def test_mistakes_are_told_before_any_work(
     tmp_path: Path, options: dict[str, Any], kind: type[Exception], message: str
 ) -> None:
     with pytest.raises(kind, match=message):
-        magmerge.reproduce("clip-b32", tmp_path / "run", tiny=True, **options)
+        magmerge.reproduce("clip-b32", tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
 
 
 def test_text_experts_keep_their_heads(tmp_path: Path) -> None:
-    found = magmerge.reproduce(
-        "bert", tmp_path / "run", tiny=True, methods=["average"], spaces=["none", "fsc"],
-        alpha=2, threads=1,
+    write_tiny("bert", tmp_path / "tiny")
+    found = small(
+        "bert", tmp_path / "tiny", out=tmp_path / "run", methods=["average"],
+        spaces=["none", "fsc"], alpha=2,
     )  # fmt: skip
     assert found.tasks == ("ag_news", "rotten_tomatoes", "cola", "cola-accuracy", "sms_spam")
     scores = {row.model: row.mean.mean for row in found.rows if row.mean is not None}
@@ -229,9 +249,11 @@ def test_text_experts_keep_their_heads(tmp_path: Path) -> None:
 
 
 def test_encoders_without_a_pooler_are_measured(tmp_path: Path) -> None:
-    found = magmerge.reproduce(
-        "glue", tmp_path / "run", tiny=True, tasks=["cola", "rte", "stsb"], methods=["average"],
-        spaces=["none"], threads=1,
+    tasks = ["cola", "rte", "stsb"]
+    write_tiny("glue", tmp_path / "tiny", tasks)
+    found = small(
+        "glue", tmp_path / "tiny", out=tmp_path / "run", tasks=tasks, methods=["average"],
+        spaces=["none"],
     )  # fmt: skip
     assert {"stsb", "stsb-spearman"} <= set(found.tasks)
     assert found.rows[1].mean is not None
@@ -239,21 +261,23 @@ def test_encoders_without_a_pooler_are_measured(tmp_path: Path) -> None:
 
 def test_language_models_are_measured_by_the_harness(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
-    found = magmerge.reproduce(
-        "llama", tmp_path / "run", tiny=True, methods=["average"], spaces=["none", "fsc"],
-        alpha=0, threads=1,
-    )  # fmt: skip
+    tiny, run = tmp_path / "tiny", tmp_path / "run"
+    options: dict[str, Any] = {"methods": ["average"], "spaces": ["none", "fsc"], "alpha": 0}
+    write_tiny("llama", tiny)
+    with pytest.raises(ParameterError, match="can run code"):
+        small("llama", tiny, out=run, **options)
+    found = small("llama", tiny, out=run, allow_code=True, **options)
     rows = {row.model: row for row in found.rows}
     assert rows["experts"].mean.mean > rows["zero-shot"].mean.mean
     assert set(rows) == {"zero-shot", "experts", "average", "average+fsc"}
     with pytest.raises(ParameterError, match="controls are tensors in memory"):
-        magmerge.reproduce("llama", tmp_path / "run", tiny=True, spaces=["global"])
+        magmerge.reproduce("llama", run, spaces=["global"])
 
 
 def test_without_a_network_it_says_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inputs, "needed", _missing_library)
+    monkeypatch.setattr(places, "needed", _missing_library)
     with pytest.raises(MissingExtraError):
         _missing_library("x", "y")
     with pytest.raises(magmerge.MagmergeError, match="9 of 9 models are missing"):
@@ -264,35 +288,35 @@ def _missing_library(module: str, what: str) -> Any:
     raise MissingExtraError(f"{what} needs {module}", remedy="install it")
 
 
-def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_things_is_left_alone(tiny: Path, tmp_path: Path) -> None:
     precious = tmp_path / "run" / "models" / "precious.txt"
     precious.parent.mkdir(parents=True)
     precious.write_text("p")
     with pytest.raises(OutputError, match="holds other things"):
-        again(tmp_path / "run")
+        again(tiny, tmp_path / "run")
     assert precious.read_text() == "p"
 
 
 @pytest.mark.parametrize("out", ["models", "models/run", "."])
-def test_inputs_are_not_written_into(clip: Path, tmp_path: Path, out: str) -> None:
+def test_inputs_are_not_written_into(tiny: Path, tmp_path: Path, out: str) -> None:
     models = tmp_path / "models"
-    shutil.copytree(clip / "tiny" / "inputs", models)
+    shutil.copytree(tiny / "inputs", models)
     before = sorted(path for path in tmp_path.rglob("*"))
     with pytest.raises(OutputError, match="lies together with"):
         magmerge.reproduce(
-            "clip-b32", tmp_path / out, inputs=models, data=clip / "tiny" / "data", tasks=TASKS
+            "clip-b32", tmp_path / out, inputs=models, data=tiny / "data", tasks=TASKS
         )
     assert sorted(path for path in tmp_path.rglob("*")) == before
 
 
-def test_a_refused_run_has_changed_nothing(clip: Path, tmp_path: Path) -> None:
+def test_a_refused_run_has_changed_nothing(tiny: Path, tmp_path: Path) -> None:
     """Nor has one that is to start anew and does not find its models."""
     options: dict[str, Any] = {
-        "data": clip / "tiny" / "data", "tasks": TASKS, "methods": ["average"],
+        "data": tiny / "data", "tasks": TASKS, "methods": ["average"],
         "spaces": ["none"], "alpha": 0, "threads": 1,
     }  # fmt: skip
     models, out = tmp_path / "models", tmp_path / "run"
-    shutil.copytree(clip / "tiny" / "inputs", models)
+    shutil.copytree(tiny / "inputs", models)
     magmerge.reproduce("clip-b32", out, inputs=models, **options)
     state = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     base = models / "clip-vit-base-patch32" / "model.safetensors"
@@ -309,13 +333,13 @@ def test_a_refused_run_has_changed_nothing(clip: Path, tmp_path: Path) -> None:
     assert torch.equal(new, stored[name] * 1.5)
 
 
-def test_changed_data_is_another_run(clip: Path, tmp_path: Path) -> None:
+def test_changed_data_is_another_run(tiny: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {
-        "inputs": clip / "tiny" / "inputs", "tasks": TASKS, "methods": ["average"],
+        "inputs": tiny / "inputs", "tasks": TASKS, "methods": ["average"],
         "spaces": ["none"], "alpha": 0, "threads": 1,
     }  # fmt: skip
     data = tmp_path / "data"
-    shutil.copytree(clip / "tiny" / "data", data)
+    shutil.copytree(tiny / "data", data)
     magmerge.reproduce("clip-b32", tmp_path / "run", data=data, **options)
     test = data / "mnist" / "test"
     (test / "0").rename(test / "held")
@@ -325,11 +349,26 @@ def test_changed_data_is_another_run(clip: Path, tmp_path: Path) -> None:
         magmerge.reproduce("clip-b32", tmp_path / "run", data=data, **options)
 
 
-def test_what_was_warned_of_is_said_again(clip: Path) -> None:
+def test_what_was_warned_of_is_said_again(tiny: Path, clip: Path) -> None:
     kept = json.loads((clip / "results.json").read_text())["warnings"]
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always", magmerge.MagmergeWarning)
-        found = again(clip)
+        found = again(tiny, clip)
     assert kept
     assert list(found.warnings) == kept
     assert {str(one.message) for one in heard} >= set(kept)
+
+
+def test_a_pipeline_file_is_checked(tmp_path: Path) -> None:
+    file, whole = tmp_path / "own.yaml", find_pipeline("bert").model_dump(mode="json")
+    for content, kind, message in (
+        (json.dumps({**whole, "kinds": "text"}), UnknownNameError, "did you mean kind"),
+        ("title: x\n", ParameterError, "kind"),
+        ("- a", ParameterError, "known keys"),
+        ("a: [", ParameterError, "not YAML"),
+    ):
+        file.write_text(content)
+        with pytest.raises(kind, match=message):
+            magmerge.reproduce(str(file), tmp_path / "run")
+    with pytest.raises(ParameterError, match="cannot be read"):
+        magmerge.reproduce(str(tmp_path / "none.yaml"), tmp_path / "run")

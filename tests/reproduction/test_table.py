@@ -6,17 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from magmerge.evaluation.scores import TaskScore
-from magmerge.reproduction.asked import Asked, Wishes, check_wishes
 from magmerge.reproduction.ledger import Ledger
-from magmerge.reproduction.measuring import Machine
+from magmerge.reproduction.request import Request, request_of
 from magmerge.reproduction.table import published_means, rows_of
 
 
-def asked(**wishes: object) -> Asked:
-    return check_wishes(
-        "clip-b32", Wishes(**wishes), folder=None, inputs=None, data=None, generic=None,
-        generic_samples=None, machine=Machine(), tiny=False,
-    )  # fmt: skip
+def asked(**options: object) -> Request:
+    return request_of("clip-b32", **options)
 
 
 def test_published_means_need_all_tasks_and_the_published_parameters() -> None:
@@ -27,7 +23,8 @@ def test_published_means_need_all_tasks_and_the_published_parameters() -> None:
     same = asked(methods=["ties"], params={"ties": {"lambda": 0.3, "normalize": False}})
     assert published_means(same, "ties")[1] == 72.2
     assert published_means(asked(tasks=["mnist", "dtd"]), "average") == {}
-    assert published_means(replace(asked(), tiny=True), "average") == {}
+    tiny = replace(asked(), pipeline=asked().pipeline.model_copy(update={"tiny": True}))
+    assert published_means(tiny, "average") == {}
 
 
 def test_the_mean_counts_each_expert_once(tmp_path: Path) -> None:
@@ -36,7 +33,8 @@ def test_the_mean_counts_each_expert_once(tmp_path: Path) -> None:
     )
     ledger = Ledger(tmp_path / "results.json", {})
     for task, value in (("cola", 0.2), ("cola-accuracy", 0.8), ("rte", 0.6)):
-        ledger.put("average", task, TaskScore(task, task, "x", value, None, None, 9, None, 1.0))
+        score = TaskScore(task, task, "x", value, None, None, 9, None, 1.0)
+        ledger.put_all({"average": {task: score}})
     (row,) = rows_of(wanted, ledger, {"cola": ("cola", "cola-accuracy"), "rte": ("rte",)})
     assert row.mean is not None
     assert abs(row.mean.mean - 0.4) < 1e-12

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from magmerge.errors import UnknownNameError
 from magmerge.suites import definitions
+from magmerge.suites.class_names import folded
 from magmerge.suites.definitions import ImageTask, TextTask
-from magmerge.suites.naming import folded
 
 COUNTS = {
     "sun397": 397, "cars": 196, "resisc45": 45, "eurosat": 10, "svhn": 10, "gtsrb": 43,

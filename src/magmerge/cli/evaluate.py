@@ -53,7 +53,7 @@ HARNESS = o.in_panel(
     o.option("dtype", help="Of the forward pass: float32 or bfloat16.", default="float32"),
     o.option("threads", help="Batches at work at once. Default: all cores."),
     o.Option("workers", int, "Threads that decode. Default: all cores.", None),
-    o.option("memory", help="Of live models and kept images, at most."),
+    o.option("memory", help="Of models that are live at once, at most."),
     "device",
     "allow_code",
     o.Option("out", Path, "Write the scores to this file, as JSON.", None),

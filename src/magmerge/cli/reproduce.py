@@ -13,7 +13,12 @@ from magmerge.errors import ParameterError
 
 
 @o.takes(
-    o.Option("pipeline", str, "clip-b32, clip-b16, clip-l14, bert, glue or llama.", argument=True),
+    o.Option(
+        "pipeline",
+        str,
+        "clip-b32, clip-b16, clip-l14, bert, glue, llama, or a YAML file of your own.",
+        argument=True,
+    ),
     o.option("out", help="Where all of it is kept. Default: magmerge-PIPELINE.", default=None),
     o.Option("inputs", Path, "A folder with the base and the experts.", None),
     o.Option("data", Path, "A folder with a folder of data for each task.", None),
@@ -28,21 +33,22 @@ from magmerge.errors import ParameterError
     o.Option("alpha", int, "How many sensitive layers; 0 for none.", 10),
     o.Option("generic", str, "A data source to find sensitive layers on, as --data.", None),
     o.Option("generic_samples", int, "How many rows of it are looked at. Default: 256.", None),
-    o.Option("tiny", bool, "The same path on small generated models and data.", False),
     o.Option("keep", bool, "Leave the merged models in OUT/models.", False),
     o.option("dtype", help="Of forward passes: float32 or bfloat16."),
     "threads",
     o.Option("workers", int, "Threads that decode images ahead.", None),
     o.option("memory", help="For models that are measured at once.", default="8GB"),
     "device",
+    "allow_code",
     "overwrite",
     "json",
 )
 def command(options: o.Options) -> None:
     """Run a paper's pipeline: find inputs, merge, calibrate, measure, and write its table.
 
-    It goes on where it was stopped. Try the whole path first:
-    magmerge reproduce clip-b32 --tiny
+    It goes on where it was stopped.
+
+    Example: magmerge reproduce clip-b32 --inputs CHECKPOINTS --data DATASETS
     """
     import magmerge
     from magmerge.report.reproduction_table import estimate_text

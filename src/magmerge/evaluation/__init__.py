@@ -1,6 +1,6 @@
 """Models measured on the tasks of a suite: scores with intervals, beside the experts'."""
 
-from magmerge.evaluation.measuring import evaluate
+from magmerge.evaluation.front import evaluate
 from magmerge.evaluation.scores import Scores, TaskScore
 from magmerge.evaluation.suite import Suite, open_suite
 

@@ -1,11 +1,13 @@
-"""Pieces of work on a live module, and what they find, by row."""
+"""Batches of a task: rows, the inputs of one call of a module, and what is read of its output."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,42 +16,63 @@ from magmerge.errors import MagmergeError
 from magmerge.live.calls import placed
 from magmerge.samples import Inputs
 
+AHEAD = 2
+"""Batches for each worker that are made, or being made, before the model asks for them."""
 
-class Batch(Protocol):
-    """Some rows of a task."""
 
-    @property
-    def rows(self) -> tuple[int, ...]:
-        """Their numbers in the task's data."""
-        ...
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Some rows of a task, by their numbers.
 
-    def inputs(self) -> Inputs:
-        """The model's inputs, the same whenever they are asked for. Images are decoded here."""
-        ...
+    `inputs` makes a module's inputs, and decodes images; `measure` calls the module once and gives
+    what it makes of each row, on the CPU: one line a row.
+    """
 
-    def measure(self, module: nn.Module, inputs: Inputs) -> Tensor:
-        """What the module makes of each row, on the CPU: one line a row. It is called once."""
-        ...
+    rows: tuple[int, ...]
+    inputs: Callable[[], Inputs]
+    measure: Callable[[nn.Module, Inputs], Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """A task's batches, and the rows' labels, None for perplexity.
-
-    `lazy` says that making the batches' inputs takes long, and that they take much memory.
-    """
+    """A task's batches, its number of rows, and their labels, None for perplexity."""
 
     batches: tuple[Batch, ...]
     count: int
     labels: Tensor | None
     source: str
-    lazy: bool = False
 
 
-def in_order(batches: Sequence[Batch], found: Sequence[Tensor]) -> Tensor:
+def batches_ahead(
+    batches: Sequence[Batch], pool: ThreadPoolExecutor, workers: int
+) -> Iterator[tuple[Batch, Future[Inputs]]]:
+    """Each batch with its inputs, which `pool` makes in time but not far ahead.
+
+    At most AHEAD * workers of them are made and not yet taken. Each is made as a whole by one
+    thread, so that it is the same for any number of them.
+    """
+    waiting: deque[tuple[Batch, Future[Inputs]]] = deque()
+    for batch in batches:
+        waiting.append((batch, pool.submit(batch.inputs)))
+        if len(waiting) > AHEAD * workers:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def in_order(batches: Sequence[Batch], lines: Sequence[Tensor]) -> Tensor:
     """The lines of all batches in the order of the rows."""
     rows = torch.tensor([row for batch in batches for row in batch.rows])
-    return torch.cat(list(found))[rows.argsort()]
+    return torch.cat(list(lines))[rows.argsort()]
+
+
+def copied(inputs: Inputs) -> Inputs:
+    """Inputs that a model may change in place: the next one gets them as they were."""
+
+    def copy(part: Any) -> Any:
+        return part.clone() if isinstance(part, Tensor) else part
+
+    kwargs = {key: copy(part) for key, part in inputs.kwargs.items()}
+    return Inputs(tuple(map(copy, inputs.args)), kwargs, inputs.rows)
 
 
 def forward(module: nn.Module, inputs: Inputs) -> Any:

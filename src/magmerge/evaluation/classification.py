@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,27 +45,6 @@ class Head:
         return int(first.shape[-1])
 
 
-@dataclass(frozen=True, slots=True)
-class ClassBatch:
-    """Rows of like length in one call of the module, whose inputs `made` gives."""
-
-    rows: tuple[int, ...]
-    made: Callable[[], Inputs]
-    features: Features
-    head: Head | None
-    answer: Answer
-
-    def inputs(self) -> Inputs:
-        """What the module is called with."""
-        return self.made()
-
-    def measure(self, module: nn.Module, inputs: Inputs) -> Tensor:
-        """The predicted class of each row and how many there are: [rows, 2]; or values: [rows]."""
-        found = features_of(forward(module, inputs), inputs, self.features)
-        logits = found if self.head is None else with_head(found, self.head)
-        return READINGS[self.answer](logits, len(self.rows), type(module).__name__)
-
-
 def class_batches(
     rows: Rows,
     folder: Path | None,
@@ -75,40 +55,38 @@ def class_batches(
 ) -> tuple[Batch, ...]:
     """All rows in batches; texts of like length together, the long ones first.
 
-    Images are decoded when a batch's inputs are asked for, all else is prepared now.
+    Images are decoded when a batch's inputs are asked for, all else is prepared now. A batch is
+    measured as the predicted class of each row and how many there are, [rows, 2], or as values.
     """
-    order = list(range(len(rows)))
-    if isinstance(rows.content, Images):
+    order, content = list(range(len(rows))), rows.content
+    calls: list[tuple[int, Callable[[], Inputs]]]
+    if isinstance(content, Images):
         pixels = open_processor(folder, options, rows.source)
-        made = _decoded_later(rows.content.values, pixels)
+        parts = [content.values[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+        calls = [(len(part), partial(_decoded, part, pixels)) for part in parts]
     else:
-        if isinstance(rows.content, Texts):
-            order = _longest_first(rows.content)
-            rows = replace(rows, content=_reordered(rows.content, order))
-        made = [(one.rows, partial(_same, one)) for one in prepare(rows, folder, options, BATCH)]
-    found, start = [], 0
-    for count, inputs in made:
-        stop = start + count
-        found.append(ClassBatch(tuple(order[start:stop]), inputs, features, head, answer))
-        start = stop
-    return tuple(found)
+        if isinstance(content, Texts):
+            order = _longest_first(content)
+            rows = replace(rows, content=_reordered(content, order))
+        calls = [(one.rows, partial(_same, one)) for one in prepare(rows, folder, options, BATCH)]
+    measure, left = partial(_measured, features, head, answer), iter(order)
+    return tuple(Batch(tuple(islice(left, count)), inputs, measure) for count, inputs in calls)
 
 
-Made = list[tuple[int, Callable[[], Inputs]]]
-"""How many rows a batch has, and what makes its inputs."""
-
-
-def _decoded_later(pictures: tuple[Picture, ...], pixels: Pixels) -> Made:
-    parts = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
-    return [(len(part), partial(_pictured, part, pixels)) for part in parts]
-
-
-def _pictured(pictures: tuple[Picture, ...], pixels: Pixels) -> Inputs:
+def _decoded(pictures: tuple[Picture, ...], pixels: Pixels) -> Inputs:
     return Inputs(*pixels(pictures), len(pictures))
 
 
 def _same(inputs: Inputs) -> Inputs:
     return inputs
+
+
+def _measured(
+    features: Features, head: Head | None, answer: Answer, module: nn.Module, inputs: Inputs
+) -> Tensor:
+    values = features_of(forward(module, inputs), inputs, features)
+    logits = values if head is None else with_head(values, head)
+    return READINGS[answer](logits, inputs.rows, type(module).__name__)
 
 
 def _longest_first(texts: Texts) -> list[int]:
@@ -216,17 +194,17 @@ def _first(output: Any, _inputs: Inputs) -> Tensor:
 
 
 def _pooled(output: Any, _inputs: Inputs) -> Tensor:
-    found = getattr(output, "pooler_output", None)
-    if not isinstance(found, Tensor):
+    tensor = getattr(output, "pooler_output", None)
+    if not isinstance(tensor, Tensor):
         raise _lacking(output, "pooler_output", "use features: mean or cls")
-    return found.flatten(1)
+    return tensor.flatten(1)
 
 
 def _embeds(output: Any, _inputs: Inputs) -> Tensor:
     for name in ("image_embeds", "text_embeds"):
-        found = getattr(output, name, None)
-        if isinstance(found, Tensor):
-            return found
+        tensor = getattr(output, name, None)
+        if isinstance(tensor, Tensor):
+            return tensor
     raise _lacking(output, "image_embeds", "set model: {class: CLIPVisionModelWithProjection}")
 
 
@@ -236,8 +214,8 @@ def _plain(output: Any, _inputs: Inputs) -> Tensor:
         tensors = [one for one in _parts(output) if isinstance(one, Tensor)]
     if len(tensors) != 1:
         raise _lacking(output, "logits", "use features: mean, cls or pooler, with a head")
-    found: Tensor = tensors[0]
-    return found.flatten(1) if found.dim() > 2 and found.shape[2:].numel() == 1 else found
+    tensor: Tensor = tensors[0]
+    return tensor.flatten(1) if tensor.dim() > 2 and tensor.shape[2:].numel() == 1 else tensor
 
 
 def _parts(output: Any) -> list[Any]:
@@ -247,10 +225,10 @@ def _parts(output: Any) -> list[Any]:
 
 
 def _hidden(output: Any) -> Tensor:
-    found = getattr(output, "last_hidden_state", output)
-    if not isinstance(found, Tensor) or found.dim() != 3:
+    tensor = getattr(output, "last_hidden_state", output)
+    if not isinstance(tensor, Tensor) or tensor.dim() != 3:
         raise _lacking(output, "last_hidden_state", "set model: {class: AutoModel}")
-    return found
+    return tensor
 
 
 def _lacking(output: Any, name: str, remedy: str) -> MagmergeError:

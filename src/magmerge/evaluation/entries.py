@@ -136,21 +136,23 @@ LEVELS: Mapping[int, type[BaseModel]] = {1: SuiteEntry, 2: ModelEntry, 3: TaskEn
 def read_suite(path: Path) -> SuiteEntry:
     """Read and check a suite file; ParameterError or UnknownNameError for what is wrong in it."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return SuiteEntry.model_validate(read_yaml(path, "check the path given to --suite"))
+    except ValidationError as error:
+        place = error.errors()[0]["loc"]
+        known = LEVELS.get(len(place), SuiteEntry)
+        raise explained(error, str(path), keys_of(known)) from error
+
+
+def read_yaml(path: Path, remedy: str) -> Any:
+    """What a YAML file holds; ParameterError, with `remedy` where it cannot be read."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ParameterError(
-            f"cannot be read: {error}", source=path, remedy="check the path given to --suite"
-        ) from error
+        raise ParameterError(f"cannot be read: {error}", source=path, remedy=remedy) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ParameterError(
             f"not YAML: {error}", source=path, remedy="mend the line it names"
         ) from error
-    try:
-        return SuiteEntry.model_validate(content)
-    except ValidationError as error:
-        place = error.errors()[0]["loc"]
-        known = LEVELS.get(len(place), SuiteEntry)
-        raise explained(error, str(path), _keys(known)) from error
 
 
 def chosen_tasks(suite: SuiteEntry, wanted: Sequence[str] | None, source: str) -> list[str]:
@@ -170,5 +172,6 @@ def resolved(folder: Path, text: str) -> str:
     return str(inside) if path.is_absolute() or inside.exists() or path.suffix else text
 
 
-def _keys(entry: type[BaseModel]) -> dict[str, Any]:
+def keys_of(entry: type[BaseModel]) -> dict[str, Any]:
+    """The keys that an entry may have."""
     return {field.alias or name: None for name, field in entry.model_fields.items()}

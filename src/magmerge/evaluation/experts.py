@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,44 +13,19 @@ import torch
 
 from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.lora import CONFIG
-from magmerge.digests import DigestMemory, default_path
+from magmerge.digests import DigestMemory, Memory, default_path
 from magmerge.evaluation.entries import SuiteEntry
 from magmerge.version import __version__
-from magmerge.whole_file import replace_whole
 
-REMEMBERED = 4096
-"""Scores that are remembered, the latest ones."""
 DONATED = ("*.json", "*.txt", "*.model", "*.spm")
 """Files beside the weights that decide what a model makes of texts and images."""
 
 
-class ScoreMemory:
-    """Scores by digest, in a small file beside that of the digests.
-
-    Where it cannot be read or written, or is spoilt, scores are measured anew.
-    """
-
-    def __init__(self, path: Path | None = None) -> None:
-        digests = default_path()
-        beside = None if digests is None else digests.with_name("expert-scores.json")
-        self.path = beside if path is None else path
-        self._known = _read(self.path)
-
-    def get(self, key: str | None) -> float | None:
-        """The score, if it is known."""
-        return None if key is None else self._known.get(key)
-
-    def put(self, key: str | None, score: float) -> None:
-        """Remember a score, in one step; None is the key of what cannot be remembered."""
-        if key is None:
-            return
-        self._known[key] = score
-        if self.path is None:
-            return
-        latest = dict(list(self._known.items())[-REMEMBERED:])
-        with suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            replace_whole(self.path, json.dumps(latest))
+def score_memory() -> Memory[float]:
+    """Experts' scores by digest, in a small file beside that of the digests."""
+    digests = default_path()
+    path = None if digests is None else digests.with_name("expert-scores.json")
+    return Memory(path, lambda score: isinstance(score, float) and math.isfinite(score))
 
 
 def score_key(
@@ -90,16 +64,3 @@ def score_key(
         return None
     memory.save()
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _read(path: Path | None) -> dict[str, float]:
-    if path is None:
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    sound = isinstance(content, dict) and all(
-        isinstance(score, float) and math.isfinite(score) for score in content.values()
-    )
-    return content if sound else {}

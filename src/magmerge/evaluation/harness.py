@@ -7,18 +7,20 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from magmerge import dtypes
-from magmerge.engine.result import Result
+import torch
+
 from magmerge.errors import MagmergeError, MagmergeWarning, ParameterError, UnknownNameError
 from magmerge.errors import suggestion as near
-from magmerge.evaluation.harness_bars import told
 from magmerge.evaluation.intervals import Z
+from magmerge.evaluation.runner import Hardware
 from magmerge.evaluation.scores import Scores, TaskScore
 from magmerge.live.modules import quiet_transformers
 from magmerge.machine import Progress
@@ -70,10 +72,9 @@ class LmEval:
 
 def run_harness(
     models: Sequence[Any],
-    wanted: LmEval,
+    question: LmEval,
+    machine: Hardware,
     *,
-    device: str | None = None,
-    dtype: str | None = None,
     allow_code: bool = False,
     progress: Progress | None = None,
 ) -> list[Scores]:
@@ -85,45 +86,73 @@ def run_harness(
     UnknownNameError for tasks it does not know, MagmergeError where a task's data cannot be had.
     """
     folders = [_folder(model) for model in models]
-    if wanted.include is not None and not allow_code:
+    if question.include is not None and not allow_code:
         # Functions that task files name, and templates in them, run as any code does.
         raise ParameterError(
             "task files of the harness can run code",
-            source=wanted.include,
+            source=question.include,
             remedy="read them, and if you trust them add --allow-code (allow_code=True)",
         )
-    harness = needed("lm_eval", "--lm-eval")
-    precision = dtypes.torch_dtype(dtypes.parse_float_dtype(dtype or "float32"))
+    harness, all_scores = needed("lm_eval", "--lm-eval"), []
+    seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
     with _quiet():
-        tasks = _manager(wanted)
-        found = []
+        tasks = _task_index(question)
         for folder in folders:
             start = time.monotonic()
-            with told(progress), _explained(folder, wanted):
+            model = {
+                "pretrained": str(folder),
+                "dtype": str(machine.format or torch.float32).removeprefix("torch."),
+                "trust_remote_code": False,
+            }
+            with _bars(progress), _explained(folder, question):
                 results = harness.simple_evaluate(
                     model="hf",
-                    model_args={
-                        "pretrained": str(folder),
-                        "dtype": str(precision).removeprefix("torch."),
-                        "trust_remote_code": False,
-                    },
-                    tasks=list(wanted.tasks),
+                    model_args=model,
+                    tasks=list(question.tasks),
                     task_manager=tasks,
-                    num_fewshot=wanted.num_fewshot,
-                    limit=wanted.limit,
-                    batch_size=wanted.batch_size,
-                    device=device or "cpu",
-                    random_seed=wanted.seed,
-                    numpy_random_seed=wanted.seed,
-                    torch_random_seed=wanted.seed,
-                    fewshot_random_seed=wanted.seed,
+                    num_fewshot=question.num_fewshot,
+                    limit=question.limit,
+                    batch_size=question.batch_size,
+                    device=machine.device or "cpu",
                     log_samples=False,
                     bootstrap_iters=1000,
+                    **dict.fromkeys(seeds, question.seed),
                 )
             seconds = time.monotonic() - start
-            rows = tuple(_rows(results, wanted.tasks, seconds))
-            found.append(Scores(SUITE, "", str(folder), rows, seconds))
-    return found
+            rows = tuple(_rows(results, question.tasks, seconds))
+            all_scores.append(Scores(SUITE, "", str(folder), rows, seconds))
+    return all_scores
+
+
+@contextmanager
+def _bars(progress: Progress | None) -> Iterator[None]:
+    """The bars over the harness's requests go to `progress`; none of its bars is drawn."""
+    tqdm: Any = import_module("tqdm").tqdm
+    bars = import_module("datasets.utils")
+
+    class Bar(tqdm):  # type: ignore[misc]
+        def display(self, *_: Any, **__: Any) -> None:
+            if progress is not None and self.total:
+                progress("evaluating", min(self.n, self.total), self.total)
+
+    def silent(items: Any = (), *_: Any, **__: Any) -> Any:
+        return tqdm(items, disable=True)
+
+    with ExitStack() as stack:
+        if not bars.are_progress_bars_disabled():
+            bars.disable_progress_bars()
+            stack.callback(bars.enable_progress_bars)
+        for place, name, value in (
+            ("lm_eval.models.huggingface", "tqdm", partial(Bar, file=StringIO())),
+            ("lm_eval.api.task", "tqdm", silent),
+            ("lm_eval.api.model", "tqdm", silent),
+            # It asks git for the folder's commit, which complains to stderr where there is none.
+            ("lm_eval.evaluator", "get_git_commit_hash", lambda: None),
+        ):
+            module = import_module(place)
+            stack.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, value)
+        yield
 
 
 def _folder(model: Any) -> Path:
@@ -146,35 +175,35 @@ def _folder(model: Any) -> Path:
     return folder
 
 
-def _manager(wanted: LmEval) -> Any:
+def _task_index(question: LmEval) -> Any:
     """The harness's own list of tasks, with those of the folder; UnknownNameError for others."""
-    if wanted.include is not None and not Path(wanted.include).is_dir():
+    if question.include is not None and not Path(question.include).is_dir():
         raise ParameterError(
-            "it is no folder", source=wanted.include, remedy="name a folder of task files"
+            "it is no folder", source=question.include, remedy="name a folder of task files"
         )
     tasks = import_module("lm_eval.tasks")
-    folder = None if wanted.include is None else str(wanted.include)
+    folder = None if question.include is None else str(question.include)
     try:
         if folder is not None:
             # The harness's own files are thousands, and take seconds to read.
-            manager = tasks.TaskManager(include_path=folder, include_defaults=False)
-            if set(wanted.tasks) <= set(manager.all_subtasks):
-                return manager
-        manager = tasks.TaskManager(include_path=folder)
+            index = tasks.TaskManager(include_path=folder, include_defaults=False)
+            if set(question.tasks) <= set(index.all_subtasks):
+                return index
+        index = tasks.TaskManager(include_path=folder)
     except Exception as error:
         raise ParameterError(
             f"its task files cannot be read: {_first_line(error)}",
-            source=wanted.include,
+            source=question.include,
             remedy="mend the file that it names",
         ) from error
-    known = frozenset(manager.all_tasks)
-    for name in wanted.tasks:
+    known = frozenset(index.all_tasks)
+    for name in question.tasks:
         if name not in known:
             remedy = near(name, known)
             if not remedy.startswith("did you mean"):
                 remedy = "`lm_eval ls tasks` lists all; --lm-eval-include FOLDER adds your own"
             raise UnknownNameError(f"{SUITE} has no task {name!r}", remedy=remedy)
-    return manager
+    return index
 
 
 def _rows(results: Mapping[str, Any], asked: Sequence[str], seconds: float) -> Iterator[TaskScore]:
@@ -202,7 +231,9 @@ def _with_scores(
 ) -> list[str]:
     if name in table and any(_metrics(table[name])):
         return [name]
-    return [found for one in members.get(name, ()) for found in _with_scores(one, table, members)]
+    return [
+        current for one in members.get(name, ()) for current in _with_scores(one, table, members)
+    ]
 
 
 def _below(name: str, members: Mapping[str, Sequence[str]]) -> set[str]:
@@ -223,14 +254,14 @@ def _metrics(row: Mapping[str, Any]) -> Iterator[tuple[str, float, float | None]
 
 
 @contextmanager
-def _explained(folder: Path, wanted: LmEval) -> Iterator[None]:
+def _explained(folder: Path, question: LmEval) -> Iterator[None]:
     """One message for whatever the harness raises."""
     try:
         yield
     except MagmergeError:
         raise
     except Exception as error:
-        names = ", ".join(wanted.tasks)
+        names = ", ".join(question.tasks)
         if any(mark in type(one).__name__.lower() for one in _causes(error) for mark in OFFLINE):
             raise MagmergeError(
                 f"the data of {names} cannot be fetched: {_first_line(error)}",
@@ -247,11 +278,11 @@ def _explained(folder: Path, wanted: LmEval) -> Iterator[None]:
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
     seen: set[int] = set()
-    found: BaseException | None = error
-    while found is not None and id(found) not in seen:
-        seen.add(id(found))
-        yield found
-        found = found.__cause__ or found.__context__
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
 
 
 def _first_line(error: Exception) -> str:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from magmerge.draws import BITS, derive_seed, integers
-from magmerge.evaluation import metrics
 from magmerge.evaluation.metrics import Counts
 
 Z = 1.959963984540054
@@ -35,7 +34,7 @@ def of_classes(
     classes: int,
 ) -> tuple[float, float]:
     """The percentile bootstrap interval over rows, of a score of classes."""
-    found = []
+    scores = []
     for rows in resampled(len(labels)):
         drawn, guessed = labels[rows], predictions[rows]
         shift = torch.arange(len(rows)).unsqueeze(-1) * classes
@@ -47,21 +46,15 @@ def of_classes(
             return counts.reshape(-1, classes).long()
 
         counts = Counts(tally(drawn, drawn == guessed), tally(guessed), tally(drawn))
-        found.append(score(*counts))
-    return _percentiles(torch.cat(found))
+        scores.append(score(*counts))
+    return _percentiles(torch.cat(scores))
 
 
-def of_values(
-    score: Callable[[Tensor, Tensor], Tensor], labels: Tensor, predictions: Tensor
+def of_rows(
+    score: Callable[[Tensor, Tensor], Tensor], one: Tensor, other: Tensor
 ) -> tuple[float, float]:
-    """The percentile bootstrap interval over rows, of a score of numbers."""
-    parts = [score(labels[rows], predictions[rows]) for rows in resampled(len(labels))]
-    return _percentiles(torch.cat(parts))
-
-
-def of_texts(losses: Tensor, tokens: Tensor) -> tuple[float, float]:
-    """The percentile bootstrap interval over texts, of the perplexity."""
-    parts = [metrics.perplexity(losses[rows], tokens[rows]) for rows in resampled(len(losses))]
+    """The percentile bootstrap interval over rows (texts), of a score of two columns."""
+    parts = [score(one[rows], other[rows]) for rows in resampled(len(one))]
     return _percentiles(torch.cat(parts))
 
 

@@ -30,18 +30,18 @@ def values_of(labels: Sequence[Any], source: str) -> Float[Tensor, "rows"]:
 
 def choices_of(rows: Sequence[Any], source: str) -> list[tuple[str, ...]]:
     """Each row's own choices: a list of two texts or more, or JSON of one, as a table has it."""
-    return [_choices(found, number, source) for number, found in enumerate(rows, start=1)]
+    return [_choices(content, number, source) for number, content in enumerate(rows, start=1)]
 
 
 def right_choices(
     labels: Sequence[Any], choices: Sequence[Sequence[str]], source: str
 ) -> Int[Tensor, "rows"]:
     """The place of each row's right choice, which is told by its number from 0 or by its text."""
-    found = [
+    content = [
         int(class_numbers([label], own, source)[0])
         for label, own in zip(labels, choices, strict=True)
     ]
-    return torch.tensor(found, dtype=torch.int64)
+    return torch.tensor(content, dtype=torch.int64)
 
 
 def _value(label: Any, source: str) -> float:
@@ -58,20 +58,20 @@ def _value(label: Any, source: str) -> float:
     return value
 
 
-def _choices(found: Any, number: int, source: str) -> tuple[str, ...]:
-    if isinstance(found, str):
+def _choices(content: Any, number: int, source: str) -> tuple[str, ...]:
+    if isinstance(content, str):
         try:
-            found = json.loads(found)
+            content = json.loads(content)
         except (ValueError, RecursionError):
-            found = None
-    sound = isinstance(found, list | tuple) and len(found) > 1
-    if not sound or not all(isinstance(one, str) and one.strip() for one in found):
+            content = None
+    sound = isinstance(content, list | tuple) and len(content) > 1
+    if not sound or not all(isinstance(one, str) and one.strip() for one in content):
         raise DataError(
             f"row {number} has no list of two choices or more",
             source=source,
             remedy='write them as a list of texts, such as ["yes", "no"]',
         )
-    return tuple(found)
+    return tuple(content)
 
 
 def _number(label: Any, places: dict[str, int], source: str) -> int:

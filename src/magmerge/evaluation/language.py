@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -26,63 +26,30 @@ class Piece(NamedTuple):
     first: int
 
 
-@dataclass(frozen=True, slots=True)
-class TextBatch:
-    """Whole texts."""
-
-    rows: tuple[int, ...]
-    pieces: tuple[Piece, ...]
-
-    def inputs(self) -> Inputs:
-        """Token numbers and mask."""
-        return _inputs(self.pieces)
-
-    def measure(self, module: nn.Module, inputs: Inputs) -> Tensor:
-        """Summed negative log-probability in nats, and number of tokens: [rows, 2]."""
-        losses = [_loss(*pair) for pair in _logits(module, inputs, self.pieces)]
-        counts = [len(piece.tokens) - piece.first for piece in self.pieces]
-        return torch.tensor([losses, counts], dtype=torch.float64).T
+def _losses(pieces: Sequence[Piece], module: nn.Module, inputs: Inputs) -> Tensor:
+    """Summed negative log-probability in nats, and number of tokens: [pieces, 2]."""
+    losses = [_loss(*pair) for pair in _logits(module, inputs, pieces)]
+    counts = [len(piece.tokens) - piece.first for piece in pieces]
+    return torch.tensor([losses, counts], dtype=torch.float64).T
 
 
-@dataclass(frozen=True, slots=True)
-class NextBatch:
-    """Prompts whose choices are one token each: one call tells all choices."""
-
-    rows: tuple[int, ...]
-    pieces: tuple[Piece, ...]
-    choices: tuple[tuple[int, ...], ...]
-
-    def inputs(self) -> Inputs:
-        """Token numbers and mask."""
-        return _inputs(self.pieces)
-
-    def measure(self, module: nn.Module, inputs: Inputs) -> Tensor:
-        """The best choice of each row, and how many there are: [rows, 2]."""
-        found = []
-        logits_of = _logits(module, inputs, self.pieces)
-        for (_, logits), tokens in zip(logits_of, self.choices, strict=True):
-            best = int(logits[-1, list(tokens)].float().argmax())
-            found.append([best, len(tokens)])
-        return torch.tensor(found)
+def _best_next(
+    pieces: Sequence[Piece], choices: Sequence[Sequence[int]], module: nn.Module, inputs: Inputs
+) -> Tensor:
+    """Of choices of one token, which one call tells: the best, and how many: [rows, 2]."""
+    lines = []
+    for (_, logits), tokens in zip(_logits(module, inputs, pieces), choices, strict=True):
+        lines.append([int(logits[-1, list(tokens)].float().argmax()), len(tokens)])
+    return torch.tensor(lines)
 
 
-@dataclass(frozen=True, slots=True)
-class ChoiceBatch:
-    """Prompts with each of their choices: of `counts` pieces those of a row."""
-
-    rows: tuple[int, ...]
-    pieces: tuple[Piece, ...]
-    counts: tuple[int, ...]
-
-    def inputs(self) -> Inputs:
-        """Token numbers and mask."""
-        return _inputs(self.pieces)
-
-    def measure(self, module: nn.Module, inputs: Inputs) -> Tensor:
-        """The best choice of each row, and how many there are: [rows, 2]."""
-        losses = torch.tensor([_loss(*pair) for pair in _logits(module, inputs, self.pieces)])
-        best = [int(own.argmin()) for own in torch.split(losses, list(self.counts))]
-        return torch.tensor([best, self.counts]).T
+def _best_piece(
+    pieces: Sequence[Piece], counts: Sequence[int], module: nn.Module, inputs: Inputs
+) -> Tensor:
+    """Of prompts with each of their choices, `counts` of a row: the same."""
+    losses = torch.tensor([_loss(*pair) for pair in _logits(module, inputs, pieces)])
+    best = [int(own.argmin()) for own in torch.split(losses, list(counts))]
+    return torch.tensor([best, list(counts)]).T
 
 
 def text_batches(tokenizer: Any, texts: Sequence[str], limit: int) -> tuple[Batch, ...]:
@@ -94,11 +61,11 @@ def text_batches(tokenizer: Any, texts: Sequence[str], limit: int) -> tuple[Batc
     tokens = tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
     pieces = [Piece(tuple(one), 1) for one in tokens if len(one) > 1]
 
-    def made(rows: list[int]) -> Batch:
-        return TextBatch(tuple(rows), tuple(pieces[row] for row in rows))
+    def batch(rows: list[int]) -> Batch:
+        return _batch(rows, [pieces[row] for row in rows], _losses)
 
     lengths = [len(piece.tokens) for piece in pieces]
-    return tuple(_grouped(range(len(pieces)), lengths, len(tokenizer), made))
+    return tuple(_grouped(range(len(pieces)), lengths, len(tokenizer), batch))
 
 
 def choice_batches(
@@ -114,36 +81,36 @@ def choice_batches(
         _fitting(prompt, limit - max(map(len, tails[row])), tokenizer, source)
         for row, prompt in enumerate(_tokens(tokenizer, texts))
     ]
-    single = {row for row, found in enumerate(tails) if all(len(one) == 1 for one in found)}
+    single = {row for row, parts in enumerate(tails) if all(len(one) == 1 for one in parts)}
 
     def following(rows: list[int]) -> Batch:
         # The logits at a prompt's last token are those of the token after it.
-        pieces = tuple(Piece((*prompts[row], 0), len(prompts[row])) for row in rows)
-        numbers = tuple(tuple(one[0] for one in tails[row]) for row in rows)
-        return NextBatch(tuple(rows), pieces, numbers)
+        pieces = [Piece((*prompts[row], 0), len(prompts[row])) for row in rows]
+        numbers = [[one[0] for one in tails[row]] for row in rows]
+        return _batch(rows, pieces, _best_next, numbers)
 
     def whole(rows: list[int]) -> Batch:
-        pieces = tuple(
+        pieces = [
             Piece((*prompts[row], *tail), len(prompts[row])) for row in rows for tail in tails[row]
-        )
-        return ChoiceBatch(tuple(rows), pieces, tuple(len(tails[row]) for row in rows))
+        ]
+        return _batch(rows, pieces, _best_piece, [len(tails[row]) for row in rows])
 
     words = len(tokenizer)
     lengths = [len(prompt) + 1 for prompt in prompts]
-    found = list(_grouped(sorted(single), lengths, words, following))
+    parts = list(_grouped(sorted(single), lengths, words, following))
     several = [row for row in range(len(prompts)) if row not in single]
     lengths = [
         (len(prompt) + max(map(len, tails[row]))) * len(tails[row])
         for row, prompt in enumerate(prompts)
     ]
-    return (*found, *_grouped(several, lengths, words, whole))
+    return (*parts, *_grouped(several, lengths, words, whole))
 
 
 def _tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Tokens of texts that something follows: without a mark of the end."""
-    found = tokenizer(list(texts), verbose=False)["input_ids"]
+    parts = tokenizer(list(texts), verbose=False)["input_ids"]
     end = tokenizer.eos_token_id
-    return [one[:-1] if len(one) > 1 and one[-1] == end else one for one in found]
+    return [one[:-1] if len(one) > 1 and one[-1] == end else one for one in parts]
 
 
 def _continuations(
@@ -163,12 +130,12 @@ def _continuations(
     pairs = [(row, choice) for row, own in enumerate(choices) for choice in own]
     wholes = _tokens(tokenizer, [texts[row] + choice for row, choice in pairs])
     prompts = _tokens(tokenizer, texts)
-    found: list[list[list[int]]] = [[] for _ in prompts]
+    parts: list[list[list[int]]] = [[] for _ in prompts]
     for (row, choice), whole in zip(pairs, wholes, strict=True):
         prompt = prompts[row]
         added = whole[len(prompt) :] if whole[: len(prompt)] == prompt else []
-        found[row].append(added or alone[choice])
-    return found
+        parts[row].append(added or alone[choice])
+    return parts
 
 
 def _fitting(prompt: list[int], room: int, tokenizer: Any, source: str) -> tuple[int, ...]:
@@ -196,6 +163,10 @@ def _grouped(
         group.append(row)
     if group:
         yield made(group)
+
+
+def _batch(rows: list[int], pieces: list[Piece], measure: Any, *options: Any) -> Batch:
+    return Batch(tuple(rows), partial(_inputs, pieces), partial(measure, pieces, *options))
 
 
 def _inputs(pieces: Sequence[Piece]) -> Inputs:

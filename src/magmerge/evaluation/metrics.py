@@ -70,8 +70,8 @@ def pearson(labels: Values, predictions: Values) -> Float[Tensor, "*resamples"]:
     one = _centred(labels)
     other = _centred(predictions)
     spread = (one**2).sum(dim=-1) * (other**2).sum(dim=-1)
-    found = (one * other).sum(dim=-1) / spread.clamp(min=torch.finfo(spread.dtype).tiny).sqrt()
-    return torch.where(spread > 0, found.clamp(-1, 1), 0.0)
+    ratio = (one * other).sum(dim=-1) / spread.clamp(min=torch.finfo(spread.dtype).tiny).sqrt()
+    return torch.where(spread > 0, ratio.clamp(-1, 1), 0.0)
 
 
 def spearman(labels: Values, predictions: Values) -> Float[Tensor, "*resamples"]:

@@ -41,31 +41,25 @@ def quick_suite(
     default the measured model's own folder. ParameterError where no file is given.
     """
     columns = columns or Columns()
+    texts = {"metric": "perplexity", "text_field": columns.text}
+    asked = {"text_field": columns.question, "choices_field": columns.choices}
+    asked["label_field"] = columns.answer
     tasks: dict[str, dict[str, Any]] = {}
-    for source in perplexity:
-        about = {"metric": "perplexity", "text_field": columns.text}
-        tasks[_unused(source, tasks)] = {"data": str(source), **about}
-    for source in questions:
-        fields = {"text_field": columns.question, "choices_field": columns.choices}
-        fields["label_field"] = columns.answer
-        tasks[_unused(source, tasks)] = {"data": str(source), **fields}
+    kinds = ((perplexity, texts), (questions, asked))
+    for source, entry in ((one, entry) for sources, entry in kinds for one in sources):
+        tasks[_unused(source, tasks)] = {"data": str(source), **entry}
     if not tasks:
         raise ParameterError("there is nothing to measure on", remedy="give one file at least")
     content = {"suite": NAME, "model": CAUSAL, "max_length": max_length, "tasks": tasks}
-    if base is not None:
-        content["base"] = str(base)
+    content["base"] = None if base is None else str(base)
     try:
-        entry = SuiteEntry.model_validate(content)
+        return Suite(NAME, SuiteEntry.model_validate(content))
     except ValidationError as error:
         raise explained(error, NAME, {}) from error
-    return Suite(NAME, entry)
 
 
 def _unused(source: str | Path, taken: dict[str, Any]) -> str:
     """The file's name without its ending; with a number where that is taken."""
     name = Path(source).stem or str(source)
-    number, found = 1, name
-    while found in taken:
-        number += 1
-        found = f"{name} {number}"
-    return found
+    names = (name, *(f"{name} {number}" for number in range(2, len(taken) + 2)))
+    return next(one for one in names if one not in taken)

@@ -68,9 +68,9 @@ class Scores:
     @property
     def relative(self) -> float | None:
         """Mean relative score; None unless every task has one."""
-        found = [one.relative for one in self.tasks]
-        known = [value for value in found if value is not None]
-        return _mean(known) if len(known) == len(found) else None
+        values = [one.relative for one in self.tasks]
+        known = [value for value in values if value is not None]
+        return _mean(known) if len(known) == len(values) else None
 
     def __getitem__(self, task: str) -> TaskScore:
         return next(one for one in self.tasks if one.task == task)

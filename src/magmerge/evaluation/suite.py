@@ -1,27 +1,21 @@
-"""Suites: models measured on tasks, one or many in a pass over the data."""
+"""Suites: models measured on tasks, as many in a pass over the data as memory allows."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
-
-from torch import Tensor
+from typing import Any, NamedTuple
 
 from magmerge.errors import ParameterError
 from magmerge.evaluation.batches import Prepared
-from magmerge.evaluation.decoding import Kept
 from magmerge.evaluation.entries import WHOLE, SuiteEntry, chosen_tasks, read_suite, resolved
-from magmerge.evaluation.experts import ScoreMemory, score_key
-from magmerge.evaluation.likeness import same_preparation
-from magmerge.evaluation.running import Runner
+from magmerge.evaluation.experts import score_key, score_memory
+from magmerge.evaluation.runner import Hardware, Runner
 from magmerge.evaluation.scores import Scores, TaskScore
 from magmerge.evaluation.tasks import Measured, data_source, measured, prepare_task
 from magmerge.evaluation.weights import LiveModel, Measurable, Weights, open_weights
-from magmerge.machine import DEFAULT_MEMORY as DEFAULT
 from magmerge.machine import Progress
 
 
@@ -34,20 +28,19 @@ def open_suite(path: str | Path, *, allow_code: bool = False) -> Suite:
 
 
 class Lot(NamedTuple):
-    """Models whose texts and images are prepared alike, the tasks so prepared, and the experts."""
+    """Models whose texts and images one folder prepares, the tasks so prepared, and the experts.
+
+    `experts` are scores by task; `unknown` the keys, by task, of those that are not remembered.
+    """
 
     models: dict[str, Weights]
     tasks: dict[str, Prepared]
     experts: dict[str, float]
-    missing: dict[str, str | None]
-
-
-Found = dict[str, tuple[Measured, float]]
-"""By task: what was measured, and the seconds that it took."""
+    unknown: dict[str, str | None]
 
 
 class Suite:
-    """An opened suite: each task is prepared once, and one live module takes all models in turn.
+    """An opened suite: each task is prepared once, and live modules take all models in turn.
 
     `path` is a suite file; with `entry`, which a program made, it is what messages call the suite,
     and paths of `entry` are relative to its folder. Not for several threads at once.
@@ -74,42 +67,18 @@ class Suite:
                 source=self.base,
                 remedy=f"correct base in {self.path}",
             )
-        self._live = LiveModel(self.entry.model, self.base)
+        self._lives = [LiveModel(self.entry.model, self.base)]
         self._prepared: dict[tuple[str, str, Path | None], Prepared] = {}
-        self._kept = Kept()
-        self._memory = ScoreMemory()
+        self._memory = score_memory()
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """The names of the tasks."""
         return tuple(self.entry.tasks)
 
-    def evaluate(
-        self,
-        model: Measurable,
-        *,
-        split: str = WHOLE,
-        tasks: Sequence[str] | None = None,
-        threads: int | None = None,
-        workers: int | None = None,
-        device: str | None = None,
-        dtype: str | None = None,
-        memory: str | int = DEFAULT,
-        progress: Progress | None = None,
-    ) -> Scores:
-        """Measure one model; the arguments are those of `magmerge.evaluate`."""
-        found = self.evaluate_all(
-            {"the model": model},
-            split=split,
-            tasks=tasks,
-            threads=threads,
-            workers=workers,
-            device=device,
-            dtype=dtype,
-            memory=memory,
-            progress=progress,
-        )
-        return found["the model"]
+    def evaluate(self, model: Measurable, **options: Any) -> Scores:
+        """Measure one model; the options are those of `evaluate_all`."""
+        return self.evaluate_all({"the model": model}, **options)["the model"]
 
     def evaluate_all(
         self,
@@ -117,90 +86,77 @@ class Suite:
         *,
         split: str = WHOLE,
         tasks: Sequence[str] | None = None,
-        threads: int | None = None,
-        workers: int | None = None,
-        device: str | None = None,
-        dtype: str | None = None,
-        memory: str | int = DEFAULT,
         progress: Progress | None = None,
+        **machine: Any,
     ) -> dict[str, Scores]:
-        """Measure several models in as few passes over the data as `memory` allows.
+        """Measure several models in as few passes over the data as memory allows.
 
-        The scores are those of `evaluate` for each model alone, bit for bit. As many models as fit
-        into `memory` are live at once, at least one. Each batch is decoded once for all of them,
-        and layers below the first in which they differ run once. The seconds of a score are an
-        equal share of its pass.
+        `machine` are fields of `Hardware`: threads, workers, device, dtype, memory. The scores are
+        those of `evaluate` for each model alone, bit for bit. As many models as fit into `memory`
+        are live at once, at least one, and each batch is decoded once for all of them. The seconds
+        of a score are an equal share of its pass.
         """
-        start = time.monotonic()
+        start, setting = time.monotonic(), Hardware(**machine)
         if not models:
             raise ParameterError("there is no model", remedy="give one at least")
         names = chosen_tasks(self.entry, tasks, str(self.path))
-        runner = Runner(
-            self._live, self._kept, threads=threads, workers=workers, device=device,
-            dtype=dtype, memory=memory, progress=progress,
-        )  # fmt: skip
         opened = {name: open_weights(model, self.base) for name, model in models.items()}
+        folders: dict[Path | None, dict[str, Weights]] = {}
+        for name, weights in opened.items():
+            folders.setdefault(self.base or weights.folder, {})[name] = weights
         lots = [
-            self._lot(members, names, split, runner, progress) for members in self._homes(opened)
+            self._lot(folder, members, names, split, setting, progress)
+            for folder, members in folders.items()
         ]
-        runner.total = sum(map(_batches, lots)) + sum(map(self._expert_batches, lots))
-        found: dict[str, Found] = {}
+        runner = Runner(self._lives, setting, progress, sum(map(self._batches, lots)))
+        scores: dict[str, tuple[TaskScore, ...]] = {}
         for lot in lots:
-            found |= self._measure(lot, runner)
-        experts = {name: lot.experts for lot in lots for name in lot.models}
+            for path, experts in self._unknown_experts(lot):
+                weights = open_weights(path, self.base)
+                for name, (value, _) in self._measure([weights], experts, runner)[0].items():
+                    lot.experts[name] = value.score
+                    self._memory.put(lot.unknown[name], value.score)
+                self._memory.save()
+            measures = self._measure(list(lot.models.values()), lot.tasks, runner)
+            for name, own in zip(lot.models, measures, strict=True):
+                scores[name] = tuple(self._scores(own, lot.experts))
         spent = (time.monotonic() - start) / len(models)
         return {
-            name: self._scores(split, opened[name].name, found[name], experts[name], spent)
-            for name in models
+            name: Scores(self.entry.suite, split, weights.name, scores[name], spent)
+            for name, weights in opened.items()
         }
-
-    def _homes(self, opened: Mapping[str, Weights]) -> list[dict[str, Weights]]:
-        """The models by the folder that their texts, images and module come from.
-
-        Folders whose files say the same stand for each other.
-        """
-        if self.base is not None:
-            return [dict(opened)]
-        lots: list[dict[str, Weights]] = []
-        for name, weights in opened.items():
-            for members in lots:
-                first = next(iter(members.values()))
-                if same_preparation(first, weights):
-                    members[name] = replace(weights, folder=first.folder)
-                    break
-            else:
-                lots.append({name: weights})
-        return lots
 
     def _lot(
         self,
-        members: dict[str, Weights],
+        folder: Path | None,
+        models: dict[str, Weights],
         names: Sequence[str],
         split: str,
-        runner: Runner,
+        machine: Hardware,
         progress: Progress | None,
     ) -> Lot:
         """Everything read and checked that can be before the long work."""
-        folder, prepared = self.base or next(iter(members.values())).folder, {}
+        lot = Lot(models, {}, {}, {})
         for number, name in enumerate(names, start=1):
-            prepared[name] = self._prepare(name, split, folder)
+            lot.tasks[name] = self._prepare(name, split, folder)
             if progress is not None:
                 progress("reading tasks", number, len(names))
-        runner.check(list(members.values()))
-        experts: dict[str, float] = {}
-        missing: dict[str, str | None] = {}
+        live, members = self._lives[0], list(models.values())
+        live.put(members[0], machine.format, machine.device)
+        for weights in members[1:]:
+            live.check(weights, machine.format, machine.device)
         for name in names:
             entry = self.entry.tasks[name]
             if entry.expert_score is not None and split == WHOLE:
-                experts[name] = entry.expert_score
+                lot.experts[name] = entry.expert_score
             elif entry.expert is not None:
-                key = self._key(name, split, runner)
+                key = self._key(name, split, machine)
                 known = self._memory.get(key)
                 if known is None:
-                    missing[name] = key
+                    lot.unknown[name] = key
                 else:
-                    experts[name] = known
-        return Lot(members, prepared, experts, missing)
+                    lot.experts[name] = known
+        return lot
 
     def _prepare(self, name: str, split: str, folder: Path | None) -> Prepared:
         # Tasks that differ in their metric alone are one task for the model.
@@ -209,57 +165,51 @@ class Suite:
             self._prepared[key] = prepare_task(name, self.entry, self.path, split, folder)
         return self._prepared[key]
 
-    def _measure(self, lot: Lot, runner: Runner) -> dict[str, Found]:
-        """The experts whose scores are not known, then the models, group by group."""
-        runner.begin(lot.tasks.values())
-        self._measure_experts(lot, runner)
-        found: dict[str, Found] = {name: {} for name in lot.models}
-        left = list(lot.models)
-        for group in runner.groups(list(lot.models.values())):
-            members, left = left[: len(group.modules)], left[len(group.modules) :]
-            for names in _by_question(lot.tasks):
-                began, task = time.monotonic(), lot.tasks[names[0]]
-                answers = runner.answers(group, task)
-                seconds = (time.monotonic() - began) / len(members)
+    def _unknown_experts(self, lot: Lot) -> Iterator[tuple[str, dict[str, Prepared]]]:
+        """The experts whose scores are not remembered, each with its tasks."""
+        paths = {name: self._expert(name) for name in lot.unknown}
+        for path in dict.fromkeys(paths.values()):
+            yield path, {name: lot.tasks[name] for name in lot.unknown if paths[name] == path}
+
+    def _measure(
+        self, models: Sequence[Weights], tasks: Mapping[str, Prepared], runner: Runner
+    ) -> list[dict[str, tuple[Measured, float]]]:
+        """For each model by task what was measured, and the seconds that it took."""
+        measures: list[dict[str, tuple[Measured, float]]] = []
+        for modules in runner.groups(models):
+            members: list[dict[str, tuple[Measured, float]]] = [{} for _ in modules]
+            for names in _by_question(tasks):
+                began, task = time.monotonic(), tasks[names[0]]
+                answers = runner.answers(modules, task)
+                share = (time.monotonic() - began) / len(modules)
                 for member, answer in zip(members, answers, strict=True):
                     for name in names:
-                        share = seconds if name == names[0] else 0.0
-                        metric = self.entry.tasks[name].metric
-                        found[member][name] = measured(metric, task, answer), share
-        return found
+                        value = measured(self.entry.tasks[name].metric, task, answer)
+                        member[name] = value, share if name == names[0] else 0.0
+            measures += members
+        return measures
 
-    def _measure_experts(self, lot: Lot, runner: Runner) -> None:
-        answers: dict[tuple[str, int], Tensor] = {}
-        for name, key in lot.missing.items():
-            task, metric = lot.tasks[name], self.entry.tasks[name].metric
-            place = (self._expert(name), id(task))
-            if place not in answers:
-                answers[place] = runner.answer(self._expert_weights(name), task)
-            lot.experts[name] = measured(metric, task, answers[place]).score
-            self._memory.put(key, lot.experts[name])
-
-    def _expert_batches(self, lot: Lot) -> int:
-        unique = {(self._expert(name), id(lot.tasks[name])): name for name in lot.missing}
-        return sum(len(lot.tasks[name].batches) for name in unique.values())
+    def _batches(self, lot: Lot) -> int:
+        """How many batches a lot's models and unknown experts go through."""
+        own = {id(task): len(task.batches) for task in lot.tasks.values()}
+        experts = [
+            {id(t): len(t.batches) for t in of.values()} for _, of in self._unknown_experts(lot)
+        ]
+        return len(lot.models) * sum(own.values()) + sum(sum(of.values()) for of in experts)
 
     def _scores(
-        self, split: str, model: str, found: Found, experts: Mapping[str, float], seconds: float
-    ) -> Scores:
-        scores = []
+        self, measures: Mapping[str, tuple[Measured, float]], experts: Mapping[str, float]
+    ) -> Iterator[TaskScore]:
         for name, entry in self.entry.tasks.items():
-            if name in found:
-                values, spent = found[name]
+            if name in measures:
+                values, spent = measures[name]
                 title, expert = entry.title or name, experts.get(name)
-                scores.append(TaskScore(name, title, entry.metric, *values, expert, spent))
-        return Scores(self.entry.suite, split, model, tuple(scores), seconds)
-
-    def _expert_weights(self, name: str) -> Weights:
-        return open_weights(self._expert(name), self.base)
+                yield TaskScore(name, title, entry.metric, *values, expert, spent)
 
     def _expert(self, name: str) -> str:
         return resolved(self.path.parent, self.entry.tasks[name].expert or "")
 
-    def _key(self, name: str, split: str, runner: Runner) -> str | None:
+    def _key(self, name: str, split: str, machine: Hardware) -> str | None:
         entry, build = self.entry.tasks[name], self.entry.model.build
         source, part = data_source(name, entry, split, self.path)
         files = [Path(source)]
@@ -267,21 +217,16 @@ class Suite:
             files.append(Path(resolved(self.path.parent, entry.head)))
         if build is not None:
             files.append(_code(build))
-        settings = (part, runner.dtype, runner.device)
+        settings = (part, machine.format, machine.device)
         return score_key(name, self.entry, files, self._expert(name), self.base, settings)
 
 
 def _by_question(tasks: Mapping[str, Prepared]) -> list[list[str]]:
     """The names of tasks, those together whose answers are the same."""
-    found: dict[int, list[str]] = {}
+    groups: dict[int, list[str]] = {}
     for name, task in tasks.items():
-        found.setdefault(id(task), []).append(name)
-    return list(found.values())
-
-
-def _batches(lot: Lot) -> int:
-    unique = {id(task): len(task.batches) for task in lot.tasks.values()}
-    return len(lot.models) * sum(unique.values())
+        groups.setdefault(id(task), []).append(name)
+    return list(groups.values())
 
 
 def _code(build: str) -> Path:

@@ -22,7 +22,7 @@ from magmerge.evaluation.labels import (
     values_of,
 )
 from magmerge.evaluation.language import choice_batches, text_batches
-from magmerge.samples import DataError, Images, Rows, Texts, has_splits, read_samples
+from magmerge.samples import DataError, Rows, Texts, has_splits, read_samples
 from magmerge.samples.tokens import open_tokenizer, token_limit
 
 SCORES = {"f1": metrics.f1, "matthews": metrics.matthews}
@@ -98,16 +98,15 @@ def _headed(
 ) -> Prepared:
     head = None if entry.head is None else read_head(resolved(path.parent, entry.head))
     options, features = suite.preparation(entry), suite.features(entry)
-    lazy = isinstance(rows.content, Images)
     if entry.kind == "values":
         values = values_of(rows.labels or (), rows.source)
         batches = class_batches(rows, folder, options, features, head, "values")
-        return Prepared(batches, len(rows), values, rows.source, lazy)
+        return Prepared(batches, len(rows), values, rows.source)
     labels = class_numbers(rows.labels or (), entry.classes or rows.classes, rows.source)
     if head is not None:
         check_range(int(labels.min()), int(labels.max()), len(head.weight), rows.source)
     batches = class_batches(rows, folder, options, features, head)
-    return Prepared(batches, len(rows), labels, rows.source, lazy)
+    return Prepared(batches, len(rows), labels, rows.source)
 
 
 def _language(
@@ -146,23 +145,19 @@ def following(text: str, choice: str) -> str:
     return choice if text[-1:].isspace() or choice[:1].isspace() else f" {choice}"
 
 
-def measured(metric: str, task: Prepared, found: Tensor) -> Measured:
+def measured(metric: str, task: Prepared, answers: Tensor) -> Measured:
     """The score of what was found for each row, in the rows' order."""
-    if task.labels is None:
-        losses, tokens = found.double().unbind(dim=-1)
-        score = float(metrics.perplexity(losses, tokens))
-        return Measured(score, *intervals.of_texts(losses, tokens), task.count)
-    if metric in CORRELATIONS:
-        correlation, predictions = CORRELATIONS[metric], found.double()
-        score = float(correlation(task.labels, predictions))
-        interval = intervals.of_values(correlation, task.labels, predictions)
-        return Measured(score, *interval, task.count)
-    predictions, classes = found[:, 0].long(), int(found[:, 1].max())
+    if task.labels is None or metric in CORRELATIONS:
+        score_of = CORRELATIONS.get(metric, metrics.perplexity)
+        one, other = answers.double().T if task.labels is None else (task.labels, answers.double())
+        interval = intervals.of_rows(score_of, one, other)
+        return Measured(float(score_of(one, other)), *interval, task.count)
+    predictions, classes = answers[:, 0].long(), int(answers[:, 1].max())
     check_range(int(task.labels.min()), int(task.labels.max()), classes, task.source)
     if metric == "accuracy":
         right = int((predictions == task.labels).sum())
         return Measured(right / task.count, *intervals.wilson(right, task.count), task.count)
-    score_of = SCORES[metric]
-    score = float(score_of(*metrics.count(task.labels, predictions, classes)))
-    low, high = intervals.of_classes(score_of, task.labels, predictions, classes)
-    return Measured(score, low, high, task.count)
+    of_counts = SCORES[metric]
+    score = float(of_counts(*metrics.count(task.labels, predictions, classes)))
+    interval = intervals.of_classes(of_counts, task.labels, predictions, classes)
+    return Measured(score, *interval, task.count)

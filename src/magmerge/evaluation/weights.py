@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -95,11 +94,11 @@ def renamed(weights: Weights, module: nn.Module) -> Weights:
 
     Hugging Face, open_clip (OpenAI's own) and timm name and fuse the same tensors differently.
     """
-    wanted, given = family_of(module.state_dict()), family_of(weights.shapes)
-    if wanted is None or given is None or wanted == given:
+    family, own = family_of(module.state_dict()), family_of(weights.shapes)
+    if family is None or own is None or family == own:
         return weights
     checkpoint = weights.checkpoint or open_checkpoint(weights.read())
-    return _of_checkpoint(in_family(checkpoint, wanted), weights.name, weights.folder)
+    return _of_checkpoint(in_family(checkpoint, family), weights.name, weights.folder)
 
 
 def _of_checkpoint(checkpoint: Checkpoint, name: str, folder: Path | None) -> Weights:
@@ -120,10 +119,6 @@ def _is_folder(path: Path | None) -> bool:
     return path is not None and path.is_dir()
 
 
-POOLER = ".pooler."
-"""In the names of a pooler's tensors."""
-
-
 class LiveModel:
     """One module for all models that are measured in turn."""
 
@@ -131,31 +126,21 @@ class LiveModel:
         self._entry, self._base = entry, base
         self._module: nn.Module | None = None
         self._key: tuple[Any, ...] = ()
-        self._trimmed = False
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """What modules have in common that were built alike and got tensors of the same names."""
-        return self._key
 
     def put(self, weights: Weights, dtype: torch.dtype | None, device: str | None) -> nn.Module:
         """The module with these weights; StructureError where they do not fit it."""
         if weights.module is not None:
             return _as_it_is(weights.module, dtype, device)
-        key = self._place(weights, dtype, device)
-        lost = self._trimmed and any(POOLER in f".{name}" for name in weights.shapes)
-        if self._module is not None and self._key[:3] == key and not lost:
-            names = _loaded(self._module, weights)
-            # Buffers that a model does not store would keep the last model's values.
-            if names == self._key[3]:
-                return self._module
-        self._module = None
-        made = self._build(key[0], weights.name)
-        whole = len(list(made.parameters()))
-        names = _loaded(made, weights)
-        # A pooler that this model lacks was taken off; a model that has one needs it again.
-        self._trimmed = len(list(made.parameters())) < whole
-        self._module, self._key = made.to(dtype=key[1], device=key[2]), (*key, names)
+        # Buffers and poolers that a model does not store would keep the last model's values.
+        key = (*self._place(weights, dtype, device), frozenset(weights.shapes))
+        module = self._module if self._key == key else None
+        # A model that does not fit, and the one of other names, leave their place.
+        self._module, self._key = None, ()
+        if module is None:
+            module = self._build(key[0], weights.name)
+        fitting = renamed(weights, module)
+        load(module, fitting.read(), weights.name)
+        self._module, self._key = module.to(dtype=key[1], device=key[2]), key
         return self._module
 
     def check(self, weights: Weights, dtype: torch.dtype | None, device: str | None) -> None:
@@ -165,15 +150,8 @@ class LiveModel:
             matched(self._module, renamed(weights, self._module).shapes, weights.name)
 
     def another(self) -> LiveModel:
-        """One for a further model at the same time.
-
-        A module of the user's own is built anew: a copy's closures would still call the first one.
-        """
-        other = LiveModel(self._entry, self._base)
-        if self._entry.build is None:
-            other._module, other._key = copy.deepcopy(self._module), self._key
-            other._trimmed = self._trimmed
-        return other
+        """One for a further model at the same time."""
+        return LiveModel(self._entry, self._base)
 
     def _place(
         self, weights: Weights, dtype: torch.dtype | None, device: str | None
@@ -190,16 +168,9 @@ class LiveModel:
             )
         # A folder's own weights come with the buffers that no model need store.
         stored = entry.build is None and any(any(donor.glob(p)) for p in WEIGHT_FILES)  # type: ignore[union-attr]
-        made = bare_model(
+        return bare_model(
             donor or Path(), model_class=entry.class_, build=entry.build, loaded=stored
-        )
-        return made.eval()
-
-
-def _loaded(module: nn.Module, weights: Weights) -> frozenset[str]:
-    """Put the weights into the module; the names of what they filled."""
-    fitting = renamed(weights, module)
-    return frozenset(load(module, fitting.read(), weights.name))
+        ).eval()
 
 
 def _as_it_is(module: nn.Module, dtype: torch.dtype | None, device: str | None) -> nn.Module:

@@ -10,7 +10,7 @@ from rich.text import Text
 from magmerge.report.tables import paragraph, plain, table
 
 if TYPE_CHECKING:
-    from magmerge.reproduction.estimating import Estimate
+    from magmerge.reproduction.estimate import Estimate
     from magmerge.reproduction.table import Reproduction, Row, Spread
 
 GB = 10**9

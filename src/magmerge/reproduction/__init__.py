@@ -1,5 +1,5 @@
 """reproduce(): a paper's pipeline from published checkpoints to its table."""
 
-from magmerge.reproduction.conducting import reproduce
+from magmerge.reproduction.front import reproduce
 
 __all__ = ["reproduce"]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from importlib import resources
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from magmerge.errors import UnknownNameError, suggestion
+from magmerge.evaluation.entries import keys_of, read_yaml, resolved
+from magmerge.recipe import explained
 
 STRICT = ConfigDict(frozen=True, extra="forbid")
 PUBLISHED_MEAN = "mean"
@@ -58,7 +61,11 @@ class PublishedEntry(BaseModel):
 
 
 class Pipeline(BaseModel):
-    """One pipeline. Sizes are in GB of the files that a download would bring."""
+    """One pipeline. Sizes are in GB of the files that a download would bring.
+
+    `include` is a folder with task files of one's own for the harness, which can run code. `tiny`
+    says that models and data are small generated ones, whose figures mean nothing.
+    """
 
     model_config = STRICT
 
@@ -73,20 +80,50 @@ class Pipeline(BaseModel):
     experts: dict[str, ExpertEntry] = Field(min_length=2)
     generic: GenericEntry
     methods: tuple[str, ...]
-    published: tuple[PublishedEntry, ...]
+    published: tuple[PublishedEntry, ...] = ()
+    include: str | None = None
+    tiny: bool = False
 
 
 def pipeline_names() -> list[str]:
     """The names of all pipelines."""
-    found = resources.files("magmerge.reproduction").joinpath("pipelines").iterdir()
-    return sorted(one.name.removesuffix(".yaml") for one in found if one.name.endswith(".yaml"))
+    files = resources.files("magmerge.reproduction").joinpath("pipelines").iterdir()
+    return sorted(one.name.removesuffix(".yaml") for one in files if one.name.endswith(".yaml"))
 
 
 def find_pipeline(name: str) -> Pipeline:
-    """A pipeline by its name; UnknownNameError with a suggestion if there is none."""
+    """A pipeline by its name, or from a YAML file of one's own, which is named after the file.
+
+    Paths in such a file are relative to it. UnknownNameError with a suggestion if there is none of
+    the name, ParameterError for what is wrong in the file.
+    """
+    path = Path(name).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        return _own_pipeline(path)
     known = pipeline_names()
     if name not in known:
         raise UnknownNameError(f"there is no pipeline {name!r}", remedy=suggestion(name, known))
     file = resources.files("magmerge.reproduction").joinpath("pipelines", f"{name}.yaml")
     content: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
     return Pipeline.model_validate({"name": name, **content})
+
+
+def _own_pipeline(path: Path) -> Pipeline:
+    content = read_yaml(path, "name a pipeline, or a YAML file with one")
+    try:
+        own = Pipeline.model_validate(
+            {"name": path.stem, **content} if isinstance(content, dict) else content
+        )
+    except ValidationError as error:
+        raise explained(error, str(path), keys_of(Pipeline)) from error
+
+    def here(text: str) -> str:
+        return resolved(path.parent, text)
+
+    experts = {
+        task: entry.model_copy(update={"data": entry.data and here(entry.data)})
+        for task, entry in own.experts.items()
+    }
+    generic = own.generic.model_copy(update={"source": here(own.generic.source)})
+    include = own.include and here(own.include)
+    return own.model_copy(update={"experts": experts, "generic": generic, "include": include})

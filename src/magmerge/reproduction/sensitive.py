@@ -7,9 +7,9 @@ from typing import Any
 
 from magmerge.evaluation import open_suite
 from magmerge.machine import Progress
-from magmerge.reproduction.asked import Asked
-from magmerge.reproduction.measuring import calibration_source
-from magmerge.reproduction.preparing import Ready
+from magmerge.reproduction.measures import calibration_source
+from magmerge.reproduction.models import Ingredients
+from magmerge.reproduction.request import Request
 from magmerge.sensing import sensitivity
 from magmerge.suites import suite
 
@@ -18,48 +18,52 @@ GENERIC_SUITE, GENERIC_TASK = "vision14", "cifar100"
 
 
 def most_sensitive(
-    asked: Asked, prepared: Ready, base: Path, model_class: str | None, progress: Progress | None
+    request: Request,
+    parts: Ingredients,
+    base: Path,
+    model_class: str | None,
+    progress: Progress | None,
 ) -> tuple[str, ...]:
     """The `alpha` layers whose longer task vector does most harm, worst first.
 
-    `base` is the whole CLIP where `prepared` has its seeing half. Scored by accuracy where there is
+    `base` is the whole CLIP where `parts` has its seeing half. Scored by accuracy where there is
     a head for the generic set, else by how far the last features drift.
     """
-    if asked.alpha == 0:
+    if request.alpha == 0:
         return ()
     scored: dict[str, Any]
-    if asked.generic is not None:
-        scored = {"data": asked.generic, "samples": {"samples": asked.generic_samples}}
-    elif asked.pipeline.kind == "vision":
-        scored = _zero_shot(asked, base, model_class, progress)
+    if request.generic is not None:
+        scored = {"data": request.generic, "samples": {"samples": request.generic_samples}}
+    elif request.pipeline.kind == "vision":
+        scored = _zero_shot(request, base, model_class, progress)
     else:
-        generic = asked.pipeline.generic
-        options = {"samples": asked.generic_samples, "split": generic.split}
+        generic = request.pipeline.generic
+        options = {"samples": request.generic_samples, "split": generic.split}
         scored = {"data": generic.source, "samples": options}
-    found = sensitivity(
-        base=prepared.base,
-        experts=dict(prepared.experts),
-        alpha=asked.alpha,
-        ignore=prepared.lacking,
+    ranking = sensitivity(
+        base=parts.base,
+        experts=dict(parts.experts),
+        alpha=request.alpha,
+        ignore=parts.lacking,
         model=model_class,
-        threads=asked.machine.threads,
-        device=asked.machine.device,
+        threads=request.machine.threads,
+        device=request.machine.device or "cpu",
         progress=progress,
         **scored,
     )
-    return found.sensitive
+    return ranking.sensitive
 
 
 def _zero_shot(
-    asked: Asked, base: Path, model_class: str | None, progress: Progress | None
+    request: Request, base: Path, model_class: str | None, progress: Progress | None
 ) -> dict[str, Any]:
     """The generic set of images with its zero-shot head, from its training split."""
     bare = model_class == "CLIPVisionModel"
     made = suite(
         GENERIC_SUITE,
-        asked.folder / "generic",
+        request.folder / "generic",
         base=base,
-        data=asked.data,
+        data=request.data,
         tasks=[GENERIC_TASK],
         projection="base" if bare else "model",
         overwrite=True,
@@ -68,7 +72,7 @@ def _zero_shot(
     opened = open_suite(made.file)
     entry = opened.entry.tasks[GENERIC_TASK]
     source, split = calibration_source(opened, GENERIC_TASK)
-    options = {"samples": asked.generic_samples, "split": split, "text_field": entry.text_field}
+    options = {"samples": request.generic_samples, "split": split, "text_field": entry.text_field}
     return {
         "data": source,
         "score": "accuracy",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from magmerge import registry
-from magmerge.reproduction.asked import Asked
 from magmerge.reproduction.ledger import Ledger
 from magmerge.reproduction.pipelines import PUBLISHED_MEAN, Pipeline
+from magmerge.reproduction.request import Request
 from magmerge.reproduction.variants import Variant
 from magmerge.validation import check_parameters
 
@@ -58,8 +58,12 @@ class Reproduction:
     sensitive: tuple[str, ...]
     alpha: int
     warnings: tuple[str, ...]
-    tiny: bool
     samples: int
+
+    @property
+    def tiny(self) -> bool:
+        """Whether models and data are small generated ones."""
+        return self.pipeline.tiny
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -85,8 +89,8 @@ class Reproduction:
             "rows": [
                 {
                     "model": row.model,
-                    "scores": {task: vars_of(one) for task, one in row.scores.items()},
-                    "mean": None if row.mean is None else vars_of(row.mean),
+                    "scores": {task: asdict(one) for task, one in row.scores.items()},
+                    "mean": None if row.mean is None else asdict(row.mean),
                     "published": {str(n): value for n, value in row.published.items()},
                 }
                 for row in self.rows
@@ -97,48 +101,43 @@ class Reproduction:
         }
 
 
-def vars_of(spread: Spread) -> dict[str, float]:
-    """A spread as JSON holds it."""
-    return {"mean": spread.mean, "low": spread.low, "high": spread.high}
-
-
 def rows_of(
-    asked: Asked, ledger: Ledger, columns: Mapping[str, tuple[str, ...]]
+    request: Request, ledger: Ledger, columns: Mapping[str, tuple[str, ...]]
 ) -> tuple[Row, ...]:
     """The base, the experts, and each merge over its draws; rows without any score left out."""
     groups: dict[str, list[str]] = {ZERO_SHOT: [ZERO_SHOT], EXPERTS: [EXPERTS]}
-    for variant in asked.variants:
+    for variant in request.variants:
         groups.setdefault(Variant(variant.method, variant.space).name, []).append(variant.name)
     tasks = [task for several in columns.values() for task in several]
     counted = [several[0] for several in columns.values()]
-    found = []
+    entries = []
     for name, members in groups.items():
-        cells = [ledger.cells[one] for one in members if one in ledger.cells]
+        cells = [ledger.results.cells[one] for one in members if one in ledger.results.cells]
         shared = [task for task in tasks if cells and all(task in row for row in cells)]
         if not shared:
             continue
         scores = {task: Spread.of([row[task].score for row in cells]) for task in shared}
         means = [statistics.mean(row[task].score for task in counted) for row in cells]
         mean = Spread.of(means) if set(counted) <= set(shared) else None
-        found.append(Row(name, scores, mean, published_means(asked, name)))
-    return tuple(found)
+        entries.append(Row(name, scores, mean, published_means(request, name)))
+    return tuple(entries)
 
 
-def published_means(asked: Asked, model: str) -> dict[int, float]:
+def published_means(request: Request, model: str) -> dict[int, float]:
     """Published means by the number of their source, where this run is of the same kind.
 
     None beside small models, beside a part of the tasks, and where a method's parameters are
     others than the published ones.
     """
-    if asked.tiny or len(asked.tasks) < len(asked.pipeline.experts):
+    if request.pipeline.tiny or len(request.tasks) < len(request.pipeline.experts):
         return {}
-    found = {}
-    for number, entry in enumerate(asked.pipeline.published, start=1):
-        own = _parameters(model, asked.params.get(model, {}))
+    entries = {}
+    for number, entry in enumerate(request.pipeline.published, start=1):
+        own = _parameters(model, request.params.get(model, {}))
         published = _parameters(model, entry.params.get(model, {}))
         if PUBLISHED_MEAN in entry.models.get(model, {}) and own == published:
-            found[number] = entry.models[model][PUBLISHED_MEAN]
-    return found
+            entries[number] = entry.models[model][PUBLISHED_MEAN]
+    return entries
 
 
 def _parameters(model: str, given: Mapping[str, Any]) -> dict[str, Any]:

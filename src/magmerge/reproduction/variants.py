@@ -39,12 +39,12 @@ class Variant:
 
 def variants_of(methods: Sequence[str], spaces: Sequence[Space], draws: int) -> list[Variant]:
     """All of them, method by method."""
-    found = []
+    variants = []
     for method in methods:
         for space in spaces:
             seeds = range(draws) if space in DRAWN else (None,)
-            found += [Variant(method, space, draw) for draw in seeds]
-    return found
+            variants += [Variant(method, space, draw) for draw in seeds]
+    return variants
 
 
 def checked_spaces(wanted: Sequence[str]) -> tuple[Space, ...]:

@@ -14,8 +14,8 @@ from magmerge.checkpoints import open_checkpoint
 from magmerge.errors import CheckpointError, MagmergeError, ParameterError
 from magmerge.kinds import read_config
 from magmerge.models import Checkpoint
+from magmerge.suites.class_names import order_of
 from magmerge.suites.definitions import TextTask
-from magmerge.suites.naming import order_of
 
 Features = Literal["pooler", "cls"]
 PLAIN = {"weight": "classifier.weight", "bias": "classifier.bias"}
@@ -72,20 +72,20 @@ def cut_head(name: str, task: TextTask, expert: Path) -> CutHead:
 
 def _read(checkpoint: Checkpoint, names: Mapping[str, str]) -> dict[str, Tensor]:
     """The head's tensors in float32; a bias that is not there is zero."""
-    found = {}
+    tensors = {}
     for own, stored in names.items():
         if stored in checkpoint.specs:
-            found[own] = checkpoint.read(stored).float()
-    for own in [key for key in names if key.endswith("bias") and key not in found]:
-        found[own] = torch.zeros(len(found[f"{own.removesuffix('bias')}weight"]))
-    if found["weight"].dim() != 2 or found["bias"].shape != found["weight"].shape[:1]:
-        shapes = ", ".join(f"{names[key]} {list(one.shape)}" for key, one in found.items())
+            tensors[own] = checkpoint.read(stored).float()
+    for own in [key for key in names if key.endswith("bias") and key not in tensors]:
+        tensors[own] = torch.zeros(len(tensors[f"{own.removesuffix('bias')}weight"]))
+    if tensors["weight"].dim() != 2 or tensors["bias"].shape != tensors["weight"].shape[:1]:
+        shapes = ", ".join(f"{names[key]} {list(one.shape)}" for key, one in tensors.items())
         raise CheckpointError(
             f"its head does not fit together: {shapes}",
             source=checkpoint.source,
             remedy="save the expert anew with save_pretrained",
         )
-    return found
+    return tensors
 
 
 def _order(

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from magmerge.errors import UnknownNameError, suggestion
-from magmerge.suites.naming import folded
+from magmerge.suites.class_names import folded
 
 STRICT = ConfigDict(frozen=True, extra="forbid")
 Kind = Literal["vision", "text"]
@@ -117,12 +117,12 @@ def task(kind: Kind, name: str) -> ImageTask | TextTask:
 
 def definition(name: str) -> Definition:
     """The suite of this name; UnknownNameError with a suggestion where there is none."""
-    found = definitions().get(name)
-    if found is None:
+    facts = definitions().get(name)
+    if facts is None:
         raise UnknownNameError(
             f"there is no suite {name!r}", remedy=suggestion(name, definitions())
         )
-    return found
+    return facts
 
 
 def chosen(suite: Definition, wanted: Iterable[str] | None) -> dict[str, ImageTask | TextTask]:
@@ -134,7 +134,7 @@ def chosen(suite: Definition, wanted: Iterable[str] | None) -> dict[str, ImageTa
     if wanted is None:
         return tasks
     names = {task_name(suite, name) for name in wanted}
-    return {name: found for name, found in tasks.items() if name in names}
+    return {name: facts for name, facts in tasks.items() if name in names}
 
 
 def task_name(suite: Definition, wanted: str) -> str:
@@ -151,22 +151,25 @@ def task_name(suite: Definition, wanted: str) -> str:
     return known[folded(wanted)]
 
 
-def spellings(name: str, found: Task) -> Sequence[str]:
+def spellings(name: str, facts: Task) -> Sequence[str]:
     """A task's own name and all others."""
-    return (name, *found.spellings)
+    return (name, *facts.spellings)
 
 
 def named_suites() -> list[dict[str, Any]]:
     """Every named suite for a program to read: name, kind, tasks with their numbers of classes."""
-    found = []
-    for one in definitions().values():
-        tasks = {name: task(one.kind, name) for name in one.tasks}
-        entries = [
-            {"task": name, "title": each.title, "classes": len(each.classes), "data": each.hub}
-            for name, each in tasks.items()
-        ]
-        found.append({"suite": one.name, "kind": one.kind, "tasks": entries})
-    return found
+
+    def entry(name: str, each: Task) -> dict[str, Any]:
+        return {"task": name, "title": each.title, "classes": len(each.classes), "data": each.hub}
+
+    return [
+        {
+            "suite": one.name,
+            "kind": one.kind,
+            "tasks": [entry(name, each) for name, each in chosen(one, None).items()],
+        }
+        for one in definitions().values()
+    ]
 
 
 def _read(*parts: str) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from magmerge.samples import idx
 from magmerge.samples.image_folder import images
 from magmerge.samples.library import MARKS, is_saved
 from magmerge.samples.rows import DataError
+from magmerge.suites.class_names import ClassNames, folded, order_of
 from magmerge.suites.definitions import TEST, TRAIN, ImageTask, Task, TextTask, spellings
 from magmerge.suites.layouts import LAYOUTS, Listed, missing
-from magmerge.suites.naming import ClassNames, folded, order_of
 
 FOLDERS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
 """What folders of the suite's splits are called."""
@@ -59,35 +59,28 @@ def _folder_of(name: str, task: Task, root: Path) -> Path:
         raise DataError("it is no folder", source=root, remedy="check the path given to --data")
     known = {folded(one) for one in spellings(name, task)}
     if isinstance(task, ImageTask) and task.layout == "cifar":
-        known |= {
-            folded("cifar-10-batches-py") if name == "cifar10" else folded("cifar-100-python")
-        }
-    found = [
-        path for path in sorted(root.iterdir()) if path.is_dir() and folded(path.name) in known
-    ]
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(spellings(name, task))
-    if not found:
+        known.add(folded("cifar-10-batches-py" if name == "cifar10" else "cifar-100-python"))
+    places = [path for path in sorted(root.iterdir()) if path.is_dir()]
+    own = [path for path in places if folded(path.name) in known]
+    if len(own) == 1:
+        return own[0]
+    if own:
         raise DataError(
-            f"there is no folder for the task {name}",
+            f"the task {name} has {len(own)} folders: {', '.join(path.name for path in own)}",
             source=root,
-            remedy=f"name it {names}; or leave the task out with --task (tasks=), or leave --data "
-            "(data=) out to take the data from the hub",
+            remedy="keep one of them there",
         )
     raise DataError(
-        f"the task {name} has {len(found)} folders: {', '.join(path.name for path in found)}",
+        f"there is no folder for the task {name}",
         source=root,
-        remedy="keep one of them there",
+        remedy=f"name it {', '.join(spellings(name, task))}; or leave the task out with --task "
+        "(tasks=), or leave --data (data=) out to take the data from the hub",
     )
 
 
 def _saved(folder: Path, task: Task) -> Local:
     """A DatasetDict that `save_to_disk` wrote: each split is a folder of its own."""
-    sources = {}
-    for split, hub in task.splits.items():
-        if is_saved(folder / hub):
-            sources[split] = folder / hub
+    sources = {split: folder / hub for split, hub in task.splits.items() if is_saved(folder / hub)}
     _check_splits(folder, sources)
     for path in sources.values():
         names = _stored_classes(path, task.label)
@@ -119,11 +112,11 @@ def _tables(folder: Path, task: TextTask) -> Local:
     for split in (TRAIN, TEST, "validation"):
         hub = task.splits.get(split, split)
         for stem in dict.fromkeys((hub, split) if hub.isidentifier() else (split,)):
-            found = [
+            matches = [
                 folder / f"{stem}{end}" for end in TABLES if (folder / f"{stem}{end}").is_file()
             ]
-            if found and found[0] not in sources.values():
-                sources[split] = found[0]
+            if matches and matches[0] not in sources.values():
+                sources[split] = matches[0]
                 break
     _check_splits(folder, sources)
     return Local("files of rows", sources, {}, task.classes)
@@ -133,11 +126,11 @@ def _image_folders(folder: Path, task: ImageTask) -> Local | None:
     """SPLIT/CLASS/*.png for train and test, and perhaps validation."""
     inner = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
     sources = {
-        split: next(inner[name] for name in names if name in inner)
+        split: inner[name]
         for split, names in FOLDERS.items()
-        if any(name in inner for name in names)
+        for name in [next((name for name in names if name in inner), None)]
+        if name is not None and _classes_in(inner[name])
     }
-    sources = {split: path for split, path in sources.items() if _classes_in(path)}
     if not sources:
         return None
     if set(sources) == {TRAIN, "validation"}:
@@ -149,10 +142,10 @@ def _image_folders(folder: Path, task: ImageTask) -> Local | None:
         )
     _check_splits(folder, sources)
     names = ClassNames(task)
-    found = [(one, path) for path in sources.values() for one in _classes_in(path)]
-    for one, path in found:
+    matches = [(one, path) for path in sources.values() for one in _classes_in(path)]
+    for one, path in matches:
         names.number(one, path)
-    return Local("image folders", sources, {}, names.listed((one for one, _ in found), folder))
+    return Local("image folders", sources, {}, names.listed((one for one, _ in matches), folder))
 
 
 def _classes_in(folder: Path) -> list[str]:
@@ -165,29 +158,33 @@ def _idx(name: str, folder: Path, task: ImageTask) -> Local | None:
     if task.layout != "idx":
         return None
     prefix, test = (EMNIST, "test") if name == "emnist" else ("", "t10k")
+    places = [folder, folder / "raw", folder / "raw" / "gzip", folder / "gzip"]
     sources = {}
     for split, part in ((TRAIN, "train"), (TEST, test)):
         stem = f"{prefix}{part}-{idx.IMAGES}"
-        places = [folder, folder / "raw", folder / "raw" / "gzip", folder / "gzip"]
         files = [place / f"{stem}{end}" for place in places for end in ("", idx.PACKED)]
-        found = next((file for file in files if file.is_file()), None)
-        if found is not None:
-            idx.labels_beside(found)
-            sources[split] = found
+        sources[split] = next((file for file in files if file.is_file()), files[0])
+    local = _local("idx files", folder, task, sources)
+    for file in () if local is None else local.sources.values():
+        idx.labels_beside(file)
+    return local
+
+
+def _local(kind: str, folder: Path, task: Task, files: Mapping[str, Path]) -> Local | None:
+    """Data in one file for each split; None where none of them is there."""
+    sources = {split: file for split, file in files.items() if file.is_file()}
     if not sources:
         return None
     _check_splits(folder, sources)
-    return Local("idx files", sources, {}, task.classes)
+    return Local(kind, sources, {}, task.classes)
 
 
 def _digits(folder: Path, task: ImageTask) -> Local | None:
     """SVHN's train_32x32.mat and test_32x32.mat."""
-    files = {split: folder / f"{split}_32x32.mat" for split in (TRAIN, TEST)}
-    if task.layout != "svhn" or not any(file.is_file() for file in files.values()):
+    if task.layout != "svhn":
         return None
-    sources = {split: file for split, file in files.items() if file.is_file()}
-    _check_splits(folder, sources)
-    return Local("SVHN's .mat files", sources, {}, task.classes)
+    files = {split: folder / f"{split}_32x32.mat" for split in (TRAIN, TEST)}
+    return _local("SVHN's .mat files", folder, task, files)
 
 
 def _listed(folder: Path, task: ImageTask) -> Local | None:
@@ -244,8 +241,8 @@ def _refused(name: str, folder: Path, task: ImageTask) -> Local:
     )
 
 
-def _check_splits(folder: Path, found: Mapping[str, object]) -> None:
-    absent = [split for split in (TRAIN, TEST) if split not in found]
+def _check_splits(folder: Path, matches: Mapping[str, object]) -> None:
+    absent = [split for split in (TRAIN, TEST) if split not in matches]
     if absent:
         raise DataError(
             f"there is no data of its {absent[0]} split",

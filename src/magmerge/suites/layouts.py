@@ -34,15 +34,15 @@ def dtd(folder: Path) -> Lists:
         split: [(_inside(base / "images", line), line.partition("/")[0]) for line in lines]
         for split, lines in lists.items()
     }
-    found = {"train": rows["train"] + rows["val"], "test": rows["test"]}
-    seen = {path for path, _ in found["train"]} & {path for path, _ in found["test"]}
+    splits = {"train": rows["train"] + rows["val"], "test": rows["test"]}
+    seen = {path for path, _ in splits["train"]} & {path for path, _ in splits["test"]}
     if seen:
         raise DataError(
             f"{len(seen)} images of the test list are in a training list too",
             source=base / "labels",
             remedy="get the lists of DTD anew (dtd-r1.0.1.tar.gz)",
         )
-    return found
+    return splits
 
 
 def sun397(folder: Path) -> Lists:
@@ -50,11 +50,10 @@ def sun397(folder: Path) -> Lists:
     base = _inner(folder, "Training_01.txt", "SUN397")
     if base is None:
         return {}
-    found = {}
-    for split, name in (("train", "Training_01.txt"), ("test", "Testing_01.txt")):
-        lines = [line.lstrip("/") for line in _lines(base / name)]
-        found[split] = [(_inside(base, line), line.rpartition("/")[0]) for line in lines]
-    return found
+    return _listed(
+        {"train": base / "Training_01.txt", "test": base / "Testing_01.txt"},
+        lambda line: (_inside(base, line.lstrip("/")), line.lstrip("/").rpartition("/")[0]),
+    )
 
 
 def resisc45(folder: Path) -> Lists:
@@ -74,13 +73,16 @@ def eurosat(folder: Path) -> Lists:
 
 def _by_name(folder: Path, prefix: str, base: Path) -> Lists:
     """Lists of file names whose class is what comes before the last underscore."""
-    found = {}
-    for split, name in (("train", "train"), ("validation", "val"), ("test", "test")):
-        path = folder / f"{prefix}-{name}.txt"
-        if path.is_file():
-            pairs = [(line.rpartition("_")[0], line) for line in _lines(path)]
-            found[split] = [(_inside(base, f"{kind}/{line}"), kind) for kind, line in pairs]
-    return found
+    files = {
+        split: folder / f"{prefix}-{name}.txt"
+        for split, name in (("train", "train"), ("validation", "val"), ("test", "test"))
+    }
+
+    def row(line: str) -> Listed:
+        kind = line.rpartition("_")[0]
+        return _inside(base, f"{kind}/{line}"), kind
+
+    return _listed({split: file for split, file in files.items() if file.is_file()}, row)
 
 
 def gtsrb(folder: Path) -> Lists:
@@ -88,16 +90,9 @@ def gtsrb(folder: Path) -> Lists:
     base = _inner(folder, "Final_Test", "GTSRB")
     if base is None:
         return {}
-    places = [base / "Training", base / "Final_Training" / "Images"]
-    train = next((place for place in places if place.is_dir()), None)
-    truth = next(
-        (
-            place / "GT-final_test.csv"
-            for place in (folder, base, base / "Final_Test" / "Images")
-            if (place / "GT-final_test.csv").is_file()
-        ),
-        None,
-    )
+    train = _first([base / "Training", base / "Final_Training" / "Images"])
+    places = (folder, base, base / "Final_Test" / "Images")
+    truth = _first([place / "GT-final_test.csv" for place in places])
     if train is None or truth is None:
         raise DataError(
             f"there is no {'Training' if train is None else 'GT-final_test.csv'}",
@@ -122,13 +117,10 @@ def food101(folder: Path) -> Lists:
     base = _inner(folder, "meta", "food-101")
     if base is None:
         return {}
-    found = {}
-    for split in ("train", "test"):
-        lines = _lines(base / "meta" / f"{split}.txt")
-        found[split] = [
-            (_inside(base / "images", f"{line}.jpg"), line.partition("/")[0]) for line in lines
-        ]
-    return found
+    return _listed(
+        {split: base / "meta" / f"{split}.txt" for split in ("train", "test")},
+        lambda line: (_inside(base / "images", f"{line}.jpg"), line.partition("/")[0]),
+    )
 
 
 def pets(folder: Path) -> Lists:
@@ -136,14 +128,14 @@ def pets(folder: Path) -> Lists:
     base = _inner(folder, "annotations", "oxford-iiit-pet")
     if base is None:
         return {}
-    found = {}
-    for split, name in (("train", "trainval"), ("test", "test")):
-        lines = _lines(base / "annotations" / f"{name}.txt")
-        names = [line.split()[0] for line in lines if not line.startswith("#")]
-        found[split] = [
-            (_inside(base / "images", f"{one}.jpg"), one.rpartition("_")[0]) for one in names
-        ]
-    return found
+
+    def row(line: str) -> Listed | None:
+        name = line.split(maxsplit=1)[0]
+        listed = _inside(base / "images", f"{name}.jpg"), name.rpartition("_")[0]
+        return None if line.startswith("#") else listed
+
+    names = (("train", "trainval"), ("test", "test"))
+    return _listed({split: base / "annotations" / f"{name}.txt" for split, name in names}, row)
 
 
 def cars(folder: Path) -> Lists:
@@ -156,41 +148,41 @@ def cars(folder: Path) -> Lists:
         "test": base / "cars_test_annos_withlabels.mat",
     }
     return {
-        split: [
-            (_inside(base / f"cars_{split}", name), number - 1)
-            for name, number in _annotations(path)
-        ]
-        for split, path in files.items()
+        split: list(_annotations(path, base / f"cars_{split}")) for split, path in files.items()
     }
 
 
-def _annotations(path: Path) -> Iterator[tuple[str, int]]:
+def _annotations(path: Path, images: Path) -> Iterator[Listed]:
     reader = needed("scipy.io", "the annotations of Stanford Cars")
     try:
         rows = reader.loadmat(path, squeeze_me=True, variable_names=["annotations"])["annotations"]
-        found = [(str(row["fname"]), int(row["class"])) for row in rows.reshape(-1)]
+        splits = [(str(row["fname"]), int(row["class"])) for row in rows.reshape(-1)]
     # scipy's reader raises errors of many kinds on broken files.
     except Exception as error:
         raise _unfit(path, f"it holds no annotations with fname and class: {error}") from error
-    yield from found
+    for name, number in splits:
+        yield _inside(images, name), number - 1
 
 
 LAYOUTS: Mapping[str, Callable[[Path], Lists]] = {
-    "cars": cars,
-    "dtd": dtd,
-    "eurosat": eurosat,
-    "food101": food101,
-    "gtsrb": gtsrb,
-    "pets": pets,
-    "resisc45": resisc45,
-    "sun397": sun397,
+    one.__name__: one for one in (cars, dtd, eurosat, food101, gtsrb, pets, resisc45, sun397)
 }
+
+
+def _listed(files: Mapping[str, Path], row: Callable[[str], Listed | None]) -> Lists:
+    """The rows of each split's list, a line each; lines of which `row` makes None are left out."""
+    rows = {split: map(row, _lines(file)) for split, file in files.items()}
+    return {split: [one for one in several if one is not None] for split, several in rows.items()}
 
 
 def _of_folders(folder: Path) -> Iterator[Listed]:
     for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
         for image in images(inner):
             yield image, inner.name
+
+
+def _first(places: Iterable[Path]) -> Path | None:
+    return next((place for place in places if place.exists()), None)
 
 
 def _inner(folder: Path, mark: str, name: str) -> Path | None:
@@ -207,10 +199,10 @@ def _lines(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise _unfit(path, f"the list cannot be read: {error}") from error
     lines = [line.strip() for line in text.splitlines()]
-    found = [line for line in lines if line]
-    if not found or "\0" in text:
-        raise _unfit(path, "the list is empty" if not found else "the list holds a NUL byte")
-    return found
+    splits = [line for line in lines if line]
+    if not splits or "\0" in text:
+        raise _unfit(path, "the list is empty" if not splits else "the list holds a NUL byte")
+    return splits
 
 
 def _inside(base: Path, name: str) -> Path:

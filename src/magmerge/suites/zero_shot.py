@@ -11,17 +11,19 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from magmerge.checkpoints import open_checkpoint
 from magmerge.digests import DigestMemory, default_path
 from magmerge.errors import CheckpointError, ParameterError
+from magmerge.kinds import read_config
 from magmerge.live.modules import quiet_transformers
-from magmerge.machine import Progress
 from magmerge.models import Checkpoint
 from magmerge.samples.tokens import FILES, open_tokenizer, token_limit
 from magmerge.suites.definitions import ImageTask
-from magmerge.suites.head_files import read_cached, save_head
+from magmerge.whole_file import replace_whole
 
 VERSION = 1
 """Of how heads are made; a head of another version is not taken from the cache."""
@@ -41,8 +43,9 @@ class ZeroShot:
 
     def __init__(self, base: Path, *, projected: bool = False, cache: Path | None = None) -> None:
         self.base, self._projected = base, projected
-        self._cache = default_cache() if cache is None else cache
-        self.checkpoint = open_clip_base(base)
+        digests = default_path()
+        self._cache = cache or (None if digests is None else digests.with_name("heads"))
+        self.checkpoint = _open_clip(base)
         self._encoder: _TextEncoder | None = None
         self._digests: list[Any] | None = None
         self.built = 0
@@ -52,7 +55,7 @@ class ZeroShot:
         place = None
         if self._cache is not None:
             place = self._cache / f"{self._key(task)}.safetensors"
-            known = read_cached(place, len(task.classes))
+            known = _cached(place, len(task.classes))
             if known is not None:
                 return known
         if self._encoder is None:
@@ -65,7 +68,7 @@ class ZeroShot:
         if place is not None:
             with suppress(OSError):
                 place.parent.mkdir(parents=True, exist_ok=True)
-                save_head(place, head)
+                replace_whole(place, save(head))
         return head
 
     def _key(self, task: ImageTask) -> str:
@@ -80,16 +83,21 @@ class ZeroShot:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def default_cache() -> Path | None:
-    """Where heads are kept; None for a user without a home."""
-    digests = default_path()
-    return None if digests is None else digests.with_name("heads")
+def _cached(path: Path, classes: int) -> dict[str, Tensor] | None:
+    """A head as it was kept; None where there is none, or it is spoilt."""
+    try:
+        head: dict[str, Tensor] = load_file(path)
+        weight = head["weight"]
+    except (OSError, SafetensorError, ValueError, KeyError):
+        return None
+    sound = weight.dim() == 2 and len(weight) == classes and bool(weight.isfinite().all())
+    return head if sound else None
 
 
-def open_clip_base(base: Path) -> Checkpoint:
+def _open_clip(base: Path) -> Checkpoint:
     """The checkpoint of a whole CLIP in transformers' layout; an error that says what it lacks."""
     checkpoint = open_checkpoint(base)
-    config = _config(base)
+    config = read_config(base)
     missing = [name for name in (SCALE, PROJECTION) if name not in checkpoint.specs]
     if config.get("model_type") != "clip" or missing:
         raise CheckpointError(
@@ -117,21 +125,18 @@ class _TextEncoder:
 
     def __init__(self, base: Path) -> None:
         self._tokenizer = open_tokenizer(base, str(base))
-        self._limit = token_limit(None, self._tokenizer, base)
-        text = _config(base).get("text_config") or {}
-        places = text.get("max_position_embeddings", 77)
-        self._limit = min(self._limit, places)
-        scale = open_checkpoint(base).read(SCALE).double()
-        self._scale = float(scale.exp())
+        places = (read_config(base).get("text_config") or {}).get("max_position_embeddings", 77)
+        self._limit = min(token_limit(None, self._tokenizer, base), places)
+        self._scale = float(open_checkpoint(base).read(SCALE).double().exp())
         with quiet_transformers() as transformers:
             try:
-                self._model, found = transformers.CLIPTextModelWithProjection.from_pretrained(
+                self._model, output = transformers.CLIPTextModelWithProjection.from_pretrained(
                     base, dtype=torch.float32, local_files_only=True, output_loading_info=True
                 )
             except (OSError, ValueError, KeyError, RuntimeError) as error:
                 raise _unloadable(base, str(error).partition("\n")[0]) from error
-        if found["missing_keys"]:
-            raise _unloadable(base, f"it lacks {sorted(found['missing_keys'])[0]}")
+        if output["missing_keys"]:
+            raise _unloadable(base, f"it lacks {sorted(output['missing_keys'])[0]}")
         self._model.eval()
 
     @torch.inference_mode()
@@ -144,12 +149,12 @@ class _TextEncoder:
         prompts t, w_c = exp(s) * m_c / |m_c|, m_c = mean_t e(t, c) / |e(t, c)|.
         """
         prompts = [template.format(name) for name in classes for template in templates]
-        found = []
+        output = []
         for start in range(0, len(prompts), BATCH):
-            found.append(self._embeddings(prompts[start : start + BATCH]))
+            output.append(self._embeddings(prompts[start : start + BATCH]))
             if progress is not None:
                 progress("encoding prompts", min(start + BATCH, len(prompts)), len(prompts))
-        means = torch.cat(found).reshape(len(classes), len(templates), -1).mean(dim=1)
+        means = torch.cat(output).reshape(len(classes), len(templates), -1).mean(dim=1)
         weight: Tensor = self._scale * means / means.norm(dim=-1, keepdim=True)
         return weight.float().clone()
 
@@ -158,18 +163,10 @@ class _TextEncoder:
         inputs = self._tokenizer(
             prompts, padding=True, truncation=True, max_length=self._limit, return_tensors="pt"
         )
-        found = self._model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-        embeddings: Tensor = found.text_embeds.double()
+        output = self._model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        embeddings: Tensor = output.text_embeds.double()
         normalised: Tensor = embeddings / embeddings.norm(dim=-1, keepdim=True)
         return normalised
-
-
-def _config(base: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _unloadable(base: Path, problem: str) -> CheckpointError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from magmerge.demonstration.encoder import Encoder
 from magmerge.demonstration.tasks import Task, base_folder, load_samples, load_tasks, settings
 from magmerge.engine.result import Result
-from magmerge.machine import Machine, Progress
+from magmerge.machine import Progress
 from magmerge.pipeline import calibrate, merge
 from magmerge.report.writing import write_report
 
@@ -80,12 +80,25 @@ def demo(
         overwrite=overwrite, threads=threads, progress=progress, **_inputs(calibrator),
     )  # fmt: skip
     assert written.path is not None
-    encoder = Encoder(base, tasks)
-    count = 2 + sum(len(wanted) for _, wanted in VARIANTS)
-    board = _Board(encoder, tasks, count, Machine(threads).count, progress)
-    rows = [board.row("base"), _expert_row(board, base, threads)]
+    count = 2 + sum(len(calibrators) for _, calibrators in VARIANTS)
+    encoder = Encoder(base, tasks, threads=threads, rows=count, progress=progress)
+
+    def row(model: str) -> DemoRow:
+        return DemoRow(model, tuple(encoder.accuracy(task) for task in tasks))
+
+    rows = [row("base"), _expert_row(encoder, tasks, base, threads)]
     for name, calibrators in VARIANTS:
-        rows += _variants(board, base, experts, name, calibrators, threads)
+        plain = merge(base=base, experts=experts, method=name, threads=threads).state_dict()
+        for one in calibrators:
+            if one is None:
+                encoder.load(plain)
+                rows.append(row(name))
+                continue
+            result = calibrate(
+                plain, base=base, experts=experts, method=one, threads=threads, **_inputs(one)
+            )
+            encoder.load(result.state_dict())
+            rows.append(_with_factors(row(_label(name, one)), result))
     report = write_report(written.path, overwrite=True, scores=[_scores(tasks, rows)])
     return Demo(
         tuple(task.name for task in tasks),
@@ -96,30 +109,6 @@ def demo(
         report,
         SAMPLES,
     )
-
-
-def _variants(
-    board: _Board,
-    base: Path,
-    experts: Mapping[str, Path],
-    method: str,
-    calibrators: Sequence[str | None],
-    threads: int | None,
-) -> list[DemoRow]:
-    """One merge as it is, and calibrated in several ways."""
-    plain = merge(base=base, experts=experts, method=method, threads=threads).state_dict()
-    rows = []
-    for wanted in calibrators:
-        if wanted is None:
-            board.encoder.load(plain)
-            rows.append(board.row(method))
-            continue
-        result = calibrate(
-            plain, base=base, experts=experts, method=wanted, threads=threads, **_inputs(wanted)
-        )
-        board.encoder.load(result.state_dict())
-        rows.append(_with_factors(board.row(_label(method, wanted)), result))
-    return rows
 
 
 def _inputs(calibrator: str | None) -> dict[str, Any]:
@@ -141,41 +130,17 @@ def _scores(tasks: Sequence[Task], rows: Sequence[DemoRow]) -> dict[str, Any]:
     }
 
 
-class _Board:
-    """Measures the encoder as it is, and reports how far all measuring has come."""
-
-    def __init__(
-        self,
-        encoder: Encoder,
-        tasks: Sequence[Task],
-        rows: int,
-        threads: int,
-        progress: Progress | None,
-    ) -> None:
-        self.encoder, self.tasks = encoder, tasks
-        self._threads, self._progress = threads, progress
-        self._total, self._done = rows * len(tasks), 0
-
-    def accuracy(self, task: Task) -> float:
-        found = self.encoder.accuracy(task, self._threads)
-        self._done += 1
-        if self._progress is not None:
-            self._progress("evaluating", self._done, self._total)
-        return found
-
-    def row(self, model: str) -> DemoRow:
-        return DemoRow(model, tuple(self.accuracy(task) for task in self.tasks))
-
-
-def _expert_row(board: _Board, base: Path, threads: int | None) -> DemoRow:
+def _expert_row(
+    encoder: Encoder, tasks: Sequence[Task], base: Path, threads: int | None
+) -> DemoRow:
     """Each expert on its own task only."""
     accuracies = []
-    for task in board.tasks:
+    for task in tasks:
         whole = merge(
             base=base, experts={task.name: task.expert}, method="average", threads=threads
         )
-        board.encoder.load(whole.state_dict())
-        accuracies.append(board.accuracy(task))
+        encoder.load(whole.state_dict())
+        accuracies.append(encoder.accuracy(task))
     return DemoRow("experts", tuple(accuracies))
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from examples.tiny.images import SIDE
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from magmerge.live.modules import quiet_transformers
-from magmerge.reproduction.tiny_images import SIDE
 
 WIDTH = 64
 LAYERS = 3

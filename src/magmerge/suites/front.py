@@ -24,9 +24,9 @@ from magmerge.suites.definitions import (
     task_name,
 )
 from magmerge.suites.folders import SAVED, Local, local_data
-from magmerge.suites.leaked import leaked
+from magmerge.suites.leaks import leaked
 from magmerge.suites.result import NamedSuite, NamedTask
-from magmerge.suites.writing import (
+from magmerge.suites.suite_folder import (
     HEADS,
     check_out,
     suite_folder,
@@ -45,14 +45,14 @@ LONGEST = 128
 class Headed(NamedTuple):
     """Heads, the model that they go on, how many were built, and what a reader should know.
 
-    `measured` are the experts that the suite names to compare with.
+    `experts` are those that the suite names to compare with.
     """
 
     heads: Heads
     model: dict[str, str]
     built: int
     notes: list[str]
-    measured: Mapping[str, Path]
+    experts: Mapping[str, Path]
 
 
 def suite(
@@ -78,7 +78,7 @@ def suite(
     MagmergeError's children.
     """
     known = definition(name)
-    found, folder, base = chosen(known, tasks), Path(out), Path(base).expanduser()
+    parts, folder, base = chosen(known, tasks), Path(out), Path(base).expanduser()
     check_out(folder, overwrite=overwrite)
     if not base.is_dir():
         raise ParameterError("the base is no folder", source=base, remedy="check --base (base=)")
@@ -86,22 +86,22 @@ def suite(
         raise ParameterError(
             f"projection is {projection!r}", remedy="say model or base, and base for vision suites"
         )
-    given = _experts(known, found, experts or {})
-    root = None if data is None else Path(data).expanduser()
-    local = {one: local_data(one, task, root) for one, task in found.items() if root is not None}
-    headed = (
-        _vision(found, base, given, projection, progress)
-        if known.kind == "vision"
-        else _text(found, given)
-    )
-    notes = [note for one, task in found.items() for note in _notes(one, task, given, local)]
+    paths, local = _experts(known, parts, experts or {}), {}
+    if data is not None:
+        root = Path(data).expanduser()
+        local = {one: local_data(one, task, root) for one, task in parts.items()}
+    if known.kind == "vision":
+        headed = _vision(parts, base, paths, projection, progress)
+    else:
+        headed = _text(parts, paths)
+    notes = [note for one, task in parts.items() for note in _notes(one, task, paths, local)]
     notes += headed.notes
     content: dict[str, Any] = {"suite": name, "base": str(base.resolve()), "model": headed.model}
     if known.kind == "text":
         content["max_length"] = LONGEST
     with suite_folder(folder, overwrite=overwrite) as place:
         write_heads(place, headed.heads)
-        entries, listed = _entries(found, local, headed, place)
+        entries, listed = _entries(parts, local, headed, place)
         write_suite(place, {**content, "tasks": entries})
     for note in notes:
         warnings.warn(note, MagmergeWarning, stacklevel=2)
@@ -112,7 +112,7 @@ def _experts(
     suite: Definition, tasks: Mapping[str, Task], given: Mapping[str, str | Path]
 ) -> dict[str, Path]:
     """The experts by the suite's own names of the tasks; each exists."""
-    found = {}
+    result = {}
     for name, expert in given.items():
         own, path = task_name(suite, name), Path(expert).expanduser()
         if own not in tasks:
@@ -121,7 +121,7 @@ def _experts(
                 source=path,
                 remedy=f"add --task {own}, or leave the expert out",
             )
-        if own in found:
+        if own in result:
             raise ParameterError(
                 f"the task {own} has two experts", source=path, remedy="give one for each task"
             )
@@ -131,8 +131,8 @@ def _experts(
                 source=path,
                 remedy="check the path; download checkpoints of the hub first",
             )
-        found[own] = path
-    return found
+        result[own] = path
+    return result
 
 
 def _vision(
@@ -209,11 +209,11 @@ def _notes(
     name: str, task: Task, experts: Mapping[str, Path], local: Mapping[str, Local]
 ) -> list[str]:
     """What a reader should know of a task and its expert."""
-    found = []
+    result = []
     if task.note is not None and name not in local:
-        found.append(f"{name}: {task.note}")
+        result.append(f"{name}: {task.note}")
     reason = leaked(name, experts[name]) if name in experts else None
-    return found if reason is None else [*found, reason]
+    return result if reason is None else [*result, reason]
 
 
 def _entries(
@@ -225,19 +225,19 @@ def _entries(
         data = {split: task.source(split) for split in task.splits}
         origin, classes = f"hub: {task.hub}", task.classes
         if name in local:
-            found = local[name]
-            data = {split: str(path.resolve()) for split, path in found.sources.items()}
+            result = local[name]
+            data = {split: str(path.resolve()) for split, path in result.sources.items()}
             data |= {
-                split: write_list(place, name, split, rows) for split, rows in found.lists.items()
+                split: write_list(place, name, split, rows) for split, rows in result.lists.items()
             }
-            origin, classes = found.kind, found.classes
+            origin, classes = result.kind, result.classes
         shared: dict[str, Any] = {"title": task.title, "data": data}
         shared["head"] = f"{HEADS}/{name}.safetensors"
         if classes:
             shared["classes"] = list(classes)
         shared |= _columns(task, local.get(name))
-        if name in headed.measured:
-            shared["expert"] = str(headed.measured[name].resolve())
+        if name in headed.experts:
+            shared["expert"] = str(headed.experts[name].resolve())
         metrics = task.metrics if isinstance(task, TextTask) else ("accuracy",)
         for number, metric in enumerate(metrics):
             entry = name if number == 0 else f"{name}-{metric}"

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from magmerge.errors import MagmergeError
 from magmerge.samples import DataError
+from magmerge.suites.class_names import ClassNames, folded, order_of
 from magmerge.suites.definitions import task
-from magmerge.suites.naming import ClassNames, folded, order_of
 
 
 @pytest.mark.parametrize(

@@ -76,25 +76,25 @@ def order_of(names: Sequence[str], task: Task, source: object) -> tuple[int, ...
     DataError unless `names` are the task's classes, each once.
     """
     known: Mapping[str, int] = numbers_by_name(task)
-    found: dict[int, int] = {}
+    order: dict[int, int] = {}
     for place, name in enumerate(names):
         number = known.get(folded(name))
-        if number is None or number in found:
+        if number is None or number in order:
             raise DataError(
                 f"its label {printable(name)!r} "
                 + ("is none of the task's classes" if number is None else "is there twice"),
                 source=source,
                 remedy=_nearest(name, task.classes),
             )
-        found[number] = place
-    if len(found) != len(task.classes):
+        order[number] = place
+    if len(order) != len(task.classes):
         raise DataError(
-            f"it has {len(found)} labels, and the task has {len(task.classes)} classes",
+            f"it has {len(order)} labels, and the task has {len(task.classes)} classes",
             source=source,
             remedy=f"the task's classes are {', '.join(task.classes[:8])}"
             + (", ..." if len(task.classes) > 8 else ""),
         )
-    return tuple(found[number] for number in range(len(task.classes)))
+    return tuple(order[number] for number in range(len(task.classes)))
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from examples.tiny.encoders import tune_language_model, write_language_model
+from examples.tiny.words import LENGTH, WORDS, word
 
 from magmerge.draws import derive_seed
-from magmerge.machine import Progress
 from magmerge.reproduction.pipelines import ExpertEntry
-from magmerge.reproduction.tiny_encoders import tune_language_model, write_language_model
-from magmerge.reproduction.tiny_words import LENGTH, WORDS, word
 
 HARNESS = "harness"
 """The folder of the tasks' files."""
@@ -26,14 +25,12 @@ STARTS = 20
 """Words that a text may begin with, so that a small expert meets the same ones again."""
 
 
-def write_skills(
-    base: Path, experts: Mapping[str, Path], data: Path, progress: Progress | None
-) -> None:
+def write_skills(base: Path, experts: Mapping[str, Path], data: Path) -> None:
     """Write a base, and for each skill an expert, its texts, and a task file."""
     write_language_model(base, "llama", seed=0)
     tasks = data / HARNESS
     tasks.mkdir(parents=True, exist_ok=True)
-    for number, (skill, out) in enumerate(experts.items(), start=1):
+    for skill, out in experts.items():
         folder = data / skill
         folder.mkdir(parents=True, exist_ok=True)
         rows = {split: _texts(skill, count, split) for split, count in ROWS.items()}
@@ -41,13 +38,11 @@ def write_skills(
         _write(folder / "test.jsonl", [_question(skill, text) for text in rows["test"]])
         _write_task(tasks / f"{_task(skill)}.yaml", _task(skill), folder / "test.jsonl")
         tune_language_model(base, out, rows["train"])
-        if progress is not None:
-            progress("making small experts", number, len(experts))
 
 
-def skill_entry(skill: str, entry: ExpertEntry, data: Path) -> ExpertEntry:
-    """The pipeline's entry of a skill with its task and its data in `data`."""
-    train = str(data / skill / "train.jsonl")
+def skill_entry(skill: str, entry: ExpertEntry) -> ExpertEntry:
+    """The pipeline's entry of a skill with its task and its data, from the pipeline file."""
+    train = f"data/{skill}/train.jsonl"
     return entry.model_copy(update={"tasks": (_task(skill),), "data": train, "text_field": "text"})
 
 

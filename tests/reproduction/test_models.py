@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from magmerge.errors import CheckpointError
-from magmerge.reproduction import inputs
-from magmerge.reproduction.inputs import find_here, find_inputs, missing_models
+from magmerge.reproduction import models
+from magmerge.reproduction.models import find_here, find_models, missing_models
 from magmerge.reproduction.pipelines import find_pipeline
 
 CLIP = find_pipeline("clip-b32")
@@ -16,7 +16,7 @@ CLIP = find_pipeline("clip-b32")
 
 @pytest.fixture(autouse=True)
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "_from_hub", lambda *_, **__: (None, "no network"))
+    monkeypatch.setattr(models, "_from_hub", lambda *_, **__: (None, "no network"))
 
 
 @pytest.mark.parametrize(
@@ -46,11 +46,10 @@ def test_all_that_is_missing_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "sun397").mkdir()
     with pytest.raises(CheckpointError, match="2 of 4 models are missing") as error:
-        find_inputs(CLIP, ("sun397", "dtd", "mnist"), tmp_path)
+        find_models(CLIP, ("sun397", "dtd", "mnist"), tmp_path)
     assert "dtd (tanganke/clip-vit-base-patch32_dtd: no network)" in str(error.value)
-    assert "--tiny" in str(error.value)
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
-        find_inputs(CLIP, ("dtd",), tmp_path / "none")
+        find_models(CLIP, ("dtd",), tmp_path / "none")

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from examples.tiny.words import write_tokenizer
 
 from magmerge.live.modules import quiet_transformers
-from magmerge.reproduction.tiny_words import write_tokenizer
 
 WIDTH = 64
 LAYERS = 2

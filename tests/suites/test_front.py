@@ -212,7 +212,7 @@ def test_only_a_suite_is_ever_replaced(
         raise OSError(28, "no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr("magmerge.suites.building.write_suite", fail)
+        patch.setattr("magmerge.suites.front.write_suite", fail)
         with pytest.raises(OutputError, match="no space left"):
             magmerge.suite("vision8", out, base=clip, tasks=["mnist"], overwrite=True)
     assert (out / "suite.yaml").read_bytes() == before

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors.torch import save_file
 from torch import Tensor
 
-from magmerge.checkpoints.own_files import discard, files_in, foreign
+from magmerge.checkpoints.own_files import foreign
+from magmerge.checkpoints.staging import Staging
+from magmerge.checkpoints.target import Target
 from magmerge.errors import OutputError, shortened
-from magmerge.suites.head_files import save_head
 
 FILE, HEADS, DATA, LIST = "suite.yaml", "heads", "data", ".images"
 MARK = "# Written by magmerge, which may replace this folder."
@@ -50,30 +49,25 @@ def check_out(out: Path, *, overwrite: bool) -> None:
 def suite_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """A folder beside `out` to write to, which becomes `out` at the end; nothing if it fails."""
     check_out(out, overwrite=overwrite)
-    made: Path | None = None
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.magmerge-partial-"))
-        made.chmod(0o755)
-        yield made
-        check_out(out, overwrite=overwrite)
-        _publish(made, out)
+        target = Target(out, False, FILE, _own(out), overwrite)
+        with Staging(target) as staging:
+            yield staging.folder
+            check_out(out, overwrite=overwrite)
+            staging.publish()
     except OSError as error:
         raise OutputError(
             f"cannot be written: {error.strerror}",
             source=out,
             remedy="choose a folder that you may write to",
         ) from error
-    finally:
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)
 
 
 def write_heads(folder: Path, heads: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Each task's head as heads/TASK.safetensors."""
     (folder / HEADS).mkdir()
     for name, tensors in heads.items():
-        save_head(folder / HEADS / f"{name}.safetensors", tensors)
+        save_file(dict(tensors), folder / HEADS / f"{name}.safetensors")
 
 
 def write_list(folder: Path, name: str, split: str, rows: Sequence[tuple[Path, int]]) -> str:
@@ -114,21 +108,3 @@ def _own(folder: Path) -> frozenset[str]:
         for text in texts
         if any(text.startswith(begin) and text.endswith(end) for begin, end in endings.items())
     )
-
-
-def _publish(made: Path, out: Path) -> None:
-    """Give the finished folder its name; the one that it replaces is put aside first."""
-    if not out.exists():
-        os.rename(made, out)
-        return
-    aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.magmerge-old-"))
-    os.rename(out, aside / "old")
-    try:
-        os.rename(made, out)
-    except OSError:
-        os.rename(aside / "old", out)
-        aside.rmdir()
-        raise
-    discard(aside / "old", files_in(out) | _own(aside / "old"), out)
-    with suppress(OSError):
-        aside.rmdir()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,11 @@ import torch
 
 from magmerge.errors import OutputError
 from magmerge.live.modules import build_model
-from magmerge.reproduction.pipelines import Pipeline
+from magmerge.reproduction.ledger import models_measured
+from magmerge.reproduction.merges import models_a_round
+from magmerge.reproduction.models import find_here, missing_models
+from magmerge.reproduction.request import Request
+from magmerge.reproduction.table import ZERO_SHOT
 
 GB = 10**9
 TRIAL_ROWS = 8
@@ -49,18 +53,27 @@ class Estimate:
             )
 
 
-def free_bytes(folder: Path) -> float:
-    """What is free on the disk of a folder that may not exist yet."""
-    place = folder.absolute()
+def estimate(request: Request) -> Estimate:
+    """What is left to do, as far as it can be told from what is here."""
+    pipeline, machine = request.pipeline, request.machine
+    missing = missing_models(pipeline, request.tasks, request.inputs)
+    known = models_measured(request.folder)
+    rows = sum(pipeline.experts[task].rows or 0 for task in request.tasks)
+    left = [one for one in request.variants if one.name not in known]
+    passes = rows * len(left) + (0 if ZERO_SHOT in known else 2 * rows)
+    base, seconds = find_here(pipeline, "base", request.inputs), None
+    if base is not None and passes:
+        one = seconds_a_row(pipeline.kind, base, machine.dtype, machine.device or "cpu")
+        seconds = None if one is None else one * passes
+    size = int(pipeline.expert_gb * GB)
+    together = len(left) if request.keep else min(len(left), models_a_round(machine.memory, size))
+    download = pipeline.expert_gb * len([role for role in missing if role != "base"])
+    download += pipeline.base_gb if "base" in missing else 0.0
+    place = request.folder.absolute()
     while not place.exists():
         place = place.parent
-    return float(shutil.disk_usage(place).free)
-
-
-def download_bytes(pipeline: Pipeline, missing: Collection[str]) -> float:
-    """The size of models that are not here, from the pipeline's own figures."""
-    base = pipeline.base_gb if "base" in missing else 0.0
-    return GB * (base + pipeline.expert_gb * (len(missing) - ("base" in missing)))
+    free = float(shutil.disk_usage(place).free)
+    return Estimate(len(left), rows, passes, GB * download, size * together, free, seconds)
 
 
 def seconds_a_row(kind: str, base: Path, dtype: str | None, device: str) -> float | None:

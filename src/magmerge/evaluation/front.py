@@ -4,51 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any, overload
 
 from magmerge.checkpoints.own_files import check_document
 from magmerge.errors import ParameterError
 from magmerge.evaluation.entries import WHOLE
 from magmerge.evaluation.harness import LmEval, run_harness
 from magmerge.evaluation.quick import Columns, quick_suite
+from magmerge.evaluation.runner import Hardware
 from magmerge.evaluation.scores import Scores, save_all
 from magmerge.evaluation.suite import Suite, open_suite
 from magmerge.evaluation.weights import Measurable
-from magmerge.machine import DEFAULT_MEMORY as DEFAULT
 from magmerge.machine import Progress
 
 Path_ = str | Path
 
 
-class Settings(TypedDict, total=False):
-    """The keyword arguments of `evaluate`."""
-
-    suite: Path_ | Suite | None
-    split: str
-    tasks: Sequence[str] | None
-    perplexity: Sequence[Path_]
-    questions: Sequence[Path_]
-    columns: Mapping[str, str | None] | None
-    base: Path_ | None
-    max_length: int | None
-    lm_eval: Sequence[str] | Mapping[str, Any]
-    threads: int | None
-    workers: int | None
-    device: str | None
-    dtype: str | None
-    memory: str | int
-    allow_code: bool
-    out: Path_ | None
-    overwrite: bool
-    progress: Progress | None
-
-
 @overload
-def evaluate(model: Measurable, **settings: Unpack[Settings]) -> Scores: ...
+def evaluate(model: Measurable, **settings: Any) -> Scores: ...
 @overload
-def evaluate(
-    model: list[Any] | tuple[Measurable, ...], **settings: Unpack[Settings]
-) -> list[Scores]: ...
+def evaluate(model: list[Any] | tuple[Measurable, ...], **settings: Any) -> list[Scores]: ...
 def evaluate(
     model: Measurable | list[Any] | tuple[Measurable, ...],
     *,
@@ -61,15 +36,11 @@ def evaluate(
     base: Path_ | None = None,
     max_length: int | None = None,
     lm_eval: Sequence[str] | Mapping[str, Any] = (),
-    threads: int | None = None,
-    workers: int | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    memory: str | int = DEFAULT,
     allow_code: bool = False,
     out: Path_ | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    **machine: Any,
 ) -> Scores | list[Scores]:
     """Measure a model, or several in one pass: scores, 95 % intervals, and time.
 
@@ -83,22 +54,22 @@ def evaluate(
       come from the model's folder or from `base`; texts are cut to `max_length` tokens.
     - `lm_eval`: names of tasks of lm-evaluation-harness, or a mapping with the fields of `LmEval`.
 
-    `threads` batches are at work at once, and `workers` threads decode images ahead of them; their
-    numbers do not change the scores. The forward pass is in `dtype` (default float32) on `device`
-    (default cpu); heads and log-probabilities are in float32. Live models and images that are kept
-    decoded take at most `memory`, but for one model. Code that a suite names, and task
-    files of the harness, which can run code, need `allow_code`. With `out` the scores are written
-    there as JSON. Raises MagmergeError's children.
+    `machine` are fields of `Hardware`: `threads` batches are at work at once, and `workers` threads
+    decode images ahead of them; their numbers do not change the scores. The forward pass is in
+    `dtype` (default float32) on `device` (default cpu); heads and log-probabilities are in float32.
+    Live models take at most `memory`, but for one model. Code that a suite names, and task files of
+    the harness, which can run code, need `allow_code`. With `out` the scores are written there as
+    JSON. Raises MagmergeError's children.
     """
     several = isinstance(model, list | tuple)
     models = list(model) if isinstance(model, list | tuple) else [model]
     _one_of(suite=suite, perplexity_or_questions=[*perplexity, *questions], lm_eval=lm_eval)
     if out is not None:
         check_document(Path(out), overwrite=overwrite)
+    setting = Hardware(**machine)
     if lm_eval:
-        wanted = LmEval.of(lm_eval)
         scores = run_harness(
-            models, wanted, device=device, dtype=dtype, allow_code=allow_code, progress=progress
+            models, LmEval.of(lm_eval), setting, allow_code=allow_code, progress=progress
         )
     else:
         named = Columns(**{key: name for key, name in (columns or {}).items() if name})
@@ -107,12 +78,11 @@ def evaluate(
                 perplexity, questions, columns=named, base=base, max_length=max_length
             )
         opened = suite if isinstance(suite, Suite) else open_suite(suite, allow_code=allow_code)
-        found = opened.evaluate_all(
+        results = opened.evaluate_all(
             {str(number): one for number, one in enumerate(models)},
-            split=split, tasks=tasks, threads=threads, workers=workers, device=device,
-            dtype=dtype, memory=memory, progress=progress,
+            split=split, tasks=tasks, progress=progress, **machine,
         )  # fmt: skip
-        scores = list(found.values())
+        scores = list(results.values())
     if out is not None and several:
         save_all(scores, out, overwrite=overwrite)
     elif out is not None:

@@ -1,0 +1,109 @@
+"""Batches of tasks through live modules, side by side, with progress over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from magmerge import dtypes
+from magmerge.device import open_device
+from magmerge.errors import ParameterError
+from magmerge.evaluation.batches import Batch, Prepared, batches_ahead, copied, in_order
+from magmerge.evaluation.weights import LiveModel, Weights, evaluating
+from magmerge.executors import local
+from magmerge.machine import CPU, Machine, Progress
+from magmerge.machine import DEFAULT_MEMORY as DEFAULT
+from magmerge.samples import Inputs
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What the arithmetic is done with; none of it changes a score, but for the dtype.
+
+    Raises ParameterError or UnknownNameError for what there is not.
+    """
+
+    threads: int | None = None
+    workers: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    memory: str | int = DEFAULT
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and (not isinstance(self.workers, int) or self.workers < 1):
+            raise ParameterError(f"{self.workers} workers", remedy="give one worker or more")
+        open_device(self.device or CPU)
+        Machine(self.threads)
+        dtypes.parse_size(self.memory)
+        dtypes.parse_float_dtype(str(self.dtype or "float32"))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, for another one."""
+        return asdict(self)
+
+    @property
+    def format(self) -> torch.dtype | None:
+        """The dtype as torch has it."""
+        return dtypes.torch_dtype(dtypes.parse_float_dtype(self.dtype)) if self.dtype else None
+
+    @property
+    def lanes(self) -> int:
+        """How many batches are at work at once: a GPU runs one at a time by itself."""
+        return Machine(self.threads).count if (self.device or CPU) == CPU else 1
+
+
+class Runner:
+    """Measures models on tasks; `total` is the number of batches that progress counts to."""
+
+    def __init__(
+        self, lives: list[LiveModel], machine: Hardware, progress: Progress | None, total: int
+    ) -> None:
+        self._lives, self._machine, self._progress = lives, machine, progress
+        self._total, self._done = total, 0
+
+    def groups(self, models: Sequence[Weights]) -> Iterator[list[nn.Module]]:
+        """As many of the models at once as fit into memory, at least one, until none is left.
+
+        A group must be done with before the next is asked for, whose models take its places.
+        """
+        room, left = dtypes.parse_size(self._machine.memory), list(models)
+        while left:
+            count, size = 1, left[0].size(self._machine.format)
+            while count < len(left) and size + left[count].size(self._machine.format) <= room:
+                size += left[count].size(self._machine.format)
+                count += 1
+            while len(self._lives) < count:
+                self._lives.append(self._lives[0].another())
+            yield [
+                live.put(weights, self._machine.format, self._machine.device)
+                for live, weights in zip(self._lives, left[:count], strict=False)
+            ]
+            left = left[count:]
+
+    def answers(self, modules: Sequence[nn.Module], task: Prepared) -> list[Tensor]:
+        """What each module makes of each row, in one pass: the same bits for any threads."""
+
+        @torch.inference_mode()
+        def call(batch: Batch, inputs: Future[Inputs]) -> list[Tensor]:
+            return [batch.measure(module, copied(inputs.result())) for module in modules]
+
+        workers = Machine(self._machine.workers).count
+        with ExitStack() as stack:
+            for module in modules:
+                stack.enter_context(evaluating(module))
+            pool = stack.enter_context(ThreadPoolExecutor(workers))
+            jobs = (partial(call, *one) for one in batches_ahead(task.batches, pool, workers))
+            lines = local.run(local.single(jobs), threads=self._machine.lanes, done=self._count)
+        return [in_order(task.batches, own) for own in zip(*lines, strict=True)]
+
+    def _count(self, lines: Sequence[Tensor]) -> None:
+        self._done += len(lines)
+        if self._progress is not None:
+            self._progress("evaluating", self._done, self._total)
