@@ -22,9 +22,9 @@ from rich.table import Table
 from torch import Tensor
 
 import magmerge
-from magmerge.demonstration.encoder import Encoder
-from magmerge.demonstration.tasks import Task, base_folder, load_tasks
-from magmerge.machine import Machine
+from magmerge.core.machine import Machine
+from magmerge.studies.demo.encoder import Encoder
+from magmerge.studies.demo.tasks import Task, base_folder, load_tasks
 
 METHODS = ("average", "task_arithmetic", "ties", "dare")
 LAMBDAS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)

@@ -34,7 +34,7 @@ import numpy as np
 import torch
 
 from magmerge.checkpoints.torch_pickle import open_torch
-from magmerge.errors import MagmergeError
+from magmerge.core.errors import MagmergeError
 
 RESULTS = Path(__file__).parent / "results" / "fuzz_pickles.jsonl"
 LONGEST = 60

@@ -18,9 +18,9 @@ from rich.table import Table
 
 import magmerge
 from benchmarks.demo_controls import scorer
-from magmerge.demonstration.encoder import Encoder
-from magmerge.demonstration.tasks import base_folder, load_tasks
 from magmerge.report.adapter_table import whole_error
+from magmerge.studies.demo.encoder import Encoder
+from magmerge.studies.demo.tasks import base_folder, load_tasks
 
 METHODS = ("average", "task_arithmetic", "ties")
 RANKS = (16, 32, 64, 96)

@@ -21,8 +21,8 @@ from torch import Tensor
 
 import magmerge
 from benchmarks.demo_controls import scorer
-from magmerge.demonstration.encoder import Encoder
-from magmerge.demonstration.tasks import base_folder, load_tasks
+from magmerge.studies.demo.encoder import Encoder
+from magmerge.studies.demo.tasks import base_folder, load_tasks
 
 RESULTS = Path(__file__).parent / "results" / "paper_or_mergekit.jsonl"
 UNEQUAL = [2.0, 1.0, 1.0, 1.0, 1.0, 1.0]

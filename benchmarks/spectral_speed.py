@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from magmerge.journal import listening
+from magmerge.core.journal import listening
+from magmerge.core.machine import Machine
 from magmerge.linalg.spectral import RANK_CUT
 from magmerge.methods.iso import iso_c, iso_cts, shares
 from magmerge.methods.tsv import tsv_m
-from magmerge.machine import Machine
 
 RESULTS = Path(__file__).parent / "results" / "spectral_speed.jsonl"
 SHAPES = ((768, 768), (3072, 768), (4096, 4096))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from magmerge.cli import main
-from magmerge.components import COMPONENTS, component_of, components_of, layout_of
+from magmerge.core.components import COMPONENTS, component_of, components_of, layout_of
 from tests.conftest import SHAPES, Shapes, random_state, tuned
 from tests.diffusion import UNET, flux, sd1, sd2, sdxl
 
@@ -143,8 +143,8 @@ def test_a_component_that_the_model_lacks_is_told(
 
 
 def test_kinds_are_what_layers_of_these_models_are() -> None:
+    from magmerge.checkpoints.kinds import kinds_of
     from magmerge.checkpoints.memory import MemoryCheckpoint
-    from magmerge.kinds import kinds_of
 
     def kinds(shapes: Shapes) -> dict[str, str]:
         return {**kinds_of(MemoryCheckpoint(random_state(0, shapes)), {})}

@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import magmerge
-from magmerge import dtypes
-from magmerge.converting import ModelConversion
-from magmerge.errors import (
+from magmerge.core import dtypes
+from magmerge.core.errors import (
     CheckpointError,
     NonFiniteError,
     OutputError,
     ParameterError,
     UnknownNameError,
 )
+from magmerge.pipeline.convert import ModelConversion
 from tests.adapters.test_conducting import peft_folder
 from tests.clip_files import clips
 from tests.conftest import CommandLine, random_state

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import magmerge
-from magmerge.device import moved, open_device
-from magmerge.errors import ParameterError
+from magmerge.core.errors import ParameterError
+from magmerge.linalg.device import moved, open_device
 from tests.conftest import State
 from tests.contracts.laws import METHODS
 

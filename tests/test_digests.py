@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from magmerge import digests
-from magmerge.digests import DigestMemory, default_path
+from magmerge.checkpoints import digests
+from magmerge.checkpoints.digests import DigestMemory, default_path
 
 
 def old(path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:

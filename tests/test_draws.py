@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from magmerge.draws import CHUNK, derive_seed, drop, integers, keep_mask, uniforms
+from magmerge.linalg.draws import CHUNK, derive_seed, drop, integers, keep_mask, uniforms
 
 
 def test_an_entry_depends_on_its_seed_and_place_only() -> None:

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from magmerge import dtypes
-from magmerge.errors import ParameterError
+from magmerge.core import dtypes
+from magmerge.core.errors import ParameterError
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from magmerge import errors
-from magmerge.errors import MagmergeError, StructureError, printable, suggestion
+from magmerge.core import errors
+from magmerge.core.errors import MagmergeError, StructureError, printable, suggestion
 
 
 def test_every_error_is_of_one_tree() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import magmerge
-from magmerge.errors import StructureError
+from magmerge.core.errors import StructureError
 from tests.conftest import State
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 
-from magmerge.journal import listening, note
+from magmerge.core.journal import listening, note
 
 
 def test_a_note_goes_to_the_innermost_listener() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from magmerge.checkpoints import open_checkpoint
-from magmerge.kinds import kinds_of
+from magmerge.checkpoints.kinds import kinds_of
 
 
 @pytest.mark.parametrize(

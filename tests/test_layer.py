@@ -5,10 +5,10 @@ import torch
 from magmerge.binding import Treatment
 from magmerge.layer import Merged, apply_factor, calibrate_layer, merge_layer, record_of
 
-from magmerge import registry
-from magmerge.pieces import cut
-from magmerge.traits import Calibrator
-from magmerge.types import LayerRecord, Step, TensorSpec
+from magmerge.core import registry
+from magmerge.core.pieces import cut
+from magmerge.core.traits import Calibrator
+from magmerge.core.types import LayerRecord, Step, TensorSpec
 
 WSC = registry.calibrators.get("wsc")
 

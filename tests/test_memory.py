@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 PROGRAM = """
 import sys
 from pathlib import Path
-import torch, magmerge.pipeline
+import torch, magmerge.pipeline.merge
 from magmerge.cli import main
 torch.ones(3) @ torch.ones(3)
 def peak():

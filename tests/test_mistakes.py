@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import magmerge
-from magmerge.errors import (
+from magmerge.core.errors import (
     CheckpointError,
     MagmergeError,
     NonFiniteError,
@@ -115,7 +115,7 @@ def test_the_model_scope_is_exact_for_float64_models() -> None:
 def test_a_calibrator_leaves_kinds_alone_that_it_does_not_act_on(
     base: State, experts: list[State]
 ) -> None:
-    from magmerge import registry
+    from magmerge.core import registry
 
     @magmerge.register_calibrator(
         "embeddings_for_test", source="a test", acts_on=frozenset({"embedding"}), gated=False

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magmerge.parameters import UNIT
-from magmerge.pieces import ALIGNED, coarsest, cut
+from magmerge.core.parameters import UNIT
+from magmerge.core.pieces import ALIGNED, coarsest, cut
 
 SHAPES = st.lists(st.integers(1, 70), min_size=1, max_size=4).map(tuple)
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import magmerge
 from magmerge.checkpoints.memory import MemoryCheckpoint
-from magmerge.errors import CheckpointError, MagmergeError, NonFiniteError, ParameterError
+from magmerge.core.errors import CheckpointError, MagmergeError, NonFiniteError, ParameterError
 from tests.conftest import State
 
 

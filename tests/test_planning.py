@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import magmerge
-from magmerge.errors import MagmergeError, ParameterError, StructureError, UnknownNameError
+from magmerge.core.errors import MagmergeError, ParameterError, StructureError, UnknownNameError
 from tests.conftest import State
 
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magmerge import registry
-from magmerge.errors import MagmergeError, ParameterError, UnknownNameError
-from magmerge.recipe import Recipe, check_calibrations, check_parameters, keywords
+from magmerge.core import registry
+from magmerge.core.errors import MagmergeError, ParameterError, UnknownNameError
+from magmerge.core.recipe import Recipe, check_calibrations, check_parameters, keywords
 
 TIES = registry.methods.get("ties")
 

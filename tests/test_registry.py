@@ -15,10 +15,10 @@ import torch
 import magmerge
 import magmerge.calibrators
 import magmerge.methods
-from magmerge import registry as registries
-from magmerge.errors import MagmergeError, UnknownNameError
-from magmerge.registry import Registry, parameters_of
-from magmerge.traits import Method
+from magmerge.core import registry as registries
+from magmerge.core.errors import MagmergeError, UnknownNameError
+from magmerge.core.registry import Registry, parameters_of
+from magmerge.core.traits import Method
 
 
 def registry() -> Registry[Method]:

@@ -16,10 +16,10 @@ from examples.tiny.images import draw_images
 from examples.tiny.language import HARNESS, TESTED, skill_entry, write_skills
 from examples.tiny.words import ROWS, as_rows, draw_texts
 
-from magmerge.reproduction.pipelines import Pipeline, find_pipeline
-from magmerge.samples import Preparation, prepare, read_samples
-from magmerge.suites.definitions import ImageTask, TextTask, task
-from magmerge.suites.zero_shot import ZeroShot
+from magmerge.data import Preparation, prepare, read_samples
+from magmerge.evaluation.suites.definitions import ImageTask, TextTask, task
+from magmerge.evaluation.suites.zero_shot import ZeroShot
+from magmerge.studies.reproduction.pipelines import Pipeline, find_pipeline
 
 CLASSES = 4
 """Classes of a task that images are generated of."""

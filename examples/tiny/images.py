@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from magmerge.draws import derive_seed
-from magmerge.samples.extras import needed
+from magmerge.data.extras import needed
+from magmerge.linalg.draws import derive_seed
 
 SIDE = 32
 CELLS = 4

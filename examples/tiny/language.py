@@ -11,8 +11,8 @@ import yaml
 from examples.tiny.encoders import tune_language_model, write_language_model
 from examples.tiny.words import LENGTH, WORDS, word
 
-from magmerge.draws import derive_seed
-from magmerge.reproduction.pipelines import ExpertEntry
+from magmerge.linalg.draws import derive_seed
+from magmerge.studies.reproduction.pipelines import ExpertEntry
 
 HARNESS = "harness"
 """The folder of the tasks' files."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from magmerge.draws import derive_seed
-from magmerge.samples.extras import needed
+from magmerge.data.extras import needed
+from magmerge.linalg.draws import derive_seed
 
 WORDS = 400
 LENGTH = 12

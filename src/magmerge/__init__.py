@@ -12,57 +12,57 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from magmerge.version import __version__
+from magmerge.core.version import __version__
 
 if TYPE_CHECKING:
-    from magmerge.catalogue import calibrator, catalog, method
     from magmerge.checkpoints import open_checkpoint
-    from magmerge.converting import convert
-    from magmerge.demonstration import demo
-    from magmerge.documents import run
+    from magmerge.core.catalogue import calibrator, catalog, method
+    from magmerge.core.errors import MagmergeError, MagmergeWarning
+    from magmerge.core.machine import Machine
+    from magmerge.core.recipe import Recipe
+    from magmerge.core.registry import register_calibrator, register_method
+    from magmerge.engine.inspection import diff, inspect
     from magmerge.engine.result import Result
-    from magmerge.errors import MagmergeError, MagmergeWarning
     from magmerge.evaluation import evaluate
-    from magmerge.figures import plot, redraw
-    from magmerge.inspection import diff, inspect
-    from magmerge.machine import Machine
-    from magmerge.pipeline import calibrate, extract, merge, plan
-    from magmerge.recipe import Recipe
-    from magmerge.registry import register_calibrator, register_method
+    from magmerge.evaluation.sensitivity import Sensitivity, sensitivity
+    from magmerge.evaluation.suites import named_suites, suite
+    from magmerge.pipeline.convert import convert
+    from magmerge.pipeline.documents import run
+    from magmerge.pipeline.merge import calibrate, extract, merge, plan
     from magmerge.report.writing import write_report
-    from magmerge.reproduction import reproduce
-    from magmerge.sensing import Sensitivity, sensitivity
-    from magmerge.suites import named_suites, suite
+    from magmerge.studies.demo import demo
+    from magmerge.studies.figures import plot, redraw
+    from magmerge.studies.reproduction import reproduce
 
 _HOMES = {
-    "MagmergeError": "errors",
-    "MagmergeWarning": "errors",
-    "Machine": "machine",
-    "Recipe": "recipe",
-    "run": "documents",
+    "MagmergeError": "core.errors",
+    "MagmergeWarning": "core.errors",
+    "Machine": "core.machine",
+    "Recipe": "core.recipe",
+    "run": "pipeline.documents",
     "Result": "engine.result",
-    "calibrate": "pipeline",
-    "calibrator": "catalogue",
-    "catalog": "catalogue",
-    "convert": "converting",
-    "demo": "demonstration",
-    "diff": "inspection",
+    "calibrate": "pipeline.merge",
+    "calibrator": "core.catalogue",
+    "catalog": "core.catalogue",
+    "convert": "pipeline.convert",
+    "demo": "studies.demo",
+    "diff": "engine.inspection",
     "evaluate": "evaluation",
-    "extract": "pipeline",
-    "inspect": "inspection",
-    "merge": "pipeline",
-    "method": "catalogue",
-    "named_suites": "suites",
+    "extract": "pipeline.merge",
+    "inspect": "engine.inspection",
+    "merge": "pipeline.merge",
+    "method": "core.catalogue",
+    "named_suites": "evaluation.suites",
     "open_checkpoint": "checkpoints",
-    "plan": "pipeline",
-    "plot": "figures",
-    "redraw": "figures",
-    "reproduce": "reproduction",
-    "register_calibrator": "registry",
-    "register_method": "registry",
-    "Sensitivity": "sensing",
-    "sensitivity": "sensing",
-    "suite": "suites",
+    "plan": "pipeline.merge",
+    "plot": "studies.figures",
+    "redraw": "studies.figures",
+    "reproduce": "studies.reproduction",
+    "register_calibrator": "core.registry",
+    "register_method": "core.registry",
+    "Sensitivity": "evaluation.sensitivity",
+    "sensitivity": "evaluation.sensitivity",
+    "suite": "evaluation.suites",
     "write_report": "report.writing",
 }
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from magmerge.adapters.expert import AdapterExpert
 from magmerge.checkpoints import open_checkpoint, open_expert
-from magmerge.models import Checkpoint
+from magmerge.checkpoints.adapters.expert import AdapterExpert
+from magmerge.core.models import Checkpoint
 from tests.adapters.files import product, write_adapter
 from tests.conftest import Shapes, State, random_state
 from tests.diffusion import UNET, flux, sd1, sd2, sdxl

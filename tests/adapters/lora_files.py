@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from magmerge.adapters.formats import encode
-from magmerge.adapters.nouns import Adapter, Content, LowRank
-from magmerge.adapters.opening import open_adapter
+from magmerge.checkpoints.adapters.formats import encode
+from magmerge.checkpoints.adapters.nouns import Adapter, Content, LowRank
+from magmerge.checkpoints.adapters.opening import open_adapter
 from tests.adapters.module_names import Shapes
 
 Deltas = dict[str, Tensor]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from magmerge.adapters.nouns import ModuleSpec
+from magmerge.checkpoints.adapters.nouns import ModuleSpec
 
 Shapes = dict[str, tuple[int, ...]]
 

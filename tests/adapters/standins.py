@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magmerge.adapters.nouns import LowRank, ModuleSpec
-from magmerge.adapters.union import AdapterTaskVectors, AdapterUnion
-from magmerge.models import Sources
-from magmerge.types import Naming, TensorSpec
+from magmerge.checkpoints.adapters.nouns import LowRank, ModuleSpec
+from magmerge.checkpoints.adapters.union import AdapterTaskVectors, AdapterUnion
+from magmerge.core.models import Sources
+from magmerge.core.types import Naming, TensorSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -8,8 +8,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import magmerge
-from magmerge.errors import AdapterError, MagmergeWarning
-from magmerge.types import Naming
+from magmerge.core.errors import AdapterError, MagmergeWarning
+from magmerge.core.types import Naming
 from tests.adapters.test_extraction import changed, near
 from tests.conftest import Shapes, random_state
 

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import magmerge
-from magmerge.adapters.opening import open_adapter
+from magmerge.checkpoints.adapters.opening import open_adapter
+from magmerge.core.errors import MagmergeError, MagmergeWarning
 from magmerge.engine.result import AdapterResult
-from magmerge.errors import MagmergeError, MagmergeWarning
 from tests.adapters.standins import full
 
 MODULES = {

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import magmerge
-from magmerge.errors import MagmergeError
+from magmerge.core.errors import MagmergeError
 from tests.adapters.test_conducting import MODULES, both, diffusers_file, peft_folder
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import magmerge
 from magmerge.checkpoints import open_checkpoint, open_expert
-from magmerge.errors import MagmergeError, StructureError
+from magmerge.core.errors import MagmergeError, StructureError
 from tests.adapters.base_cases import CASES, DIFFUSERS_FLUX, OF_SD1, Part, opened, shape_of
 from tests.adapters.files import factors, product, write_adapter
 from tests.conftest import Shapes, random_state

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import magmerge
-from magmerge.errors import (
+from magmerge.core.errors import (
     MagmergeError,
     MagmergeWarning,
     OutputError,

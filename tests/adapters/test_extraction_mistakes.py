@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import magmerge
-from magmerge.errors import (
+from magmerge.core.errors import (
     AdapterError,
     MagmergeError,
     NonFiniteError,

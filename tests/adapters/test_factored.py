@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from magmerge.adapters.factored import coordinates, norms, spectrum, truncate
-from magmerge.adapters.nouns import LowRank
+from magmerge.checkpoints.adapters.factored import coordinates, norms, spectrum, truncate
+from magmerge.checkpoints.adapters.nouns import LowRank
 
 SIZES = st.integers(1, 12)
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
+from magmerge.binding import bind
+from magmerge.checkpoints.adapters.merging import Finished, in_factors, merge_modules
+from magmerge.checkpoints.adapters.planning import plan_adapters
+from magmerge.reading import Reader
+from magmerge.run import Work
 from torch import Tensor
 
-from magmerge import registry
-from magmerge.adapters.merging import Finished, in_factors, merge_modules
-from magmerge.adapters.planning import plan_adapters
-from magmerge.binding import bind
-from magmerge.device import open_device
-from magmerge.errors import NonFiniteError, ParameterError, StructureError
-from magmerge.reading import Reader
-from magmerge.recipe import (
+from magmerge.core import registry
+from magmerge.core.errors import NonFiniteError, ParameterError, StructureError
+from magmerge.core.recipe import (
     AdapterOutput,
     Recipe,
     check_calibrations,
     check_parameters,
     keywords,
 )
-from magmerge.run import Work
+from magmerge.linalg.device import open_device
 from tests.adapters.standins import Adapter, factors_of, full, sources_of
 
 SHAPES = {"a.q": (24, 16), "a.k": (16, 24), "b.conv": (12, 4, 3, 3), "only.one": (8, 8)}

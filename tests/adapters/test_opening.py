@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from magmerge.adapters.formats import encode
-from magmerge.adapters.opening import is_adapter_file, open_adapter
-from magmerge.adapters.renaming import rename_content, renamed
 from magmerge.checkpoints import open_checkpoint
-from magmerge.errors import AdapterError, MagmergeError, NonFiniteError
+from magmerge.checkpoints.adapters.formats import encode
+from magmerge.checkpoints.adapters.opening import is_adapter_file, open_adapter
+from magmerge.checkpoints.adapters.renaming import rename_content, renamed
+from magmerge.core.errors import AdapterError, MagmergeError, NonFiniteError
 from tests.adapters import module_names as names
 from tests.adapters.lora_files import content_of, opened, random_content, read_deltas, same, save
 from tests.conftest import random_state
@@ -170,8 +170,8 @@ def test_what_is_not_there_is_said(
 def test_opening_reads_no_factors_and_needs_no_torch(tmp_path: Path) -> None:
     path = save({key: t for key, t in kohya().items() if key != ALPHA}, tmp_path / "a.safetensors")
     code = (
-        "import sys; from magmerge.adapters.opening import open_adapter; "
-        "from magmerge.adapters.renaming import renamed; "
+        "import sys; from magmerge.checkpoints.adapters.opening import open_adapter; "
+        "from magmerge.checkpoints.adapters.renaming import renamed; "
         f"print(len(renamed(open_adapter({str(path)!r}), 'diffusers').modules)); "
         "sys.exit('torch' in sys.modules)"
     )

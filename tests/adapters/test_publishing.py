@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from magmerge.adapters.publishing import write_adapter
+from magmerge.checkpoints.adapters.publishing import write_adapter
 from safetensors.torch import load_file, safe_open
 
-from magmerge.adapters import publishing
-from magmerge.adapters.nouns import Content, LowRank
-from magmerge.checkpoints import staging
-from magmerge.errors import OutputError
-from magmerge.types import Naming
+from magmerge.checkpoints.adapters import publishing
+from magmerge.checkpoints.adapters.nouns import Content, LowRank
+from magmerge.checkpoints.output import staging
+from magmerge.core.errors import OutputError
+from magmerge.core.types import Naming
 
 MODULE = {
     "peft": "mid_block.attentions.0.proj_in",
@@ -184,8 +184,8 @@ RECORD = {"magmerge.json": b'{"magmerge": "0"}'}
 SLOW_RUN = r"""
     import os, sys, time
     from pathlib import Path
-    from magmerge.adapters import publishing
-    from magmerge.checkpoints import staging
+    from magmerge.checkpoints.adapters import publishing
+    from magmerge.checkpoints.output import staging
     from tests.adapters.test_publishing import write
 
     moment, naming, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from magmerge.checkpoints.adapters.ranks import asked_output, chosen_rank
 
-from magmerge.adapters.ranks import asked_output, chosen_rank
-from magmerge.errors import MagmergeError
-from magmerge.recipe import AdapterOutput
+from magmerge.core.errors import MagmergeError
+from magmerge.core.recipe import AdapterOutput
 
 VALUES = torch.tensor([4.0, 2.0, 1.0, 0.5], dtype=torch.float64)
 

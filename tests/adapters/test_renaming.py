@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from magmerge.adapters.nouns import Content, LowRank
-from magmerge.adapters.opening import open_adapter
-from magmerge.adapters.renaming import common_naming, rename_content, renamed
-from magmerge.errors import AdapterError
-from magmerge.types import Naming
+from magmerge.checkpoints.adapters.nouns import Content, LowRank
+from magmerge.checkpoints.adapters.opening import open_adapter
+from magmerge.checkpoints.adapters.renaming import common_naming, rename_content, renamed
+from magmerge.core.errors import AdapterError
+from magmerge.core.types import Naming
 from tests.adapters import module_names as names
 from tests.adapters.lora_files import (
     content_of,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from magmerge.checkpoints.adapters.task_vectors import Rank, bytes_of, module_kind, reason_against
 
-from magmerge.adapters.task_vectors import Rank, bytes_of, module_kind, reason_against
-from magmerge.types import Kind, Step, TensorSpec
+from magmerge.core.types import Kind, Step, TensorSpec
 
 
 def step(name: str, shape: tuple[int, ...], kind: Kind) -> Step:

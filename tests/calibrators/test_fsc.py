@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magmerge import registry
 from magmerge.calibrators.fsc import fsc, measure
-from magmerge.errors import ParameterError
+from magmerge.core import registry
+from magmerge.core.errors import ParameterError
 
 seeds = st.integers(0, 1000)
 

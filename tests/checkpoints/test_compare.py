@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import magmerge
-from magmerge.errors import StructureError
+from magmerge.core.errors import StructureError
 from tests.conftest import State
 
 

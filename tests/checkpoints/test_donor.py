@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import magmerge
-from magmerge.errors import CheckpointError, OutputError
+from magmerge.core.errors import CheckpointError, OutputError
 
 
 def run(folders: list[Path], out: Path, **more: object) -> Path:

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from magmerge import dtypes
-from magmerge.checkpoints.layout import index_of, lay_out
-from magmerge.types import Step, TensorSpec
+from magmerge.checkpoints.output.layout import index_of, lay_out
+from magmerge.core import dtypes
+from magmerge.core.types import Step, TensorSpec
 
 
 def step(name: str, shape: tuple[int, ...], dtype: str) -> Step:

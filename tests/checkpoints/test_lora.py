@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 import magmerge
 from magmerge.checkpoints import open_checkpoint, open_expert
-from magmerge.errors import AdapterError, MagmergeError, StructureError
+from magmerge.core.errors import AdapterError, MagmergeError, StructureError
 from tests.conftest import State
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "lora" / "peft-bert"

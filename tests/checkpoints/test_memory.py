@@ -7,7 +7,7 @@ from transformers.pytorch_utils import Conv1D
 
 import magmerge
 from magmerge.checkpoints.memory import MemoryCheckpoint
-from magmerge.errors import CheckpointError
+from magmerge.core.errors import CheckpointError
 
 
 def test_a_mapping_is_a_checkpoint(base: dict) -> None:

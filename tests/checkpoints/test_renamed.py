@@ -6,7 +6,7 @@ import torch
 import magmerge
 from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.renamed import align
-from magmerge.errors import StructureError
+from magmerge.core.errors import StructureError
 from tests.conftest import State
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import magmerge
-from magmerge.errors import CheckpointError, MagmergeError
+from magmerge.core.errors import CheckpointError, MagmergeError
 from tests.conftest import State, random_state
 
 

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 import magmerge
-from magmerge.checkpoints import staging, writer
-from magmerge.errors import OutputError
+from magmerge.checkpoints.output import staging, writer
+from magmerge.core.errors import OutputError
 from tests.conftest import SHAPES, State
 
 
@@ -106,7 +106,8 @@ SLOW_RUN = r"""
     import os, sys, time
     from pathlib import Path
     import magmerge
-    from magmerge.checkpoints import staging, writer
+    from magmerge.checkpoints.output import staging
+    from magmerge.checkpoints.output import writer
 
     moment, base, expert, out = sys.argv[1], *map(Path, sys.argv[2:])
 

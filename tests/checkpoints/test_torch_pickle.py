@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import magmerge
-from magmerge.errors import CheckpointError, MagmergeError
+from magmerge.core.errors import CheckpointError, MagmergeError
 from tests.conftest import random_state
 
 

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 import magmerge
-from magmerge.checkpoints.writer import FileSink
-from magmerge.errors import OutputError
+from magmerge.checkpoints.output.writer import FileSink
+from magmerge.core.errors import OutputError
 from tests.conftest import State
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from magmerge.cli import output
 from magmerge.evaluation import Scores, TaskScore
-from magmerge.report.scores_table import scores_notes, scores_table
+from magmerge.evaluation.scores_table import scores_notes, scores_table
 from tests.conftest import call
 from tests.evaluation.models import bert_suite, save_llama, save_rows, texts
 

@@ -150,7 +150,7 @@ def test_an_interruption_keeps_the_points(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from magmerge.figures import points as module
+    from magmerge.studies.figures import points as module
 
     real, seen = module.point_of, []
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from magmerge.cli import app
-from magmerge.errors import MagmergeError
+from magmerge.core.errors import MagmergeError
 from tests.live.test_compound import family
 from tests.live.test_running import IDS, llama
 
@@ -48,7 +48,7 @@ def data_of(folder: Path) -> list[str]:
     return [f"--data={name}={folder / name}.safetensors" for name in names] + ["--samples=4"]
 
 
-@pytest.mark.filterwarnings("ignore::magmerge.errors.MagmergeWarning")
+@pytest.mark.filterwarnings("ignore::magmerge.core.errors.MagmergeWarning")
 def test_merge_with_fsc_writes_a_checkpoint_its_record_and_its_report(models: Path) -> None:
     out = models / "out"
     call(models, "merge", *family_of(models), *data_of(models), "--calibrate=fsc", str(out))
@@ -62,7 +62,7 @@ def test_merge_with_fsc_writes_a_checkpoint_its_record_and_its_report(models: Pa
     assert "<svg" in (out / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.filterwarnings("ignore::magmerge.errors.MagmergeWarning")
+@pytest.mark.filterwarnings("ignore::magmerge.core.errors.MagmergeWarning")
 def test_merging_then_calibrating_is_merging_with_calibration(models: Path) -> None:
     common = [*family_of(models), *data_of(models)]
     options = ["--gate=off", "--set=dsc.norm=l1", "--set=wsc.granularity=layer"]
@@ -76,7 +76,7 @@ def test_merging_then_calibrating_is_merging_with_calibration(models: Path) -> N
         torch.testing.assert_close(tensor, at_once[name], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore::magmerge.errors.MagmergeWarning")
+@pytest.mark.filterwarnings("ignore::magmerge.core.errors.MagmergeWarning")
 def test_sensitivity_writes_what_merge_takes(models: Path) -> None:
     listing = models / "layers.json"
     data = f"--data={models / 'expert-0.safetensors'}"
@@ -91,7 +91,7 @@ def test_sensitivity_writes_what_merge_takes(models: Path) -> None:
     assert sum(layer["sensitive"] for layer in record["layers"]) == 3
 
 
-@pytest.mark.filterwarnings("ignore::magmerge.errors.MagmergeWarning")
+@pytest.mark.filterwarnings("ignore::magmerge.core.errors.MagmergeWarning")
 def test_plan_states_the_memory_of_the_model_that_is_run(models: Path) -> None:
     common = ["plan", *family_of(models), "--json"]
     weights = json.loads(call(models, *common, "--calibrate=wsc"))

@@ -9,9 +9,9 @@ import torch
 
 import magmerge
 from magmerge.checkpoints import open_checkpoint
-from magmerge.clip_names import aligned, family_of, in_family
-from magmerge.clip_names.families import Naming
-from magmerge.errors import CheckpointError, MagmergeWarning
+from magmerge.checkpoints.clip import aligned, family_of, in_family
+from magmerge.checkpoints.clip.families import Naming
+from magmerge.core.errors import CheckpointError, MagmergeWarning
 from tests.clip_files import clips
 from tests.clip_names.states import open_clip_state
 from tests.clip_names.test_clip_names import FAMILIES, contents

@@ -14,8 +14,8 @@ from torch import Tensor
 
 import magmerge
 from magmerge.checkpoints import open_checkpoint
-from magmerge.clip_names import aligned, family_of, in_family
-from magmerge.errors import CheckpointError, StructureError, UnknownNameError
+from magmerge.checkpoints.clip import aligned, family_of, in_family
+from magmerge.core.errors import CheckpointError, StructureError, UnknownNameError
 from tests.clip_files import clips, run
 from tests.clip_names.states import OUT, State, by_rule, open_clip_state
 

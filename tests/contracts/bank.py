@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from magmerge import registry
+from magmerge.core import registry
 
 
 class Bank(nn.Module):

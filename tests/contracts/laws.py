@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from magmerge import registry
-from magmerge.traits import Calibrator, Method
+from magmerge.core import registry
+from magmerge.core.traits import Calibrator, Method
 
 METHODS = list(registry.methods)
 CALIBRATORS = list(registry.calibrators)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from magmerge.traits import Calibrator
+from magmerge.core.traits import Calibrator
 from tests.contracts.laws import CALIBRATORS, found_by, rows_for
 
 every_calibrator = pytest.mark.parametrize("calibrator", CALIBRATORS, ids=lambda c: c.name)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import magmerge
-from magmerge.errors import MagmergeError, ParameterError
-from magmerge.traits import Method, Parameter
-from magmerge.validation import check_parameters
+from magmerge.core.errors import MagmergeError, ParameterError
+from magmerge.core.traits import Method, Parameter
+from magmerge.core.validation import check_parameters
 from tests.conftest import State, random_state, tuned
 from tests.contracts.laws import METHODS
 

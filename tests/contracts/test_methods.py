@@ -7,7 +7,7 @@ import inspect
 import pytest
 import torch
 
-from magmerge.traits import Method
+from magmerge.core.traits import Method
 from tests.contracts.laws import METHODS, SHAPES, count_for, deltas_for
 
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)

@@ -7,7 +7,7 @@ import torch
 
 import magmerge
 from magmerge import memory
-from magmerge.traits import Method
+from magmerge.core.traits import Method
 from tests.conftest import State, random_state, tuned
 from tests.contracts.bank import inputs_for
 from tests.contracts.laws import CALIBRATORS, METHODS

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import magmerge
-from magmerge.demonstration import Demo, encoder, front, tasks
-from magmerge.errors import CheckpointError
+from magmerge.core.errors import CheckpointError
+from magmerge.studies.demo import Demo, encoder, front, tasks
 
 LARGEST = 15_000_000
 

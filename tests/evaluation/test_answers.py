@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import save_file
 
 import magmerge
-from magmerge.errors import MagmergeError
+from magmerge.core.errors import MagmergeError
 from magmerge.evaluation import classification, open_suite
 from magmerge.evaluation.classification import read_head
 from tests.evaluation.models import (

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from magmerge.data import Inputs
 from magmerge.evaluation.batches import AHEAD, Batch, batches_ahead
-from magmerge.samples import Inputs
 
 
 def batches(count: int, made: list[int]) -> list[Batch]:

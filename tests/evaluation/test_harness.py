@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import magmerge
-from magmerge.errors import MagmergeError, MissingExtraError, ParameterError, UnknownNameError
+from magmerge.core.errors import MagmergeError, MissingExtraError, ParameterError, UnknownNameError
 from magmerge.evaluation import harness
 from tests.evaluation.models import save_llama, save_rows, texts
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import log_softmax
 
 import magmerge
-from magmerge.errors import MagmergeError
+from magmerge.core.errors import MagmergeError
 from magmerge.evaluation import language, open_suite
 from tests.evaluation.models import save_llama, save_rows, save_suite, texts
 

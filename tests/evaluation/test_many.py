@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import magmerge
-from magmerge.errors import MagmergeError, ParameterError, StructureError
+from magmerge.core.errors import MagmergeError, ParameterError, StructureError
 from magmerge.evaluation import Scores, classification, open_suite
 from magmerge.evaluation.runner import Runner
 from tests.conftest import tuned
@@ -202,7 +202,7 @@ def test_an_image_that_is_broken_is_told(tmp_path: Path) -> None:
 
 def test_a_clip_of_another_family_is_measured_under_its_names(clip: Path) -> None:
     from magmerge.checkpoints import open_checkpoint
-    from magmerge.clip_names import in_family
+    from magmerge.checkpoints.clip import in_family
 
     suite, folder = open_suite(clip), clip.parent / "base"
     expected = values(suite.evaluate(folder))

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from magmerge.errors import MagmergeError
+from magmerge.core.errors import MagmergeError
 from magmerge.evaluation import open_suite
 from tests.conftest import tuned
 from tests.evaluation.models import bert_suite

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch.nn.functional import log_softmax
 
 import magmerge
-from magmerge.errors import MagmergeError, ParameterError
+from magmerge.core.errors import MagmergeError, ParameterError
+from magmerge.data import DataError
 from magmerge.evaluation.labels import choices_of, right_choices, values_of
 from magmerge.evaluation.quick import Columns, quick_suite
-from magmerge.samples import DataError
 from tests.evaluation.models import save_llama, save_rows, save_suite, texts
 
 SETS = (["yes", "no"], ["good", "bad", "very good"], ["one two", "three", "text", "a b c"])

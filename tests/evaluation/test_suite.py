@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import magmerge
-from magmerge.demonstration import encoder, tasks
-from magmerge.errors import MagmergeError, OutputError
+from magmerge.core.errors import MagmergeError, OutputError
+from magmerge.data import DataError
 from magmerge.evaluation import open_suite, weights
-from magmerge.samples import DataError
+from magmerge.studies.demo import encoder, tasks
 from tests.evaluation.models import WIDTH, bert_suite, save_bert, save_rows, save_suite, texts
 
 

@@ -10,9 +10,9 @@ import yaml
 from safetensors.torch import save_file
 
 import magmerge
-from magmerge.errors import MagmergeError, ParameterError, UnknownNameError
+from magmerge.core.errors import MagmergeError, ParameterError, UnknownNameError
+from magmerge.data import DataError
 from magmerge.evaluation import open_suite
-from magmerge.samples import DataError
 from tests.evaluation.models import WIDTH, bert_suite
 
 

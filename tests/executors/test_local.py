@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from magmerge.executors import local
+from magmerge.engine.executors import local
 
 
 def test_results_come_in_the_order_of_the_jobs() -> None:

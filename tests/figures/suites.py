@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from magmerge.version import __version__
+from magmerge.core.version import __version__
 from tests.evaluation.models import save_bert, save_head, save_rows, texts
 
 TASKS = {"three": 3, "two": 2}

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import magmerge
-from magmerge.errors import CheckpointError, MagmergeError
-from magmerge.figures.document import Curves, read_document, write_document
-from magmerge.figures.points import read_order, read_ranking
+from magmerge.core.errors import CheckpointError, MagmergeError
+from magmerge.studies.figures.document import Curves, read_document, write_document
+from magmerge.studies.figures.points import read_order, read_ranking
 from tests.figures.suites import coefficients, curves, ranking
 from tests.report.test_fuzz import changed, steps, values
 

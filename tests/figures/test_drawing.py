@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 import magmerge
-from magmerge.errors import OutputError
-from magmerge.figures.chart import FINE, SIZES, chart_of
-from magmerge.figures.document import SHAPES
+from magmerge.core.errors import OutputError
 from magmerge.report.svg import drawing
+from magmerge.studies.figures.chart import FINE, SIZES, chart_of
+from magmerge.studies.figures.document import SHAPES
 from tests.figures.suites import coefficients, curves, layer_names, ranking
 
 ORDINARY = [

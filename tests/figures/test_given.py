@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import magmerge
-from magmerge.errors import (
+from magmerge.core.errors import (
     MagmergeError,
     MissingExtraError,
     OutputError,
@@ -18,7 +18,7 @@ from magmerge.errors import (
 from tests.evaluation.models import save_rows
 from tests.figures.suites import TASKS, figure_suite
 
-pytestmark = pytest.mark.filterwarnings("ignore::magmerge.errors.MagmergeWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::magmerge.core.errors.MagmergeWarning")
 
 
 @pytest.fixture(scope="module")

@@ -14,21 +14,21 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import magmerge
-from magmerge.errors import (
+from magmerge.core.errors import (
     MagmergeError,
     OutputError,
     ParameterError,
 )
+from magmerge.core.types import LayerRecord
 from magmerge.evaluation import open_suite
 from magmerge.evaluation.suite import Suite
-from magmerge.figures.bench import Bench
-from magmerge.figures.ground import open_ground
-from magmerge.figures.points import layers_of
-from magmerge.figures.request import Request
-from magmerge.types import LayerRecord
+from magmerge.studies.figures.bench import Bench
+from magmerge.studies.figures.ground import open_ground
+from magmerge.studies.figures.points import layers_of
+from magmerge.studies.figures.request import Request
 from tests.figures.suites import TASKS, figure_suite
 
-pytestmark = pytest.mark.filterwarnings("ignore::magmerge.errors.MagmergeWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::magmerge.core.errors.MagmergeWarning")
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_alpha_ranks_by_itself_once(
     assert found.document.ranked is not None
     assert len(found.document.sensitive) <= found.document.ranked
     monkeypatch.setattr(
-        "magmerge.figures.points.sensitivity", lambda **_: pytest.fail("ranked again")
+        "magmerge.studies.figures.points.sensitivity", lambda **_: pytest.fail("ranked again")
     )
     more = magmerge.plot("alpha", tmp_path / "a.svg", values=[0, 2], overwrite=True, **options)
     assert more.computed == 1

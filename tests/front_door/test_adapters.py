@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import magmerge
-from magmerge.errors import StructureError
+from magmerge.core.errors import StructureError
 from tests.conftest import CommandLine
 from tests.front_door.models import TIED, llama, with_lora
 

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import magmerge
-from magmerge.errors import MagmergeError, ParameterError
+from magmerge.core.errors import MagmergeError, ParameterError
 from tests.conftest import CommandLine
 from tests.evaluation.models import clip_suite, save_bert, save_rows
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import magmerge
-from magmerge.errors import CheckpointError
+from magmerge.core.errors import CheckpointError
 from tests.front_door.models import TIED, llama, trained, with_lora
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import magmerge
-from magmerge.errors import MagmergeWarning, StructureError
+from magmerge.core.errors import MagmergeWarning, StructureError
 from tests.conftest import CommandLine, State, random_state, tuned
 
 LAYERS = ("model.layers.0.q_proj", "model.layers.0.o_proj")

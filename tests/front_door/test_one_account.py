@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import magmerge
-from magmerge.errors import (
+from magmerge.core.errors import (
     CheckpointError,
     MagmergeError,
     ParameterError,

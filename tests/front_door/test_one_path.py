@@ -15,16 +15,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import magmerge
-from magmerge import registry
 from magmerge.checkpoints.gathered import ABSENT, GatheredCheckpoint
 from magmerge.checkpoints.memory import MemoryCheckpoint
-from magmerge.parameters import Supplied
-from magmerge.recipe import AdapterOutput
+from magmerge.core import registry
+from magmerge.core.parameters import Supplied
+from magmerge.core.recipe import AdapterOutput
 from tests.adapters.files import write_adapter
 from tests.conftest import CommandLine, State, random_state, tuned
 from tests.golden.cases import DTYPES, MODULES, digest, models
 
-pytestmark = pytest.mark.filterwarnings("ignore::magmerge.errors.MagmergeWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::magmerge.core.errors.MagmergeWarning")
 
 
 def written(folder: Path, states: dict[str, State]) -> dict[str, str]:
@@ -243,7 +243,7 @@ def test_rows_that_the_base_lacks_are_the_mean_of_those_who_have_them() -> None:
 KILLED = """
 import sys, os, signal
 import magmerge
-from magmerge.checkpoints import writer
+from magmerge.checkpoints.output import writer
 finish, left = writer.Ledger.finish, int(sys.argv[3])
 def counted(self, step, outcome):
     global left
@@ -318,7 +318,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch) ->
     data = {f"expert-{k + 1}": one for k, one in enumerate(samples)}
     arguments = {"base": base, "experts": experts, "method": "average", "calibrate": "fsc"}
     fresh = magmerge.merge(**arguments, data=data, out=tmp_path / "fresh.safetensors")
-    from magmerge.checkpoints import writer
+    from magmerge.checkpoints.output import writer
 
     finish = writer.Ledger.finish
 
@@ -330,12 +330,11 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch) ->
     with pytest.raises(KeyboardInterrupt):
         magmerge.merge(**arguments, data=data, out=tmp_path / "out.safetensors", resume=True)
     monkeypatch.undo()
-    from magmerge import pipeline
 
     def refuse(*_: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(pipeline, "estimate", refuse)
+    monkeypatch.setattr(verbs, "estimate", refuse)
     again = magmerge.merge(**arguments, data=data, out=tmp_path / "out.safetensors", resume=True)
     assert digest(again.state_dict()) == digest(fresh.state_dict())
     assert again.records == fresh.records

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import magmerge
-from magmerge.errors import MagmergeWarning, OutputError
+from magmerge.core.errors import MagmergeWarning, OutputError
 from tests.conftest import CommandLine, State
 from tests.front_door.models import llama, trained
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import magmerge
-from magmerge.errors import MagmergeWarning, OutputError
+from magmerge.core.errors import MagmergeWarning, OutputError
 from tests.adapters.files import write_adapter
 from tests.conftest import CommandLine, random_state, tuned
 from tests.suites.clips import save_clip

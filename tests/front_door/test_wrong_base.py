@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import magmerge
-from magmerge.errors import MagmergeWarning
+from magmerge.core.errors import MagmergeWarning
 from tests.adapters.files import write_adapter
 from tests.conftest import CommandLine, State, random_state, tuned
 

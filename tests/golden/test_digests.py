@@ -22,7 +22,7 @@ from tests.golden.record import FILE, machine
 KNOWN = json.loads(FILE.read_text())
 CASES = cases()
 
-pytestmark = pytest.mark.filterwarnings("ignore::magmerge.errors.MagmergeWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::magmerge.core.errors.MagmergeWarning")
 
 
 def test_every_case_is_recorded() -> None:

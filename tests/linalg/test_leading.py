@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from magmerge.journal import listening
+from magmerge.core.journal import listening
 from magmerge.linalg.leading import leading
 from magmerge.linalg.subspace import leading_eigenvectors
 from tests.linalg.matrices import SHAPES, SPECTRA, distance, slow_triplets, with_spectrum

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from magmerge.journal import listening
+from magmerge.core.journal import listening
 from magmerge.linalg.low_rank import (
     SMALL,
     Factored,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from magmerge.journal import listening
+from magmerge.core.journal import listening
 from magmerge.linalg.polar import polar
 from magmerge.linalg.spectral import RANK_CUT
 from tests.linalg.matrices import (

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from magmerge.core.parameters import Threshold
 from magmerge.linalg.selection import (
     bin_of_rank,
     count_above,
@@ -15,7 +16,6 @@ from magmerge.linalg.selection import (
     places_of,
     tally_between,
 )
-from magmerge.parameters import Threshold
 
 VALUES = st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 1e-40, 1e30]), min_size=1, max_size=30)
 

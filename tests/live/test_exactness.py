@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import magmerge
-from magmerge.errors import MagmergeWarning
+from magmerge.core.errors import MagmergeWarning
 from tests.live.layer_cases import CASES, Case
 
 SETTINGS: dict[str, Any] = {"calibrate": "fsc", "gate": "off", "method": "average"}

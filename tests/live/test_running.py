@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 import magmerge
-from magmerge.errors import MagmergeError, ParameterError, StructureError
+from magmerge.core.errors import MagmergeError, ParameterError, StructureError
 from tests.live.test_compound import family, records_of
 from tests.live.test_exactness import loaded, merged_by
 
@@ -102,7 +102,7 @@ def test_block_by_block_gives_the_same_bits(tmp_path: Path, order: str, calibrat
 
 
 def test_block_by_block_has_one_block_in_memory(tmp_path: Path, monkeypatch: Any) -> None:
-    from magmerge.live_merge import Recomputed
+    from magmerge.live.merged import Recomputed
 
     base, experts = folders(tmp_path, llama(), family(llama()))
     held: list[int] = []

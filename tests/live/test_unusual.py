@@ -22,7 +22,7 @@ from transformers import (
     ViTModel,
 )
 
-from magmerge.errors import MagmergeError, StructureError
+from magmerge.core.errors import MagmergeError, StructureError
 from tests.live.test_compound import TOKENS, family, inputs_of, ratio, records_of
 from tests.live.test_exactness import loaded, merged_by
 from tests.live.test_names import VIT

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import magmerge
-from magmerge.errors import MagmergeError, ParameterError
+from magmerge.core.errors import MagmergeError, ParameterError
 from tests.live.test_compound import family, records_of
 from tests.live.test_exactness import merged_by
 from tests.live.test_unusual import Net

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import magmerge
-from magmerge.errors import ParameterError
+from magmerge.core.errors import ParameterError
 from tests.contracts.laws import rows_for
 
 

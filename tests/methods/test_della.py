@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import magmerge
-from magmerge.draws import uniforms
-from magmerge.errors import ParameterError
+from magmerge.core.errors import ParameterError
+from magmerge.linalg.draws import uniforms
 from magmerge.linalg.ranks import by_rank
 from magmerge.methods.della import sampled
 from tests.contracts.laws import rows_for

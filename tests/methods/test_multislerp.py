@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import magmerge
-from magmerge.errors import ParameterError
+from magmerge.core.errors import ParameterError
 from tests.contracts.laws import rows_for
 
 multislerp = magmerge.method("multislerp").fn

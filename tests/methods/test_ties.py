@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import magmerge
+from magmerge.core.traits import Survey
 from magmerge.linalg.selection import kept_count, largest
 from magmerge.methods.radix import RadixThreshold
 from magmerge.methods.threshold import LayerThreshold, magnitudes
 from magmerge.methods.ties import trim
-from magmerge.traits import Survey
 from tests.contracts.laws import rows_for
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import magmerge
-from magmerge.journal import listening
+from magmerge.core.journal import listening
 from tests.linalg.matrices import distance, slow_polar, slow_triplets, with_spectrum
 
 tsv_m = magmerge.method("tsv_m").fn

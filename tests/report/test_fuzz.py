@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from magmerge.errors import MagmergeError
+from magmerge.core.errors import MagmergeError
 from magmerge.report.page import render
 from tests.report.documents import Page, document, evaluation
 

@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib as mpl
 import pytest
 
-from magmerge.errors import CheckpointError
+from magmerge.core.errors import CheckpointError
 from magmerge.report.page import render
 from tests.report.documents import PARTS, Page, document, evaluation, factor, layer
 

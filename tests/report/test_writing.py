@@ -12,7 +12,7 @@ import pytest
 import magmerge
 from magmerge import provenance
 from magmerge.cli import main
-from magmerge.errors import CheckpointError, MagmergeError, OutputError
+from magmerge.core.errors import CheckpointError, MagmergeError, OutputError
 from magmerge.report import account, writing
 from tests.report.documents import Page, document, evaluation
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from magmerge.errors import MagmergeError, OutputError
+from magmerge.core.errors import MagmergeError, OutputError
 from magmerge.evaluation.scores import TaskScore
-from magmerge.reproduction.ledger import NAME, Ledger
+from magmerge.studies.reproduction.ledger import NAME, Ledger
 
 SETTINGS = {"pipeline": "clip-b32", "samples": 8, "tasks": ("a", "b")}
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from magmerge.errors import CheckpointError
-from magmerge.reproduction import models
-from magmerge.reproduction.models import find_here, find_models, missing_models
-from magmerge.reproduction.pipelines import find_pipeline
+from magmerge.core.errors import CheckpointError
+from magmerge.studies.reproduction import models
+from magmerge.studies.reproduction.models import find_here, find_models, missing_models
+from magmerge.studies.reproduction.pipelines import find_pipeline
 
 CLIP = find_pipeline("clip-b32")
 

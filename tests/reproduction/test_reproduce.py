@@ -14,11 +14,11 @@ from examples.tiny import write_tiny
 from safetensors.torch import load_file, save_file
 
 import magmerge
-from magmerge.errors import MissingExtraError, OutputError, ParameterError, UnknownNameError
-from magmerge.reproduction import models as places
-from magmerge.reproduction.estimate import Estimate
-from magmerge.reproduction.measures import SuiteMeasure
-from magmerge.reproduction.pipelines import find_pipeline
+from magmerge.core.errors import MissingExtraError, OutputError, ParameterError, UnknownNameError
+from magmerge.studies.reproduction import models as places
+from magmerge.studies.reproduction.estimate import Estimate
+from magmerge.studies.reproduction.measures import SuiteMeasure
+from magmerge.studies.reproduction.pipelines import find_pipeline
 
 pytestmark = [
     pytest.mark.slow,
@@ -166,7 +166,7 @@ def test_experts_may_have_other_names(tiny: Path, clip: Path, tmp_path: Path, fa
             save_file(bare, folder / "model.safetensors")
             continue
         from magmerge.checkpoints import open_checkpoint
-        from magmerge.clip_names import in_family
+        from magmerge.checkpoints.clip import in_family
 
         renamed = in_family(open_checkpoint(folder), "open_clip")
         state = {name: renamed.read(name).clone() for name in renamed.specs}

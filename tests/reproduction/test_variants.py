@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from magmerge.errors import ParameterError, UnknownNameError
-from magmerge.reproduction.variants import (
+from magmerge.core.errors import ParameterError, UnknownNameError
+from magmerge.core.types import LayerRecord
+from magmerge.studies.reproduction.variants import (
     Variant,
     checked_spaces,
     control,
     variants_of,
 )
-from magmerge.types import LayerRecord
 
 
 def record(name: str, xi: float) -> LayerRecord:

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from magmerge.errors import MagmergeError, UnknownNameError
-from magmerge.samples import DataError, Preparation, has_splits, prepare, read_samples
-from magmerge.samples.idx import MOST, read_idx
+from magmerge.core.errors import MagmergeError, UnknownNameError
+from magmerge.data import DataError, Preparation, has_splits, prepare, read_samples
+from magmerge.data.idx import MOST, read_idx
 from tests.samples.models import save_tokenizer
 from tests.suites.clips import idx_bytes, save_idx
 

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from magmerge.errors import MagmergeError
-from magmerge.samples import DataError, Preparation, prepare, read_samples
+from magmerge.core.errors import MagmergeError
+from magmerge.data import DataError, Preparation, prepare, read_samples
 
 PLAIN = Preparation(image_size=4, mean=(0.5,) * 3, std=(0.5,) * 3)
 GOOD = b'{"text": "a"}\n'
@@ -59,7 +59,7 @@ def test_broken_files_name_the_place(
 def test_a_line_without_end_is_not_read_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from magmerge.samples import text_tables
+    from magmerge.data import text_tables
 
     monkeypatch.setattr(text_tables, "LIMIT", 1 << 20)
     for name in ("a.jsonl", "a.csv", "a.txt"):

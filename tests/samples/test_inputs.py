@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from magmerge.errors import MagmergeWarning, ParameterError
-from magmerge.samples import (
+from magmerge.core.errors import MagmergeWarning, ParameterError
+from magmerge.data import (
     DataError,
     Preparation,
     SampleOptions,
@@ -162,7 +162,7 @@ def test_the_join_names_what_was_passed_over(tmp_path: Path) -> None:
 
 def test_importing_samples_takes_no_heavy_library() -> None:
     code = (
-        "import sys, magmerge.samples; "
+        "import sys, magmerge.data; "
         "print([m for m in ('transformers', 'datasets', 'PIL') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

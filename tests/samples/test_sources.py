@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from magmerge.errors import MagmergeError, ParameterError, UnknownNameError
-from magmerge.samples import DataError, Inputs, Tensors, Texts, has_splits, read_samples
-from magmerge.samples.draw import drawing_order
+from magmerge.core.errors import MagmergeError, ParameterError, UnknownNameError
+from magmerge.data import DataError, Inputs, Tensors, Texts, has_splits, read_samples
+from magmerge.data.draw import drawing_order
 
 TEXTS = [f"text {i}" for i in range(20)]
 

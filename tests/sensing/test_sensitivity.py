@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import magmerge
-from magmerge.errors import MagmergeError, MagmergeWarning, OutputError, ParameterError
-from magmerge.validation import read_sensitive
+from magmerge.core.errors import MagmergeError, MagmergeWarning, OutputError, ParameterError
+from magmerge.core.validation import read_sensitive
 from tests.live.test_compound import family
 from tests.live.test_running import bert, llama
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magmerge.errors import MagmergeError
-from magmerge.samples import DataError
-from magmerge.suites.class_names import ClassNames, folded, order_of
-from magmerge.suites.definitions import task
+from magmerge.core.errors import MagmergeError
+from magmerge.data import DataError
+from magmerge.evaluation.suites.class_names import ClassNames, folded, order_of
+from magmerge.evaluation.suites.definitions import task
 
 
 @pytest.mark.parametrize(

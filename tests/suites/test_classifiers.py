@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from magmerge.errors import CheckpointError, MagmergeError, ParameterError
-from magmerge.suites.classifiers import cut_head
-from magmerge.suites.definitions import task
+from magmerge.core.errors import CheckpointError, MagmergeError, ParameterError
+from magmerge.evaluation.suites.classifiers import cut_head
+from magmerge.evaluation.suites.definitions import task
 from tests.suites.clips import save_classifier
 
 MNLI = task("text", "mnli")

@@ -7,10 +7,10 @@ from importlib.resources import files
 import pytest
 from pydantic import ValidationError
 
-from magmerge.errors import UnknownNameError
-from magmerge.suites import definitions
-from magmerge.suites.class_names import folded
-from magmerge.suites.definitions import ImageTask, TextTask
+from magmerge.core.errors import UnknownNameError
+from magmerge.evaluation.suites import definitions
+from magmerge.evaluation.suites.class_names import folded
+from magmerge.evaluation.suites.definitions import ImageTask, TextTask
 
 COUNTS = {
     "sun397": 397, "cars": 196, "resisc45": 45, "eurosat": 10, "svhn": 10, "gtsrb": 43,
@@ -77,7 +77,7 @@ def test_every_file_belongs_to_a_suite_and_the_suites_grow() -> None:
     for one in found.values():
         used[one.kind] |= set(one.tasks)
         assert len(set(one.tasks)) == len(one.tasks)
-    folder = files("magmerge.suites") / "tasks"
+    folder = files("magmerge.evaluation.suites") / "tasks"
     for kind, names in used.items():
         assert {f"{name}.yaml" for name in names} == {
             path.name for path in (folder / kind).iterdir()

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from magmerge.errors import MagmergeError
-from magmerge.samples import DataError, read_samples
-from magmerge.suites.definitions import task
-from magmerge.suites.folders import Local, local_data
-from magmerge.suites.layouts import LAYOUTS
+from magmerge.core.errors import MagmergeError
+from magmerge.data import DataError, read_samples
+from magmerge.evaluation.suites.definitions import task
+from magmerge.evaluation.suites.folders import Local, local_data
+from magmerge.evaluation.suites.layouts import LAYOUTS
 from tests.suites.clips import save_idx, save_images, save_task
 
 

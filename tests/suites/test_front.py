@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import magmerge
 from magmerge.cli import app
-from magmerge.errors import (
+from magmerge.core.errors import (
     MagmergeError,
     MagmergeWarning,
     OutputError,
@@ -23,8 +23,8 @@ from magmerge.errors import (
     UnknownNameError,
 )
 from magmerge.evaluation.entries import read_suite
-from magmerge.suites import NamedSuite
-from magmerge.suites.definitions import definition, task
+from magmerge.evaluation.suites import NamedSuite
+from magmerge.evaluation.suites.definitions import definition, task
 from tests.suites.clips import save_classifier, save_clip, save_images, save_task, save_vision
 from tests.suites.test_folders import dtd_folder
 
@@ -212,7 +212,7 @@ def test_only_a_suite_is_ever_replaced(
         raise OSError(28, "no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr("magmerge.suites.front.write_suite", fail)
+        patch.setattr("magmerge.evaluation.suites.front.write_suite", fail)
         with pytest.raises(OutputError, match="no space left"):
             magmerge.suite("vision8", out, base=clip, tasks=["mnist"], overwrite=True)
     assert (out / "suite.yaml").read_bytes() == before

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from magmerge.suites.leaks import leaked
+from magmerge.evaluation.suites.leaks import leaked
 
 FILE = "ViT-B-32/DTDVal/nonlinear_finetuned.pt"
 

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 import magmerge
-from magmerge.errors import MagmergeWarning
+from magmerge.core.errors import MagmergeWarning
 from tests.suites.clips import save_classifier
 from tests.suites.test_folders import written
 

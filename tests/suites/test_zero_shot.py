@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from magmerge.errors import CheckpointError, ParameterError
-from magmerge.suites import zero_shot
-from magmerge.suites.definitions import ImageTask
-from magmerge.suites.zero_shot import ZeroShot
+from magmerge.core.errors import CheckpointError, ParameterError
+from magmerge.evaluation.suites import zero_shot
+from magmerge.evaluation.suites.definitions import ImageTask
+from magmerge.evaluation.suites.zero_shot import ZeroShot
 from tests.suites.clips import SHARED, WIDTH, save_clip
 
 TASK = ImageTask(

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Doc
 
-from magmerge.errors import ParameterError
-from magmerge.parameters import Supplied
-from magmerge.registry import register_calibrator
-from magmerge.types import Cut, Kind
+from magmerge.core.errors import ParameterError
+from magmerge.core.parameters import Supplied
+from magmerge.core.registry import register_calibrator
+from magmerge.core.types import Cut, Kind
 
 Norm = Annotated[
     Literal["l2", "l1"], Doc("the norm of a change in features; l1 is that of the authors' code")

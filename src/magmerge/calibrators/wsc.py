@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Doc
 
+from magmerge.core.registry import register_calibrator
+from magmerge.core.types import Cut, Kind
 from magmerge.linalg.rows import as_rows, row_norms, row_scale
-from magmerge.registry import register_calibrator
-from magmerge.types import Cut, Kind
 
 Target = Annotated[
     Literal["ellipsoid", "sphere"],

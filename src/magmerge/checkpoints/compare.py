@@ -6,10 +6,10 @@ from collections.abc import Collection
 
 import torch
 
-from magmerge import dtypes
-from magmerge.models import Checkpoint
-from magmerge.pieces import cut
-from magmerge.quantisation import INTEGERS
+from magmerge.checkpoints.quantised import INTEGERS
+from magmerge.core import dtypes
+from magmerge.core.models import Checkpoint
+from magmerge.core.pieces import cut
 
 WHOLE = INTEGERS | {"BOOL"}
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from magmerge import dtypes
-from magmerge.errors import CheckpointError, OutputError, shortened
-from magmerge.kinds import read_config, read_model_config
-from magmerge.models import Checkpoint
+from magmerge.checkpoints.kinds import read_config, read_model_config
+from magmerge.core import dtypes
+from magmerge.core.errors import CheckpointError, OutputError, shortened
+from magmerge.core.models import Checkpoint
 
 SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab"})
 LEFT_OUT = frozenset({"magmerge.json", "adapter_config.json", "trainer_state.json"})

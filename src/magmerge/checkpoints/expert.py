@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from magmerge.checkpoints.compare import same_tensors
-from magmerge.errors import Fault
-from magmerge.models import Checkpoint, Expert
-from magmerge.types import TensorSpec
+from magmerge.core.errors import Fault
+from magmerge.core.models import Checkpoint, Expert
+from magmerge.core.types import TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +61,7 @@ class FullExpert:
 
     def weight(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
         """The tensor's own entries, like those of `base`."""
-        from magmerge.device import moved
+        from magmerge.linalg.device import moved
 
         return moved(self.checkpoint.read_part(name, start, start + base.numel()), base, out)
 

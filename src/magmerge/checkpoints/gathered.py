@@ -8,9 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from magmerge.dtypes import torch_dtype
-from magmerge.models import Checkpoint
-from magmerge.types import Kind, TensorSpec
+from magmerge.core.dtypes import torch_dtype
+from magmerge.core.models import Checkpoint
+from magmerge.core.types import Kind, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from magmerge.errors import AdapterError
-from magmerge.models import Checkpoint
+from magmerge.core.errors import AdapterError
+from magmerge.core.models import Checkpoint
 
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."

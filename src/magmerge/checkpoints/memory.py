@@ -8,9 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from magmerge import dtypes
-from magmerge.errors import CheckpointError
-from magmerge.types import Kind, TensorSpec
+from magmerge.core import dtypes
+from magmerge.core.errors import CheckpointError
+from magmerge.core.types import Kind, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from magmerge.adapters.formats.sorting import is_adapter_file
-from magmerge.adapters.names.components import COMPONENTS
+from magmerge.checkpoints.adapters.formats.sorting import is_adapter_file
+from magmerge.checkpoints.adapters.names.components import COMPONENTS
 from magmerge.checkpoints.expert import FullExpert
 from magmerge.checkpoints.lora import CONFIG
 from magmerge.checkpoints.renamed import align
@@ -16,8 +16,8 @@ from magmerge.checkpoints.safetensors import (
     check_against_index,
     read_index,
 )
-from magmerge.errors import CheckpointError, suggestion
-from magmerge.models import Checkpoint, Expert
+from magmerge.core.errors import CheckpointError, suggestion
+from magmerge.core.models import Checkpoint, Expert
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -78,8 +78,8 @@ def open_expert(name: str, model: Model, base: Checkpoint | None) -> Expert:
             source=model,
             remedy="name the base with --base (base=)",
         )
-    from magmerge.adapters.expert import AdapterExpert
-    from magmerge.adapters.opening import open_adapter
+    from magmerge.checkpoints.adapters.expert import AdapterExpert
+    from magmerge.checkpoints.adapters.opening import open_adapter
 
     return AdapterExpert(name, open_adapter(model), base)
 

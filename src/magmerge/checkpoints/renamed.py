@@ -7,9 +7,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from magmerge.clip_names import aligned
-from magmerge.models import Checkpoint
-from magmerge.types import Kind, TensorSpec
+from magmerge.checkpoints.clip import aligned
+from magmerge.core.models import Checkpoint
+from magmerge.core.types import Kind, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

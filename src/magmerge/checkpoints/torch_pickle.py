@@ -9,12 +9,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from magmerge.checkpoints.memory import MemoryCheckpoint
-from magmerge.checkpoints.pickled.formats import read
-from magmerge.checkpoints.pickled.rebuilders import is_data
-from magmerge.checkpoints.pickled.refusals import EmptyError, RefusedError
-from magmerge.checkpoints.pickled.state import collect
-from magmerge.checkpoints.pickled.views import Realiser
-from magmerge.errors import CheckpointError, EmptyCheckpointError
+from magmerge.checkpoints.pickles.formats import read
+from magmerge.checkpoints.pickles.rebuilders import is_data
+from magmerge.checkpoints.pickles.refusals import EmptyError, RefusedError
+from magmerge.checkpoints.pickles.state import collect
+from magmerge.checkpoints.pickles.views import Realiser
+from magmerge.core.errors import CheckpointError, EmptyCheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor

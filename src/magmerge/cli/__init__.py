@@ -29,8 +29,8 @@ from magmerge.cli import (
     suite,
 )
 from magmerge.cli.output import print_error, print_warning
-from magmerge.errors import MagmergeError, MagmergeWarning
-from magmerge.version import __version__
+from magmerge.core.errors import MagmergeError, MagmergeWarning
+from magmerge.core.version import __version__
 
 app = typer.Typer(
     name="magmerge",

@@ -20,7 +20,8 @@ def command(options: o.Options) -> None:
     """Merge and calibrate six real experts of a MiniLM encoder, and measure every model."""
     start = time.monotonic()
     import magmerge
-    from magmerge.report.tables import demo_notes, demo_table, plain
+    from magmerge.report.tables import plain
+    from magmerge.studies.demo.table import demo_notes, demo_table
 
     with progress_reporter() as progress:
         demo = magmerge.demo(**o.without(options), progress=progress)

@@ -98,7 +98,7 @@ def _keywords(options: o.Options) -> dict[str, Any]:
 
 
 def _show(rows: Sequence[Any], out: Path | None) -> None:
-    from magmerge.report.scores_table import (
+    from magmerge.evaluation.scores_table import (
         comparison_heading,
         comparison_table,
         scores_heading,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from magmerge.cli import options as o
 from magmerge.cli.output import progress_reporter, show, show_json
-from magmerge.errors import ParameterError
+from magmerge.core.errors import ParameterError
 
 
 @o.takes(

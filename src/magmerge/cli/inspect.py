@@ -13,7 +13,7 @@ from magmerge.cli.output import show, show_json
 def command(options: o.Options) -> None:
     """List a checkpoint's tensors: shapes, dtypes, kinds and sizes, from its headers."""
     import magmerge
-    from magmerge.dtypes import spoken_size
+    from magmerge.core.dtypes import spoken_size
     from magmerge.report.tables import checkpoint_table, plain
 
     info = magmerge.inspect(options["checkpoint"])

@@ -7,7 +7,7 @@ from typing import Any
 
 from magmerge.cli import options as o
 from magmerge.cli.result import write_recipe, write_result
-from magmerge.errors import ParameterError
+from magmerge.core.errors import ParameterError
 
 PLACES = o.Option(
     "places",

@@ -25,7 +25,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from magmerge.errors import MagmergeError, MagmergeWarning
+from magmerge.core.errors import MagmergeError, MagmergeWarning
 from magmerge.report.tables import paragraph, plain
 
 LOG_WIDTH = 240

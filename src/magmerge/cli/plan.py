@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from magmerge.cli import options as o
 from magmerge.cli.output import print_warning, show, show_json
-from magmerge.errors import MagmergeWarning
+from magmerge.core.errors import MagmergeWarning
 
 
 @o.takes(

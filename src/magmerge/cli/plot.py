@@ -12,7 +12,7 @@ import typer
 from magmerge.cli import options as o
 from magmerge.cli.output import progress_reporter, show, show_json
 from magmerge.cli.settings import named_sources, numbers, parse_settings
-from magmerge.errors import ParameterError
+from magmerge.core.errors import ParameterError
 
 app = typer.Typer(
     help="Draw a figure of a suite: scores by samples, lambda or alpha; layers.",

@@ -20,7 +20,7 @@ from magmerge.cli.output import show, show_json
 def command(options: o.Options) -> None:
     """Write report.html: recipe, factors and magnitudes of every layer, as one page of plots."""
     import magmerge
-    from magmerge.dtypes import spoken_size
+    from magmerge.core.dtypes import spoken_size
     from magmerge.report.tables import plain
 
     path = magmerge.write_report(**o.without(options))

@@ -9,7 +9,7 @@ from typing import Any
 from magmerge.cli import options as o
 from magmerge.cli.output import log, progress_reporter, show, show_json
 from magmerge.cli.settings import names, parse_settings
-from magmerge.errors import ParameterError
+from magmerge.core.errors import ParameterError
 
 
 @o.takes(
@@ -51,7 +51,7 @@ def command(options: o.Options) -> None:
     Example: magmerge reproduce clip-b32 --inputs CHECKPOINTS --data DATASETS
     """
     import magmerge
-    from magmerge.report.reproduction_table import estimate_text
+    from magmerge.studies.reproduction.report import estimate_text
 
     keywords = _keywords(options)
     note = "; what was measured is kept, and the same command goes on"
@@ -90,8 +90,8 @@ def _by_method(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _show(reproduction: Any, *, as_json: bool) -> None:
-    from magmerge.report.reproduction_table import reproduction_notes, reproduction_table
     from magmerge.report.tables import plain
+    from magmerge.studies.reproduction.report import reproduction_notes, reproduction_table
 
     if as_json:
         show_json(reproduction.document())

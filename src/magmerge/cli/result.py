@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from magmerge.cli import options as o
 from magmerge.cli.output import progress_reporter, show, show_json
-from magmerge.dtypes import spoken_size
+from magmerge.core.dtypes import spoken_size
 from magmerge.report.adapter_table import adapter_lines, modules_table
 from magmerge.report.tables import plain, records_summary, records_table, uncovered_lines
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from magmerge.errors import ParameterError
+from magmerge.core.errors import ParameterError
 
 PARTS_OF_DSC = ("wsc", "fsc")
 

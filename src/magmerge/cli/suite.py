@@ -7,7 +7,7 @@ from pathlib import Path
 
 from magmerge.cli import options as o
 from magmerge.cli.output import progress_reporter, show, show_json
-from magmerge.errors import ParameterError
+from magmerge.core.errors import ParameterError
 
 
 @o.takes(
@@ -42,7 +42,8 @@ def command(options: o.Options) -> None:
     Example: magmerge suite vision8 SUITE --base clip-vit-base-patch32 --data DATA
     """
     import magmerge
-    from magmerge.report.tables import plain, suite_table, suites_table
+    from magmerge.evaluation.suites.tables import suite_table, suites_table
+    from magmerge.report.tables import plain
 
     if options["list"]:
         entries = magmerge.named_suites()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from magmerge.adapters.nouns import Adapter
-from magmerge.adapters.renaming import renamed
-from magmerge.adapters.union import AdapterUnion
+from magmerge.checkpoints.adapters.nouns import Adapter
+from magmerge.checkpoints.adapters.renaming import renamed
+from magmerge.checkpoints.adapters.union import AdapterUnion
+from magmerge.core.errors import Fault, ParameterError, printable
+from magmerge.core.filters import matches
+from magmerge.core.recipe import AdapterOutput, Recipe
+from magmerge.core.validation import check_naming
 from magmerge.engine.stages import Stages
-from magmerge.errors import Fault, ParameterError, printable
-from magmerge.filters import matches
-from magmerge.recipe import AdapterOutput, Recipe
-from magmerge.validation import check_naming
 
 
 def adapter_faults(recipe: Recipe, stages: Stages, union: AdapterUnion) -> list[Fault]:

@@ -9,22 +9,22 @@ from typing import Any
 
 from torch import Tensor
 
-from magmerge import dtypes
-from magmerge.adapters.base_naming import WEIGHT, OnBase
-from magmerge.adapters.base_naming import content_of as content_on_base
-from magmerge.adapters.formats import encode
-from magmerge.adapters.nouns import Content, LowRank
-from magmerge.adapters.renaming import rename_content
-from magmerge.checkpoints.target import Target
+from magmerge.checkpoints.adapters.base_naming import WEIGHT, OnBase
+from magmerge.checkpoints.adapters.base_naming import content_of as content_on_base
+from magmerge.checkpoints.adapters.formats import encode
+from magmerge.checkpoints.adapters.nouns import Content, LowRank
+from magmerge.checkpoints.adapters.renaming import rename_content
+from magmerge.checkpoints.output.target import Target
+from magmerge.core import dtypes
+from magmerge.core.errors import OutputError
+from magmerge.core.types import Plan, Step, TensorSpec
+from magmerge.core.validation import check_naming
+from magmerge.core.version import __version__
 from magmerge.engine.extraction import module_kind
 from magmerge.engine.job import Job
 from magmerge.engine.low_rank import DOWN, UP
 from magmerge.engine.plan import place
 from magmerge.engine.publish import Files
-from magmerge.errors import OutputError
-from magmerge.types import Plan, Step, TensorSpec
-from magmerge.validation import check_naming
-from magmerge.version import __version__
 
 HASHES = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 """Header entries that say what an input's bytes were."""

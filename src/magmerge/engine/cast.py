@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from magmerge import dtypes
-from magmerge.errors import NonFiniteError
+from magmerge.core import dtypes
+from magmerge.core.errors import NonFiniteError
 
 
 def cast(tensor: Tensor, code: str, name: str, *, kept: bool = False) -> Tensor:

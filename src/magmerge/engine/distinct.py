@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from magmerge.checkpoints.compare import same_tensor, same_tensors
+from magmerge.core.errors import StructureError, shortened
+from magmerge.core.models import Checkpoint, Expert
+from magmerge.core.types import Step
 from magmerge.engine.job import Models
 from magmerge.engine.kinship import check_base
-from magmerge.errors import StructureError, shortened
-from magmerge.models import Checkpoint, Expert
-from magmerge.types import Step
 
 
 def check_distinct(models: Models, steps: Sequence[Step]) -> None:

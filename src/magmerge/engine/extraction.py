@@ -11,18 +11,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from magmerge.adapters.base_naming import WEIGHT
-from magmerge.adapters.nouns import ModuleKind
-from magmerge.checkpoints.writer import MemorySink
-from magmerge.dtypes import torch_dtype
+from magmerge.checkpoints.adapters.base_naming import WEIGHT
+from magmerge.checkpoints.adapters.nouns import ModuleKind
+from magmerge.checkpoints.output.writer import MemorySink
+from magmerge.core.dtypes import torch_dtype
+from magmerge.core.pieces import cut, stretches
+from magmerge.core.types import Piece, Step
+from magmerge.engine.executors.local import Job, Task
 from magmerge.engine.layer import record_of
 from magmerge.engine.low_rank import as_factors, put_factors
 from magmerge.engine.memory import bytes_of_truncation, cut_for
 from magmerge.engine.steps import Bench, Keywords, Outcome, surveyed, treated
-from magmerge.executors.local import Job, Task
 from magmerge.linalg.low_rank import relative_error
-from magmerge.pieces import cut, stretches
-from magmerge.types import Piece, Step
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from magmerge import dtypes, registry
-from magmerge.adapters.expert import OWN_BASE
+from magmerge.checkpoints.adapters.expert import OWN_BASE
+from magmerge.checkpoints.quantised import signs
+from magmerge.core import dtypes, registry
+from magmerge.core.errors import Fault, StructureError
+from magmerge.core.filters import matches, values_of
+from magmerge.core.models import Checkpoint, Expert
+from magmerge.core.recipe import Recipe
+from magmerge.core.types import TensorSpec
 from magmerge.engine.adapter_faults import adapter_faults
 from magmerge.engine.job import Job, Models
 from magmerge.engine.varying import Varying
-from magmerge.errors import Fault, StructureError
-from magmerge.filters import matches, values_of
-from magmerge.models import Checkpoint, Expert
-from magmerge.quantisation import signs
-from magmerge.recipe import Recipe
-from magmerge.types import TensorSpec
 
 ARCHITECTURE = (
     "give models of one architecture; to leave these tensors as the base has them, or to drop an "

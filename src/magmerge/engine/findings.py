@@ -6,8 +6,8 @@ import json
 
 from safetensors.torch import load, save
 
+from magmerge.core.types import Uncovered
 from magmerge.engine.job import Findings
-from magmerge.types import Uncovered
 
 KINDS = ("gains", "deltas", "statistics")
 

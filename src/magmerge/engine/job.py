@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from magmerge.adapters.union import AdapterUnion
-from magmerge.device import Device
+from magmerge.checkpoints.adapters.union import AdapterUnion
+from magmerge.core.machine import Machine
+from magmerge.core.models import Checkpoint, Expert
+from magmerge.core.recipe import AdapterOutput, ModelOutput, Recipe
+from magmerge.core.types import Plan
 from magmerge.engine.stages import Stages
-from magmerge.machine import Machine
-from magmerge.models import Checkpoint, Expert
-from magmerge.recipe import AdapterOutput, ModelOutput, Recipe
-from magmerge.types import Plan
+from magmerge.linalg.device import Device
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

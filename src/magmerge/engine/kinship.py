@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from magmerge import dtypes
-from magmerge.models import Checkpoint, Expert
-from magmerge.types import Kind, Step
+from magmerge.core import dtypes
+from magmerge.core.models import Checkpoint, Expert
+from magmerge.core.types import Kind, Step
 
 LAYERS, ENTRIES = 24, 4096
 """How many layers are looked at, and how many entries of each."""

@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magmerge.calibrators.gate import gate
+from magmerge.core.traits import Method
+from magmerge.core.types import Factor, LayerRecord, Piece, Step
 from magmerge.engine.stages import Treatment
 from magmerge.linalg.rows import mean_of, pairwise_cosines, squares
-from magmerge.traits import Method
-from magmerge.types import Factor, LayerRecord, Piece, Step
 
 
 @dataclass(frozen=True, slots=True)

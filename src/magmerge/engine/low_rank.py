@@ -11,21 +11,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from magmerge import journal
-from magmerge.adapters.factored import coordinates, norms, spectrum, truncate
-from magmerge.adapters.nouns import LowRank
-from magmerge.adapters.union import AdapterTaskVectors, AdapterUnion
-from magmerge.checkpoints.writer import MemorySink
-from magmerge.dtypes import code_of
+from magmerge.checkpoints.adapters.factored import coordinates, norms, spectrum, truncate
+from magmerge.checkpoints.adapters.nouns import LowRank
+from magmerge.checkpoints.adapters.union import AdapterTaskVectors, AdapterUnion
+from magmerge.checkpoints.output.writer import MemorySink
+from magmerge.core import journal
+from magmerge.core.dtypes import code_of
+from magmerge.core.parameters import UNIT
+from magmerge.core.types import Piece, Step, TensorSpec
+from magmerge.engine.executors.local import Job, Task
 from magmerge.engine.job import Work
 from magmerge.engine.layer import Merged, calibrate_layer, merge_layer, record_of
 from magmerge.engine.memory import bytes_of_module
 from magmerge.engine.stages import Treatment, Truncation
 from magmerge.engine.steps import Bench, Outcome, method_for, run_step
-from magmerge.executors.local import Job, Task
 from magmerge.linalg.low_rank import best_rank, rank_by_energy, rank_for_energy
-from magmerge.parameters import UNIT
-from magmerge.types import Piece, Step, TensorSpec
 
 UP, DOWN = "::up", "::down"
 """What a factor is called in a pass's sink, after its module's name."""

@@ -6,17 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from magmerge import dtypes
+from magmerge.core import dtypes
+from magmerge.core.errors import ParameterError
+from magmerge.core.machine import Machine
+from magmerge.core.parameters import UNIT
+from magmerge.core.pieces import PIECE, cut, stretches
+from magmerge.core.recipe import Samples
+from magmerge.core.traits import Calibrator, Method
+from magmerge.core.types import Cut, Piece, Step
 from magmerge.engine.job import Job
 from magmerge.engine.stages import Stages
-from magmerge.errors import ParameterError
 from magmerge.linalg.low_rank import scratch
-from magmerge.machine import Machine
-from magmerge.parameters import UNIT
-from magmerge.pieces import PIECE, cut, stretches
-from magmerge.recipe import Samples
-from magmerge.traits import Calibrator, Method
-from magmerge.types import Cut, Piece, Step
 
 FIXED_COPIES = 4
 """Tensors of a piece's size beside the experts': base, what is read, result, its cast."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from magmerge.checkpoints.donor import companion_files, weights_file
-from magmerge.checkpoints.layout import INDEX, SUFFIX
-from magmerge.checkpoints.own_files import ADAPTER
-from magmerge.checkpoints.target import Target
+from magmerge.checkpoints.output.layout import INDEX, SUFFIX
+from magmerge.checkpoints.output.own_files import ADAPTER
+from magmerge.checkpoints.output.target import Target
+from magmerge.core.errors import OutputError
+from magmerge.core.types import Naming
 from magmerge.engine.job import Job
-from magmerge.errors import OutputError
-from magmerge.types import Naming
 
 WEIGHTS = "adapter_model.safetensors"
 """What PEFT calls an adapter's tensors."""

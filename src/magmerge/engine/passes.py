@@ -6,16 +6,16 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
-from magmerge.checkpoints.writer import Sink
+from magmerge.checkpoints.output.writer import Sink
+from magmerge.core.traits import Survey
+from magmerge.core.types import Step
+from magmerge.engine.executors import local
+from magmerge.engine.executors.local import Task
 from magmerge.engine.extraction import run_extraction
 from magmerge.engine.job import Work
 from magmerge.engine.low_rank import run_module
 from magmerge.engine.reader import Reader
 from magmerge.engine.steps import Bench, Outcome, observed, run_step, survey_for
-from magmerge.executors import local
-from magmerge.executors.local import Task
-from magmerge.traits import Survey
-from magmerge.types import Step
 
 
 def bench_for(work: Work, sink: Sink) -> Bench:

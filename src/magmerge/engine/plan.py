@@ -7,10 +7,14 @@ from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from magmerge import dtypes
 from magmerge.checkpoints.donor import companion_files
-from magmerge.checkpoints.layout import lay_out
-from magmerge.checkpoints.target import Target
+from magmerge.checkpoints.kinds import kinds_of, read_model_config
+from magmerge.checkpoints.output.layout import lay_out
+from magmerge.checkpoints.output.target import Target
+from magmerge.core import dtypes
+from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
+from magmerge.core.filters import matches
+from magmerge.core.types import UNCHANGED, Action, Kind, Plan, Shard, Step, TensorSpec
 from magmerge.engine.adapter_faults import adapter_notes
 from magmerge.engine.faults import (
     check_structure,
@@ -22,10 +26,6 @@ from magmerge.engine.job import Job, Models
 from magmerge.engine.memory import allow, bytes_at_work, bytes_of_result
 from magmerge.engine.targets import mark_lost
 from magmerge.engine.varying import Varying, check_varying
-from magmerge.errors import ParameterError, UnknownNameError, suggestion
-from magmerge.filters import matches
-from magmerge.kinds import kinds_of, read_model_config
-from magmerge.types import UNCHANGED, Action, Kind, Plan, Shard, Step, TensorSpec
 
 
 class _Fate(NamedTuple):

@@ -9,16 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from magmerge.checkpoints.own_files import RECIPE, RECORD
-from magmerge.checkpoints.provenance import Account, content_digest, document
-from magmerge.checkpoints.staging import Staging
-from magmerge.checkpoints.target import Target, check_space
-from magmerge.checkpoints.writer import FileSink
-from magmerge.digests import DigestMemory, stamp
+from magmerge.checkpoints.digests import DigestMemory, stamp
+from magmerge.checkpoints.output.own_files import RECIPE, RECORD
+from magmerge.checkpoints.output.provenance import Account, content_digest, document
+from magmerge.checkpoints.output.staging import Staging
+from magmerge.checkpoints.output.target import Target, check_space
+from magmerge.checkpoints.output.writer import FileSink
+from magmerge.core.errors import CheckpointError
+from magmerge.core.types import Shard, Step
+from magmerge.engine.executors import local
 from magmerge.engine.job import Job
-from magmerge.errors import CheckpointError
-from magmerge.executors import local
-from magmerge.types import Shard, Step
 
 Report = Callable[[str, Target], Mapping[str, bytes]]
 """From the record's text to further files beside the result, such as report.html."""

@@ -9,13 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from magmerge.device import Device, moved
-from magmerge.dtypes import torch_dtype
+from magmerge.core.dtypes import torch_dtype
+from magmerge.core.errors import NonFiniteError
+from magmerge.core.models import Checkpoint, Expert
+from magmerge.core.types import Piece, Step
 from magmerge.engine.job import Models
-from magmerge.errors import NonFiniteError
+from magmerge.linalg.device import Device, moved
 from magmerge.linalg.finite import count_of_bad, is_finite
-from magmerge.models import Checkpoint, Expert
-from magmerge.types import Piece, Step
 
 RUNS, STRIDE = 32, 8
 """A sample is every STRIDE-th entry of RUNS stretches of a layer."""

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from magmerge.adapters.union import adapters_alone
+from magmerge.checkpoints.adapters.union import adapters_alone
+from magmerge.checkpoints.clip import in_family
+from magmerge.checkpoints.digests import stamp
 from magmerge.checkpoints.donor import check_donor
 from magmerge.checkpoints.opening import BASE, Model, open_expert, open_whole
-from magmerge.clip_names import in_family
-from magmerge.device import open_device
-from magmerge.digests import stamp
+from magmerge.core.errors import MagmergeError, OutputError, ParameterError
+from magmerge.core.machine import CPU, Machine
+from magmerge.core.models import MEMORY, Checkpoint, Expert
+from magmerge.core.recipe import AdapterOutput, ModelOutput, Recipe
+from magmerge.core.validation import check_calibrations, check_method, check_naming
 from magmerge.engine.job import Job, Live, Models
 from magmerge.engine.samples import check_samples, in_its_order, with_origin
 from magmerge.engine.stages import bind
-from magmerge.errors import MagmergeError, OutputError, ParameterError
-from magmerge.machine import CPU, Machine
-from magmerge.models import MEMORY, Checkpoint, Expert
-from magmerge.recipe import AdapterOutput, ModelOutput, Recipe
-from magmerge.validation import check_calibrations, check_method, check_naming
+from magmerge.linalg.device import open_device
 
 EXPERT = "experts."
 """What stands before an expert's name among a call's models, where it could be a role's too."""

@@ -9,22 +9,22 @@ from typing import Any
 
 from torch import Tensor
 
-from magmerge import dtypes
-from magmerge.adapters.formats import encode
-from magmerge.adapters.nouns import Content
 from magmerge.checkpoints import open_checkpoint
+from magmerge.checkpoints.adapters.formats import encode
+from magmerge.checkpoints.adapters.nouns import Content
 from magmerge.checkpoints.donor import companion_files, read_companions
-from magmerge.checkpoints.provenance import Account
-from magmerge.checkpoints.target import Target
-from magmerge.checkpoints.writer import FileSink, Sink
+from magmerge.checkpoints.output.provenance import Account
+from magmerge.checkpoints.output.target import Target
+from magmerge.checkpoints.output.writer import FileSink, Sink
+from magmerge.core import dtypes
+from magmerge.core.recipe import ModelOutput, Recipe
+from magmerge.core.types import LayerRecord, Plan, Step, Uncovered
 from magmerge.engine.adapter_output import files_of, origin
 from magmerge.engine.extraction import LostTensor
 from magmerge.engine.job import Job
 from magmerge.engine.outputs import target_for
 from magmerge.engine.plan import place
 from magmerge.engine.publish import Files, Report, publish
-from magmerge.recipe import ModelOutput, Recipe
-from magmerge.types import LayerRecord, Plan, Step, Uncovered
 
 
 @dataclass(frozen=True, slots=True, repr=False)

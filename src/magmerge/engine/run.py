@@ -11,9 +11,11 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from magmerge.checkpoints.donor import companion_files
-from magmerge.checkpoints.provenance import Account
-from magmerge.checkpoints.target import Target
-from magmerge.checkpoints.writer import FileSink, MemorySink, Sink
+from magmerge.checkpoints.output.provenance import Account
+from magmerge.checkpoints.output.target import Target
+from magmerge.checkpoints.output.writer import FileSink, MemorySink, Sink
+from magmerge.core.errors import AdapterError, MagmergeWarning, StructureError, printable
+from magmerge.core.types import LayerRecord
 from magmerge.engine.adapter_output import content_of
 from magmerge.engine.distinct import check_distinct, doubts
 from magmerge.engine.extraction import ExtractedModule, LostTensor
@@ -25,8 +27,6 @@ from magmerge.engine.publish import Report, check_unchanged, publish
 from magmerge.engine.result import AdapterResult, Extraction, Result, model_files, write_all
 from magmerge.engine.samples import inputs_of
 from magmerge.engine.steps import Outcome
-from magmerge.errors import AdapterError, MagmergeWarning, StructureError, printable
-from magmerge.types import LayerRecord
 
 CORRELATED = 0.1
 """Mean cosine of task vectors above which WSC's ellipsoid makes the factor too small."""

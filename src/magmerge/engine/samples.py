@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from magmerge import registry
+from magmerge.core import registry
+from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
+from magmerge.core.models import MEMORY
+from magmerge.core.recipe import Calibration, Recipe, Samples, explained
 from magmerge.engine.job import Job, Live, Models
-from magmerge.errors import ParameterError, UnknownNameError, suggestion
-from magmerge.models import MEMORY
-from magmerge.recipe import Calibration, Recipe, Samples, explained
 
 if TYPE_CHECKING:
-    from magmerge.samples.rows import Inputs, SampleOptions
+    from magmerge.data.rows import Inputs, SampleOptions
 
 SETTINGS = ("order", "precision", "batchnorm")
 """Settings of the run that a recipe's samples hold beside what is drawn."""
@@ -68,7 +68,7 @@ def samples_of(
 
 def options_of(samples: object, seed: int) -> SampleOptions:
     """What is drawn from each source, and how, from a number or the fields of `SampleOptions`."""
-    from magmerge.samples.rows import SampleOptions
+    from magmerge.data.rows import SampleOptions
 
     if isinstance(samples, SampleOptions):
         return samples
@@ -162,7 +162,7 @@ def with_origin(live: Live, recipe: Recipe, layout: Any, models: Models) -> Live
 
 def inputs_of(job: Job) -> dict[str, list[Inputs]]:
     """The model's inputs, drawn and prepared with the tokenizer or processor of its folder."""
-    from magmerge.samples import calibration_inputs
+    from magmerge.data import calibration_inputs
 
     samples = job.recipe.samples
     if samples is None:

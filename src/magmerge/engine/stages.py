@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from magmerge import registry
-from magmerge.filters import varies
-from magmerge.recipe import AdapterOutput, Recipe
-from magmerge.traits import Calibrator, Method
-from magmerge.types import Kind, Piece, Step
-from magmerge.validation import keywords
+from magmerge.core import registry
+from magmerge.core.filters import varies
+from magmerge.core.recipe import AdapterOutput, Recipe
+from magmerge.core.traits import Calibrator, Method
+from magmerge.core.types import Kind, Piece, Step
+from magmerge.core.validation import keywords
 
 ENERGY = 0.99
 """Share of the squared norm that rank "auto" keeps by default."""

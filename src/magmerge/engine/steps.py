@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magmerge import dtypes, journal, registry
-from magmerge.checkpoints.writer import Sink
-from magmerge.draws import derive_seed
+from magmerge.checkpoints.output.writer import Sink
+from magmerge.core import dtypes, journal, registry
+from magmerge.core.errors import printable
+from magmerge.core.pieces import cut, stretches
+from magmerge.core.traits import Method, Survey
+from magmerge.core.types import UNCHANGED, LayerRecord, Piece, Step
 from magmerge.engine.cast import cast
+from magmerge.engine.executors.local import Job, Task
 from magmerge.engine.job import Work
 from magmerge.engine.layer import Calibrated, Merged, Tally, calibrate_layer, merge_layer, record_of
 from magmerge.engine.memory import bytes_of, cut_for
 from magmerge.engine.reader import Reader
-from magmerge.errors import printable
-from magmerge.executors.local import Job, Task
-from magmerge.pieces import cut, stretches
-from magmerge.traits import Method, Survey
-from magmerge.types import UNCHANGED, LayerRecord, Piece, Step
+from magmerge.linalg.draws import derive_seed
 
 Keywords = Mapping[str, Any]
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from magmerge.adapters.base_naming import WEIGHT, nameless
+from magmerge.checkpoints.adapters.base_naming import WEIGHT, nameless
+from magmerge.core.errors import StructureError
+from magmerge.core.filters import matches
+from magmerge.core.types import Naming, Step
+from magmerge.core.validation import check_naming
 from magmerge.engine.job import Job
-from magmerge.errors import StructureError
-from magmerge.filters import matches
-from magmerge.types import Naming, Step
-from magmerge.validation import check_naming
 
 BY_DEFAULT = frozenset({"matrix", "transposed", "convolution"})
 """The kinds of tensor that are adapted unless others are named."""

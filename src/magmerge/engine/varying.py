@@ -7,13 +7,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from magmerge import registry
-from magmerge.errors import ParameterError
-from magmerge.filters import Filters, items_of, varies
-from magmerge.recipe import Recipe
-from magmerge.traits import Method
-from magmerge.types import Action, Choice, Step
-from magmerge.validation import keywords
+from magmerge.core import registry
+from magmerge.core.errors import ParameterError
+from magmerge.core.filters import Filters, items_of, varies
+from magmerge.core.recipe import Recipe
+from magmerge.core.traits import Method
+from magmerge.core.types import Action, Choice, Step
+from magmerge.core.validation import keywords
 
 FREE = frozenset({"lambda_"})
 """Keywords that a survey of the whole model cannot depend on: they only scale its result."""

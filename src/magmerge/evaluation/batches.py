@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from magmerge.errors import MagmergeError
+from magmerge.core.errors import MagmergeError
+from magmerge.data import Inputs
 from magmerge.live.calls import placed
-from magmerge.samples import Inputs
 
 AHEAD = 2
 """Batches for each worker that are made, or being made, before the model asks for them."""

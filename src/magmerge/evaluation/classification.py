@@ -14,12 +14,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from magmerge.checkpoints import open_checkpoint
-from magmerge.errors import CheckpointError, MagmergeError
+from magmerge.core.errors import CheckpointError, MagmergeError
+from magmerge.data import Images, Inputs, Preparation, Rows, Texts, prepare
+from magmerge.data.pixels import Pixels, open_processor
+from magmerge.data.rows import Picture
 from magmerge.evaluation.batches import Batch, forward
 from magmerge.evaluation.entries import Features
-from magmerge.samples import Images, Inputs, Preparation, Rows, Texts, prepare
-from magmerge.samples.pixels import Pixels, open_processor
-from magmerge.samples.rows import Picture
 
 BATCH = 32
 

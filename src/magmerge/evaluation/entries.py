@@ -9,9 +9,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-from magmerge.errors import ParameterError, UnknownNameError, suggestion
-from magmerge.recipe import explained
-from magmerge.samples import Preparation
+from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
+from magmerge.core.recipe import explained
+from magmerge.data import Preparation
 
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "perplexity"]
 Features = Literal["mean", "cls", "pooler", "embeds", "output"]

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from magmerge.checkpoints import open_checkpoint
+from magmerge.checkpoints.digests import DigestMemory, Memory, default_path
 from magmerge.checkpoints.lora import CONFIG
-from magmerge.digests import DigestMemory, Memory, default_path
+from magmerge.core.version import __version__
 from magmerge.evaluation.entries import SuiteEntry
-from magmerge.version import __version__
 
 DONATED = ("*.json", "*.txt", "*.model", "*.spm")
 """Files beside the weights that decide what a model makes of texts and images."""

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from magmerge.checkpoints.own_files import check_document
-from magmerge.errors import ParameterError
+from magmerge.checkpoints.output.own_files import check_document
+from magmerge.core.errors import ParameterError
+from magmerge.core.machine import Progress
 from magmerge.evaluation.entries import WHOLE
 from magmerge.evaluation.harness import LmEval, run_harness
 from magmerge.evaluation.quick import Columns, quick_suite
@@ -15,7 +16,6 @@ from magmerge.evaluation.runner import Hardware
 from magmerge.evaluation.scores import Scores, save_all
 from magmerge.evaluation.suite import Suite, open_suite
 from magmerge.evaluation.weights import Measurable
-from magmerge.machine import Progress
 
 Path_ = str | Path
 

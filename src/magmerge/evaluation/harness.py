@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
-from magmerge.errors import MagmergeError, MagmergeWarning, ParameterError, UnknownNameError
-from magmerge.errors import suggestion as near
+from magmerge.core.errors import MagmergeError, MagmergeWarning, ParameterError, UnknownNameError
+from magmerge.core.errors import suggestion as near
+from magmerge.core.machine import Progress
+from magmerge.data.extras import needed
 from magmerge.evaluation.intervals import Z
 from magmerge.evaluation.runner import Hardware
 from magmerge.evaluation.scores import Scores, TaskScore
 from magmerge.live.modules import quiet_transformers
-from magmerge.machine import Progress
-from magmerge.samples.extras import needed
 
 SUITE = "lm-evaluation-harness"
 OFFLINE = ("connection", "offline", "localentrynotfound", "maxretry", "timeout", "hubhttp")

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from magmerge.draws import BITS, derive_seed, integers
 from magmerge.evaluation.metrics import Counts
+from magmerge.linalg.draws import BITS, derive_seed, integers
 
 Z = 1.959963984540054
 """Standard deviations on both sides that hold 95 % of a normal distribution."""

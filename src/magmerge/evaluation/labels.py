@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from magmerge.errors import suggestion
-from magmerge.samples import DataError
+from magmerge.core.errors import suggestion
+from magmerge.data import DataError
 
 
 def class_numbers(

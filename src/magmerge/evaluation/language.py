@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from magmerge.errors import MagmergeError
+from magmerge.core.errors import MagmergeError
+from magmerge.data import DataError, Inputs
 from magmerge.evaluation.batches import Batch, forward, takes
-from magmerge.samples import DataError, Inputs
 
 BATCH = 32
 LOGITS = 1 << 25

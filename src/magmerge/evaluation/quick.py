@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from magmerge.errors import ParameterError
+from magmerge.core.errors import ParameterError
+from magmerge.core.recipe import explained
 from magmerge.evaluation.entries import SuiteEntry
 from magmerge.evaluation.suite import Suite
-from magmerge.recipe import explained
 
 NAME = "quick look"
 CAUSAL = {"class": "AutoModelForCausalLM"}

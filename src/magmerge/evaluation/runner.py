@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from magmerge import dtypes
-from magmerge.device import open_device
-from magmerge.errors import ParameterError
+from magmerge.core import dtypes
+from magmerge.core.errors import ParameterError
+from magmerge.core.machine import CPU, Machine, Progress
+from magmerge.core.machine import DEFAULT_MEMORY as DEFAULT
+from magmerge.data import Inputs
+from magmerge.engine.executors import local
 from magmerge.evaluation.batches import Batch, Prepared, batches_ahead, copied, in_order
 from magmerge.evaluation.weights import LiveModel, Weights, evaluating
-from magmerge.executors import local
-from magmerge.machine import CPU, Machine, Progress
-from magmerge.machine import DEFAULT_MEMORY as DEFAULT
-from magmerge.samples import Inputs
+from magmerge.linalg.device import open_device
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from magmerge.checkpoints.own_files import check_document
-from magmerge.version import __version__
-from magmerge.whole_file import write_whole
+from magmerge.checkpoints.output.own_files import check_document
+from magmerge.core.version import __version__
+from magmerge.core.whole_file import write_whole
 
 LOWER_IS_BETTER = frozenset(
     {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter"}

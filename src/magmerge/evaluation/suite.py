@@ -8,7 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from magmerge.errors import ParameterError
+from magmerge.core.errors import ParameterError
+from magmerge.core.machine import Progress
 from magmerge.evaluation.batches import Prepared
 from magmerge.evaluation.entries import WHOLE, SuiteEntry, chosen_tasks, read_suite, resolved
 from magmerge.evaluation.experts import score_key, score_memory
@@ -16,7 +17,6 @@ from magmerge.evaluation.runner import Hardware, Runner
 from magmerge.evaluation.scores import Scores, TaskScore
 from magmerge.evaluation.tasks import Measured, data_source, measured, prepare_task
 from magmerge.evaluation.weights import LiveModel, Measurable, Weights, open_weights
-from magmerge.machine import Progress
 
 
 def open_suite(path: str | Path, *, allow_code: bool = False) -> Suite:

@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from magmerge.errors import MagmergeWarning, ParameterError
+from magmerge.core.errors import MagmergeWarning, ParameterError
+from magmerge.data import DataError, Rows, Texts, has_splits, read_samples
+from magmerge.data.tokens import open_tokenizer, token_limit
 from magmerge.evaluation import intervals, metrics
 from magmerge.evaluation.batches import Prepared
 from magmerge.evaluation.classification import class_batches, read_head
@@ -22,8 +24,6 @@ from magmerge.evaluation.labels import (
     values_of,
 )
 from magmerge.evaluation.language import choice_batches, text_batches
-from magmerge.samples import DataError, Rows, Texts, has_splits, read_samples
-from magmerge.samples.tokens import open_tokenizer, token_limit
 
 SCORES = {"f1": metrics.f1, "matthews": metrics.matthews}
 CORRELATIONS = {"pearson": metrics.pearson, "spearman": metrics.spearman}

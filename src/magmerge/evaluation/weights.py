@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from magmerge.checkpoints import open_checkpoint
+from magmerge.checkpoints.clip import family_of, in_family
 from magmerge.checkpoints.opening import is_adapter
-from magmerge.clip_names import family_of, in_family
+from magmerge.core.errors import ParameterError
+from magmerge.core.models import Checkpoint
 from magmerge.engine.result import Result
-from magmerge.errors import ParameterError
 from magmerge.evaluation.entries import ModelEntry
 from magmerge.live.modules import WEIGHT_FILES, bare_model
 from magmerge.live.weights import load, matched
-from magmerge.models import Checkpoint
-from magmerge.pipeline import merge
+from magmerge.pipeline.merge import merge
 
 Measurable: TypeAlias = str | Path | Mapping[str, Tensor] | nn.Module | Result
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from magmerge.journal import listening, note
+from magmerge.core.journal import listening, note
 from magmerge.linalg.leading import Leading
 from magmerge.linalg.polar import polar
 from magmerge.linalg.spectral import TOLERANCE

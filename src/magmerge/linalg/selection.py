@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from magmerge.parameters import Threshold
+from magmerge.core.parameters import Threshold
 
 HALF = 16
 HALF_BINS = 1 << HALF

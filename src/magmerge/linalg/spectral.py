@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from magmerge.journal import note
+from magmerge.core.journal import note
 from magmerge.linalg.rows import row_scale
 
 RANK_CUT = 2.0**-20

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from magmerge.errors import MagmergeError
+from magmerge.core.errors import MagmergeError
+from magmerge.data.rows import Inputs
 from magmerge.live.coverage import Followed
 from magmerge.live.layers import Call
-from magmerge.samples.rows import Inputs
 
 Listener = Callable[[Followed, Call], None]
 CROSS = ("EncDecAttention", "encoder_attn", "crossattention", "cross_attn", "multihead_attn")

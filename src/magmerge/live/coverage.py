@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from magmerge.core.types import Uncovered
 from magmerge.live.compound import AttentionLayer, MixtureLayer, is_mixture
 from magmerge.live.layers import KnownLayer, Layer, TokenLayer, is_turned
 from magmerge.live.parts import row_groups
 from magmerge.live.trial import TrialLayer
-from magmerge.types import Uncovered
 
 CHANNELS_FIRST = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,

@@ -11,13 +11,13 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from magmerge.executors import local
+from magmerge.core.types import Uncovered
+from magmerge.data.rows import Inputs
+from magmerge.engine.executors import local
 from magmerge.live.calls import Listener, Observation
 from magmerge.live.coverage import Followed
 from magmerge.live.layers import Call, NotLinearError, TokenLayer, tokens_of
 from magmerge.live.lockstep import Arrivals, in_lockstep
-from magmerge.samples.rows import Inputs
-from magmerge.types import Uncovered
 
 Measure = Callable[[Tensor, Tensor], Tensor]
 """From the expert's change and the merge's, [tokens, features], to a gain for each token."""

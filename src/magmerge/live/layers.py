@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from magmerge.errors import MagmergeError
+from magmerge.core.errors import MagmergeError
 
 CHUNK = 1 << 22
 """Entries of output that are computed at once where tokens do not depend on each other."""

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from magmerge.errors import (
+from magmerge.checkpoints.kinds import read_config
+from magmerge.core.errors import (
     CheckpointError,
     MissingExtraError,
     ParameterError,
     UnknownNameError,
     suggestion,
 )
-from magmerge.kinds import read_config
 
 FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError)
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from magmerge.errors import MagmergeError
+from magmerge.core.errors import MagmergeError
+from magmerge.data.rows import Inputs
 from magmerge.live.calls import run
-from magmerge.samples.rows import Inputs
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 

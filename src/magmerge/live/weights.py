@@ -9,9 +9,9 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from magmerge.errors import CheckpointError, StructureError
+from magmerge.core.errors import CheckpointError, StructureError
+from magmerge.core.types import Step
 from magmerge.live.names import stored_names
-from magmerge.types import Step
 
 
 def load(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> dict[str, str]:

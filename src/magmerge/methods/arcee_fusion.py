@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from magmerge.core.parameters import Supplied
+from magmerge.core.registry import register_method
 from magmerge.linalg.selection import nth_largest
-from magmerge.parameters import Supplied
-from magmerge.registry import register_method
 
 FLOOR = 1e-8
 """Added to each probability."""

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Doc
 
-from magmerge.errors import ParameterError
-from magmerge.parameters import Weights
-from magmerge.registry import register_method
+from magmerge.core.errors import ParameterError
+from magmerge.core.parameters import Weights
+from magmerge.core.registry import register_method
 
 EPSILON = 2.0**-52
 Normalize = Annotated[

@@ -11,6 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Doc
 
+from magmerge.core.parameters import Density, Lambda, Start, Thresholds, Weights
+from magmerge.core.registry import register_method
+from magmerge.core.traits import Survey
 from magmerge.linalg.ranks import whole_share
 from magmerge.linalg.selection import largest
 from magmerge.methods.average import Normalize, scaled_sum
@@ -18,9 +21,6 @@ from magmerge.methods.rescale import L1Ratios, Ratios, Rescale
 from magmerge.methods.survey import surveyed
 from magmerge.methods.threshold import LayerThreshold
 from magmerge.methods.ties import Vote, elected_merge
-from magmerge.parameters import Density, Lambda, Start, Thresholds, Weights
-from magmerge.registry import register_method
-from magmerge.traits import Survey
 
 Gamma = Annotated[
     float,

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Doc
 
+from magmerge.core.parameters import Lambda
+from magmerge.core.registry import register_method
 from magmerge.linalg.spectral import summed
-from magmerge.parameters import Lambda
-from magmerge.registry import register_method
 
 
 @register_method(

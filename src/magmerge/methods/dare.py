@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from magmerge.draws import derive_seed, drop
+from magmerge.core.parameters import Lambda, Probability, Seeds, Start, Weights
+from magmerge.core.registry import register_method
+from magmerge.core.traits import Survey
+from magmerge.linalg.draws import derive_seed, drop
 from magmerge.methods.average import (
     Normalize,
     check_weights,
@@ -18,9 +21,6 @@ from magmerge.methods.average import (
 from magmerge.methods.rescale import L1Ratios, Ratios, Rescale
 from magmerge.methods.survey import surveyed
 from magmerge.methods.ties import Vote, elected_merge
-from magmerge.parameters import Lambda, Probability, Seeds, Start, Weights
-from magmerge.registry import register_method
-from magmerge.traits import Survey
 
 
 def survey(

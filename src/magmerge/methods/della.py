@@ -11,16 +11,16 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Doc
 
-from magmerge.draws import derive_seed, uniforms
-from magmerge.errors import ParameterError
+from magmerge.core.errors import ParameterError
+from magmerge.core.parameters import Density, Lambda, Seeds, Start, Weights
+from magmerge.core.registry import register_method
+from magmerge.core.types import Cut
+from magmerge.linalg.draws import derive_seed, uniforms
 from magmerge.linalg.ranks import by_rank
 from magmerge.methods.average import Normalize, scaled_sum
 from magmerge.methods.rescale import L1Ratios, Rescale
 from magmerge.methods.survey import surveyed
 from magmerge.methods.ties import Vote, elected_merge
-from magmerge.parameters import Density, Lambda, Seeds, Start, Weights
-from magmerge.registry import register_method
-from magmerge.types import Cut
 
 Epsilon = Annotated[
     float,

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from magmerge.core.parameters import UNIT, Supplied
 from magmerge.methods.survey import surveyed
-from magmerge.parameters import UNIT, Supplied
 
 BLOCK = 1 << 13
 """Entries that are converted to float64 at once: they fit into the cache."""

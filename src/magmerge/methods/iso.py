@@ -10,13 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Doc
 
+from magmerge.core.parameters import Lambda
+from magmerge.core.registry import register_method
 from magmerge.linalg.joined import orthogonalised
 from magmerge.linalg.leading import Leading, leading
 from magmerge.linalg.polar import polar
 from magmerge.linalg.spectral import as_matrix, summed
 from magmerge.methods.matrices import MATRICES, scaled_mean
-from magmerge.parameters import Lambda
-from magmerge.registry import register_method
 
 CommonFraction = Annotated[
     float,

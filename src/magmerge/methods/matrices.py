@@ -5,8 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from magmerge.core.types import Kind
 from magmerge.linalg.spectral import summed
-from magmerge.types import Kind
 
 MATRICES: frozenset[Kind] = frozenset({"matrix", "transposed", "convolution", "experts"})
 """Kinds that are matrices to these methods; fused experts come one by one. Not here: embeddings and

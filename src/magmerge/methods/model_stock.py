@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Doc
 
+from magmerge.core.registry import register_method
+from magmerge.core.traits import Survey
+from magmerge.core.types import Cut
 from magmerge.methods.gram import GramMatrix, combine, gram_of, gram_survey, norms_and_cosines
-from magmerge.registry import register_method
-from magmerge.traits import Survey
-from magmerge.types import Cut
 
 CANCELLED = 1e-6
 """1 + (K-1) c below which the task vectors add up to nothing."""

@@ -11,11 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Doc
 
+from magmerge.core.parameters import Weights
+from magmerge.core.registry import register_method
+from magmerge.core.traits import Survey
 from magmerge.methods.average import expert_weights, total_weight
 from magmerge.methods.gram import GramMatrix, combine, gram_of, gram_survey, norms_and_cosines
-from magmerge.parameters import Weights
-from magmerge.registry import register_method
-from magmerge.traits import Survey
 
 ROUNDING = 2.0**-24
 """Length of a sum of directions that may be left of nothing, as a root of float64's rounding."""

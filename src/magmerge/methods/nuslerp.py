@@ -9,13 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Doc
 
+from magmerge.core.parameters import Weights
+from magmerge.core.registry import register_method
+from magmerge.core.traits import Survey
+from magmerge.core.types import Cut
 from magmerge.methods.average import expert_weights, total_weight
 from magmerge.methods.gram import GramMatrix, combine, gram_of, gram_survey, norms_and_cosines
 from magmerge.methods.slerp import arc_shares
-from magmerge.parameters import Weights
-from magmerge.registry import register_method
-from magmerge.traits import Survey
-from magmerge.types import Cut
 
 COLINEAR = 1 - 2.0**-24
 """Cosine beyond which vectors are one line to the precision of float32."""

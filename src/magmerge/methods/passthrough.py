@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Doc
 
-from magmerge.registry import register_method
+from magmerge.core.registry import register_method
 
 
 @register_method(

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from magmerge.core.parameters import Threshold
 from magmerge.linalg.selection import (
     HALF,
     HALF_BINS,
@@ -23,7 +24,6 @@ from magmerge.linalg.selection import (
     places_of,
 )
 from magmerge.methods.tally import Finding, Tally
-from magmerge.parameters import Threshold
 
 CROWD = 1 << 22
 """Values in all tallies beyond which only their total is kept."""

@@ -11,11 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Doc
 
+from magmerge.core.parameters import Supplied
+from magmerge.core.registry import register_method
+from magmerge.core.traits import Survey
 from magmerge.methods.gram import LayerSums
 from magmerge.methods.survey import surveyed
-from magmerge.parameters import Supplied
-from magmerge.registry import register_method
-from magmerge.traits import Survey
 
 Epsilon = Annotated[
     float, Interval(ge=0), Doc("size beyond which an entry counts as changed by an expert")

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Doc
 
+from magmerge.core.parameters import Supplied
+from magmerge.core.traits import Survey
 from magmerge.methods.gram import LayerSums
-from magmerge.parameters import Supplied
-from magmerge.traits import Survey
 
 Rescale = Annotated[
     Literal["inverse", "l1", "none"],

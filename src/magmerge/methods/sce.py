@@ -11,15 +11,15 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Doc
 
+from magmerge.core.parameters import Start, Supplied, Threshold
+from magmerge.core.registry import register_method
+from magmerge.core.traits import Survey
 from magmerge.linalg.ranks import whole_share
 from magmerge.linalg.selection import count_above, largest
 from magmerge.methods.gram import LayerSums
 from magmerge.methods.survey import surveyed
 from magmerge.methods.threshold import LayerThreshold
 from magmerge.methods.ties import elect_and_average
-from magmerge.parameters import Start, Supplied, Threshold
-from magmerge.registry import register_method
-from magmerge.traits import Survey
 
 
 def survey(

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Doc
 
+from magmerge.core.registry import register_method
+from magmerge.core.traits import Survey
 from magmerge.methods.gram import GramMatrix, combine, gram_of, gram_survey, norms_and_cosines
-from magmerge.registry import register_method
-from magmerge.traits import Survey
 
 PARALLEL = 0.9995
 """Cosine beyond which the sine of the angle is too small to divide by."""

@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from magmerge.traits import Survey
+from magmerge.core.traits import Survey
 
 
 def surveyed(survey: Survey, tensors: Float[Tensor, "K *shape"]) -> Mapping[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from magmerge.core.parameters import Lambda, Weights
+from magmerge.core.registry import register_method
 from magmerge.methods.average import Normalize, check_weights, scaled_sum
-from magmerge.parameters import Lambda, Weights
-from magmerge.registry import register_method
 
 
 @register_method(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from magmerge.core.parameters import UNIT, Threshold
 from magmerge.linalg.selection import (
     count_above,
     next_below,
@@ -20,7 +21,6 @@ from magmerge.linalg.selection import (
 )
 from magmerge.methods.radix import RadixThreshold, keep_all, keep_none
 from magmerge.methods.tally import Finding, Tally
-from magmerge.parameters import UNIT, Threshold
 
 SAMPLE, SHARE = 1 << 15, 1 << 7
 """The least number of entries in a sample, and one of how many is in it in a large layer."""

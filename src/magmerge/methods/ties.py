@@ -11,14 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Doc
 
+from magmerge.core.parameters import Density, Lambda, Start, Thresholds, Weights
+from magmerge.core.registry import register_method
+from magmerge.core.traits import Survey
 from magmerge.linalg.selection import kept_count, largest
 from magmerge.methods.average import Normalize, expert_weights
 from magmerge.methods.radix import RadixThreshold
 from magmerge.methods.survey import surveyed
 from magmerge.methods.threshold import LayerThreshold, magnitudes
-from magmerge.parameters import Density, Lambda, Start, Thresholds, Weights
-from magmerge.registry import register_method
-from magmerge.traits import Survey
 
 Scope = Annotated[
     Literal["tensor", "model"], Doc("whether the density holds in each tensor or in the model")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from magmerge.core.parameters import Lambda
+from magmerge.core.registry import register_method
 from magmerge.linalg.joined import orthogonalised
 from magmerge.linalg.leading import leading
 from magmerge.linalg.spectral import as_matrix
 from magmerge.methods.matrices import MATRICES, scaled_mean
-from magmerge.parameters import Lambda
-from magmerge.registry import register_method
 
 
 @register_method(

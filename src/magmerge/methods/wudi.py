@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from magmerge.core.parameters import Lambda
+from magmerge.core.registry import register_method
 from magmerge.linalg.spectral import (
     ROWS,
     above_cut,
@@ -18,8 +20,6 @@ from magmerge.linalg.spectral import (
     rowwise,
 )
 from magmerge.methods.matrices import MATRICES, scaled_mean
-from magmerge.parameters import Lambda
-from magmerge.registry import register_method
 
 
 def scratch(shape: tuple[int, ...], _: int) -> int:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from magmerge.errors import CheckpointError
+from magmerge.core.errors import CheckpointError
 
 FILE = "magmerge.json"
 TOLERANCE = 1e-4

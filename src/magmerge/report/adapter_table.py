@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from magmerge.dtypes import spoken_size, torch_name
-from magmerge.errors import printable
+from magmerge.core.dtypes import spoken_size, torch_name
+from magmerge.core.errors import printable
 from magmerge.report.tables import plain, table
 
 if TYPE_CHECKING:

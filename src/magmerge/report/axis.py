@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from magmerge.errors import printable
+from magmerge.core.errors import printable
 from magmerge.report.svg import COLOURS
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from magmerge.errors import CheckpointError
+from magmerge.core.errors import CheckpointError
 from magmerge.report.account import FILE, Account
 from magmerge.report.wording import counted, samples_text
 

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from magmerge.errors import CheckpointError, MissingExtraError, printable_lines
+from magmerge.core.errors import CheckpointError, MissingExtraError, printable_lines
 from magmerge.report import plots, wording
 from magmerge.report.account import FILE, Account, LayerAccount, Module, modules_of, read_account
 from magmerge.report.accuracy import score_tables

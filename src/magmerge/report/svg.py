@@ -10,7 +10,7 @@ from io import StringIO
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from magmerge.errors import MissingExtraError, printable
+from magmerge.core.errors import MissingExtraError, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

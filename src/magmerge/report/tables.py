@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from magmerge.dtypes import spoken_size, torch_name
-from magmerge.errors import printable, printable_lines
+from magmerge.core.dtypes import spoken_size, torch_name
+from magmerge.core.errors import printable, printable_lines
 
 if TYPE_CHECKING:
-    from magmerge.demonstration import Demo
-    from magmerge.inspection import CheckpointInfo, TensorDifference
-    from magmerge.suites import NamedSuite
-    from magmerge.types import Action, Choice, LayerRecord, Plan, Uncovered
+    from magmerge.core.types import Action, Choice, LayerRecord, Plan, Uncovered
+    from magmerge.engine.inspection import CheckpointInfo, TensorDifference
 
 
 SPOKEN: dict[Action, str] = {
@@ -227,65 +225,3 @@ def uncovered_lines(uncovered: Sequence[Uncovered]) -> list[str]:
         + (f" and {len(layers) - NAMED} more" if len(layers) > NAMED else "")
         for reason, layers in reasons.items()
     ]
-
-
-def suite_table(found: NamedSuite) -> Table:
-    """A row for each entry of a suite that was written, with where its test data is."""
-    made = table(f"suite {found.name}", "task", "metric", "classes", "data", numbers=["classes"])
-    for one in found.tasks:
-        made.add_row(
-            plain(f"{one.title} ({one.name})"),
-            one.metric,
-            str(one.classes or ""),
-            plain(one.origin),
-        )
-    return made
-
-
-def suites_table(entries: Sequence[dict[str, Any]]) -> Table:
-    """Every named suite: its kind, and its tasks with their numbers of classes."""
-    made = table("named suites", "suite", "kind", "tasks (classes)")
-    for entry in entries:
-        tasks = ", ".join(
-            f"{one['task']} ({one['classes']})" if one["classes"] else one["task"]
-            for one in entry["tasks"]
-        )
-        made.add_row(plain(entry["suite"], "bold"), entry["kind"], plain(tasks))
-    return made
-
-
-GATED = 0.005
-"""Difference of mean factors from which on the gate is worth a note."""
-
-
-def demo_table(demo: Demo) -> Table:
-    """Rows of models, columns of tasks and their average, in percent of the test texts."""
-    columns = [*demo.tasks, "average", "xi"]
-    title = f"accuracy in %, {min(demo.sizes)} to {max(demo.sizes)} test texts a task"
-    if min(demo.sizes) == max(demo.sizes):
-        title = f"accuracy in %, {min(demo.sizes)} test texts a task"
-    made = table(title, "model", *columns, numbers=columns)
-    for row in demo.rows:
-        cells = [f"{100 * accuracy:.1f}" for accuracy in row.accuracies]
-        style = "bold" if " + " in row.model else ""
-        average = plain(f"{100 * row.average:.1f}", "bold")
-        xi = "" if row.xi is None else f"{row.xi:.2f}"
-        # Under the row of its merge, so that the table fits 80 columns.
-        name = f"  + {row.model.partition(' + ')[2]}" if row.xi is not None else row.model
-        made.add_row(plain(name, style), *cells, average, xi)
-    return made
-
-
-def demo_notes(demo: Demo) -> list[str]:
-    """What a reader of the table must know."""
-    notes = [
-        "Each expert is measured on its own task only. Methods are at their defaults.",
-        "xi is the mean factor that the calibration puts on the merged task vectors.",
-        f"wsc looks at weights only, fsc at {demo.samples} unlabelled texts a task, dsc at both.",
-    ]
-    notes += [
-        f"{row.model}: the gate lets no row shrink; without it xi would be {row.xi_free:.2f}."
-        for row in demo.rows
-        if row.xi is not None and row.xi_free is not None and row.xi - row.xi_free > GATED
-    ]
-    return notes

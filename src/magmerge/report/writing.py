@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from magmerge.checkpoints.own_files import not_own
-from magmerge.errors import CheckpointError, MagmergeError, OutputError
+from magmerge.checkpoints.output.own_files import not_own
+from magmerge.core.errors import CheckpointError, MagmergeError, OutputError
+from magmerge.core.whole_file import check_free, write_whole
 from magmerge.report.account import FILE, foreign, read_json
 from magmerge.report.page import render
-from magmerge.whole_file import check_free, write_whole
 
 REPORT = "report.html"
 SUFFIXES = (".html", ".htm")

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from magmerge.adapters.formats import encode
-from magmerge.adapters.nouns import Content, LowRank
-from magmerge.adapters.renaming import rename_content
-from magmerge.errors import AdapterError
+from magmerge.checkpoints.adapters.formats import encode
+from magmerge.checkpoints.adapters.nouns import Content, LowRank
+from magmerge.checkpoints.adapters.renaming import rename_content
+from magmerge.core.errors import AdapterError
 from tests.adapters import module_names as names
 from tests.adapters.lora_files import (
     content_of,

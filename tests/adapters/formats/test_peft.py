@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
-from magmerge.adapters.nouns import Content, LowRank
-from magmerge.adapters.opening import open_adapter
-from magmerge.adapters.renaming import rename_content
-from magmerge.errors import AdapterError
+from magmerge.checkpoints.adapters.nouns import Content, LowRank
+from magmerge.checkpoints.adapters.opening import open_adapter
+from magmerge.checkpoints.adapters.renaming import rename_content
+from magmerge.core.errors import AdapterError
 from tests.adapters import module_names as names
 from tests.adapters.lora_files import (
     content_of,
@@ -285,7 +285,7 @@ def test_an_adapter_of_replaced_tensors_alone_cannot_be_written() -> None:
     modules = {"unet.conv_in": LowRank(torch.ones(2, 1), torch.ones(1, 2), 1.0)}
     whole = {"text_encoder.text_model.final_layer_norm.weight": torch.ones(2)}
     content = Content("peft", modules, {"unet.conv_in": "linear"}, whole)
-    from magmerge.adapters.formats import encode
+    from magmerge.checkpoints.adapters.formats import encode
 
     with pytest.raises(AdapterError, match="adapts no module"):
         encode(content)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from magmerge.adapters.formats import products
-from magmerge.adapters.nouns import LowRank
-from magmerge.errors import AdapterError
+from magmerge.checkpoints.adapters.formats import products
+from magmerge.checkpoints.adapters.nouns import LowRank
+from magmerge.core.errors import AdapterError
 from tests.adapters.lora_files import delta, opened
 
 NAME = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"

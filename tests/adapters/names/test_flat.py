@@ -4,8 +4,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magmerge.adapters.names.flat import dotted, flat
-from magmerge.adapters.names.vocabulary import CLIP, LDM, T5, TRANSFORMER, UNET, Language
+from magmerge.checkpoints.adapters.names.flat import dotted, flat
+from magmerge.checkpoints.adapters.names.vocabulary import (
+    CLIP,
+    LDM,
+    T5,
+    TRANSFORMER,
+    UNET,
+    Language,
+)
 from tests.adapters import module_names
 
 

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from magmerge.checkpoints.torch_pickle import load_tensors
-from magmerge.errors import CheckpointError
+from magmerge.core.errors import CheckpointError
 
 SECONDS, MEMORY = 15, 6 << 30
 PROTO = b"\x80\x04"

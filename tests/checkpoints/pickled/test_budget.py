@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-from magmerge.checkpoints.pickled.budget import Budget
-from magmerge.checkpoints.pickled.machine import Machine
-from magmerge.checkpoints.pickled.refusals import RefusedError
+from magmerge.checkpoints.pickles.budget import Budget
+from magmerge.checkpoints.pickles.machine import Machine
+from magmerge.checkpoints.pickles.refusals import RefusedError
 from magmerge.checkpoints.torch_pickle import load_tensors
-from magmerge.errors import CheckpointError
+from magmerge.core.errors import CheckpointError
 from tests.checkpoints.pickled.bombs import BOMBS, PROTO
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from magmerge.checkpoints.torch_pickle import load_file, load_tensors
-from magmerge.errors import CheckpointError
+from magmerge.core.errors import CheckpointError
 
 NAMES = [
     "os.system", "posix.system", "nt.system", "subprocess.Popen", "sys.exit", "shutil.rmtree",

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from magmerge.checkpoints.torch_pickle import load_tensors
-from magmerge.errors import MagmergeError
+from magmerge.core.errors import MagmergeError
 
 RUN = """
 import json, pathlib, sys

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from magmerge.checkpoints.torch_pickle import load_tensors
-from magmerge.errors import CheckpointError
+from magmerge.core.errors import CheckpointError
 
 
 class Own(OrderedDict):

@@ -12,7 +12,7 @@ import torch
 
 from magmerge.checkpoints.memory import MemoryCheckpoint
 from magmerge.checkpoints.torch_pickle import load_tensors
-from magmerge.errors import CheckpointError
+from magmerge.core.errors import CheckpointError
 from tests.checkpoints.pickled.bombs import MAGIC, named, text, word
 
 ENTRIES = 1000

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from magmerge.checkpoints.torch_pickle import load_tensors
-from magmerge.errors import CheckpointError
+from magmerge.core.errors import CheckpointError
 
 Entries = list[tuple[str, bytes]]
 

@@ -1,0 +1,206 @@
+"""Where an adapter's modules are in a base, whatever names the two have for them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from magmerge.checkpoints.adapters.base_rows import rows_of
+from magmerge.checkpoints.adapters.names.assembly import Rows, whole
+from magmerge.checkpoints.adapters.names.flat import flat
+from magmerge.checkpoints.adapters.names.naming import in_parts, to_diffusers
+from magmerge.checkpoints.adapters.nouns import ModuleSpec
+from magmerge.core.components import DIFFUSION
+from magmerge.core.models import Checkpoint
+from magmerge.core.types import Kind, Naming, TensorSpec
+
+_IMAGE_MODELS = (
+    "lora_unet_",
+    "lora_transformer_",
+    "unet.",
+    "transformer.",
+    DIFFUSION,
+    "diffusion_model.",
+)
+"""What an adapter's names for the modules of an image model begin with."""
+
+
+class Place(NamedTuple):
+    """Rows of a module's task vector, and the rows of the base's tensor that they are added to.
+
+    `rows` of them, from `row` on and from `at` on. `turned`: the tensor is the whole module's task
+    vector transposed; rows are those of the module then.
+    """
+
+    module: str
+    row: int
+    tensor: str
+    at: int
+    rows: int
+    turned: bool = False
+
+
+@dataclass(slots=True)
+class Found:
+    """Each module's places; the modules that the base lacks; the module, tensor and shape of the
+    rows in it where a task vector does not fit.
+    """
+
+    places: list[Place] = field(default_factory=list)
+    lacking: list[str] = field(default_factory=list)
+    misfits: list[tuple[str, str, tuple[int, ...]]] = field(default_factory=list)
+
+
+def find(
+    modules: Mapping[str, ModuleSpec],
+    naming: Naming,
+    base: Checkpoint,
+    kinds: Mapping[str, Kind],
+    *,
+    fan_in_fan_out: bool = False,
+) -> Found:
+    """Every module in the base, by whole tensors or by rows of tensors that fuse several modules.
+
+    `kinds` are those of the base's tensors. `fan_in_fan_out` decides about square matrices only,
+    and only where their kind is not known: PEFT saves one value for modules of both sorts.
+    """
+    found = Found()
+    turnable = {name for name, kind in kinds.items() if kind == "transposed" or fan_in_fan_out}
+    pairs = _pairs(modules, naming, base)
+    for own, theirs in pairs:
+        module, tensor = modules[own[0].module or ""], base.specs[theirs[0].module or ""]
+        if _is_whole(own, module.shape) and _is_whole(theirs, tensor.shape):
+            turned = _is_turned(module, tensor, tensor.name in turnable)
+            shape = tensor.shape[::-1] if turned else tensor.shape
+            _check(found, module, tensor, shape)
+            found.places.append(Place(module.name, 0, tensor.name, 0, module.shape[0], turned))
+            continue
+        height = sum(rows.stop - rows.start for rows in theirs)
+        _check(found, module, tensor, (height, *tensor.shape[1:]), own)
+        found.places += _overlaid(own, theirs)
+    found.lacking = _unplaced(modules, [own for own, _ in pairs])
+    return found
+
+
+def base_name(key: str, base: Checkpoint) -> str | None:
+    """The base's name for an adapter's tensor, also where one of them wraps the model once more.
+
+    An adapter for BertForSequenceClassification says bert.encoder..., the bare encoder says
+    encoder...; None where neither the name nor one level more or less is in the base. For a
+    tensor that shares another's memory it is that other's name.
+    """
+    inner = key.partition(".")[2]
+    outer = [name for name in base.specs if name.partition(".")[2] == key]
+    candidates = [key, inner, *(outer if len(outer) == 1 else [])]
+    found = next((name for name in candidates if name in base.specs), None)
+    return None if found is None else base.ties.get(found, found)
+
+
+def _unplaced(modules: Mapping[str, ModuleSpec], placed: Sequence[Sequence[Rows]]) -> list[str]:
+    """Modules of which the base lacks some rows, or all."""
+    rows = Counter[str | None]()
+    for own in placed:
+        for one in own:
+            rows[one.module] += one.stop - one.start
+    return [name for name, spec in modules.items() if rows[name] < spec.shape[0]]
+
+
+def _check(
+    found: Found,
+    module: ModuleSpec,
+    tensor: TensorSpec,
+    shape: tuple[int, ...],
+    own: Sequence[Rows] = (),
+) -> None:
+    """Note where the module's task vector, or those rows of it, has another shape."""
+    height = sum(rows.stop - rows.start for rows in own) or module.shape[0]
+    if not shape or height != shape[0] or not _same_features(module.shape[1:], shape[1:]):
+        found.misfits.append((module.name, tensor.name, shape))
+
+
+def _same_features(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether the inputs are as many, and kernels equal; a linear layer is one of 1 x 1."""
+    if len(one) > 1 and len(other) > 1:
+        return one == other
+    kernels = one[1:] + other[1:]
+    return math.prod(one) == math.prod(other) and math.prod(kernels) == 1
+
+
+def _is_turned(module: ModuleSpec, tensor: TensorSpec, turnable: bool) -> bool:
+    """Whether the tensor is the task vector's transpose. The shapes tell, unless it is square."""
+    if module.kind == "embedding":
+        return True
+    if len(module.shape) != 2 or len(tensor.shape) != 2:
+        return False
+    if tensor.shape[0] != tensor.shape[1]:
+        return module.shape[::-1] == tensor.shape
+    return turnable
+
+
+def _is_whole(rows: Sequence[Rows], shape: tuple[int, ...]) -> bool:
+    return len(rows) == 1 and rows[0].start == 0 and rows[0].stop == (shape or (0,))[0]
+
+
+def _overlaid(own: Sequence[Rows], theirs: Sequence[Rows]) -> Iterator[Place]:
+    """The same rows told as a module's and as the base's, cut wherever either changes."""
+    left, right = list(own), list(theirs)
+    while left and right:
+        mine, its = left[0], right[0]
+        rows = min(mine.stop - mine.start, its.stop - its.start)
+        yield Place(mine.module or "", mine.start, its.module or "", its.start, rows)
+        left[0] = mine._replace(start=mine.start + rows)
+        right[0] = its._replace(start=its.start + rows)
+        left = left if left[0].start < left[0].stop else left[1:]
+        right = right if right[0].start < right[0].stop else right[1:]
+
+
+def _pairs(
+    modules: Mapping[str, ModuleSpec], naming: Naming, base: Checkpoint
+) -> list[tuple[tuple[Rows, ...], tuple[Rows, ...]]]:
+    """Rows of the adapter's modules, and the rows of the base's tensors that they stand for."""
+    direct: dict[str, str] = {}
+    if naming == "peft" and not in_parts(modules):
+        for name in modules:
+            tensor = base_name(f"{name}.weight", base)
+            if tensor is not None:
+                direct[name] = tensor
+    rest = {name: spec for name, spec in modules.items() if name not in direct}
+    theirs = rows_of(base) if rest else {}
+    found: list[tuple[tuple[Rows, ...], tuple[Rows, ...]]] = []
+    while rest:
+        named = to_diffusers(naming, rest).rows
+        pairs = [(own, theirs[name]) for name, own in named.items() if name in theirs]
+        found += pairs
+        placed = {rows.module for own, _ in pairs for rows in own}
+        # Of modules with one name in diffusers the first is named: the others come in turn.
+        rest = {name: spec for name, spec in rest.items() if name not in placed}
+        if not placed:
+            break
+    direct |= _by_own_names(list(rest), base)
+    for name, tensor in direct.items():
+        height = (base.specs[tensor].shape or (0,))[0]
+        found.append((whole(name, modules[name]), (Rows(tensor, 0, height),)))
+    return found
+
+
+def _by_own_names(modules: Sequence[str], base: Checkpoint) -> dict[str, str]:
+    """Modules of an image model of any kind that is named in the adapter as in the base."""
+    if not modules:
+        return {}
+    names = {
+        name: flat(name.removeprefix(DIFFUSION).removesuffix(".weight"))
+        for name in base.specs
+        if name.endswith(".weight")
+    }
+    often = Counter(names.values())
+    known = {spoken: name for name, spoken in names.items() if often[spoken] == 1}
+    found = {}
+    for module in modules:
+        prefix = next((one for one in _IMAGE_MODELS if module.startswith(one)), None)
+        tensor = None if prefix is None else known.get(flat(module.removeprefix(prefix)))
+        if tensor is not None:
+            found[module] = base.ties.get(tensor, tensor)
+    return found

@@ -1,0 +1,240 @@
+"""Adapters as experts: task vectors on a base in any layout, without building the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from magmerge.checkpoints.adapters.bases import Found, Place, base_name, find
+from magmerge.checkpoints.adapters.families import mismatch
+from magmerge.checkpoints.adapters.nouns import Adapter, LowRank
+from magmerge.checkpoints.kinds import kinds_of, read_model_config
+from magmerge.checkpoints.product import TILE, rows_between
+from magmerge.checkpoints.tied import shared_embeddings
+from magmerge.core.errors import Fault
+from magmerge.core.models import Checkpoint, Expert
+from magmerge.core.pieces import cut
+from magmerge.core.types import TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KEPT = 8
+"""Modules whose factors stay in memory, for the pieces that are read in turn."""
+OWN_BASE = "name the model that this adapter was trained on with --base (base=)"
+WHOLE = "merge the adapter into its base with PEFT and give the whole model"
+UNTIE = (
+    "give a base whose head is a matrix of its own: in transformers set the weight of "
+    "model.get_output_embeddings() to a copy of the embedding and "
+    "model.config.tie_word_embeddings to False, and save it"
+)
+NAMED = 3
+"""Modules that a message names where none of an adapter's is in the base."""
+
+
+class AdapterExpert:
+    """An adapter on `base`: what it does not touch has a task vector of zeros.
+
+    Modules that the base lacks, and shapes that do not fit it, stand in `specs` and `faults`, so
+    that the plan can report all of them at once.
+    """
+
+    def __init__(self, name: str, adapter: Adapter, base: Checkpoint) -> None:
+        self.name = name
+        self.source = adapter.source
+        self.files = adapter.files
+        self.adapter = adapter
+        self.whole = None
+        self.ties = base.ties
+        self.notes = adapter.notes
+        self.faults: list[Fault] = []
+        self.absent: Mapping[str, Sequence[range]] = MappingProxyType({})
+        found = find(
+            adapter.modules,
+            adapter.naming,
+            base,
+            kinds_of(base, read_model_config(base)),
+            fan_in_fan_out=bool(adapter.config.get("fan_in_fan_out")),
+        )
+        self._read = lru_cache(KEPT)(adapter.read)
+        self._places: dict[str, list[Place]] = {}
+        for place in found.places:
+            self._places.setdefault(place.tensor, []).append(place)
+        self._heads: frozenset[str] = frozenset()
+        self._replaced = self._replacements(base)
+        self._check_tied(found, base)
+        lacking = self._report(found, base)
+        self.specs = self._specs(base, lacking)
+        self.untouched = frozenset(set(base.specs) - set(self._places) - set(self._replaced))
+
+    def weight(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
+        """The base's entries with the adapter merged into them."""
+        return self.delta(name, base, start, out).add_(base)
+
+    def delta(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
+        """scale * up @ down in the rows of each module, in the dtype of `base`; or the replaced
+        tensor less the base's; or zeros.
+        """
+        import torch
+
+        from magmerge.linalg.device import moved
+
+        if name in self._replaced:
+            key, stop = self._replaced[name], start + base.numel()
+            whole = moved(self.adapter.read_whole_part(key, start, stop), base, out).sub_(base)
+            if name in self._places:
+                product = torch.zeros_like(base, memory_format=torch.contiguous_format)
+                for place in self._places[name]:
+                    _put_rows(self._read(place.module), place, product.view(-1), start)
+                whole += product
+            return whole
+        if out is None or not out.is_contiguous():
+            result = torch.zeros(base.shape, dtype=base.dtype, device=base.device)
+        else:
+            result = out.zero_()
+        for place in self._places.get(name, ()):
+            _put_rows(self._read(place.module), place, result.view(-1), start)
+        return result if out is None or out is result else out.copy_(result)
+
+    def changes_nothing(self, base: Checkpoint | None, names: Collection[str]) -> bool:  # noqa: ARG002 - its factors tell
+        """Whether every module has a factor of zeros, as in an adapter that was never trained."""
+        return not self._replaced and not any(
+            bool(up.any()) and bool(down.any()) and scale != 0
+            for up, down, scale in map(self.adapter.read, self.adapter.modules)
+        )
+
+    def equals(self, other: Expert, names: Collection[str]) -> bool:  # noqa: ARG002 - its factors tell
+        """Whether both have the same factors, scaled alike, for the same modules."""
+        import torch
+
+        if not isinstance(other, AdapterExpert):
+            return False
+        mine, theirs = self.adapter, other.adapter
+        if {**mine.modules} != {**theirs.modules} or {**mine.whole} != {**theirs.whole}:
+            return False
+        return all(
+            torch.equal(own, its)
+            for name in mine.modules
+            for own, its in zip(mine.read(name)[:2], theirs.read(name)[:2], strict=True)
+        ) and all(
+            torch.equal(
+                mine.read_whole_part(name, piece.start, piece.stop),
+                theirs.read_whole_part(name, piece.start, piece.stop),
+            )
+            for name, spec in mine.whole.items()
+            for piece in cut(spec.shape, "other", "entries")
+        )
+
+    def _replacements(self, base: Checkpoint) -> dict[str, str]:
+        """The base's tensors that the adapter replaces, to their names in the adapter."""
+        found: dict[str, str] = {}
+        for key in self.adapter.whole:
+            target = base_name(key, base)
+            # The weight of an adapted layer as it was saved beside its factors is one with them.
+            own = {f"{place.module}.weight" for place in self._places.get(target or "", ())}
+            if target in found or (own and own != {key}):
+                self._note(f"{target} has the task vector of two modules of {self.name}", WHOLE)
+            elif target is not None:
+                found[target] = key
+        return found
+
+    def _check_tied(self, found: Found, base: Checkpoint) -> None:
+        """A fault where the adapter changes embedding or head, which the base has one matrix for.
+
+        PEFT runs them as different matrices then.
+        """
+        shared = shared_embeddings(base)
+        if not shared or self.adapter.config.get("ensure_weight_tying"):
+            return
+        touched = sorted(shared & (set(self._places) | set(self._replaced)))
+        for name in touched:
+            self._note(
+                f"{name}: {self.name} changes the embedding or the head, and in the base "
+                f"{base.source} it is both",
+                UNTIE,
+            )
+        shapes = {base.specs[name].shape for name in shared}
+        modules, whole = self.adapter.modules, self.adapter.whole
+        heads = [name for name in found.lacking if modules[name].shape in shapes]
+        heads += [
+            name
+            for name, spec in whole.items()
+            if base_name(name, base) is None
+            and spec.shape in shapes
+            and name.removesuffix(".weight") not in heads
+        ]
+        for name in heads if not touched else ():
+            self._note(
+                f"{name}: {self.name} changes the head, and in the base {base.source} "
+                f"{' and '.join(sorted(shared))} is both",
+                UNTIE,
+            )
+        self._heads = frozenset(heads)
+
+    def _report(self, found: Found, base: Checkpoint) -> list[str]:
+        """Put into `faults` what does not fit; the modules and tensors that the base lacks."""
+        ending = ".weight" if self.adapter.naming == "peft" else ""
+        lacking = [f"{module}{ending}" for module in found.lacking if module not in self._heads]
+        lacking += [
+            key
+            for key in self.adapter.whole
+            if base_name(key, base) is None
+            and key not in self._heads
+            and key.removesuffix(".weight") not in self._heads
+        ]
+        seems = mismatch(self.adapter, found, base)
+        if seems is not None:
+            self._note(f"{self.name} seems to be for another base: {seems}", OWN_BASE)
+        if not found.places and len(lacking) > NAMED:
+            shown = ", ".join(lacking[:NAMED])
+            self._note(
+                f"none of the {len(lacking)} modules of {self.name} is in the base: {shown}, ...",
+                OWN_BASE,
+            )
+            lacking = []
+        for module, tensor, shape in found.misfits:
+            own = list(self.adapter.modules[module].shape)
+            self._note(
+                f"{tensor}: the task vector {own} of {self.name} does not fit the base's "
+                f"{list(shape)} ({module})",
+                "give the base that this adapter was trained on",
+            )
+        for tensor, places in self._places.items():
+            rows = sorted((place.at, place.at + place.rows) for place in places)
+            if any(end > begin for (_, end), (begin, _) in pairwise(rows)):
+                self._note(f"{tensor} has the task vector of two modules of {self.name}", WHOLE)
+        return lacking
+
+    def _note(self, text: str, remedy: str) -> None:
+        self.faults.append(Fault(text, remedy))
+
+    def _specs(self, base: Checkpoint, lacking: list[str]) -> Mapping[str, TensorSpec]:
+        specs = dict(base.specs)
+        for target, key in self._replaced.items():
+            own = self.adapter.whole[key]
+            specs[target] = TensorSpec(target, own.shape, own.dtype)
+        for name in lacking:
+            specs[name] = TensorSpec(name, (), "F32")
+        return MappingProxyType(specs)
+
+
+def _put_rows(factors: LowRank, place: Place, part: Tensor, start: int) -> None:
+    """Write a module's rows into `part`, the entries of the base's tensor from `start` on."""
+    left, right = factors.up.flatten(1), factors.down.flatten(1)
+    if place.turned:
+        left, right = right.T, left.T
+    row = right.shape[1]
+    rows = left.shape[0] if place.turned else place.rows
+    first = max(start, place.at * row)
+    stop = min(start + part.numel(), (place.at + rows) * row)
+    if first >= stop:
+        return
+    # The same entries, counted from the module's first row that is multiplied.
+    tile = (first // row - place.at + place.row) // TILE * TILE
+    shift = (place.row - place.at - tile) * row
+    left = left[tile : tile - (-(stop + shift) // row)]
+    product = rows_between(left.to(part), right.to(part), first + shift, stop + shift)
+    part[first - start : stop - start] = product.mul_(factors.scale)

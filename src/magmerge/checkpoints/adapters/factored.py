@@ -1,0 +1,92 @@
+"""Low-rank task vectors in coordinates: their rows' inner products without the full matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from magmerge.checkpoints.adapters.nouns import LowRank
+from magmerge.linalg.spectral import above_cut, eigen, gram, power_of_two
+
+
+class Coordinates(NamedTuple):
+    """Task vectors `deltas` [K, out, d] in an orthonormal `basis` [d, in] of all their rows.
+
+    Task vector k is deltas[k] @ basis. What only looks at inner products and combinations of rows
+    gives the same for deltas[k].
+    """
+
+    deltas: Tensor
+    basis: Tensor
+
+
+class Truncated(NamedTuple):
+    """The best `up @ down` of its rank; `error` is relative to the norm of what it stands for."""
+
+    up: Tensor
+    down: Tensor
+    error: float
+
+
+def coordinates(factors: Sequence[LowRank]) -> Coordinates:
+    """The task vectors scale B A of K adapters, in float32, without building any of them.
+
+    With the rows of all A stacked, A^T = Q R, Q orthonormal: B_k A_k = (B_k R_k^T) Q^T. An adapter
+    that lacks the module has factors of rank 0.
+    """
+    downs = [factor.down.flatten(1).to(torch.float32) for factor in factors]
+    basis, triangle = torch.linalg.qr(torch.cat(downs).T)
+    parts = triangle.T.split([len(down) for down in downs])
+    deltas = [
+        (factor.up.to(torch.float32) * factor.scale) @ part
+        for factor, part in zip(factors, parts, strict=True)
+    ]
+    return Coordinates(torch.stack(deltas), basis.T)
+
+
+def spectrum(delta: Float[Tensor, "out d"]) -> tuple[Float[Tensor, "n"], Float[Tensor, "m n"]]:
+    """Singular values that are not zero, largest first, and the singular vectors of the shorter
+    side, in float64, from the Gram matrix of that side.
+    """
+    scale = power_of_two(delta)
+    values, vectors = eigen(gram(_short(delta) / scale, torch.float64))
+    count = above_cut(values)
+    return values[:count] * scale, vectors[:, :count]
+
+
+def truncate(
+    delta: Float[Tensor, "out d"],
+    values: Float[Tensor, "n"],
+    vectors: Float[Tensor, "m n"],
+    rank: int,
+) -> Truncated:
+    """The nearest matrix of rank `rank` (Eckart and Young 1936), in factors of equal size.
+
+    `values` and `vectors` are the spectrum of `delta`: with V_r its first right singular vectors
+    the nearest is (D V_r) V_r^T, with U_r its left ones U_r (U_r^T D).
+    """
+    rank = min(rank, len(values))
+    kept, whole = values[:rank], float(values.square().sum())
+    lost = float(values[rank:].square().sum())
+    error = (lost / whole) ** 0.5 if whole > 0 else 0.0
+    if rank == 0:
+        return Truncated(delta.new_zeros(len(delta), 1), delta.new_zeros(1, delta.shape[1]), error)
+    root = kept.sqrt()
+    axes = vectors[:, :rank]
+    if delta.shape[1] <= delta.shape[0]:
+        return Truncated(delta @ (axes / root).float(), (axes * root).T.float(), error)
+    return Truncated((axes * root).float(), (axes / root).T.float() @ delta, error)
+
+
+def norms(deltas: Float[Tensor, "K out d"]) -> list[float]:
+    """The Frobenius norm of each task vector."""
+    return [float(torch.linalg.vector_norm(delta, dtype=torch.float64)) for delta in deltas]
+
+
+def _short(delta: Float[Tensor, "out d"]) -> Tensor:
+    """The matrix with its shorter side as columns."""
+    return delta if delta.shape[1] <= delta.shape[0] else delta.T.contiguous()

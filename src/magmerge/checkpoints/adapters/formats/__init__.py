@@ -1,0 +1,29 @@
+"""LoRA files in every common format: read as low-rank task vectors, written as plain LoRA."""
+
+from __future__ import annotations
+
+from magmerge.checkpoints.adapters.formats.diffusers import write_diffusers, write_diffusers_old
+from magmerge.checkpoints.adapters.formats.kohya import write_kohya
+from magmerge.checkpoints.adapters.formats.peft_writing import write_peft
+from magmerge.checkpoints.adapters.formats.writable import check_plain
+from magmerge.checkpoints.adapters.nouns import Content, Encoded
+from magmerge.core.errors import AdapterError
+
+
+def encode(content: Content) -> dict[str, Encoded]:
+    """The files that hold an adapter, by the folder that they belong in.
+
+    One file under "" for the namings of single files. For PEFT, a folder with its
+    adapter_config.json for each model of a pipeline; under "" if there is only one. AdapterError
+    for an adapter without modules, and for what the format has no place for.
+    """
+    if not content.modules:
+        raise AdapterError("an adapter without modules", remedy="merge adapters that have some")
+    if content.naming == "peft":
+        return write_peft(content)
+    check_plain(content)
+    if content.naming == "diffusers":
+        return {"": write_diffusers(content)}
+    if content.naming == "diffusers_old":
+        return {"": write_diffusers_old(content)}
+    return {"": write_kohya(content)}

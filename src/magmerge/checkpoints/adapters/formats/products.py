@@ -1,0 +1,103 @@
+"""Factors as files hold them, brought to the one form `up @ down`; each exactly."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from magmerge.checkpoints.adapters.nouns import LowRank
+
+Factors = tuple[Tensor, Tensor]
+
+
+def plain(up: Float[Tensor, "out r ..."], down: Float[Tensor, "r cols ..."]) -> Factors:
+    """Both as they are stored."""
+    return up.flatten(1), down
+
+
+def tucker(
+    up: Float[Tensor, "out r ..."],
+    down: Float[Tensor, "r cols ..."],
+    mid: Float[Tensor, "r r ..."],
+) -> Factors:
+    """A convolution in three factors: `mid` is folded into `down`.
+
+    sum_pq up[o,p] mid[p,q,...] down[q,i] = up @ (mid down), down becoming [r, in, *kernel].
+    """
+    wide = torch.einsum("pq...,qi->pi...", mid.double(), down.flatten(1).double())
+    return _arithmetic(up.flatten(1), up), _arithmetic(wide, down)
+
+
+def hadamard(
+    w1_a: Float[Tensor, "out r"],
+    w1_b: Float[Tensor, "r cols"],
+    w2_a: Float[Tensor, "out s"],
+    w2_b: Float[Tensor, "s cols"],
+) -> Factors:
+    """LoHa (arXiv:2108.06098): (A1 B1) * (A2 B2), entry by entry, has rank r s at most.
+
+    Entry (o, i) is sum_pq A1[o,p] A2[o,q] B1[p,i] B2[q,i]: the factors are the products of the
+    rows of A1 and A2, and of the columns of B1 and B2 (Khatri and Rao 1968).
+    """
+    if w1_a.shape[1] * w2_a.shape[1] > min(w1_a.shape[0], w1_b.shape[1]):
+        return _full((w1_a.double() @ w1_b.double()) * (w2_a.double() @ w2_b.double()), w1_a)
+    up = torch.einsum("op,oq->opq", w1_a.double(), w2_a.double()).flatten(1)
+    down = torch.einsum("pi,qi->pqi", w1_b.double(), w2_b.double()).flatten(0, 1)
+    return _arithmetic(up, w1_a), _arithmetic(down, w1_b)
+
+
+def kronecker(
+    w1: Float[Tensor, "a b"], w2_a: Float[Tensor, "c r"], w2_b: Float[Tensor, "r d"]
+) -> Factors:
+    """LoKr (arXiv:2309.14859) with a full W1: kron(W1, A2 B2), of rank r min(a, b) at most.
+
+    kron(W1 I, A2 B2) = kron(W1, A2) kron(I, B2), or the same with I before W1, as is smaller.
+    """
+    rows, columns = w1.shape
+    if w2_b.shape[0] > min(w2_a.shape[0], w2_b.shape[1]):
+        return _full(torch.kron(w1.double(), w2_a.double() @ w2_b.double()), w2_a)
+    one = torch.eye(min(rows, columns), dtype=torch.float64)
+    left, right = (one, w1.double()) if rows < columns else (w1.double(), one)
+    up, down = torch.kron(left, w2_a.double()), torch.kron(right, w2_b.double())
+    return _arithmetic(up, w2_a), _arithmetic(down, w2_b)
+
+
+def kronecker_of_factors(
+    w1_a: Float[Tensor, "a s"],
+    w1_b: Float[Tensor, "s b"],
+    w2_a: Float[Tensor, "c r"],
+    w2_b: Float[Tensor, "r d"],
+) -> Factors:
+    """LoKr with both in factors: kron(A1 B1, A2 B2) = kron(A1, A2) kron(B1, B2), of rank r s."""
+    shape = (w1_a.shape[0] * w2_a.shape[0], w1_b.shape[1] * w2_b.shape[1])
+    if w1_a.shape[1] * w2_a.shape[1] > min(shape):
+        first, second = w1_a.double() @ w1_b.double(), w2_a.double() @ w2_b.double()
+        return _full(torch.kron(first, second), w1_a)
+    up, down = torch.kron(w1_a.double(), w2_a.double()), torch.kron(w1_b.double(), w2_b.double())
+    return _arithmetic(up, w1_a), _arithmetic(down, w1_b)
+
+
+def _full(delta: Float[Tensor, "out cols"], stored: Tensor) -> Factors:
+    """A task vector of full rank: one factor is the identity, the other all of it."""
+    rows, columns = delta.shape
+    one = _arithmetic(torch.eye(min(rows, columns)), stored)
+    full = _arithmetic(delta, stored)
+    return (one, full) if rows <= columns else (full, one)
+
+
+def scaled(factors: LowRank) -> LowRank:
+    """The same with scale 1: it is multiplied into `up` in float32, which is then cast once."""
+    up, down, scale = factors
+    if scale == 1:
+        return factors
+    return LowRank((up.to(_wide(up)) * scale).to(up.dtype), down, 1.0)
+
+
+def _arithmetic(product: Tensor, stored: Tensor) -> Tensor:
+    """A product in the format of the arithmetic: float64 for what is stored so, else float32."""
+    return product.to(_wide(stored)).contiguous()
+
+
+def _wide(stored: Tensor) -> torch.dtype:
+    return torch.float64 if stored.dtype == torch.float64 else torch.float32

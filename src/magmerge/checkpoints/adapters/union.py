@@ -1,0 +1,190 @@
+"""Adapters as experts on a base of zeros, which has each module that any of them adapts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from magmerge.checkpoints.adapters.nouns import Adapter, LowRank, ModuleSpec
+from magmerge.checkpoints.adapters.opening import open_adapter
+from magmerge.checkpoints.adapters.renaming import common_naming
+from magmerge.checkpoints.kinds import HEADS
+from magmerge.checkpoints.opening import Model, adapts
+from magmerge.checkpoints.product import rows_between
+from magmerge.core.dtypes import FLOATS
+from magmerge.core.errors import AdapterError, Fault
+from magmerge.core.models import Checkpoint, Expert
+from magmerge.core.types import Kind, Naming, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KEPT = 8
+"""Modules of an adapter whose factors stay in memory, for the pieces that are read in turn."""
+
+
+class AdapterUnion:
+    """The modules of several adapters as the tensors of a model of zeros.
+
+    `naming` is that of the first adapter's file, `adapters` are all of them under one naming.
+    """
+
+    source = "the adapters"
+    folder: Path | None = None
+    files: tuple[Path, ...] = ()
+    ties: Mapping[str, str] = MappingProxyType({})
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, adapters: Sequence[Adapter], naming: Naming) -> None:
+        self.adapters = tuple(adapters)
+        self.naming = naming
+        self.modules: dict[str, ModuleSpec] = {}
+        for adapter in adapters:
+            for name, module in adapter.modules.items():
+                self.modules.setdefault(name, module)
+        self.replaced: dict[str, TensorSpec] = {}
+        for adapter in adapters:
+            for name, spec in adapter.whole.items():
+                self.replaced.setdefault(name, TensorSpec(name, spec.shape, "F32"))
+        specs = {name: TensorSpec(name, one.shape, "F32") for name, one in self.modules.items()}
+        self.specs = MappingProxyType({**specs, **self.replaced})
+        self.kinds: Mapping[str, Kind] = {
+            **{name: _kind(module) for name, module in self.modules.items()},
+            **dict.fromkeys(self.replaced, "other"),
+        }
+
+    def read(self, name: str) -> Tensor:
+        """Zeros."""
+        import torch
+
+        return torch.zeros(self.specs[name].shape)
+
+    def read_part(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Zeros."""
+        import torch
+
+        assert name in self.specs
+        return torch.zeros(stop - start) if out is None else out.zero_()
+
+    def ranks(self, name: str) -> list[int]:
+        """The rank that the module has in each adapter that has it."""
+        return [one.modules[name].rank for one in self.adapters if name in one.modules]
+
+    def owners(self, name: str) -> tuple[int, ...]:
+        """The adapters, by place, that replace this tensor as a whole."""
+        return tuple(place for place, one in enumerate(self.adapters) if name in one.whole)
+
+    def dtype(self, name: str | None = None) -> str:
+        """The format of all factors, or float32 where they differ; or that of the first `name`."""
+        if name is not None:
+            tables = [table for one in self.adapters for table in (one.modules, one.whole)]
+            return next(table[name].dtype for table in tables if name in table)
+        codes = {one.dtype for adapter in self.adapters for one in adapter.modules.values()}
+        return codes.pop() if len(codes) == 1 and codes <= set(FLOATS) else "F32"
+
+
+class AdapterTaskVectors:
+    """One adapter as an expert on the union: modules that it lacks have task vectors of zeros."""
+
+    whole = None
+    ties: Mapping[str, str] = MappingProxyType({})
+
+    def __init__(self, name: str, adapter: Adapter, union: AdapterUnion) -> None:
+        self.name = name
+        self.adapter = adapter
+        self.source = adapter.source
+        self.files = adapter.files
+        self.notes = adapter.notes
+        own = {key: TensorSpec(key, one.shape, "F32") for key, one in adapter.modules.items()}
+        own |= {key: TensorSpec(key, one.shape, "F32") for key, one in adapter.whole.items()}
+        self.absent: Mapping[str, Sequence[range]] = MappingProxyType({})
+        self.specs: Mapping[str, TensorSpec] = {**union.specs, **own}
+        self.untouched = frozenset(set(union.specs) - set(own))
+        self.faults: list[Fault] = []
+        self._shapes = {key: spec.shape for key, spec in union.specs.items()}
+        self._read = lru_cache(KEPT)(self._factors)
+
+    def factors(self, name: str) -> LowRank:
+        """The module's factors in float32, the up factor scaled; of rank 0 where it lacks it."""
+        return self._read(name)
+
+    def weight(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
+        """The task vector: the base is zero."""
+        return self.delta(name, base, start, out)
+
+    def delta(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
+        """Entries of scale B A from `start` on, as many as `base` has and in its shape."""
+        import torch
+
+        if name in self.adapter.whole:
+            part = self.adapter.read_whole_part(name, start, start + base.numel()).to(base)
+            part = part.reshape(base.shape)
+            return part if out is None else out.copy_(part)
+        factors = self.factors(name)
+        if not factors.up.shape[1]:
+            return torch.zeros_like(base) if out is None else out.zero_()
+        part = rows_between(factors.up, factors.down, start, start + base.numel())
+        part = part.reshape(base.shape)
+        return part.to(base) if out is None else out.copy_(part)
+
+    def changes_nothing(self, base: Checkpoint | None, names: Collection[str]) -> bool:  # noqa: ARG002 - its factors tell
+        """Whether every module has a factor of zeros, as in an adapter that was never trained."""
+        return not any(
+            bool(one.up.any()) and bool(one.down.any())
+            for one in map(self.factors, self.adapter.modules)
+        )
+
+    def equals(self, other: Expert, names: Collection[str]) -> bool:  # noqa: ARG002 - its factors tell
+        """Whether both have the same factors for the same modules."""
+        import torch
+
+        if not isinstance(other, AdapterTaskVectors):
+            return False
+        mine, theirs = self.adapter.modules, other.adapter.modules
+        if set(mine) != set(theirs) or any(mine[n].rank != theirs[n].rank for n in mine):
+            return False
+        return all(
+            torch.equal(a.up, b.up) and torch.equal(a.down, b.down)
+            for a, b in ((self.factors(name), other.factors(name)) for name in mine)
+        )
+
+    def _factors(self, name: str) -> LowRank:
+        import torch
+
+        if name not in self.adapter.modules:
+            out, *features = self._shapes[name]
+            return LowRank(torch.zeros(out, 0), torch.zeros(0, *features).flatten(1), 1.0)
+        up, down, scale = self.adapter.read(name)
+        return LowRank(up.to(torch.float32) * scale, down.to(torch.float32).flatten(1), 1.0)
+
+
+def adapters_alone(
+    models: Mapping[str, Model],
+) -> tuple[AdapterUnion, list[AdapterTaskVectors]] | None:
+    """The experts if all are adapters, None if none is; AdapterError where only some are."""
+    adapters = {name: model for name, model in models.items() if adapts(model)}
+    if not adapters:
+        return None
+    for name in models:
+        if name not in adapters:
+            raise AdapterError(
+                f"{name} is a whole model, and {next(iter(adapters))} an adapter",
+                remedy="name the model that the adapters were trained on with --base (base=)",
+            )
+    opened = [open_adapter(str(model)) for model in adapters.values()]
+    alike = common_naming(opened)
+    union = AdapterUnion(alike, opened[0].naming)
+    experts = [
+        AdapterTaskVectors(name, adapter, union)
+        for name, adapter in zip(adapters, alike, strict=True)
+    ]
+    return union, experts
+
+
+def _kind(module: ModuleSpec) -> Kind:
+    if module.kind == "linear":
+        return "head" if module.name.rpartition(".")[2] in HEADS else "matrix"
+    return module.kind

@@ -1,0 +1,106 @@
+"""SHA-256 of input files, remembered while a file stays as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from magmerge.core.whole_file import replace_whole
+
+T = TypeVar("T")
+REMEMBERED = 4096
+"""Values that a file of them holds, the latest ones."""
+SETTLED = 2.0
+"""Seconds after its last change from which a file's time tells whether it was changed again."""
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, as `sha256sum` prints it."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class Memory(Generic[T]):
+    """What is known by key, in a small file in the user's cache folder (XDG_CACHE_HOME, ~/.cache).
+
+    `path` is that file, None for none. Where it cannot be read or written, or a value in it is not
+    `sound`, nothing is known.
+    """
+
+    def __init__(self, path: Path | None, sound: Callable[[Any], bool]) -> None:
+        self.path, self._known = path, _read(path)
+        if not all(map(sound, self._known.values())):
+            self._known = {}
+
+    def get(self, key: str | None) -> T | None:
+        """What is known of a key; None is the key of what cannot be remembered."""
+        return None if key is None else self._known.get(key)
+
+    def put(self, key: str | None, value: T) -> None:
+        """Remember it until `save`."""
+        if key is not None:
+            self._known[key] = value
+
+    def save(self) -> None:
+        """Write what is known, the latest of it, in one step."""
+        if self.path is None:
+            return
+        latest = dict(list(self._known.items())[-REMEMBERED:])
+        with suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            replace_whole(self.path, json.dumps(latest))
+
+
+class DigestMemory(Memory[str]):
+    """Digests by a file's device, inode, size and time of change.
+
+    So that trying several merges of the same models reads them for their digests once.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        path = default_path() if path is None else path
+        super().__init__(path, lambda value: isinstance(value, str) and len(value) == 64)
+
+    def digest(self, file: Path) -> str:
+        """The file's digest, computed where it is not known."""
+        key = stamp(file)
+        known = self.get(key)
+        if known is None:
+            known = file_digest(file)
+            # What changed meanwhile, or a moment ago, might change again within the same time.
+            if key == stamp(file) and time.time() - file.stat().st_ctime > SETTLED:
+                self.put(key, known)
+        return known
+
+
+def default_path() -> Path | None:
+    """Where digests are remembered; None for a user without a home."""
+    folder = os.environ.get("XDG_CACHE_HOME")
+    try:
+        root = Path(folder) if folder else Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return root / "magmerge" / "digests.json"
+
+
+def stamp(file: Path) -> str:
+    """What changes when the file does: device, inode, size and times of change."""
+    state = file.stat()
+    times = state.st_mtime_ns, state.st_ctime_ns
+    return ":".join(map(str, (state.st_dev, state.st_ino, state.st_size, *times)))
+
+
+def _read(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}

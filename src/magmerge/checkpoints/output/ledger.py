@@ -1,0 +1,109 @@
+"""What an unfinished result holds already: the parts that were written, and their checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from magmerge.core import dtypes
+from magmerge.core.types import Shard, Step
+
+LEDGER, FINDINGS = ".ledger", ".findings"
+
+
+class Part(NamedTuple):
+    """Bytes of a tensor from the entry `start` on: how many, and their CRC-32, which tells a
+    torn write and costs a quarter of what SHA-256 does."""
+
+    start: int
+    size: int
+    digest: str
+
+
+class Ledger:
+    """One line for each finished step, in the staging folder: its parts and what became of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LEDGER
+        self._findings = folder / FINDINGS
+        self._lock = threading.Lock()
+        self._parts: dict[str, list[Part]] = {}
+
+    def note(self, step: Step, start: int, data: memoryview) -> None:
+        """A part of a step was written."""
+        part = Part(start, len(data), f"{zlib.crc32(data):08x}")
+        with self._lock:
+            self._parts.setdefault(step.key, []).append(part)
+
+    def finish(self, step: Step, outcome: Mapping[str, Any]) -> None:
+        """The step is done: nothing of it is written any more."""
+        with self._lock:
+            line = {"step": step.key, "parts": self._parts.pop(step.key, []), "outcome": outcome}
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+
+    def finished(
+        self, steps: Mapping[str, Step], shards: tuple[Shard, ...]
+    ) -> dict[str, Mapping[str, Any]]:
+        """The outcome of each step whose bytes are there and have the digests that were noted."""
+        outcomes = {}
+        for line in self._lines():
+            step = steps.get(line["step"])
+            if step is not None and _holds(self._path.parent, step, shards, line["parts"]):
+                outcomes[step.key] = line["outcome"]
+        return outcomes
+
+    def keep_findings(self, content: bytes) -> None:
+        """What the passes before the last one found."""
+        text = hashlib.sha256(content).hexdigest().encode() + content
+        partial = self._findings.with_suffix(".partial")
+        partial.write_bytes(text)
+        os.replace(partial, self._findings)
+
+    def findings(self) -> bytes | None:
+        """The same, if it is there and whole."""
+        try:
+            text = self._findings.read_bytes()
+        except OSError:
+            return None
+        digest, content = text[:64], text[64:]
+        return content if hashlib.sha256(content).hexdigest().encode() == digest else None
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """The lines that were written whole."""
+        lines = []
+        try:
+            text = self._path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return []
+        for line in text.splitlines():
+            try:
+                entry = json.loads(line)
+                entry["parts"] = [Part(*part) for part in entry["parts"]]
+                if isinstance(entry["step"], str) and isinstance(entry["outcome"], dict):
+                    lines.append(entry)
+            except (ValueError, KeyError, TypeError):
+                continue
+        return lines
+
+
+def _holds(folder: Path, step: Step, shards: tuple[Shard, ...], parts: list[Part]) -> bool:
+    """Whether the step's file has these parts, and they are all of it."""
+    width = dtypes.width(step.spec.dtype)
+    if sum(part.size for part in parts) != dtypes.nbytes(step.spec):
+        return False
+    try:
+        with (folder / shards[step.shard].file).open("rb") as stream:
+            for part in parts:
+                stream.seek(step.offset + part.start * width)
+                if f"{zlib.crc32(stream.read(part.size)):08x}" != part.digest:
+                    return False
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,148 @@
+"""Which files of a folder magmerge wrote or would write, and which are somebody's: those stay."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from magmerge.checkpoints.adapters.names.components import COMPONENTS
+from magmerge.checkpoints.output.layout import INDEX
+from magmerge.core.errors import OutputError, shortened
+from magmerge.core.whole_file import check_free
+
+RECORD, RECIPE, REPORT = "magmerge.json", "magmerge.yaml", "report.html"
+LISTS = ("files", "weight_map")
+"""Under which keys a record and an index tell what lies beside them."""
+ADAPTER = frozenset(
+    f"{part}{name}"
+    for part in ("", *(f"{component}/" for component in COMPONENTS))
+    for name in ("adapter_model.safetensors", "adapter_config.json")
+)
+"""What PEFT's folders hold, of one model and of a pipeline's."""
+NOBODYS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+"""What a system puts into any folder that it shows."""
+
+
+def check_replaceable(folder: Path, own: Collection[str]) -> None:
+    """OutputError, which lists them, if `folder` holds what magmerge neither wrote nor would write.
+
+    `own` are the paths, from the folder, of the files that are about to be written there.
+    """
+    others = foreign(folder, own)
+    if others:
+        raise OutputError(
+            "it holds other things than a model that magmerge wrote, so it is never replaced: "
+            f"{shortened(others)}",
+            source=folder,
+            remedy="choose another output, or move these away yourself",
+        )
+
+
+def foreign(folder: Path, own: Collection[str]) -> list[str]:
+    """What `folder` holds beside `own` and what its record and index tell; links as themselves.
+
+    Paths from the folder, sorted; that of a folder in it ends in a slash, and stands for all of it
+    where nothing there is magmerge's.
+    """
+    told = _told(folder)
+    # A report or recipe without a record beside it is somebody's own.
+    known = {*own, *told} if REPORT in told else {*own, *told} - {REPORT, RECIPE}
+    return sorted(_foreign(folder, "", known))
+
+
+def discard(folder: Path, own: Collection[str], refuge: Path) -> None:
+    """Remove a replaced folder; what is not magmerge's in it moves to the folder `refuge`.
+
+    There is such a thing only where somebody put it there after the last look.
+    """
+    for path in foreign(folder, own):
+        (refuge / path).parent.mkdir(parents=True, exist_ok=True)
+        if not os.path.lexists(refuge / path):
+            os.rename(folder / path, refuge / path)
+    if not foreign(folder, own):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def files_in(folder: Path) -> frozenset[str]:
+    """The paths of all files below a folder, from it."""
+    return frozenset(
+        (Path(place) / name).relative_to(folder).as_posix()
+        for place, _, names in os.walk(folder)
+        for name in names
+    )
+
+
+def check_document(file: Path, *, overwrite: bool) -> None:
+    """OutputError where a JSON file of magmerge's cannot be written: it is taken, or another's."""
+    check_free(file, overwrite=overwrite)
+    if os.path.isfile(file) and not is_own_record(file):
+        raise not_own(file)
+
+
+def not_own(file: Path) -> OutputError:
+    """That a file is somebody's, and stays."""
+    return OutputError(
+        "it is no file of magmerge's, so it is never replaced",
+        source=file,
+        remedy="name another output, or move that file away yourself",
+    )
+
+
+def is_own_record(file: Path) -> bool:
+    """Whether a JSON file is of magmerge's: its version stands in it, or in each of a list."""
+    content = _json(file)
+    parts = content if isinstance(content, list) and content else [content]
+    return all(isinstance(one, dict) and "magmerge" in one for one in parts)
+
+
+def _foreign(folder: Path, prefix: str, known: Collection[str]) -> Iterator[str]:
+    for entry in os.scandir(folder):
+        path = f"{prefix}{entry.name}"
+        if entry.is_dir(follow_symlinks=False):
+            if any(name.startswith(f"{path}/") for name in known):
+                yield from _foreign(folder / entry.name, f"{path}/", known)
+            else:
+                yield f"{path}/"
+        elif path not in known and entry.name not in NOBODYS:
+            yield path
+
+
+def _told(folder: Path) -> set[str]:
+    """The files that the folder's own record and index name, and these themselves."""
+    record = _object(folder / RECORD)
+    found = {RECORD, RECIPE, REPORT} if "magmerge" in record else set()
+    if found and "modules" in record:
+        found |= ADAPTER
+    elif found and "files" not in record:
+        # Records of before they told it.
+        found.add("model.safetensors")
+    content = [record] if found else []
+    for file in folder.glob(f"*{INDEX}"):
+        index = _object(file)
+        if "weight_map" in index:
+            found.add(file.name)
+            content.append(index)
+    for one in content:
+        for key in LISTS:
+            listed = one.get(key)
+            named = listed.values() if isinstance(listed, dict) else listed
+            if isinstance(named, Iterable):
+                found |= {name for name in named if isinstance(name, str)}
+    return found
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """A file's JSON object; empty where it is none."""
+    content = _json(file)
+    return content if isinstance(content, dict) else {}
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None

@@ -1,0 +1,88 @@
+"""magmerge.json: what a result was made of, by what, and what was done to each layer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import safetensors
+import torch
+
+from magmerge.core.models import Checkpoint
+from magmerge.core.recipe import Recipe
+from magmerge.core.types import LayerRecord, Uncovered
+from magmerge.core.version import __version__
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What was done: each layer's record, each module's of an adapter, what a reader should know,
+    the layers that could not be measured, and entries of one verb alone.
+    """
+
+    records: Sequence[LayerRecord] = ()
+    modules: Sequence[Any] = ()
+    warnings: tuple[str, ...] = ()
+    uncovered: tuple[Uncovered, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def document(
+    recipe: Recipe, inputs: Sequence[Mapping[str, Any]], account: Account, files: Sequence[str]
+) -> str:
+    """The provenance as JSON. It has no time and no machine in it: equal runs give equal bytes.
+
+    `files` are those written beside it, of which a later run knows that they may be replaced.
+    """
+    content: dict[str, Any] = {
+        "magmerge": __version__,
+        "recipe": recipe.model_dump(mode="json"),
+        "recipe_digest": recipe.digest,
+        "inputs": list(inputs),
+        "files": sorted(files),
+        "versions": versions(),
+        "warnings": list(account.warnings),
+        "uncovered": [layer._asdict() for layer in account.uncovered],
+        "layers": [_finite(asdict(record)) for record in account.records],
+    }
+    if account.modules:
+        content["modules"] = [_finite(asdict(module)) for module in account.modules]
+    content |= dict(account.extra)
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def versions() -> dict[str, str]:
+    """The libraries that decide the bits of a result."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "safetensors": safetensors.__version__,
+    }
+
+
+def content_digest(model: Checkpoint) -> str:
+    """SHA-256 of a model in memory: names, formats, shapes and bytes of its tensors, by name."""
+    digest = hashlib.sha256()
+    for name in sorted(model.specs):
+        spec = model.specs[name]
+        digest.update(f"{name}\0{spec.dtype}\0{list(spec.shape)}\0".encode())
+        tensor = model.read(name).reshape(-1)
+        digest.update(tensor.view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with null for a norm beyond the largest float."""
+    return {
+        key: [_finite(factor) for factor in value]
+        if key == "factors"
+        else None
+        if isinstance(value, float) and not math.isfinite(value)
+        else value
+        for key, value in record.items()
+    }

@@ -1,0 +1,191 @@
+"""A place beside the target where the result grows, renamed to the target when it is whole."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import shutil
+import sys
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from magmerge.checkpoints.output.ledger import FINDINGS, LEDGER
+from magmerge.checkpoints.output.own_files import discard, files_in, is_own_record
+from magmerge.checkpoints.output.target import Target, check_free, check_siblings, record_beside
+from magmerge.core.errors import OutputError
+
+LOCK, KEY = ".lock", ".job"
+NOTES = (KEY, LEDGER, FINDINGS)
+"""Files that tell how far the work is."""
+BESIDE = ("magmerge.json", "magmerge.yaml", "report.html")
+"""Files beside a single one, after its name: its provenance, and a calibration's report."""
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+
+
+class Staging:
+    """The unfinished result, under a hidden name beside the target.
+
+    A lock tells a run at work from the remains of a killed one, which are cleared away. The target
+    is replaced only if it may be, also when something appears there while the run is at work. `key`
+    tells one run's work from another's: with the target's `resume` what a killed run of the same
+    key left is kept, and so is what this one leaves if it fails.
+    """
+
+    def __init__(self, target: Target, key: str = "") -> None:
+        self.key, self.resume, self.resumed = key, target.resume, False
+        self.target, self.single, self.overwrite = target.path, target.single, target.overwrite
+        self.own = target.own
+        self.folder = self.target.parent / f".{self.target.name}.magmerge-partial"
+        self._old = self.target.parent / f".{self.target.name}.magmerge-old"
+        self._lock: int | None = None
+
+    def __enter__(self) -> Staging:
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            self._acquire()
+            self.resumed = self.resume and self._read_key() == self.key
+            self._clear()
+            (self.folder / KEY).write_text(self.key, encoding="utf-8")
+            check_free(self.target, overwrite=self.overwrite, own=self.own)
+        except OSError as error:
+            self._abandon()
+            raise OutputError(
+                f"cannot be written: {error.strerror}",
+                source=self.target,
+                remedy="choose a folder that you may write to",
+            ) from error
+        except OutputError:
+            self._abandon()
+            raise
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None and self.resume:
+            self._release()
+        self._abandon()
+
+    def _read_key(self) -> str | None:
+        try:
+            return (self.folder / KEY).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def publish(self, siblings: Iterable[str] = ()) -> None:
+        """Give the finished files their final names: first `siblings` of a single file, then it."""
+        for name in NOTES:
+            (self.folder / name).unlink(missing_ok=True)
+        self.own |= files_in(self.folder)
+        self._check_kind()
+        check_free(self.target, overwrite=self.overwrite, own=self.own)
+        if self.single:
+            beside = [self.target.parent / name for name in siblings]
+            check_siblings(self.target, beside, overwrite=self.overwrite)
+            named = (*siblings, self.target.name)
+            retired = self._retired(named)
+            for name in named:
+                os.replace(self.folder / name, self.target.parent / name)
+            for file in retired:
+                file.unlink(missing_ok=True)
+            sync_folder(self.target.parent)
+            self._abandon()
+            return
+        # The lock moves with the folder, so that no other run takes this one's place meanwhile.
+        if self.target.exists():
+            self._replace()
+        else:
+            os.rename(self.folder, self.target)
+        (self.target / LOCK).unlink()
+        sync_folder(self.target.parent)
+        self._release()
+
+    def _check_kind(self) -> None:
+        """OutputError if a folder came to stand where a file should go, or the other way round."""
+        if self.target.exists() and self.target.is_dir() == self.single:
+            raise OutputError(
+                "something else was put there while magmerge was at work",
+                source=self.target,
+                remedy="move it away, or choose another output",
+            )
+
+    def _retired(self, named: Collection[str]) -> list[Path]:
+        """What a result that is replaced has beside it, and this one has not."""
+        if not self.overwrite or not is_own_record(record_beside(self.target)):
+            return []
+        names = (f"{self.target.stem}.{beside}" for beside in BESIDE)
+        return [self.target.parent / name for name in names if name not in named]
+
+    def _replace(self) -> None:
+        """Exchange the folders in one step where the system can, else in two."""
+        if _exchange(self.folder, self.target):
+            discard(self.folder, self.own, self.target)
+            return
+        os.rename(self.target, self._old)
+        os.rename(self.folder, self.target)
+        discard(self._old, self.own, self.target)
+
+    def _acquire(self) -> None:
+        if self.folder.is_symlink():
+            raise OutputError(
+                "a link stands where magmerge would work",
+                source=self.folder,
+                remedy="remove that link",
+            )
+        self.folder.mkdir(exist_ok=True)
+        lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Another run may have published or removed this very lock since it was opened.
+            mine = os.fstat(lock).st_ino == os.stat(self.folder / LOCK).st_ino
+        except OSError:
+            mine = False
+        if not mine:
+            os.close(lock)
+            raise OutputError(
+                "another magmerge run is writing it now",
+                source=self.target,
+                remedy="wait until that run has ended, or choose another output",
+            )
+        self._lock = lock
+
+    def _abandon(self) -> None:
+        """Remove what is unfinished, while the lock is still held."""
+        if self._lock is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _clear(self) -> None:
+        """Remove what a killed run left; bring back an output that it had moved aside."""
+        for entry in () if self.resumed else self.folder.iterdir():
+            if entry.name != LOCK:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        if self._old.is_dir():
+            if self.target.exists():
+                discard(self._old, self.own | files_in(self.target), self.target)
+            else:
+                os.rename(self._old, self.target)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names at once, so that there is a model at the target at any moment."""
+    if not sys.platform.startswith("linux"):
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    names = os.fsencode(first), os.fsencode(second)
+    return bool(rename(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0)
+
+
+def sync_folder(folder: Path) -> None:
+    """See the names in a folder to the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

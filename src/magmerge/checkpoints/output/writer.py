@@ -1,0 +1,204 @@
+"""Finished tensors to their places: on disk, each at its offset, or in memory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from magmerge.checkpoints.output.layout import index_of
+from magmerge.checkpoints.output.ledger import Ledger
+from magmerge.checkpoints.output.staging import Staging, sync_folder
+from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
+from magmerge.core import dtypes
+from magmerge.core.errors import OutputError
+from magmerge.core.types import Shard, Step
+
+
+class Sink(Protocol):
+    """Takes every entry of each tensor once, in any order, from any thread."""
+
+    def write(self, step: Step, start: int, part: Tensor) -> None:
+        """Take the entries of the step's tensor from `start` on, in their final dtype."""
+        ...
+
+
+class MemorySink:
+    """Keeps the tensors."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self._lock = threading.Lock()
+
+    def write(self, step: Step, start: int, part: Tensor) -> None:
+        name, shape = step.spec.name, step.tensor.shape
+        with self._lock:
+            if step.twin is not None:
+                self.tensors[name] = self.tensors[step.twin]
+                return
+            if name not in self.tensors:
+                self.tensors[name] = torch.empty(shape, dtype=part.dtype)
+        self.tensors[name].reshape(-1)[start : start + part.numel()] = part.reshape(-1)
+
+
+class FileSink:
+    """Writes each tensor at its offset in a staged file; `publish` verifies all and names them.
+
+    `ledger` has what a run before this one finished, and takes note of what this one does.
+    """
+
+    def __init__(self, steps: Sequence[Step], shards: Sequence[Shard], staging: Staging) -> None:
+        self._steps = steps
+        self._shards = tuple(shards)
+        self._staging = staging
+        self._written: dict[str, int] = {}
+        self._settled: set[str] = set()
+        self._lock = threading.Lock()
+        self.ledger = Ledger(staging.folder)
+
+    def resumed(self) -> dict[str, Mapping[str, Any]]:
+        """The outcomes of the steps whose bytes are there already, by their keys; none of them is
+        to be written again.
+        """
+        if not self._staging.resumed:
+            return {}
+        steps = {step.key: step for step in self._steps}
+        outcomes = self.ledger.finished(steps, self._shards)
+        for key in outcomes:
+            for step in (steps[key], *self._twins(steps[key])):
+                self._count(step, dtypes.nbytes(step.spec))
+        return outcomes
+
+    def _twins(self, step: Step) -> list[Step]:
+        return [other for other in self._steps if other.twin == step.spec.name]
+
+    def __enter__(self) -> FileSink:
+        with self._explained():
+            for shard in self._shards:
+                path = self._staging.folder / shard.file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with _opened(path, os.O_RDWR | os.O_CREAT) as handle:
+                    _reserve(handle, shard.size)
+                    _write_at(handle, memoryview(shard.header), 0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def write(self, step: Step, start: int, part: Tensor) -> None:
+        data = part.contiguous().reshape(-1).view(torch.uint8).numpy().data
+        path = self._staging.folder / self._shards[step.shard].file
+        with self._explained(), _opened(path, os.O_RDWR) as handle:
+            _write_at(handle, data, step.offset + start * part.element_size())
+        if step.twin is None:
+            self.ledger.note(step, start, data)
+        with self._lock:
+            self._count(step, len(data))
+
+    def _count(self, step: Step, size: int) -> None:
+        name = f"{step.part}/{step.spec.name}"
+        self._written[name] = self._written.get(name, 0) + size
+
+    def settlers(self) -> list[Callable[[], None]]:
+        """Calls that see each shard's data to the disk, to be made before `publish`."""
+        return [partial(self._settle, shard.file) for shard in self._shards]
+
+    def _settle(self, file: str) -> None:
+        with self._explained(), _opened(self._staging.folder / file, os.O_RDWR) as handle:
+            os.fsync(handle)
+            self._settled.add(file)
+
+    def publish(self, extra: Mapping[str, bytes]) -> None:
+        """Write the `extra` files, verify, and give the result its final name."""
+        assert self._settled == {shard.file for shard in self._shards}
+        with self._explained():
+            extra = dict(extra)
+            for name, text in index_of(self._steps, self._shards).items():
+                extra[name] = text.encode()
+            for name, content in extra.items():
+                path = self._staging.folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            self._verify()
+            files = [*extra, *(shard.file for shard in self._shards)]
+            for folder in {(self._staging.folder / name).parent for name in files}:
+                sync_folder(folder)
+            self._staging.publish(extra if self._staging.single else ())
+
+    def _verify(self) -> None:
+        """Every tensor was written, and safetensors' own reader finds what the plan says."""
+        for number, shard in enumerate(self._shards):
+            own = [step for step in self._steps if step.shard == number]
+            expected = {step.spec.name: step.tensor for step in own}
+            file = self._staging.folder / shard.file
+            specs = SafetensorsCheckpoint([file], str(self._staging.target)).specs
+            odd = {name for name in expected | specs if expected.get(name) != specs.get(name)}
+            odd |= {
+                step.spec.name
+                for step in own
+                if self._written.get(f"{step.part}/{step.spec.name}") != dtypes.nbytes(step.tensor)
+            }
+            if odd:
+                raise OutputError(
+                    f"the written files are not as planned: {', '.join(sorted(odd))}",
+                    source=self._staging.target,
+                    remedy="report this; nothing was left at the output",
+                )
+
+    def _explained(self) -> DiskErrors:
+        return DiskErrors(self._staging.target)
+
+
+class DiskErrors:
+    """Turns the operating system's errors into one message with a remedy."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise OutputError(
+                "no space left on the disk" if full else f"cannot be written: {error.strerror}",
+                source=self._target,
+                remedy=(
+                    "free some space or choose another output; nothing was left behind"
+                    if full
+                    else "choose a folder that you may write to; nothing was left behind"
+                ),
+            ) from error
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    """Opened for one use: a result may have more shards than a process may have open files."""
+    handle = os.open(path, flags, 0o644)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _reserve(handle: int, size: int) -> None:
+    """Take the space now: a full disk is found before the work. macOS can only set the size."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, 0, size)
+    else:
+        os.ftruncate(handle, size)
+
+
+def _write_at(handle: int, data: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(handle, data[done:], offset + done)

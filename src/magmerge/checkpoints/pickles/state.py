@@ -1,0 +1,272 @@
+"""The tensors of a model by name: those of a state dictionary, or of a whole pickled module."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from magmerge.checkpoints.pickles.arrays import as_tensor
+from magmerge.checkpoints.pickles.records import ArrayRecord, Global, OddKey, Record, TensorRecord
+from magmerge.checkpoints.pickles.refusals import EmptyError, RefusedError, spoken
+
+WRAPPERS = (
+    "state_dict", "model_state_dict", "model", "model_state", "module", "net", "network", "params",
+)  # fmt: skip
+"""Keys under which training programs put the model, or its state."""
+AVERAGED = frozenset({"ema", "swa", "avg", "average", "averaged"})
+"""Words of the keys under which they put the average of the weights, which is the model to use."""
+CALLBACKS = "callbacks"
+AVERAGES_OWN = "n_averaged"
+"""What torch's AveragedModel holds beside the model."""
+PARTS = ("_parameters", "_buffers", "_modules")
+"""What every module of torch has in its state."""
+DEEPEST, MOST, LONGEST_NAME = 200, 200_000, 4096
+"""How deep modules may be in each other, how many of them and of tensors there may be, and how long
+a name is.
+"""
+LOOKED_AT, CHARACTERS = 2_000_000, 1 << 26
+"""Entries of all modules, and characters of all names: modules may share what is in them."""
+LISTED = 8
+"""How many keys a message lists."""
+KINDS = {
+    "torch._utils._rebuild_sparse_tensor": "a sparse tensor",
+    "torch._utils._rebuild_sparse_csr_tensor": "a sparse tensor",
+    "torch._utils._rebuild_qtensor": "a quantised tensor",
+    "torch._utils._rebuild_nested_tensor": "a nested tensor",
+    "torch._utils._rebuild_meta_tensor_no_storage": "a tensor without data",
+    "torch._utils._rebuild_wrapper_subclass": "a tensor of a class of its own",
+}
+"""What some calls that are no plain tensors would give."""
+OF_DTYPE = "torch._utils._rebuild_tensor_v3"
+
+
+class ModelState:
+    """Tensors by name in the order of state_dict(), and the classes of the modules they are of.
+
+    `holds` is what the file holds, in words: a class, or a state dictionary. `note` is what a
+    reader should know of it.
+    """
+
+    def __init__(self, holds: str) -> None:
+        self.holds = holds
+        self.note: str | None = None
+        self.tensors: dict[str, TensorRecord] = {}
+        self.classes: set[str] = set()
+        self._arrays: dict[ArrayRecord, TensorRecord | None] = {}
+        self._entries = 0
+        self._characters = 0
+
+    def look_at(self, entries: int) -> None:
+        """So many entries more of a module; RefusedError where they have no end."""
+        self._entries += entries
+        if self._entries > LOOKED_AT:
+            raise RefusedError("its modules are in each other without end")
+
+    def joined(self, prefix: str, key: str) -> str:
+        """The name of a module's part; RefusedError where its names have no end."""
+        self._characters += len(prefix) + len(key)
+        if len(prefix) + len(key) > LONGEST_NAME or self._characters > CHARACTERS:
+            raise RefusedError("the names of its tensors are without end")
+        return prefix + key
+
+    def add(self, name: str, value: Any) -> bool:
+        """One tensor; False if it is none."""
+        if isinstance(value, ArrayRecord):
+            if value not in self._arrays:
+                self._arrays[value] = as_tensor(value)
+            value = self._arrays[value]
+        if not isinstance(value, TensorRecord):
+            return False
+        if name in self.tensors:
+            raise RefusedError(f"two of its tensors are called {spoken(name)}")
+        if len(self.tensors) >= MOST:
+            raise RefusedError(f"it has more than {MOST:,} tensors")
+        self.tensors[name] = value
+        return True
+
+    def unwrap(self) -> None:
+        """Without what averaging puts around a model's names: "module." before all of them."""
+        inner = [name for name in self.tensors if name != AVERAGES_OWN]
+        if inner and all(name.startswith("module.") for name in inner):
+            self.tensors = {name.removeprefix("module."): self.tensors[name] for name in inner}
+
+
+def collect(held: Any) -> ModelState:
+    """The tensors of what a file holds; RefusedError where that is no model."""
+    for _ in range(DEEPEST):
+        if _is_module(held):
+            return _of_module(held)
+        entries = _entries_of(held)
+        if entries is None:
+            raise RefusedError(f"it holds {_spoken(held)}, not a state dictionary or a module")
+        inner = [entries[key] for key in WRAPPERS if _may_be_model(entries.get(key))]
+        average = _average(entries, inner[0] if inner else None)
+        if average is not None:
+            return average
+        if not inner:
+            return _of_state(entries, "a state dictionary")
+        held = inner[0]
+    raise RefusedError("it is wrapped too often")
+
+
+def _average(entries: Mapping[Any, Any], raw: Any) -> ModelState | None:
+    """The averaged weights beside the raw ones, or alone; None where there are none.
+
+    RefusedError where there are some that are not read: the raw ones are not the model to use.
+    """
+    key, value = next(_averages(entries), ("", None))
+    if not key:
+        return None
+    try:
+        model = collect(value)
+    except RefusedError as error:
+        raise _unread(key, error.problem) from error
+    if raw is None:
+        model.unwrap()
+    elif set(model.tensors) != set(collect(raw).tensors):
+        model.unwrap()
+        if set(model.tensors) != set(collect(raw).tensors):
+            raise _unread(key, "they are not those of the model beside it")
+    model.holds = f"{model.holds}, the average under {spoken(key)}"
+    if raw is not None:
+        model.note = (
+            f"it holds averaged weights ({key}) beside the raw ones: the averaged are taken"
+        )
+    return model
+
+
+def _averages(entries: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """What is called an average and holds tensors, also in the state of a trainer's callbacks."""
+    parts = [entries]
+    parts += [
+        _entries_of(one) or {} for one in (_entries_of(entries.get(CALLBACKS)) or {}).values()
+    ]
+    for part in parts:
+        for key, value in part.items():
+            words = re.split(r"[^a-z]+", key.lower()) if isinstance(key, str) else ()
+            lone = isinstance(value, TensorRecord | ArrayRecord)
+            if AVERAGED.intersection(words) and not lone and _holds_tensors(value):
+                yield key, value
+
+
+def _unread(key: str, why: str) -> RefusedError:
+    return RefusedError(
+        f"it holds averaged weights ({key}), which are the model to use, and they are not read: "
+        f"{why}",
+        "save the state_dict() that you want alone, as safetensors or with torch.save",
+    )
+
+
+def _holds_tensors(value: Any, depth: int = 3) -> bool:
+    """Whether there are tensors in it, and not just settings."""
+    if isinstance(value, TensorRecord | ArrayRecord) or _is_module(value):
+        return True
+    entries = _entries_of(value)
+    inner = list(entries.values()) if entries is not None else value
+    if depth == 0 or not isinstance(inner, list | tuple):
+        return False
+    return any(_holds_tensors(one, depth - 1) for one in inner[:MOST])
+
+
+def _of_state(entries: Mapping[Any, Any], holds: str) -> ModelState:
+    model = ModelState(holds)
+    odd = {}
+    for key, value in entries.items():
+        name = _name(key)
+        if not model.add(name, value):
+            odd[name] = value
+    if not entries:
+        raise EmptyError("it is empty")
+    if odd:
+        raise RefusedError(f"these keys hold no tensor: {_listing(odd)}")
+    return model
+
+
+def _of_module(module: Record) -> ModelState:
+    model = ModelState(module.name)
+    seen = 0
+    waiting: list[tuple[str, Any, int]] = [("", module, 0)]
+    while waiting:
+        prefix, one, depth = waiting.pop()
+        seen += 1
+        if depth > DEEPEST or seen > MOST:
+            raise RefusedError("its modules are in each other without end")
+        if not _is_module(one):
+            raise RefusedError(f"its module {spoken(prefix[:-1])} is {_spoken(one)}")
+        model.classes.add(one.name)
+        model.look_at(sum(len(one.state[part]) for part in PARTS))
+        _add_own(model, one, prefix)
+        inner = [
+            (model.joined(prefix, f"{key}."), value, depth + 1)
+            for key, value in _part(one, "_modules")
+            if value is not None
+        ]
+        # A stack gives back the last one first.
+        waiting += reversed(inner)
+    if not model.tensors:
+        raise RefusedError(f"the {spoken(module.name)} in it has no tensors")
+    return model
+
+
+def _add_own(model: ModelState, module: Record, prefix: str) -> None:
+    """A module's own parameters, then those of its buffers that are stored."""
+    passing = module.state.get("_non_persistent_buffers_set") or ()
+    if not isinstance(passing, set | frozenset):
+        passing = ()
+    for part in ("_parameters", "_buffers"):
+        for key, value in _part(module, part):
+            if value is None or (part == "_buffers" and key in passing):
+                continue
+            name = model.joined(prefix, key)
+            if not model.add(name, value):
+                raise RefusedError(f"its {spoken(name)} is {_spoken(value)}")
+
+
+def _part(module: Record, part: str) -> Iterator[tuple[str, Any]]:
+    for key, value in module.state[part].items():
+        yield _name(key), value
+
+
+def _is_module(value: Any) -> bool:
+    return (
+        isinstance(value, Record)
+        and isinstance(value.state, dict)
+        and all(isinstance(value.state.get(part), dict) for part in PARTS)
+    )
+
+
+def _entries_of(value: Any) -> dict[Any, Any] | None:
+    """The entries of a mapping, also of one of a class of its own."""
+    if isinstance(value, dict):
+        return value
+    return value.entries if isinstance(value, Record) and value.entries else None
+
+
+def _may_be_model(value: Any) -> bool:
+    return _is_module(value) or _entries_of(value) is not None
+
+
+def _name(key: Any) -> str:
+    """A key as text. What is no plain value is not written out: that could take for ever."""
+    if isinstance(key, OddKey):
+        return f"a {type(key.value).__name__}"
+    return key if isinstance(key, str) else spoken(key)
+
+
+def _listing(odd: Mapping[str, Any]) -> str:
+    shown = [f"{spoken(name)} ({_spoken(odd[name])})" for name in list(odd)[:LISTED]]
+    more = [f"{len(odd) - LISTED} more"] if len(odd) > LISTED else []
+    return ", ".join([*shown, *more])
+
+
+def _spoken(value: Any) -> str:
+    """What a value is, in words."""
+    if isinstance(value, Record):
+        if value.name == OF_DTYPE and len(value.args) > 6 and isinstance(value.args[6], Global):
+            return f"a tensor of {spoken(value.args[6].name)}, which is not read"
+        return KINDS.get(value.name, f"a {spoken(value.name)}")
+    if isinstance(value, Global):
+        return f"the name {spoken(value.name)}"
+    plain = {TensorRecord: "a lone tensor", ArrayRecord: "a numpy array of other things"}
+    return plain.get(type(value), f"a {type(value).__name__}")

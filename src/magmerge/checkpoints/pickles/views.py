@@ -1,0 +1,104 @@
+"""From records of tensors to tensors: views of a mapped file, or of bytes in a pickle."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from magmerge.checkpoints.pickles.records import WIDTHS, Storage, TensorRecord
+from magmerge.checkpoints.pickles.refusals import DamagedError, spoken
+
+if TYPE_CHECKING:
+    from torch import Tensor, UntypedStorage
+
+MOST_REPEATED = 1 << 22
+"""Entries of a tensor that repeats the same bytes, as expand() makes them."""
+
+
+class Realiser:
+    """Makes tensors; those of one storage share its memory, so tied ones stay tied."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, UntypedStorage] = {}
+        self._bytes: dict[int, tuple[bytes, UntypedStorage]] = {}
+        # Records and storages are equal to themselves only.
+        self._copies: dict[Storage, UntypedStorage] = {}
+        self._tensors: dict[TensorRecord, Tensor] = {}
+
+    def tensor(self, record: TensorRecord) -> Tensor:
+        """The tensor; DamagedError where it reaches out of its storage."""
+        if record not in self._tensors:
+            self._tensors[record] = self._view(record)
+        return self._tensors[record]
+
+    def _view(self, record: TensorRecord) -> Tensor:
+        import torch
+
+        _check_within(record)
+        dtype: torch.dtype = getattr(torch, record.dtype)
+        storage = self._storage(record.storage, WIDTHS[record.dtype])
+        empty = torch.empty(0, dtype=dtype)
+        try:
+            return empty.set_(storage, record.offset, record.shape, record.strides)
+        except (RuntimeError, OverflowError, ValueError) as error:
+            # torch multiplies the sizes of a tensor without entries too.
+            raise DamagedError(f"a tensor cannot be made: {spoken(error)}") from error
+
+    def _storage(self, storage: Storage, width: int) -> UntypedStorage:
+        import torch
+
+        start = storage.begin()
+        if start is None:
+            raise DamagedError("a tensor's entries are not in the file")
+        if not storage.size:
+            return torch.empty(0, dtype=torch.uint8).untyped_storage()
+        whole = self._home(storage.home)
+        if start + storage.size > len(whole):
+            raise DamagedError("a tensor's entries reach beyond the end of the file")
+        if start % width:
+            # Entries that do not begin at a multiple of their width are not read in place.
+            start = storage.shift
+            if start % width:
+                raise DamagedError("a part of a storage begins within an entry")
+            whole = self._copy(storage.root or storage)
+        part: UntypedStorage = whole[start : start + storage.size]
+        return part
+
+    def _copy(self, root: Storage) -> UntypedStorage:
+        """The bytes of a storage for all that are part of it: copied once, so that ties stay."""
+        if root not in self._copies:
+            assert root.start is not None
+            part: UntypedStorage = self._home(root.home)[root.start : root.start + root.size]
+            self._copies[root] = part.clone()  # type: ignore[no-untyped-call]
+        return self._copies[root]
+
+    def _home(self, home: Path | bytes) -> UntypedStorage:
+        import torch
+
+        if isinstance(home, Path):
+            if home not in self._files:
+                size = home.stat().st_size
+                mapped: Any = torch.UntypedStorage.from_file(str(home), False, size)
+                self._files[home] = mapped
+            return self._files[home]
+        if id(home) not in self._bytes:
+            entries = torch.frombuffer(bytearray(home), dtype=torch.uint8)
+            self._bytes[id(home)] = (home, entries.untyped_storage())
+        return self._bytes[id(home)][1]
+
+
+def _check_within(record: TensorRecord) -> None:
+    """DamagedError unless all entries are in the storage, and are not many more than it has."""
+    if 0 in record.shape:
+        return
+    pairs = zip(record.shape, record.strides, strict=True)
+    last = record.offset + sum((size - 1) * stride for size, stride in pairs)
+    room = record.storage.size // WIDTHS[record.dtype]
+    if last >= room:
+        raise DamagedError(
+            f"a tensor reaches up to entry {last:,} of a storage that has {room:,} entries"
+        )
+    entries = math.prod(record.shape)
+    if entries > max(room, MOST_REPEATED):
+        raise DamagedError(f"a tensor repeats {room:,} entries {entries:,} times")

@@ -1,6 +1,0 @@
-"""CLIP's tensors under the names of Hugging Face, open_clip (OpenAI's own) and timm."""
-
-from magmerge.clip_names.checkpoint import ClipCheckpoint, aligned, in_family
-from magmerge.clip_names.families import FAMILIES, family_of
-
-__all__ = ["FAMILIES", "ClipCheckpoint", "aligned", "family_of", "in_family"]

@@ -1,0 +1,1 @@
+"""The nouns, without torch: types, errors, recipe, machine, names, formats and filters."""

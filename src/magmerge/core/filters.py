@@ -1,0 +1,135 @@
+"""Parameters that vary by layer: items of a filter and a value, and which item a tensor takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+from magmerge.core.components import COMPONENTS, component_of, components_of, layout_of
+from magmerge.core.errors import ParameterError, suggestion
+
+FORM = (
+    'write items like {"filter": "vae", "value": 0}, and last {"value": 0.3} for all other '
+    "tensors; on the command line: --set 'NAME@vae=0' --set NAME=0.3"
+)
+
+
+class Item(NamedTuple):
+    """A value, and which tensors take it: those that no item before it takes; None is all."""
+
+    filter: str | None
+    value: Any
+
+
+def varies(value: object) -> bool:
+    """Whether a parameter's value is a list of items, not a value for all tensors."""
+    return isinstance(value, list | tuple) and any(isinstance(one, Mapping) for one in value)
+
+
+def values_of(value: Any) -> list[Any]:
+    """The values that a parameter has in one layer or another."""
+    return [one["value"] for one in value] if varies(value) else [value]
+
+
+def items_of(parameter: str, value: Sequence[Any]) -> list[Item]:
+    """The items that a parameter is given as; ParameterError where they are not of their form.
+
+    A filter of "*" is none. Only the last item may be without a filter: no other one after it
+    would ever be taken.
+    """
+    items = []
+    for given in value:
+        if not isinstance(given, Mapping) or "value" not in given:
+            raise ParameterError(f"{parameter}: {given!r} is no item with a value", remedy=FORM)
+        unknown = [key for key in given if key not in ("filter", "value")]
+        if unknown:
+            raise ParameterError(f"{parameter}: an item with {unknown[0]!r}", remedy=FORM)
+        wanted = given.get("filter")
+        if wanted is not None and (not isinstance(wanted, str) or not wanted.strip()):
+            raise ParameterError(f"{parameter}: the filter {wanted!r} is no name", remedy=FORM)
+        items.append(Item(None if wanted == "*" else wanted, given["value"]))
+    for item in items[:-1]:
+        if item.filter is None:
+            raise ParameterError(
+                f"{parameter}: an item for all tensors comes before others, which none can take",
+                remedy="put the item without a filter last",
+            )
+    named = [item.filter for item in items]
+    twice = next((one for one in named if named.count(one) > 1), None)
+    if twice is not None:
+        raise ParameterError(
+            f"{parameter}@{twice} is given twice", remedy="give each filter one value"
+        )
+    return items
+
+
+def stored(items: Iterable[Item]) -> list[dict[str, Any]]:
+    """Items as a recipe holds them."""
+    return [
+        {"value": item.value}
+        if item.filter is None
+        else {"filter": item.filter, "value": item.value}
+        for item in items
+    ]
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a tensor's name is one of `patterns` (shell wildcards: * ? [...])."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def patterns(text: str | Iterable[str]) -> tuple[str, ...]:
+    """One pattern or several."""
+    return (text,) if isinstance(text, str) else tuple(text)
+
+
+class Filters:
+    """What filters mean among a model's tensors.
+
+    Where one file holds the parts of a diffusion model, a part's name (unet, vae) stands for it.
+    Else a filter with * or ? is a shell pattern for whole names, and any other a part of a name.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = tuple(names)
+        self.layout = layout_of(self.names)
+        present = components_of(self.names)
+        self.components = tuple(one for one in COMPONENTS if present[one])
+
+    def takes(self, wanted: str | None, name: str) -> bool:
+        """Whether the filter matches the tensor; None matches all."""
+        if wanted is None:
+            return True
+        if self.layout is not None and wanted in COMPONENTS:
+            return component_of(name, self.layout) == wanted
+        if "*" in wanted or "?" in wanted:
+            return fnmatchcase(name, wanted)
+        return wanted in name
+
+    def item_for(self, items: Sequence[Item], name: str) -> Item:
+        """The first item that takes the tensor; the last of `items` takes all."""
+        return next(item for item in items if self.takes(item.filter, name))
+
+    def faults(self, parameter: str, items: Sequence[Item]) -> list[str]:
+        """Filters that match no tensor, or only those that others before them take."""
+        taken = {self.item_for(items, name).filter for name in self.names}
+        found = []
+        for item in items:
+            if item.filter is None or item.filter in taken:
+                continue
+            shown = f"the filter {item.filter!r} of {parameter}"
+            if any(self.takes(item.filter, name) for name in self.names):
+                found.append(f"{shown} is never used: filters before it take all its tensors")
+            else:
+                found.append(f"{shown} fits no tensor: {self._near(item.filter)}")
+        return found
+
+    def _near(self, wanted: str) -> str:
+        parts = {part for name in self.names for part in name.split(".") if not part.isdigit()}
+        near = suggestion(wanted, {*self.components, *parts})
+        if near.startswith("did you mean") and wanted not in parts:
+            return near
+        if self.components:
+            return f"this model has the components {', '.join(self.components)}"
+        return "it is in no name, and this is no diffusion model of several components"

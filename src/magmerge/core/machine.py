@@ -1,0 +1,64 @@
+"""Where and within what bounds a recipe is run: nothing of it decides the result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from magmerge.core.dtypes import parse_size
+from magmerge.core.errors import ParameterError
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+CPU = "cpu"
+DEFAULT_MEMORY = "2GB"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Threads at work at once (None: one for each core that this process may use), bytes of memory
+    beyond the interpreter, torch and a result that stays in memory, and the device of the
+    arithmetic, whose rounding alone may differ. `offload`: a model that is run is in memory block
+    by block. `progress` hears how far the work is.
+    """
+
+    threads: int | None = None
+    memory: str | int = DEFAULT_MEMORY
+    device: str = CPU
+    offload: bool = False
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and (not isinstance(self.threads, int) or self.threads < 1):
+            raise ParameterError(f"{self.threads} threads", remedy="give one thread or more")
+        object.__setattr__(self, "memory", parse_size(self.memory))
+
+    @property
+    def count(self) -> int:
+        """How many threads there are."""
+        if self.threads is not None:
+            return self.threads
+        # Only Linux tells which cores this process may use.
+        affinity = getattr(os, "sched_getaffinity", None)
+        return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+    @property
+    def limit(self) -> int:
+        """The memory in bytes."""
+        assert isinstance(self.memory, int)
+        return self.memory
+
+    def counter(self, label: str, total: int) -> Callable[[object], None] | None:
+        """What a run of jobs calls after each, so that `progress` hears of it."""
+        progress = self.progress
+        if progress is None:
+            return None
+        count = 0
+
+        def done(_: object) -> None:
+            nonlocal count
+            count += 1
+            progress(label, count, total)
+
+        return done

@@ -1,0 +1,141 @@
+"""What a merge reads: checkpoints, and experts on a base, as all kinds of them look alike."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from magmerge.core.errors import Fault
+from magmerge.core.types import Kind, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+MEMORY = " in memory"
+"""How the description of a model, or of samples, ends that no path leads to."""
+
+
+class Checkpoint(Protocol):
+    """Tensors by name, read lazily and one at a time."""
+
+    @property
+    def source(self) -> str:
+        """What messages call it."""
+        ...
+
+    @property
+    def folder(self) -> Path | None:
+        """Where its config and tokenizer are, if it has any."""
+        ...
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What a digest is taken of."""
+        ...
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Every tensor's header, in the order of the model."""
+        ...
+
+    @property
+    def ties(self) -> Mapping[str, str]:
+        """Each tensor that shares another's memory, to that other."""
+        ...
+
+    @property
+    def kinds(self) -> Mapping[str, Kind]:
+        """What is known of its layers beyond shapes."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of how it was read."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor `name`, on the CPU, in its stored dtype."""
+        ...
+
+    def read_part(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Entries [start, stop) of the flattened tensor, on the CPU, in its stored dtype.
+
+        In memory of their own, or in `out`, which is flat, contiguous and of that dtype.
+        """
+        ...
+
+
+class Expert(Protocol):
+    """One fine-tuned model, whole or as an adapter on the base."""
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Where it is from."""
+        ...
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What a digest is taken of."""
+        ...
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """The tensors it has, or would have as a whole model."""
+        ...
+
+    @property
+    def ties(self) -> Mapping[str, str]:
+        """Each tensor that shares another's memory, to that other."""
+        ...
+
+    @property
+    def untouched(self) -> frozenset[str]:
+        """Those of them that it is known to leave as in the base."""
+        ...
+
+    @property
+    def faults(self) -> Sequence[Fault]:
+        """What its headers show to be wrong with it."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of how it was read."""
+        ...
+
+    @property
+    def absent(self) -> Mapping[str, Sequence[range]]:
+        """Rows of its tensors that it has not, and has no vote on."""
+        ...
+
+    @property
+    def whole(self) -> Checkpoint | None:
+        """The checkpoint that holds its own weights, if there is one."""
+        ...
+
+    def changes_nothing(self, base: Checkpoint | None, names: Collection[str]) -> bool:
+        """Whether all its task vectors are zero in the tensors `names`."""
+        ...
+
+    def equals(self, other: Expert, names: Collection[str]) -> bool:
+        """Whether both are the same in the tensors `names` (adapters: and scaled alike)."""
+        ...
+
+    def weight(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
+        """The expert's own entries in place of `base`, like it in dtype, shape and device.
+
+        `base` is the base's whole tensor, or the piece of it whose first entry is `start`. The
+        result is in memory of its own, or in `out` where that is given.
+        """
+        ...
+
+    def delta(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
+        """The task vector `expert - base`, of the whole tensor or of the same piece."""
+        ...

@@ -1,0 +1,57 @@
+"""Into which pieces a layer is cut, so that memory is bounded and the work stays in the cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from magmerge.core.parameters import UNIT
+from magmerge.core.types import Cut, Kind, Piece
+
+PIECE = 1 << 18
+"""Entries of a piece: several float32 copies of it fit into a core's own cache."""
+STRETCH = 1 << 22
+"""Entries whose pieces one job treats in turn."""
+ALIGNED = 64
+"""Entries of which every piece holds a multiple, so that vector instructions see equal parts."""
+
+
+def cut(shape: tuple[int, ...], kind: Kind, how: Cut, limit: int = PIECE) -> tuple[Piece, ...]:
+    """The pieces of a layer, of at most `limit` entries where its grain allows.
+
+    The rows of a transposed matrix are its columns, so it is not cut for what works by rows. Fused
+    experts, [experts, out, in], are one matrix after the other for what takes whole layers.
+    """
+    entries = math.prod(shape)
+    if how == "rows" and (kind == "transposed" or len(shape) < 2):
+        how = "whole"
+    if how == "whole":
+        if kind != "experts":
+            return (Piece(0, entries, shape, UNIT),)
+        size = math.prod(shape[1:])
+        return tuple(Piece(i * size, (i + 1) * size, shape[1:], UNIT) for i in range(shape[0]))
+    row = 1 if how == "entries" else math.prod(shape[1:])
+    grain = _grain(row)
+    length = max(1, limit // grain) * grain
+    pieces = []
+    for start in range(0, max(entries, 1), length):
+        stop = min(start + length, entries)
+        part = (stop - start,) if how == "entries" else ((stop - start) // row, *shape[1:])
+        pieces.append(Piece(start, stop, part, grain))
+    return tuple(pieces)
+
+
+def stretches(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    """Pieces that one job treats in turn."""
+    found: list[list[Piece]] = []
+    for piece in pieces:
+        if not found or piece.stop - found[-1][0].start > STRETCH:
+            found.append([])
+        found[-1].append(piece)
+    return found
+
+
+def _grain(row: int) -> int:
+    """The least number of entries that is whole rows, a multiple of ALIGNED, and about a unit."""
+    step = row * (ALIGNED // math.gcd(row, ALIGNED))
+    return step * max(1, UNIT // step)

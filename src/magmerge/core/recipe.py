@@ -1,0 +1,188 @@
+"""What a merge is, as data: checked, with a digest, to and from YAML. It covers all that decides
+the result; what only decides how fast it is there is in `Machine`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
+
+from magmerge.core.dtypes import parse_float_dtype, parse_size
+from magmerge.core.errors import MagmergeError, ParameterError, UnknownNameError, suggestion
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Calibration(_Data):
+    """One calibrator and its parameters, defaults filled in."""
+
+    method: str
+    params: dict[str, Any] = {}
+
+
+def _code(value: object) -> object:
+    return parse_float_dtype(value) if isinstance(value, str) else value
+
+
+def _bytes(value: object) -> object:
+    return parse_size(value) if isinstance(value, str | int) else value
+
+
+Dtype = Annotated[str | None, BeforeValidator(_code)]
+"""safetensors' code of a format, from any common name of it."""
+Size = Annotated[int, BeforeValidator(_bytes)]
+"""Bytes, from a number or from 5GB, 5GiB and their kin."""
+
+
+class Samples(_Data):
+    """What a calibration looks at besides weights: where each expert's samples are from, how many
+    are drawn by which seed, how rows become inputs, in what order layers are measured, and in what
+    format the model runs.
+
+    `prepared`: the fields of `SampleOptions` that were said: column, split, batch, size. `model` is
+    the class in transformers that is run, `build` the name of a function that returns the module:
+    it is recorded, and never called unless it is given with the call too.
+    """
+
+    data: dict[str, str]
+    samples: int = 8
+    seed: int = 0
+    order: Literal["once", "forward"] = "once"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    batchnorm: bool = False
+    model: str | None = None
+    build: str | None = None
+    prepared: dict[str, Any] = Field(default_factory=dict)
+
+
+class ModelOutput(_Data):
+    """A whole model: its format (None: the base's own), the largest file in bytes, the folder that
+    config and tokenizer are taken from (None: the base's), and the family of CLIP's names that its
+    tensors get (None: their own).
+    """
+
+    kind: Literal["model"] = "model"
+    dtype: Dtype = None
+    shard_size: Size = 5_000_000_000
+    donor: str | None = None
+    names: str | None = None
+
+
+class AdapterOutput(_Data):
+    """An adapter: of what rank, under what naming, in what format.
+
+    `rank` is a number; "auto", enough to keep the share `energy` of the squared norm; "exact", all
+    that the inputs span; or None, the largest of the inputs' in each module. `naming` None is the
+    first expert's. `targets` are the tensors or modules that an adapter of whole models holds.
+    """
+
+    kind: Literal["adapter"] = "adapter"
+    rank: int | Literal["auto", "exact"] | None = None
+    energy: float | None = None
+    naming: str | None = None
+    dtype: Dtype = None
+    targets: tuple[str, ...] = ()
+
+
+class Recipe(_Data):
+    """A merge (`method`), the calibration of a merge that exists (`merged`), or one model as it is.
+
+    Models are named by path, or described where they are in memory. `ignore` holds patterns of
+    tensors that are not compared and that the result takes from its layout model as they are;
+    `skip` patterns of tensors that are merged but not calibrated; `sensitive` the layers that the
+    gate lets only shrink; `samples` is None where only weights are looked at. `name` is what later
+    documents of the same file call this one's result.
+    """
+
+    name: str | None = None
+    base: str | None = None
+    experts: dict[str, str] = Field(default_factory=dict)
+    merged: str | None = None
+    method: str | None = None
+    params: dict[str, Any] = {}
+    calibrate: tuple[Calibration, ...] = ()
+    gate: Literal["on", "off"] = "on"
+    sensitive: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    seed: int = 0
+    samples: Samples | None = None
+    output: ModelOutput | AdapterOutput = Field(default_factory=ModelOutput, discriminator="kind")
+
+    @field_validator("gate", mode="before")
+    @classmethod
+    def _gate_in_yaml(cls, value: object) -> object:
+        # YAML reads a bare on or off as a boolean.
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the recipe in canonical JSON."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def models(self) -> dict[str, str]:
+        """What the recipe reads, by role: base, merged, and experts by their own names."""
+        named = {"base": self.base, "merged": self.merged, **self.experts}
+        return {role: path for role, path in named.items() if path is not None}
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML, which `from_yaml` reads back to an equal recipe."""
+        content = self.model_dump(mode="json", exclude_none=True)
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+    @classmethod
+    def from_yaml(cls, text: str, source: str = "recipe") -> Recipe:
+        """Read a recipe; ParameterError for an unknown key or a wrong value."""
+        try:
+            content = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ParameterError(
+                f"not YAML: {error}", source=source, remedy="mend the line it names"
+            ) from error
+        return cls.checked(content, source)
+
+    @classmethod
+    def checked(cls, content: object, source: str) -> Recipe:
+        """A recipe from what its file holds; ParameterError for an unknown key or wrong value."""
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise explained(error, source, cls.model_fields) from error
+
+
+def explained(error: ValidationError, source: str, known: Mapping[str, Any]) -> MagmergeError:
+    """A pydantic error as one of magmerge's own, which names the key."""
+    fault = error.errors()[0]
+    # The kind of an output is no key of the file.
+    path = [str(part) for part in fault["loc"] if part not in ("model", "adapter")]
+    if len(path) > 1 or (path and path[0] not in known and fault["type"] != "extra_forbidden"):
+        parts: dict[str, type[BaseModel]] = {"output": ModelOutput, "samples": Samples}
+        if fault["loc"][:2] == ("output", "adapter"):
+            parts["output"] = AdapterOutput
+        known = parts[path[0]].model_fields if path[0] in parts else known
+    key = ".".join(path)
+    if fault["type"] == "extra_forbidden":
+        return UnknownNameError(
+            f"unknown key {key!r}", source=source, remedy=suggestion(path[-1], known)
+        )
+    return ParameterError(
+        f"{key}: {fault['msg'].lower()}" if key else fault["msg"].lower(),
+        source=source,
+        remedy=f"known keys: {', '.join(known)}",
+    )

@@ -1,0 +1,211 @@
+"""Parameters and calibrations as users give them, checked against what is registered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from magmerge.core import registry
+from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
+from magmerge.core.filters import Item, items_of, stored, varies
+from magmerge.core.recipe import Calibration, explained
+from magmerge.core.traits import Calibrator, Method, Parameter
+from magmerge.core.types import Naming
+
+FINITE = ConfigDict(allow_inf_nan=False)
+COMPOSED = {"dsc": ("wsc", "fsc")}
+"""Calibrations that are several in turn: MAGIC's DSC is WSC, then FSC on its result."""
+
+
+def check_method(
+    method: str | None, params: Mapping[str, Any]
+) -> tuple[str | None, dict[str, Any]]:
+    """A method's own name, and all its parameters."""
+    if method is None:
+        return None, {}
+    item = registry.methods.get(method)
+    checked = check_parameters(item, params)
+    # Values that vary by layer are checked by the plan, which knows where they meet.
+    if item.check is not None and not any(map(varies, checked.values())):
+        item.check(**keywords(item, checked))
+    return item.name, checked
+
+
+def check_parameters(item: Method | Calibrator, params: Mapping[str, Any]) -> dict[str, Any]:
+    """All parameters of `item` by public name: those given, checked, and the other defaults.
+
+    A method's parameter may vary by layer: a list of {"filter": F, "value": V}, as in `filters`.
+    """
+    if not isinstance(params, Mapping):
+        raise ParameterError(
+            f"params is a {type(params).__name__}", remedy='give a mapping, like {"density": 0.2}'
+        )
+    known = {parameter.name: parameter for parameter in item.parameters}
+    for name in params:
+        if name not in known:
+            raise UnknownNameError(
+                f"{item.name} has no parameter {name!r}", remedy=suggestion(name, known)
+            )
+    return {
+        name: _given(item, parameter, params[name]) if name in params else parameter.default
+        for name, parameter in known.items()
+    }
+
+
+def _given(item: Method | Calibrator, parameter: Parameter, value: Any) -> Any:
+    """A parameter's checked value; of one that varies by layer, its items, the last for the rest.
+
+    Without an item for all tensors the default is added as one.
+    """
+    if not varies(value):
+        return _checked(item, parameter, value, parameter.name)
+    if isinstance(item, Calibrator):
+        raise ParameterError(
+            f"{parameter.name} of {item.name} cannot vary by layer: a calibrator's parameters hold "
+            "for all layers",
+            remedy="give it one value; exempt layers with --skip (skip=)",
+        )
+    items = [
+        Item(
+            one.filter,
+            _checked(
+                item,
+                parameter,
+                one.value,
+                parameter.name if one.filter is None else f"{parameter.name}@{one.filter}",
+            ),
+        )
+        for one in items_of(parameter.name, value)
+    ]
+    if items[-1].filter is not None:
+        items.append(Item(None, parameter.default))
+    return items[0].value if len(items) == 1 else stored(items)
+
+
+def _checked(item: Method | Calibrator, parameter: Parameter, value: Any, shown: str) -> Any:
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(parameter.annotation, config=FINITE)
+        valid = adapter.validate_python(value, strict=True)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise ParameterError(
+            f"{shown} = {value!r} for {item.name}: {fault['msg'].lower()}",
+            remedy=f"{parameter.name}: {parameter.meaning or 'see its method'}; "
+            f"the default is {parameter.default!r}{_example(parameter.default)}",
+        ) from error
+    return list(valid) if isinstance(valid, tuple) else valid
+
+
+def _example(default: object) -> str:
+    return "" if default is not None else ". On the command line: --set 'weights=[0.5, 0.5]'"
+
+
+def keywords(item: Method | Calibrator, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Checked parameters by the keywords of the item's function."""
+    return {p.keyword: values[p.name] for p in item.parameters if p.name in values}
+
+
+Calibrations = str | Mapping[str, Any] | Calibration | None
+
+
+def check_calibrations(
+    wanted: Calibrations | list[Calibrations] | tuple[Calibrations, ...],
+) -> tuple[Calibration, ...]:
+    """From "wsc", {"method": "wsc", "params": {...}} or a sequence of such, applied in order."""
+    if wanted is None:
+        return ()
+    if isinstance(wanted, list | tuple):
+        return tuple(found for one in wanted for found in check_calibrations(one))
+    if isinstance(wanted, str):
+        wanted = {"method": wanted}
+    if isinstance(wanted, Mapping) and wanted.get("method") in COMPOSED:
+        return _composed(wanted)
+    if isinstance(wanted, Mapping):
+        try:
+            wanted = Calibration.model_validate(wanted)
+        except ValidationError as error:
+            raise explained(error, "calibrate", Calibration.model_fields) from error
+    if not isinstance(wanted, Calibration):
+        raise ParameterError(
+            f"calibrate is a {type(wanted).__name__}",
+            remedy='give a name like "wsc", or {"method": "wsc", "params": {...}}',
+        )
+    item = registry.calibrators.get(wanted.method, besides=COMPOSED)
+    return (Calibration(method=item.name, params=check_parameters(item, wanted.params)),)
+
+
+def _composed(wanted: Mapping[str, Any]) -> tuple[Calibration, ...]:
+    """Each with those of the given parameters that are its own."""
+    params = dict(wanted.get("params") or {})
+    found: list[Calibration] = []
+    for name in COMPOSED[wanted["method"]]:
+        own = {p.name for p in registry.calibrators.get(name).parameters}
+        spelt = {key: key.removeprefix(f"{name}.") for key in params}
+        mine = {short: params.pop(key) for key, short in spelt.items() if short in own}
+        found += check_calibrations({"method": name, "params": mine})
+    if params:
+        known = [
+            p.name
+            for n in COMPOSED[wanted["method"]]
+            for p in registry.calibrators.get(n).parameters
+        ]
+        raise UnknownNameError(
+            f"{wanted['method']} has no parameter {next(iter(params))!r}",
+            remedy=suggestion(next(iter(params)), known),
+        )
+    return tuple(found)
+
+
+def read_sensitive(path: Path) -> tuple[str, ...]:
+    """Layer names from JSON (a list, or an object with "sensitive") or text, one a line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParameterError(
+            "cannot be read", source=path, remedy="check the path given to --sensitive"
+        ) from error
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        if text.lstrip().startswith(("{", "[")):
+            raise ParameterError("not JSON", source=path, remedy="mend the file") from None
+        content = [line.strip() for line in text.splitlines() if line.strip()]
+    if isinstance(content, dict):
+        content = content.get("sensitive")
+    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
+        raise ParameterError(
+            "holds no list of layer names",
+            source=path,
+            remedy='write one name a line, or {"sensitive": ["layer", ...]}',
+        )
+    return tuple(content)
+
+
+def check_naming(naming: object) -> Naming:
+    """The naming of this name; UnknownNameError with a suggestion if there is none."""
+    known = get_args(Naming)
+    if naming not in known:
+        raise UnknownNameError(
+            f"there is no naming {naming!r}", remedy=suggestion(str(naming), known)
+        )
+    return naming  # type: ignore[return-value]
+
+
+def check_rank(rank: object, energy: object) -> tuple[int | Literal["auto", "exact"] | None, float]:
+    """What is asked of each module of an adapter; ParameterError for values that mean nothing."""
+    rank = int(rank) if isinstance(rank, str) and rank.isdecimal() else rank
+    number = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
+    if not (number or rank in (None, "auto", "exact")):
+        raise ParameterError(
+            f"the rank is {rank!r}", remedy="give a number of 1 or more, auto, or exact"
+        )
+    if isinstance(energy, bool) or not isinstance(energy, int | float) or not 0 < energy <= 1:
+        raise ParameterError(
+            f"the energy is {energy!r}",
+            remedy="give the share of the squared norm to keep, above 0 and up to 1, like 0.99",
+        )
+    return rank, float(energy)  # type: ignore[return-value]

@@ -1,0 +1,200 @@
+"""The draw from a source: which rows by seed and name, and their texts or images and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
+from magmerge.data import splits
+from magmerge.data.arrays import ReadyFile
+from magmerge.data.rows import DataError, Images, Rows, Texts
+from magmerge.data.table import Row, Table
+from magmerge.linalg.draws import derive_seed
+
+LEAST_READ = 64
+"""Rows that are looked at in one go, at least, where some may have to be passed over."""
+
+
+class Draw(NamedTuple):
+    """What is to be drawn of a source; see `read_samples`."""
+
+    name: str
+    samples: int | None
+    seed: int
+    field: str | None
+    label_field: str | None
+    pair_field: str | None
+    split: splits.Split
+
+
+def drawing_order(seed: int, name: str, count: int) -> npt.NDArray[np.int64]:
+    """All `count` rows in the order in which they are drawn; the first N of it are a draw of N.
+
+    Row i's key is word i of the SFC64 stream seeded with (seed, name); the rows are sorted by
+    their keys. numpy keeps the raw words of its bit generators the same from version to version.
+    """
+    keys = np.random.SFC64(derive_seed(seed, "samples", name)).random_raw(count)
+    return np.argsort(keys, kind="stable").astype(np.int64)
+
+
+def check_count(samples: int | None, seed: int) -> None:
+    """ParameterError unless `samples` is at least 1 (or None for all) and `seed` an integer."""
+    if samples is not None and (not isinstance(samples, int) or samples < 1):
+        raise ParameterError(
+            f"{samples} samples", remedy="draw one or more with --samples (samples=)"
+        )
+    if not isinstance(seed, int):
+        raise ParameterError(f"the seed is {seed!r}", remedy="give a whole number")
+
+
+def draw_ready(file: ReadyFile, how: Draw) -> Rows:
+    """The drawn rows of a file of ready inputs."""
+    total = len(file)
+    count = total if how.samples is None else how.samples
+    if total < max(count, 1):
+        raise _too_few(file.source, count, total)
+    rows: Sequence[int] = range(total)
+    if how.samples is not None:
+        rows = drawing_order(how.seed, how.name, total)[:count].tolist()
+    labels = None if how.label_field is None else file.labels(rows, how.label_field)
+    return Rows(how.name, file.source, file.read(rows, how.label_field), labels)
+
+
+def draw(table: Table, how: Draw) -> Rows:
+    """The drawn rows of a table whose text is not empty, of the split that is asked for."""
+    field, by_split = choose_field(table, how), splits.COLUMN in table.columns
+    columns = [field, *(name for name in (how.label_field, how.pair_field) if name)]
+    columns += [splits.COLUMN] if by_split else []
+    values, seconds, labels, empty = [], [], [], 0
+    for row in _candidates(table, how, columns):
+        if by_split and not _of_split(row, how.split):
+            continue
+        value = _value(table, row, field)
+        second = "" if how.pair_field is None else _value(table, row, how.pair_field, second=True)
+        if isinstance(value, str) and not f"{value}{second}".strip():
+            empty += 1
+            continue
+        values.append(value)
+        seconds.append(second)
+        if how.label_field is not None:
+            labels.append(_label(table, row, how.label_field))
+        if len(values) == how.samples:
+            break
+    if len(values) < (how.samples or 1):
+        spared = by_split and not (how.split.name or how.split.allow_test)
+        raise _too_few(table.source, how.samples or 1, len(values), how.split.name, spared=spared)
+    notes = (f"{table.source}: {empty} rows without text were passed over",) if empty else ()
+    content: Texts | Images = Images(tuple(values))
+    if isinstance(values[0], str):
+        content = Texts(tuple(values), None if how.pair_field is None else tuple(seconds))
+    told = None if how.label_field is None else tuple(labels)
+    classes = table.classes.get(how.label_field or "")
+    return Rows(how.name, table.source, content, told, classes, notes)
+
+
+def choose_field(table: Table, how: Draw) -> str:
+    """The column asked for, else `text`, else the only column of texts, else of images."""
+    if how.field is not None:
+        return how.field
+    other = (how.label_field, how.pair_field, splits.COLUMN)
+    texts = [name for name, kind in table.columns.items() if kind == "text" and name not in other]
+    if "text" in texts:
+        return "text"
+    images = [name for name, kind in table.columns.items() if kind == "image"]
+    for names in (texts, images):
+        if len(names) == 1:
+            return names[0]
+    if not len(table):
+        raise _too_few(table.source, how.samples or 1, 0)
+    likely = (texts or images or list(table.columns) or ["text"])[0]
+    raise DataError(
+        f"which column holds the texts? It has {', '.join(table.columns)}",
+        source=table.source,
+        remedy=f"name it with --text-field (text_field=), {likely} for example",
+    )
+
+
+def _candidates(table: Table, how: Draw, columns: Sequence[str]) -> Iterator[Row]:
+    """All rows in the order of the draw, read few at a time."""
+    if how.samples is None:
+        yield from table.read(range(len(table)), columns)
+        return
+    order = drawing_order(how.seed, how.name, len(table)).tolist()
+    start, step = 0, how.samples
+    while start < len(order):
+        yield from table.read(order[start : start + step], columns)
+        start += step
+        step = max(2 * step, LEAST_READ)
+
+
+def _of_split(row: Row, split: splits.Split) -> bool:
+    """Whether a row says that it is of the split that is asked for; never of test unasked."""
+    own = row.values.get(splits.COLUMN)
+    if split.name is not None:
+        return own == split.name
+    return split.allow_test or not isinstance(own, str) or not splits.names_test(own)
+
+
+def _value(table: Table, row: Row, field: str, *, second: bool = False) -> Any:
+    """A text that can be encoded, or an image; of a pair's `second` column a text only."""
+    if field not in row.values:
+        raise UnknownNameError(
+            f"{row.place} has no column {field!r}",
+            source=table.source,
+            remedy=suggestion(field, row.values),
+        )
+    value = row.values[field]
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        if not second and (isinstance(value, Path) or table.columns.get(field) == "image"):
+            return value
+        which, option = ("texts", "--text-field (text_field=)")
+        if second:
+            which, option = ("second texts", "pair_field")
+        raise DataError(
+            f"{row.place}: column {field!r} holds no text but a {type(value).__name__}",
+            source=table.source,
+            remedy=f"name the column of the {which} with {option}",
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{row.place}: column {field!r} holds half a surrogate pair",
+            source=table.source,
+            remedy="save the file as UTF-8",
+        ) from error
+    return value
+
+
+def _label(table: Table, row: Row, field: str) -> Any:
+    # A folder of images has no other column that could hold the classes.
+    name = "label" if isinstance(row.values.get("image"), Path) else field
+    label = row.values.get(name)
+    if label is None:
+        raise DataError(
+            f"{row.place} has no label in column {name!r}",
+            source=table.source,
+            remedy=suggestion(name, row.values),
+        )
+    return label
+
+
+def _too_few(
+    source: str, count: int, there: int, split: str | None = None, *, spared: bool = False
+) -> DataError:
+    """`spared` says that rows of the test split were passed over."""
+    of = f" of the split {split!r}" if split is not None else ""
+    rows = f"{there} row{'' if there == 1 else 's'}{' outside the test split' if spared else ''}"
+    return DataError(
+        f"{count} row{'' if count == 1 else 's'}{of} wanted, and there "
+        f"{'is' if there == 1 else 'are'} {rows}",
+        source=source,
+        remedy=f"draw {there} with --samples (samples=)" if there else "give data that has rows",
+    )

@@ -1,0 +1,171 @@
+"""Data sets of the `datasets` library: saved in a folder, loaded by name, or given as objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from magmerge.data.extras import needed
+from magmerge.data.rows import DataError
+from magmerge.data.splits import TRAIN, Split
+from magmerge.data.table import Column, Row, Table
+
+MARKS = ("dataset_dict.json", "dataset_info.json", "state.json")
+"""What `save_to_disk` leaves in a folder."""
+
+
+class LibraryTable(Table):
+    """One split of a data set."""
+
+    def __init__(self, data: Any, source: str) -> None:
+        self.source, self._data = source, data
+        self.columns = {name: _kind(feature) for name, feature in data.features.items()}
+        self.classes = {
+            name: tuple(feature.names)
+            for name, feature in data.features.items()
+            if type(feature).__name__ == "ClassLabel"
+        }
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def read(self, rows: Sequence[int], columns: Sequence[str], /) -> Iterator[Row]:
+        # Images are decoded when they are asked for, and other columns for nothing.
+        own = [name for name in columns if name in self.columns]
+        images = [name for name in own if self.columns[name] == "image"]
+        data = self._data.select_columns([name for name in own if name not in images])
+        stored = {name: self._undecoded(name) for name in images}
+        for row in map(int, rows):
+            try:
+                values = dict(data[row]) if data.column_names else {}
+            except Exception as error:
+                raise DataError(
+                    f"row {row} cannot be read: {error}", source=self.source, remedy="save it anew"
+                ) from error
+            place = f"{self.source}, row {row}"
+            images_here = {n: StoredPicture(part, row, n, place) for n, part in stored.items()}
+            yield Row(f"row {row}", values | images_here)
+
+    def _undecoded(self, column: str) -> Any:
+        """A column with its images as bytes or paths: `datasets` would decode any format."""
+        data = self._data.select_columns([column])
+        return data.cast_column(column, replace(data.features[column], decode=False))
+
+
+class StoredPicture(NamedTuple):
+    """An image in a data set, which is read and decoded when it is asked for."""
+
+    data: Any
+    row: int
+    column: str
+    place: str
+
+    def content(self) -> BytesIO | Path:
+        """The image's file as it is stored; ValueError where the row has none here."""
+        stored = self.data[self.row][self.column]
+        if stored is None:
+            raise ValueError("the row has no image")
+        if stored["bytes"] is not None:
+            return BytesIO(stored["bytes"])
+        path = Path(str(stored["path"]))
+        if not path.is_file():
+            raise ValueError(f"there is no file {path}")
+        return path
+
+    def __str__(self) -> str:
+        return self.place
+
+
+def split_name(text: str) -> tuple[str, str | None, str | None]:
+    """A data set's name, its configuration and its split, as far as the text says them.
+
+    NAME, NAME:CONFIG, NAME:CONFIG:SPLIT or NAME::SPLIT; the split may be cut as `datasets` does it:
+    sms_spam:plain_text:train[:80%].
+    """
+    name, _, rest = text.partition(":")
+    config, _, split = rest.partition(":")
+    return name, config or None, split or None
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` of datasets made this folder."""
+    return any((folder / mark).is_file() for mark in MARKS)
+
+
+def is_data_set(source: object) -> bool:
+    """Whether an object is a Dataset or DatasetDict."""
+    return type(source).__module__.partition(".")[0] == "datasets" and (
+        hasattr(source, "features") or isinstance(source, Mapping)
+    )
+
+
+def open_saved(folder: Path, split: Split) -> LibraryTable:
+    """The split of a data set that `save_to_disk` wrote."""
+    library = needed("datasets", "a folder saved by datasets")
+    data = _loaded(
+        lambda: library.load_from_disk(str(folder)),
+        str(folder),
+        "datasets cannot load it",
+        "save it anew with save_to_disk, or give its rows as JSON Lines",
+    )
+    return open_object(data, str(folder), split)
+
+
+def open_object(data: Any, source: str, split: Split) -> LibraryTable:
+    """The split of a Dataset, which may know which it is, or of a DatasetDict."""
+    if isinstance(data, Mapping):
+        return LibraryTable(data[split.among(data, source)], source)
+    if not hasattr(data, "select_columns") or not hasattr(data, "__len__"):
+        raise DataError("it is streamed", source=source, remedy="load it without streaming")
+    own = None if data.split is None else str(data.split)
+    split.check(source, own)
+    if split.name not in (None, own):
+        raise DataError(
+            f"it has no split {split.name!r}, it is {f'the split {own!r}' if own else 'one whole'}",
+            source=source,
+            remedy="leave --split (split=) out",
+        )
+    return LibraryTable(data, source)
+
+
+def open_named(text: str, split: Split) -> LibraryTable:
+    """The split (default train) of a data set that `datasets` finds under this name.
+
+    `text` is as `split_name` reads it; a split that it says itself is the one.
+    """
+    name, config, own = split_name(text)
+    if own is not None and split.name not in (None, own):
+        raise DataError(
+            f"it says the split {own!r}, and {split.name!r} is wanted",
+            source=text,
+            remedy="leave the split out of the name, or leave --split (split=) out",
+        )
+    part = own or split.name or TRAIN
+    split.check(text, part)
+    library = needed("datasets", f"{name} is no file or folder here; a data set's name")
+    configs = () if config is None else (config,)
+    data = _loaded(
+        lambda: library.load_dataset(name, *configs, split=part),
+        text,
+        "it is no file or folder here, and datasets cannot load it",
+        "check the path or the name; without a network, save the data set with save_to_disk "
+        "elsewhere and give its folder",
+    )
+    return LibraryTable(data, text)
+
+
+def _loaded(load: Callable[[], Any], source: str, problem: str, remedy: str) -> Any:
+    try:
+        return load()
+    except Exception as error:
+        told = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"{problem}: {told}", source=source, remedy=remedy) from error
+
+
+def _kind(feature: Any) -> Column:
+    if type(feature).__name__ == "Image":
+        return "image"
+    return "text" if getattr(feature, "dtype", None) in ("string", "large_string") else "other"

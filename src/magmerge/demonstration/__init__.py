@@ -1,5 +1,0 @@
-"""The main job on real models: six experts of one encoder, merged, calibrated and measured."""
-
-from magmerge.demonstration.front import Demo, DemoRow, demo
-
-__all__ = ["Demo", "DemoRow", "demo"]

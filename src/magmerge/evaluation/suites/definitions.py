@@ -1,0 +1,178 @@
+"""The suites by name and the facts of their tasks, from the data files beside this one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from magmerge.core.errors import UnknownNameError, suggestion
+from magmerge.evaluation.suites.class_names import folded
+
+STRICT = ConfigDict(frozen=True, extra="forbid")
+Kind = Literal["vision", "text"]
+Layout = Literal[
+    "cars", "cifar", "dtd", "eurosat", "food101", "gtsrb", "idx", "pets", "resisc45", "sun397",
+    "svhn",
+]  # fmt: skip
+TRAIN, TEST = "train", "test"
+
+
+class Task(BaseModel):
+    """What all tasks have: their name for people, and where their data is on the hub.
+
+    `splits` maps the suite's splits (train, test and perhaps validation) to those of the hub's
+    data; `spellings` are other names of the task, of its folder too; `aliases` other spellings of
+    its classes. `note` is said wherever the task is used.
+    """
+
+    model_config = STRICT
+
+    title: str
+    hub: str
+    config: str | None = None
+    splits: Mapping[str, str]
+    label: str = "label"
+    spellings: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = Field(default_factory=dict)
+    note: str | None = None
+
+    @model_validator(mode="after")
+    def _sound(self) -> Task:
+        if not {TRAIN, TEST} <= set(self.splits) or self.splits[TRAIN] == self.splits[TEST]:
+            raise ValueError("splits needs train and test, which differ")
+        if len({folded(name) for name in self.classes}) != len(self.classes):
+            raise ValueError("two classes have one name")
+        if not set(self.aliases.values()) <= set(self.classes):
+            raise ValueError("an alias is of no class")
+        return self
+
+    def source(self, split: str) -> str:
+        """The hub's data of a split, as `read_samples` takes it: NAME:CONFIG:SPLIT."""
+        return f"{self.hub}:{self.config or ''}:{self.splits[split]}"
+
+
+class ImageTask(Task):
+    """A task of images: the columns, the zero-shot prompts, and its local layouts.
+
+    `classes` are the names in the prompts, in the order of the labels; `folders` what a local
+    folder calls the classes where that differs. With `initials` a class's folder may begin with its
+    first letter: a_abbey, a/abbey. `layout` is what its authors or torchvision make of it on disk.
+    """
+
+    classes: tuple[str, ...] = Field(min_length=2)
+    image: str = "image"
+    templates: tuple[str, ...] = Field(min_length=1)
+    folders: tuple[str, ...] | None = None
+    initials: bool = False
+    layout: Layout | None = None
+
+    @model_validator(mode="after")
+    def _fitting(self) -> ImageTask:
+        if self.folders is not None and len(self.folders) != len(self.classes):
+            raise ValueError("folders and classes differ in number")
+        if any(template.count("{}") != 1 for template in self.templates):
+            raise ValueError("a template has no one {}")
+        return self
+
+
+class TextTask(Task):
+    """A task of texts, or of pairs of them; without classes it is a regression."""
+
+    text: str
+    pair: str | None = None
+    metrics: tuple[str, ...] = Field(min_length=1)
+
+
+class Definition(BaseModel):
+    """A suite: its name, its kind, and its tasks in order."""
+
+    model_config = STRICT
+
+    name: str
+    kind: Kind
+    tasks: tuple[str, ...] = Field(min_length=1)
+
+
+KINDS: Mapping[Kind, type[ImageTask] | type[TextTask]] = {"vision": ImageTask, "text": TextTask}
+
+
+@cache
+def definitions() -> Mapping[str, Definition]:
+    """All suites by name."""
+    content = _read("suites.yaml")
+    return {name: Definition(name=name, **entry) for name, entry in content.items()}
+
+
+@cache
+def task(kind: Kind, name: str) -> ImageTask | TextTask:
+    """The facts of a task."""
+    return KINDS[kind].model_validate(_read(kind, f"{name}.yaml"))
+
+
+def definition(name: str) -> Definition:
+    """The suite of this name; UnknownNameError with a suggestion where there is none."""
+    facts = definitions().get(name)
+    if facts is None:
+        raise UnknownNameError(
+            f"there is no suite {name!r}", remedy=suggestion(name, definitions())
+        )
+    return facts
+
+
+def chosen(suite: Definition, wanted: Iterable[str] | None) -> dict[str, ImageTask | TextTask]:
+    """The tasks asked for, under any of their spellings, in the suite's order; None for all.
+
+    UnknownNameError with a suggestion for a name that the suite does not have.
+    """
+    tasks = {name: task(suite.kind, name) for name in suite.tasks}
+    if wanted is None:
+        return tasks
+    names = {task_name(suite, name) for name in wanted}
+    return {name: facts for name, facts in tasks.items() if name in names}
+
+
+def task_name(suite: Definition, wanted: str) -> str:
+    """The suite's own name of a task; UnknownNameError with a suggestion where it has none."""
+    known = {}
+    for name in suite.tasks:
+        for spelling in spellings(name, task(suite.kind, name)):
+            known[folded(spelling)] = name
+    if folded(wanted) not in known:
+        raise UnknownNameError(
+            f"the suite {suite.name} has no task {wanted!r}",
+            remedy=suggestion(wanted, suite.tasks),
+        )
+    return known[folded(wanted)]
+
+
+def spellings(name: str, facts: Task) -> Sequence[str]:
+    """A task's own name and all others."""
+    return (name, *facts.spellings)
+
+
+def named_suites() -> list[dict[str, Any]]:
+    """Every named suite for a program to read: name, kind, tasks with their numbers of classes."""
+
+    def entry(name: str, each: Task) -> dict[str, Any]:
+        return {"task": name, "title": each.title, "classes": len(each.classes), "data": each.hub}
+
+    return [
+        {
+            "suite": one.name,
+            "kind": one.kind,
+            "tasks": [entry(name, each) for name, each in chosen(one, None).items()],
+        }
+        for one in definitions().values()
+    ]
+
+
+def _read(*parts: str) -> dict[str, Any]:
+    path = files("magmerge.evaluation.suites").joinpath("tasks", *parts)
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content

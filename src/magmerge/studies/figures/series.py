@@ -1,0 +1,154 @@
+"""From points to lines and tables: the mean of the draws at each place, and their spread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from magmerge.report.account import differs
+from magmerge.studies.figures.document import NONE, Coefficients, Curves, Document, Ranking
+from magmerge.studies.figures.parts import part_of
+
+SUMMARY = ("layers", "mean xi", "mean asked for", "least", "greatest", "held by the gate")
+
+
+class Mean(NamedTuple):
+    """The mean of the draws at one place, the least and the greatest of them."""
+
+    at: float | None
+    value: float
+    low: float
+    high: float
+
+    def text(self, *, percent: bool) -> str:
+        """The mean, and the least and the greatest draw where they differ as they are written."""
+        value, low, high = (f"{100 * x:.1f}" if percent else f"{x:.4g}" for x in self[1:])
+        return value if low == high else f"{value} [{low}, {high}]"
+
+
+class Series(NamedTuple):
+    """One line of a figure; of one mean whose place is None where it is the same everywhere."""
+
+    method: str
+    calibration: str
+    means: tuple[Mean, ...]
+
+
+def series_of(document: Curves, method: str) -> list[Series]:
+    """The lines of one merge that the document says to show, the merge alone first."""
+    found = []
+    for calibration in dict.fromkeys((NONE, *document.calibrations)):
+        draws: dict[float | None, list[float]] = {}
+        for point in document.points:
+            own = (point.method, point.calibration) == (method, calibration)
+            if own and (point.seed or 0) < document.seeds:
+                draws.setdefault(point.at, []).append(point.mean)
+        means = tuple(
+            Mean(at, sum(draws[at]) / len(draws[at]), min(draws[at]), max(draws[at]))
+            for at in (None, *sorted(set(document.values)))
+            if at in draws
+        )
+        if means:
+            found.append(Series(method, calibration, means))
+    return found
+
+
+class Factor(NamedTuple):
+    """A layer's factor, after and before the gate: means over the draws."""
+
+    layer: str
+    sensitive: bool
+    gated: float
+    free: float
+
+
+def factors_of(document: Coefficients, method: str, calibration: str) -> list[Factor]:
+    """The factors of each layer that has any, in the order of the model."""
+    draws: dict[str, list[Factor]] = {}
+    for run in document.points:
+        own = (run.method, run.calibration) == (method, calibration)
+        if own and (run.seed or 0) < document.seeds:
+            for layer in run.layers:
+                if layer.xi is not None and layer.xi_free is not None:
+                    told = Factor(layer.layer, layer.sensitive, layer.xi, layer.xi_free)
+                    draws.setdefault(layer.layer, []).append(told)
+    return [
+        Factor(
+            name,
+            own[0].sensitive,
+            sum(one.gated for one in own) / len(own),
+            sum(one.free for one in own) / len(own),
+        )
+        for name, own in draws.items()
+    ]
+
+
+class Listing(NamedTuple):
+    """A figure's numbers as a table of texts; the first `words` columns are no numbers."""
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: int = 2
+
+
+def listing(document: Document, *, layers: bool = False) -> Listing:
+    """A row for each line, for each sensitive layer, or each calibration.
+
+    With `layers` a row for each layer, where the figure shows layers.
+    """
+    if isinstance(document, Curves):
+        return _curves(document)
+    if isinstance(document, Ranking):
+        names = [one.layer for one in document.layers] if layers else document.sensitive
+        return _harms(document, names)
+    return _factors(document) if layers else _summary(document)
+
+
+def _curves(document: Curves) -> Listing:
+    rows = []
+    for method in document.methods:
+        for one in series_of(document, method):
+            known = {mean.at: mean.text(percent=document.percent) for mean in one.means}
+            cells = [known.get(at, known.get(None, "")) for at in document.values]
+            rows.append((method, one.calibration, *cells))
+    columns = [f"{at:g}" for at in document.values]
+    return Listing(("merge", "calibration", *columns), tuple(rows))
+
+
+def _harms(document: Ranking, names: Sequence[str]) -> Listing:
+    told = {
+        one.layer: (str(place), f"{one.worse:.4g}") for place, one in enumerate(document.layers, 1)
+    }
+    ranks = {name: str(rank) for rank, name in enumerate(document.sensitive, 1)}
+    rows = [
+        (name, part_of(name), ranks.get(name, ""), *told[name]) for name in names if name in told
+    ]
+    return Listing(("layer", "part", "rank", "place", "worse"), tuple(rows))
+
+
+def _summary(document: Coefficients) -> Listing:
+    rows = []
+    for method in document.methods:
+        for name in document.calibrations:
+            if not (found := factors_of(document, method, name)):
+                continue
+            free, gated = [one.free for one in found], [one.gated for one in found]
+            held = sum(differs(one.free, one.gated) for one in found)
+            numbers = (sum(gated) / len(gated), sum(free) / len(free), min(free), max(free))
+            texts = (f"{number:.3f}" for number in numbers)
+            rows.append((method, name, str(len(found)), *texts, str(held)))
+    return Listing(("merge", "calibration", *SUMMARY), tuple(rows))
+
+
+def _factors(document: Coefficients) -> Listing:
+    columns = [(method, name) for method in document.methods for name in document.calibrations]
+    cells: dict[str, list[str]] = {}
+    for place, column in enumerate(columns):
+        for one in factors_of(document, *column):
+            row = cells.setdefault(one.layer, [""] * (1 + 2 * len(columns)))
+            row[0] = row[0] or ("yes" if one.sensitive else "")
+            row[1 + 2 * place : 3 + 2 * place] = f"{one.free:.3f}", f"{one.gated:.3f}"
+    heads = [text for column in columns for text in (f"{' '.join(column)} free", "gated")]
+    return Listing(
+        ("layer", "sensitive", *heads), tuple((name, *row) for name, row in cells.items())
+    )
