@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import magmerge
+from magmerge import live
 from magmerge.checkpoints.gathered import ABSENT, GatheredCheckpoint
 from magmerge.checkpoints.memory import MemoryCheckpoint
 from magmerge.core import registry
@@ -334,8 +335,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch) ->
     def refuse(*_: object) -> None:
         raise AssertionError("measured again")
 
-    verbs = importlib.import_module("magmerge.pipeline.merge")
-    monkeypatch.setattr(verbs, "estimate", refuse)
+    monkeypatch.setattr(live, "estimate_findings", refuse)
     again = magmerge.merge(**arguments, data=data, out=tmp_path / "out.safetensors", resume=True)
     assert digest(again.state_dict()) == digest(fresh.state_dict())
     assert again.records == fresh.records

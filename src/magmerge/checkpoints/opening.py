@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from magmerge.checkpoints import adapters
 from magmerge.checkpoints.adapters.formats.sorting import is_adapter_file
 from magmerge.checkpoints.adapters.names.components import COMPONENTS
 from magmerge.checkpoints.expert import FullExpert
@@ -78,10 +79,7 @@ def open_expert(name: str, model: Model, base: Checkpoint | None) -> Expert:
             source=model,
             remedy="name the base with --base (base=)",
         )
-    from magmerge.checkpoints.adapters.expert import AdapterExpert
-    from magmerge.checkpoints.adapters.opening import open_adapter
-
-    return AdapterExpert(name, open_adapter(model), base)
+    return adapters.AdapterExpert(name, adapters.open_adapter(model), base)
 
 
 def open_whole(role: str, model: Model) -> Checkpoint:

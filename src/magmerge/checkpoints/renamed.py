@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from magmerge.checkpoints.clip import aligned
+from magmerge.checkpoints import clip
 from magmerge.core.models import Checkpoint
 from magmerge.core.types import Kind, TensorSpec
 
@@ -79,9 +79,9 @@ def align(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
             if len(names) == len(renamed) and hits > matched:
                 best, matched = RenamedCheckpoint(checkpoint, names), hits
     if matched < len(base.specs):
-        clip = aligned(checkpoint, base)
-        if clip is not None and len(set(clip.specs) & set(base.specs)) > matched:
-            return clip
+        other = clip.aligned(checkpoint, base)
+        if other is not None and len(set(other.specs) & set(base.specs)) > matched:
+            return other
     return best
 
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+OWN_BASE = "name the model that this adapter was trained on with --base (base=)"
+"""What to do where an adapter does not fit its base."""
 MEMORY = " in memory"
 """How the description of a model, or of samples, ends that no path leads to."""
 

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from magmerge.checkpoints.adapters.expert import OWN_BASE
 from magmerge.checkpoints.quantised import signs
 from magmerge.core import dtypes, registry
 from magmerge.core.errors import Fault, StructureError
 from magmerge.core.filters import matches, values_of
-from magmerge.core.models import Checkpoint, Expert
+from magmerge.core.models import OWN_BASE, Checkpoint, Expert
 from magmerge.core.recipe import Recipe
 from magmerge.core.types import TensorSpec
-from magmerge.engine.adapter_faults import adapter_faults
+from magmerge.engine import adapters
 from magmerge.engine.job import Job, Models
 from magmerge.engine.varying import Varying
 
@@ -47,7 +46,7 @@ def check_structure(job: Job, config: Mapping[str, Any]) -> None:
     faults += _expert_count_faults(job)
     faults += _pattern_faults(recipe, models)
     if models.union is not None:
-        faults += adapter_faults(recipe, job.stages, models.union)
+        faults += adapters.adapter_faults(recipe, job.stages, models.union)
     varying = Varying(recipe, models.layout.specs)
     faults += [Fault(text, FILTERS) for text in varying.unused()]
     faults += [
@@ -179,9 +178,9 @@ def _repeated_faults(models: Models) -> list[Fault]:
 def _difference_faults(recipe: Recipe, models: Models) -> list[Fault]:
     layout = models.layout
     faults = [fault for expert in models.experts for fault in expert.faults]
-    adapters = {one.source for one in models.experts if one.whole is None}
+    loras = {expert.source for expert in models.experts if expert.whole is None}
     for source, specs in _all_specs(models)[1:]:
-        remedy = OWN_BASE if source in adapters else ARCHITECTURE
+        remedy = OWN_BASE if source in loras else ARCHITECTURE
         for name, spec in layout.specs.items():
             if matches(name, recipe.ignore) or _carried(spec):
                 continue

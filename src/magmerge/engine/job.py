@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from magmerge.checkpoints.adapters.union import AdapterUnion
 from magmerge.core.machine import Machine
 from magmerge.core.models import Checkpoint, Expert
 from magmerge.core.recipe import AdapterOutput, ModelOutput, Recipe
@@ -17,6 +16,8 @@ from magmerge.linalg.device import Device
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from magmerge.checkpoints.adapters.union import AdapterUnion
 
 
 class Input(NamedTuple):

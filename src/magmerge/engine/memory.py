@@ -14,9 +14,9 @@ from magmerge.core.pieces import PIECE, cut, stretches
 from magmerge.core.recipe import Samples
 from magmerge.core.traits import Calibrator, Method
 from magmerge.core.types import Cut, Piece, Step
+from magmerge.engine import adapters
 from magmerge.engine.job import Job
 from magmerge.engine.stages import Stages
-from magmerge.linalg.low_rank import scratch
 
 FIXED_COPIES = 4
 """Tensors of a piece's size beside the experts': base, what is read, result, its cast."""
@@ -24,10 +24,6 @@ OVERHEAD = 120_000_000
 """Bytes for all that does not grow with the pieces: code loaded late, candidates, records."""
 BESIDE_A_LAYER = 5
 """Float32 tensors of a layer's size while it is measured: base, two changes, what they are of."""
-FACTORED = 8
-"""Tensors of the size of one task vector's coordinates that a module in factors takes besides."""
-SKETCHED = 3
-"""Full matrices that the truncation of one holds."""
 TALLIED = 32
 """Bytes for each entry of a small layer that a survey keeps for each expert, at most."""
 
@@ -78,24 +74,6 @@ def bytes_of(step: Step, stages: Stages, experts: int, pieces: Sequence[Piece]) 
             besides += TALLIED * experts * min(math.prod(step.spec.shape), UNIT)
     workspace = max(each * experts + fixed for each, fixed in spaces)
     return (8 if step.wide else 4) * (experts + FIXED_COPIES + workspace) * entries + besides
-
-
-def bytes_of_module(step: Step, stages: Stages, ranks: Sequence[int]) -> int:
-    """What merging one module of adapters takes at most, beside the pieces of a survey."""
-    factored = stages.in_factors(step)
-    out, features = step.spec.shape[0], math.prod(step.spec.shape[1:])
-    width = min(features, sum(ranks) + (0 if factored else max(ranks)))
-    each = 4 * width * (out * (len(ranks) + FACTORED) + 3 * features)
-    return each + (0 if factored else 4 * SKETCHED * out * features)
-
-
-def bytes_of_truncation(step: Step, stages: Stages, experts: int, pieces: Sequence[Piece]) -> int:
-    """What making the factors of one layer's whole task vector takes at most."""
-    assert stages.truncation is not None
-    entries, width = math.prod(step.spec.shape), 8 if step.wide else 4
-    matrix = (step.spec.shape[0], math.prod(step.spec.shape[1:]))
-    cutting = scratch(matrix, stages.truncation.most(step.spec.shape))
-    return entries * width + max(bytes_of(step, stages, experts, pieces), cutting)
 
 
 def bytes_of_result(job: Job, steps: Sequence[Step]) -> int:
@@ -190,11 +168,11 @@ def _needs(job: Job, step: Step, piece: int) -> list[tuple[str, int]]:
     pieces = cut_for(step, stages, piece)
     truncated = job.writes_adapter and step.action in ("merge", "mean")
     if truncated and union is not None:
-        found = [(name, bytes_of_module(step, stages, union.ranks(name)))]
+        found = [(name, adapters.bytes_of_module(step, stages, union.ranks(name)))]
         if stages.in_factors(step):
             return found
     elif truncated:
-        return [(name, bytes_of_truncation(step, stages, experts, pieces))]
+        return [(name, adapters.bytes_of_truncation(step, stages, experts, pieces))]
     jobs = min(job.machine.count, len(stretches(pieces)))
     return found + [(name, bytes_of(step, stages, experts, pieces))] * jobs
 

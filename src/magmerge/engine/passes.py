@@ -9,11 +9,10 @@ from dataclasses import replace
 from magmerge.checkpoints.output.writer import Sink
 from magmerge.core.traits import Survey
 from magmerge.core.types import Step
+from magmerge.engine import adapters
 from magmerge.engine.executors import local
 from magmerge.engine.executors.local import Task
-from magmerge.engine.extraction import run_extraction
 from magmerge.engine.job import Work
-from magmerge.engine.low_rank import run_module
 from magmerge.engine.reader import Reader
 from magmerge.engine.steps import Bench, Outcome, observed, run_step, survey_for
 
@@ -77,7 +76,9 @@ def _task(bench: Bench, step: Step) -> Task[Outcome]:
     job = bench.work.job
     if not job.writes_adapter or step.action == "average":
         return run_step(bench, step)
-    return run_module(bench, step) if job.models.union is not None else run_extraction(bench, step)
+    if job.models.union is not None:
+        return adapters.run_module(bench, step)
+    return adapters.run_extraction(bench, step)
 
 
 def _survey(bench: Bench) -> Survey | None:

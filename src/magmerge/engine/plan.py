@@ -15,7 +15,7 @@ from magmerge.core import dtypes
 from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.core.filters import matches
 from magmerge.core.types import UNCHANGED, Action, Kind, Plan, Shard, Step, TensorSpec
-from magmerge.engine.adapter_faults import adapter_notes
+from magmerge.engine import adapters
 from magmerge.engine.faults import (
     check_structure,
     dtype_warnings,
@@ -24,7 +24,6 @@ from magmerge.engine.faults import (
 )
 from magmerge.engine.job import Job, Models
 from magmerge.engine.memory import allow, bytes_at_work, bytes_of_result
-from magmerge.engine.targets import mark_lost
 from magmerge.engine.varying import Varying, check_varying
 
 
@@ -57,7 +56,7 @@ def make_plan(job: Job, target: Target | None = None) -> Plan:
         )
     steps = _mark_sensitive(steps, job)
     if job.writes_adapter and job.models.base is not None:
-        steps = mark_lost(job, steps)
+        steps = adapters.mark_lost(job, steps)
     shards: Sequence[Shard] = ()
     if not job.writes_adapter:
         steps, shards = place(steps, job, target)
@@ -94,7 +93,9 @@ def _with_sizes(
     # A replaced tensor is averaged in float32, beside one that is read.
     allowance = allow(job, steps, taken=live + held)
     single = job.writes_adapter or (target is not None and target.single)
-    notes = adapter_notes(job.recipe, job.models.union) if job.models.union is not None else ()
+    notes = (
+        adapters.adapter_notes(job.recipe, job.models.union) if job.models.union is not None else ()
+    )
     quiet = job.takes and job.models.base is None
     return Plan(
         digest=job.recipe.digest,

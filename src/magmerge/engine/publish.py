@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +18,7 @@ from magmerge.checkpoints.output.target import Target, check_space
 from magmerge.checkpoints.output.writer import FileSink
 from magmerge.core.errors import CheckpointError
 from magmerge.core.types import Shard, Step
+from magmerge.core.version import __version__
 from magmerge.engine.executors import local
 from magmerge.engine.job import Job
 
@@ -65,6 +67,12 @@ def publish(
         extra = {target.named(name): text for name, text in beside.items()}
         sink.publish({**files.texts, **extra, **report(record, target)})
     return account
+
+
+def origin(job: Job) -> dict[str, str]:
+    """What a single file carries of its provenance in its own header."""
+    recipe = json.dumps(job.recipe.model_dump(mode="json"))
+    return {"magmerge": __version__, "magmerge_recipe": recipe}
 
 
 def check_unchanged(job: Job) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from magmerge.checkpoints.adapters.union import adapters_alone
-from magmerge.checkpoints.clip import in_family
+from magmerge.checkpoints import adapters, clip
 from magmerge.checkpoints.digests import stamp
 from magmerge.checkpoints.donor import check_donor
 from magmerge.checkpoints.opening import BASE, Model, open_expert, open_whole
@@ -91,10 +90,10 @@ def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
         name: _model(f"{EXPERT}{name}" if f"{EXPERT}{name}" in models else name, path, models)
         for name, path in recipe.experts.items()
     }
-    alone = adapters_alone(experts) if base is None and merged is None else None
+    alone = adapters.adapters_alone(experts) if base is None and merged is None else None
     if alone is not None:
-        union, adapters = alone
-        return Models(union, None, adapters, stamps=_stamps(adapters), union=union)
+        union, members = alone
+        return Models(union, None, members, stamps=_stamps(members), union=union)
     if recipe.calibrate and base is None:
         raise MagmergeError(
             "a calibration needs to know what the merge changed: no base is given",
@@ -153,7 +152,7 @@ def _model(role: str, path: str, models: Mapping[str, Model]) -> Model:
 def _under(checkpoint: Checkpoint | None, names: str | None) -> Checkpoint | None:
     if checkpoint is None or names is None:
         return checkpoint
-    return in_family(checkpoint, names)
+    return clip.in_family(checkpoint, names)
 
 
 def _resolved(recipe: Recipe, models: Models, names: Container[str | None]) -> Recipe:

@@ -10,8 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from magmerge.checkpoints import open_checkpoint
-from magmerge.checkpoints.adapters.formats import encode
-from magmerge.checkpoints.adapters.nouns import Content
 from magmerge.checkpoints.donor import companion_files, read_companions
 from magmerge.checkpoints.output.provenance import Account
 from magmerge.checkpoints.output.target import Target
@@ -19,12 +17,10 @@ from magmerge.checkpoints.output.writer import FileSink, Sink
 from magmerge.core import dtypes
 from magmerge.core.recipe import ModelOutput, Recipe
 from magmerge.core.types import LayerRecord, Plan, Step, Uncovered
-from magmerge.engine.adapter_output import files_of, origin
-from magmerge.engine.extraction import LostTensor
 from magmerge.engine.job import Job
 from magmerge.engine.outputs import target_for
 from magmerge.engine.plan import place
-from magmerge.engine.publish import Files, Report, publish
+from magmerge.engine.publish import Files, Report, origin, publish
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -106,82 +102,6 @@ class Result:
         first = self.recipe.method or ("calibration" if self.recipe.merged else "one model")
         stages = [first, *(c.method for c in self.recipe.calibrate)]
         return f"<Result of {' + '.join(stages)}: {len(self.plan.steps)} tensors {where}>"
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class AdapterResult(Result):
-    """A finished adapter: `content` is what its files hold, `modules` what became of each module,
-    `dtype` the format that it is stored in.
-    """
-
-    content: Content | None = None
-
-    @property
-    def modules(self) -> tuple[Any, ...]:
-        """What became of each module: `ModuleRecord`, of an extraction `ExtractedModule`."""
-        return tuple(self.account.modules)
-
-    @property
-    def dtype(self) -> str:
-        """The format of the factors, as safetensors calls it."""
-        assert self.content is not None
-        up = next(iter(self.content.modules.values())).up
-        return dtypes.code_of(up.dtype) or "F32"
-
-    @property
-    def naming(self) -> str:
-        """How its modules are named."""
-        assert self.content is not None
-        return self.content.naming
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The adapter's tensors by the keys that its file has."""
-        assert self.content is not None
-        return {
-            f"{part}/{key}" if part else key: tensor
-            for part, encoded in encode(self.content).items()
-            for key, tensor in encoded.tensors.items()
-        }
-
-    def files(self, job: Job, target: Target) -> tuple[Files, Mapping[str, Tensor]]:
-        """The files of the adapter at a target, and its tensors by the keys of their steps."""
-        assert self.content is not None
-        return files_of(job, self.content, target)
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Extraction(AdapterResult):
-    """An adapter on a base, and how near it comes to the model, or the merge, that it is made of.
-
-    `error` is |model - (base + adapter)| / |model - base| over all tensors that were not ignored,
-    with the factors as stored and with what is `lost`; `norm` is the divisor. Each module's alpha
-    is its rank.
-    """
-
-    lost: tuple[LostTensor, ...] = ()
-    norm: float = 0.0
-    error: float = 0.0
-
-    @property
-    def base(self) -> str:
-        """The base that it is an adapter on."""
-        return self.job.models.layout.source
-
-    @property
-    def model(self) -> str:
-        """What it was made of."""
-        return ", ".join(expert.source for expert in self.job.models.experts)
-
-    def document(self) -> dict[str, Any]:
-        """All but the tensors, for a program to read."""
-        from dataclasses import asdict
-
-        return {
-            "recipe": self.recipe.model_dump(mode="json"),
-            "warnings": list(self.warnings),
-            "modules": [asdict(module) for module in self.modules],
-            **self.account.extra,
-        }
 
 
 def whole_steps(plan: Plan) -> list[Step]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from magmerge import data
 from magmerge.core import registry
 from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.core.models import MEMORY
@@ -29,12 +30,12 @@ def samples_of(
 
     ParameterError where samples are given in vain, or are lacking.
     """
-    data, model = arguments["data"], arguments["model"]
-    if isinstance(data, Iterator):
+    source, model = arguments["data"], arguments["model"]
+    if isinstance(source, Iterator):
         # Every expert reads it, from the start.
-        data = list(data)
+        source = list(source)
     hungry = [name for name in map(_hungry, calibrations) if name]
-    _check_need(hungry, data)
+    _check_need(hungry, source)
     others = {"order": arguments["order"] != "once", "batchnorm": arguments["batchnorm"]}
     others |= {name: arguments[name] not in (None, False) for name in ("offload", "model", "build")}
     if not hungry and any(others.values()):
@@ -46,7 +47,7 @@ def samples_of(
     if not hungry:
         return None, Live()
     options = options_of(arguments["samples"], arguments["seed"])
-    sources = by_expert(data, experts)
+    sources = by_expert(source, experts)
     fields = {
         "data": {name: _spoken(source) for name, source in sources.items()},
         "samples": options.samples,
@@ -68,9 +69,7 @@ def samples_of(
 
 def options_of(samples: object, seed: int) -> SampleOptions:
     """What is drawn from each source, and how, from a number or the fields of `SampleOptions`."""
-    from magmerge.data.rows import SampleOptions
-
-    if isinstance(samples, SampleOptions):
+    if isinstance(samples, data.SampleOptions):
         return samples
     if not isinstance(samples, int | Mapping):
         raise ParameterError(
@@ -78,31 +77,31 @@ def options_of(samples: object, seed: int) -> SampleOptions:
             remedy="give a number, or the fields of SampleOptions as a mapping",
         )
     fields: dict[str, Any] = {"samples": samples} if isinstance(samples, int) else dict(samples)
-    known = SampleOptions.__slots__
+    known = data.SampleOptions.__slots__
     for name in fields:
         if name not in known:
             raise UnknownNameError(
                 f"samples has no setting {name!r}", remedy=suggestion(name, known)
             )
-    return replace(SampleOptions(seed=seed), **fields)
+    return replace(data.SampleOptions(seed=seed), **fields)
 
 
-def by_expert(data: Any, experts: Sequence[str]) -> dict[str, Any]:
-    """The source of each expert's samples; every expert must have one."""
-    if not isinstance(data, Mapping) or not all(isinstance(name, str) for name in data):
-        return dict.fromkeys(experts, data)
-    for name in data:
+def by_expert(source: Any, experts: Sequence[str]) -> dict[str, Any]:
+    """The source of each expert's samples, from one for each or one for all."""
+    if not isinstance(source, Mapping) or not all(isinstance(name, str) for name in source):
+        return dict.fromkeys(experts, source)
+    for name in source:
         if name not in experts:
             raise UnknownNameError(
                 f"data is given for {name!r}, which is no expert", remedy=suggestion(name, experts)
             )
-    lacking = [name for name in experts if name not in data]
+    lacking = [name for name in experts if name not in source]
     if lacking:
         raise ParameterError(
             f"no data is given for {', '.join(lacking)}",
             remedy=f"add --data {lacking[0]}=FILE; one source for all experts is --data FILE",
         )
-    return dict(data)
+    return dict(source)
 
 
 def check_samples(recipe: Recipe, live: Live) -> Live:
@@ -162,8 +161,6 @@ def with_origin(live: Live, recipe: Recipe, layout: Any, models: Models) -> Live
 
 def inputs_of(job: Job) -> dict[str, list[Inputs]]:
     """The model's inputs, drawn and prepared with the tokenizer or processor of its folder."""
-    from magmerge.data import calibration_inputs
-
     samples = job.recipe.samples
     if samples is None:
         return {}
@@ -174,21 +171,21 @@ def inputs_of(job: Job) -> dict[str, list[Inputs]]:
         for name, value in samples.prepared.items()
     }
     options = options_of({"samples": samples.samples, **prepared}, samples.seed)
-    return calibration_inputs(job.live.data, folder=folder, options=options)
+    return data.calibration_inputs(job.live.data, folder=folder, options=options)
 
 
-def _check_need(hungry: Sequence[str], data: object) -> None:
+def _check_need(hungry: Sequence[str], source: object) -> None:
     if len(hungry) > 1:
         raise ParameterError(
             f"{' and '.join(hungry)} both look at inputs", remedy="calibrate with one of them"
         )
-    if hungry and data is None:
+    if hungry and source is None:
         raise ParameterError(
             f"{hungry[0]} needs data",
             remedy="give a few unlabelled samples of each expert's task: --data NAME=FILE "
             '(data={"expert": samples})',
         )
-    if data is not None and not hungry:
+    if source is not None and not hungry:
         raise ParameterError(
             "data is given, but no calibration looks at it",
             remedy="add --calibrate fsc (or --method fsc), or drop the data",

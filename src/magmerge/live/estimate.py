@@ -39,7 +39,7 @@ from magmerge.live.statistics import reestimate
 from magmerge.live.weights import at_rest
 
 
-def estimate(work: Work, inputs: Mapping[str, Sequence[Inputs]]) -> Findings:
+def estimate_findings(work: Work, inputs: Mapping[str, Sequence[Inputs]]) -> Findings:
     """Merge into a live model, run it on each expert's inputs, and measure its layers.
 
     The deltas of one layer at a time are in memory, those of several where several threads run.

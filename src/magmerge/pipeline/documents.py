@@ -8,25 +8,25 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from magmerge import live, report
 from magmerge.checkpoints.digests import DigestMemory
 from magmerge.checkpoints.opening import Model, adapts, open_checkpoint
-from magmerge.checkpoints.output.own_files import RECORD
+from magmerge.checkpoints.output.own_files import RECORD, REPORT
 from magmerge.checkpoints.output.target import Target
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
 from magmerge.core.errors import MissingExtraError, ParameterError, suggestion
 from magmerge.core.machine import Machine
 from magmerge.core.recipe import Recipe
-from magmerge.engine.job import Job, Live
+from magmerge.engine.job import Findings, Job, Live, Work
+from magmerge.engine.notes import warn
 from magmerge.engine.outputs import target_for
 from magmerge.engine.resolve import EXPERT, open_job
 from magmerge.engine.result import Result
-from magmerge.engine.run import run_job, warn
-from magmerge.live.estimate import estimate
-from magmerge.report.page import render
-from magmerge.report.writing import REPORT
+from magmerge.engine.run import run_job
 
 
 def run(
@@ -69,7 +69,7 @@ def run(
             if where is not None:
                 replaces = overwrite if last else True
                 target = target_for(job, where, overwrite=replaces, resume=resume)
-            result = run_job(job, target, measure=estimate, report=calibration_report)
+            result = run_job(job, target, measure=measured, report=calibration_report)
     return result
 
 
@@ -117,6 +117,11 @@ def check_documents(recipes: Sequence[Recipe]) -> None:
             )
 
 
+def measured(work: Work, inputs: Mapping[str, Any]) -> Findings:
+    """A pass into the live model, which is loaded where there are samples."""
+    return live.estimate_findings(work, inputs)
+
+
 def calibration_report(record: str, target: Target) -> dict[str, bytes]:
     """A calibration's report, made from its record; a warning where it cannot be drawn here."""
     content = json.loads(record)
@@ -124,7 +129,7 @@ def calibration_report(record: str, target: Target) -> dict[str, bytes]:
         return {}
     name = target.named(REPORT)
     try:
-        return {name: render(content).encode()}
+        return {name: report.render(content).encode()}
     except MissingExtraError as error:
         warn([f"no {name} is written: {error.problem}; {error.remedy}, then "
               f"magmerge report {target.path}"])  # fmt: skip

@@ -16,15 +16,15 @@ from magmerge.core.machine import CPU, DEFAULT_MEMORY, Machine, Progress
 from magmerge.core.recipe import AdapterOutput, Calibration, ModelOutput, Recipe, explained
 from magmerge.core.types import Plan
 from magmerge.core.validation import check_calibrations, check_rank, read_sensitive
+from magmerge.engine import adapters
 from magmerge.engine.job import Job
 from magmerge.engine.outputs import target_for
 from magmerge.engine.plan import make_plan
 from magmerge.engine.resolve import EXPERT, check_recipe, experts_by_name, open_job
-from magmerge.engine.result import Extraction, Result
+from magmerge.engine.result import Result
 from magmerge.engine.run import run_job
 from magmerge.engine.samples import samples_of
-from magmerge.live.estimate import estimate
-from magmerge.pipeline.documents import calibration_report, run
+from magmerge.pipeline.documents import calibration_report, measured, run
 
 if TYPE_CHECKING:
     from torch import nn
@@ -164,7 +164,7 @@ def extract(
     threads: int | None = None,
     memory: str | int = DEFAULT_MEMORY,
     progress: Progress | None = None,
-) -> Extraction:
+) -> adapters.Extraction:
     """Make a LoRA adapter on `base` out of a fine-tuned `model`.
 
     Each changed weight of a linear layer or convolution gets the best approximation of its task
@@ -194,7 +194,7 @@ def extract(
     machine = Machine(threads, memory, progress=progress)
     models = {"base": base, f"{EXPERT}model": model}
     result = run(recipe, out, models=models, machine=machine, overwrite=overwrite)
-    assert isinstance(result, Extraction)
+    assert isinstance(result, adapters.Extraction)
     return result
 
 
@@ -222,7 +222,7 @@ def _run(arguments: Mapping[str, Any]) -> Result:
         target = target_for(job, out, overwrite=arguments["overwrite"], resume=resume)
     elif resume:
         raise ParameterError("resume speaks of an output", remedy="name one: out=")
-    return run_job(job, target, measure=estimate, report=calibration_report)
+    return run_job(job, target, measure=measured, report=calibration_report)
 
 
 def _job(arguments: Mapping[str, Any]) -> Job:

@@ -1,1 +1,21 @@
-"""Results for people: tables of plans, records and differences."""
+"""Results for people: reports, and tables of plans, records and differences."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from magmerge.core.lazy import front
+
+if TYPE_CHECKING:
+    from magmerge.report.page import render
+
+__all__ = [
+    "render",
+]
+
+__getattr__ = front(
+    __name__,
+    {
+        "render": "page",
+    },
+)

@@ -15,9 +15,9 @@ from magmerge.core.errors import printable
 from magmerge.report.tables import plain, table
 
 if TYPE_CHECKING:
-    from magmerge.engine.extraction import ExtractedModule
-    from magmerge.engine.low_rank import ModuleRecord
-    from magmerge.engine.result import AdapterResult, Extraction
+    from magmerge.engine.adapters.extraction import ExtractedModule
+    from magmerge.engine.adapters.modules import ModuleRecord
+    from magmerge.engine.adapters.result import AdapterResult, Extraction
 
 WORST = 5
 """Modules that are shown if not all are asked for."""

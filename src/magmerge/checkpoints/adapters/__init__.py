@@ -1,1 +1,25 @@
-"""LoRA adapters as what is merged: low-rank task vectors in, low-rank task vectors out."""
+"""LoRA adapters: their formats and names, and as experts with a base or without."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from magmerge.core.lazy import front
+
+if TYPE_CHECKING:
+    from magmerge.checkpoints.adapters.expert import AdapterExpert
+    from magmerge.checkpoints.adapters.formats import encode
+    from magmerge.checkpoints.adapters.opening import open_adapter
+    from magmerge.checkpoints.adapters.union import adapters_alone
+
+__all__ = ["AdapterExpert", "adapters_alone", "encode", "open_adapter"]
+
+__getattr__ = front(
+    __name__,
+    {
+        "AdapterExpert": "expert",
+        "adapters_alone": "union",
+        "encode": "formats",
+        "open_adapter": "opening",
+    },
+)

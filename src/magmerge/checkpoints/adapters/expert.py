@@ -15,7 +15,7 @@ from magmerge.checkpoints.kinds import kinds_of, read_model_config
 from magmerge.checkpoints.product import TILE, rows_between
 from magmerge.checkpoints.tied import shared_embeddings
 from magmerge.core.errors import Fault
-from magmerge.core.models import Checkpoint, Expert
+from magmerge.core.models import OWN_BASE, Checkpoint, Expert
 from magmerge.core.pieces import cut
 from magmerge.core.types import TensorSpec
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 KEPT = 8
 """Modules whose factors stay in memory, for the pieces that are read in turn."""
-OWN_BASE = "name the model that this adapter was trained on with --base (base=)"
 WHOLE = "merge the adapter into its base with PEFT and give the whole model"
 UNTIE = (
     "give a base whose head is a matrix of its own: in transformers set the weight of "

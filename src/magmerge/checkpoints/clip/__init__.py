@@ -1,6 +1,30 @@
 """CLIP's tensors under the names of Hugging Face, open_clip (OpenAI's own) and timm."""
 
-from magmerge.checkpoints.clip.checkpoint import ClipCheckpoint, aligned, in_family
-from magmerge.checkpoints.clip.families import FAMILIES, family_of
+from __future__ import annotations
 
-__all__ = ["FAMILIES", "ClipCheckpoint", "aligned", "family_of", "in_family"]
+from typing import TYPE_CHECKING
+
+from magmerge.core.lazy import front
+
+if TYPE_CHECKING:
+    from magmerge.checkpoints.clip.checkpoint import ClipCheckpoint, aligned, in_family
+    from magmerge.checkpoints.clip.families import FAMILIES, family_of
+
+__all__ = [
+    "ClipCheckpoint",
+    "FAMILIES",
+    "aligned",
+    "family_of",
+    "in_family",
+]
+
+__getattr__ = front(
+    __name__,
+    {
+        "ClipCheckpoint": "checkpoint",
+        "FAMILIES": "families",
+        "aligned": "checkpoint",
+        "family_of": "families",
+        "in_family": "checkpoint",
+    },
+)

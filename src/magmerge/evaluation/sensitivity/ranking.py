@@ -25,9 +25,9 @@ from magmerge.data import SampleOptions, read_samples
 from magmerge.data import prepare as prepare_rows
 from magmerge.engine.distinct import doubts
 from magmerge.engine.job import Job, Live, Work
+from magmerge.engine.notes import warn
 from magmerge.engine.plan import make_plan
 from magmerge.engine.resolve import EXPERT, experts_by_name, open_job
-from magmerge.engine.run import warn
 from magmerge.engine.samples import options_of, with_origin
 from magmerge.evaluation.classification import read_head
 from magmerge.evaluation.entries import Features

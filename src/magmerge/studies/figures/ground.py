@@ -9,7 +9,7 @@ from typing import Any
 
 from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.data import Inputs, Preparation, prepare, read_samples
-from magmerge.engine.run import warn
+from magmerge.engine.notes import warn
 from magmerge.evaluation.entries import SuiteEntry, resolved
 from magmerge.evaluation.suite import Suite
 from magmerge.evaluation.tasks import data_source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,11 +23,14 @@ from magmerge.core.types import Piece, Step, TensorSpec
 from magmerge.engine.executors.local import Job, Task
 from magmerge.engine.job import Work
 from magmerge.engine.layer import Merged, calibrate_layer, merge_layer, record_of
-from magmerge.engine.memory import bytes_of_module
-from magmerge.engine.stages import Treatment, Truncation
+from magmerge.engine.stages import Stages, Treatment, Truncation
 from magmerge.engine.steps import Bench, Outcome, method_for, run_step
 from magmerge.linalg.low_rank import best_rank, rank_by_energy, rank_for_energy
 
+FACTORED = 8
+"""Tensors of the size of one task vector's coordinates that a module in factors takes besides."""
+SKETCHED = 3
+"""Full matrices that the truncation of one holds."""
 UP, DOWN = "::up", "::down"
 """What a factor is called in a pass's sink, after its module's name."""
 
@@ -58,6 +62,15 @@ class _Cut(NamedTuple):
     deltas: Tensor
     error: float
     notes: tuple[str, ...]
+
+
+def bytes_of_module(step: Step, stages: Stages, ranks: Sequence[int]) -> int:
+    """What merging one module of adapters takes at most, beside the pieces of a survey."""
+    factored = stages.in_factors(step)
+    out, features = step.spec.shape[0], math.prod(step.spec.shape[1:])
+    width = min(features, sum(ranks) + (0 if factored else max(ranks)))
+    each = 4 * width * (out * (len(ranks) + FACTORED) + 3 * features)
+    return each + (0 if factored else 4 * SKETCHED * out * features)
 
 
 def run_module(bench: Bench, step: Step) -> Task[Outcome]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,12 +18,11 @@ from magmerge.core import dtypes
 from magmerge.core.errors import OutputError
 from magmerge.core.types import Plan, Step, TensorSpec
 from magmerge.core.validation import check_naming
-from magmerge.core.version import __version__
-from magmerge.engine.extraction import module_kind
+from magmerge.engine.adapters.extraction import module_kind
+from magmerge.engine.adapters.modules import DOWN, UP
 from magmerge.engine.job import Job
-from magmerge.engine.low_rank import DOWN, UP
 from magmerge.engine.plan import place
-from magmerge.engine.publish import Files
+from magmerge.engine.publish import Files, origin
 
 HASHES = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 """Header entries that say what an input's bytes were."""
@@ -82,12 +80,6 @@ def files_of(job: Job, content: Content, target: Target) -> tuple[Files, dict[st
     metadata = {part: file.metadata for part, file in encoded.items()}
     placed, shards = place(steps, job, target, metadata)
     return Files(placed, shards, texts), tensors
-
-
-def origin(job: Job) -> dict[str, str]:
-    """What a single file carries of its provenance in its own header."""
-    recipe = json.dumps(job.recipe.model_dump(mode="json"))
-    return {"magmerge": __version__, "magmerge_recipe": recipe}
 
 
 def _factors(step: Step, tensors: Mapping[str, Tensor], scale: float = 1.0) -> LowRank:

@@ -17,12 +17,13 @@ from magmerge.checkpoints.output.writer import MemorySink
 from magmerge.core.dtypes import torch_dtype
 from magmerge.core.pieces import cut, stretches
 from magmerge.core.types import Piece, Step
+from magmerge.engine.adapters.modules import as_factors, put_factors
 from magmerge.engine.executors.local import Job, Task
 from magmerge.engine.layer import record_of
-from magmerge.engine.low_rank import as_factors, put_factors
-from magmerge.engine.memory import bytes_of_truncation, cut_for
+from magmerge.engine.memory import bytes_of, cut_for
+from magmerge.engine.stages import Stages
 from magmerge.engine.steps import Bench, Keywords, Outcome, surveyed, treated
-from magmerge.linalg.low_rank import relative_error
+from magmerge.linalg.low_rank import relative_error, scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,15 @@ class LostTensor:
     shape: tuple[int, ...]
     norm: float
     reason: str
+
+
+def bytes_of_truncation(step: Step, stages: Stages, experts: int, pieces: Sequence[Piece]) -> int:
+    """What making the factors of one layer's whole task vector takes at most."""
+    assert stages.truncation is not None
+    entries, width = math.prod(step.spec.shape), 8 if step.wide else 4
+    matrix = (step.spec.shape[0], math.prod(step.spec.shape[1:]))
+    cutting = scratch(matrix, stages.truncation.most(step.spec.shape))
+    return entries * width + max(bytes_of(step, stages, experts, pieces), cutting)
 
 
 def run_extraction(bench: Bench, step: Step) -> Task[Outcome]:

@@ -1,0 +1,55 @@
+"""What a reader should know of a result, beside what its models' headers tell."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from magmerge.checkpoints.donor import companion_files
+from magmerge.core.errors import MagmergeWarning, printable
+from magmerge.core.types import LayerRecord
+from magmerge.engine.job import Job
+
+CORRELATED = 0.1
+"""Mean cosine of task vectors above which WSC's ellipsoid makes the factor too small."""
+
+
+def config_notes(job: Job) -> tuple[str, ...]:
+    """A folder without config.json holds tensors, but no model that transformers can load."""
+    if job.takes or "config.json" in companion_files(job.donor):
+        return ()
+    return (
+        f"{job.donor or 'a model in memory or in a single file'} has no config.json, so the result "
+        "is tensors only; name the folder of a model with --donor (donor=)",
+    )
+
+
+def correlations(job: Job, records: Sequence[LayerRecord]) -> tuple[str, ...]:
+    """Where task vectors are too alike for what a calibrator assumes of them."""
+    notes = []
+    for item, bound in job.stages.treatment.calibrators:
+        if not item.near_orthogonal(**bound):
+            continue
+        seen = [r for r in records if r.cosine is not None and item.name in r.calibrated_by]
+        high = [r for r in seen if (r.cosine or 0.0) > CORRELATED]
+        low = [r for r in seen if (r.cosine or 0.0) < -CORRELATED]
+        if len(low) > len(seen) / 2:
+            notes.append(
+                f"the experts' task vectors point away from each other in {len(low)} layers (mean "
+                f"cosine below -{CORRELATED}); is {job.recipe.base} really their base?"
+            )
+        if high:
+            worst = max(high, key=lambda record: record.cosine or 0.0)
+            notes.append(
+                f"{item.name} assumes near-orthogonal task vectors, but in {len(high)} of "
+                f"{len(seen)} layers their mean cosine is above {CORRELATED} "
+                f"({printable(worst.name)}: {worst.cosine:.2f}), so xi is too small there; "
+                f"consider target=sphere (--set {item.name}.target=sphere)"
+            )
+    return tuple(notes)
+
+
+def warn(notes: Sequence[str]) -> None:
+    """Warn of each in Python's own way."""
+    for note in notes:
+        warnings.warn(note, MagmergeWarning, stacklevel=4)
