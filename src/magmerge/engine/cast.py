@@ -9,7 +9,7 @@ from magmerge.core import dtypes
 from magmerge.core.errors import NonFiniteError
 
 
-def cast(tensor: Tensor, code: str, name: str, *, kept: bool = False) -> Tensor:
+def cast_result(tensor: Tensor, code: str, name: str, *, kept: bool = False) -> Tensor:
     """The tensor in the format of `code`; NonFiniteError where a value is too large for it.
 
     With `kept` infinity and NaN that are there already stay: attention masks hold them.

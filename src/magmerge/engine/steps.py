@@ -17,7 +17,7 @@ from magmerge.core.errors import printable
 from magmerge.core.pieces import cut, stretches
 from magmerge.core.traits import Method, Survey
 from magmerge.core.types import UNCHANGED, LayerRecord, Piece, Step
-from magmerge.engine.cast import cast
+from magmerge.engine.cast import cast_result
 from magmerge.engine.executors.local import Job, Task
 from magmerge.engine.job import Work
 from magmerge.engine.layer import Calibrated, Merged, Tally, calibrate_layer, merge_layer, record_of
@@ -51,7 +51,9 @@ class Bench:
 
     def put(self, step: Step, start: int, tensor: Tensor, *, kept: bool = False) -> None:
         """Cast a part of the step's result, and give it to the sink."""
-        part = self.work.job.device.take(cast(tensor, step.spec.dtype, step.spec.name, kept=kept))
+        part = self.work.job.device.take(
+            cast_result(tensor, step.spec.dtype, step.spec.name, kept=kept)
+        )
         for twin in (step, *self.twins.get(step.spec.name, ())):
             self.sink.write(twin, step.first + start, part)
 
