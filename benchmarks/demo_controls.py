@@ -24,7 +24,6 @@ from torch import Tensor
 import magmerge
 from magmerge.demonstration.encoder import Encoder
 from magmerge.demonstration.tasks import Task, base_folder, load_tasks
-from magmerge.request import thread_count
 
 METHODS = ("average", "task_arithmetic", "ties", "dare")
 LAMBDAS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
@@ -37,7 +36,7 @@ State = Mapping[str, Tensor]
 def main() -> None:
     """Measure all methods, print the table, write the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=thread_count(None))
+    parser.add_argument("--threads", type=int, default=magmerge.Machine().count)
     parser.add_argument(
         "--methods", nargs="*", default=METHODS, choices=(*METHODS, "tsv_m", "iso_c", "wudi")
     )

@@ -21,7 +21,6 @@ from benchmarks.demo_controls import scorer
 from magmerge.demonstration.encoder import Encoder
 from magmerge.demonstration.tasks import base_folder, load_tasks
 from magmerge.report.adapter_table import whole_error
-from magmerge.request import thread_count
 
 METHODS = ("average", "task_arithmetic", "ties")
 RANKS = (16, 32, 64, 96)
@@ -32,7 +31,7 @@ def main() -> None:
     """Merge, measure, print, write the JSON line."""
     base, tasks = base_folder(), load_tasks()
     experts = {task.name: task.expert for task in tasks}
-    score = scorer(Encoder(base, tasks), tasks, thread_count(None))
+    score = scorer(Encoder(base, tasks), tasks, magmerge.Machine().count)
     rows: list[dict[str, Any]] = []
     for method in METHODS:
         for rank in (*RANKS, None):

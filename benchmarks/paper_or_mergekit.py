@@ -23,7 +23,6 @@ import magmerge
 from benchmarks.demo_controls import scorer
 from magmerge.demonstration.encoder import Encoder
 from magmerge.demonstration.tasks import base_folder, load_tasks
-from magmerge.request import thread_count
 
 RESULTS = Path(__file__).parent / "results" / "paper_or_mergekit.jsonl"
 UNEQUAL = [2.0, 1.0, 1.0, 1.0, 1.0, 1.0]
@@ -60,7 +59,7 @@ DIFFERENCES = [
 def main() -> None:
     """Merge, measure, print the table, write the JSON line."""
     base, tasks = base_folder(), load_tasks()
-    score = scorer(Encoder(base, tasks), tasks, thread_count(None))
+    score = scorer(Encoder(base, tasks), tasks, magmerge.Machine().count)
     start = magmerge.open_checkpoint(base)
     rows = []
     for difference in DIFFERENCES:

@@ -14,7 +14,8 @@ from magmerge import registry
 from magmerge.cli.options import parse_settings
 from magmerge.errors import MagmergeError, ParameterError, StructureError
 from magmerge.filters import Filters, Item
-from magmerge.recipe import Recipe, check_calibrations, check_parameters
+from magmerge.recipe import Recipe
+from magmerge.validation import check_calibrations, check_parameters
 from tests.conftest import State
 
 TIES = registry.methods.get("ties")

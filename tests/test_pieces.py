@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from magmerge.engine.memory import coarsest
 from magmerge.parameters import UNIT
-from magmerge.pieces import ALIGNED, coarsest, cut
+from magmerge.pieces import ALIGNED, cut
 
 SHAPES = st.lists(st.integers(1, 70), min_size=1, max_size=4).map(tuple)
 

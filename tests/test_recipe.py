@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from magmerge import registry
 from magmerge.errors import MagmergeError, ParameterError, UnknownNameError
-from magmerge.recipe import Recipe, check_calibrations, check_parameters, keywords
+from magmerge.recipe import Recipe
+from magmerge.validation import check_calibrations, check_parameters, keywords
 
 TIES = registry.methods.get("ties")
 

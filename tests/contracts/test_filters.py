@@ -9,8 +9,8 @@ import torch
 
 import magmerge
 from magmerge.errors import MagmergeError, ParameterError
-from magmerge.recipe import check_parameters
 from magmerge.types import Method, Parameter
+from magmerge.validation import check_parameters
 from tests.conftest import State, random_state, tuned
 from tests.contracts.laws import METHODS
 

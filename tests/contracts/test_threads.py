@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import magmerge
-from magmerge import memory
+from magmerge.engine import memory
 from magmerge.types import Method
 from tests.conftest import State, random_state, tuned
 from tests.contracts.bank import inputs_for

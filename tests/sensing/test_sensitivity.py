@@ -15,7 +15,7 @@ from torch import nn
 
 import magmerge
 from magmerge.errors import MagmergeError, MagmergeWarning, OutputError, ParameterError
-from magmerge.recipe import read_sensitive
+from magmerge.validation import read_sensitive
 from tests.live.test_compound import family
 from tests.live.test_running import bert, llama
 
