@@ -20,7 +20,8 @@ from magmerge.engine.job import Job, Live
 from magmerge.engine.outputs import target_for
 from magmerge.engine.resolve import EXPERT, open_job
 from magmerge.engine.result import Result
-from magmerge.engine.run import run_job, warn
+from magmerge.engine.publish import warn
+from magmerge.engine.run import run_job
 from magmerge.errors import MissingExtraError, ParameterError, suggestion
 from magmerge.estimation import estimate
 from magmerge.machine import Machine

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +18,7 @@ from magmerge.checkpoints.target import Target, check_space
 from magmerge.checkpoints.writer import FileSink
 from magmerge.digests import DigestMemory, stamp
 from magmerge.engine.job import Job
-from magmerge.errors import CheckpointError
+from magmerge.errors import CheckpointError, MagmergeWarning
 from magmerge.executors import local
 from magmerge.types import Shard, Step
 
@@ -78,11 +80,17 @@ def check_unchanged(job: Job) -> None:
             )
 
 
+def warn(notes: Sequence[str]) -> None:
+    """Warn of each in Python's own way."""
+    for note in notes:
+        warnings.warn(note, MagmergeWarning, stacklevel=4)
+
+
 def _key(job: Job, files: Files) -> str:
     """What tells this work from any other: recipe, inputs as they are, and every file's header."""
     digest = hashlib.sha256(job.recipe.digest.encode())
     for file, state in sorted(job.models.stamps.items()):
-        digest.update(f"{file}\0{state}\0".encode())
+        digest.update(os.fsencode(f"{file}\0{state}\0"))
     for shard in files.shards:
         digest.update(f"{shard.file}\0".encode() + shard.header)
     return digest.hexdigest()

@@ -22,7 +22,7 @@ from magmerge.engine.extraction import LostTensor
 from magmerge.engine.job import Job
 from magmerge.engine.outputs import target_for
 from magmerge.engine.plan import place
-from magmerge.engine.publish import Files, Report, publish
+from magmerge.engine.publish import Files, Report, publish, warn
 from magmerge.recipe import ModelOutput, Recipe
 from magmerge.types import LayerRecord, Plan, Step, Uncovered
 
@@ -87,10 +87,12 @@ class Result:
             job = replace(job, recipe=job.recipe.model_copy(update={"output": output}))
         target = target_for(job, out, overwrite=overwrite)
         files, tensors = self.files(job, target)
+        notes = config_notes(job, target)
+        warn(notes)
 
         def fill(sink: FileSink) -> Account:
             write_all(files.steps, tensors, sink)
-            return self.account
+            return replace(self.account, warnings=(*notes, *self.account.warnings))
 
         publish(job, files, target, fill, self.report)
         return target.path
@@ -196,6 +198,17 @@ def model_files(job: Job, steps: list[Step], target: Target) -> Files:
     placed, shards = place(steps, job, target, header)
     texts = {} if target.single else read_companions(companion_files(job.donor), _config_dtype(job))
     return Files(placed, shards, texts)
+
+
+def config_notes(job: Job, target: Target) -> tuple[str, ...]:
+    """A folder without config.json holds tensors, but no model that transformers can load."""
+    model = not (target.single or job.writes_adapter or job.takes)
+    if not model or "config.json" in companion_files(job.donor):
+        return ()
+    return (
+        f"{job.donor or 'a model in memory or in a single file'} has no config.json, so the result "
+        "is tensors only; name the folder of a model with --donor (donor=)",
+    )
 
 
 def write_all(steps: Any, tensors: Mapping[str, Tensor], sink: Sink) -> None:

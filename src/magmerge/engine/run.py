@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from magmerge.checkpoints.donor import companion_files
 from magmerge.checkpoints.provenance import Account
 from magmerge.checkpoints.target import Target
 from magmerge.checkpoints.writer import FileSink, MemorySink, Sink
@@ -21,11 +19,18 @@ from magmerge.engine.findings import packed, unpacked
 from magmerge.engine.job import Findings, Job, Work
 from magmerge.engine.passes import bench_for, run_pass
 from magmerge.engine.plan import make_plan
-from magmerge.engine.publish import Report, check_unchanged, publish
-from magmerge.engine.result import AdapterResult, Extraction, Result, model_files, write_all
+from magmerge.engine.publish import Report, check_unchanged, publish, warn
+from magmerge.engine.result import (
+    AdapterResult,
+    Extraction,
+    Result,
+    config_notes,
+    model_files,
+    write_all,
+)
 from magmerge.engine.samples import inputs_of
 from magmerge.engine.steps import Outcome
-from magmerge.errors import AdapterError, MagmergeWarning, StructureError, printable
+from magmerge.errors import AdapterError, StructureError, printable
 from magmerge.types import LayerRecord
 
 CORRELATED = 0.1
@@ -50,8 +55,8 @@ def run_job(
         check_distinct(job.models, plan.steps)
     if not job.takes or job.models.base is not None:
         notes = (*notes, *doubts(job.models, plan.steps))
-    if target is not None and not target.single and not job.writes_adapter:
-        notes = (*notes, *_config_notes(job))
+    if target is not None:
+        notes = (*config_notes(job, target), *notes)
     warn(notes)
     work = Work(job, plan)
     if job.writes_adapter:
@@ -206,16 +211,6 @@ def _by_reason(lost: Sequence[LostTensor]) -> list[str]:
     ]
 
 
-def _config_notes(job: Job) -> tuple[str, ...]:
-    """A folder without config.json holds tensors, but no model that transformers can load."""
-    if job.takes or "config.json" in companion_files(job.donor):
-        return ()
-    return (
-        f"{job.donor or 'a model in memory or in a single file'} has no config.json, so the result "
-        "is tensors only; name the folder of a model with --donor (donor=)",
-    )
-
-
 def _correlations(job: Job, records: Sequence[LayerRecord]) -> tuple[str, ...]:
     """Where task vectors are too alike for what a calibrator assumes of them."""
     notes = []
@@ -239,9 +234,3 @@ def _correlations(job: Job, records: Sequence[LayerRecord]) -> tuple[str, ...]:
                 f"consider target=sphere (--set {item.name}.target=sphere)"
             )
     return tuple(notes)
-
-
-def warn(notes: Sequence[str]) -> None:
-    """Warn of each in Python's own way."""
-    for note in notes:
-        warnings.warn(note, MagmergeWarning, stacklevel=4)
