@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import magmerge
-from magmerge.adapters.conducting import AdapterResult
 from magmerge.adapters.opening import open_adapter
+from magmerge.engine.result import AdapterResult
 from magmerge.errors import MagmergeError, MagmergeWarning
 from tests.adapters.standins import full
 

@@ -17,6 +17,7 @@ from magmerge.adapters.nouns import LowRank
 from magmerge.adapters.union import AdapterTaskVectors, AdapterUnion
 from magmerge.checkpoints.writer import MemorySink
 from magmerge.dtypes import code_of
+from magmerge.engine.cast import cast
 from magmerge.engine.job import Work
 from magmerge.engine.layer import Merged, calibrate_layer, merge_layer, record_of
 from magmerge.engine.memory import bytes_of_module
@@ -99,7 +100,8 @@ def put_factors(
         own = code_of(factor.dtype) if stored else None
         code = bench.work.job.recipe.output.dtype or own or step.spec.dtype
         spec = TensorSpec(f"{step.spec.name}{ending}", tuple(factor.shape), code)
-        bench.put(replace(step, spec=spec), 0, factor)
+        # An error names the module, not the factor.
+        bench.put(replace(step, spec=spec), 0, cast(factor, code, step.spec.name))
 
 
 def _by_factors(bench: Bench, step: Step) -> _Cut:

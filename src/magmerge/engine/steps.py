@@ -220,7 +220,7 @@ def _carry(bench: Bench, step: Step, piece: Piece) -> tuple[int, int]:
 def _note_of(work: Work, step: Step, counts: Iterable[tuple[int, int]]) -> str | None:
     """What to say of a carried tensor that is not finite: attention masks hold infinity."""
     totals = [sum(column) for column in zip(*counts, strict=True)] or [0, 0]
-    if not any(totals) or dtypes.width(step.spec.dtype) == 1:
+    if work.job.takes or not any(totals) or dtypes.width(step.spec.dtype) == 1:
         return None
     name, source = printable(step.spec.name), work.layout.source
     bad = f"{totals[0]} NaN and {totals[1]} infinite of {math.prod(step.spec.shape)} values"
