@@ -22,7 +22,6 @@ from rich.table import Table
 from torch import Tensor
 
 import magmerge
-from magmerge.core.machine import Machine
 from magmerge.studies.demo.encoder import Encoder
 from magmerge.studies.demo.tasks import Task, base_folder, load_tasks
 
@@ -37,7 +36,7 @@ State = Mapping[str, Tensor]
 def main() -> None:
     """Measure all methods, print the table, write the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=Machine(None).count)
+    parser.add_argument("--threads", type=int, default=magmerge.Machine().count)
     parser.add_argument(
         "--methods", nargs="*", default=METHODS, choices=(*METHODS, "tsv_m", "iso_c", "wudi")
     )

@@ -59,7 +59,7 @@ DIFFERENCES = [
 def main() -> None:
     """Merge, measure, print the table, write the JSON line."""
     base, tasks = base_folder(), load_tasks()
-    score = scorer(Encoder(base, tasks), tasks)
+    score = scorer(Encoder(base, tasks), tasks, magmerge.Machine().count)
     start = magmerge.open_checkpoint(base)
     rows = []
     for difference in DIFFERENCES:

@@ -23,7 +23,6 @@ from rich.table import Table
 from torch import Tensor
 
 from magmerge.core.journal import listening
-from magmerge.core.machine import Machine
 from magmerge.linalg.spectral import RANK_CUT
 from magmerge.methods.iso import iso_c, iso_cts, shares
 from magmerge.methods.tsv import tsv_m
@@ -38,7 +37,7 @@ Merge = Callable[[Tensor], Tensor]
 def main() -> None:
     """Measure, print the tables, write the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=Machine(None).count)
+    parser.add_argument("--threads", type=int, default=magmerge.Machine().count)
     parser.add_argument("--experts", type=int, default=8)
     parser.add_argument("--largest", type=int, default=4096, help="skip shapes with more rows")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 import magmerge
 from magmerge.cli.options import parse_settings
-from magmerge.core import registry
 from magmerge.core.errors import MagmergeError, ParameterError, StructureError
 from magmerge.core.filters import Filters, Item
-from magmerge.core.recipe import Recipe, check_calibrations, check_parameters
+from magmerge.core.recipe import Recipe
+from magmerge.core.validation import check_calibrations, check_parameters
 from tests.conftest import State
 
 TIES = registry.methods.get("ties")

@@ -2,20 +2,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from magmerge.binding import Treatment
-from magmerge.layer import Merged, apply_factor, calibrate_layer, merge_layer, record_of
 
 from magmerge.core import registry
 from magmerge.core.pieces import cut
 from magmerge.core.traits import Calibrator
 from magmerge.core.types import LayerRecord, Step, TensorSpec
+from magmerge.engine.layer import Merged, apply_factor, calibrate_layer, merge_layer, record_of
+from magmerge.engine.stages import Treatment
 
 WSC = registry.calibrators.get("wsc")
 
 
 def step(shape: tuple[int, ...], kind: str = "matrix", sensitive: bool = False) -> Step:
     spec = TensorSpec("layer.weight", shape, "F32")
-    return Step(spec, kind, "merge", "", True, sensitive, None, 0, 0)
+    return Step(spec, kind, "merge", "", calibrated=True, sensitive=sensitive)
 
 
 def treat(
@@ -23,8 +23,8 @@ def treat(
 ) -> tuple[torch.Tensor, LayerRecord]:
     """The layer as one piece, and its record."""
     (piece,) = cut(step.spec.shape, step.kind, "whole")
-    result, tally = calibrate_layer(step, piece, treatment, base, deltas, merged)
-    return result, record_of(step, treatment, [tally])
+    done = calibrate_layer(step, piece, treatment, base, deltas, merged)
+    return done.weight, record_of(step, treatment, [done.tally])
 
 
 @pytest.fixture
@@ -120,8 +120,8 @@ def test_pieces_of_rows_add_up_to_the_whole_layer() -> None:
         rows = slice(piece.start // 1000, piece.stop // 1000)
         part = Merged(merged[rows])
         parts.append(calibrate_layer(given, piece, treatment, base[rows], deltas[:, rows], part))
-    assert torch.equal(torch.cat([result for result, _ in parts]), whole)
-    found = record_of(given, treatment, [tally for _, tally in parts])
+    assert torch.equal(torch.cat([part.weight for part in parts]), whole)
+    found = record_of(given, treatment, [part.tally for part in parts])
     assert found.xi == record.xi
     assert found.cosine == record.cosine
     assert found.norm_after == pytest.approx(record.norm_after, rel=1e-6)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from magmerge.core.parameters import UNIT
-from magmerge.core.pieces import ALIGNED, coarsest, cut
+from magmerge.core.pieces import ALIGNED, cut
+from magmerge.engine.memory import coarsest
 
 SHAPES = st.lists(st.integers(1, 70), min_size=1, max_size=4).map(tuple)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 import magmerge
 from magmerge.checkpoints.adapters.opening import open_adapter
 from magmerge.core.errors import MagmergeError, MagmergeWarning
-from magmerge.engine.result import AdapterResult
+from magmerge.engine.adapters.result import AdapterResult
 from tests.adapters.standins import full
 
 MODULES = {

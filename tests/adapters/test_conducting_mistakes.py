@@ -75,9 +75,28 @@ def test_nothing_is_left_where_the_output_is_taken(tmp_path: Path) -> None:
 
 
 def test_rank_speaks_of_adapters_only() -> None:
-    model = {"w": torch.randn(3, 3)}
-    with pytest.raises(MagmergeError, match="rank, energy and naming speak of adapters"):
-        magmerge.merge(base=model, experts=[{"w": torch.randn(3, 3)}], rank=4)
+    experts = [{"w": torch.randn(3, 3)}, {"w": torch.randn(3, 3)}]
+    for wish in ({"rank": 4}, {"rank": "auto", "energy": 0.5}, {"naming": "kohya"}):
+        with pytest.raises(MagmergeError, match="rank, energy and naming speak of adapters"):
+            magmerge.merge(experts=experts, method="average", **wish)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rank": -3}, "the rank is -3"),
+        ({"rank": "many"}, "the rank is 'many'"),
+        ({"rank": True}, "the rank is True"),
+        ({"rank": 8, "energy": 0.5}, "energy speaks of rank auto"),
+        ({"rank": "auto", "energy": 0.0}, "the energy is 0.0"),
+        ({"rank": "auto", "energy": 1.5}, "the energy is 1.5"),
+        ({"rank": "auto", "energy": float("nan")}, "the energy is nan"),
+        ({"naming": "koyha"}, "there is no naming 'koyha'"),
+    ],
+)
+def test_wishes_without_a_meaning(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(MagmergeError, match=words):
+        magmerge.merge(experts=both(tmp_path), method="average", **options)
 
 
 def test_the_plan_says_what_it_takes(tmp_path: Path) -> None:

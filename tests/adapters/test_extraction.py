@@ -219,8 +219,8 @@ def test_provenance_names_both_models_and_what_is_lost(
     with pytest.warns(MagmergeWarning):
         found = magmerge.extract(base=pair[0], model=pair[1], rank=2, out=tmp_path / "out")
     record = json.loads((tmp_path / "out" / "magmerge.json").read_text())
-    assert [one["role"] for one in record["inputs"]] == ["base", "model"]
-    assert record["extraction"]["rank"] == 2
+    assert [one["role"] for one in record["inputs"]] == ["base", "expert"]
+    assert record["recipe"]["output"]["rank"] == 2
     assert record["error"] == found.error
     assert [one["name"] for one in record["lost"]] == ["layers.0.norm.weight"]
     assert len(record["modules"]) == 3

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import pytest
-from magmerge.checkpoints.adapters.task_vectors import Rank, bytes_of, module_kind, reason_against
 
-from magmerge.core.types import Kind, Step, TensorSpec
+from magmerge.core.types import Kind, Naming, Step, TensorSpec
+from magmerge.engine.adapters.extraction import bytes_of_truncation, module_kind
+from magmerge.engine.adapters.targets import _Reading, _reason_against
+from magmerge.engine.stages import Stages, Truncation
 
 
 def step(name: str, shape: tuple[int, ...], kind: Kind) -> Step:
-    return Step(TensorSpec(name, shape, "F32"), kind, "merge", "", False, False, None, 0, 0)
+    return Step(TensorSpec(name, shape, "F32"), kind, "merge", "")
+
+
+def reason_against(
+    one: Step, twin: str | None, targets: tuple[str, ...], naming: Naming
+) -> str | None:
+    return _reason_against(one, twin, _Reading(targets, naming))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +84,11 @@ def test_a_tensor_tied_in_the_base_alone_is_not_held() -> None:
 
 def test_memory_grows_with_the_layer_and_with_auto() -> None:
     small, large = (step("a.weight", (n, n), "matrix") for n in (1000, 4000))
-    few, every = Rank(16, 0.99), Rank("auto", 0.99)
+    few, every = Truncation(16, 0.99), Truncation("auto", 0.99)
+
+    def bytes_of(step: Step, rank: Truncation) -> int:
+        return bytes_of_truncation(step, Stages(truncation=rank), 1, [])
+
     assert bytes_of(small, few) < bytes_of(large, few) < bytes_of(large, every)
     assert bytes_of(large, few) > 3 * 4 * 4000 * 4000
     assert every.most((10, 3, 2)) == 6

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import magmerge
 from magmerge.checkpoints.output import staging, writer
+from magmerge.checkpoints.output.target import Target
 from magmerge.core.errors import OutputError
 from tests.conftest import SHAPES, State
 
@@ -65,7 +66,8 @@ def test_inputs_are_never_overwritten(folders: list[Path], tmp_path: Path) -> No
 
 def test_a_second_run_into_the_same_output_is_refused(folders: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with staging.Staging(out, single=False), pytest.raises(OutputError, match="another magmerge"):
+    place = Target(out, single=False, weights="model.safetensors")
+    with staging.Staging(place, "key"), pytest.raises(OutputError, match="another magmerge"):
         merge(folders, out)
     merge(folders, out)
 
@@ -166,7 +168,8 @@ def test_an_output_moved_aside_by_a_killed_run_comes_back(
     out = tmp_path / "out"
     merge(folders, out)
     os.rename(out, tmp_path / ".out.magmerge-old")
-    with pytest.raises(OutputError, match="--yes"), staging.Staging(out, single=False):
+    place = Target(out, single=False, weights="model.safetensors")
+    with pytest.raises(OutputError, match="--yes"), staging.Staging(place, "key"):
         pass
     assert (out / "model.safetensors").is_file()
 

@@ -52,7 +52,9 @@ def test_json_has_the_modules(cli, experts: list[object], tmp_path: Path) -> Non
     assert found.code == 0, found.err
     (first, *_) = found.json["modules"]
     assert set(first) == {"name", "shape", "rank", "error", "norms", "merged", "written"}
-    assert found.json["recipe"]["adapter"] == {"rank": None, "energy": None, "naming": None}
+    output = found.json["recipe"]["output"]
+    assert output["kind"] == "adapter"
+    assert (output["rank"], output["energy"], output["naming"]) == (None, None, None)
 
 
 def test_plan_counts_modules(cli, experts: list[object], tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_json_tells_a_program_everything(
     out = tmp_path / "out"
     found = cli("extract", *pair, "--rank", "auto", "--energy", "0.9", "--json", out)
     assert found.json["path"] == str(out)
-    assert found.json["extraction"]["energy"] == 0.9
+    assert found.json["recipe"]["output"]["energy"] == 0.9
     assert [f"{one['name']}.weight" for one in found.json["modules"]] == [
         name for name in magmerge.open_checkpoint(pair[1]).specs if name in LAYERS
     ]

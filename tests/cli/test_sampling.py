@@ -53,8 +53,8 @@ def test_merge_with_fsc_writes_a_checkpoint_its_record_and_its_report(models: Pa
     out = models / "out"
     call(models, "merge", *family_of(models), *data_of(models), "--calibrate=fsc", str(out))
     record = json.loads((out / "magmerge.json").read_text())
-    assert record["recipe"]["sampling"]["samples"] == 4
-    assert set(record["recipe"]["sampling"]["data"]) == {"expert-0", "expert-1"}
+    assert record["recipe"]["samples"]["samples"] == 4
+    assert set(record["recipe"]["samples"]["data"]) == {"expert-0", "expert-1"}
     assert record["uncovered"] == []
     layer = next(one for one in record["layers"] if one["factors"])
     assert layer["factors"][0]["calibrator"] == "fsc"

@@ -116,7 +116,7 @@ def test_a_record_tells_how_samples_were_prepared(tmp_path: Path) -> None:
         samples={"samples": 2, "text_field": "body", "max_length": 3},
     )  # fmt: skip
     record = json.loads((tmp_path / "out" / "magmerge.json").read_text())
-    assert record["recipe"]["sampling"]["prepared"] == {"text_field": "body", "max_length": 3}
+    assert record["recipe"]["samples"]["prepared"] == {"text_field": "body", "max_length": 3}
 
 
 def test_a_misspelt_trait_of_a_method_is_told() -> None:

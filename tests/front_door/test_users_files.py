@@ -123,6 +123,7 @@ def test_shards_that_the_index_tells_are_replaced_and_others_are_not(
     magmerge.merge(**models, shard_size="4kB")
     assert len(list(out.glob("model-*"))) > 1
     (out / "magmerge.json").unlink()
+    (out / "magmerge.yaml").unlink()
     magmerge.merge(**models, overwrite=True)
     assert not list(out.glob("model-*"))
     save_file({"a": torch.zeros(2)}, out / "model-00001-of-00002.safetensors")

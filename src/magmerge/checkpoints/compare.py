@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import torch
-
 from magmerge.checkpoints.quantised import INTEGERS
 from magmerge.core import dtypes
 from magmerge.core.models import Checkpoint
@@ -26,6 +24,8 @@ def same_tensors(first: Checkpoint, second: Checkpoint, names: Collection[str]) 
 
 def same_tensor(first: Checkpoint, second: Checkpoint, name: str) -> bool:
     """Whether a tensor has the same values in both, looked at piece by piece."""
+    import torch  # Opening models needs no torch.
+
     codes = {first.specs[name].dtype, second.specs[name].dtype}
     wide = torch.float64
     if "C64" in codes:

@@ -195,17 +195,21 @@ def check_naming(naming: object) -> Naming:
     return naming  # type: ignore[return-value]
 
 
-def check_rank(rank: object, energy: object) -> tuple[int | Literal["auto", "exact"] | None, float]:
-    """What is asked of each module of an adapter; ParameterError for values that mean nothing."""
-    rank = int(rank) if isinstance(rank, str) and rank.isdecimal() else rank
-    number = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
-    if not (number or rank in (None, "auto", "exact")):
-        raise ParameterError(
-            f"the rank is {rank!r}", remedy="give a number of 1 or more, auto, or exact"
-        )
+def check_rank(
+    rank: object, energy: object, *, merged: bool = True
+) -> tuple[int | Literal["auto", "exact"] | None, float]:
+    """What is asked of each module of an adapter; ParameterError for values that mean nothing.
+
+    Only where adapters are merged their inputs tell a rank: the largest of them, or "exact".
+    """
+    number = int(rank) if isinstance(rank, str) and rank.isdecimal() else rank
+    positive = isinstance(number, int) and not isinstance(number, bool) and number >= 1
+    if not (positive or number in ((None, "auto", "exact") if merged else ("auto",))):
+        words = "auto, or exact" if merged else "or auto"
+        raise ParameterError(f"the rank is {rank!r}", remedy=f"give a number of 1 or more, {words}")
     if isinstance(energy, bool) or not isinstance(energy, int | float) or not 0 < energy <= 1:
         raise ParameterError(
             f"the energy is {energy!r}",
             remedy="give the share of the squared norm to keep, above 0 and up to 1, like 0.99",
         )
-    return rank, float(energy)  # type: ignore[return-value]
+    return number, float(energy)  # type: ignore[return-value]

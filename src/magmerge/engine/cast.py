@@ -25,15 +25,12 @@ def cast_result(tensor: Tensor, code: str, name: str, *, kept: bool = False) -> 
     sound = tensor.isfinite() if kept else torch.ones_like(tensor, dtype=torch.bool)
     if bool((result.isfinite() | ~sound).all()):
         return result
-    finite = bool(tensor.isfinite().all())
+    remedies = [] if kept else ["merge with a smaller lambda or smaller weights"]
+    if kept or dtype == torch.float16 or not bool(tensor.isfinite().all()):
+        remedies.append("write bfloat16 or float32 with --dtype (dtype=)")
     raise NonFiniteError(
         f"a value is too large for {dtypes.torch_name(code)}",
         tensor=name,
         source="the result",
-        remedy="merge with a smaller lambda or smaller weights"
-        + (
-            ", or write bfloat16 or float32 with --dtype (dtype=)"
-            if dtype == torch.float16 or not finite
-            else ""
-        ),
+        remedy=", or ".join(remedies),
     )

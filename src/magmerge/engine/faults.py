@@ -8,7 +8,7 @@ from typing import Any
 
 from magmerge.checkpoints.quantised import signs
 from magmerge.core import dtypes, registry
-from magmerge.core.errors import Fault, StructureError
+from magmerge.core.errors import CheckpointError, Fault, StructureError
 from magmerge.core.filters import matches, values_of
 from magmerge.core.models import OWN_BASE, Checkpoint, Expert
 from magmerge.core.recipe import Recipe
@@ -39,7 +39,9 @@ def check_structure(job: Job, config: Mapping[str, Any]) -> None:
     recipe, models = job.recipe, job.models
     alone = job.takes and models.base is None
     faults = []
-    if not alone:
+    if alone:
+        _check_names(models.layout)
+    else:
         check_quantised(models, config)
         faults += _repeated_faults(models)
         faults += _difference_faults(recipe, models)
@@ -226,8 +228,24 @@ def _name_faults(models: Models) -> list[Fault]:
     return [
         Fault(f"{name!r} cannot be a tensor's name", "rename that tensor")
         for name in models.layout.specs
-        if name == "__metadata__" or name != name.encode(errors="replace").decode()
+        if _is_unwritable(name)
     ]
+
+
+def _check_names(model: Checkpoint) -> None:
+    """CheckpointError for a name of a model's own that a safetensors header cannot hold."""
+    for name in model.specs:
+        if _is_unwritable(name):
+            raise CheckpointError(
+                "this cannot be a tensor's name in safetensors",
+                source=model.source,
+                tensor=name,
+                remedy="rename that tensor",
+            )
+
+
+def _is_unwritable(name: str) -> bool:
+    return name == "__metadata__" or name != name.encode(errors="replace").decode()
 
 
 def _carried(spec: TensorSpec) -> bool:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 from magmerge.checkpoints.donor import companion_files
+from magmerge.checkpoints.output.target import Target
 from magmerge.core.errors import MagmergeWarning, printable
 from magmerge.core.types import LayerRecord
 from magmerge.engine.job import Job
@@ -14,9 +15,10 @@ CORRELATED = 0.1
 """Mean cosine of task vectors above which WSC's ellipsoid makes the factor too small."""
 
 
-def config_notes(job: Job) -> tuple[str, ...]:
+def config_notes(job: Job, target: Target) -> tuple[str, ...]:
     """A folder without config.json holds tensors, but no model that transformers can load."""
-    if job.takes or "config.json" in companion_files(job.donor):
+    model = not (target.single or job.writes_adapter or job.takes)
+    if not model or "config.json" in companion_files(job.donor):
         return ()
     return (
         f"{job.donor or 'a model in memory or in a single file'} has no config.json, so the result "

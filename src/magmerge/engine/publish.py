@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -90,7 +91,7 @@ def _key(job: Job, files: Files) -> str:
     """What tells this work from any other: recipe, inputs as they are, and every file's header."""
     digest = hashlib.sha256(job.recipe.digest.encode())
     for file, state in sorted(job.models.stamps.items()):
-        digest.update(f"{file}\0{state}\0".encode())
+        digest.update(os.fsencode(f"{file}\0{state}\0"))
     for shard in files.shards:
         digest.update(f"{shard.file}\0".encode() + shard.header)
     return digest.hexdigest()

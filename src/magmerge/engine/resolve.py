@@ -40,7 +40,6 @@ def open_job(
     machine, live = machine or Machine(), live or Live()
     recipe = in_its_order(check_recipe(recipe))
     live = check_samples(recipe, live)
-    device = open_device(machine.device)
     opened = open_models(recipe, models)
     recipe = _resolved(recipe, opened, {one.name for one in documents})
     if opened.union is not None and machine.device != CPU:
@@ -48,6 +47,7 @@ def open_job(
             f"adapters are merged on the cpu, not on {machine.device}",
             remedy="drop --device (device=)",
         )
+    device = open_device(machine.device)
     output = recipe.output
     donor = _donor(output, opened) if isinstance(output, ModelOutput) else None
     layout = models.get("merged" if recipe.merged is not None else "base")

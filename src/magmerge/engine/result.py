@@ -18,6 +18,7 @@ from magmerge.core import dtypes
 from magmerge.core.recipe import ModelOutput, Recipe
 from magmerge.core.types import LayerRecord, Plan, Step, Uncovered
 from magmerge.engine.job import Job
+from magmerge.engine.notes import config_notes, warn
 from magmerge.engine.outputs import target_for
 from magmerge.engine.plan import place
 from magmerge.engine.publish import Files, Report, origin, publish
@@ -83,10 +84,12 @@ class Result:
             job = replace(job, recipe=job.recipe.model_copy(update={"output": output}))
         target = target_for(job, out, overwrite=overwrite)
         files, tensors = self.files(job, target)
+        notes = config_notes(job, target)
+        warn(notes)
 
         def fill(sink: FileSink) -> Account:
             write_all(files.steps, tensors, sink)
-            return self.account
+            return replace(self.account, warnings=(*notes, *self.account.warnings))
 
         publish(job, files, target, fill, self.report)
         return target.path

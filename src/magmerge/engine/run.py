@@ -42,8 +42,8 @@ def run_job(
         check_distinct(job.models, plan.steps)
     if not job.takes or job.models.base is not None:
         notes = (*notes, *doubts(job.models, plan.steps))
-    if target is not None and not target.single and not job.writes_adapter:
-        notes = (*notes, *config_notes(job))
+    if target is not None:
+        notes = (*config_notes(job, target), *notes)
     warn(notes)
     work = Work(job, plan)
     if job.writes_adapter:

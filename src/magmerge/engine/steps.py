@@ -49,11 +49,12 @@ class Bench:
     twins: Mapping[str, Sequence[Step]]
     survey: Survey | None = None
 
-    def put(self, step: Step, start: int, tensor: Tensor, *, kept: bool = False) -> None:
-        """Cast a part of the step's result, and give it to the sink."""
-        part = self.work.job.device.take(
-            cast_result(tensor, step.spec.dtype, step.spec.name, kept=kept)
-        )
+    def put(
+        self, step: Step, start: int, tensor: Tensor, *, kept: bool = False, name: str = ""
+    ) -> None:
+        """Cast a part of the step's result, and give it to the sink; an error tells its `name`."""
+        part = cast_result(tensor, step.spec.dtype, name or step.spec.name, kept=kept)
+        part = self.work.job.device.take(part)
         for twin in (step, *self.twins.get(step.spec.name, ())):
             self.sink.write(twin, step.first + start, part)
 
@@ -223,7 +224,7 @@ def _carry(bench: Bench, step: Step, piece: Piece) -> tuple[int, int]:
 def _note_of(work: Work, step: Step, counts: Iterable[tuple[int, int]]) -> str | None:
     """What to say of a carried tensor that is not finite: attention masks hold infinity."""
     totals = [sum(column) for column in zip(*counts, strict=True)] or [0, 0]
-    if not any(totals) or dtypes.width(step.spec.dtype) == 1:
+    if work.job.takes or not any(totals) or dtypes.width(step.spec.dtype) == 1:
         return None
     name, source = printable(step.spec.name), work.layout.source
     bad = f"{totals[0]} NaN and {totals[1]} infinite of {math.prod(step.spec.shape)} values"

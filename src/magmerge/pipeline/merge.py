@@ -15,7 +15,7 @@ from magmerge.core.filters import patterns
 from magmerge.core.machine import CPU, DEFAULT_MEMORY, Machine, Progress
 from magmerge.core.recipe import AdapterOutput, Calibration, ModelOutput, Recipe, explained
 from magmerge.core.types import Plan
-from magmerge.core.validation import check_calibrations, check_rank, read_sensitive
+from magmerge.core.validation import check_calibrations, check_method, check_rank, read_sensitive
 from magmerge.engine import adapters
 from magmerge.engine.job import Job
 from magmerge.engine.outputs import target_for
@@ -179,9 +179,7 @@ def extract(
     Raises StructureError for models that do not fit each other or are equal, AdapterError where
     nothing that changed can be adapted, ParameterError, NonFiniteError, OutputError.
     """
-    number, share = check_rank(rank, energy)
-    if number in (None, "exact"):
-        raise ParameterError(f"the rank is {rank!r}", remedy="give a number of 1 or more, or auto")
+    number, share = check_rank(rank, energy, merged=False)
     output = AdapterOutput(
         rank=number,
         energy=share if number == "auto" else None,
@@ -228,6 +226,9 @@ def _run(arguments: Mapping[str, Any]) -> Result:
 def _job(arguments: Mapping[str, Any]) -> Job:
     """The job that a verb's arguments ask for: names and parameters are checked first."""
     experts = experts_by_name(arguments["experts"])
+    method, params = check_method(arguments["method"], arguments["params"] or {})
+    if arguments["gate"] not in ("on", "off"):
+        raise ParameterError(f"the gate is {arguments['gate']!r}", remedy="it is on or off")
     calibrations = check_calibrations(arguments["calibrate"])
     samples, live = samples_of(arguments, list(experts), calibrations)
     sensitive = arguments["sensitive"] or ()
@@ -238,8 +239,8 @@ def _job(arguments: Mapping[str, Any]) -> Job:
         {
             **{role: None if one is None else _described(one) for role, one in roles.items()},
             "experts": {name: _described(model) for name, model in experts.items()},
-            "method": arguments["method"],
-            "params": dict(arguments["params"] or {}) if arguments["method"] else {},
+            "method": method,
+            "params": params,
             "calibrate": calibrations,
             "gate": arguments["gate"],
             "sensitive": tuple(sensitive),

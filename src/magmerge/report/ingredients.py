@@ -18,6 +18,7 @@ LABELS = {
     "method": "Merge",
     "merged": "Merged model",
     "calibrate": "Calibration",
+    "samples": "Samples",
     "sampling": "Samples",
     "gate": "Gate",
     "sensitive": "Sensitive layers",
@@ -26,6 +27,7 @@ LABELS = {
     "skip": "Not calibrated",
     "ignore": "Taken from the base",
     "dtype": "Stored as",
+    "output": "Output",
     "seed": "Seed",
 }
 SOURCES = "Samples from"
@@ -47,8 +49,10 @@ def recipe_lines(account: Account) -> list[Line]:
     lines: list[Line] = []
     for key in (*LABELS, *(key for key in recipe if key not in LABELS and key != "params")):
         values = _values(key, recipe, account)
-        if key == "sampling" and isinstance(recipe.get(key), Mapping):
-            lines += _sampling(recipe[key])
+        if key in ("samples", "sampling") and isinstance(recipe.get(key), Mapping):
+            lines += _samples(recipe[key])
+        elif key == "output" and isinstance(recipe.get(key), Mapping):
+            lines += _output(recipe[key])
         elif values:
             lines.append((LABELS.get(key, key.replace("_", " ").capitalize()), values))
         if key == "calibrate" and account.samples:
@@ -56,7 +60,17 @@ def recipe_lines(account: Account) -> list[Line]:
     return lines
 
 
-def _sampling(value: Mapping[str, Any]) -> list[Line]:
+def _output(value: Mapping[str, Any]) -> list[Line]:
+    """The format that was asked for, and what an adapter has; the size of files says nothing."""
+    quiet = ("kind", "dtype", "shard_size")
+    told = {name: one for name, one in value.items() if name not in quiet and one not in (None, [])}
+    label = "Adapter" if value.get("kind") == "adapter" else LABELS["output"]
+    stored = () if value.get("dtype") is None else (_text(value["dtype"]),)
+    lines = ((LABELS["dtype"], stored), (label, _entries(told)))
+    return [(label, texts) for label, texts in lines if texts]
+
+
+def _samples(value: Mapping[str, Any]) -> list[Line]:
     """How many samples, drawn how; and where they are from."""
     settings = _entries({name: one for name, one in value.items() if name != "data"})
     data = value.get("data")

@@ -41,7 +41,7 @@ def write_report(
     document = read_json(record)
     if not isinstance(document, dict):
         raise foreign("it is no object", record)
-    if "extraction" in document:
+    if _is_extraction(document):
         raise CheckpointError(
             "an adapter that was extracted has no report",
             source=record,
@@ -86,6 +86,13 @@ def report_of(record: Path) -> Path:
     name = record.name.removesuffix(f".{FILE}")
     stem = record.stem if name == record.name else name
     return record.with_name(f"{stem}.{REPORT}")
+
+
+def _is_extraction(document: Mapping[str, Any]) -> bool:
+    """Whether the record is of a model's adapter: nothing was merged, and what is lost is told."""
+    recipe = document.get("recipe")
+    merged = isinstance(recipe, Mapping) and recipe.get("method") is not None
+    return "extraction" in document or ("lost" in document and not merged)
 
 
 def _check(target: Path, *, overwrite: bool) -> None:

@@ -112,7 +112,8 @@ def put_factors(
         own = code_of(factor.dtype) if stored else None
         code = bench.work.job.recipe.output.dtype or own or step.spec.dtype
         spec = TensorSpec(f"{step.spec.name}{ending}", tuple(factor.shape), code)
-        bench.put(replace(step, spec=spec), 0, factor)
+        # An error names the module, not the factor.
+        bench.put(replace(step, spec=spec), 0, factor, name=step.spec.name)
 
 
 def _by_factors(bench: Bench, step: Step) -> _Cut:
