@@ -1,35 +1,48 @@
-"""Print README's tree: every file of the package with the first line of its docstring.
+"""Print the package's tree: its rooms from the ground up, each with the first line of its docstring.
 
-.venv/bin/python -m scripts.readme_tree
+.venv/bin/python -m scripts.readme_tree          # as in README: rooms, and the files of the one path
+.venv/bin/python -m scripts.readme_tree --whole  # as in docs/architecture.md: every file
 """
 
 from __future__ import annotations
 
 import ast
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "magmerge"
+ROOMS = (
+    "core", "linalg", "methods", "calibrators", "checkpoints", "data", "engine", "live", "report",
+    "pipeline", "evaluation", "studies", "cli",
+)  # fmt: skip
+"""From the ground up."""
+OPENED = ("engine", "pipeline")
+"""The rooms whose files README lists: the way of the data."""
 WIDTH = 26
 
 
-def tree() -> str:
-    """Folders after the files beside them, each line a name and what it is for."""
-    lines = ["src/magmerge/"]
-    for file in _files(SOURCE):
-        lines.append(_line(file, 1))
-    for folder in sorted(path for path in SOURCE.iterdir() if (path / "__init__.py").is_file()):
-        lines.append(f"  {folder.name + '/':<{WIDTH - 2}}{_purpose(folder / '__init__.py')}")
-        lines += [_line(file, 2) for file in _files(folder) if file.name != "__init__.py"]
+def tree(*, whole: bool = False) -> str:
+    """A line for each room, folder and file: its name, and what it is for."""
+    lines = ["src/magmerge/", f"  {'__init__.py':<{WIDTH - 2}}{_purpose(SOURCE / '__init__.py')}"]
+    for room in ROOMS:
+        lines += _folder(SOURCE / room, 1, files=whole or room in OPENED)
     return "\n".join(lines)
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.py"))
+def _folder(folder: Path, depth: int, *, files: bool) -> Iterator[str]:
+    yield _line(f"{folder.name}/", folder / "__init__.py", depth)
+    if files:
+        for file in sorted(folder.glob("*.py")):
+            if file.name != "__init__.py":
+                yield _line(file.name, file, depth + 1)
+    for inner in sorted(path for path in folder.iterdir() if (path / "__init__.py").is_file()):
+        yield from _folder(inner, depth + 1, files=files)
 
 
-def _line(file: Path, depth: int) -> str:
+def _line(name: str, file: Path, depth: int) -> str:
     indent = "  " * depth
-    return f"{indent}{file.name:<{WIDTH - len(indent)}}{_purpose(file)}"
+    return f"{indent}{name:<{WIDTH - len(indent)}}{_purpose(file)}"
 
 
 def _purpose(file: Path) -> str:
@@ -38,4 +51,4 @@ def _purpose(file: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(tree())
+    print(tree(whole="--whole" in sys.argv))

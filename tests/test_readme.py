@@ -15,6 +15,11 @@ def test_the_tree_is_the_packages() -> None:
     assert tree() in README
 
 
+def test_the_whole_tree_is_in_the_page_on_the_house() -> None:
+    page = Path(__file__).parents[1] / "docs" / "architecture.md"
+    assert tree(whole=True) in page.read_text(encoding="utf-8")
+
+
 def test_every_method_and_calibrator_is_in_the_table() -> None:
     for entry in magmerge.catalog():
         for name in (entry["name"], *entry["aliases"]):

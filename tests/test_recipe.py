@@ -120,3 +120,43 @@ def test_fuzz_any_text_is_a_recipe_or_refused(text: str) -> None:
         Recipe.from_yaml(text)
     except MagmergeError as error:
         assert str(error)
+
+
+def test_a_recipe_as_people_write_it() -> None:
+    text = """
+base: B
+experts: [models/one, models/two.safetensors, other/one]
+method: average
+calibrate: dsc
+samples: {data: texts.jsonl}
+output: {dtype: bfloat16, shard_size: 2GB}
+"""
+    recipe = Recipe.from_yaml(text)
+    assert recipe.experts == {"one": "models/one", "two": "models/two.safetensors",
+                              "one-2": "other/one"}  # fmt: skip
+    assert [one.method for one in recipe.calibrate] == ["dsc"]
+    assert set(recipe.samples.data) == set(recipe.experts)
+    assert (recipe.output.kind, recipe.output.dtype) == ("model", "BF16")
+    assert recipe.output.shard_size == 2_000_000_000
+    adapter = Recipe.from_yaml("experts: [a, b]\nmethod: ties\noutput: {rank: auto}")
+    assert adapter.output.kind == "adapter"
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    assert Recipe.from_yaml(adapter.to_yaml()) == adapter
+
+
+@pytest.mark.parametrize(
+    ("line", "problem", "remedy"),
+    [
+        ("dtype: bfloat16", "unknown key 'dtype'", "write it under output"),
+        ("order: forward", "unknown key 'order'", "write it under samples"),
+        ("metod: ties", "unknown key 'metod'", "did you mean method"),
+        ("output: {dtyp: float16}", "unknown key 'output.dtyp'", "did you mean dtype"),
+        ("output: {dtype: floaty}", "floaty", "did you mean float"),
+        ("gate: maybe", "gate", "known keys"),
+    ],
+)
+def test_a_recipes_mistakes_tell_where_a_key_belongs(line: str, problem: str, remedy: str) -> None:
+    with pytest.raises(MagmergeError) as caught:
+        Recipe.from_yaml(f"experts: [a, b]\n{line}", "my.yaml")
+    assert problem in str(caught.value)
+    assert remedy in caught.value.remedy

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -17,6 +18,7 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from magmerge.core.dtypes import parse_float_dtype, parse_size
@@ -123,6 +125,29 @@ class Recipe(_Data):
     samples: Samples | None = None
     output: ModelOutput | AdapterOutput = Field(default_factory=ModelOutput, discriminator="kind")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_people_write_it(cls, content: object) -> object:
+        """`experts` may be a list of paths, `calibrate` a name, and `data` one source for all."""
+        if not isinstance(content, dict):
+            return content
+        experts, calibrate = content.get("experts"), content.get("calibrate")
+        if isinstance(experts, list) and all(isinstance(path, str) for path in experts):
+            experts = named_by_path(experts)
+        if isinstance(calibrate, str | dict):
+            calibrate = [calibrate]
+        if isinstance(calibrate, list):
+            calibrate = [{"method": one} if isinstance(one, str) else one for one in calibrate]
+        samples = content.get("samples")
+        if isinstance(samples, dict) and isinstance(samples.get("data"), str):
+            samples = {**samples, "data": dict.fromkeys(experts or (), samples["data"])}
+        output = content.get("output")
+        if isinstance(output, dict) and "kind" not in output:
+            alone = set(AdapterOutput.model_fields) - set(ModelOutput.model_fields)
+            output = {"kind": "adapter" if alone & set(output) else "model", **output}
+        plain = {"experts": experts, "calibrate": calibrate, "samples": samples, "output": output}
+        return {**content, **{key: value for key, value in plain.items() if value is not None}}
+
     @field_validator("gate", mode="before")
     @classmethod
     def _gate_in_yaml(cls, value: object) -> object:
@@ -166,6 +191,18 @@ class Recipe(_Data):
             raise explained(error, source, cls.model_fields) from error
 
 
+def named_by_path(paths: Sequence[str]) -> dict[str, str]:
+    """Each path by its last part, made unique, less the ending of a file."""
+    named: dict[str, str] = {}
+    for path in paths:
+        stem = Path(path).resolve().name
+        name, repeat = stem.removesuffix(".safetensors"), 2
+        while name in named:
+            name, repeat = f"{stem}-{repeat}", repeat + 1
+        named[name] = path
+    return named
+
+
 def explained(error: ValidationError, source: str, known: Mapping[str, Any]) -> MagmergeError:
     """A pydantic error as one of magmerge's own, which names the key."""
     fault = error.errors()[0]
@@ -178,11 +215,18 @@ def explained(error: ValidationError, source: str, known: Mapping[str, Any]) -> 
         known = parts[path[0]].model_fields if path[0] in parts else known
     key = ".".join(path)
     if fault["type"] == "extra_forbidden":
-        return UnknownNameError(
-            f"unknown key {key!r}", source=source, remedy=suggestion(path[-1], known)
-        )
+        homes = {"output": (ModelOutput, AdapterOutput), "samples": (Samples,)}
+        home = next((h for h, kinds in homes.items() if _has(kinds, path[-1])), None)
+        remedy = suggestion(path[-1], known)
+        if len(path) == 1 and home is not None:
+            remedy = f"write it under {home}: {home}: {{{path[-1]}: ...}}"
+        return UnknownNameError(f"unknown key {key!r}", source=source, remedy=remedy)
     return ParameterError(
         f"{key}: {fault['msg'].lower()}" if key else fault["msg"].lower(),
         source=source,
         remedy=f"known keys: {', '.join(known)}",
     )
+
+
+def _has(kinds: Sequence[type[BaseModel]], field: str) -> bool:
+    return any(field in kind.model_fields for kind in kinds)

@@ -113,51 +113,48 @@ Calibrations = str | Mapping[str, Any] | Calibration | None
 
 
 def check_calibrations(
-    wanted: Calibrations | list[Calibrations] | tuple[Calibrations, ...],
+    calibrate: Calibrations | list[Calibrations] | tuple[Calibrations, ...],
 ) -> tuple[Calibration, ...]:
     """From "wsc", {"method": "wsc", "params": {...}} or a sequence of such, applied in order."""
-    if wanted is None:
+    if calibrate is None:
         return ()
-    if isinstance(wanted, list | tuple):
-        return tuple(found for one in wanted for found in check_calibrations(one))
-    if isinstance(wanted, str):
-        wanted = {"method": wanted}
-    if isinstance(wanted, Mapping) and wanted.get("method") in COMPOSED:
-        return _composed(wanted)
-    if isinstance(wanted, Mapping):
-        try:
-            wanted = Calibration.model_validate(wanted)
-        except ValidationError as error:
-            raise explained(error, "calibrate", Calibration.model_fields) from error
-    if not isinstance(wanted, Calibration):
+    if isinstance(calibrate, list | tuple):
+        return tuple(item for part in calibrate for item in check_calibrations(part))
+    if isinstance(calibrate, str):
+        calibrate = {"method": calibrate}
+    if not isinstance(calibrate, Calibration | Mapping):
         raise ParameterError(
-            f"calibrate is a {type(wanted).__name__}",
+            f"calibrate is a {type(calibrate).__name__}",
             remedy='give a name like "wsc", or {"method": "wsc", "params": {...}}',
         )
-    item = registry.calibrators.get(wanted.method, besides=COMPOSED)
-    return (Calibration(method=item.name, params=check_parameters(item, wanted.params)),)
+    if isinstance(calibrate, Mapping):
+        try:
+            calibrate = Calibration.model_validate(calibrate)
+        except ValidationError as error:
+            raise explained(error, "calibrate", Calibration.model_fields) from error
+    if calibrate.method in COMPOSED:
+        return _composed(calibrate)
+    calibrator = registry.calibrators.get(calibrate.method, besides=COMPOSED)
+    params = check_parameters(calibrator, calibrate.params)
+    return (Calibration(method=calibrator.name, params=params),)
 
 
-def _composed(wanted: Mapping[str, Any]) -> tuple[Calibration, ...]:
-    """Each with those of the given parameters that are its own."""
-    params = dict(wanted.get("params") or {})
-    found: list[Calibration] = []
-    for name in COMPOSED[wanted["method"]]:
+def _composed(calibration: Calibration) -> tuple[Calibration, ...]:
+    """Each part with those of the parameters that are its own."""
+    params, parts = dict(calibration.params), COMPOSED[calibration.method]
+    calibrations: list[Calibration] = []
+    for name in parts:
         own = {p.name for p in registry.calibrators.get(name).parameters}
-        spelt = {key: key.removeprefix(f"{name}.") for key in params}
-        mine = {short: params.pop(key) for key, short in spelt.items() if short in own}
-        found += check_calibrations({"method": name, "params": mine})
+        short = {key: key.removeprefix(f"{name}.") for key in params}
+        mine = {short[key]: params.pop(key) for key in short if short[key] in own}
+        calibrations += check_calibrations({"method": name, "params": mine})
     if params:
-        known = [
-            p.name
-            for n in COMPOSED[wanted["method"]]
-            for p in registry.calibrators.get(n).parameters
-        ]
+        known = [p.name for name in parts for p in registry.calibrators.get(name).parameters]
+        odd = next(iter(params))
         raise UnknownNameError(
-            f"{wanted['method']} has no parameter {next(iter(params))!r}",
-            remedy=suggestion(next(iter(params)), known),
+            f"{calibration.method} has no parameter {odd!r}", remedy=suggestion(odd, known)
         )
-    return tuple(found)
+    return tuple(calibrations)
 
 
 def read_sensitive(path: Path) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from magmerge.core.recipe import Recipe
 from magmerge.core.types import TensorSpec
 from magmerge.engine import adapters
 from magmerge.engine.job import Job, Models
-from magmerge.engine.varying import Varying
+from magmerge.engine.variation import Varying
 
 ARCHITECTURE = (
     "give models of one architecture; to leave these tensors as the base has them, or to drop an "

@@ -24,7 +24,7 @@ from magmerge.engine.faults import (
 )
 from magmerge.engine.job import Job, Models
 from magmerge.engine.memory import allow, bytes_at_work, bytes_of_result
-from magmerge.engine.varying import Varying, check_varying
+from magmerge.engine.variation import Varying, check_varying
 
 
 class _Fate(NamedTuple):
