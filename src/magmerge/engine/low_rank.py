@@ -96,12 +96,13 @@ def put_factors(
     """Give both factors of a step's task vector to the sink, in its format; with `stored` in their
     own, unless the recipe names one.
     """
+    merged = not bench.work.job.takes
     for ending, factor in ((UP, up), (DOWN, down)):
         own = code_of(factor.dtype) if stored else None
         code = bench.work.job.recipe.output.dtype or own or step.spec.dtype
         spec = TensorSpec(f"{step.spec.name}{ending}", tuple(factor.shape), code)
         # An error names the module, not the factor.
-        bench.put(replace(step, spec=spec), 0, cast(factor, code, step.spec.name))
+        bench.put(replace(step, spec=spec), 0, cast(factor, code, step.spec.name, merged=merged))
 
 
 def _by_factors(bench: Bench, step: Step) -> _Cut:

@@ -50,7 +50,9 @@ class Bench:
 
     def put(self, step: Step, start: int, tensor: Tensor, *, kept: bool = False) -> None:
         """Cast a part of the step's result, and give it to the sink."""
-        part = self.work.job.device.take(cast(tensor, step.spec.dtype, step.spec.name, kept=kept))
+        merged = not (kept or self.work.job.takes)
+        part = cast(tensor, step.spec.dtype, step.spec.name, kept=kept, merged=merged)
+        part = self.work.job.device.take(part)
         for twin in (step, *self.twins.get(step.spec.name, ())):
             self.sink.write(twin, step.first + start, part)
 
