@@ -13,35 +13,32 @@ from pathlib import Path
 
 import pytest
 import torch
-from magmerge.checkpoints.adapters.publishing import write_adapter
-from safetensors.torch import load_file, safe_open
+from safetensors.torch import load_file, safe_open, save_file
 
-from magmerge.checkpoints.adapters import publishing
-from magmerge.checkpoints.adapters.nouns import Content, LowRank
+import magmerge
 from magmerge.checkpoints.output import staging
+from magmerge.checkpoints.output.target import Target
 from magmerge.core.errors import OutputError
 from magmerge.core.types import Naming
 
-MODULE = {
-    "peft": "mid_block.attentions.0.proj_in",
-    "kohya": "lora_unet_mid_block_attentions_0_proj_in",
-}
+MODULE = "unet.mid_block.attentions.0.proj_in"
+RECORDS = {"magmerge.json", "magmerge.yaml"}
 
 
-def content(naming: Naming = "peft", seed: int = 0, dtype: torch.dtype = torch.float32) -> Content:
+def adapter(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
+    """An adapter's file, with diffusers' names."""
+    path = folder.parent / f"{folder.name}-inputs" / f"{seed}.safetensors"
+    path.parent.mkdir(exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
     up, down = (torch.randn(shape, generator=generator).to(dtype) for shape in ((8, 2), (2, 6)))
-    return Content(
-        naming,
-        {MODULE[naming]: LowRank(up, down, 1.0)},
-        {MODULE[naming]: "linear"},
-        metadata={"b": "2", "a": "1", "c": "3"},
-    )
+    state = {f"{MODULE}.lora_A.weight": down, f"{MODULE}.lora_B.weight": up}
+    save_file(state, path, metadata={"b": "2", "a": "1", "c": "3"})
+    return path
 
 
-def write(out: Path, naming: Naming = "peft", seed: int = 0, **more: object) -> Path:
-    options = {"inputs": [], "overwrite": False, **more}
-    return write_adapter(out, content(naming, seed), **options)
+def write(out: Path, source: Path, naming: Naming = "peft", *, overwrite: bool = False) -> Path:
+    done = magmerge.convert(source, out, naming=naming, overwrite=overwrite)
+    return done.path
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -50,35 +47,33 @@ def leftovers(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_folder_for_peft_and_one_file_for_the_others(tmp_path: Path, dtype: torch.dtype) -> None:
-    given = {"magmerge.json": b"{}\n"}
-    out = write_adapter(
-        tmp_path / "out", content(dtype=dtype), inputs=[], overwrite=False, beside=given
-    )
-    names = {"adapter_model.safetensors", "adapter_config.json", "magmerge.json"}
+    source = adapter(tmp_path, dtype=dtype)
+    out = write(tmp_path / "out", source)
+    names = {"adapter_model.safetensors", "adapter_config.json", *RECORDS}
     assert {file.name for file in out.iterdir()} == names
-    tensors = load_file(out / "adapter_model.safetensors")
-    expected = content(dtype=dtype).modules[MODULE["peft"]]
-    prefix = f"base_model.model.{MODULE['peft']}"
-    assert torch.equal(tensors[f"{prefix}.lora_A.weight"], expected.down)
-    assert torch.equal(tensors[f"{prefix}.lora_B.weight"], expected.up)
-    file = write(tmp_path / "one.safetensors", "kohya", beside=given)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "out", "one.safetensors", "one.magmerge.json"
-    }  # fmt: skip
+    tensors, stored = load_file(out / "adapter_model.safetensors"), load_file(source)
+    module = f"base_model.model.{MODULE.removeprefix('unet.')}"
+    for factor in ("lora_A.weight", "lora_B.weight"):
+        assert torch.equal(tensors[f"{module}.{factor}"], stored[f"{MODULE}.{factor}"])
+    file = write(tmp_path / "one.safetensors", source, "kohya")
+    beside = {f"one.{name}" for name in RECORDS}
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "one.safetensors", *beside}
     with safe_open(file, "pt") as opened:
         assert opened.metadata()["a"] == "1"
     assert not leftovers(tmp_path)
 
 
 def test_equal_adapters_are_equal_bytes(tmp_path: Path) -> None:
-    first, second = (write(tmp_path / f"{i}.safetensors", "kohya") for i in range(2))
+    source = adapter(tmp_path)
+    first, second = (write(tmp_path / f"{i}.safetensors", source, "kohya") for i in range(2))
     assert first.read_bytes() == second.read_bytes()
 
 
 def test_files_are_as_readable_as_others(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("")
     mode = (tmp_path / "plain").stat().st_mode
-    assert all(file.stat().st_mode == mode for file in write(tmp_path / "out").iterdir())
+    out = write(tmp_path / "out", adapter(tmp_path))
+    assert all(file.stat().st_mode == mode for file in out.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -96,70 +91,61 @@ def test_a_name_that_does_not_fit_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OutputError, match=words):
-        write(Path(name), naming)
+        write(Path(name), adapter(tmp_path), naming)
     assert not list(tmp_path.iterdir())
 
 
 def test_what_is_there_is_replaced_only_on_purpose(tmp_path: Path) -> None:
+    first, second = adapter(tmp_path), adapter(tmp_path, 1)
     for name, naming in (("out", "peft"), ("out.safetensors", "kohya")):
-        out = write(tmp_path / name, naming)
+        out = write(tmp_path / name, first, naming)
         with pytest.raises(OutputError, match="--yes"):
-            write(out, naming, seed=1)
-        write(out, naming, seed=1, overwrite=True)
+            write(out, second, naming)
+        write(out, second, naming, overwrite=True)
     (tmp_path / "lone.magmerge.json").write_text('{"magmerge": "0"}')
     with pytest.raises(OutputError, match="--yes"):
-        write(tmp_path / "lone.safetensors", "kohya", beside={"magmerge.json": b"{}"})
+        write(tmp_path / "lone.safetensors", first, "kohya")
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis.tex").write_text("precious")
     with pytest.raises(OutputError, match="other things than a model"):
-        write(tmp_path / "work", overwrite=True)
+        write(tmp_path / "work", first, overwrite=True)
     assert not leftovers(tmp_path)
 
 
 def test_inputs_are_never_overwritten(tmp_path: Path) -> None:
-    source = write(tmp_path / "in")
-    files = list(source.iterdir())
+    source = write(tmp_path / "in", adapter(tmp_path))
     for out in (source, tmp_path):
         with pytest.raises(OutputError, match="is the input"):
-            write(out, inputs=files, overwrite=True)
-    file = write(tmp_path / "in.safetensors", "kohya")
+            write(out, source, overwrite=True)
+    file = write(tmp_path / "in.safetensors", source, "kohya")
     with pytest.raises(OutputError, match="is the input"):
-        write(file, "kohya", inputs=[file], overwrite=True)
-    write(tmp_path / "beside.safetensors", "kohya", inputs=[file])
+        write(file, file, "kohya", overwrite=True)
+    write(tmp_path / "beside.safetensors", file, "kohya")
 
 
 def test_a_link_is_followed(tmp_path: Path) -> None:
-    write(tmp_path / "real")
+    source = adapter(tmp_path)
+    write(tmp_path / "real", source)
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    assert write(tmp_path / "link", overwrite=True) == tmp_path / "real"
+    assert write(tmp_path / "link", source, overwrite=True) == tmp_path / "real"
     assert (tmp_path / "link").is_symlink()
 
 
-@pytest.mark.parametrize("name", ["../escaped.json", "a/b", "..", "a\nb", ""])
-def test_files_beside_lead_nowhere_else(tmp_path: Path, name: str) -> None:
-    (tmp_path / "home").mkdir()
-    with pytest.raises(OutputError, match="cannot be a file's name"):
-        write(tmp_path / "home" / "out", beside={name: b""})
-    assert not list((tmp_path / "home").iterdir())
-    assert [path.name for path in tmp_path.iterdir()] == ["home"]
-
-
 @pytest.mark.parametrize(("name", "naming"), [("out", "peft"), ("out.safetensors", "kohya")])
-@pytest.mark.parametrize("at", [0, 1])
+@pytest.mark.parametrize("at", [0, 2, 5])
 def test_a_full_disk_is_one_clear_message_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, naming: Naming, at: int
 ) -> None:
-    calls = iter(range(9))
-    real = os.fsync
+    source, calls, real = adapter(tmp_path), iter(range(99)), os.fsync
 
     def full(handle: int) -> None:
         if next(calls) == at:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(handle)
 
-    monkeypatch.setattr(publishing.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OutputError, match="no space left"):
-        write(tmp_path / name, naming, beside={"magmerge.json": b"{}"})
+        write(tmp_path / name, source, naming)
     assert not list(tmp_path.iterdir())
 
 
@@ -167,37 +153,38 @@ def test_too_little_space_is_found_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})()
+    source = adapter(tmp_path)
     monkeypatch.setattr(staging.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(OutputError, match="are free there"):
-        write(tmp_path / "out")
+        write(tmp_path / "out", source)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with staging.Staging(out, single=False), pytest.raises(OutputError, match="another magmerge"):
-        write(out)
-    write(out)
+    out, source = tmp_path / "out", adapter(tmp_path)
+    place = Target(out, single=False, weights="adapter_model.safetensors")
+    with staging.Staging(place, "key"), pytest.raises(OutputError, match="another magmerge"):
+        write(out, source)
+    write(out, source)
 
 
-RECORD = {"magmerge.json": b'{"magmerge": "0"}'}
 SLOW_RUN = r"""
     import os, sys, time
     from pathlib import Path
-    from magmerge.checkpoints.adapters import publishing
+    import magmerge
     from magmerge.checkpoints.output import staging
-    from tests.adapters.test_publishing import write
+    from magmerge.checkpoints.output import writer
 
-    moment, naming, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    moment, naming, source, out = *sys.argv[1:4], Path(sys.argv[4])
 
     def pause(*arguments):
         os.write(1, b"here\n")
         time.sleep(30)
 
     if moment == "write":
-        publishing._bytes_of = pause
+        writer.FileSink.write = pause
     elif moment == "verify":
-        publishing._verify = pause
+        writer.FileSink._verify = pause
     else:
         rename, replace, exchange = staging.os.rename, staging.os.replace, staging._exchange
         def slow(real):
@@ -208,7 +195,7 @@ SLOW_RUN = r"""
             return renamed
         staging.os.rename, staging.os.replace = slow(rename), slow(replace)
         staging._exchange = lambda *names: pause() or exchange(*names)
-    write(out, naming, seed=1, overwrite=True, beside={"magmerge.json": b'{"magmerge": "0"}'})
+    magmerge.convert(source, out, naming=naming, overwrite=True)
 """
 
 
@@ -229,9 +216,10 @@ def test_a_killed_run_leaves_no_output_or_a_whole_one(
 ) -> None:
     out = tmp_path / ("out" if naming == "peft" else "out.safetensors")
     file = out / "adapter_model.safetensors" if naming == "peft" else out
-    before = write(out, naming) and file.read_bytes() if existing else None
+    first, second = adapter(tmp_path), adapter(tmp_path, 1)
+    before = write(out, first, naming) and file.read_bytes() if existing else None
     run = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(SLOW_RUN), moment, naming, str(out)],
+        [sys.executable, "-c", textwrap.dedent(SLOW_RUN), moment, naming, second, out],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
@@ -242,7 +230,7 @@ def test_a_killed_run_leaves_no_output_or_a_whole_one(
         assert not out.exists()
     else:
         assert file.read_bytes() == before
-    write(out, naming, seed=1, overwrite=True, beside=RECORD)
+    write(out, second, naming, overwrite=True)
     assert file.read_bytes() != before
     if naming == "peft":
         json.loads((out / "adapter_config.json").read_text())

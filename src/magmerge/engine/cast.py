@@ -9,10 +9,13 @@ from magmerge.core import dtypes
 from magmerge.core.errors import NonFiniteError
 
 
-def cast_result(tensor: Tensor, code: str, name: str, *, kept: bool = False) -> Tensor:
+def cast_result(
+    tensor: Tensor, code: str, name: str, *, kept: bool = False, merged: bool = True
+) -> Tensor:
     """The tensor in the format of `code`; NonFiniteError where a value is too large for it.
 
-    With `kept` infinity and NaN that are there already stay: attention masks hold them.
+    With `kept` infinity and NaN that are there already stay: attention masks hold them. Only what
+    is `merged` can be made smaller.
     """
     dtype = dtypes.torch_dtype(code)
     result = tensor.to(dtype)
@@ -25,8 +28,8 @@ def cast_result(tensor: Tensor, code: str, name: str, *, kept: bool = False) -> 
     sound = tensor.isfinite() if kept else torch.ones_like(tensor, dtype=torch.bool)
     if bool((result.isfinite() | ~sound).all()):
         return result
-    remedies = [] if kept else ["merge with a smaller lambda or smaller weights"]
-    if kept or dtype == torch.float16 or not bool(tensor.isfinite().all()):
+    remedies = ["merge with a smaller lambda or smaller weights"] if merged else []
+    if not merged or dtype == torch.float16 or not bool(tensor.isfinite().all()):
         remedies.append("write bfloat16 or float32 with --dtype (dtype=)")
     raise NonFiniteError(
         f"a value is too large for {dtypes.torch_name(code)}",

@@ -53,7 +53,8 @@ class Bench:
         self, step: Step, start: int, tensor: Tensor, *, kept: bool = False, name: str = ""
     ) -> None:
         """Cast a part of the step's result, and give it to the sink; an error tells its `name`."""
-        part = cast_result(tensor, step.spec.dtype, name or step.spec.name, kept=kept)
+        merged, name = not (kept or self.work.job.takes), name or step.spec.name
+        part = cast_result(tensor, step.spec.dtype, name, kept=kept, merged=merged)
         part = self.work.job.device.take(part)
         for twin in (step, *self.twins.get(step.spec.name, ())):
             self.sink.write(twin, step.first + start, part)

@@ -119,4 +119,5 @@ def read_metadata(checkpoint: Checkpoint) -> Mapping[str, str]:
     from safetensors import safe_open
 
     with safe_open(checkpoint.files[0], framework="numpy") as file:
-        return dict(file.metadata() or {})
+        # Their order is by chance: sorted, so that equal runs give equal bytes.
+        return dict(sorted((file.metadata() or {}).items()))

@@ -126,7 +126,10 @@ class FileSink:
             for name, content in extra.items():
                 path = self._staging.folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
+                with path.open("wb") as stream:
+                    stream.write(content)
+                    stream.flush()
+                    os.fsync(stream.fileno())
             self._verify()
             files = [*extra, *(shard.file for shard in self._shards)]
             for folder in {(self._staging.folder / name).parent for name in files}:
