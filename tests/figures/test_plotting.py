@@ -21,11 +21,11 @@ from magmerge.core.errors import (
 )
 from magmerge.core.types import LayerRecord
 from magmerge.evaluation import open_suite
-from magmerge.evaluation.suite import Suite
-from magmerge.studies.figures.bench import Bench
-from magmerge.studies.figures.ground import open_ground
+from magmerge.evaluation.task_suite import Suite
+from magmerge.studies.figures.figure_inputs import open_ground
+from magmerge.studies.figures.figure_models import Bench
+from magmerge.studies.figures.figure_spec import Request
 from magmerge.studies.figures.points import layers_of
-from magmerge.studies.figures.request import Request
 from tests.figures.suites import TASKS, figure_suite
 
 pytestmark = pytest.mark.filterwarnings("ignore::magmerge.core.errors.MagmergeWarning")

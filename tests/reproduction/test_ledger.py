@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from magmerge.core.errors import MagmergeError, OutputError
 from magmerge.evaluation.scores import TaskScore
-from magmerge.studies.reproduction.ledger import NAME, Ledger
+from magmerge.studies.reproduction.run_scores import NAME, Ledger
 
 SETTINGS = {"pipeline": "clip-b32", "samples": 8, "tasks": ("a", "b")}
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from magmerge.evaluation.scores import TaskScore
-from magmerge.studies.reproduction.ledger import Ledger
-from magmerge.studies.reproduction.request import Request, request_of
-from magmerge.studies.reproduction.table import published_means, rows_of
+from magmerge.studies.reproduction.run_scores import Ledger
+from magmerge.studies.reproduction.run_spec import Request, request_of
+from magmerge.studies.reproduction.score_rows import published_means, rows_of
 
 
 def asked(**options: object) -> Request:

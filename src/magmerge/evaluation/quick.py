@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from magmerge.core.errors import ParameterError
 from magmerge.core.recipe import explained
 from magmerge.evaluation.entries import SuiteEntry
-from magmerge.evaluation.suite import Suite
+from magmerge.evaluation.task_suite import Suite
 
 NAME = "quick look"
 CAUSAL = {"class": "AutoModelForCausalLM"}

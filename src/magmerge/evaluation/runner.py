@@ -19,7 +19,7 @@ from magmerge.core.machine import DEFAULT_MEMORY as DEFAULT
 from magmerge.data import Inputs
 from magmerge.engine.executors import local
 from magmerge.evaluation.batches import Batch, Prepared, batches_ahead, copied, in_order
-from magmerge.evaluation.weights import LiveModel, Weights, evaluating
+from magmerge.evaluation.live_model import LiveModel, Weights, evaluating
 from magmerge.linalg.device import open_device
 
 

@@ -32,9 +32,7 @@ from magmerge.engine.samples import options_of, with_origin
 from magmerge.evaluation.classification import read_head
 from magmerge.evaluation.entries import Features
 from magmerge.evaluation.labels import class_numbers
-from magmerge.evaluation.sensitivity.exact import Deltas, by_trial, run_all
-from magmerge.evaluation.sensitivity.fast import by_derivative
-from magmerge.evaluation.sensitivity.scores import (
+from magmerge.evaluation.sensitivity.criteria import (
     Batch,
     Drift,
     Errors,
@@ -43,6 +41,8 @@ from magmerge.evaluation.sensitivity.scores import (
     Score,
     kept_features,
 )
+from magmerge.evaluation.sensitivity.layer_derivatives import by_derivative
+from magmerge.evaluation.sensitivity.layer_trials import Deltas, by_trial, run_all
 from magmerge.live.coverage import Followed, follow
 from magmerge.live.merged import AtWork, Changed, put_to_work
 from magmerge.live.weights import at_rest

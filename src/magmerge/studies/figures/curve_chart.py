@@ -9,10 +9,10 @@ from magmerge.report.axis import set_labels
 from magmerge.report.marks import Mark
 from magmerge.report.sheet import Point, Sheet
 from magmerge.report.svg import COLOURS, tip
+from magmerge.studies.figures.captions import PLACES, shown, spoken
 from magmerge.studies.figures.chart import draw_even, handle, look_of, open_chart
 from magmerge.studies.figures.document import NONE, Curves
 from magmerge.studies.figures.series import Series, series_of
-from magmerge.studies.figures.wording import PLACES, shown, spoken
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,6 @@ from magmerge.core.errors import MagmergeError, OutputError, ParameterError
 from magmerge.core.machine import Progress
 from magmerge.core.version import __version__
 from magmerge.evaluation.entries import resolved
-from magmerge.studies.figures.bench import Bench
 from magmerge.studies.figures.document import (
     CURVES,
     Coefficients,
@@ -27,7 +26,9 @@ from magmerge.studies.figures.document import (
     read_document,
     write_document,
 )
-from magmerge.studies.figures.ground import Ground
+from magmerge.studies.figures.figure_inputs import Ground
+from magmerge.studies.figures.figure_models import Bench
+from magmerge.studies.figures.figure_spec import Order, Request
 from magmerge.studies.figures.points import (
     Place,
     factors,
@@ -38,7 +39,6 @@ from magmerge.studies.figures.points import (
     places,
     rank,
 )
-from magmerge.studies.figures.request import Order, Request
 
 LABEL = "points"
 HOW = ("split", "params", "gate", "dtype", "device")

@@ -16,7 +16,6 @@ from magmerge.engine.result import Result
 from magmerge.evaluation.scores import Scores
 from magmerge.evaluation.sensitivity import Sensitivity, sensitivity
 from magmerge.report.account import LayerAccount, checked, in_model_order, modules_of, read_json
-from magmerge.studies.figures.bench import Bench, State, error_of, experts_of
 from magmerge.studies.figures.document import (
     NONE,
     Factors,
@@ -26,8 +25,9 @@ from magmerge.studies.figures.document import (
     Ranking,
     TaskNote,
 )
-from magmerge.studies.figures.ground import Ground
-from magmerge.studies.figures.request import Order, Request, draws
+from magmerge.studies.figures.figure_inputs import Ground
+from magmerge.studies.figures.figure_models import Bench, State, error_of, experts_of
+from magmerge.studies.figures.figure_spec import Order, Request, draws
 
 TINY = 1e-9
 """Least value that a geometric mean takes."""

@@ -14,8 +14,8 @@ from magmerge.evaluation.entries import resolved
 from magmerge.evaluation.harness import LmEval, run_harness
 from magmerge.evaluation.runner import Hardware
 from magmerge.evaluation.scores import TaskScore
-from magmerge.evaluation.suite import Suite
-from magmerge.studies.reproduction.models import Ingredients, Models
+from magmerge.evaluation.task_suite import Suite
+from magmerge.studies.reproduction.pipeline_models import Ingredients, Models
 from magmerge.studies.reproduction.pipelines import Pipeline
 
 CALIBRATION = ("calibration", "train")

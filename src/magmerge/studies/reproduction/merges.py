@@ -16,11 +16,11 @@ from magmerge.core.machine import Progress
 from magmerge.data import Inputs
 from magmerge.engine.result import Result
 from magmerge.pipeline.merge import merge
-from magmerge.studies.reproduction.ledger import Ledger
 from magmerge.studies.reproduction.measures import Measure
-from magmerge.studies.reproduction.models import Ingredients
-from magmerge.studies.reproduction.request import Request
-from magmerge.studies.reproduction.table import EXPERTS, ZERO_SHOT
+from magmerge.studies.reproduction.pipeline_models import Ingredients
+from magmerge.studies.reproduction.run_scores import Ledger
+from magmerge.studies.reproduction.run_spec import Request
+from magmerge.studies.reproduction.score_rows import EXPERTS, ZERO_SHOT
 from magmerge.studies.reproduction.variants import CONTROLS, DRAWN, Variant, control
 
 MODELS = "models"

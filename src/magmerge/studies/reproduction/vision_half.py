@@ -12,7 +12,7 @@ from magmerge.core.errors import CheckpointError
 from magmerge.core.recipe import ModelOutput, Recipe
 from magmerge.live.modules import quiet_transformers
 from magmerge.pipeline.documents import run
-from magmerge.studies.reproduction.models import aligned
+from magmerge.studies.reproduction.pipeline_models import aligned
 
 ENCODER, PROJECTION = "vision_model.", "visual_projection.weight"
 """What the names of a CLIP's seeing half begin with, and its last layer."""

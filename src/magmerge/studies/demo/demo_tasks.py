@@ -1,57 +1,47 @@
-"""The demo's tasks: texts, labels and heads that come with magmerge."""
+"""The demo's tasks: texts, labels, heads and experts that come with magmerge, as a suite."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from torch import Tensor
-
-from magmerge.checkpoints import open_checkpoint
 from magmerge.core.errors import CheckpointError
+from magmerge.evaluation.entries import SuiteEntry
+from magmerge.evaluation.task_suite import Suite
 
 ASSETS = Path(__file__).parent / "assets"
-Split = Literal["test", "validation"]
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One text classification task: its test texts, and its head [classes, features].
+def demo_suite() -> Suite:
+    """All tasks, measured by accuracy beside their experts; splits test and validation.
 
-    The head is never trained and never merged; it belongs to the base model's feature space.
+    A head is never trained and never merged: it belongs to the base model's feature space.
     """
+    content = {
+        "suite": "demo",
+        "base": str(base_folder()),
+        "model": {"class": "AutoModel"},
+        "max_length": settings()["max_length"],
+        "tasks": {
+            name: {
+                "title": about["title"],
+                "data": f"data/{name}.jsonl",
+                "head": f"heads/{name}.safetensors",
+                "expert": f"experts/{name}",
+            }
+            for name, about in settings()["tasks"].items()
+        },
+    }
+    return Suite(ASSETS / "demo", SuiteEntry.model_validate(content))
 
-    name: str
-    title: str
-    texts: tuple[str, ...]
-    labels: tuple[int, ...]
-    head: Tensor
-    expert: Path
 
-
-def load_tasks(split: Split = "test") -> list[Task]:
-    """All tasks with the texts of one split."""
-    heads = open_checkpoint(ASSETS / "heads.safetensors")
-    tasks = []
-    for name, about in settings()["tasks"].items():
-        lines = (ASSETS / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [row for row in map(json.loads, lines) if row["split"] == split]
-        tasks.append(
-            Task(
-                name,
-                about["title"],
-                tuple(row["text"] for row in rows),
-                tuple(row["label"] for row in rows),
-                heads.read(name),
-                ASSETS / "experts" / name,
-            )
-        )
-    return tasks
+def demo_experts() -> dict[str, Path]:
+    """Each task's adapter."""
+    return {name: ASSETS / "experts" / name for name in settings()["tasks"]}
 
 
 def load_samples(count: int) -> dict[str, list[str]]:

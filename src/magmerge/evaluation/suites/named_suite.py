@@ -25,7 +25,6 @@ from magmerge.evaluation.suites.definitions import (
 )
 from magmerge.evaluation.suites.folders import SAVED, Local, local_data
 from magmerge.evaluation.suites.leaks import leaked
-from magmerge.evaluation.suites.result import NamedSuite, NamedTask
 from magmerge.evaluation.suites.suite_folder import (
     HEADS,
     check_out,
@@ -34,6 +33,7 @@ from magmerge.evaluation.suites.suite_folder import (
     write_list,
     write_suite,
 )
+from magmerge.evaluation.suites.suite_result import NamedSuite, NamedTask
 from magmerge.evaluation.suites.zero_shot import PROJECTION, ZeroShot
 
 Projection = Literal["model", "base"]

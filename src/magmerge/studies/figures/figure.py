@@ -21,15 +21,15 @@ from magmerge.core.machine import DEFAULT_MEMORY as DEFAULT
 from magmerge.core.validation import read_sensitive
 from magmerge.core.whole_file import check_free
 from magmerge.evaluation.entries import WHOLE, chosen_tasks
-from magmerge.evaluation.suite import Suite, open_suite
+from magmerge.evaluation.task_suite import Suite, open_suite
 from magmerge.linalg.device import open_device
 from magmerge.pipeline.merge import Gate
 from magmerge.studies.figures.chart import check_figure, draw
 from magmerge.studies.figures.document import KINDS, Document, Kind, read_document, write_document
-from magmerge.studies.figures.ground import open_ground
+from magmerge.studies.figures.figure_inputs import open_ground
+from magmerge.studies.figures.figure_spec import Order, Request, completed
 from magmerge.studies.figures.numbers import Numbers
 from magmerge.studies.figures.points import read_order, read_ranking
-from magmerge.studies.figures.request import Order, Request, completed
 from magmerge.studies.figures.series import Listing, listing
 
 

@@ -14,14 +14,19 @@ from magmerge.core.machine import Progress
 from magmerge.core.whole_file import replace_whole
 from magmerge.evaluation.suites import suite
 from magmerge.evaluation.suites.suite_folder import MARK
-from magmerge.studies.reproduction.estimate import Estimate, estimate
-from magmerge.studies.reproduction.ledger import Ledger, check_place, settings_of
 from magmerge.studies.reproduction.measures import HarnessMeasure, Measure, SuiteMeasure
 from magmerge.studies.reproduction.merges import Workshop, measure_all
-from magmerge.studies.reproduction.models import Ingredients, Models, find_models, ingredients
-from magmerge.studies.reproduction.request import Request, request_of
-from magmerge.studies.reproduction.sensitive import most_sensitive
-from magmerge.studies.reproduction.table import Reproduction, rows_of
+from magmerge.studies.reproduction.pipeline_models import (
+    Ingredients,
+    Models,
+    find_models,
+    ingredients,
+)
+from magmerge.studies.reproduction.run_estimate import Estimate, estimate
+from magmerge.studies.reproduction.run_scores import Ledger, check_place, settings_of
+from magmerge.studies.reproduction.run_spec import Request, request_of
+from magmerge.studies.reproduction.score_rows import Reproduction, rows_of
+from magmerge.studies.reproduction.sensitive_layers import most_sensitive
 from magmerge.studies.reproduction.vision_half import projects, seeing_half
 
 TABLE, BASE = "table.md", "base"
@@ -115,7 +120,7 @@ def _measure_of(
 
 
 def _result(request: Request, measure: Measure, ledger: Ledger) -> Reproduction:
-    from magmerge.studies.reproduction.report import markdown
+    from magmerge.studies.reproduction.reproduction_table import markdown
 
     columns = {expert: measure.tasks_of(expert) for expert in request.tasks}
     result = Reproduction(

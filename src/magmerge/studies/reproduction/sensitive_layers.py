@@ -10,8 +10,8 @@ from magmerge.evaluation import open_suite
 from magmerge.evaluation.sensitivity import sensitivity
 from magmerge.evaluation.suites import suite
 from magmerge.studies.reproduction.measures import calibration_source
-from magmerge.studies.reproduction.models import Ingredients
-from magmerge.studies.reproduction.request import Request
+from magmerge.studies.reproduction.pipeline_models import Ingredients
+from magmerge.studies.reproduction.run_spec import Request
 
 GENERIC_SUITE, GENERIC_TASK = "vision14", "cifar100"
 """CIFAR-100 by zero-shot accuracy: arXiv:2512.19320."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from magmerge.evaluation.sensitivity.scores import Batch, Score
+from magmerge.evaluation.sensitivity.criteria import Batch, Score
 from magmerge.live.calls import run
 from magmerge.live.coverage import Followed
 from magmerge.live.units import Memory, remembering, resuming

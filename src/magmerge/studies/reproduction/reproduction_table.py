@@ -10,8 +10,8 @@ from rich.text import Text
 from magmerge.report.tables import paragraph, plain, table
 
 if TYPE_CHECKING:
-    from magmerge.studies.reproduction.estimate import Estimate
-    from magmerge.studies.reproduction.table import Reproduction, Row, Spread
+    from magmerge.studies.reproduction.run_estimate import Estimate
+    from magmerge.studies.reproduction.score_rows import Reproduction, Row, Spread
 
 GB = 10**9
 LEGEND = {

@@ -11,8 +11,8 @@ from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.data import Inputs, Preparation, prepare, read_samples
 from magmerge.engine.run import warn
 from magmerge.evaluation.entries import SuiteEntry, resolved
-from magmerge.evaluation.suite import Suite
-from magmerge.evaluation.tasks import data_source
+from magmerge.evaluation.task_scores import data_source
+from magmerge.evaluation.task_suite import Suite
 
 UNLABELLED = ("calibration", "train")
 """Splits of a task that calibrations may see, the first that it has."""

@@ -18,8 +18,8 @@ from magmerge.core.errors import MagmergeWarning
 from magmerge.engine.result import Result
 from magmerge.evaluation.scores import LOWER_IS_BETTER, Scores
 from magmerge.pipeline.merge import calibrate, merge
-from magmerge.studies.figures.ground import Ground
-from magmerge.studies.figures.request import Request, draws
+from magmerge.studies.figures.figure_inputs import Ground
+from magmerge.studies.figures.figure_spec import Request, draws
 
 State = Mapping[str, Tensor]
 

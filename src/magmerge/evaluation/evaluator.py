@@ -11,11 +11,11 @@ from magmerge.core.errors import ParameterError
 from magmerge.core.machine import Progress
 from magmerge.evaluation.entries import WHOLE
 from magmerge.evaluation.harness import LmEval, run_harness
+from magmerge.evaluation.live_model import Measurable
 from magmerge.evaluation.quick import Columns, quick_suite
 from magmerge.evaluation.runner import Hardware
 from magmerge.evaluation.scores import Scores, save_all
-from magmerge.evaluation.suite import Suite, open_suite
-from magmerge.evaluation.weights import Measurable
+from magmerge.evaluation.task_suite import Suite, open_suite
 
 Path_ = str | Path
 

@@ -12,11 +12,11 @@ from magmerge.core.errors import ParameterError
 from magmerge.core.machine import Progress
 from magmerge.evaluation.batches import Prepared
 from magmerge.evaluation.entries import WHOLE, SuiteEntry, chosen_tasks, read_suite, resolved
-from magmerge.evaluation.experts import score_key, score_memory
+from magmerge.evaluation.expert_scores import score_key, score_memory
+from magmerge.evaluation.live_model import LiveModel, Measurable, Weights, open_weights
 from magmerge.evaluation.runner import Hardware, Runner
 from magmerge.evaluation.scores import Scores, TaskScore
-from magmerge.evaluation.tasks import Measured, data_source, measured, prepare_task
-from magmerge.evaluation.weights import LiveModel, Measurable, Weights, open_weights
+from magmerge.evaluation.task_scores import Measured, data_source, measured, prepare_task
 
 
 def open_suite(path: str | Path, *, allow_code: bool = False) -> Suite:

@@ -10,9 +10,9 @@ from typing import Any
 
 from magmerge.core import registry
 from magmerge.core.validation import check_parameters
-from magmerge.studies.reproduction.ledger import Ledger
 from magmerge.studies.reproduction.pipelines import PUBLISHED_MEAN, Pipeline
-from magmerge.studies.reproduction.request import Request
+from magmerge.studies.reproduction.run_scores import Ledger
+from magmerge.studies.reproduction.run_spec import Request
 from magmerge.studies.reproduction.variants import Variant
 
 ZERO_SHOT, EXPERTS = "zero-shot", "experts"

@@ -9,10 +9,16 @@ from typing import Any
 
 from magmerge.core.machine import Progress
 from magmerge.engine.result import Result
+from magmerge.evaluation.scores import Scores
 from magmerge.pipeline.merge import calibrate, merge
 from magmerge.report.writing import write_report
-from magmerge.studies.demo.encoder import Encoder
-from magmerge.studies.demo.tasks import Task, base_folder, load_samples, load_tasks, settings
+from magmerge.studies.demo.demo_tasks import (
+    base_folder,
+    demo_experts,
+    demo_suite,
+    load_samples,
+    settings,
+)
 
 VARIANTS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ("task_arithmetic", (None, "wsc", "fsc", "dsc")),
@@ -71,8 +77,7 @@ def demo(
     calibrated merge to `out`, with its report. Each method runs at its default parameters, and
     nothing is chosen by test accuracy.
     """
-    base, tasks = base_folder(), load_tasks()
-    experts = {task.name: task.expert for task in tasks}
+    base, experts = base_folder(), demo_experts()
     # Written first, so that an output that is taken is told before the long work.
     method, calibrator = WRITTEN
     written = merge(
@@ -80,35 +85,26 @@ def demo(
         overwrite=overwrite, threads=threads, progress=progress, **_inputs(calibrator),
     )  # fmt: skip
     assert written.path is not None
-    count = 2 + sum(len(calibrators) for _, calibrators in VARIANTS)
-    encoder = Encoder(base, tasks, threads=threads, rows=count, progress=progress)
-
-    def row(model: str) -> DemoRow:
-        return DemoRow(model, tuple(encoder.accuracy(task) for task in tasks))
-
-    rows = [row("base"), _expert_row(encoder, tasks, base, threads)]
+    models: dict[str, Result] = {}
     for name, calibrators in VARIANTS:
-        plain = merge(base=base, experts=experts, method=name, threads=threads).state_dict()
-        for one in calibrators:
-            if one is None:
-                encoder.load(plain)
-                rows.append(row(name))
-                continue
-            result = calibrate(
-                plain, base=base, experts=experts, method=one, threads=threads, **_inputs(one)
-            )
-            encoder.load(result.state_dict())
-            rows.append(_with_factors(row(_label(name, one)), result))
-    report = write_report(written.path, overwrite=True, scores=[_scores(tasks, rows)])
-    return Demo(
-        tuple(task.name for task in tasks),
-        tuple(len(task.labels) for task in tasks),
-        tuple(rows),
-        written.path,
-        _label(*WRITTEN),
-        report,
-        SAMPLES,
-    )
+        plain = merge(base=base, experts=experts, method=name, threads=threads)
+        for space in calibrators:
+            models[_label(name, space)] = plain if space is None else calibrate(
+                plain.state_dict(), base=base, experts=experts, method=space, threads=threads,
+                **_inputs(space),
+            )  # fmt: skip
+    scores = demo_suite().evaluate_all({"base": base, **models}, threads=threads, progress=progress)
+    columns = scores["base"].tasks
+    rows = [
+        DemoRow("base", tuple(task.score for task in columns)),
+        # Each expert on its own task only.
+        DemoRow("experts", tuple(task.expert for task in columns if task.expert is not None)),
+        *(_row(label, scores[label], model) for label, model in models.items()),
+    ]
+    tasks = tuple(task.task for task in columns)
+    report = write_report(written.path, overwrite=True, scores=[_table(tasks, rows)])
+    sizes = tuple(task.count for task in columns)
+    return Demo(tasks, sizes, tuple(rows), written.path, _label(*WRITTEN), report, SAMPLES)
 
 
 def _inputs(calibrator: str | None) -> dict[str, Any]:
@@ -118,39 +114,26 @@ def _inputs(calibrator: str | None) -> dict[str, Any]:
     return {"data": load_samples(SAMPLES), "samples": {"max_length": settings()["max_length"]}}
 
 
-def _scores(tasks: Sequence[Task], rows: Sequence[DemoRow]) -> dict[str, Any]:
+def _row(label: str, scores: Scores, model: Result) -> DemoRow:
+    accuracies = tuple(task.score for task in scores.tasks)
+    layers = [record for record in model.records if record.calibrated_by]
+    if not layers:
+        return DemoRow(label, accuracies)
+    xi = sum(layer.xi for layer in layers) / len(layers)
+    free = sum(layer.xi_free for layer in layers) / len(layers)
+    return DemoRow(label, accuracies, xi, free)
+
+
+def _table(tasks: Sequence[str], rows: Sequence[DemoRow]) -> dict[str, Any]:
     """The table as a report takes it."""
     return {
-        "columns": ["model", *(task.name for task in tasks), "average"],
+        "columns": ["model", *tasks, "average"],
         "rows": [
             [row.model, *(f"{100 * value:.1f}" for value in (*row.accuracies, row.average))]
             for row in rows
         ],
         "caption": "Accuracy in % on the test texts of each task",
     }
-
-
-def _expert_row(
-    encoder: Encoder, tasks: Sequence[Task], base: Path, threads: int | None
-) -> DemoRow:
-    """Each expert on its own task only."""
-    accuracies = []
-    for task in tasks:
-        whole = merge(
-            base=base, experts={task.name: task.expert}, method="average", threads=threads
-        )
-        encoder.load(whole.state_dict())
-        accuracies.append(encoder.accuracy(task))
-    return DemoRow("experts", tuple(accuracies))
-
-
-def _with_factors(row: DemoRow, result: Result) -> DemoRow:
-    layers = [record for record in result.records if record.calibrated_by]
-    if not layers:
-        return row
-    xi = sum(layer.xi for layer in layers) / len(layers)
-    free = sum(layer.xi_free for layer in layers) / len(layers)
-    return DemoRow(row.model, row.accuracies, xi, free)
 
 
 def _label(method: str, calibrator: str | None) -> str:

@@ -10,8 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from magmerge.core.errors import ParameterError
-from magmerge.evaluation.sensitivity.exact import Deltas, call
-from magmerge.evaluation.sensitivity.scores import Batch, Drift, Errors, Loss, Score, kept_features
+from magmerge.evaluation.sensitivity.criteria import (
+    Batch,
+    Drift,
+    Errors,
+    Loss,
+    Score,
+    kept_features,
+)
+from magmerge.evaluation.sensitivity.layer_trials import Deltas, call
 from magmerge.live.coverage import Followed
 from magmerge.live.layers import with_parameters
 

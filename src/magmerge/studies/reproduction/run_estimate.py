@@ -13,11 +13,11 @@ import torch
 
 from magmerge.core.errors import OutputError
 from magmerge.live.modules import build_model
-from magmerge.studies.reproduction.ledger import models_measured
 from magmerge.studies.reproduction.merges import models_a_round
-from magmerge.studies.reproduction.models import find_here, missing_models
-from magmerge.studies.reproduction.request import Request
-from magmerge.studies.reproduction.table import ZERO_SHOT
+from magmerge.studies.reproduction.pipeline_models import find_here, missing_models
+from magmerge.studies.reproduction.run_scores import models_measured
+from magmerge.studies.reproduction.run_spec import Request
+from magmerge.studies.reproduction.score_rows import ZERO_SHOT
 
 GB = 10**9
 TRIAL_ROWS = 8

@@ -14,7 +14,7 @@ from magmerge.core.errors import CheckpointError, MagmergeError
 from magmerge.core.machine import Progress
 from magmerge.core.models import Checkpoint
 from magmerge.data.extras import needed
-from magmerge.evaluation.weights import Stored
+from magmerge.evaluation.live_model import Stored
 from magmerge.studies.reproduction.pipelines import Pipeline
 
 FILES = ("", ".safetensors", ".pt", ".bin")

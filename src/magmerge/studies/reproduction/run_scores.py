@@ -15,9 +15,9 @@ from magmerge.core.errors import OutputError
 from magmerge.core.version import __version__
 from magmerge.core.whole_file import replace_whole
 from magmerge.evaluation.scores import TaskScore
-from magmerge.studies.reproduction.models import Models
+from magmerge.studies.reproduction.pipeline_models import Models
 from magmerge.studies.reproduction.pipelines import find_pipeline, pipeline_names
-from magmerge.studies.reproduction.request import Request
+from magmerge.studies.reproduction.run_spec import Request
 
 NAME = "results.json"
 SMALL = ("*.json", "*.txt", "*.model")
