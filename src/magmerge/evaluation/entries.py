@@ -15,7 +15,7 @@ from magmerge.data import Preparation
 
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "perplexity"]
 Features = Literal["mean", "cls", "pooler", "embeds", "output"]
-Kind = Literal["classes", "values", "choices", "perplexity"]
+AnswerKind = Literal["classes", "values", "choices", "perplexity"]
 OF_VALUES = frozenset({"pearson", "spearman"})
 """Metrics of numbers, not of classes."""
 STRICT = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -90,7 +90,7 @@ class TaskEntry(BaseModel):
         return self
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> AnswerKind:
         """What the model is asked for."""
         if self.metric == "perplexity":
             return "perplexity"

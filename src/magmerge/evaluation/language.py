@@ -19,14 +19,14 @@ LOGITS = 1 << 25
 """Logits that one call may make, so that memory is bounded however large the vocabulary."""
 
 
-class Piece(NamedTuple):
+class TokenSpan(NamedTuple):
     """Tokens, of which those from place `first` on are looked at."""
 
     tokens: tuple[int, ...]
     first: int
 
 
-def _losses(pieces: Sequence[Piece], module: nn.Module, inputs: Inputs) -> Tensor:
+def _losses(pieces: Sequence[TokenSpan], module: nn.Module, inputs: Inputs) -> Tensor:
     """Summed negative log-probability in nats, and number of tokens: [pieces, 2]."""
     losses = [_loss(*pair) for pair in _logits(module, inputs, pieces)]
     counts = [len(piece.tokens) - piece.first for piece in pieces]
@@ -34,7 +34,7 @@ def _losses(pieces: Sequence[Piece], module: nn.Module, inputs: Inputs) -> Tenso
 
 
 def _best_next(
-    pieces: Sequence[Piece], choices: Sequence[Sequence[int]], module: nn.Module, inputs: Inputs
+    pieces: Sequence[TokenSpan], choices: Sequence[Sequence[int]], module: nn.Module, inputs: Inputs
 ) -> Tensor:
     """Of choices of one token, which one call tells: the best, and how many: [rows, 2]."""
     lines = []
@@ -44,7 +44,7 @@ def _best_next(
 
 
 def _best_piece(
-    pieces: Sequence[Piece], counts: Sequence[int], module: nn.Module, inputs: Inputs
+    pieces: Sequence[TokenSpan], counts: Sequence[int], module: nn.Module, inputs: Inputs
 ) -> Tensor:
     """Of prompts with each of their choices, `counts` of a row: the same."""
     losses = torch.tensor([_loss(*pair) for pair in _logits(module, inputs, pieces)])
@@ -59,7 +59,7 @@ def text_batches(tokenizer: Any, texts: Sequence[str], limit: int) -> tuple[Batc
     token are left out, and the rows are numbered without them.
     """
     tokens = tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
-    pieces = [Piece(tuple(one), 1) for one in tokens if len(one) > 1]
+    pieces = [TokenSpan(tuple(one), 1) for one in tokens if len(one) > 1]
 
     def batch(rows: list[int]) -> Batch:
         return _batch(rows, [pieces[row] for row in rows], _losses)
@@ -85,13 +85,15 @@ def choice_batches(
 
     def following(rows: list[int]) -> Batch:
         # The logits at a prompt's last token are those of the token after it.
-        pieces = [Piece((*prompts[row], 0), len(prompts[row])) for row in rows]
+        pieces = [TokenSpan((*prompts[row], 0), len(prompts[row])) for row in rows]
         numbers = [[one[0] for one in tails[row]] for row in rows]
         return _batch(rows, pieces, _best_next, numbers)
 
     def whole(rows: list[int]) -> Batch:
         pieces = [
-            Piece((*prompts[row], *tail), len(prompts[row])) for row in rows for tail in tails[row]
+            TokenSpan((*prompts[row], *tail), len(prompts[row]))
+            for row in rows
+            for tail in tails[row]
         ]
         return _batch(rows, pieces, _best_piece, [len(tails[row]) for row in rows])
 
@@ -165,11 +167,11 @@ def _grouped(
         yield made(group)
 
 
-def _batch(rows: list[int], pieces: list[Piece], measure: Any, *options: Any) -> Batch:
+def _batch(rows: list[int], pieces: list[TokenSpan], measure: Any, *options: Any) -> Batch:
     return Batch(tuple(rows), partial(_inputs, pieces), partial(measure, pieces, *options))
 
 
-def _inputs(pieces: Sequence[Piece]) -> Inputs:
+def _inputs(pieces: Sequence[TokenSpan]) -> Inputs:
     """Tokens padded to one length, and the mask of those that are no padding."""
     length = max(len(piece.tokens) for piece in pieces) - 1
     # The last token predicts nothing that is asked for, so the module does not see it.
@@ -182,8 +184,8 @@ def _inputs(pieces: Sequence[Piece]) -> Inputs:
 
 
 def _logits(
-    module: nn.Module, inputs: Inputs, pieces: Sequence[Piece]
-) -> Iterator[tuple[Piece, Tensor]]:
+    module: nn.Module, inputs: Inputs, pieces: Sequence[TokenSpan]
+) -> Iterator[tuple[TokenSpan, Tensor]]:
     """For each piece the logits that predict its tokens from `first` on: [tokens, words]."""
     length = max(len(piece.tokens) for piece in pieces) - 1
     kwargs: dict[str, Any] = dict(inputs.kwargs)
@@ -204,7 +206,7 @@ def _logits(
         yield piece, logits[line, piece.first - 1 - skipped : len(piece.tokens) - 1 - skipped]
 
 
-def _loss(piece: Piece, logits: Tensor) -> float:
+def _loss(piece: TokenSpan, logits: Tensor) -> float:
     """Summed negative log-probability of the tokens from `first` on, in float32."""
     wanted = torch.tensor(piece.tokens[piece.first :], device=logits.device)
     return float(cross_entropy(logits.float(), wanted, reduction="sum"))

@@ -28,7 +28,7 @@ Measurable: TypeAlias = str | Path | Mapping[str, Tensor] | nn.Module | Result
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class ModelWeights:
     """What messages call a model, its tensors' shapes, and the folder with its config, if any.
 
     `read` gives the tensors by name, when the model's turn comes; `checkpoint` is where they are
@@ -48,7 +48,7 @@ class Weights:
         return entries * (dtype or torch.float32).itemsize
 
 
-class Stored(Mapping[str, Tensor]):
+class CheckpointTensors(Mapping[str, Tensor]):
     """A checkpoint's tensors, each read when it is asked for."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -67,15 +67,15 @@ class Stored(Mapping[str, Tensor]):
         return name in self._checkpoint.specs
 
 
-def open_weights(model: Measurable, base: Path | None) -> Weights:
+def open_weights(model: Measurable, base: Path | None) -> ModelWeights:
     """The weights behind what a user names; an adapter is put on `base`."""
     if isinstance(model, nn.Module):
-        return Weights(f"a {type(model).__name__}", module=model)
+        return ModelWeights(f"a {type(model).__name__}", module=model)
     if isinstance(model, Result):
         name = repr(model) if model.path is None else str(model.path)
         folder = model.path if _is_folder(model.path) else None
         shapes = {step.spec.name: step.spec.shape for step in model.plan.steps}
-        return Weights(name, model.state_dict, shapes, folder)
+        return ModelWeights(name, model.state_dict, shapes, folder)
     checkpoint = open_checkpoint(model)
     if is_adapter(checkpoint):
         if base is None:
@@ -85,11 +85,11 @@ def open_weights(model: Measurable, base: Path | None) -> Weights:
                 remedy="add base: FOLDER to the suite",
             )
         merged = partial(_on_base, model, base)
-        return Weights(checkpoint.source, merged, _shapes(open_checkpoint(base)))
+        return ModelWeights(checkpoint.source, merged, _shapes(open_checkpoint(base)))
     return _of_checkpoint(checkpoint, checkpoint.source, checkpoint.folder)
 
 
-def renamed(weights: Weights, module: nn.Module) -> Weights:
+def renamed(weights: ModelWeights, module: nn.Module) -> ModelWeights:
     """The weights under the module's names, where both are CLIP models of different families.
 
     Hugging Face, open_clip (OpenAI's own) and timm name and fuse the same tensors differently.
@@ -101,9 +101,9 @@ def renamed(weights: Weights, module: nn.Module) -> Weights:
     return _of_checkpoint(in_family(checkpoint, family), weights.name, weights.folder)
 
 
-def _of_checkpoint(checkpoint: Checkpoint, name: str, folder: Path | None) -> Weights:
-    stored = partial(Stored, checkpoint)
-    return Weights(name, stored, _shapes(checkpoint), folder, checkpoint=checkpoint)
+def _of_checkpoint(checkpoint: Checkpoint, name: str, folder: Path | None) -> ModelWeights:
+    stored = partial(CheckpointTensors, checkpoint)
+    return ModelWeights(name, stored, _shapes(checkpoint), folder, checkpoint=checkpoint)
 
 
 def _on_base(adapter: Any, base: Path) -> Mapping[str, Tensor]:
@@ -127,7 +127,9 @@ class LiveModel:
         self._module: nn.Module | None = None
         self._key: tuple[Any, ...] = ()
 
-    def put(self, weights: Weights, dtype: torch.dtype | None, device: str | None) -> nn.Module:
+    def put(
+        self, weights: ModelWeights, dtype: torch.dtype | None, device: str | None
+    ) -> nn.Module:
         """The module with these weights; StructureError where they do not fit it."""
         if weights.module is not None:
             return _as_it_is(weights.module, dtype, device)
@@ -143,7 +145,7 @@ class LiveModel:
         self._module, self._key = module.to(dtype=key[1], device=key[2]), key
         return self._module
 
-    def check(self, weights: Weights, dtype: torch.dtype | None, device: str | None) -> None:
+    def check(self, weights: ModelWeights, dtype: torch.dtype | None, device: str | None) -> None:
         """StructureError where weights do not fit the module that is there, if it is for them."""
         alike = self._key[:3] == self._place(weights, dtype, device)
         if self._module is not None and weights.module is None and alike:
@@ -154,7 +156,7 @@ class LiveModel:
         return LiveModel(self._entry, self._base)
 
     def _place(
-        self, weights: Weights, dtype: torch.dtype | None, device: str | None
+        self, weights: ModelWeights, dtype: torch.dtype | None, device: str | None
     ) -> tuple[Path | None, torch.dtype, str]:
         return self._base or weights.folder, dtype or torch.float32, device or "cpu"
 

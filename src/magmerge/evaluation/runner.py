@@ -19,7 +19,7 @@ from magmerge.core.machine import DEFAULT_MEMORY as DEFAULT
 from magmerge.data import Inputs
 from magmerge.engine.executors import local
 from magmerge.evaluation.batches import Batch, Prepared, batches_ahead, copied, in_order
-from magmerge.evaluation.live_model import LiveModel, Weights, evaluating
+from magmerge.evaluation.live_model import LiveModel, ModelWeights, evaluating
 from magmerge.linalg.device import open_device
 
 
@@ -68,7 +68,7 @@ class Runner:
         self._lives, self._machine, self._progress = lives, machine, progress
         self._total, self._done = total, 0
 
-    def groups(self, models: Sequence[Weights]) -> Iterator[list[nn.Module]]:
+    def groups(self, models: Sequence[ModelWeights]) -> Iterator[list[nn.Module]]:
         """As many of the models at once as fit into memory, at least one, until none is left.
 
         A group must be done with before the next is asked for, whose models take its places.

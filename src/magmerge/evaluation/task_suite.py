@@ -13,7 +13,7 @@ from magmerge.core.machine import Progress
 from magmerge.evaluation.batches import Prepared
 from magmerge.evaluation.entries import WHOLE, SuiteEntry, chosen_tasks, read_suite, resolved
 from magmerge.evaluation.expert_scores import score_key, score_memory
-from magmerge.evaluation.live_model import LiveModel, Measurable, Weights, open_weights
+from magmerge.evaluation.live_model import LiveModel, Measurable, ModelWeights, open_weights
 from magmerge.evaluation.runner import Hardware, Runner
 from magmerge.evaluation.scores import Scores, TaskScore
 from magmerge.evaluation.task_scores import Measured, data_source, measured, prepare_task
@@ -33,7 +33,7 @@ class Lot(NamedTuple):
     `experts` are scores by task; `unknown` the keys, by task, of those that are not remembered.
     """
 
-    models: dict[str, Weights]
+    models: dict[str, ModelWeights]
     tasks: dict[str, Prepared]
     experts: dict[str, float]
     unknown: dict[str, str | None]
@@ -101,7 +101,7 @@ class Suite:
             raise ParameterError("there is no model", remedy="give one at least")
         names = chosen_tasks(self.entry, tasks, str(self.path))
         opened = {name: open_weights(model, self.base) for name, model in models.items()}
-        folders: dict[Path | None, dict[str, Weights]] = {}
+        folders: dict[Path | None, dict[str, ModelWeights]] = {}
         for name, weights in opened.items():
             folders.setdefault(self.base or weights.folder, {})[name] = weights
         lots = [
@@ -129,7 +129,7 @@ class Suite:
     def _lot(
         self,
         folder: Path | None,
-        models: dict[str, Weights],
+        models: dict[str, ModelWeights],
         names: Sequence[str],
         split: str,
         machine: Hardware,
@@ -172,7 +172,7 @@ class Suite:
             yield path, {name: lot.tasks[name] for name in lot.unknown if paths[name] == path}
 
     def _measure(
-        self, models: Sequence[Weights], tasks: Mapping[str, Prepared], runner: Runner
+        self, models: Sequence[ModelWeights], tasks: Mapping[str, Prepared], runner: Runner
     ) -> list[dict[str, tuple[Measured, float]]]:
         """For each model by task what was measured, and the seconds that it took."""
         measures: list[dict[str, tuple[Measured, float]]] = []

@@ -16,21 +16,21 @@ from magmerge.data.rows import Inputs
 from magmerge.evaluation.classification import Head, features_of, with_head
 from magmerge.evaluation.entries import Features
 
-Name = Literal["drift", "loss", "accuracy"]
+CriterionName = Literal["drift", "loss", "accuracy"]
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class LabelledBatch:
     """One call of the model, and the labels of its rows where the score needs them."""
 
     inputs: Inputs
     labels: Int[Tensor, "rows"] | None = None
 
 
-class Score(Protocol):
+class Criterion(Protocol):
     """How bad each row of a batch is; more is worse."""
 
-    def rows(self, output: Any, batch: Batch, number: int) -> Float[Tensor, "rows"]:
+    def rows(self, output: Any, batch: LabelledBatch, number: int) -> Float[Tensor, "rows"]:
         """For each row of batch `number`."""
         ...
 
@@ -45,13 +45,13 @@ class Loss:
     def __init__(self, head: Head | None, features: Features) -> None:
         self._head, self._features = head, features
 
-    def rows(self, output: Any, batch: Batch, number: int) -> Tensor:  # noqa: ARG002
+    def rows(self, output: Any, batch: LabelledBatch, number: int) -> Tensor:  # noqa: ARG002
         logits = self.logits(output, batch)
         if batch.labels is None:
             return _next_tokens(logits, batch.inputs)
         return functional.cross_entropy(logits, batch.labels.to(logits.device), reduction="none")
 
-    def logits(self, output: Any, batch: Batch) -> Tensor:
+    def logits(self, output: Any, batch: LabelledBatch) -> Tensor:
         """[rows, classes], or [rows, tokens, tokens of the vocabulary]."""
         if batch.labels is None:
             return _of_vocabulary(output, batch.inputs).float()
@@ -71,7 +71,7 @@ class Loss:
 class Errors(Loss):
     """The share of rows whose greatest logit is not their label's."""
 
-    def rows(self, output: Any, batch: Batch, number: int) -> Tensor:  # noqa: ARG002
+    def rows(self, output: Any, batch: LabelledBatch, number: int) -> Tensor:  # noqa: ARG002
         assert batch.labels is not None
         logits = self.logits(output, batch)
         return (logits.argmax(dim=-1) != batch.labels.to(logits.device)).float()
@@ -83,7 +83,7 @@ class Drift:
     def __init__(self, reference: Mapping[int, Tensor]) -> None:
         self._reference = reference
 
-    def rows(self, output: Any, batch: Batch, number: int) -> Tensor:
+    def rows(self, output: Any, batch: LabelledBatch, number: int) -> Tensor:
         """The square of the share."""
         features = kept_features(output, batch.inputs)
         known = self._reference[number].to(features.device)

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from magmerge.core.errors import ParameterError
 from magmerge.evaluation.sensitivity.criteria import (
-    Batch,
+    Criterion,
     Drift,
     Errors,
+    LabelledBatch,
     Loss,
-    Score,
     kept_features,
 )
-from magmerge.evaluation.sensitivity.layer_trials import Deltas, call
+from magmerge.evaluation.sensitivity.layer_trials import TaskVectors, call
 from magmerge.live.coverage import Followed
 from magmerge.live.layers import with_parameters
 
@@ -34,9 +34,9 @@ def takes(followed: Followed) -> bool:
 def by_derivative(
     model: nn.Module,
     layers: Sequence[Followed],
-    batches: Sequence[Batch],
-    score: Score,
-    deltas: Deltas,
+    batches: Sequence[LabelledBatch],
+    score: Criterion,
+    deltas: TaskVectors,
     *,
     factor: float,
     seed: int,
@@ -91,7 +91,7 @@ def by_derivative(
 
 @contextmanager
 def _extended(
-    layers: Sequence[Followed], deltas: Deltas, rows: int, foreign: set[str]
+    layers: Sequence[Followed], deltas: TaskVectors, rows: int, foreign: set[str]
 ) -> Iterator[dict[str, Tensor]]:
     """Within it each layer adds, for every row, a share of its task vector's output: zero of it.
 
@@ -114,7 +114,7 @@ def _extended(
 
 
 def _adding(
-    followed: Followed, deltas: Deltas, share: Tensor, foreign: set[str]
+    followed: Followed, deltas: TaskVectors, share: Tensor, foreign: set[str]
 ) -> Callable[..., Tensor]:
     def hook(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
@@ -147,7 +147,7 @@ def _gradients(rows: Tensor, shares: Sequence[Tensor], *, keep: bool) -> list[Te
     ]
 
 
-def _drawn_losses(logits: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+def _drawn_losses(logits: Tensor, batch: LabelledBatch, generator: torch.Generator) -> Tensor:
     """The loss of each row for labels, or next tokens, that are drawn from the model's answer.
 
     The loss of n tokens is their mean, whose curvature is the mean of theirs: the draws are
@@ -167,7 +167,7 @@ def _drawn_losses(logits: Tensor, batch: Batch, generator: torch.Generator) -> T
     return means
 
 
-def _projected(output: Any, batch: Batch, generator: torch.Generator) -> Tensor:
+def _projected(output: Any, batch: LabelledBatch, generator: torch.Generator) -> Tensor:
     """Each row's features along a random direction, as a share of their length."""
     features = kept_features(output, batch.inputs).flatten(1)
     length = features.detach().square().sum(1).sqrt().clamp(min=torch.finfo(features.dtype).tiny)

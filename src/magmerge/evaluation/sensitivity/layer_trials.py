@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from magmerge.evaluation.sensitivity.criteria import Batch, Score
+from magmerge.evaluation.sensitivity.criteria import Criterion, LabelledBatch
 from magmerge.live.calls import run
 from magmerge.live.coverage import Followed
 from magmerge.live.units import Memory, remembering, resuming
 
-Deltas = Callable[[str], Tensor]
+TaskVectors = Callable[[str], Tensor]
 """The merge's task vector of a tensor, by its name."""
 
 
-def run_all(model: nn.Module, batches: Sequence[Batch]) -> tuple[list[Any], list[Memory]]:
+def run_all(model: nn.Module, batches: Sequence[LabelledBatch]) -> tuple[list[Any], list[Memory]]:
     """Every batch's output, and what the model's blocks put out on the way."""
     outputs, memories = [], []
     for batch in batches:
@@ -29,7 +29,7 @@ def run_all(model: nn.Module, batches: Sequence[Batch]) -> tuple[list[Any], list
     return outputs, memories
 
 
-def call(model: nn.Module, batch: Batch) -> Any:
+def call(model: nn.Module, batch: LabelledBatch) -> Any:
     """The model's output."""
     return run(model, batch.inputs, "the generic data set")
 
@@ -37,9 +37,9 @@ def call(model: nn.Module, batch: Batch) -> Any:
 def by_trial(
     model: nn.Module,
     layers: Sequence[Followed],
-    batches: Sequence[Batch],
-    score: Score,
-    deltas: Deltas,
+    batches: Sequence[LabelledBatch],
+    score: Criterion,
+    deltas: TaskVectors,
     *,
     factor: float,
     done: Callable[[object], None] | None = None,
@@ -64,7 +64,7 @@ def by_trial(
     return found
 
 
-def _overall(score: Score, outputs: Sequence[Any], batches: Sequence[Batch]) -> float:
+def _overall(score: Criterion, outputs: Sequence[Any], batches: Sequence[LabelledBatch]) -> float:
     rows = [
         score.rows(output, batch, number)
         for number, (output, batch) in enumerate(zip(outputs, batches, strict=True))
@@ -73,7 +73,7 @@ def _overall(score: Score, outputs: Sequence[Any], batches: Sequence[Batch]) -> 
 
 
 @contextmanager
-def _enlarged(followed: Followed, deltas: Deltas, factor: float) -> Iterator[None]:
+def _enlarged(followed: Followed, deltas: TaskVectors, factor: float) -> Iterator[None]:
     """Within it the layer has `factor` times its task vector; afterwards the very same weights."""
     own: Mapping[str, nn.Parameter] = {
         local: followed.layer.module.get_parameter(local) for local in followed.tensors

@@ -33,16 +33,16 @@ from magmerge.evaluation.classification import read_head
 from magmerge.evaluation.entries import Features
 from magmerge.evaluation.labels import class_numbers
 from magmerge.evaluation.sensitivity.criteria import (
-    Batch,
+    Criterion,
+    CriterionName,
     Drift,
     Errors,
+    LabelledBatch,
     Loss,
-    Name,
-    Score,
     kept_features,
 )
 from magmerge.evaluation.sensitivity.layer_derivatives import by_derivative
-from magmerge.evaluation.sensitivity.layer_trials import Deltas, by_trial, run_all
+from magmerge.evaluation.sensitivity.layer_trials import TaskVectors, by_trial, run_all
 from magmerge.live.coverage import Followed, follow
 from magmerge.live.merged import AtWork, Changed, put_to_work
 from magmerge.live.weights import at_rest
@@ -65,7 +65,7 @@ class Sensitivity:
     `unranked`: layers that derivatives could not be taken of, in fast mode.
     """
 
-    score: Name
+    score: CriterionName
     mode: Literal["exact", "fast"]
     factor: float
     alpha: int
@@ -112,7 +112,7 @@ def sensitivity(
     base: Model,
     experts: Experts,
     data: Any,
-    score: Name = "drift",
+    score: CriterionName = "drift",
     mode: Literal["exact", "fast"] = "exact",
     alpha: int = 10,
     samples: int | SampleOptions | Mapping[str, Any] = 64,
@@ -171,9 +171,9 @@ def sensitivity(
 def _try_all(
     live: nn.Module,
     layers: Sequence[Followed],
-    batches: Sequence[Batch],
-    judge: Score,
-    deltas: Deltas,
+    batches: Sequence[LabelledBatch],
+    judge: Criterion,
+    deltas: TaskVectors,
     mode: str,
     seed: int,
     machine: Machine,
@@ -242,7 +242,7 @@ def _batches(
     options: SampleOptions,
     label_field: str | None,
     classes: Sequence[str] | None,
-) -> list[Batch]:
+) -> list[LabelledBatch]:
     rows = read_samples(
         data,
         name="generic",
@@ -256,14 +256,14 @@ def _batches(
     warn(rows.notes)
     inputs = prepare_rows(rows, job.models.layout.folder, options.preparation, options.batch)
     if label_field is None:
-        return [Batch(one) for one in inputs]
+        return [LabelledBatch(one) for one in inputs]
     if rows.labels is None:
         raise ParameterError(
             "samples in memory have no labels", remedy="give a file, or score by drift"
         )
     labels = class_numbers(rows.labels, classes or rows.classes, rows.source)
     parts = torch.split(labels, [one.rows for one in inputs])
-    return [Batch(one, part) for one, part in zip(inputs, parts, strict=True)]
+    return [LabelledBatch(one, part) for one, part in zip(inputs, parts, strict=True)]
 
 
 def _layers(active: AtWork, plan: Plan) -> list[Followed]:
@@ -281,12 +281,12 @@ def _stored_name(followed: Followed) -> str:
 
 
 def _judge(
-    score: Name,
+    score: CriterionName,
     live: nn.Module,
-    batches: Sequence[Batch],
+    batches: Sequence[LabelledBatch],
     head: str | Path | None,
     features: Features,
-) -> Score:
+) -> Criterion:
     if score == "drift":
         outputs, _ = run_all(live, batches)
         return Drift(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,10 +14,10 @@ from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.kinds import read_config
 from magmerge.core.errors import CheckpointError, MagmergeError, ParameterError
 from magmerge.core.models import Checkpoint
+from magmerge.evaluation.entries import Features
 from magmerge.evaluation.suites.class_names import order_of
 from magmerge.evaluation.suites.definitions import TextTask
 
-Features = Literal["pooler", "cls"]
 PLAIN = {"weight": "classifier.weight", "bias": "classifier.bias"}
 DEEP = {
     "dense.weight": "classifier.dense.weight",

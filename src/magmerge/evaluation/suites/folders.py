@@ -12,7 +12,14 @@ from magmerge.data.image_folder import images
 from magmerge.data.library import MARKS, is_saved
 from magmerge.data.rows import DataError
 from magmerge.evaluation.suites.class_names import ClassNames, folded, order_of
-from magmerge.evaluation.suites.definitions import TEST, TRAIN, ImageTask, Task, TextTask, spellings
+from magmerge.evaluation.suites.definitions import (
+    TEST,
+    TRAIN,
+    ImageTask,
+    SuiteTask,
+    TextTask,
+    spellings,
+)
 from magmerge.evaluation.suites.layouts import LAYOUTS, Listed, missing
 
 FOLDERS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
@@ -37,7 +44,7 @@ class Local(NamedTuple):
     classes: tuple[str, ...]
 
 
-def local_data(name: str, task: Task, root: Path) -> Local:
+def local_data(name: str, task: SuiteTask, root: Path) -> Local:
     """The task's data under `root`; DataError where there is none, or it does not fit the task."""
     folder = _folder_of(name, task, root)
     if (folder / MARKS[0]).is_file():
@@ -54,7 +61,7 @@ def local_data(name: str, task: Task, root: Path) -> Local:
     )
 
 
-def _folder_of(name: str, task: Task, root: Path) -> Path:
+def _folder_of(name: str, task: SuiteTask, root: Path) -> Path:
     if not root.is_dir():
         raise DataError("it is no folder", source=root, remedy="check the path given to --data")
     known = {folded(one) for one in spellings(name, task)}
@@ -78,7 +85,7 @@ def _folder_of(name: str, task: Task, root: Path) -> Path:
     )
 
 
-def _saved(folder: Path, task: Task) -> Local:
+def _saved(folder: Path, task: SuiteTask) -> Local:
     """A DatasetDict that `save_to_disk` wrote: each split is a folder of its own."""
     sources = {split: folder / hub for split, hub in task.splits.items() if is_saved(folder / hub)}
     _check_splits(folder, sources)
@@ -170,7 +177,7 @@ def _idx(name: str, folder: Path, task: ImageTask) -> Local | None:
     return local
 
 
-def _local(kind: str, folder: Path, task: Task, files: Mapping[str, Path]) -> Local | None:
+def _local(kind: str, folder: Path, task: SuiteTask, files: Mapping[str, Path]) -> Local | None:
     """Data in one file for each split; None where none of them is there."""
     sources = {split: file for split, file in files.items() if file.is_file()}
     if not sources:

@@ -13,11 +13,12 @@ from magmerge.checkpoints import open_checkpoint
 from magmerge.core.errors import MagmergeWarning, ParameterError
 from magmerge.core.machine import Progress
 from magmerge.data.pixels import PROCESSOR
-from magmerge.evaluation.suites.classifiers import Features, cut_head
+from magmerge.evaluation.entries import Features
+from magmerge.evaluation.suites.classifiers import cut_head
 from magmerge.evaluation.suites.definitions import (
     Definition,
     ImageTask,
-    Task,
+    SuiteTask,
     TextTask,
     chosen,
     definition,
@@ -109,7 +110,7 @@ def suite(
 
 
 def _experts(
-    suite: Definition, tasks: Mapping[str, Task], given: Mapping[str, str | Path]
+    suite: Definition, tasks: Mapping[str, SuiteTask], given: Mapping[str, str | Path]
 ) -> dict[str, Path]:
     """The experts by the suite's own names of the tasks; each exists."""
     result = {}
@@ -136,7 +137,7 @@ def _experts(
 
 
 def _vision(
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, SuiteTask],
     base: Path,
     experts: Mapping[str, Path],
     projection: Projection,
@@ -174,7 +175,7 @@ def _check_projection(expert: Path) -> None:
         )
 
 
-def _text(tasks: Mapping[str, Task], experts: Mapping[str, Path]) -> Headed:
+def _text(tasks: Mapping[str, SuiteTask], experts: Mapping[str, Path]) -> Headed:
     """Heads cut out of the experts, all on the same part of the encoder's output."""
     heads: Heads = {}
     notes: list[str] = []
@@ -206,7 +207,7 @@ def _text(tasks: Mapping[str, Task], experts: Mapping[str, Path]) -> Headed:
 
 
 def _notes(
-    name: str, task: Task, experts: Mapping[str, Path], local: Mapping[str, Local]
+    name: str, task: SuiteTask, experts: Mapping[str, Path], local: Mapping[str, Local]
 ) -> list[str]:
     """What a reader should know of a task and its expert."""
     result = []
@@ -217,7 +218,7 @@ def _notes(
 
 
 def _entries(
-    tasks: Mapping[str, Task], local: Mapping[str, Local], headed: Headed, place: Path
+    tasks: Mapping[str, SuiteTask], local: Mapping[str, Local], headed: Headed, place: Path
 ) -> tuple[dict[str, dict[str, Any]], list[NamedTask]]:
     """The suite file's tasks, an entry for each metric, and what they are for people."""
     entries, listed = {}, []
@@ -246,7 +247,7 @@ def _entries(
     return entries, listed
 
 
-def _columns(task: Task, local: Local | None) -> dict[str, str]:
+def _columns(task: SuiteTask, local: Local | None) -> dict[str, str]:
     """The columns of the data; local images have an image and a label, but for saved data sets."""
     if isinstance(task, TextTask):
         pair = {} if task.pair is None else {"pair_field": task.pair}

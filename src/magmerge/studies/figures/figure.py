@@ -25,9 +25,15 @@ from magmerge.evaluation.task_suite import Suite, open_suite
 from magmerge.linalg.device import open_device
 from magmerge.pipeline.merge import Gate
 from magmerge.studies.figures.chart import check_figure, draw
-from magmerge.studies.figures.document import KINDS, Document, Kind, read_document, write_document
-from magmerge.studies.figures.figure_inputs import open_ground
-from magmerge.studies.figures.figure_spec import Order, Request, completed
+from magmerge.studies.figures.document import (
+    KINDS,
+    Document,
+    FigureKind,
+    read_document,
+    write_document,
+)
+from magmerge.studies.figures.figure_inputs import figure_inputs
+from magmerge.studies.figures.figure_spec import FigureSpec, LayerOrder, completed
 from magmerge.studies.figures.numbers import Numbers
 from magmerge.studies.figures.points import read_order, read_ranking
 from magmerge.studies.figures.series import Listing, listing
@@ -58,7 +64,7 @@ class Plotted:
 
 
 def plot(
-    kind: Kind,
+    kind: FigureKind,
     out: str | Path,
     *,
     suite: str | Path | Suite | None = None,
@@ -106,7 +112,7 @@ def plot(
     start = time.monotonic()
     if kind not in KINDS:
         raise UnknownNameError(f"there is no figure of {kind!r}", remedy=suggestion(kind, KINDS))
-    request = Request(
+    request = FigureSpec(
         kind, tuple(methods), tuple(calibrate or ()), tuple(values or ()), samples, seeds, split,
         params=params or {}, gate=gate, dtype=dtype, device=device, threads=threads,
         memory=memory, alpha=alpha, mode=mode,
@@ -122,12 +128,12 @@ def plot(
         if suite is None:
             raise ParameterError("no suite is given", remedy="name its file with --suite (suite=)")
         opened = suite if isinstance(suite, Suite) else open_suite(suite, allow_code=allow_code)
-        ground = open_ground(opened, base=base, experts=experts, data=data)
+        inputs = figure_inputs(opened, base=base, experts=experts, data=data)
         request = replace(request, **_layers(kind, sensitive))
         if tasks is not None:
-            listed = tuple(chosen_tasks(ground.entry, tasks, str(suite)))
+            listed = tuple(chosen_tasks(inputs.entry, tasks, str(suite)))
             request = replace(request, tasks=listed)
-        document, computed = Numbers(request, ground, numbers, overwrite, progress).compute()
+        document, computed = Numbers(request, inputs, numbers, overwrite, progress).compute()
     draw(document, figure)
     if document.warnings:
         more = len(document.warnings) - 1
@@ -173,11 +179,11 @@ def _file(sensitive: str | Path | Sequence[str]) -> Path:
     return Path(sensitive)
 
 
-def _layers(kind: Kind, sensitive: str | Path | Sequence[str]) -> dict[str, Any]:
+def _layers(kind: FigureKind, sensitive: str | Path | Sequence[str]) -> dict[str, Any]:
     """Of a request, the sensitive layers; for alpha their order."""
     file = Path(sensitive) if isinstance(sensitive, str | Path) and str(sensitive) else None
     if not sensitive or kind == "sensitivity":
         return {}
     if kind != "alpha":
         return {"sensitive": read_sensitive(file) if file else tuple(sensitive)}  # type: ignore[arg-type]
-    return {"order": read_order(file) if file else Order(tuple(sensitive), len(sensitive))}  # type: ignore[arg-type]
+    return {"order": read_order(file) if file else LayerOrder(tuple(sensitive), len(sensitive))}  # type: ignore[arg-type]

@@ -1,43 +1,27 @@
-"""What a figure stands on: a suite with the base, the experts and the samples of its tasks."""
+"""What a figure is drawn of: a suite with the base, the experts and the samples of its tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
-from magmerge.data import Inputs, Preparation, prepare, read_samples
-from magmerge.engine.run import warn
+from magmerge.data import Inputs
+from magmerge.evaluation.calibration_samples import SampleSource, calibration_split, sample_source
 from magmerge.evaluation.entries import SuiteEntry, resolved
-from magmerge.evaluation.task_scores import data_source
 from magmerge.evaluation.task_suite import Suite
-
-UNLABELLED = ("calibration", "train")
-"""Splits of a task that calibrations may see, the first that it has."""
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """Where the samples of one task come from; `name` is what the draw depends on."""
-
-    name: str
-    source: str
-    split: str | None = None
-    text_field: str | None = None
-    pair_field: str | None = None
-    preparation: Preparation = field(default_factory=Preparation)
 
 
 @dataclass(slots=True)
-class Ground:
+class FigureInputs:
     """An opened suite, its base, its experts by name, and each expert's samples."""
 
     suite: Suite
     base: str
     experts: Mapping[str, str]
-    draws: Mapping[str, tuple[Draw, ...]]
+    draws: Mapping[str, tuple[SampleSource, ...]]
     _latest: tuple[tuple[int, int], dict[str, list[Inputs]]] | None = None
 
     @property
@@ -56,38 +40,25 @@ class Ground:
                 "task's data; wsc alone (--calibrate wsc) needs none",
             )
 
-    def inputs(self, samples: int, seed: int) -> dict[str, list[Inputs]]:
+    def samples(self, samples: int, seed: int) -> dict[str, list[Inputs]]:
         """`samples` rows of each task as the model's inputs, by expert; never test rows."""
         if self._latest is None or self._latest[0] != (samples, seed):
-            found = {
-                name: [call for draw in draws for call in self._prepared(draw, samples, seed)]
+            folder = Path(self.base) if Path(self.base).is_dir() else self.suite.base
+            calls = {
+                name: [call for draw in draws for call in draw.inputs(samples, seed, folder)]
                 for name, draws in self.draws.items()
             }
-            self._latest = (samples, seed), found
+            self._latest = (samples, seed), calls
         return self._latest[1]
 
-    def _prepared(self, draw: Draw, samples: int, seed: int) -> list[Inputs]:
-        rows = read_samples(
-            draw.source,
-            name=draw.name,
-            field=draw.text_field,
-            pair_field=draw.pair_field,
-            samples=samples,
-            seed=seed,
-            split=draw.split,
-        )
-        warn(rows.notes)
-        folder = Path(self.base) if Path(self.base).is_dir() else self.suite.base
-        return prepare(rows, folder, draw.preparation)
 
-
-def open_ground(
+def figure_inputs(
     suite: Suite,
     *,
     base: str | Path | None = None,
     experts: Mapping[str, str | Path] | None = None,
     data: Any = None,
-) -> Ground:
+) -> FigureInputs:
     """What the suite names, or what is given instead.
 
     `data` is a source for each expert by its name, or one for all; where it is silent an expert's
@@ -101,62 +72,45 @@ def open_ground(
             source=suite.path,
             remedy="give it with --base (base=), or add base: FOLDER to the suite",
         )
-    named = {name: str(path) for name, path in (experts or {}).items()}
-    tasks = {name: [name] for name in named}
-    if not named:
+    paths = {name: str(path) for name, path in (experts or {}).items()}
+    tasks = {name: [name] for name in paths}
+    if not paths:
         # An expert that several tasks share has the name of the first.
         shared: dict[str, list[str]] = {}
         for name, entry in suite.entry.tasks.items():
             if entry.expert is not None:
                 shared.setdefault(resolved(suite.path.parent, entry.expert), []).append(name)
-        named = {own[0]: path for path, own in shared.items()}
-        tasks = {own[0]: own for own in shared.values()}
-    if not named:
+        tasks = {names[0]: names for names in shared.values()}
+        paths = {names[0]: path for path, names in shared.items()}
+    if not paths:
         raise ParameterError(
             "the suite names no experts",
             source=suite.path,
             remedy="give them with --expert TASK=PATH (experts=), or add expert: to its tasks",
         )
-    draws = {name: _suite_draws(suite, own) for name, own in tasks.items()}
+    draws = {name: _suite_draws(suite, names) for name, names in tasks.items()}
     sources = (
-        data if isinstance(data, Mapping) else {} if data is None else dict.fromkeys(named, data)
+        data if isinstance(data, Mapping) else dict.fromkeys(() if data is None else paths, data)
     )
     for name, source in sources.items():
-        if name not in named:
+        if name not in paths:
             raise UnknownNameError(
                 f"data is given for {name!r}, which is no expert",
-                remedy=suggestion(str(name), named),
+                remedy=suggestion(str(name), paths),
             )
-        draws[name] = (_draw(suite, name, str(source), None),)
-    return Ground(suite, str(origin), named, draws)
+        draws[name] = (sample_source(suite, name, str(source)),)
+    return FigureInputs(suite, str(origin), paths, draws)
 
 
-def _suite_draws(suite: Suite, tasks: Sequence[str]) -> tuple[Draw, ...]:
+def _suite_draws(suite: Suite, tasks: Sequence[str]) -> tuple[SampleSource, ...]:
     """The unlabelled splits of these tasks; none where the suite knows none."""
-    found: dict[tuple[str, str | None], Draw] = {}
+    draws: dict[tuple[str, str | None], SampleSource] = {}
     for name in tasks:
-        entry = suite.entry.tasks.get(name)
-        if entry is None:
-            continue
-        # Of one source that has splits, train.
-        known = ("train",) if isinstance(entry.data, str) else entry.data
-        split = next((one for one in UNLABELLED if one in known), None)
-        if split is None:
-            continue
-        try:
-            place = data_source(name, entry, split, suite.path)
-        except ParameterError:
-            # One file without splits holds the rows that are measured.
-            continue
-        # Two metrics of one task share its rows, which are drawn once.
-        found.setdefault(place, _draw(suite, name, *place))
-    return tuple(found.values())
-
-
-def _draw(suite: Suite, name: str, source: str, split: str | None) -> Draw:
-    """Samples that are read and prepared as the rows of the task of that name, if there is one."""
-    whole, entry = suite.entry, suite.entry.tasks.get(name)
-    if entry is None:
-        how = Preparation(whole.max_length, whole.image_size, whole.mean, whole.std)
-        return Draw(name, source, preparation=how)
-    return Draw(name, source, split, entry.text_field, entry.pair_field, whole.preparation(entry))
+        if name in suite.entry.tasks:
+            try:
+                place = calibration_split(suite, name)
+            except ParameterError:
+                continue
+            # Two metrics of one task share its rows, which are drawn once.
+            draws.setdefault(place, sample_source(suite, name, *place))
+    return tuple(draws.values())

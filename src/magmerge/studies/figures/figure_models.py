@@ -18,18 +18,18 @@ from magmerge.core.errors import MagmergeWarning
 from magmerge.engine.result import Result
 from magmerge.evaluation.scores import LOWER_IS_BETTER, Scores
 from magmerge.pipeline.merge import calibrate, merge
-from magmerge.studies.figures.figure_inputs import Ground
-from magmerge.studies.figures.figure_spec import Request, draws
+from magmerge.studies.figures.figure_inputs import FigureInputs
+from magmerge.studies.figures.figure_spec import FigureSpec, draws
 
 State = Mapping[str, Tensor]
 
 
 @dataclass(slots=True)
-class Bench:
+class FigureModels:
     """A suite at work; equal weights are measured once, and the latest merge is kept."""
 
-    ground: Ground
-    request: Request
+    inputs: FigureInputs
+    request: FigureSpec
     warned: dict[str, None] = field(default_factory=dict)
     _known: dict[str, Scores] = field(default_factory=dict)
     _merge: tuple[str, dict[str, Tensor]] | None = None
@@ -44,8 +44,8 @@ class Bench:
         if self._merge is None or self._merge[0] != method:
             with _listening(self.warned):
                 found = merge(
-                    base=self.ground.base,
-                    experts=self.ground.experts,
+                    base=self.inputs.base,
+                    experts=self.inputs.experts,
                     method=method,
                     params=self.request.params.get(method),
                     **self._machine,
@@ -58,7 +58,7 @@ class Bench:
         if factor == 1.0:
             return state
         if self._origin is None:
-            checkpoint = open_checkpoint(self.ground.base)
+            checkpoint = open_checkpoint(self.inputs.base)
             self._origin = {name: checkpoint.read(name) for name in checkpoint.specs}
         origin = self._origin
         return {
@@ -83,13 +83,13 @@ class Bench:
         request, seen = self.request, dict[str, Any]()
         with _listening(self.warned):
             if draws(calibration):
-                model, seed = self.ground.entry.model, seed or 0
-                inputs = self.ground.inputs(samples or request.samples, seed)
+                model, seed = self.inputs.entry.model, seed or 0
+                inputs = self.inputs.samples(samples or request.samples, seed)
                 seen = {"data": inputs, "seed": seed, "model": model.class_, "build": model.build}
             return calibrate(
                 state,
-                base=self.ground.base,
-                experts=self.ground.experts,
+                base=self.inputs.base,
+                experts=self.inputs.experts,
                 method=calibration,
                 params=request.params.get(calibration),
                 gate=request.gate,
@@ -106,7 +106,7 @@ class Bench:
         }
         if new:
             with _listening(self.warned):
-                self._known |= self.ground.suite.evaluate_all(
+                self._known |= self.inputs.suite.evaluate_all(
                     new,
                     split=self.request.split,
                     tasks=self.request.tasks,

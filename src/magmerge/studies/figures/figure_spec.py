@@ -12,24 +12,24 @@ from magmerge.core.errors import ParameterError
 from magmerge.core.machine import DEFAULT_MEMORY as DEFAULT
 from magmerge.core.validation import COMPOSED, check_calibrations
 from magmerge.pipeline.merge import Gate
-from magmerge.studies.figures.document import Kind
+from magmerge.studies.figures.document import FigureKind
 
 CALIBRATIONS = ("wsc", "fsc", "dsc")
-VALUES: dict[Kind, tuple[float, ...]] = {
+VALUES: dict[FigureKind, tuple[float, ...]] = {
     "samples": (1, 5, 10, 20),
     "lambda": (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0),
     "alpha": (0, 5, 10, 20),
 }
 """Places of the horizontal axis: as in arXiv:2512.19320, and as far as its figures reach."""
-SEEDS: dict[Kind, int] = {"samples": 5, "lambda": 3, "alpha": 3}
-LIMITS: dict[Kind, tuple[str, float, float]] = {
+SEEDS: dict[FigureKind, int] = {"samples": 5, "lambda": 3, "alpha": 3}
+LIMITS: dict[FigureKind, tuple[str, float, float]] = {
     "samples": ("number of samples", 1, 1e6),
     "lambda": ("lambda", 0, 1e3),
     "alpha": ("number of sensitive layers", 0, 1e6),
 }
 
 
-class Order(NamedTuple):
+class LayerOrder(NamedTuple):
     """Layers from the most sensitive one on, as far as they do harm, and how many were ranked."""
 
     layers: tuple[str, ...]
@@ -37,7 +37,7 @@ class Order(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class FigureSpec:
     """A figure; `completed` gives it its defaults.
 
     `params` are those of methods and calibrators by name; `dtype` is that of the measured model's
@@ -45,7 +45,7 @@ class Request:
     those of a ranking that is computed.
     """
 
-    kind: Kind
+    kind: FigureKind
     methods: tuple[str, ...] = ("task_arithmetic",)
     calibrations: tuple[str, ...] = ()
     values: tuple[float, ...] = ()
@@ -60,7 +60,7 @@ class Request:
     device: str = "cpu"
     threads: int | None = None
     memory: str | int = DEFAULT
-    order: Order | None = None
+    order: LayerOrder | None = None
     alpha: int = 10
     mode: str = "exact"
 
@@ -81,7 +81,7 @@ def draws(calibration: str) -> bool:
     return any(registry.calibrators.get(one.method).needs == "inputs" for one in parts)
 
 
-def completed(request: Request) -> Request:
+def completed(request: FigureSpec) -> FigureSpec:
     """The same with the registry's names, in order; MagmergeError's children for mistakes."""
     kind = request.kind
     methods = tuple(dict.fromkeys(registry.methods.get(name).name for name in request.methods))
@@ -117,7 +117,7 @@ def completed(request: Request) -> Request:
     return full
 
 
-def _values(kind: Kind, values: tuple[float, ...]) -> tuple[float, ...]:
+def _values(kind: FigureKind, values: tuple[float, ...]) -> tuple[float, ...]:
     if kind not in VALUES:
         if values:
             raise ParameterError(

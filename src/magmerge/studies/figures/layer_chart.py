@@ -15,7 +15,7 @@ from magmerge.studies.figures.captions import NUMBERED, shown, spoken
 from magmerge.studies.figures.chart import draw_even, handle, look_of, open_chart
 from magmerge.studies.figures.document import Coefficients, Ranking
 from magmerge.studies.figures.layer_parts import PARTS, part_of
-from magmerge.studies.figures.series import Factor, factors_of
+from magmerge.studies.figures.series import MeanFactor, factors_of
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -103,7 +103,7 @@ def coefficient_chart(document: Coefficients) -> Figure:
     return figure
 
 
-def _key(document: Coefficients, looks: Sequence[Mark], told: Sequence[Factor]) -> list[Artist]:
+def _key(document: Coefficients, looks: Sequence[Mark], told: Sequence[MeanFactor]) -> list[Artist]:
     held = any(differs(one.free, one.gated) for one in told)
     key = []
     for name, look in zip(document.calibrations, looks, strict=True):
@@ -119,13 +119,15 @@ def _hollow(look: Mark) -> Mark:
     return Mark(look.meaning, look.shape, look.colour, filled=False)
 
 
-def _all_layers(told: Sequence[Sequence[Factor]]) -> list[str]:
+def _all_layers(told: Sequence[Sequence[MeanFactor]]) -> list[str]:
     """The layers of all calibrations, in the order of the model: the longest list has it."""
     longest_first = sorted(told, key=len, reverse=True)
     return list(dict.fromkeys(one.layer for own in longest_first for one in own))
 
 
-def _factors(sheet: Sheet, factors: Sequence[Factor], places: dict[str, float], look: Mark) -> None:
+def _factors(
+    sheet: Sheet, factors: Sequence[MeanFactor], places: dict[str, float], look: Mark
+) -> None:
     """Filled marks for what is applied, hollow ones for what the gate did not give."""
     size = min(LARGEST, max(SMALLEST, 0.45 * sheet.pixels))
     held = [one for one in factors if differs(one.free, one.gated)]

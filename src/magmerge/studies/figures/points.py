@@ -18,22 +18,22 @@ from magmerge.evaluation.sensitivity import Sensitivity, sensitivity
 from magmerge.report.account import LayerAccount, checked, in_model_order, modules_of, read_json
 from magmerge.studies.figures.document import (
     NONE,
-    Factors,
+    CalibrationFactors,
     LayerFactor,
     LayerHarm,
-    Point,
     Ranking,
+    ScorePoint,
     TaskNote,
 )
-from magmerge.studies.figures.figure_inputs import Ground
-from magmerge.studies.figures.figure_models import Bench, State, error_of, experts_of
-from magmerge.studies.figures.figure_spec import Order, Request, draws
+from magmerge.studies.figures.figure_inputs import FigureInputs
+from magmerge.studies.figures.figure_models import FigureModels, State, error_of, experts_of
+from magmerge.studies.figures.figure_spec import FigureSpec, LayerOrder, draws
 
 TINY = 1e-9
 """Least value that a geometric mean takes."""
 
 
-class Place(NamedTuple):
+class PointPlace(NamedTuple):
     """One point to be measured; `at` and `seed` are None where they do not matter."""
 
     method: str
@@ -42,7 +42,7 @@ class Place(NamedTuple):
     seed: int | None
 
 
-def places(request: Request) -> list[Place]:
+def places(request: FigureSpec) -> list[PointPlace]:
     """All points of a figure; those of one draw follow each other.
 
     A merge alone changes with lambda only. WSC changes with lambda, and with alpha; it draws
@@ -51,24 +51,26 @@ def places(request: Request) -> list[Place]:
     kind = request.kind
     alone = [one for one in request.calibrations if not draws(one)]
     hungry = [one for one in request.calibrations if draws(one)]
-    found: list[Place] = []
+    found: list[PointPlace] = []
     for method in request.methods:
         if kind in ("samples", "alpha"):
-            found.append(Place(method, NONE, None, None))
+            found.append(PointPlace(method, NONE, None, None))
         if kind in ("samples", "coefficients"):
-            found += [Place(method, name, None, None) for name in alone]
+            found += [PointPlace(method, name, None, None) for name in alone]
         for at in request.values or (None,):
             if kind == "lambda":
-                found.append(Place(method, NONE, at, None))
+                found.append(PointPlace(method, NONE, at, None))
                 if at == 0:
                     continue
             if kind in ("lambda", "alpha"):
-                found += [Place(method, name, at, None) for name in alone]
-            found += [Place(method, name, at, seed) for seed in request.draws for name in hungry]
+                found += [PointPlace(method, name, at, None) for name in alone]
+            found += [
+                PointPlace(method, name, at, seed) for seed in request.draws for name in hungry
+            ]
     return found
 
 
-def weights(bench: Bench, place: Place, ranking: Sequence[str]) -> State:
+def weights(bench: FigureModels, place: PointPlace, ranking: Sequence[str]) -> State:
     """The model of one point. `ranking`: layers from the most sensitive one on, for alpha."""
     kind, at = bench.request.kind, place.at
     state: State = bench.merged(place.method)
@@ -84,8 +86,8 @@ def weights(bench: Bench, place: Place, ranking: Sequence[str]) -> State:
 
 
 def measured(
-    bench: Bench, missing: Sequence[Place], ranking: Sequence[str]
-) -> Iterator[tuple[Point, dict[str, Any]]]:
+    bench: FigureModels, missing: Sequence[PointPlace], ranking: Sequence[str]
+) -> Iterator[tuple[ScorePoint, dict[str, Any]]]:
     """Each missing point in turn, and what was told of the tasks; those of one draw at once."""
     for _, members in groupby(missing, key=lambda place: (place.method, place.at, place.seed)):
         group = list(members)
@@ -99,21 +101,23 @@ def measured(
             yield point_of(place, scores), told
 
 
-def point_of(place: Place, scores: Scores) -> Point:
+def point_of(place: PointPlace, scores: Scores) -> ScorePoint:
     """The numbers of one point."""
     # Of several metrics of one task the first counts, as in the mean.
     found = {one.task: one.score for one in reversed(scores.tasks)}
     mean = scores.mean
     if mean is None:
         mean = math.exp(sum(math.log(max(one, TINY)) for one in found.values()) / len(found))
-    return Point(**place._asdict(), mean=mean, scores=found)
+    return ScorePoint(**place._asdict(), mean=mean, scores=found)
 
 
-def factors(bench: Bench, place: Place) -> Factors:
+def factors(bench: FigureModels, place: PointPlace) -> CalibrationFactors:
     """What one calibration finds for each layer."""
     method, calibration, _, seed = place
     result = bench.calibrated(bench.merged(method), calibration, seed)
-    return Factors(method=method, calibration=calibration, seed=seed, layers=layers_of(result))
+    return CalibrationFactors(
+        method=method, calibration=calibration, seed=seed, layers=layers_of(result)
+    )
 
 
 def layers_of(result: Result) -> tuple[LayerFactor, ...]:
@@ -131,17 +135,17 @@ def layers_of(result: Result) -> tuple[LayerFactor, ...]:
     )
 
 
-def rank(ground: Ground, request: Request, progress: Progress | None) -> Sensitivity:
+def rank(inputs: FigureInputs, request: FigureSpec, progress: Progress | None) -> Sensitivity:
     """The layers' sensitivity by the drift of the last features, on samples of all tasks."""
-    ground.check_samples()
+    inputs.check_samples()
     return sensitivity(
-        base=ground.base,
-        experts=ground.experts,
-        data=[call for own in ground.inputs(request.samples, 0).values() for call in own],
+        base=inputs.base,
+        experts=inputs.experts,
+        data=[call for own in inputs.samples(request.samples, 0).values() for call in own],
         mode=request.mode,  # type: ignore[arg-type]
         alpha=request.alpha,
-        model=ground.entry.model.class_,
-        build=ground.entry.model.build,
+        model=inputs.entry.model.class_,
+        build=inputs.entry.model.build,
         threads=request.threads,
         device=request.device,
         progress=progress,
@@ -153,10 +157,10 @@ def harms(found: Sensitivity) -> tuple[LayerHarm, ...]:
     return tuple(LayerHarm(layer=name, worse=worse) for name, worse in found.layers.items())
 
 
-def order_of(layers: Sequence[LayerHarm]) -> Order:
+def order_of(layers: Sequence[LayerHarm]) -> LayerOrder:
     """The layers that do harm, worst first."""
     worst = sorted(layers, key=lambda one: -one.worse)
-    return Order(tuple(one.layer for one in worst if one.worse > 0), len(layers))
+    return LayerOrder(tuple(one.layer for one in worst if one.worse > 0), len(layers))
 
 
 def marked(document: Ranking) -> Ranking:
@@ -180,9 +184,9 @@ def read_ranking(path: Path, alpha: int = 10) -> Ranking:
     return marked(checked(Ranking, told, str(path)))
 
 
-def read_order(path: Path) -> Order:
+def read_order(path: Path) -> LayerOrder:
     """The layers' order from a ranking, or from any list that `--sensitive` takes."""
     listed = read_sensitive(path)
     if path.suffix == ".json" and "layers" in read_json(path):
         return order_of(read_ranking(path).layers)
-    return Order(listed, len(listed))
+    return LayerOrder(listed, len(listed))

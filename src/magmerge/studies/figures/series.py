@@ -12,7 +12,7 @@ from magmerge.studies.figures.layer_parts import part_of
 SUMMARY = ("layers", "mean xi", "mean asked for", "least", "greatest", "held by the gate")
 
 
-class Mean(NamedTuple):
+class DrawMean(NamedTuple):
     """The mean of the draws at one place, the least and the greatest of them."""
 
     at: float | None
@@ -31,7 +31,7 @@ class Series(NamedTuple):
 
     method: str
     calibration: str
-    means: tuple[Mean, ...]
+    means: tuple[DrawMean, ...]
 
 
 def series_of(document: Curves, method: str) -> list[Series]:
@@ -44,7 +44,7 @@ def series_of(document: Curves, method: str) -> list[Series]:
             if own and (point.seed or 0) < document.seeds:
                 draws.setdefault(point.at, []).append(point.mean)
         means = tuple(
-            Mean(at, sum(draws[at]) / len(draws[at]), min(draws[at]), max(draws[at]))
+            DrawMean(at, sum(draws[at]) / len(draws[at]), min(draws[at]), max(draws[at]))
             for at in (None, *sorted(set(document.values)))
             if at in draws
         )
@@ -53,7 +53,7 @@ def series_of(document: Curves, method: str) -> list[Series]:
     return found
 
 
-class Factor(NamedTuple):
+class MeanFactor(NamedTuple):
     """A layer's factor, after and before the gate: means over the draws."""
 
     layer: str
@@ -62,18 +62,18 @@ class Factor(NamedTuple):
     free: float
 
 
-def factors_of(document: Coefficients, method: str, calibration: str) -> list[Factor]:
+def factors_of(document: Coefficients, method: str, calibration: str) -> list[MeanFactor]:
     """The factors of each layer that has any, in the order of the model."""
-    draws: dict[str, list[Factor]] = {}
+    draws: dict[str, list[MeanFactor]] = {}
     for run in document.points:
         own = (run.method, run.calibration) == (method, calibration)
         if own and (run.seed or 0) < document.seeds:
             for layer in run.layers:
                 if layer.xi is not None and layer.xi_free is not None:
-                    told = Factor(layer.layer, layer.sensitive, layer.xi, layer.xi_free)
+                    told = MeanFactor(layer.layer, layer.sensitive, layer.xi, layer.xi_free)
                     draws.setdefault(layer.layer, []).append(told)
     return [
-        Factor(
+        MeanFactor(
             name,
             own[0].sensitive,
             sum(one.gated for one in own) / len(own),

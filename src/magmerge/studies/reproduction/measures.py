@@ -8,18 +8,16 @@ from typing import Any, TypeAlias
 
 from magmerge.core.errors import ParameterError
 from magmerge.core.machine import Progress
-from magmerge.data import Inputs, Preparation, has_splits, prepare, read_samples
+from magmerge.data import Preparation, has_splits
 from magmerge.evaluation import open_suite
-from magmerge.evaluation.entries import resolved
+from magmerge.evaluation.calibration_samples import SampleSource, calibration_split, sample_source
 from magmerge.evaluation.harness import LmEval, run_harness
 from magmerge.evaluation.runner import Hardware
 from magmerge.evaluation.scores import TaskScore
 from magmerge.evaluation.task_suite import Suite
-from magmerge.studies.reproduction.pipeline_models import Ingredients, Models
+from magmerge.studies.reproduction.pipeline_models import Ingredients, PipelineModels
 from magmerge.studies.reproduction.pipelines import Pipeline
 
-CALIBRATION = ("calibration", "train")
-"""Splits that samples are drawn from: the first that a task has."""
 LONGEST = 512
 """Tokens of a sample for a language model, at most."""
 
@@ -46,16 +44,9 @@ class SuiteMeasure:
             name for name in self.suite.tasks if name == expert or name.startswith(f"{expert}-")
         )
 
-    def samples(self, expert: str, count: int, seed: int, base: Path) -> list[Inputs]:
-        """Unlabelled samples of an expert's task as inputs, never of the test split."""
-        task = self.tasks_of(expert)[0]
-        entry = self.suite.entry.tasks[task]
-        source, split = calibration_source(self.suite, task)
-        rows = read_samples(
-            source, name=expert, field=entry.text_field, samples=count, seed=seed, split=split,
-            pair_field=entry.pair_field,
-        )  # fmt: skip
-        return prepare(rows, base, self.suite.entry.preparation(entry))
+    def samples(self, expert: str) -> SampleSource:
+        """Unlabelled samples of an expert's task, never of the test split."""
+        return sample_source(self.suite, expert, *calibration_split(self.suite, expert))
 
     def measure(self, models: Mapping[str, Any], expert: str) -> dict[str, dict[str, TaskScore]]:
         """All models on an expert's tasks, in one pass over their data where memory allows."""
@@ -72,7 +63,11 @@ class HarnessMeasure:
     model_class: str | None = "AutoModelForCausalLM"
 
     def __init__(
-        self, models: Models, pipeline: Pipeline, machine: Hardware, progress: Progress | None
+        self,
+        models: PipelineModels,
+        pipeline: Pipeline,
+        machine: Hardware,
+        progress: Progress | None,
     ) -> None:
         self._pipeline, self._machine, self._progress = pipeline, machine, progress
         self.base, self.expert = models.base, models.experts.__getitem__
@@ -81,8 +76,8 @@ class HarnessMeasure:
         """The harness's tasks of an expert's skill."""
         return self._pipeline.experts[expert].tasks
 
-    def samples(self, expert: str, count: int, seed: int, base: Path) -> list[Inputs]:
-        """Unlabelled samples of an expert's skill as inputs, never of the test split."""
+    def samples(self, expert: str) -> SampleSource:
+        """Unlabelled samples of an expert's skill, never of the test split."""
         entry = self._pipeline.experts[expert]
         if entry.data is None:
             raise ParameterError(
@@ -90,10 +85,8 @@ class HarnessMeasure:
                 remedy="leave fsc and dsc out of --spaces",
             )
         split = "train" if has_splits(entry.data) else None
-        rows = read_samples(
-            entry.data, name=expert, field=entry.text_field, samples=count, seed=seed, split=split
-        )
-        return prepare(rows, base, Preparation(max_length=LONGEST))
+        how = Preparation(max_length=LONGEST)
+        return SampleSource(expert, entry.data, split, entry.text_field, preparation=how)
 
     def measure(self, models: Mapping[str, Any], expert: str) -> dict[str, dict[str, TaskScore]]:
         """Each model on the tasks of a skill, by each task's first metric."""
@@ -112,7 +105,7 @@ class HarnessMeasure:
         return rows
 
 
-Measure: TypeAlias = SuiteMeasure | HarnessMeasure
+TaskMeasure: TypeAlias = SuiteMeasure | HarnessMeasure
 
 
 def _named(progress: Progress | None, task: str) -> Progress | None:
@@ -125,18 +118,3 @@ def _named(progress: Progress | None, task: str) -> Progress | None:
             progress(f"measuring {task}", done, total)
 
     return tell
-
-
-def calibration_source(suite: Suite, task: str) -> tuple[str, str | None]:
-    """Where a task's samples for calibration are, and their split; ParameterError if nowhere."""
-    data = suite.entry.tasks[task].data
-    known = {CALIBRATION[1]: data} if isinstance(data, str) else data
-    split = next((name for name in CALIBRATION if name in known), None)
-    if split is None:
-        raise ParameterError(
-            f"the task {task} has no split to draw samples from",
-            source=suite.path,
-            remedy=f"give its data a split {' or '.join(CALIBRATION)}",
-        )
-    source = resolved(suite.path.parent, known[split])
-    return source, split if has_splits(source) else None

@@ -16,10 +16,10 @@ from magmerge.core.machine import Progress
 from magmerge.data import Inputs
 from magmerge.engine.result import Result
 from magmerge.pipeline.merge import merge
-from magmerge.studies.reproduction.measures import Measure
+from magmerge.studies.reproduction.measures import TaskMeasure
 from magmerge.studies.reproduction.pipeline_models import Ingredients
-from magmerge.studies.reproduction.run_scores import Ledger
-from magmerge.studies.reproduction.run_spec import Request
+from magmerge.studies.reproduction.run_scores import RunScores
+from magmerge.studies.reproduction.run_spec import RunSpec
 from magmerge.studies.reproduction.score_rows import EXPERTS, ZERO_SHOT
 from magmerge.studies.reproduction.variants import CONTROLS, DRAWN, Variant, control
 
@@ -31,9 +31,9 @@ MODELS = "models"
 class Workshop:
     """What every merge of a pipeline shares; `drawn` are samples by draw and task."""
 
-    request: Request
+    request: RunSpec
     parts: Ingredients
-    measure: Measure
+    measure: TaskMeasure
     sensitive: tuple[str, ...]
     drawn: dict[int, dict[str, list[Inputs]]] = field(default_factory=dict)
 
@@ -84,13 +84,13 @@ class Workshop:
     def _samples(self, draw: int) -> dict[str, list[Inputs]]:
         if draw not in self.drawn:
             self.drawn[draw] = {
-                task: self.measure.samples(task, self.request.samples, draw, self.parts.base)
+                task: self.measure.samples(task).inputs(self.request.samples, draw, self.parts.base)
                 for task in self.parts.experts
             }
         return self.drawn[draw]
 
 
-def measure_all(shop: Workshop, ledger: Ledger, progress: Progress | None) -> None:
+def measure_all(shop: Workshop, ledger: RunScores, progress: Progress | None) -> None:
     """Measure what the ledger lacks; base and experts in the first round."""
     tasks = [task for expert in shop.parts.experts for task in shop.measure.tasks_of(expert)]
     missing = [one for one in shop.request.variants if ledger.lacking(one.name, tasks)]
@@ -115,7 +115,7 @@ def models_a_round(memory: str | int, size: int) -> int:
 
 
 def _measure_round(
-    shop: Workshop, ledger: Ledger, models: Mapping[str, Any], *, references: bool
+    shop: Workshop, ledger: RunScores, models: Mapping[str, Any], *, references: bool
 ) -> None:
     for expert in shop.parts.experts:
         tasks = shop.measure.tasks_of(expert)

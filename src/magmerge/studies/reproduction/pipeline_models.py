@@ -14,7 +14,7 @@ from magmerge.core.errors import CheckpointError, MagmergeError
 from magmerge.core.machine import Progress
 from magmerge.core.models import Checkpoint
 from magmerge.data.extras import needed
-from magmerge.evaluation.live_model import Stored
+from magmerge.evaluation.live_model import CheckpointTensors
 from magmerge.studies.reproduction.pipelines import Pipeline
 
 FILES = ("", ".safetensors", ".pt", ".bin")
@@ -28,7 +28,7 @@ PICKLED = (*FETCHED, "*.bin")
 
 
 @dataclass(frozen=True, slots=True)
-class Models:
+class PipelineModels:
     """The base's folder and the experts' folders or files, by task."""
 
     base: Path
@@ -45,11 +45,11 @@ class Ingredients:
 
     def weights_of_base(self) -> Mapping[str, Tensor]:
         """The base's tensors, each read when it is asked for."""
-        return Stored(open_checkpoint(self.base))
+        return CheckpointTensors(open_checkpoint(self.base))
 
     def weights(self, task: str) -> dict[str, Tensor]:
         """An expert's tensors by name, the base's where it has none."""
-        mine, origin = Stored(self.experts[task]), self.weights_of_base()
+        mine, origin = CheckpointTensors(self.experts[task]), self.weights_of_base()
         return {name: (mine if name in mine else origin)[name] for name in origin}
 
 
@@ -91,7 +91,7 @@ def find_models(
     folder: Path | None,
     *,
     progress: Progress | None = None,
-) -> Models:
+) -> PipelineModels:
     """All models of a pipeline: in `folder`, else in the hub's cache, else fetched.
 
     CheckpointError, with all that is missing, where one of them cannot be had.
@@ -119,7 +119,7 @@ def find_models(
             source=folder,
             remedy="download them where there is a network, and name their folder with --inputs",
         )
-    return Models(models.pop("base"), models)
+    return PipelineModels(models.pop("base"), models)
 
 
 def _hub(pipeline: Pipeline, role: str) -> str | None:

@@ -14,17 +14,17 @@ from magmerge.core.machine import Progress
 from magmerge.core.whole_file import replace_whole
 from magmerge.evaluation.suites import suite
 from magmerge.evaluation.suites.suite_folder import MARK
-from magmerge.studies.reproduction.measures import HarnessMeasure, Measure, SuiteMeasure
+from magmerge.studies.reproduction.measures import HarnessMeasure, SuiteMeasure, TaskMeasure
 from magmerge.studies.reproduction.merges import Workshop, measure_all
 from magmerge.studies.reproduction.pipeline_models import (
     Ingredients,
-    Models,
+    PipelineModels,
     find_models,
     ingredients,
 )
-from magmerge.studies.reproduction.run_estimate import Estimate, estimate
-from magmerge.studies.reproduction.run_scores import Ledger, check_place, settings_of
-from magmerge.studies.reproduction.run_spec import Request, request_of
+from magmerge.studies.reproduction.run_estimate import RunEstimate, estimate
+from magmerge.studies.reproduction.run_scores import RunScores, check_place, settings_of
+from magmerge.studies.reproduction.run_spec import RunSpec, request_of
 from magmerge.studies.reproduction.score_rows import Reproduction, rows_of
 from magmerge.studies.reproduction.sensitive_layers import most_sensitive
 from magmerge.studies.reproduction.vision_half import projects, seeing_half
@@ -38,7 +38,7 @@ def reproduce(
     out: str | Path | None = None,
     *,
     overwrite: bool = False,
-    announce: Callable[[Estimate], None] | None = None,
+    announce: Callable[[RunEstimate], None] | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Reproduction:
@@ -67,7 +67,7 @@ def reproduce(
         announce(told)
     told.check(request.folder)
     models = find_models(request.pipeline, request.tasks, request.inputs, progress=progress)
-    ledger = Ledger.opened(request.folder, settings_of(request, models), anew=overwrite)
+    ledger = RunScores.opened(request.folder, settings_of(request, models), anew=overwrite)
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always", MagmergeWarning)
         try:
@@ -88,8 +88,8 @@ def reproduce(
 
 
 def _measure_of(
-    request: Request, models: Models, progress: Progress | None, *, anew: bool
-) -> tuple[Ingredients, Measure]:
+    request: RunSpec, models: PipelineModels, progress: Progress | None, *, anew: bool
+) -> tuple[Ingredients, TaskMeasure]:
     """Models under one naming, and what they are measured on."""
     pipeline, machine, base, projected = request.pipeline, request.machine, models.base, True
     if pipeline.suite is None:
@@ -119,7 +119,7 @@ def _measure_of(
     return parts, SuiteMeasure(written.file, parts, machine, progress)
 
 
-def _result(request: Request, measure: Measure, ledger: Ledger) -> Reproduction:
+def _result(request: RunSpec, measure: TaskMeasure, ledger: RunScores) -> Reproduction:
     from magmerge.studies.reproduction.reproduction_table import markdown
 
     columns = {expert: measure.tasks_of(expert) for expert in request.tasks}

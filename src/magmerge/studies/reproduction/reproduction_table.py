@@ -10,8 +10,8 @@ from rich.text import Text
 from magmerge.report.tables import paragraph, plain, table
 
 if TYPE_CHECKING:
-    from magmerge.studies.reproduction.run_estimate import Estimate
-    from magmerge.studies.reproduction.score_rows import Reproduction, Row, Spread
+    from magmerge.studies.reproduction.run_estimate import RunEstimate
+    from magmerge.studies.reproduction.score_rows import ModelRow, Reproduction, Spread
 
 GB = 10**9
 LEGEND = {
@@ -75,7 +75,7 @@ def _sensitive(found: Reproduction) -> str:
     return f"Sensitive layers, which may only shrink: {', '.join(found.sensitive)}."
 
 
-def estimate_text(estimate: Estimate) -> Text:
+def estimate_text(estimate: RunEstimate) -> Text:
     """What the run will take."""
     time = "" if estimate.seconds is None else f", about {_duration(estimate.seconds)} by a trial"
     rows = f", {estimate.rows} test rows each" if estimate.rows else ""
@@ -111,7 +111,7 @@ def _numbers(found: Reproduction) -> list[int]:
     return sorted({number for row in found.rows for number in row.published})
 
 
-def _published(row: Row, numbers: list[int]) -> list[str]:
+def _published(row: ModelRow, numbers: list[int]) -> list[str]:
     return [f"{row.published[n]:.1f}" if n in row.published else "" for n in numbers]
 
 

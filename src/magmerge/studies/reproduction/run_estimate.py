@@ -16,7 +16,7 @@ from magmerge.live.modules import build_model
 from magmerge.studies.reproduction.merges import models_a_round
 from magmerge.studies.reproduction.pipeline_models import find_here, missing_models
 from magmerge.studies.reproduction.run_scores import models_measured
-from magmerge.studies.reproduction.run_spec import Request
+from magmerge.studies.reproduction.run_spec import RunSpec
 from magmerge.studies.reproduction.score_rows import ZERO_SHOT
 
 GB = 10**9
@@ -25,7 +25,7 @@ TRIAL_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class RunEstimate:
     """What is known beforehand; disk and download in bytes.
 
     `models` are still to be made; `rows` are the test rows, by the pipeline's figures.
@@ -53,7 +53,7 @@ class Estimate:
             )
 
 
-def estimate(request: Request) -> Estimate:
+def estimate(request: RunSpec) -> RunEstimate:
     """What is left to do, as far as it can be told from what is here."""
     pipeline, machine = request.pipeline, request.machine
     missing = missing_models(pipeline, request.tasks, request.inputs)
@@ -73,7 +73,7 @@ def estimate(request: Request) -> Estimate:
     while not place.exists():
         place = place.parent
     free = float(shutil.disk_usage(place).free)
-    return Estimate(len(left), rows, passes, GB * download, size * together, free, seconds)
+    return RunEstimate(len(left), rows, passes, GB * download, size * together, free, seconds)
 
 
 def seconds_a_row(kind: str, base: Path, dtype: str | None, device: str) -> float | None:

@@ -15,16 +15,16 @@ from magmerge.core.errors import OutputError
 from magmerge.core.version import __version__
 from magmerge.core.whole_file import replace_whole
 from magmerge.evaluation.scores import TaskScore
-from magmerge.studies.reproduction.pipeline_models import Models
+from magmerge.studies.reproduction.pipeline_models import PipelineModels
 from magmerge.studies.reproduction.pipelines import find_pipeline, pipeline_names
-from magmerge.studies.reproduction.run_spec import Request
+from magmerge.studies.reproduction.run_spec import RunSpec
 
 NAME = "results.json"
 SMALL = ("*.json", "*.txt", "*.model")
 """Files beside the base's weights that decide what a model makes of texts and images."""
 
 
-class Cell(BaseModel):
+class ScoreCell(BaseModel):
     """One model on one task."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,10 +44,10 @@ class Results(BaseModel):
     settings: dict[str, Any]
     sensitive: tuple[str, ...] | None = None
     warnings: list[str] = Field(default_factory=list)
-    cells: dict[str, dict[str, Cell]] = Field(default_factory=dict)
+    cells: dict[str, dict[str, ScoreCell]] = Field(default_factory=dict)
 
 
-class Ledger:
+class RunScores:
     """The results of a run. Every score is on disk as soon as it is known."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -55,7 +55,7 @@ class Ledger:
         self.path, self.results = path, Results(settings=json.loads(json.dumps(settings)))
 
     @classmethod
-    def opened(cls, folder: Path, settings: Mapping[str, Any], *, anew: bool) -> Ledger:
+    def opened(cls, folder: Path, settings: Mapping[str, Any], *, anew: bool) -> RunScores:
         """The run's file in `folder`, or a new one; OutputError where it is of another run."""
         ledger = cls(folder / NAME, settings)
         if anew or not ledger.path.exists():
@@ -81,7 +81,7 @@ class Ledger:
         """Keep scores by model and task."""
         for model, row in scores.items():
             for task, score in row.items():
-                cell = Cell(**{key: getattr(score, key) for key in Cell.model_fields})
+                cell = ScoreCell(**{key: getattr(score, key) for key in ScoreCell.model_fields})
                 self.results.cells.setdefault(model, {})[task] = cell
         self.save()
 
@@ -114,7 +114,7 @@ def models_measured(folder: Path) -> frozenset[str]:
         return frozenset()
 
 
-def check_place(request: Request) -> None:
+def check_place(request: RunSpec) -> None:
     """OutputError where the folder holds other things, or models and data are in its way."""
     folder = request.folder.resolve()
     for given in (request.inputs, request.data):
@@ -134,7 +134,7 @@ def check_place(request: Request) -> None:
         )
 
 
-def settings_of(request: Request, models: Models) -> dict[str, Any]:
+def settings_of(request: RunSpec, models: PipelineModels) -> dict[str, Any]:
     """All that scores depend on: a run with other settings is another run."""
     memory = DigestMemory()
     weights = {

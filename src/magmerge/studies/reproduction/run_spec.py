@@ -23,7 +23,7 @@ from magmerge.studies.reproduction.variants import (
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class RunOptions:
     """What may be chosen of a pipeline; `reproduce` says what each means."""
 
     inputs: str | Path | None = None
@@ -47,7 +47,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class RunSpec:
     """A pipeline, the folder of its run, and what of it is compared.
 
     `samples` are drawn of each task, `generic_samples` of the generic set.
@@ -68,9 +68,9 @@ class Request:
     machine: Hardware = field(default_factory=Hardware)
 
 
-def request_of(name: str, out: str | Path | None = None, **given: Any) -> Request:
+def request_of(name: str, out: str | Path | None = None, **given: Any) -> RunSpec:
     """Names and numbers checked; ParameterError or UnknownNameError for what is wrong."""
-    options, pipeline = Options(**given), find_pipeline(name)
+    options, pipeline = RunOptions(**given), find_pipeline(name)
     for what, least in (("samples", 1), ("seeds", 1), ("alpha", 0)):
         number = getattr(options, what)
         if number < least:
@@ -91,7 +91,7 @@ def request_of(name: str, out: str | Path | None = None, **given: Any) -> Reques
     params = options.params or {}
     methods = _methods(options.methods or pipeline.methods, params)
     parts = ("threads", "workers", "device", "dtype", "memory")
-    return Request(
+    return RunSpec(
         pipeline=pipeline,
         folder=Path(out or f"magmerge-{pipeline.name}"),
         inputs=None if options.inputs is None else Path(options.inputs),

@@ -11,8 +11,8 @@ from typing import Any
 from magmerge.core import registry
 from magmerge.core.validation import check_parameters
 from magmerge.studies.reproduction.pipelines import PUBLISHED_MEAN, Pipeline
-from magmerge.studies.reproduction.run_scores import Ledger
-from magmerge.studies.reproduction.run_spec import Request
+from magmerge.studies.reproduction.run_scores import RunScores
+from magmerge.studies.reproduction.run_spec import RunSpec
 from magmerge.studies.reproduction.variants import Variant
 
 ZERO_SHOT, EXPERTS = "zero-shot", "experts"
@@ -34,7 +34,7 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ModelRow:
     """One model: its scores by task, their mean, and published means by source's number."""
 
     model: str
@@ -54,7 +54,7 @@ class Reproduction:
     pipeline: Pipeline
     folder: Path
     columns: Mapping[str, tuple[str, ...]]
-    rows: tuple[Row, ...]
+    rows: tuple[ModelRow, ...]
     sensitive: tuple[str, ...]
     alpha: int
     warnings: tuple[str, ...]
@@ -102,8 +102,8 @@ class Reproduction:
 
 
 def rows_of(
-    request: Request, ledger: Ledger, columns: Mapping[str, tuple[str, ...]]
-) -> tuple[Row, ...]:
+    request: RunSpec, ledger: RunScores, columns: Mapping[str, tuple[str, ...]]
+) -> tuple[ModelRow, ...]:
     """The base, the experts, and each merge over its draws; rows without any score left out."""
     groups: dict[str, list[str]] = {ZERO_SHOT: [ZERO_SHOT], EXPERTS: [EXPERTS]}
     for variant in request.variants:
@@ -119,11 +119,11 @@ def rows_of(
         scores = {task: Spread.of([row[task].score for row in cells]) for task in shared}
         means = [statistics.mean(row[task].score for task in counted) for row in cells]
         mean = Spread.of(means) if set(counted) <= set(shared) else None
-        entries.append(Row(name, scores, mean, published_means(request, name)))
+        entries.append(ModelRow(name, scores, mean, published_means(request, name)))
     return tuple(entries)
 
 
-def published_means(request: Request, model: str) -> dict[int, float]:
+def published_means(request: RunSpec, model: str) -> dict[int, float]:
     """Published means by the number of their source, where this run is of the same kind.
 
     None beside small models, beside a part of the tasks, and where a method's parameters are

@@ -7,18 +7,18 @@ from typing import Any
 
 from magmerge.core.machine import Progress
 from magmerge.evaluation import open_suite
+from magmerge.evaluation.calibration_samples import calibration_split
 from magmerge.evaluation.sensitivity import sensitivity
 from magmerge.evaluation.suites import suite
-from magmerge.studies.reproduction.measures import calibration_source
 from magmerge.studies.reproduction.pipeline_models import Ingredients
-from magmerge.studies.reproduction.run_spec import Request
+from magmerge.studies.reproduction.run_spec import RunSpec
 
 GENERIC_SUITE, GENERIC_TASK = "vision14", "cifar100"
 """CIFAR-100 by zero-shot accuracy: arXiv:2512.19320."""
 
 
 def most_sensitive(
-    request: Request,
+    request: RunSpec,
     parts: Ingredients,
     base: Path,
     model_class: str | None,
@@ -55,7 +55,7 @@ def most_sensitive(
 
 
 def _zero_shot(
-    request: Request, base: Path, model_class: str | None, progress: Progress | None
+    request: RunSpec, base: Path, model_class: str | None, progress: Progress | None
 ) -> dict[str, Any]:
     """The generic set of images with its zero-shot head, from its training split."""
     bare = model_class == "CLIPVisionModel"
@@ -71,7 +71,7 @@ def _zero_shot(
     )
     opened = open_suite(made.file)
     entry = opened.entry.tasks[GENERIC_TASK]
-    source, split = calibration_source(opened, GENERIC_TASK)
+    source, split = calibration_split(opened, GENERIC_TASK)
     options = {"samples": request.generic_samples, "split": split, "text_field": entry.text_field}
     return {
         "data": source,
