@@ -22,8 +22,7 @@ from magmerge.core.errors import (
 from magmerge.core.types import LayerRecord
 from magmerge.evaluation import open_suite
 from magmerge.evaluation.task_suite import Suite
-from magmerge.studies.figures.figure_inputs import figure_inputs
-from magmerge.studies.figures.figure_models import FigureModels
+from magmerge.studies.figures.figure_models import FigureModels, figure_inputs
 from magmerge.studies.figures.figure_spec import FigureSpec
 from magmerge.studies.figures.points import layers_of
 from tests.figures.suites import TASKS, figure_suite

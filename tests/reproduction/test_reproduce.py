@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import magmerge
 from magmerge.core.errors import MissingExtraError, OutputError, ParameterError, UnknownNameError
 from magmerge.studies.reproduction import pipeline_models as places
-from magmerge.studies.reproduction.measures import SuiteMeasure
+from magmerge.studies.reproduction.merges import SuiteMeasure
 from magmerge.studies.reproduction.pipelines import find_pipeline
 from magmerge.studies.reproduction.run_estimate import RunEstimate
 

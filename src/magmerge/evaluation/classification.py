@@ -18,8 +18,8 @@ from magmerge.core.errors import CheckpointError, MagmergeError
 from magmerge.data import Images, Inputs, Preparation, Rows, Texts, prepare
 from magmerge.data.pixels import Pixels, open_processor
 from magmerge.data.rows import Picture
-from magmerge.evaluation.batches import Batch, forward
 from magmerge.evaluation.entries import Features
+from magmerge.evaluation.runner import Batch, forward
 
 BATCH = 32
 

@@ -1,21 +1,75 @@
-"""evaluate(): the front door to all that models are measured on."""
+"""evaluate(): models on a suite, on files of texts and questions, or on lm-evaluation-harness."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
+
+from pydantic import ValidationError
 
 from magmerge.checkpoints.output.own_files import check_document
 from magmerge.core.errors import ParameterError
 from magmerge.core.machine import Progress
-from magmerge.evaluation.entries import WHOLE
+from magmerge.core.recipe import explained
+from magmerge.evaluation.entries import WHOLE, SuiteEntry
 from magmerge.evaluation.harness import LmEval, run_harness
 from magmerge.evaluation.live_model import Measurable
-from magmerge.evaluation.quick import Columns, quick_suite
 from magmerge.evaluation.runner import Hardware
 from magmerge.evaluation.scores import Scores, save_all
 from magmerge.evaluation.task_suite import Suite, open_suite
+
+NAME = "quick look"
+CAUSAL = {"class": "AutoModelForCausalLM"}
+
+
+class Columns(NamedTuple):
+    """What columns hold: the texts of perplexity; the questions, choices and right answers."""
+
+    text: str | None = None
+    question: str = "question"
+    choices: str = "choices"
+    answer: str = "answer"
+
+
+def quick_suite(
+    perplexity: Sequence[str | Path] = (),
+    questions: Sequence[str | Path] = (),
+    *,
+    columns: Columns | None = None,
+    base: str | Path | None = None,
+    max_length: int | None = None,
+) -> Suite:
+    """A suite for causal language models with a task for each file, named after it.
+
+    `perplexity` are files of texts, `questions` of questions with their own choices, whose answer
+    is told by its number from 0 or by its text. `base` is where config and tokenizer come from, by
+    default the measured model's own folder. ParameterError where no file is given.
+    """
+    columns = columns or Columns()
+    texts = {"metric": "perplexity", "text_field": columns.text}
+    asked = {"text_field": columns.question, "choices_field": columns.choices}
+    asked["label_field"] = columns.answer
+    tasks: dict[str, dict[str, Any]] = {}
+    kinds = ((perplexity, texts), (questions, asked))
+    for source, entry in ((one, entry) for sources, entry in kinds for one in sources):
+        tasks[_unused(source, tasks)] = {"data": str(source), **entry}
+    if not tasks:
+        raise ParameterError("there is nothing to measure on", remedy="give one file at least")
+    content = {"suite": NAME, "model": CAUSAL, "max_length": max_length, "tasks": tasks}
+    content["base"] = None if base is None else str(base)
+    try:
+        return Suite(NAME, SuiteEntry.model_validate(content))
+    except ValidationError as error:
+        raise explained(error, NAME, {}) from error
+
+
+def _unused(source: str | Path, taken: dict[str, Any]) -> str:
+    """The file's name without its ending; with a number where that is taken."""
+    name = Path(source).stem or str(source)
+    names = (name, *(f"{name} {number}" for number in range(2, len(taken) + 2)))
+    return next(one for one in names if one not in taken)
+
 
 Path_ = str | Path
 

@@ -22,7 +22,7 @@ from magmerge.core.errors import suggestion as near
 from magmerge.core.machine import Progress
 from magmerge.data.extras import needed
 from magmerge.engine.result import Result
-from magmerge.evaluation.intervals import Z
+from magmerge.evaluation.metrics import Z
 from magmerge.evaluation.runner import Hardware
 from magmerge.evaluation.scores import Scores, TaskScore
 from magmerge.live.modules import quiet_transformers

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from magmerge.core.errors import MagmergeError
 from magmerge.data import DataError, Inputs
-from magmerge.evaluation.batches import Batch, forward, takes
+from magmerge.evaluation.runner import Batch, forward, takes
 
 BATCH = 32
 LOGITS = 1 << 25

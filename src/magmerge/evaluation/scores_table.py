@@ -1,19 +1,21 @@
-"""The table of an evaluation."""
+"""Evaluations and named suites as tables of a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
 from magmerge.core.errors import printable
 from magmerge.evaluation.scores import LOWER_IS_BETTER
+from magmerge.evaluation.suites import NamedSuite
 from magmerge.report.tables import plain, table
 
 if TYPE_CHECKING:
     from magmerge.evaluation import Scores, TaskScore
+
 
 PERCENT = frozenset({"accuracy", "f1", "acc", "acc_norm", "exact_match"})
 """Metrics that people read in percent."""
@@ -132,3 +134,28 @@ def _spoken(metric: str, value: float | None) -> str:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f} %"
+
+
+def suite_table(found: NamedSuite) -> Table:
+    """A row for each entry of a suite that was written, with where its test data is."""
+    made = table(f"suite {found.name}", "task", "metric", "classes", "data", numbers=["classes"])
+    for one in found.tasks:
+        made.add_row(
+            plain(f"{one.title} ({one.name})"),
+            one.metric,
+            str(one.classes or ""),
+            plain(one.origin),
+        )
+    return made
+
+
+def suites_table(entries: Sequence[dict[str, Any]]) -> Table:
+    """Every named suite: its kind, and its tasks with their numbers of classes."""
+    made = table("named suites", "suite", "kind", "tasks (classes)")
+    for entry in entries:
+        tasks = ", ".join(
+            f"{one['task']} ({one['classes']})" if one["classes"] else one["task"]
+            for one in entry["tasks"]
+        )
+        made.add_row(plain(entry["suite"], "bold"), entry["kind"], plain(tasks))
+    return made

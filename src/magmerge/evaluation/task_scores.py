@@ -1,29 +1,122 @@
-"""From a suite's entry to a task that is ready to run, and from what was measured to its score."""
+"""From a suite's entry to a task ready to run, and from the model's answers to its score."""
 
 from __future__ import annotations
 
+import json
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from magmerge.core.errors import MagmergeWarning, ParameterError
+from magmerge.core.errors import MagmergeWarning, ParameterError, suggestion
 from magmerge.data import DataError, Rows, Texts, has_splits, read_samples
 from magmerge.data.tokens import open_tokenizer, token_limit
-from magmerge.evaluation import intervals, metrics
-from magmerge.evaluation.batches import Prepared
+from magmerge.evaluation import metrics
 from magmerge.evaluation.classification import class_batches, read_head
 from magmerge.evaluation.entries import WHOLE, SuiteEntry, TaskEntry, resolved
-from magmerge.evaluation.labels import (
-    check_range,
-    choices_of,
-    class_numbers,
-    right_choices,
-    values_of,
-)
 from magmerge.evaluation.language import choice_batches, text_batches
+from magmerge.evaluation.runner import Prepared
+
+
+def class_numbers(
+    labels: Sequence[Any], names: Sequence[str] | None, source: str
+) -> Int[Tensor, "rows"]:
+    """Labels as numbers from 0: whole numbers as they are, words by their place in `names`."""
+    places = {name.strip(): place for place, name in enumerate(names or ())}
+    return torch.tensor([_number(label, places, source) for label in labels], dtype=torch.int64)
+
+
+def values_of(labels: Sequence[Any], source: str) -> Float[Tensor, "rows"]:
+    """Labels of a regression, in float64; DataError for one that is no finite number."""
+    return torch.tensor([_value(label, source) for label in labels], dtype=torch.float64)
+
+
+def choices_of(rows: Sequence[Any], source: str) -> list[tuple[str, ...]]:
+    """Each row's own choices: a list of two texts or more, or JSON of one, as a table has it."""
+    return [_choices(content, number, source) for number, content in enumerate(rows, start=1)]
+
+
+def right_choices(
+    labels: Sequence[Any], choices: Sequence[Sequence[str]], source: str
+) -> Int[Tensor, "rows"]:
+    """The place of each row's right choice, which is told by its number from 0 or by its text."""
+    content = [
+        int(class_numbers([label], own, source)[0])
+        for label, own in zip(labels, choices, strict=True)
+    ]
+    return torch.tensor(content, dtype=torch.int64)
+
+
+def _value(label: Any, source: str) -> float:
+    try:
+        value = float(label)
+    except (ValueError, TypeError, OverflowError):
+        value = math.nan
+    if not math.isfinite(value) or isinstance(label, bool):
+        raise DataError(
+            f"the label {str(label)!r} is no number",
+            source=source,
+            remedy="name the column of the numbers with label_field",
+        )
+    return value
+
+
+def _choices(content: Any, number: int, source: str) -> tuple[str, ...]:
+    if isinstance(content, str):
+        try:
+            content = json.loads(content)
+        except (ValueError, RecursionError):
+            content = None
+    sound = isinstance(content, list | tuple) and len(content) > 1
+    if not sound or not all(isinstance(one, str) and one.strip() for one in content):
+        raise DataError(
+            f"row {number} has no list of two choices or more",
+            source=source,
+            remedy='write them as a list of texts, such as ["yes", "no"]',
+        )
+    return tuple(content)
+
+
+def _number(label: Any, places: dict[str, int], source: str) -> int:
+    word = str(label).strip()
+    if isinstance(label, str) and word in places:
+        return places[word]
+    try:
+        number = int(word) if isinstance(label, str) else int(label)
+    except (ValueError, TypeError, OverflowError):
+        raise DataError(
+            f"the label {word!r} is no number of a class",
+            source=source,
+            remedy=suggestion(word, places)
+            if places
+            else "name the classes in the order of the head's rows: classes: [no, yes]",
+        ) from None
+    if not isinstance(label, str) and number != label:
+        raise DataError(
+            f"the label {label!r} is no whole number",
+            source=source,
+            remedy="number the classes from 0",
+        )
+    check_range(number, number, len(places) or None, source)
+    return number
+
+
+def check_range(least: int, greatest: int, classes: int | None, source: str) -> None:
+    """DataError where a label is below 0, or not below the number of classes."""
+    if least < 0 or (classes is not None and greatest >= classes):
+        wrong = least if least < 0 else greatest
+        raise DataError(
+            f"the label {wrong} is none of {classes if classes else 'the'} classes, which count "
+            "from 0",
+            source=source,
+            remedy="check that data, head and classes belong together",
+        )
+
 
 SCORES = {"f1": metrics.f1, "matthews": metrics.matthews}
 CORRELATIONS = {"pearson": metrics.pearson, "spearman": metrics.spearman}
@@ -150,14 +243,14 @@ def measured(metric: str, task: Prepared, answers: Tensor) -> Measured:
     if task.labels is None or metric in CORRELATIONS:
         score_of = CORRELATIONS.get(metric, metrics.perplexity)
         one, other = answers.double().T if task.labels is None else (task.labels, answers.double())
-        interval = intervals.of_rows(score_of, one, other)
+        interval = metrics.of_rows(score_of, one, other)
         return Measured(float(score_of(one, other)), *interval, task.count)
     predictions, classes = answers[:, 0].long(), int(answers[:, 1].max())
     check_range(int(task.labels.min()), int(task.labels.max()), classes, task.source)
     if metric == "accuracy":
         right = int((predictions == task.labels).sum())
-        return Measured(right / task.count, *intervals.wilson(right, task.count), task.count)
+        return Measured(right / task.count, *metrics.wilson(right, task.count), task.count)
     of_counts = SCORES[metric]
     score = float(of_counts(*metrics.count(task.labels, predictions, classes)))
-    interval = intervals.of_classes(of_counts, task.labels, predictions, classes)
+    interval = metrics.of_classes(of_counts, task.labels, predictions, classes)
     return Measured(score, *interval, task.count)

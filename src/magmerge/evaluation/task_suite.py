@@ -2,21 +2,76 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
+from magmerge.checkpoints import open_checkpoint
+from magmerge.checkpoints.digests import DigestMemory, Memory, default_path
+from magmerge.checkpoints.lora import CONFIG
 from magmerge.core.errors import ParameterError
 from magmerge.core.machine import Progress
-from magmerge.evaluation.batches import Prepared
+from magmerge.core.version import __version__
 from magmerge.evaluation.entries import WHOLE, SuiteEntry, chosen_tasks, read_suite, resolved
-from magmerge.evaluation.expert_scores import score_key, score_memory
 from magmerge.evaluation.live_model import LiveModel, Measurable, ModelWeights, open_weights
-from magmerge.evaluation.runner import Hardware, Runner
+from magmerge.evaluation.runner import Hardware, Prepared, Runner
 from magmerge.evaluation.scores import Scores, TaskScore
 from magmerge.evaluation.task_scores import Measured, data_source, measured, prepare_task
+
+DONATED = ("*.json", "*.txt", "*.model", "*.spm")
+"""Files beside the weights that decide what a model makes of texts and images."""
+
+
+def score_memory() -> Memory[float]:
+    """Experts' scores by digest, in a small file beside that of the digests."""
+    digests = default_path()
+    path = None if digests is None else digests.with_name("expert-scores.json")
+    return Memory(path, lambda score: isinstance(score, float) and math.isfinite(score))
+
+
+def score_key(
+    task: str,
+    suite: SuiteEntry,
+    files: Iterable[Path],
+    expert: str,
+    base: Path | None,
+    settings: tuple[Any, ...],
+) -> str | None:
+    """A digest of all that an expert's score depends on; None where some of it is no file.
+
+    `files` are the head, the data (a file or a folder) and the user's own code; `settings` what
+    else the score depends on. The suite's settings of the task are added, and the versions.
+    """
+    memory = DigestMemory()
+    entry = suite.tasks[task]
+    parts: list[Any] = [__version__, str(torch.__version__), *map(str, settings)]
+    parts.append(suite.model_dump(mode="json", exclude={"tasks", "suite", "base"}))
+    parts.append(
+        entry.model_dump(mode="json", exclude={"title", "expert", "expert_score", "head", "data"})
+    )
+    try:
+        wanted = [*files, *open_checkpoint(expert).files, Path(expert) / CONFIG]
+        if base is not None:
+            wanted += [*open_checkpoint(base).files]
+            wanted += sorted(path for pattern in DONATED for path in base.glob(pattern))
+        for path in wanted:
+            if path.name == CONFIG and not path.is_file():
+                continue
+            if not path.exists():
+                return None
+            inner = sorted(path.rglob("*")) if path.is_dir() else [path]
+            parts += [[one.name, memory.digest(one)] for one in inner if one.is_file()]
+    except OSError:
+        return None
+    memory.save()
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def open_suite(path: str | Path, *, allow_code: bool = False) -> Suite:

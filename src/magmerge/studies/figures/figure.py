@@ -32,7 +32,7 @@ from magmerge.studies.figures.document import (
     read_document,
     write_document,
 )
-from magmerge.studies.figures.figure_inputs import figure_inputs
+from magmerge.studies.figures.figure_models import figure_inputs
 from magmerge.studies.figures.figure_spec import FigureSpec, LayerOrder, completed
 from magmerge.studies.figures.numbers import Numbers
 from magmerge.studies.figures.points import read_order, read_ranking

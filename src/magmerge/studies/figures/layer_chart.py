@@ -11,10 +11,9 @@ from magmerge.report.axis import common_stem, draw_factors, draw_layers
 from magmerge.report.marks import Mark
 from magmerge.report.sheet import Line, Point, Sheet
 from magmerge.report.svg import COLOURS
-from magmerge.studies.figures.captions import NUMBERED, shown, spoken
+from magmerge.studies.figures.captions import NUMBERED, PARTS, part_of, shown, spoken
 from magmerge.studies.figures.chart import draw_even, handle, look_of, open_chart
 from magmerge.studies.figures.document import Coefficients, Ranking
-from magmerge.studies.figures.layer_parts import PARTS, part_of
 from magmerge.studies.figures.series import MeanFactor, factors_of
 
 if TYPE_CHECKING:

@@ -26,8 +26,7 @@ from magmerge.studies.figures.document import (
     read_document,
     write_document,
 )
-from magmerge.studies.figures.figure_inputs import FigureInputs
-from magmerge.studies.figures.figure_models import FigureModels
+from magmerge.studies.figures.figure_models import FigureInputs, FigureModels
 from magmerge.studies.figures.figure_spec import FigureSpec, LayerOrder
 from magmerge.studies.figures.points import (
     PointPlace,

@@ -25,8 +25,13 @@ from magmerge.studies.figures.document import (
     ScorePoint,
     TaskNote,
 )
-from magmerge.studies.figures.figure_inputs import FigureInputs
-from magmerge.studies.figures.figure_models import FigureModels, State, error_of, experts_of
+from magmerge.studies.figures.figure_models import (
+    FigureInputs,
+    FigureModels,
+    State,
+    error_of,
+    experts_of,
+)
 from magmerge.studies.figures.figure_spec import FigureSpec, LayerOrder, draws
 
 TINY = 1e-9

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from magmerge.report.account import differs
+from magmerge.studies.figures.captions import part_of
 from magmerge.studies.figures.document import NONE, Coefficients, Curves, Document, Ranking
-from magmerge.studies.figures.layer_parts import part_of
 
 SUMMARY = ("layers", "mean xi", "mean asked for", "least", "greatest", "held by the gate")
 

@@ -14,20 +14,26 @@ from magmerge.core.machine import Progress
 from magmerge.core.whole_file import replace_whole
 from magmerge.evaluation.suites import suite
 from magmerge.evaluation.suites.suite_folder import MARK
-from magmerge.studies.reproduction.measures import HarnessMeasure, SuiteMeasure, TaskMeasure
-from magmerge.studies.reproduction.merges import Workshop, measure_all
+from magmerge.studies.reproduction.merges import (
+    HarnessMeasure,
+    SuiteMeasure,
+    TaskMeasure,
+    Workshop,
+    measure_all,
+)
 from magmerge.studies.reproduction.pipeline_models import (
     Ingredients,
     PipelineModels,
     find_models,
     ingredients,
+    projects,
+    seeing_half,
 )
 from magmerge.studies.reproduction.run_estimate import RunEstimate, estimate
 from magmerge.studies.reproduction.run_scores import RunScores, check_place, settings_of
 from magmerge.studies.reproduction.run_spec import RunSpec, request_of
 from magmerge.studies.reproduction.score_rows import Reproduction, rows_of
 from magmerge.studies.reproduction.sensitive_layers import most_sensitive
-from magmerge.studies.reproduction.vision_half import projects, seeing_half
 
 TABLE, BASE = "table.md", "base"
 """Names in the folder of a run."""
