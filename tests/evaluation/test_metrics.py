@@ -73,7 +73,7 @@ def test_the_bootstrap_is_that_of_a_loop(
     found = metrics.of_classes(getattr(metrics, name), labels, guessed, classes)
     assert found == pytest.approx(expected.tolist(), abs=1e-6)
     assert found[0] < scored(name, labels, guessed, classes) < found[1]
-    monkeypatch.setattr(intervals, "CHUNK", 1000)
+    monkeypatch.setattr(metrics, "CHUNK", 1000)
     assert metrics.of_classes(getattr(metrics, name), labels, guessed, classes) == found
 
 

@@ -48,11 +48,11 @@ def quick_suite(
     """
     columns = columns or Columns()
     texts = {"metric": "perplexity", "text_field": columns.text}
-    asked = {"text_field": columns.question, "choices_field": columns.choices}
-    asked["label_field"] = columns.answer
+    choice_fields = {"text_field": columns.question, "choices_field": columns.choices}
+    choice_fields["label_field"] = columns.answer
     tasks: dict[str, dict[str, Any]] = {}
-    kinds = ((perplexity, texts), (questions, asked))
-    for source, entry in ((one, entry) for sources, entry in kinds for one in sources):
+    kinds = ((perplexity, texts), (questions, choice_fields))
+    for source, entry in ((source, entry) for sources, entry in kinds for source in sources):
         tasks[_unused(source, tasks)] = {"data": str(source), **entry}
     if not tasks:
         raise ParameterError("there is nothing to measure on", remedy="give one file at least")
@@ -68,7 +68,7 @@ def _unused(source: str | Path, taken: dict[str, Any]) -> str:
     """The file's name without its ending; with a number where that is taken."""
     name = Path(source).stem or str(source)
     names = (name, *(f"{name} {number}" for number in range(2, len(taken) + 2)))
-    return next(one for one in names if one not in taken)
+    return next(name for name in names if name not in taken)
 
 
 Path_ = str | Path
@@ -115,7 +115,7 @@ def evaluate(
     the harness, which can run code, need `allow_code`. With `out` the scores are written there as
     JSON. Raises MagmergeError's children.
     """
-    several = isinstance(model, list | tuple)
+    many = isinstance(model, list | tuple)
     models = list(model) if isinstance(model, list | tuple) else [model]
     _one_of(suite=suite, perplexity_or_questions=[*perplexity, *questions], lm_eval=lm_eval)
     if out is not None:
@@ -133,20 +133,20 @@ def evaluate(
             )
         opened = suite if isinstance(suite, Suite) else open_suite(suite, allow_code=allow_code)
         results = opened.evaluate_all(
-            {str(number): one for number, one in enumerate(models)},
+            {str(number): entry for number, entry in enumerate(models)},
             split=split, tasks=tasks, progress=progress, **machine,
         )  # fmt: skip
         scores = list(results.values())
-    if out is not None and several:
+    if out is not None and many:
         save_all(scores, out, overwrite=overwrite)
     elif out is not None:
         scores[0].save(out, overwrite=overwrite)
-    return scores if several else scores[0]
+    return scores if many else scores[0]
 
 
-def _one_of(**given: Any) -> None:
+def _one_of(**sources: Any) -> None:
     """ParameterError unless exactly one of these says what to measure on."""
-    there = [name.replace("_or_", " or ") for name, value in given.items() if value]
+    there = [name.replace("_or_", " or ") for name, value in sources.items() if value]
     if not there:
         raise ParameterError(
             "there is nothing to measure on",

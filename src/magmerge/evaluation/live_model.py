@@ -192,10 +192,10 @@ def _as_it_is(module: nn.Module, dtype: torch.dtype | None, device: str | None) 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """In evaluation mode, and afterwards as it was."""
-    modes = {one: one.training for one in module.modules()}
+    modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
         yield
     finally:
-        for one, training in modes.items():
-            one.training = training
+        for part, training in modes.items():
+            part.training = training

@@ -183,7 +183,7 @@ class Runner:
             for module in modules:
                 stack.enter_context(evaluating(module))
             pool = stack.enter_context(ThreadPoolExecutor(workers))
-            jobs = (partial(call, *one) for one in batches_ahead(task.batches, pool, workers))
+            jobs = (partial(call, *job) for job in batches_ahead(task.batches, pool, workers))
             lines = local.run(local.single(jobs), threads=self._machine.lanes, done=self._count)
         return [in_order(task.batches, own) for own in zip(*lines, strict=True)]
 

@@ -73,7 +73,7 @@ def _choices(content: Any, number: int, source: str) -> tuple[str, ...]:
         except (ValueError, RecursionError):
             content = None
     sound = isinstance(content, list | tuple) and len(content) > 1
-    if not sound or not all(isinstance(one, str) and one.strip() for one in content):
+    if not sound or not all(isinstance(choice, str) and choice.strip() for choice in content):
         raise DataError(
             f"row {number} has no list of two choices or more",
             source=source,
@@ -223,11 +223,12 @@ def _language(
             raise DataError(
                 "no text has two tokens", source=rows.source, remedy="give longer texts"
             )
-        return Prepared(batches, sum(len(one.rows) for one in batches), None, rows.source)
+        return Prepared(batches, sum(len(batch.rows) for batch in batches), None, rows.source)
     labels = right_choices(rows.labels or (), choices, rows.source)
     if entry.choices_field is not None:
         choices = [
-            [following(text, one) for one in own] for text, own in zip(texts, choices, strict=True)
+            [following(text, choice) for choice in row]
+            for text, row in zip(texts, choices, strict=True)
         ]
     batches = choice_batches(tokenizer, texts, choices, limit, rows.source)
     return Prepared(batches, len(texts), labels, rows.source)

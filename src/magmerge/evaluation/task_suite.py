@@ -57,17 +57,17 @@ def score_key(
         entry.model_dump(mode="json", exclude={"title", "expert", "expert_score", "head", "data"})
     )
     try:
-        wanted = [*files, *open_checkpoint(expert).files, Path(expert) / CONFIG]
+        paths = [*files, *open_checkpoint(expert).files, Path(expert) / CONFIG]
         if base is not None:
-            wanted += [*open_checkpoint(base).files]
-            wanted += sorted(path for pattern in DONATED for path in base.glob(pattern))
-        for path in wanted:
+            paths += [*open_checkpoint(base).files]
+            paths += sorted(path for pattern in DONATED for path in base.glob(pattern))
+        for path in paths:
             if path.name == CONFIG and not path.is_file():
                 continue
             if not path.exists():
                 return None
             inner = sorted(path.rglob("*")) if path.is_dir() else [path]
-            parts += [[one.name, memory.digest(one)] for one in inner if one.is_file()]
+            parts += [[file.name, memory.digest(file)] for file in inner if file.is_file()]
     except OSError:
         return None
     memory.save()

@@ -107,9 +107,9 @@ def kept_features(output: Any, inputs: Inputs) -> Float[Tensor, "rows *rest"]:
 def main_tensor(output: Any) -> Tensor:
     """The logits, or the last hidden state, or the only or first tensor of an output."""
     for name in ("logits", "last_hidden_state"):
-        found = getattr(output, name, None)
-        if isinstance(found, Tensor):
-            return found
+        tensor = getattr(output, name, None)
+        if isinstance(tensor, Tensor):
+            return tensor
     values = output.values() if isinstance(output, Mapping) else output
     for value in [values] if isinstance(values, Tensor) else values:
         if isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1:

@@ -56,9 +56,9 @@ def by_derivative(
             "accuracy has no derivative", remedy="score by loss or drift, or take --mode exact"
         )
     generator = torch.Generator().manual_seed(seed)
-    layers, foreign = [one for one in layers if takes(one)], set[str]()
-    slopes: dict[str, list[Tensor]] = {one.layer.name: [] for one in layers}
-    curves: dict[str, list[Tensor]] = {one.layer.name: [] for one in layers}
+    layers, foreign = [layer for layer in layers if takes(layer)], set[str]()
+    slopes: dict[str, list[Tensor]] = {layer.layer.name: [] for layer in layers}
+    curves: dict[str, list[Tensor]] = {layer.layer.name: [] for layer in layers}
     for number, batch in enumerate(batches):
         with _extended(layers, deltas, batch.inputs.rows, foreign) as shares, torch.enable_grad():
             output = call(model, batch)
@@ -69,24 +69,24 @@ def by_derivative(
                 drawn = _drawn_losses(score.logits(output, batch), batch, generator)
                 second = _gradients(drawn, inputs, keep=False)
             else:
-                first = [torch.zeros_like(one) for one in inputs]
+                first = [torch.zeros_like(share) for share in inputs]
                 second = _gradients(_projected(output, batch, generator), inputs, keep=False)
-        for name, one, other in zip(shares, first, second, strict=True):
-            slopes[name].append(one)
+        for name, gradient, other in zip(shares, first, second, strict=True):
+            slopes[name].append(gradient)
             curves[name].append(other.square())
         if done is not None:
             done(batch)
     step = factor - 1
-    found = {}
+    harms = {}
     for name in foreign:
         slopes.pop(name)
     for name, slope in slopes.items():
         curvature = float(torch.cat(curves[name]).double().mean())
         if isinstance(score, Drift):
-            found[name] = abs(step) * curvature**0.5
+            harms[name] = abs(step) * curvature**0.5
         else:
-            found[name] = step * float(torch.cat(slope).double().mean()) + step**2 * curvature / 2
-    return found
+            harms[name] = step * float(torch.cat(slope).double().mean()) + step**2 * curvature / 2
+    return harms
 
 
 @contextmanager
@@ -140,10 +140,10 @@ def _adding(
 
 def _gradients(rows: Tensor, shares: Sequence[Tensor], *, keep: bool) -> list[Tensor]:
     """The derivative of each row's value along its own shares; zero for a layer not run."""
-    found = torch.autograd.grad(rows.sum(), shares, retain_graph=keep, allow_unused=True)
+    gradients = torch.autograd.grad(rows.sum(), shares, retain_graph=keep, allow_unused=True)
     return [
-        torch.zeros_like(share) if one is None else one.detach()
-        for share, one in zip(shares, found, strict=True)
+        torch.zeros_like(share) if gradient is None else gradient.detach()
+        for share, gradient in zip(shares, gradients, strict=True)
     ]
 
 

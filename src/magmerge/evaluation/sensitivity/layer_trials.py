@@ -51,17 +51,17 @@ def by_trial(
     """
     outputs, memories = run_all(model, batches)
     before = _overall(score, outputs, batches)
-    found = {}
+    harms = {}
     for followed in layers:
         with _enlarged(followed, deltas, factor), torch.no_grad():
             changed = []
             for batch, memory in zip(batches, memories, strict=True):
                 with resuming(model, memory, memory.first(followed.layer.name)):
                     changed.append(call(model, batch))
-        found[followed.layer.name] = _overall(score, changed, batches) - before
+        harms[followed.layer.name] = _overall(score, changed, batches) - before
         if done is not None:
             done(followed)
-    return found
+    return harms
 
 
 def _overall(score: Criterion, outputs: Sequence[Any], batches: Sequence[LabelledBatch]) -> float:

@@ -79,7 +79,7 @@ def _read(checkpoint: Checkpoint, names: Mapping[str, str]) -> dict[str, Tensor]
     for own in [key for key in names if key.endswith("bias") and key not in tensors]:
         tensors[own] = torch.zeros(len(tensors[f"{own.removesuffix('bias')}weight"]))
     if tensors["weight"].dim() != 2 or tensors["bias"].shape != tensors["weight"].shape[:1]:
-        shapes = ", ".join(f"{names[key]} {list(one.shape)}" for key, one in tensors.items())
+        shapes = ", ".join(f"{names[key]} {list(tensor.shape)}" for key, tensor in tensors.items())
         raise CheckpointError(
             f"its head does not fit together: {shapes}",
             source=checkpoint.source,
@@ -92,10 +92,10 @@ def _order(
     task: TextTask, config: Mapping[str, Any], rows: int, expert: Path
 ) -> tuple[tuple[int, ...], str | None]:
     """The head's row of each of the task's classes, and a note where they had to be assumed."""
-    wanted = max(len(task.classes), 1)
-    if rows != wanted:
+    count = max(len(task.classes), 1)
+    if rows != count:
         raise ParameterError(
-            f"its head has {rows} rows, and the task {'has' if task.classes else 'needs'} {wanted}",
+            f"its head has {rows} rows, and the task {'has' if task.classes else 'needs'} {count}",
             source=expert,
             remedy="check that this is the task's own expert",
         )

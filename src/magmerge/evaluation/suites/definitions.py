@@ -128,30 +128,30 @@ def definition(name: str) -> Definition:
     return facts
 
 
-def chosen(suite: Definition, wanted: Iterable[str] | None) -> dict[str, ImageTask | TextTask]:
+def chosen(suite: Definition, selection: Iterable[str] | None) -> dict[str, ImageTask | TextTask]:
     """The tasks asked for, under any of their spellings, in the suite's order; None for all.
 
     UnknownNameError with a suggestion for a name that the suite does not have.
     """
     tasks = {name: task(suite.kind, name) for name in suite.tasks}
-    if wanted is None:
+    if selection is None:
         return tasks
-    names = {task_name(suite, name) for name in wanted}
+    names = {task_name(suite, name) for name in selection}
     return {name: facts for name, facts in tasks.items() if name in names}
 
 
-def task_name(suite: Definition, wanted: str) -> str:
+def task_name(suite: Definition, title: str) -> str:
     """The suite's own name of a task; UnknownNameError with a suggestion where it has none."""
     known = {}
     for name in suite.tasks:
         for spelling in spellings(name, task(suite.kind, name)):
             known[folded(spelling)] = name
-    if folded(wanted) not in known:
+    if folded(title) not in known:
         raise UnknownNameError(
-            f"the suite {suite.name} has no task {wanted!r}",
-            remedy=suggestion(wanted, suite.tasks),
+            f"the suite {suite.name} has no task {title!r}",
+            remedy=suggestion(title, suite.tasks),
         )
-    return known[folded(wanted)]
+    return known[folded(title)]
 
 
 def spellings(name: str, facts: SuiteTask) -> Sequence[str]:
@@ -167,11 +167,11 @@ def named_suites() -> list[dict[str, Any]]:
 
     return [
         {
-            "suite": one.name,
-            "kind": one.kind,
-            "tasks": [entry(name, each) for name, each in chosen(one, None).items()],
+            "suite": suite.name,
+            "kind": suite.kind,
+            "tasks": [entry(name, each) for name, each in chosen(suite, None).items()],
         }
-        for one in definitions().values()
+        for suite in definitions().values()
     ]
 
 

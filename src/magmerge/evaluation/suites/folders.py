@@ -64,7 +64,7 @@ def local_data(name: str, task: SuiteTask, root: Path) -> Local:
 def _folder_of(name: str, task: SuiteTask, root: Path) -> Path:
     if not root.is_dir():
         raise DataError("it is no folder", source=root, remedy="check the path given to --data")
-    known = {folded(one) for one in spellings(name, task)}
+    known = {folded(spelling) for spelling in spellings(name, task)}
     if isinstance(task, ImageTask) and task.layout == "cifar":
         known.add(folded("cifar-10-batches-py" if name == "cifar10" else "cifar-100-python"))
     places = [path for path in sorted(root.iterdir()) if path.is_dir()]
@@ -109,8 +109,8 @@ def _stored_classes(folder: Path, label: str) -> list[str] | None:
         names = content["features"][label]["names"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    words = isinstance(names, list) and all(isinstance(one, str) for one in names)
-    return names if words and not all(one.isdigit() for one in names) else None
+    words = isinstance(names, list) and all(isinstance(label, str) for label in names)
+    return names if words and not all(label.isdigit() for label in names) else None
 
 
 def _tables(folder: Path, task: TextTask) -> Local:
@@ -149,10 +149,10 @@ def _image_folders(folder: Path, task: ImageTask) -> Local | None:
         )
     _check_splits(folder, sources)
     names = ClassNames(task)
-    matches = [(one, path) for path in sources.values() for one in _classes_in(path)]
-    for one, path in matches:
-        names.number(one, path)
-    return Local("image folders", sources, {}, names.listed((one for one, _ in matches), folder))
+    matches = [(name, path) for path in sources.values() for name in _classes_in(path)]
+    for name, path in matches:
+        names.number(name, path)
+    return Local("image folders", sources, {}, names.listed((name for name, _ in matches), folder))
 
 
 def _classes_in(folder: Path) -> list[str]:

@@ -78,7 +78,7 @@ class NamedSuite:
             "suite": self.name,
             "file": str(self.file),
             "heads_built": self.built,
-            "tasks": [{**asdict(one), "data": dict(one.data)} for one in self.tasks],
+            "tasks": [{**asdict(task), "data": dict(task.data)} for task in self.tasks],
             "warnings": list(self.warnings),
         }
 
@@ -136,12 +136,12 @@ def suite(
     paths, local = _experts(known, parts, experts or {}), {}
     if data is not None:
         root = Path(data).expanduser()
-        local = {one: local_data(one, task, root) for one, task in parts.items()}
+        local = {key: local_data(key, task, root) for key, task in parts.items()}
     if known.kind == "vision":
         headed = _vision(parts, base, paths, projection, progress)
     else:
         headed = _text(parts, paths)
-    notes = [note for one, task in parts.items() for note in _notes(one, task, paths, local)]
+    notes = [note for key, task in parts.items() for note in _notes(key, task, paths, local)]
     notes += headed.notes
     content: dict[str, Any] = {"suite": name, "base": str(base.resolve()), "model": headed.model}
     if known.kind == "text":
@@ -156,11 +156,11 @@ def suite(
 
 
 def _experts(
-    suite: Definition, tasks: Mapping[str, SuiteTask], given: Mapping[str, str | Path]
+    suite: Definition, tasks: Mapping[str, SuiteTask], paths: Mapping[str, str | Path]
 ) -> dict[str, Path]:
     """The experts by the suite's own names of the tasks; each exists."""
     result = {}
-    for name, expert in given.items():
+    for name, expert in paths.items():
         own, path = task_name(suite, name), Path(expert).expanduser()
         if own not in tasks:
             raise ParameterError(
@@ -196,18 +196,18 @@ def _vision(
             source=base,
             remedy="put the CLIP's own there: images are prepared as it says",
         )
-    made = ZeroShot(base, projected=projection == "base")
+    maker = ZeroShot(base, projected=projection == "base")
     for path in experts.values() if projection == "model" else ():
         _check_projection(path)
     heads = {
-        name: made.head(task, progress)
+        name: maker.head(task, progress)
         for name, task in tasks.items()
         if isinstance(task, ImageTask)
     }
     model = {"class": "CLIPVisionModelWithProjection", "features": "embeds"}
     if projection == "base":
         model = {"class": "CLIPVisionModel", "features": "pooler"}
-    return Headed(heads, model, made.built, [], experts)
+    return Headed(heads, model, maker.built, [], experts)
 
 
 def _check_projection(expert: Path) -> None:

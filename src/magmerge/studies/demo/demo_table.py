@@ -17,7 +17,7 @@ def demo_table(demo: Demo) -> Table:
     title = f"accuracy in %, {min(demo.sizes)} to {max(demo.sizes)} test texts a task"
     if min(demo.sizes) == max(demo.sizes):
         title = f"accuracy in %, {min(demo.sizes)} test texts a task"
-    made = table(title, "model", *columns, numbers=columns)
+    grid = table(title, "model", *columns, numbers=columns)
     for row in demo.rows:
         cells = [f"{100 * accuracy:.1f}" for accuracy in row.accuracies]
         style = "bold" if " + " in row.model else ""
@@ -25,8 +25,8 @@ def demo_table(demo: Demo) -> Table:
         xi = "" if row.xi is None else f"{row.xi:.2f}"
         # Under the row of its merge, so that the table fits 80 columns.
         name = f"  + {row.model.partition(' + ')[2]}" if row.xi is not None else row.model
-        made.add_row(plain(name, style), *cells, average, xi)
-    return made
+        grid.add_row(plain(name, style), *cells, average, xi)
+    return grid
 
 
 def demo_notes(demo: Demo) -> list[str]:

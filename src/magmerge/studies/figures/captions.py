@@ -46,7 +46,7 @@ def _measure(document: Curves) -> str:
     """The metric in the mean, if it is the only one; else score."""
     if not document.percent:
         return "perplexity"
-    metrics = {one.metric for one in document.tasks if one.metric not in LOWER_IS_BETTER}
+    metrics = {task.metric for task in document.tasks if task.metric not in LOWER_IS_BETTER}
     return shown(metrics.pop(), 30) if len(metrics) == 1 else "score"
 
 
@@ -58,7 +58,7 @@ def axis_of(document: Document) -> str:
         return "factor xi, logarithmic"
     if not document.percent:
         return "perplexity, geometric mean over the tasks; the lower the better"
-    left_out = any(one.metric in LOWER_IS_BETTER for one in document.tasks)
+    left_out = any(task.metric in LOWER_IS_BETTER for task in document.tasks)
     return f"mean {_measure(document)}, %" + (" (perplexity left out)" if left_out else "")
 
 
@@ -71,7 +71,7 @@ def subtitle_of(document: Document) -> str:
         return ", ".join(parts)
     parts += [shown(document.methods[0])] if len(document.methods) == 1 else []
     if isinstance(document, Curves):
-        count, total = len(document.tasks), sum(one.rows for one in document.tasks)
+        count, total = len(document.tasks), sum(task.rows for task in document.tasks)
         tasks = f"{count} task{'' if count == 1 else 's'} with {total:,} rows in all"
         parts += [f"{shown(document.split)} split", tasks]
     return ", ".join(parts)
@@ -97,7 +97,7 @@ def _curve_notes(document: Curves) -> list[str]:
         notes.append("At lambda 1 it is the merge with the method's own settings.")
     if document.kind != "samples" and document.samples:
         notes.append(f"FSC and DSC see {_samples(document.samples)} of each task.")
-    if any(one.seed is not None for one in document.points):
+    if any(point.seed is not None for point in document.points):
         notes.append(
             "One draw of samples; no spread is known."
             if document.seeds == 1
@@ -131,7 +131,7 @@ def _factor_notes(document: Coefficients) -> list[str]:
         )
     else:
         notes.append("No gate: factors are applied as they are asked for.")
-    if any(one.seed is not None for one in document.points):
+    if any(point.seed is not None for point in document.points):
         draws = "one draw" if document.seeds == 1 else f"mean of {document.seeds} draws"
         seen = f", from {_samples(document.samples)} of each task" if document.samples else ""
         notes.append(f"FSC: {draws}{seen}.")
@@ -182,10 +182,10 @@ def part_of(name: str) -> str:
     own = set(_WORDS.split(last))
     if _numberless(own) & _NORM:
         return "norm"
-    told = [_OWN[word] for word in _WORDS.split(last) if word in _OWN]
+    parts = [_OWN[word] for word in _WORDS.split(last) if word in _OWN]
     inside = set(words) & _ATTENTION
-    if told and (inside or len(own) > 1 or last.startswith("w")):
-        return told[0]
+    if parts and (inside or len(own) > 1 or last.startswith("w")):
+        return parts[0]
     if inside and (own & _OUT or own in _PROJECTIONS):
         return OUT
     if own & {"o", "out"} and "proj" in own:

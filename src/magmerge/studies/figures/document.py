@@ -96,7 +96,7 @@ class Curves(FigureHead):
     @property
     def percent(self) -> bool:
         """Whether the means are shares, and not perplexities or their like."""
-        return not self.tasks or any(one.metric not in LOWER_IS_BETTER for one in self.tasks)
+        return not self.tasks or any(task.metric not in LOWER_IS_BETTER for task in self.tasks)
 
 
 class LayerFactor(Part):

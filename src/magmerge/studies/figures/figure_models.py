@@ -150,14 +150,14 @@ class FigureModels:
         """The merge as it is."""
         if self._merge is None or self._merge[0] != method:
             with _listening(self.warned):
-                found = merge(
+                result = merge(
                     base=self.inputs.base,
                     experts=self.inputs.experts,
                     method=method,
                     params=self.request.params.get(method),
                     **self._machine,
                 )
-            self._merge = method, found.state_dict()
+            self._merge = method, result.state_dict()
         return self._merge[1]
 
     def scaled(self, state: State, factor: float) -> State:
@@ -224,14 +224,14 @@ class FigureModels:
 
 
 @contextmanager
-def _listening(told: dict[str, None]) -> Iterator[None]:
+def _listening(texts: dict[str, None]) -> Iterator[None]:
     """Keeps magmerge's warnings, each once: a figure makes many models that warn of the same."""
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always", MagmergeWarning)
         yield
-    for one in heard:
-        if issubclass(one.category, MagmergeWarning):
-            told[str(one.message)] = None
+    for warning in heard:
+        if issubclass(warning.category, MagmergeWarning):
+            texts[str(warning.message)] = None
 
 
 def digest_of(state: State) -> str:
@@ -250,15 +250,15 @@ def error_of(scores: Scores) -> float | None:
     The root of the sum of the tasks' squares, over their number.
     """
     halves = [
-        (one.high - one.low) / 2
-        for one in scores.tasks
-        if one.metric not in LOWER_IS_BETTER and one.high is not None and one.low is not None
+        (task.high - task.low) / 2
+        for task in scores.tasks
+        if task.metric not in LOWER_IS_BETTER and task.high is not None and task.low is not None
     ]
     return math.hypot(*halves) / len(halves) if halves else None
 
 
 def experts_of(scores: Scores) -> float | None:
     """The mean score of the experts, each on its own task; None unless all are known."""
-    found = [one.expert for one in scores.tasks if one.metric not in LOWER_IS_BETTER]
-    known = [value for value in found if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(found) else None
+    experts = [task.expert for task in scores.tasks if task.metric not in LOWER_IS_BETTER]
+    known = [value for value in experts if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(experts) else None

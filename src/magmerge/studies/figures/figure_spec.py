@@ -78,7 +78,7 @@ class FigureSpec:
 def draws(calibration: str) -> bool:
     """Whether a calibration looks at samples; UnknownNameError where there is none of the name."""
     parts = check_calibrations(calibration)
-    return any(registry.calibrators.get(one.method).needs == "inputs" for one in parts)
+    return any(registry.calibrators.get(part.method).needs == "inputs" for part in parts)
 
 
 def completed(request: FigureSpec) -> FigureSpec:
@@ -138,7 +138,7 @@ def _values(kind: FigureKind, values: tuple[float, ...]) -> tuple[float, ...]:
 
 def _by_own_name(params: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Parameters by the names that the registry has for methods; calibrators have no other."""
-    calibrators = {*COMPOSED, *(one.name for one in registry.calibrators)}
+    calibrators = {*COMPOSED, *(calibrator.name for calibrator in registry.calibrators)}
     return {
         name if name in calibrators else registry.methods.get(name).name: dict(own)
         for name, own in params.items()

@@ -76,10 +76,10 @@ class Numbers:
                 f"and {order.ranked} are ranked",
                 remedy=f"give numbers up to {order.ranked}, or a longer list with --sensitive",
             )
-        shown = {"calibrations": request.calibrations, "values": request.values}
+        axis = {"calibrations": request.calibrations, "values": request.values}
         listed = {"sensitive": order.layers, "ranked": order.ranked}
         document = (known or Curves(**head, split=request.split)).model_copy(
-            update={**head, **shown, **listed}
+            update={**head, **axis, **listed}
         )
         bench = FigureModels(self.inputs, request)
         return self._fill(document, bench, lambda keys: measured(bench, keys, order.layers))
@@ -99,9 +99,9 @@ class Numbers:
         document = self._known(Ranking, head["digest"])
         computed = document is None
         if document is None:
-            found = rank(self.inputs, self.request, self.progress)
-            told = {key: getattr(found, key) for key in ("score", "mode", "factor")}
-            document = Ranking(**head, **told, rows=found.samples, layers=harms(found))
+            ranking = rank(self.inputs, self.request, self.progress)
+            facts = {key: getattr(ranking, key) for key in ("score", "mode", "factor")}
+            document = Ranking(**head, **facts, rows=ranking.samples, layers=harms(ranking))
         document = marked(document.model_copy(update=head))
         write_document(self.path, document)
         return document, int(computed)
@@ -114,15 +114,15 @@ class Numbers:
     ) -> tuple[P, int]:
         """Measure the places that have no point yet; the file is written after each."""
         keys = places(self.request)
-        points: dict[Any, Any] = {one.key: one for one in document.points}
+        points: dict[Any, Any] = {point.key: point for point in document.points}
         missing = [key for key in keys if key not in points]
         done = len(keys) - len(missing)
         self._count(done, len(keys))
-        for number, (point, told) in enumerate(measure(missing), done + 1):
+        for number, (point, facts) in enumerate(measure(missing), done + 1):
             points[point.key] = point
             heard = tuple(dict.fromkeys((*document.warnings, *bench.warned)))
-            found = {**told, "points": tuple(points.values()), "warnings": heard}
-            document = document.model_copy(update=found)
+            content = {**facts, "points": tuple(points.values()), "warnings": heard}
+            document = document.model_copy(update=content)
             write_document(self.path, document)
             self._count(number, len(keys))
         write_document(self.path, document)
@@ -167,15 +167,19 @@ class Numbers:
         if not self.path.exists():
             return None
         try:
-            found: Document | None = read_document(self.path)
+            document: Document | None = read_document(self.path)
         except MagmergeError:
             if not is_own_record(self.path):
                 raise not_own(self.path) from None
             if not self.overwrite:
                 raise
-            found = None
-        if isinstance(found, shape) and found.kind == self.request.kind and found.digest == digest:
-            return found
+            document = None
+        if (
+            isinstance(document, shape)
+            and document.kind == self.request.kind
+            and document.digest == digest
+        ):
+            return document
         if not self.overwrite:
             raise OutputError(
                 "it holds the numbers of other models or settings",
@@ -191,19 +195,19 @@ def settings_of(inputs: FigureInputs, request: FigureSpec) -> dict[str, Any]:
     What the figure shows, as its merges and seeds, is not among them: more of it can be added.
     """
     kind, order = request.kind, request.order
-    found = {
+    settings = {
         "suite": str(inputs.suite.path),
         "base": inputs.base,
         "experts": dict(inputs.experts),
-        "data": {name: [draw.source for draw in one] for name, one in inputs.draws.items()},
+        "data": {name: [draw.source for draw in sources] for name, sources in inputs.draws.items()},
         **({} if kind == "samples" else {"samples": request.samples}),
         **{key: getattr(request, key) for key in HOW},
         "tasks": list(request.tasks or inputs.suite.tasks),
         "sensitive": list(order.layers if order else request.sensitive),
     }
     if kind == "sensitivity" or (kind == "alpha" and not order):
-        found["mode"] = request.mode
-    return found
+        settings["mode"] = request.mode
+    return settings
 
 
 def digest_of(request: FigureSpec, settings: Mapping[str, Any], inputs: FigureInputs) -> str:
@@ -229,9 +233,9 @@ def _files(inputs: FigureInputs, split: str, tasks: Iterable[str]) -> Iterator[P
         entry = inputs.entry.tasks[task]
         data = entry.data if isinstance(entry.data, str) else entry.data.get(split)
         folder = inputs.suite.path.parent
-        named += [resolved(folder, one) for one in (data, entry.head) if one is not None]
+        named += [resolved(folder, path) for path in (data, entry.head) if path is not None]
     for path in map(Path, named):
         if path.is_dir():
-            yield from sorted(one for one in path.rglob("*") if one.is_file())
+            yield from sorted(file for file in path.rglob("*") if file.is_file())
         elif path.is_file():
             yield path

@@ -54,25 +54,25 @@ def places(request: FigureSpec) -> list[PointPlace]:
     nothing. FSC and DSC change with everything. At lambda 0 there is nothing to calibrate.
     """
     kind = request.kind
-    alone = [one for one in request.calibrations if not draws(one)]
-    hungry = [one for one in request.calibrations if draws(one)]
-    found: list[PointPlace] = []
+    alone = [name for name in request.calibrations if not draws(name)]
+    hungry = [name for name in request.calibrations if draws(name)]
+    points: list[PointPlace] = []
     for method in request.methods:
         if kind in ("samples", "alpha"):
-            found.append(PointPlace(method, NONE, None, None))
+            points.append(PointPlace(method, NONE, None, None))
         if kind in ("samples", "coefficients"):
-            found += [PointPlace(method, name, None, None) for name in alone]
+            points += [PointPlace(method, name, None, None) for name in alone]
         for at in request.values or (None,):
             if kind == "lambda":
-                found.append(PointPlace(method, NONE, at, None))
+                points.append(PointPlace(method, NONE, at, None))
                 if at == 0:
                     continue
             if kind in ("lambda", "alpha"):
-                found += [PointPlace(method, name, at, None) for name in alone]
-            found += [
+                points += [PointPlace(method, name, at, None) for name in alone]
+            points += [
                 PointPlace(method, name, at, seed) for seed in request.draws for name in hungry
             ]
-    return found
+    return points
 
 
 def weights(bench: FigureModels, place: PointPlace, ranking: Sequence[str]) -> State:
@@ -99,21 +99,23 @@ def measured(
         states = [weights(bench, place, ranking) for place in group]
         for place, scores in zip(group, bench.scores(states), strict=True):
             tasks = tuple(
-                TaskNote(task=one.task, metric=one.metric, rows=one.count, title=one.title)
-                for one in scores.tasks
+                TaskNote(task=task.task, metric=task.metric, rows=task.count, title=task.title)
+                for task in scores.tasks
             )
-            told = {"tasks": tasks, "error": error_of(scores), "experts": experts_of(scores)}
-            yield point_of(place, scores), told
+            facts = {"tasks": tasks, "error": error_of(scores), "experts": experts_of(scores)}
+            yield point_of(place, scores), facts
 
 
 def point_of(place: PointPlace, scores: Scores) -> ScorePoint:
     """The numbers of one point."""
     # Of several metrics of one task the first counts, as in the mean.
-    found = {one.task: one.score for one in reversed(scores.tasks)}
+    by_task = {task.task: task.score for task in reversed(scores.tasks)}
     mean = scores.mean
     if mean is None:
-        mean = math.exp(sum(math.log(max(one, TINY)) for one in found.values()) / len(found))
-    return ScorePoint(**place._asdict(), mean=mean, scores=found)
+        mean = math.exp(
+            sum(math.log(max(score, TINY)) for score in by_task.values()) / len(by_task)
+        )
+    return ScorePoint(**place._asdict(), mean=mean, scores=by_task)
 
 
 def factors(bench: FigureModels, place: PointPlace) -> CalibrationFactors:
@@ -130,9 +132,9 @@ def layers_of(result: Result) -> tuple[LayerFactor, ...]:
     ends = ("sensitive", "xi", "xi_free", "xi_min", "xi_max")
     keys = ("name", "kind", "calibrated_by", *ends)
     records = [
-        LayerAccount(**{key: getattr(one, key) for key in keys})
-        for one in result.records
-        if one.calibrated_by
+        LayerAccount(**{key: getattr(record, key) for key in keys})
+        for record in result.records
+        if record.calibrated_by
     ]
     return tuple(
         LayerFactor(layer=module.name, **{end: getattr(module.lead, end) for end in ends})
@@ -157,15 +159,15 @@ def rank(inputs: FigureInputs, request: FigureSpec, progress: Progress | None) -
     )
 
 
-def harms(found: Sensitivity) -> tuple[LayerHarm, ...]:
+def harms(ranking: Sensitivity) -> tuple[LayerHarm, ...]:
     """The same as a document holds it, in the order of the model."""
-    return tuple(LayerHarm(layer=name, worse=worse) for name, worse in found.layers.items())
+    return tuple(LayerHarm(layer=name, worse=worse) for name, worse in ranking.layers.items())
 
 
 def order_of(layers: Sequence[LayerHarm]) -> LayerOrder:
     """The layers that do harm, worst first."""
-    worst = sorted(layers, key=lambda one: -one.worse)
-    return LayerOrder(tuple(one.layer for one in worst if one.worse > 0), len(layers))
+    worst = sorted(layers, key=lambda layer: -layer.worse)
+    return LayerOrder(tuple(layer.layer for layer in worst if layer.worse > 0), len(layers))
 
 
 def marked(document: Ranking) -> Ranking:
@@ -183,10 +185,10 @@ def read_ranking(path: Path, alpha: int = 10) -> Ranking:
             source=path,
             remedy="give the file that `magmerge sensitivity` wrote",
         )
-    told = {key: content[key] for key in ("score", "mode", "factor", "layers") if key in content}
-    told |= {"magmerge": __version__, "kind": "sensitivity", "digest": "", "suite": ""}
-    told |= {"settings": {"sensitive": str(path)}, "alpha": alpha, "rows": content.get("samples")}
-    return marked(checked(Ranking, told, str(path)))
+    facts = {key: content[key] for key in ("score", "mode", "factor", "layers") if key in content}
+    facts |= {"magmerge": __version__, "kind": "sensitivity", "digest": "", "suite": ""}
+    facts |= {"settings": {"sensitive": str(path)}, "alpha": alpha, "rows": content.get("samples")}
+    return marked(checked(Ranking, facts, str(path)))
 
 
 def read_order(path: Path) -> LayerOrder:

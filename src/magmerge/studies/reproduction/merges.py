@@ -112,8 +112,8 @@ class HarnessMeasure:
                 allow_code=True,
                 progress=_named(self._progress, task),
             )
-            for name, one in zip(models, scores, strict=True):
-                rows[name][task] = one.tasks[0]
+            for name, result in zip(models, scores, strict=True):
+                rows[name][task] = result.tasks[0]
         return rows
 
 
@@ -202,7 +202,7 @@ class Workshop:
 def measure_all(shop: Workshop, ledger: RunScores, progress: Progress | None) -> None:
     """Measure what the ledger lacks; base and experts in the first round."""
     tasks = [task for expert in shop.parts.experts for task in shop.measure.tasks_of(expert)]
-    missing = [one for one in shop.request.variants if ledger.lacking(one.name, tasks)]
+    missing = [variant for variant in shop.request.variants if ledger.lacking(variant.name, tasks)]
     specs = open_checkpoint(shop.parts.base).specs.values()
     size = models_a_round(shop.request.machine.memory, sum(nbytes(spec) for spec in specs))
     for start in range(0, max(1, len(missing)), size):

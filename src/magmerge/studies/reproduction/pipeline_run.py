@@ -68,10 +68,10 @@ def reproduce(
     """
     request = request_of(name, out, **options)
     check_place(request)
-    told = estimate(request)
+    forecast = estimate(request)
     if announce is not None:
-        announce(told)
-    told.check(request.folder)
+        announce(forecast)
+    forecast.check(request.folder)
     models = find_models(request.pipeline, request.tasks, request.inputs, progress=progress)
     ledger = RunScores.opened(request.folder, settings_of(request, models), anew=overwrite)
     with warnings.catch_warnings(record=True) as heard:
@@ -86,7 +86,7 @@ def reproduce(
                 ledger.save()
             measure_all(Workshop(request, parts, measure, layers), ledger, progress)
         finally:
-            ledger.say([str(one.message) for one in heard])
+            ledger.say([str(warning.message) for warning in heard])
     result = _result(request, measure, ledger)
     for warning in result.warnings:
         warnings.warn(warning, MagmergeWarning, stacklevel=2)

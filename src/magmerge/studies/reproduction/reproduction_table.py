@@ -23,56 +23,56 @@ LEGEND = {
 }
 
 
-def reproduction_table(found: Reproduction) -> Table:
+def reproduction_table(run: Reproduction) -> Table:
     """A row for each model; columns of published means only where there are any."""
-    numbers = _numbers(found)
-    columns = [*found.tasks, "mean", *(f"published [{number}]" for number in numbers)]
-    made = table("", "model", *columns, numbers=columns)
-    made.title = None
+    numbers = _numbers(run)
+    columns = [*run.tasks, "mean", *(f"published [{number}]" for number in numbers)]
+    grid = table("", "model", *columns, numbers=columns)
+    grid.title = None
     method = ""
-    for row in found.rows:
+    for row in run.rows:
         head = row.model.partition("+")[0]
         name = row.model if head != method else f"  +{row.model.partition('+')[2]}"
         method = head
-        cells = [_spoken(row.scores.get(task)) for task in found.tasks]
-        made.add_row(name, *cells, plain(_spoken(row.mean), "bold"), *_published(row, numbers))
-    return made
+        cells = [_spoken(row.scores.get(task)) for task in run.tasks]
+        grid.add_row(name, *cells, plain(_spoken(row.mean), "bold"), *_published(row, numbers))
+    return grid
 
 
-def reproduction_notes(found: Reproduction) -> list[Text]:
+def reproduction_notes(run: Reproduction) -> list[Text]:
     """What a reader of the table must know."""
     notes = []
-    if found.tiny:
+    if run.tiny:
         notes.append(
             "Small random models, tuned for a moment on generated data: this shows the path, and "
             "its figures say nothing about the methods."
         )
-    spaces = {row.model.partition("+")[2] for row in found.rows} - {""}
+    spaces = {row.model.partition("+")[2] for row in run.rows} - {""}
     said = [LEGEND[space] for space in LEGEND if space in spaces]
     if said:
-        notes.append("; ".join(said).format(samples=found.samples) + ".")
-    several = any(len(tasks) > 1 for tasks in found.columns.values())
+        notes.append("; ".join(said).format(samples=run.samples) + ".")
+    several = any(len(tasks) > 1 for tasks in run.columns.values())
     counted = ", the mean over the first metric of each task" if several else ""
     notes.append(
         f"Scores times 100: accuracy, or the metric that the suite names{counted}. zero-shot is "
         "the base; experts are measured on their own task only."
     )
-    notes.append(_sensitive(found))
-    numbers = _numbers(found)
-    for number, entry in enumerate(found.pipeline.published, start=1):
+    notes.append(_sensitive(run))
+    numbers = _numbers(run)
+    for number, entry in enumerate(run.pipeline.published, start=1):
         mark = f"[{number}] " if number in numbers else "Published: "
         remark = "" if entry.note is None else f" ({entry.note})"
         notes.append(f"{mark}{entry.source}; checkpoints: {entry.line}{remark}.")
     return [paragraph(note) for note in notes]
 
 
-def _sensitive(found: Reproduction) -> str:
+def _sensitive(run: Reproduction) -> str:
     """Which layers may only shrink."""
-    if found.alpha == 0:
+    if run.alpha == 0:
         return "No sensitive layers were looked for: every layer may only grow."
-    if not found.sensitive:
+    if not run.sensitive:
         return "Sensitive layers: none does harm on the generic set, so every layer may only grow."
-    return f"Sensitive layers, which may only shrink: {', '.join(found.sensitive)}."
+    return f"Sensitive layers, which may only shrink: {', '.join(run.sensitive)}."
 
 
 def estimate_text(estimate: RunEstimate) -> Text:
@@ -87,28 +87,28 @@ def estimate_text(estimate: RunEstimate) -> Text:
     return plain("; ".join(parts))
 
 
-def markdown(found: Reproduction) -> str:
+def markdown(run: Reproduction) -> str:
     """The same table and notes as Markdown."""
-    numbers = _numbers(found)
-    columns = ["model", *found.tasks, "mean", *(f"published [{number}]" for number in numbers)]
+    numbers = _numbers(run)
+    columns = ["model", *run.tasks, "mean", *(f"published [{number}]" for number in numbers)]
     lines = [
-        f"### {found.title}" + (" (tiny)" if found.tiny else ""),
+        f"### {run.title}" + (" (tiny)" if run.tiny else ""),
         "",
         "| " + " | ".join(columns) + " |",
         "|---|" + "---:|" * (len(columns) - 1),
     ]
-    for row in found.rows:
-        cells = [_spoken(row.scores.get(task)) for task in found.tasks]
+    for row in run.rows:
+        cells = [_spoken(row.scores.get(task)) for task in run.tasks]
         cells += [_spoken(row.mean), *_published(row, numbers)]
         lines.append(f"| {row.model} | " + " | ".join(cells) + " |")
-    notes = [f"- {note.plain}" for note in reproduction_notes(found)]
-    said = [f"- Warning: {warning}" for warning in found.warnings]
+    notes = [f"- {note.plain}" for note in reproduction_notes(run)]
+    said = [f"- Warning: {warning}" for warning in run.warnings]
     return "\n".join([*lines, "", *notes, *said, ""])
 
 
-def _numbers(found: Reproduction) -> list[int]:
+def _numbers(run: Reproduction) -> list[int]:
     """Sources that have a figure for some row."""
-    return sorted({number for row in found.rows for number in row.published})
+    return sorted({number for row in run.rows for number in row.published})
 
 
 def _published(row: ModelRow, numbers: list[int]) -> list[str]:

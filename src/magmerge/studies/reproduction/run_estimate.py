@@ -59,12 +59,12 @@ def estimate(request: RunSpec) -> RunEstimate:
     missing = missing_models(pipeline, request.tasks, request.inputs)
     known = models_measured(request.folder)
     rows = sum(pipeline.experts[task].rows or 0 for task in request.tasks)
-    left = [one for one in request.variants if one.name not in known]
+    left = [variant for variant in request.variants if variant.name not in known]
     passes = rows * len(left) + (0 if ZERO_SHOT in known else 2 * rows)
     base, seconds = find_here(pipeline, "base", request.inputs), None
     if base is not None and passes:
-        one = seconds_a_row(pipeline.kind, base, machine.dtype, machine.device or "cpu")
-        seconds = None if one is None else one * passes
+        row_seconds = seconds_a_row(pipeline.kind, base, machine.dtype, machine.device or "cpu")
+        seconds = None if row_seconds is None else row_seconds * passes
     size = int(pipeline.expert_gb * GB)
     together = len(left) if request.keep else min(len(left), models_a_round(machine.memory, size))
     download = pipeline.expert_gb * len([role for role in missing if role != "base"])

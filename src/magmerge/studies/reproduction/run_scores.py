@@ -117,10 +117,10 @@ def models_measured(folder: Path) -> frozenset[str]:
 def check_place(request: RunSpec) -> None:
     """OutputError where the folder holds other things, or models and data are in its way."""
     folder = request.folder.resolve()
-    for given in (request.inputs, request.data):
-        if given is not None and _overlap(given.resolve(), folder):
+    for source in (request.inputs, request.data):
+        if source is not None and _overlap(source.resolve(), folder):
             raise OutputError(
-                f"it lies together with {given}, and files there might be replaced",
+                f"it lies together with {source}, and files there might be replaced",
                 source=request.folder,
                 remedy="name an output folder of its own",
             )

@@ -68,9 +68,9 @@ class RunSpec:
     machine: Hardware = field(default_factory=Hardware)
 
 
-def request_of(name: str, out: str | Path | None = None, **given: Any) -> RunSpec:
+def request_of(name: str, out: str | Path | None = None, **choices: Any) -> RunSpec:
     """Names and numbers checked; ParameterError or UnknownNameError for what is wrong."""
-    options, pipeline = RunOptions(**given), find_pipeline(name)
+    options, pipeline = RunOptions(**choices), find_pipeline(name)
     for what, least in (("samples", 1), ("seeds", 1), ("alpha", 0)):
         number = getattr(options, what)
         if number < least:

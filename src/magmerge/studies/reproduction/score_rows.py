@@ -89,14 +89,15 @@ class Reproduction:
             "rows": [
                 {
                     "model": row.model,
-                    "scores": {task: asdict(one) for task, one in row.scores.items()},
+                    "scores": {task: asdict(spread) for task, spread in row.scores.items()},
                     "mean": None if row.mean is None else asdict(row.mean),
                     "published": {str(n): value for n, value in row.published.items()},
                 }
                 for row in self.rows
             ],
             "published": [
-                one.model_dump(mode="json", exclude={"models"}) for one in self.pipeline.published
+                figures.model_dump(mode="json", exclude={"models"})
+                for figures in self.pipeline.published
             ],
         }
 
@@ -112,7 +113,9 @@ def rows_of(
     counted = [several[0] for several in columns.values()]
     entries = []
     for name, members in groups.items():
-        cells = [ledger.results.cells[one] for one in members if one in ledger.results.cells]
+        cells = [
+            ledger.results.cells[member] for member in members if member in ledger.results.cells
+        ]
         shared = [task for task in tasks if cells and all(task in row for row in cells)]
         if not shared:
             continue
@@ -140,8 +143,8 @@ def published_means(request: RunSpec, model: str) -> dict[int, float]:
     return entries
 
 
-def _parameters(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def _parameters(model: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """All parameters of a method; none of the base and the experts."""
     if model in (ZERO_SHOT, EXPERTS) or "+" in model:
         return {}
-    return check_parameters(registry.methods.get(model), given)
+    return check_parameters(registry.methods.get(model), params)

@@ -59,7 +59,7 @@ def _zero_shot(
 ) -> dict[str, Any]:
     """The generic set of images with its zero-shot head, from its training split."""
     bare = model_class == "CLIPVisionModel"
-    made = suite(
+    written = suite(
         GENERIC_SUITE,
         request.folder / "generic",
         base=base,
@@ -69,7 +69,7 @@ def _zero_shot(
         overwrite=True,
         progress=progress,
     )
-    opened = open_suite(made.file)
+    opened = open_suite(written.file)
     entry = opened.entry.tasks[GENERIC_TASK]
     source, split = calibration_split(opened, GENERIC_TASK)
     options = {"samples": request.generic_samples, "split": split, "text_field": entry.text_field}
@@ -78,7 +78,7 @@ def _zero_shot(
         "score": "accuracy",
         "label_field": entry.label_field,
         "classes": entry.classes,
-        "head": made.path / str(entry.head),
+        "head": written.path / str(entry.head),
         "features": opened.entry.features(entry),
         "samples": options,
     }
