@@ -34,7 +34,7 @@ import magmerge
 from benchmarks.calibration_table import markdown
 from benchmarks.demo_controls import read_all, scaled, scaled_by_layer, shuffle
 from magmerge.evaluation import open_suite
-from magmerge.evaluation.suite import Suite
+from magmerge.evaluation.task_suite import Suite
 
 SUITES = Path(__file__).parent / ".cache" / "suites"
 RESULTS = Path(__file__).parent / "results"

@@ -22,8 +22,7 @@ from rich.table import Table
 from torch import Tensor
 
 import magmerge
-from magmerge.studies.demo.encoder import Encoder
-from magmerge.studies.demo.tasks import Task, base_folder, load_tasks
+from magmerge.studies.demo.demo_tasks import base_folder, demo_experts, demo_suite
 
 METHODS = ("average", "task_arithmetic", "ties", "dare")
 LAMBDAS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
@@ -43,10 +42,8 @@ def main() -> None:
     given = parser.parse_args()
     threads = given.threads
     start = time.monotonic()
-    base, tasks, held_out = base_folder(), load_tasks(), load_tasks("validation")
-    score = scorer(Encoder(base, tasks, threads=threads), tasks)
-    tune = scorer(Encoder(base, held_out, threads=threads), held_out)
-    rows = {method: measure(method, base, tasks, score, tune) for method in given.methods}
+    score, tune = scorer(threads=threads), scorer("validation", threads=threads)
+    rows = {method: measure(method, base_folder(), score, tune) for method in given.methods}
     Console(width=130).print(as_table(rows))
     RESULTS.parent.mkdir(exist_ok=True)
     line = {"seconds": round(time.monotonic() - start), "texts": "test", "methods": rows}
@@ -54,12 +51,12 @@ def main() -> None:
         stream.write(json.dumps(line) + "\n")
 
 
-def scorer(encoder: Encoder, tasks: list[Task]) -> Callable[[State], float]:
-    """A function from weights to the mean accuracy over the tasks."""
+def scorer(split: str = "test", *, threads: int | None = None) -> Callable[[State], float]:
+    """A function from weights to the mean accuracy over the demo's tasks."""
+    suite = demo_suite()
 
     def score(state: State) -> float:
-        encoder.load(state)
-        return statistics.mean(encoder.accuracy(task) for task in tasks)
+        return suite.evaluate(state, split=split, threads=threads).mean or 0.0
 
     return score
 
@@ -67,12 +64,11 @@ def scorer(encoder: Encoder, tasks: list[Task]) -> Callable[[State], float]:
 def measure(
     method: str,
     base: Path,
-    tasks: list[Task],
     score: Callable[[State], float],
     tune: Callable[[State], float],
 ) -> dict[str, object]:
     """All variants of one merge, by name."""
-    experts = {task.name: task.expert for task in tasks}
+    experts = demo_experts()
     origin = read_all(base)
     plain = magmerge.merge(base=base, experts=experts, method=method).state_dict()
     gated = magmerge.merge(base=base, experts=experts, method=method, calibrate="wsc")

@@ -19,6 +19,7 @@ from rich.table import Table
 import magmerge
 from benchmarks.demo_controls import scorer
 from magmerge.report.adapter_table import whole_error
+from magmerge.studies.demo.demo_tasks import base_folder, demo_experts
 
 METHODS = ("average", "task_arithmetic", "ties")
 RANKS = (16, 32, 64, 96)
@@ -27,9 +28,8 @@ RESULTS = Path(__file__).parent / "results" / "lora_ranks.jsonl"
 
 def main() -> None:
     """Merge, measure, print, write the JSON line."""
-    base, tasks = base_folder(), load_tasks()
-    experts = {task.name: task.expert for task in tasks}
-    score = scorer(Encoder(base, tasks), tasks, magmerge.Machine().count)
+    base, experts = base_folder(), demo_experts()
+    score = scorer()
     rows: list[dict[str, Any]] = []
     for method in METHODS:
         for rank in (*RANKS, None):

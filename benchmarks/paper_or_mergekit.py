@@ -21,8 +21,7 @@ from torch import Tensor
 
 import magmerge
 from benchmarks.demo_controls import scorer
-from magmerge.studies.demo.encoder import Encoder
-from magmerge.studies.demo.tasks import base_folder, load_tasks
+from magmerge.studies.demo.demo_tasks import base_folder, demo_experts
 
 RESULTS = Path(__file__).parent / "results" / "paper_or_mergekit.jsonl"
 UNEQUAL = [2.0, 1.0, 1.0, 1.0, 1.0, 1.0]
@@ -58,14 +57,13 @@ DIFFERENCES = [
 
 def main() -> None:
     """Merge, measure, print the table, write the JSON line."""
-    base, tasks = base_folder(), load_tasks()
-    score = scorer(Encoder(base, tasks), tasks, magmerge.Machine().count)
+    base, experts = base_folder(), demo_experts()
+    score = scorer()
     start = magmerge.open_checkpoint(base)
     rows = []
     for difference in DIFFERENCES:
         states = []
         for params in (difference.paper, difference.mergekit):
-            experts = {task.name: task.expert for task in tasks}
             result = magmerge.merge(
                 base=base, experts=experts, method=difference.method, params=params
             )

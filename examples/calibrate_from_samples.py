@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import magmerge
-from magmerge.studies.demo.tasks import ASSETS, base_folder, load_samples
+from magmerge.studies.demo.demo_tasks import ASSETS, base_folder, load_samples
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import math
 from torch import Tensor
 
 import magmerge
-from magmerge.studies.demo.tasks import ASSETS, base_folder
+from magmerge.studies.demo.demo_tasks import ASSETS, base_folder
 
 METHODS = ("average", "ties", "consensus_ta", "breadcrumbs", "sce", "iso_c", "tsv_m")
 EXPERTS = ("reviews", "language", "spam")

@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModel, AutoTokenizer
 
 import magmerge
-from magmerge.studies.demo.tasks import ASSETS, base_folder
+from magmerge.studies.demo.demo_tasks import ASSETS, base_folder
 
 
 def main() -> None:

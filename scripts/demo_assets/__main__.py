@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from . import encoder
 from .licences import licences
@@ -105,12 +105,12 @@ def _record(spec: Spec, splits: Splits, recipe: Recipe) -> dict[str, Any]:
 
 def _store(name: str, head: torch.Tensor, record: dict[str, Any], assets: Path) -> None:
     """Put one task's head and record beside those of the other tasks."""
-    heads_path, tasks_path = assets / "heads.safetensors", assets / "tasks.json"
-    heads = load_file(heads_path) if heads_path.exists() else {}
+    head_path, tasks_path = assets / "heads" / f"{name}.safetensors", assets / "tasks.json"
     tasks = json.loads(tasks_path.read_text())["tasks"] if tasks_path.exists() else {}
-    heads[name], tasks[name] = head.contiguous(), record
-    save_file({task: heads[task] for task in TASKS if task in heads}, heads_path)
-    heads_path.chmod(0o644)
+    tasks[name] = record
+    head_path.parent.mkdir(exist_ok=True)
+    save_file({"weight": head.contiguous()}, head_path)
+    head_path.chmod(0o644)
     document = {
         "tasks": {task: tasks[task] for task in TASKS if task in tasks},
         "logit_scale": encoder.LOGIT_SCALE,

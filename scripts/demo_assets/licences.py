@@ -9,7 +9,7 @@ from .specs import SPECS
 INTRODUCTION = f"""\
 # Licences of the demonstration assets
 
-The adapters in `experts/` and the rows of `heads.safetensors` were made by this project and
+The adapters in `experts/` and the heads in `heads/` were made by this project and
 are under its licence, Apache-2.0 (the repository's `LICENSE`). They were trained on, and the
 texts in `data/` were selected, cleaned, masked and shortened from, the sources below, which
 keep their own licences.

@@ -123,7 +123,7 @@ def test_quick_looks_and_the_harness(
         row = TaskScore("arc", "arc", "acc", 0.25, None, None, 4, None, 1.0)
         return [Scores("lm-evaluation-harness", "", str(model), (row,), 1.0) for model in models]
 
-    monkeypatch.setattr("magmerge.evaluation.front.run_harness", harness)
+    monkeypatch.setattr("magmerge.evaluation.evaluator.run_harness", harness)
     code, out, _ = run(
         capsys, folder, "--lm-eval", "arc, piqa", "--limit", 4, "--num-fewshot", 2,
         "--lm-eval-include", tmp_path,

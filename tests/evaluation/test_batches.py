@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from magmerge.data import Inputs
-from magmerge.evaluation.batches import AHEAD, Batch, batches_ahead
+from magmerge.evaluation.runner import AHEAD, Batch, batches_ahead
 
 
 def batches(count: int, made: list[int]) -> list[Batch]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from magmerge.evaluation import intervals, metrics
+from magmerge.evaluation import metrics
 
 
 def drawn(classes: int, rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,7 +54,7 @@ def test_perplexity_is_that_of_a_loop() -> None:
 @pytest.mark.parametrize(("right", "rows"), [(0, 1), (1, 1), (0, 50), (37, 50), (299, 300)])
 def test_wilson_is_that_of_scipy(right: int, rows: int) -> None:
     expected = binomtest(right, rows).proportion_ci(0.95, method="wilson")
-    assert intervals.wilson(right, rows) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert metrics.wilson(right, rows) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -65,16 +65,16 @@ def test_the_bootstrap_is_that_of_a_loop(
     labels, guessed = drawn(classes, 60, seed=5)
     scores = [
         scored(name, labels[rows], guessed[rows], classes)
-        for chunk in intervals.resampled(60)
+        for chunk in metrics.resampled(60)
         for rows in chunk
     ]
-    assert len(scores) == intervals.RESAMPLES
+    assert len(scores) == metrics.RESAMPLES
     expected = torch.quantile(torch.tensor(scores).double(), torch.tensor([0.025, 0.975]).double())
-    found = intervals.of_classes(getattr(metrics, name), labels, guessed, classes)
+    found = metrics.of_classes(getattr(metrics, name), labels, guessed, classes)
     assert found == pytest.approx(expected.tolist(), abs=1e-6)
     assert found[0] < scored(name, labels, guessed, classes) < found[1]
-    monkeypatch.setattr(intervals, "CHUNK", 1000)
-    assert intervals.of_classes(getattr(metrics, name), labels, guessed, classes) == found
+    monkeypatch.setattr(metrics, "CHUNK", 1000)
+    assert metrics.of_classes(getattr(metrics, name), labels, guessed, classes) == found
 
 
 def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
@@ -83,13 +83,13 @@ def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
         generator = torch.Generator().manual_seed(seed)
         tokens = torch.randint(5, 40, (80,), generator=generator).double()
         losses = tokens * (2 + 0.5 * torch.randn(80, generator=generator).double())
-        low, high = intervals.of_rows(metrics.perplexity, losses, tokens)
+        low, high = metrics.of_rows(metrics.perplexity, losses, tokens)
         covered += low < math.exp(2) < high
     assert 88 <= covered <= 99
 
 
 def test_resamples_are_uniform() -> None:
-    rows = torch.cat(list(intervals.resampled(10)))
+    rows = torch.cat(list(metrics.resampled(10)))
     shares = torch.bincount(rows.flatten(), minlength=10) / rows.numel()
     assert torch.allclose(shares, torch.full((10,), 0.1), atol=0.01)
 
@@ -121,7 +121,7 @@ def test_the_interval_of_a_correlation_holds_it() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.randn(200, generator=generator, dtype=torch.float64)
     predictions = labels + torch.randn(200, generator=generator, dtype=torch.float64)
-    low, high = intervals.of_rows(metrics.pearson, labels, predictions)
+    low, high = metrics.of_rows(metrics.pearson, labels, predictions)
     # Fisher's interval, which is right for normal variables.
     score = float(metrics.pearson(labels, predictions))
     middle, half = math.atanh(score), 1.96 / math.sqrt(197)

@@ -16,9 +16,9 @@ from torch import nn
 import magmerge
 from magmerge.core.errors import MagmergeError, OutputError
 from magmerge.data import DataError
-from magmerge.evaluation import open_suite, weights
-from magmerge.studies.demo import encoder, tasks
-from tests.evaluation.models import WIDTH, bert_suite, save_bert, save_rows, save_suite, texts
+from magmerge.evaluation import live_model as weights
+from magmerge.evaluation import open_suite
+from tests.evaluation.models import WIDTH, bert_suite, save_bert, save_rows, texts
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,9 @@ def test_one_opened_suite_reads_and_builds_once(
     opened = open_suite(suite)
     first = opened.evaluate(suite.parent / "base")
     monkeypatch.setattr(weights, "bare_model", lambda *_, **__: pytest.fail("built anew"))
-    monkeypatch.setattr("magmerge.evaluation.suite.prepare_task", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(
+        "magmerge.evaluation.task_suite.prepare_task", lambda *_: pytest.fail("read")
+    )
     opened.evaluate(suite.parent / "expert")
     again = opened.evaluate(suite.parent / "base")
     assert [t.score for t in again.tasks] == [t.score for t in first.tasks]
@@ -290,25 +292,3 @@ def test_scores_are_written_as_json(suite: Path, tmp_path: Path) -> None:
     for wrong in (tmp_path, tmp_path / "no" / "scores.json"):
         with pytest.raises(OutputError):
             magmerge.evaluate(suite.parent / "base", suite=suite, out=wrong)
-
-
-def test_the_demos_accuracy_is_found_again(tmp_path: Path) -> None:
-    model = tasks.base_folder()
-    known = {task.name: task for task in tasks.load_tasks() if task.name in ("spam", "reviews")}
-    entries = {}
-    for name, task in known.items():
-        save_file({"weight": task.head.contiguous()}, tmp_path / f"{name}.safetensors")
-        entries[name] = {
-            "expert": str(task.expert),
-            "head": f"{name}.safetensors",
-            "data": str(tasks.ASSETS / "data" / f"{name}.jsonl"),
-        }
-    limit = tasks.settings()["max_length"]
-    path = save_suite(tmp_path, entries, base=str(model), max_length=limit)
-    found = magmerge.evaluate(model, suite=path, allow_code=True)
-    measured = encoder.Encoder(model, list(known.values()))
-    for name, task in known.items():
-        assert found[name].count == len(task.labels)
-        assert found[name].score == pytest.approx(measured.accuracy(task), abs=1e-9)
-        about = tasks.settings()["tasks"][name]
-        assert found[name].expert == pytest.approx(about["expert_test_accuracy"], abs=0.01)

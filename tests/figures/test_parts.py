@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from magmerge.studies.figures.parts import part_of
+from magmerge.studies.figures.captions import part_of
 
 
 @pytest.mark.parametrize(

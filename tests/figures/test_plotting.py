@@ -21,11 +21,10 @@ from magmerge.core.errors import (
 )
 from magmerge.core.types import LayerRecord
 from magmerge.evaluation import open_suite
-from magmerge.evaluation.suite import Suite
-from magmerge.studies.figures.bench import Bench
-from magmerge.studies.figures.ground import open_ground
+from magmerge.evaluation.task_suite import Suite
+from magmerge.studies.figures.figure_models import FigureModels, figure_inputs
+from magmerge.studies.figures.figure_spec import FigureSpec
 from magmerge.studies.figures.points import layers_of
-from magmerge.studies.figures.request import Request
 from tests.figures.suites import TASKS, figure_suite
 
 pytestmark = pytest.mark.filterwarnings("ignore::magmerge.core.errors.MagmergeWarning")
@@ -262,7 +261,7 @@ def test_warnings_of_many_models_are_told_once(tmp_path: Path) -> None:
 
 
 def test_stored_as_the_merge_is(suite: Path) -> None:
-    bench = Bench(open_ground(open_suite(suite)), Request("samples"))
+    bench = FigureModels(figure_inputs(open_suite(suite)), FigureSpec("samples"))
     name = "encoder.layer.0.output.dense.weight"
     half = {name: torch.ones(16, 24, dtype=torch.bfloat16), "count": torch.tensor(3)}
     scaled = bench.scaled(half, 2.0)
@@ -278,9 +277,9 @@ def test_two_metrics_of_a_task_share_its_samples(tmp_path: Path) -> None:
     first = content["tasks"]["three"]
     content["tasks"]["three-f1"] = {**first, "metric": "f1", "text_field": "whole"}
     path.write_text(yaml.safe_dump(content))
-    opened = open_ground(open_suite(path))
+    opened = figure_inputs(open_suite(path))
     assert [draw.name for draw in opened.draws["three"]] == ["three"]
-    assert sum(call.rows for call in opened.inputs(3, 0)["three"]) == 3
+    assert sum(call.rows for call in opened.samples(3, 0)["three"]) == 3
 
 
 def test_layers_are_in_the_order_of_the_model() -> None:

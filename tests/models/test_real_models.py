@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import magmerge
-from magmerge.studies.demo.tasks import base_folder
+from magmerge.studies.demo.demo_tasks import base_folder
 from tests.conftest import State, tuned
 
 

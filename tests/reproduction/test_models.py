@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from magmerge.core.errors import CheckpointError
-from magmerge.studies.reproduction import models
-from magmerge.studies.reproduction.models import find_here, find_models, missing_models
+from magmerge.studies.reproduction import pipeline_models as models
+from magmerge.studies.reproduction.pipeline_models import find_here, find_models, missing_models
 from magmerge.studies.reproduction.pipelines import find_pipeline
 
 CLIP = find_pipeline("clip-b32")

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 import magmerge
 from magmerge.core.errors import MissingExtraError, OutputError, ParameterError, UnknownNameError
-from magmerge.studies.reproduction import models as places
-from magmerge.studies.reproduction.estimate import Estimate
-from magmerge.studies.reproduction.measures import SuiteMeasure
+from magmerge.studies.reproduction import pipeline_models as places
+from magmerge.studies.reproduction.merges import SuiteMeasure
 from magmerge.studies.reproduction.pipelines import find_pipeline
+from magmerge.studies.reproduction.run_estimate import RunEstimate
 
 pytestmark = [
     pytest.mark.slow,
@@ -190,9 +190,9 @@ def test_experts_may_have_other_names(tiny: Path, clip: Path, tmp_path: Path, fa
 
 
 def test_the_estimate_comes_first(tiny: Path, clip: Path, tmp_path: Path) -> None:
-    heard: list[Estimate] = []
+    heard: list[RunEstimate] = []
 
-    def stop(estimate: Estimate) -> None:
+    def stop(estimate: RunEstimate) -> None:
         heard.append(estimate)
         raise KeyboardInterrupt
 
@@ -210,7 +210,7 @@ def test_the_estimate_comes_first(tiny: Path, clip: Path, tmp_path: Path) -> Non
     assert heard[1].seconds is not None
     assert heard[1].seconds > 0
     with pytest.raises(OutputError, match="GB are free"):
-        Estimate(1, 1, 1, 0.0, 2e9, 1e9, None).check(clip)
+        RunEstimate(1, 1, 1, 0.0, 2e9, 1e9, None).check(clip)
 
 
 @pytest.mark.parametrize(

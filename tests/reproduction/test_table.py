@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from magmerge.evaluation.scores import TaskScore
-from magmerge.studies.reproduction.ledger import Ledger
-from magmerge.studies.reproduction.request import Request, request_of
-from magmerge.studies.reproduction.table import published_means, rows_of
+from magmerge.studies.reproduction.run_scores import RunScores
+from magmerge.studies.reproduction.run_spec import RunSpec, request_of
+from magmerge.studies.reproduction.score_rows import published_means, rows_of
 
 
-def asked(**options: object) -> Request:
+def asked(**options: object) -> RunSpec:
     return request_of("clip-b32", **options)
 
 
@@ -31,7 +31,7 @@ def test_the_mean_counts_each_expert_once(tmp_path: Path) -> None:
     wanted = replace(
         asked(methods=["average"], spaces=["none"]), tasks=("cola", "rte"), folder=tmp_path
     )
-    ledger = Ledger(tmp_path / "results.json", {})
+    ledger = RunScores(tmp_path / "results.json", {})
     for task, value in (("cola", 0.2), ("cola-accuracy", 0.8), ("rte", 0.6)):
         score = TaskScore(task, task, "x", value, None, None, 9, None, 1.0)
         ledger.put_all({"average": {task: score}})

@@ -212,7 +212,7 @@ def test_only_a_suite_is_ever_replaced(
         raise OSError(28, "no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr("magmerge.evaluation.suites.front.write_suite", fail)
+        patch.setattr("magmerge.evaluation.suites.named_suite.write_suite", fail)
         with pytest.raises(OutputError, match="no space left"):
             magmerge.suite("vision8", out, base=clip, tasks=["mnist"], overwrite=True)
     assert (out / "suite.yaml").read_bytes() == before

@@ -51,7 +51,7 @@ def command(options: o.Options) -> None:
     Example: magmerge reproduce clip-b32 --inputs CHECKPOINTS --data DATASETS
     """
     import magmerge
-    from magmerge.studies.reproduction.report import estimate_text
+    from magmerge.studies.reproduction.reproduction_table import estimate_text
 
     keywords = _keywords(options)
     note = "; what was measured is kept, and the same command goes on"
@@ -91,7 +91,10 @@ def _by_method(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def _show(reproduction: Any, *, as_json: bool) -> None:
     from magmerge.report.tables import plain
-    from magmerge.studies.reproduction.report import reproduction_notes, reproduction_table
+    from magmerge.studies.reproduction.reproduction_table import (
+        reproduction_notes,
+        reproduction_table,
+    )
 
     if as_json:
         show_json(reproduction.document())

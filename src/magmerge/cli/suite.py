@@ -42,7 +42,7 @@ def command(options: o.Options) -> None:
     Example: magmerge suite vision8 SUITE --base clip-vit-base-patch32 --data DATA
     """
     import magmerge
-    from magmerge.evaluation.suites.tables import suite_table, suites_table
+    from magmerge.evaluation.scores_table import suite_table, suites_table
     from magmerge.report.tables import plain
 
     if options["list"]:

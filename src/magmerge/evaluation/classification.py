@@ -18,8 +18,8 @@ from magmerge.core.errors import CheckpointError, MagmergeError
 from magmerge.data import Images, Inputs, Preparation, Rows, Texts, prepare
 from magmerge.data.pixels import Pixels, open_processor
 from magmerge.data.rows import Picture
-from magmerge.evaluation.batches import Batch, forward
 from magmerge.evaluation.entries import Features
+from magmerge.evaluation.runner import Batch, forward
 
 BATCH = 32
 
@@ -68,7 +68,9 @@ def class_batches(
         if isinstance(content, Texts):
             order = _longest_first(content)
             rows = replace(rows, content=_reordered(content, order))
-        calls = [(one.rows, partial(_same, one)) for one in prepare(rows, folder, options, BATCH)]
+        calls = [
+            (call.rows, partial(_same, call)) for call in prepare(rows, folder, options, BATCH)
+        ]
     measure, left = partial(_measured, features, head, answer), iter(order)
     return tuple(Batch(tuple(islice(left, count)), inputs, measure) for count, inputs in calls)
 
@@ -92,7 +94,9 @@ def _measured(
 def _longest_first(texts: Texts) -> list[int]:
     """The rows by length in letters, of a pair that of both texts."""
     seconds = texts.pairs or ("",) * len(texts)
-    lengths = [len(one) + len(two) for one, two in zip(texts.values, seconds, strict=True)]
+    lengths = [
+        len(first) + len(second) for first, second in zip(texts.values, seconds, strict=True)
+    ]
     return sorted(range(len(texts)), key=lambda row: -lengths[row])
 
 
@@ -174,9 +178,9 @@ READINGS: Mapping[Answer, Callable[[Tensor, int, str], Tensor]] = {
 }
 
 
-def features_of(output: Any, inputs: Inputs, wanted: Features) -> Tensor:
+def features_of(output: Any, inputs: Inputs, part: Features) -> Tensor:
     """The wanted part of a module's output, in float32."""
-    return READERS[wanted](output, inputs).float()
+    return READERS[part](output, inputs).float()
 
 
 def _mean(output: Any, inputs: Inputs) -> Tensor:
@@ -211,7 +215,7 @@ def _embeds(output: Any, _inputs: Inputs) -> Tensor:
 def _plain(output: Any, _inputs: Inputs) -> Tensor:
     tensors = [getattr(output, "logits", output)]
     if not isinstance(tensors[0], Tensor):
-        tensors = [one for one in _parts(output) if isinstance(one, Tensor)]
+        tensors = [part for part in _parts(output) if isinstance(part, Tensor)]
     if len(tensors) != 1:
         raise _lacking(output, "logits", "use features: mean, cls or pooler, with a head")
     tensor: Tensor = tensors[0]

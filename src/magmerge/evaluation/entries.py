@@ -15,7 +15,7 @@ from magmerge.data import Preparation
 
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "perplexity"]
 Features = Literal["mean", "cls", "pooler", "embeds", "output"]
-Kind = Literal["classes", "values", "choices", "perplexity"]
+AnswerKind = Literal["classes", "values", "choices", "perplexity"]
 OF_VALUES = frozenset({"pearson", "spearman"})
 """Metrics of numbers, not of classes."""
 STRICT = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -72,14 +72,14 @@ class TaskEntry(BaseModel):
 
     @model_validator(mode="after")
     def _one_kind(self) -> TaskEntry:
-        asked = self.choices is not None or self.choices_field is not None
+        has_choices = self.choices is not None or self.choices_field is not None
         if self.choices is not None and self.choices_field is not None:
             raise ValueError("choices and choices_field exclude each other")
-        if asked and self.head is not None:
+        if has_choices and self.head is not None:
             raise ValueError("choices and head exclude each other")
-        if self.metric == "perplexity" and (asked or self.head):
+        if self.metric == "perplexity" and (has_choices or self.head):
             raise ValueError("perplexity takes neither choices nor head")
-        if self.metric in OF_VALUES and (asked or self.classes):
+        if self.metric in OF_VALUES and (has_choices or self.classes):
             raise ValueError(f"{self.metric} is of numbers: it takes neither choices nor classes")
         if self.choices_field is not None and self.metric != "accuracy":
             raise ValueError("choices_field goes with accuracy: the rows have no classes in common")
@@ -90,7 +90,7 @@ class TaskEntry(BaseModel):
         return self
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> AnswerKind:
         """What the model is asked for."""
         if self.metric == "perplexity":
             return "perplexity"
@@ -155,14 +155,14 @@ def read_yaml(path: Path, remedy: str) -> Any:
         ) from error
 
 
-def chosen_tasks(suite: SuiteEntry, wanted: Sequence[str] | None, source: str) -> list[str]:
+def chosen_tasks(suite: SuiteEntry, tasks: Sequence[str] | None, source: str) -> list[str]:
     """The names of the tasks asked for, in the suite's order; None for all."""
-    for name in wanted or ():
+    for name in tasks or ():
         if name not in suite.tasks:
             raise UnknownNameError(
                 f"there is no task {name!r}", source=source, remedy=suggestion(name, suite.tasks)
             )
-    return [name for name in suite.tasks if wanted is None or name in wanted]
+    return [name for name in suite.tasks if tasks is None or name in tasks]
 
 
 def resolved(folder: Path, text: str) -> str:

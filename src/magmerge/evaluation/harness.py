@@ -21,7 +21,8 @@ from magmerge.core.errors import MagmergeError, MagmergeWarning, ParameterError,
 from magmerge.core.errors import suggestion as near
 from magmerge.core.machine import Progress
 from magmerge.data.extras import needed
-from magmerge.evaluation.intervals import Z
+from magmerge.engine.result import Result
+from magmerge.evaluation.metrics import Z
 from magmerge.evaluation.runner import Hardware
 from magmerge.evaluation.scores import Scores, TaskScore
 from magmerge.live.modules import quiet_transformers
@@ -49,9 +50,9 @@ class LmEval:
     seed: int = 0
 
     @classmethod
-    def of(cls, given: Sequence[str] | Mapping[str, Any]) -> LmEval:
+    def of(cls, request: Sequence[str] | Mapping[str, Any]) -> LmEval:
         """From names of tasks, or from a mapping of fields; raises MagmergeError's children."""
-        content = dict(given) if isinstance(given, Mapping) else {"tasks": given}
+        content = dict(request) if isinstance(request, Mapping) else {"tasks": request}
         known = [field.name for field in fields(cls)]
         for name in content:
             if name not in known:
@@ -60,14 +61,14 @@ class LmEval:
                 )
         tasks = content.get("tasks") or ()
         content["tasks"] = (tasks,) if isinstance(tasks, str) else tuple(tasks)
-        made = cls(**content)
-        if not made.tasks:
+        question = cls(**content)
+        if not question.tasks:
             raise ParameterError("no task is named", remedy="give one with --lm-eval (lm_eval=)")
         for name, least in (("limit", 1), ("num_fewshot", 0), ("batch_size", 1)):
-            value = getattr(made, name)
+            value = getattr(question, name)
             if value is not None and (not isinstance(value, int) or value < least):
                 raise ParameterError(f"{name} is {value!r}", remedy=f"give {least} or more")
-        return made
+        return question
 
 
 def run_harness(
@@ -206,13 +207,13 @@ def _task_index(question: LmEval) -> Any:
     return index
 
 
-def _rows(results: Mapping[str, Any], asked: Sequence[str], seconds: float) -> Iterator[TaskScore]:
+def _rows(results: Mapping[str, Any], tasks: Sequence[str], seconds: float) -> Iterator[TaskScore]:
     """A row for each task and metric; a group without own scores gives those of its tasks."""
     table, members = results["results"], results.get("group_subtasks") or {}
-    names = [name for one in asked for name in _with_scores(one, table, members)]
+    names = [name for task in tasks for name in _with_scores(task, table, members)]
     # Tags are no groups: their tasks are found under names that were not asked for.
     names = names or list(table)
-    missing = [name for name in table if not any(name in _below(one, members) for one in asked)]
+    missing = [name for name in table if not any(name in _below(task, members) for task in tasks)]
     names = list(dict.fromkeys([*names, *missing]))
     count = sum(1 for name in names for _ in _metrics(table[name]))
     for name in names:
@@ -232,13 +233,13 @@ def _with_scores(
     if name in table and any(_metrics(table[name])):
         return [name]
     return [
-        current for one in members.get(name, ()) for current in _with_scores(one, table, members)
+        task for member in members.get(name, ()) for task in _with_scores(member, table, members)
     ]
 
 
 def _below(name: str, members: Mapping[str, Sequence[str]]) -> set[str]:
     """A task or group, and all that belongs to it."""
-    return {name}.union(*(_below(one, members) for one in members.get(name, ())))
+    return {name}.union(*(_below(member, members) for member in members.get(name, ())))
 
 
 def _metrics(row: Mapping[str, Any]) -> Iterator[tuple[str, float, float | None]]:
@@ -262,7 +263,9 @@ def _explained(folder: Path, question: LmEval) -> Iterator[None]:
         raise
     except Exception as error:
         names = ", ".join(question.tasks)
-        if any(mark in type(one).__name__.lower() for one in _causes(error) for mark in OFFLINE):
+        if any(
+            mark in type(cause).__name__.lower() for cause in _causes(error) for mark in OFFLINE
+        ):
             raise MagmergeError(
                 f"the data of {names} cannot be fetched: {_first_line(error)}",
                 source=SUITE,

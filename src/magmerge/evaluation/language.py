@@ -12,21 +12,21 @@ from torch.nn.functional import cross_entropy
 
 from magmerge.core.errors import MagmergeError
 from magmerge.data import DataError, Inputs
-from magmerge.evaluation.batches import Batch, forward, takes
+from magmerge.evaluation.runner import Batch, forward, takes
 
 BATCH = 32
 LOGITS = 1 << 25
 """Logits that one call may make, so that memory is bounded however large the vocabulary."""
 
 
-class Piece(NamedTuple):
+class TokenSpan(NamedTuple):
     """Tokens, of which those from place `first` on are looked at."""
 
     tokens: tuple[int, ...]
     first: int
 
 
-def _losses(pieces: Sequence[Piece], module: nn.Module, inputs: Inputs) -> Tensor:
+def _losses(pieces: Sequence[TokenSpan], module: nn.Module, inputs: Inputs) -> Tensor:
     """Summed negative log-probability in nats, and number of tokens: [pieces, 2]."""
     losses = [_loss(*pair) for pair in _logits(module, inputs, pieces)]
     counts = [len(piece.tokens) - piece.first for piece in pieces]
@@ -34,7 +34,7 @@ def _losses(pieces: Sequence[Piece], module: nn.Module, inputs: Inputs) -> Tenso
 
 
 def _best_next(
-    pieces: Sequence[Piece], choices: Sequence[Sequence[int]], module: nn.Module, inputs: Inputs
+    pieces: Sequence[TokenSpan], choices: Sequence[Sequence[int]], module: nn.Module, inputs: Inputs
 ) -> Tensor:
     """Of choices of one token, which one call tells: the best, and how many: [rows, 2]."""
     lines = []
@@ -44,7 +44,7 @@ def _best_next(
 
 
 def _best_piece(
-    pieces: Sequence[Piece], counts: Sequence[int], module: nn.Module, inputs: Inputs
+    pieces: Sequence[TokenSpan], counts: Sequence[int], module: nn.Module, inputs: Inputs
 ) -> Tensor:
     """Of prompts with each of their choices, `counts` of a row: the same."""
     losses = torch.tensor([_loss(*pair) for pair in _logits(module, inputs, pieces)])
@@ -59,7 +59,7 @@ def text_batches(tokenizer: Any, texts: Sequence[str], limit: int) -> tuple[Batc
     token are left out, and the rows are numbered without them.
     """
     tokens = tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
-    pieces = [Piece(tuple(one), 1) for one in tokens if len(one) > 1]
+    pieces = [TokenSpan(tuple(text), 1) for text in tokens if len(text) > 1]
 
     def batch(rows: list[int]) -> Batch:
         return _batch(rows, [pieces[row] for row in rows], _losses)
@@ -81,36 +81,38 @@ def choice_batches(
         _fitting(prompt, limit - max(map(len, tails[row])), tokenizer, source)
         for row, prompt in enumerate(_tokens(tokenizer, texts))
     ]
-    single = {row for row, parts in enumerate(tails) if all(len(one) == 1 for one in parts)}
+    single = {row for row, parts in enumerate(tails) if all(len(tail) == 1 for tail in parts)}
 
     def following(rows: list[int]) -> Batch:
         # The logits at a prompt's last token are those of the token after it.
-        pieces = [Piece((*prompts[row], 0), len(prompts[row])) for row in rows]
-        numbers = [[one[0] for one in tails[row]] for row in rows]
+        pieces = [TokenSpan((*prompts[row], 0), len(prompts[row])) for row in rows]
+        numbers = [[tail[0] for tail in tails[row]] for row in rows]
         return _batch(rows, pieces, _best_next, numbers)
 
     def whole(rows: list[int]) -> Batch:
         pieces = [
-            Piece((*prompts[row], *tail), len(prompts[row])) for row in rows for tail in tails[row]
+            TokenSpan((*prompts[row], *tail), len(prompts[row]))
+            for row in rows
+            for tail in tails[row]
         ]
         return _batch(rows, pieces, _best_piece, [len(tails[row]) for row in rows])
 
     words = len(tokenizer)
     lengths = [len(prompt) + 1 for prompt in prompts]
     parts = list(_grouped(sorted(single), lengths, words, following))
-    several = [row for row in range(len(prompts)) if row not in single]
+    longer = [row for row in range(len(prompts)) if row not in single]
     lengths = [
         (len(prompt) + max(map(len, tails[row]))) * len(tails[row])
         for row, prompt in enumerate(prompts)
     ]
-    return (*parts, *_grouped(several, lengths, words, whole))
+    return (*parts, *_grouped(longer, lengths, words, whole))
 
 
 def _tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Tokens of texts that something follows: without a mark of the end."""
     parts = tokenizer(list(texts), verbose=False)["input_ids"]
     end = tokenizer.eos_token_id
-    return [one[:-1] if len(one) > 1 and one[-1] == end else one for one in parts]
+    return [text[:-1] if len(text) > 1 and text[-1] == end else text for text in parts]
 
 
 def _continuations(
@@ -121,7 +123,7 @@ def _continuations(
     Where a choice would merge with the prompt's last token, it is tokenised by itself.
     """
     alone = {}
-    for choice in dict.fromkeys(one for own in choices for one in own):
+    for choice in dict.fromkeys(choice for own in choices for choice in own):
         alone[choice] = tokenizer(choice, add_special_tokens=False)["input_ids"]
         if not alone[choice]:
             raise DataError(
@@ -151,25 +153,25 @@ def _fitting(prompt: list[int], room: int, tokenizer: Any, source: str) -> tuple
 
 
 def _grouped(
-    rows: Sequence[int], lengths: Sequence[int], words: int, made: Callable[[list[int]], Batch]
+    rows: Sequence[int], lengths: Sequence[int], words: int, batch: Callable[[list[int]], Batch]
 ) -> Iterator[Batch]:
     """Batches of rows of like length, the long ones first, that keep to LOGITS and BATCH."""
     group: list[int] = []
     for row in sorted(rows, key=lambda row: -lengths[row]):
         longest = lengths[group[0]] if group else 0
         if group and (len(group) == BATCH or (len(group) + 1) * longest * words > LOGITS):
-            yield made(group)
+            yield batch(group)
             group = []
         group.append(row)
     if group:
-        yield made(group)
+        yield batch(group)
 
 
-def _batch(rows: list[int], pieces: list[Piece], measure: Any, *options: Any) -> Batch:
+def _batch(rows: list[int], pieces: list[TokenSpan], measure: Any, *options: Any) -> Batch:
     return Batch(tuple(rows), partial(_inputs, pieces), partial(measure, pieces, *options))
 
 
-def _inputs(pieces: Sequence[Piece]) -> Inputs:
+def _inputs(pieces: Sequence[TokenSpan]) -> Inputs:
     """Tokens padded to one length, and the mask of those that are no padding."""
     length = max(len(piece.tokens) for piece in pieces) - 1
     # The last token predicts nothing that is asked for, so the module does not see it.
@@ -182,8 +184,8 @@ def _inputs(pieces: Sequence[Piece]) -> Inputs:
 
 
 def _logits(
-    module: nn.Module, inputs: Inputs, pieces: Sequence[Piece]
-) -> Iterator[tuple[Piece, Tensor]]:
+    module: nn.Module, inputs: Inputs, pieces: Sequence[TokenSpan]
+) -> Iterator[tuple[TokenSpan, Tensor]]:
     """For each piece the logits that predict its tokens from `first` on: [tokens, words]."""
     length = max(len(piece.tokens) for piece in pieces) - 1
     kwargs: dict[str, Any] = dict(inputs.kwargs)
@@ -204,7 +206,7 @@ def _logits(
         yield piece, logits[line, piece.first - 1 - skipped : len(piece.tokens) - 1 - skipped]
 
 
-def _loss(piece: Piece, logits: Tensor) -> float:
+def _loss(piece: TokenSpan, logits: Tensor) -> float:
     """Summed negative log-probability of the tokens from `first` on, in float32."""
-    wanted = torch.tensor(piece.tokens[piece.first :], device=logits.device)
-    return float(cross_entropy(logits.float(), wanted, reduction="sum"))
+    tokens = torch.tensor(piece.tokens[piece.first :], device=logits.device)
+    return float(cross_entropy(logits.float(), tokens, reduction="sum"))

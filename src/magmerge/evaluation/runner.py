@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -13,14 +15,96 @@ import torch
 from torch import Tensor, nn
 
 from magmerge.core import dtypes
-from magmerge.core.errors import ParameterError
+from magmerge.core.errors import MagmergeError, ParameterError
 from magmerge.core.machine import CPU, Machine, Progress
 from magmerge.core.machine import DEFAULT_MEMORY as DEFAULT
 from magmerge.data import Inputs
 from magmerge.engine.executors import local
-from magmerge.evaluation.batches import Batch, Prepared, batches_ahead, copied, in_order
-from magmerge.evaluation.weights import LiveModel, Weights, evaluating
+from magmerge.evaluation.live_model import LiveModel, ModelWeights, evaluating
 from magmerge.linalg.device import open_device
+from magmerge.live.calls import placed
+
+AHEAD = 2
+"""Batches for each worker that are made, or being made, before the model asks for them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Some rows of a task, by their numbers.
+
+    `inputs` makes a module's inputs, and decodes images; `measure` calls the module once and gives
+    what it makes of each row, on the CPU: one line a row.
+    """
+
+    rows: tuple[int, ...]
+    inputs: Callable[[], Inputs]
+    measure: Callable[[nn.Module, Inputs], Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A task's batches, its number of rows, and their labels, None for perplexity."""
+
+    batches: tuple[Batch, ...]
+    count: int
+    labels: Tensor | None
+    source: str
+
+
+def batches_ahead(
+    batches: Sequence[Batch], pool: ThreadPoolExecutor, workers: int
+) -> Iterator[tuple[Batch, Future[Inputs]]]:
+    """Each batch with its inputs, which `pool` makes in time but not far ahead.
+
+    At most AHEAD * workers of them are made and not yet taken. Each is made as a whole by one
+    thread, so that it is the same for any number of them.
+    """
+    waiting: deque[tuple[Batch, Future[Inputs]]] = deque()
+    for batch in batches:
+        waiting.append((batch, pool.submit(batch.inputs)))
+        if len(waiting) > AHEAD * workers:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def in_order(batches: Sequence[Batch], lines: Sequence[Tensor]) -> Tensor:
+    """The lines of all batches in the order of the rows."""
+    rows = torch.tensor([row for batch in batches for row in batch.rows])
+    return torch.cat(list(lines))[rows.argsort()]
+
+
+def copied(inputs: Inputs) -> Inputs:
+    """Inputs that a model may change in place: the next one gets them as they were."""
+
+    def copy(part: Any) -> Any:
+        return part.clone() if isinstance(part, Tensor) else part
+
+    kwargs = {key: copy(part) for key, part in inputs.kwargs.items()}
+    return Inputs(tuple(map(copy, inputs.args)), kwargs, inputs.rows)
+
+
+def forward(module: nn.Module, inputs: Inputs) -> Any:
+    """The module's output for inputs on its own device, in its own floating-point format."""
+    args, kwargs = placed(inputs, module)
+    try:
+        return module(*args, **kwargs)
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        shapes = [*map(_shape, inputs.args)]
+        shapes += [f"{name}={_shape(value)}" for name, value in kwargs.items()]
+        raise MagmergeError(
+            f"the model fails on inputs {', '.join(shapes)}: {str(error).partition(chr(10))[0]}",
+            source=type(module).__name__,
+            remedy="check that model class and data of the suite belong together",
+        ) from error
+
+
+def takes(module: nn.Module, name: str) -> bool:
+    """Whether the module's forward has a parameter of this name."""
+    return name in inspect.signature(module.forward).parameters
+
+
+def _shape(value: Any) -> str:
+    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +152,7 @@ class Runner:
         self._lives, self._machine, self._progress = lives, machine, progress
         self._total, self._done = total, 0
 
-    def groups(self, models: Sequence[Weights]) -> Iterator[list[nn.Module]]:
+    def groups(self, models: Sequence[ModelWeights]) -> Iterator[list[nn.Module]]:
         """As many of the models at once as fit into memory, at least one, until none is left.
 
         A group must be done with before the next is asked for, whose models take its places.
@@ -99,7 +183,7 @@ class Runner:
             for module in modules:
                 stack.enter_context(evaluating(module))
             pool = stack.enter_context(ThreadPoolExecutor(workers))
-            jobs = (partial(call, *one) for one in batches_ahead(task.batches, pool, workers))
+            jobs = (partial(call, *job) for job in batches_ahead(task.batches, pool, workers))
             lines = local.run(local.single(jobs), threads=self._machine.lanes, done=self._count)
         return [in_order(task.batches, own) for own in zip(*lines, strict=True)]
 

@@ -61,19 +61,19 @@ class Scores:
 
         Of a task with several metrics, as harnesses have them, the first counts.
         """
-        rising = [one for one in self.tasks if one.metric not in LOWER_IS_BETTER]
-        first = {one.task: one.score for one in reversed(rising)}
-        return _mean([first[name] for name in dict.fromkeys(one.task for one in rising)])
+        rising = [task for task in self.tasks if task.metric not in LOWER_IS_BETTER]
+        first = {task.task: task.score for task in reversed(rising)}
+        return _mean([first[name] for name in dict.fromkeys(task.task for task in rising)])
 
     @property
     def relative(self) -> float | None:
         """Mean relative score; None unless every task has one."""
-        values = [one.relative for one in self.tasks]
+        values = [task.relative for task in self.tasks]
         known = [value for value in values if value is not None]
         return _mean(known) if len(known) == len(values) else None
 
     def __getitem__(self, task: str) -> TaskScore:
-        return next(one for one in self.tasks if one.task == task)
+        return next(row for row in self.tasks if row.task == task)
 
     def document(self) -> dict[str, Any]:
         """The same as JSON holds it."""
@@ -84,11 +84,11 @@ class Scores:
             "model": self.model,
             "tasks": [
                 {
-                    **{key: value for key, value in asdict(one).items() if key != "seconds"},
-                    "relative": one.relative,
-                    "seconds": one.seconds,
+                    **{key: value for key, value in asdict(task).items() if key != "seconds"},
+                    "relative": task.relative,
+                    "seconds": task.seconds,
                 }
-                for one in self.tasks
+                for task in self.tasks
             ],
             "mean": {"score": self.mean, "relative": self.relative},
             "seconds": self.seconds,
@@ -101,7 +101,7 @@ class Scores:
 
 def save_all(scores: Sequence[Scores], path: str | Path, *, overwrite: bool = False) -> Path:
     """The same for several models: a list of their documents."""
-    return _write(path, [one.document() for one in scores], overwrite=overwrite)
+    return _write(path, [row.document() for row in scores], overwrite=overwrite)
 
 
 def _write(path: str | Path, content: Any, *, overwrite: bool) -> Path:

@@ -1,19 +1,21 @@
-"""The table of an evaluation."""
+"""Evaluations and named suites as tables of a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
 from magmerge.core.errors import printable
 from magmerge.evaluation.scores import LOWER_IS_BETTER
+from magmerge.evaluation.suites import NamedSuite
 from magmerge.report.tables import plain, table
 
 if TYPE_CHECKING:
     from magmerge.evaluation import Scores, TaskScore
+
 
 PERCENT = frozenset({"accuracy", "f1", "acc", "acc_norm", "exact_match"})
 """Metrics that people read in percent."""
@@ -22,27 +24,27 @@ NUMBERS = ("rows", "score", "95 % interval", "expert", "of expert", "s")
 
 def scores_table(scores: Scores) -> Table:
     """A row for each task, and the means; experts' columns only where an expert is known."""
-    known = any(one.expert is not None for one in scores.tasks)
+    known = any(task.expert is not None for task in scores.tasks)
     columns = [name for name in NUMBERS if known or "expert" not in name]
-    made = table("", "task", "metric", *columns, numbers=columns)
-    made.title = None
-    for one in scores.tasks:
-        relative = [_spoken(one.metric, one.expert), _percent(one.relative)] if known else []
-        made.add_row(
-            _task(one),
-            one.metric,
-            str(one.count),
-            plain(_spoken(one.metric, one.score), "bold"),
-            plain(_interval(one), "dim"),
+    grid = table("", "task", "metric", *columns, numbers=columns)
+    grid.title = None
+    for task in scores.tasks:
+        relative = [_spoken(task.metric, task.expert), _percent(task.relative)] if known else []
+        grid.add_row(
+            _task(task),
+            task.metric,
+            str(task.count),
+            plain(_spoken(task.metric, task.score), "bold"),
+            plain(_interval(task), "dim"),
             *relative,
-            f"{one.seconds:.1f}",
+            f"{task.seconds:.1f}",
         )
     if len(scores.tasks) > 1:
         mean = "" if scores.mean is None else f"{100 * scores.mean:.1f}"
         relative = ["", _percent(scores.relative)] if known else []
-        seconds = f"{sum(one.seconds for one in scores.tasks):.1f}"
-        made.add_row(plain("mean", "bold"), "", "", plain(mean, "bold"), "", *relative, seconds)
-    return made
+        seconds = f"{sum(task.seconds for task in scores.tasks):.1f}"
+        grid.add_row(plain("mean", "bold"), "", "", plain(mean, "bold"), "", *relative, seconds)
+    return grid
 
 
 def scores_heading(scores: Scores) -> Text:
@@ -52,18 +54,18 @@ def scores_heading(scores: Scores) -> Text:
 
 def comparison_table(scores: Sequence[Scores]) -> Table:
     """A row for each model, a column for each task, and the means; the best of a column is bold."""
-    tasks = [(one.task, one.title, one.metric) for one in scores[0].tasks]
-    several = len({task for task, _, _ in tasks}) < len(tasks)
-    names = [f"{task} {metric}" if several else task for task, _, metric in tasks]
+    tasks = [(task.task, task.title, task.metric) for task in scores[0].tasks]
+    repeated = len({task for task, _, _ in tasks}) < len(tasks)
+    names = [f"{task} {metric}" if repeated else task for task, _, metric in tasks]
     means = ["mean"] if len(tasks) > 1 else []
-    made = table(
+    grid = table(
         "", "model", *(printable(name) for name in (*names, *means)), numbers=names + means
     )
-    made.title = None
-    columns = [[_score_of(one, task, metric) for one in scores] for task, _, metric in tasks]
+    grid.title = None
+    columns = [[_score_of(model, task, metric) for model in scores] for task, _, metric in tasks]
     best = [_best(values, metric) for values, (_, _, metric) in zip(columns, tasks, strict=True)]
-    mean = [one.mean for one in scores]
-    for row, one in enumerate(scores):
+    mean = [model.mean for model in scores]
+    for row, model in enumerate(scores):
         cells = [
             plain(_spoken(metric, values[row]), "bold" if values[row] == top else "")
             for values, top, (_, _, metric) in zip(columns, best, tasks, strict=True)
@@ -72,27 +74,27 @@ def comparison_table(scores: Sequence[Scores]) -> Table:
             top = _best(mean, "mean")
             text = "" if mean[row] is None else f"{100 * (mean[row] or 0):.1f}"
             cells.append(plain(text, "bold" if mean[row] == top else ""))
-        made.add_row(plain(one.model), *cells)
-    return made
+        grid.add_row(plain(model.model), *cells)
+    return grid
 
 
 def comparison_heading(scores: Sequence[Scores]) -> Text:
     """On what the models were measured, and on how many rows of each task."""
-    counts = ", ".join(f"{one.task} {one.count}" for one in scores[0].tasks)
+    counts = ", ".join(f"{task.task} {task.count}" for task in scores[0].tasks)
     heading = plain(f"{len(scores)} models on {_where(scores[0])}")
     return Text("\n").join([heading, plain(f"rows: {counts}", "dim")])
 
 
 def scores_notes(scores: Scores) -> list[str]:
     """What a reader of the table must know."""
-    metrics = {one.metric for one in scores.tasks}
+    metrics = {task.metric for task in scores.tasks}
     notes = []
     if metrics & PERCENT:
         notes.append(f"{' and '.join(sorted(metrics & PERCENT))} in %.")
     lower = sorted(metrics & LOWER_IS_BETTER)
     if lower:
         notes.append(f"{' and '.join(lower)}: the lower the better; not in the mean score.")
-    if any(one.relative is not None for one in scores.tasks):
+    if any(task.relative is not None for task in scores.tasks):
         notes.append("of expert: the score in % of the task's own expert's; above 100 is better.")
     return notes
 
@@ -102,7 +104,7 @@ def _where(scores: Scores) -> str:
 
 
 def _score_of(scores: Scores, task: str, metric: str) -> float | None:
-    known = {(one.task, one.metric): one.score for one in scores.tasks}
+    known = {(row.task, row.metric): row.score for row in scores.tasks}
     return known.get((task, metric))
 
 
@@ -112,14 +114,14 @@ def _best(values: Sequence[float | None], metric: str) -> float | None:
     return best(there) if len(there) > 1 else None
 
 
-def _interval(one: TaskScore) -> str:
-    if one.low is None or one.high is None:
+def _interval(task: TaskScore) -> str:
+    if task.low is None or task.high is None:
         return ""
-    return f"{_spoken(one.metric, one.low)} to {_spoken(one.metric, one.high)}"
+    return f"{_spoken(task.metric, task.low)} to {_spoken(task.metric, task.high)}"
 
 
-def _task(one: TaskScore) -> Text:
-    return plain(one.task) if one.title == one.task else plain(f"{one.title} ({one.task})")
+def _task(task: TaskScore) -> Text:
+    return plain(task.task) if task.title == task.task else plain(f"{task.title} ({task.task})")
 
 
 def _spoken(metric: str, value: float | None) -> str:
@@ -132,3 +134,28 @@ def _spoken(metric: str, value: float | None) -> str:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f} %"
+
+
+def suite_table(suite: NamedSuite) -> Table:
+    """A row for each entry of a suite that was written, with where its test data is."""
+    grid = table(f"suite {suite.name}", "task", "metric", "classes", "data", numbers=["classes"])
+    for task in suite.tasks:
+        grid.add_row(
+            plain(f"{task.title} ({task.name})"),
+            task.metric,
+            str(task.classes or ""),
+            plain(task.origin),
+        )
+    return grid
+
+
+def suites_table(entries: Sequence[dict[str, Any]]) -> Table:
+    """Every named suite: its kind, and its tasks with their numbers of classes."""
+    grid = table("named suites", "suite", "kind", "tasks (classes)")
+    for entry in entries:
+        tasks = ", ".join(
+            f"{task['task']} ({task['classes']})" if task["classes"] else task["task"]
+            for task in entry["tasks"]
+        )
+        grid.add_row(plain(entry["suite"], "bold"), entry["kind"], plain(tasks))
+    return grid

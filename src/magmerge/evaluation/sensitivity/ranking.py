@@ -31,18 +31,18 @@ from magmerge.engine.resolve import EXPERT, experts_by_name, open_job
 from magmerge.engine.samples import options_of, with_origin
 from magmerge.evaluation.classification import read_head
 from magmerge.evaluation.entries import Features
-from magmerge.evaluation.labels import class_numbers
-from magmerge.evaluation.sensitivity.exact import Deltas, by_trial, run_all
-from magmerge.evaluation.sensitivity.fast import by_derivative
-from magmerge.evaluation.sensitivity.scores import (
-    Batch,
+from magmerge.evaluation.sensitivity.criteria import (
+    Criterion,
+    CriterionName,
     Drift,
     Errors,
+    LabelledBatch,
     Loss,
-    Name,
-    Score,
     kept_features,
 )
+from magmerge.evaluation.sensitivity.layer_derivatives import by_derivative
+from magmerge.evaluation.sensitivity.layer_trials import TaskVectors, by_trial, run_all
+from magmerge.evaluation.task_scores import class_numbers
 from magmerge.live.coverage import Followed, follow
 from magmerge.live.merged import AtWork, Changed, put_to_work
 from magmerge.live.weights import at_rest
@@ -65,7 +65,7 @@ class Sensitivity:
     `unranked`: layers that derivatives could not be taken of, in fast mode.
     """
 
-    score: Name
+    score: CriterionName
     mode: Literal["exact", "fast"]
     factor: float
     alpha: int
@@ -112,7 +112,7 @@ def sensitivity(
     base: Model,
     experts: Experts,
     data: Any,
-    score: Name = "drift",
+    score: CriterionName = "drift",
     mode: Literal["exact", "fast"] = "exact",
     alpha: int = 10,
     samples: int | SampleOptions | Mapping[str, Any] = 64,
@@ -155,13 +155,13 @@ def sensitivity(
     with at_rest(active.model):
         judge = _judge(score, active.model, batches, head, features)
         deltas = Changed(job.models, active.weights).merged
-        found = _try_all(active.model, layers, batches, judge, deltas, mode, seed, job.machine)
-    stored = {one.layer.name: _stored_name(one) for one in layers}
-    found = {stored[name]: worse for name, worse in found.items()}
+        harms = _try_all(active.model, layers, batches, judge, deltas, mode, seed, job.machine)
+    stored = {layer.layer.name: _stored_name(layer) for layer in layers}
+    harms = {stored[name]: worse for name, worse in harms.items()}
     result = Sensitivity(
-        score, mode, FACTOR, alpha, sum(one.inputs.rows for one in batches), options.seed,
-        job.recipe.base or "", job.recipe.experts, found,
-        tuple(name for name in stored.values() if name not in found),
+        score, mode, FACTOR, alpha, sum(batch.inputs.rows for batch in batches), options.seed,
+        job.recipe.base or "", job.recipe.experts, harms,
+        tuple(name for name in stored.values() if name not in harms),
     )  # fmt: skip
     if out is not None:
         result.save(out, overwrite=overwrite)
@@ -171,9 +171,9 @@ def sensitivity(
 def _try_all(
     live: nn.Module,
     layers: Sequence[Followed],
-    batches: Sequence[Batch],
-    judge: Score,
-    deltas: Deltas,
+    batches: Sequence[LabelledBatch],
+    judge: Criterion,
+    deltas: TaskVectors,
     mode: str,
     seed: int,
     machine: Machine,
@@ -190,14 +190,14 @@ def _job(
     base: Model, experts: Mapping[str, Model], ignore: tuple[str, ...], machine: Machine
 ) -> Job:
     """The averaged merge."""
-    described = {role: _described(one) for role, one in {"base": base, **experts}.items()}
+    described = {role: _described(source) for role, source in {"base": base, **experts}.items()}
     recipe = Recipe(
         base=described["base"],
         experts={name: described[name] for name in experts},
         method="average",
         ignore=ignore,
     )
-    models = {"base": base, **{f"{EXPERT}{name}": one for name, one in experts.items()}}
+    models = {"base": base, **{f"{EXPERT}{name}": expert for name, expert in experts.items()}}
     return open_job(recipe, models, machine=machine)
 
 
@@ -242,7 +242,7 @@ def _batches(
     options: SampleOptions,
     label_field: str | None,
     classes: Sequence[str] | None,
-) -> list[Batch]:
+) -> list[LabelledBatch]:
     rows = read_samples(
         data,
         name="generic",
@@ -256,14 +256,14 @@ def _batches(
     warn(rows.notes)
     inputs = prepare_rows(rows, job.models.layout.folder, options.preparation, options.batch)
     if label_field is None:
-        return [Batch(one) for one in inputs]
+        return [LabelledBatch(call) for call in inputs]
     if rows.labels is None:
         raise ParameterError(
             "samples in memory have no labels", remedy="give a file, or score by drift"
         )
     labels = class_numbers(rows.labels, classes or rows.classes, rows.source)
-    parts = torch.split(labels, [one.rows for one in inputs])
-    return [Batch(one, part) for one, part in zip(inputs, parts, strict=True)]
+    parts = torch.split(labels, [call.rows for call in inputs])
+    return [LabelledBatch(call, part) for call, part in zip(inputs, parts, strict=True)]
 
 
 def _layers(active: AtWork, plan: Plan) -> list[Followed]:
@@ -271,7 +271,7 @@ def _layers(active: AtWork, plan: Plan) -> list[Followed]:
     merged = {step.spec.name: step.kind for step in plan.steps if step.action == "merge"}
     names = {name: stored for name, stored in active.names.items() if stored in merged}
     layers, _ = follow(active.model, names, {})
-    return [one for one in layers if any(merged[t] in MATRICES for t in one.tensors.values())]
+    return [layer for layer in layers if any(merged[t] in MATRICES for t in layer.tensors.values())]
 
 
 def _stored_name(followed: Followed) -> str:
@@ -281,12 +281,12 @@ def _stored_name(followed: Followed) -> str:
 
 
 def _judge(
-    score: Name,
+    score: CriterionName,
     live: nn.Module,
-    batches: Sequence[Batch],
+    batches: Sequence[LabelledBatch],
     head: str | Path | None,
     features: Features,
-) -> Score:
+) -> Criterion:
     if score == "drift":
         outputs, _ = run_all(live, batches)
         return Drift(

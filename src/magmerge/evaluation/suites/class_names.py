@@ -10,7 +10,7 @@ from magmerge.core.errors import printable, suggestion
 from magmerge.data.rows import DataError
 
 if TYPE_CHECKING:
-    from magmerge.evaluation.suites.definitions import ImageTask, Task
+    from magmerge.evaluation.suites.definitions import ImageTask, SuiteTask
 
 _INITIAL = re.compile(r"[a-z][_/]")
 
@@ -64,13 +64,13 @@ class ClassNames:
         return tuple(names)
 
 
-def numbers_by_name(task: Task) -> dict[str, int]:
+def numbers_by_name(task: SuiteTask) -> dict[str, int]:
     """The numbers of classes by their folded names and aliases."""
     known = {folded(name): number for number, name in enumerate(task.classes)}
     return known | {folded(alias): known[folded(name)] for alias, name in task.aliases.items()}
 
 
-def order_of(names: Sequence[str], task: Task, source: object) -> tuple[int, ...]:
+def order_of(names: Sequence[str], task: SuiteTask, source: object) -> tuple[int, ...]:
     """Where each of the task's classes is among `names`, which are those of another file.
 
     DataError unless `names` are the task's classes, each once.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,10 +14,10 @@ from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.kinds import read_config
 from magmerge.core.errors import CheckpointError, MagmergeError, ParameterError
 from magmerge.core.models import Checkpoint
+from magmerge.evaluation.entries import Features
 from magmerge.evaluation.suites.class_names import order_of
 from magmerge.evaluation.suites.definitions import TextTask
 
-Features = Literal["pooler", "cls"]
 PLAIN = {"weight": "classifier.weight", "bias": "classifier.bias"}
 DEEP = {
     "dense.weight": "classifier.dense.weight",
@@ -79,7 +79,7 @@ def _read(checkpoint: Checkpoint, names: Mapping[str, str]) -> dict[str, Tensor]
     for own in [key for key in names if key.endswith("bias") and key not in tensors]:
         tensors[own] = torch.zeros(len(tensors[f"{own.removesuffix('bias')}weight"]))
     if tensors["weight"].dim() != 2 or tensors["bias"].shape != tensors["weight"].shape[:1]:
-        shapes = ", ".join(f"{names[key]} {list(one.shape)}" for key, one in tensors.items())
+        shapes = ", ".join(f"{names[key]} {list(tensor.shape)}" for key, tensor in tensors.items())
         raise CheckpointError(
             f"its head does not fit together: {shapes}",
             source=checkpoint.source,
@@ -92,10 +92,10 @@ def _order(
     task: TextTask, config: Mapping[str, Any], rows: int, expert: Path
 ) -> tuple[tuple[int, ...], str | None]:
     """The head's row of each of the task's classes, and a note where they had to be assumed."""
-    wanted = max(len(task.classes), 1)
-    if rows != wanted:
+    count = max(len(task.classes), 1)
+    if rows != count:
         raise ParameterError(
-            f"its head has {rows} rows, and the task {'has' if task.classes else 'needs'} {wanted}",
+            f"its head has {rows} rows, and the task {'has' if task.classes else 'needs'} {count}",
             source=expert,
             remedy="check that this is the task's own expert",
         )

@@ -14,15 +14,15 @@ from magmerge.core.errors import UnknownNameError, suggestion
 from magmerge.evaluation.suites.class_names import folded
 
 STRICT = ConfigDict(frozen=True, extra="forbid")
-Kind = Literal["vision", "text"]
-Layout = Literal[
+SuiteKind = Literal["vision", "text"]
+ImageLayout = Literal[
     "cars", "cifar", "dtd", "eurosat", "food101", "gtsrb", "idx", "pets", "resisc45", "sun397",
     "svhn",
 ]  # fmt: skip
 TRAIN, TEST = "train", "test"
 
 
-class Task(BaseModel):
+class SuiteTask(BaseModel):
     """What all tasks have: their name for people, and where their data is on the hub.
 
     `splits` maps the suite's splits (train, test and perhaps validation) to those of the hub's
@@ -43,7 +43,7 @@ class Task(BaseModel):
     note: str | None = None
 
     @model_validator(mode="after")
-    def _sound(self) -> Task:
+    def _sound(self) -> SuiteTask:
         if not {TRAIN, TEST} <= set(self.splits) or self.splits[TRAIN] == self.splits[TEST]:
             raise ValueError("splits needs train and test, which differ")
         if len({folded(name) for name in self.classes}) != len(self.classes):
@@ -57,7 +57,7 @@ class Task(BaseModel):
         return f"{self.hub}:{self.config or ''}:{self.splits[split]}"
 
 
-class ImageTask(Task):
+class ImageTask(SuiteTask):
     """A task of images: the columns, the zero-shot prompts, and its local layouts.
 
     `classes` are the names in the prompts, in the order of the labels; `folders` what a local
@@ -70,7 +70,7 @@ class ImageTask(Task):
     templates: tuple[str, ...] = Field(min_length=1)
     folders: tuple[str, ...] | None = None
     initials: bool = False
-    layout: Layout | None = None
+    layout: ImageLayout | None = None
 
     @model_validator(mode="after")
     def _fitting(self) -> ImageTask:
@@ -81,7 +81,7 @@ class ImageTask(Task):
         return self
 
 
-class TextTask(Task):
+class TextTask(SuiteTask):
     """A task of texts, or of pairs of them; without classes it is a regression."""
 
     text: str
@@ -95,11 +95,14 @@ class Definition(BaseModel):
     model_config = STRICT
 
     name: str
-    kind: Kind
+    kind: SuiteKind
     tasks: tuple[str, ...] = Field(min_length=1)
 
 
-KINDS: Mapping[Kind, type[ImageTask] | type[TextTask]] = {"vision": ImageTask, "text": TextTask}
+KINDS: Mapping[SuiteKind, type[ImageTask] | type[TextTask]] = {
+    "vision": ImageTask,
+    "text": TextTask,
+}
 
 
 @cache
@@ -110,7 +113,7 @@ def definitions() -> Mapping[str, Definition]:
 
 
 @cache
-def task(kind: Kind, name: str) -> ImageTask | TextTask:
+def task(kind: SuiteKind, name: str) -> ImageTask | TextTask:
     """The facts of a task."""
     return KINDS[kind].model_validate(_read(kind, f"{name}.yaml"))
 
@@ -125,33 +128,33 @@ def definition(name: str) -> Definition:
     return facts
 
 
-def chosen(suite: Definition, wanted: Iterable[str] | None) -> dict[str, ImageTask | TextTask]:
+def chosen(suite: Definition, selection: Iterable[str] | None) -> dict[str, ImageTask | TextTask]:
     """The tasks asked for, under any of their spellings, in the suite's order; None for all.
 
     UnknownNameError with a suggestion for a name that the suite does not have.
     """
     tasks = {name: task(suite.kind, name) for name in suite.tasks}
-    if wanted is None:
+    if selection is None:
         return tasks
-    names = {task_name(suite, name) for name in wanted}
+    names = {task_name(suite, name) for name in selection}
     return {name: facts for name, facts in tasks.items() if name in names}
 
 
-def task_name(suite: Definition, wanted: str) -> str:
+def task_name(suite: Definition, title: str) -> str:
     """The suite's own name of a task; UnknownNameError with a suggestion where it has none."""
     known = {}
     for name in suite.tasks:
         for spelling in spellings(name, task(suite.kind, name)):
             known[folded(spelling)] = name
-    if folded(wanted) not in known:
+    if folded(title) not in known:
         raise UnknownNameError(
-            f"the suite {suite.name} has no task {wanted!r}",
-            remedy=suggestion(wanted, suite.tasks),
+            f"the suite {suite.name} has no task {title!r}",
+            remedy=suggestion(title, suite.tasks),
         )
-    return known[folded(wanted)]
+    return known[folded(title)]
 
 
-def spellings(name: str, facts: Task) -> Sequence[str]:
+def spellings(name: str, facts: SuiteTask) -> Sequence[str]:
     """A task's own name and all others."""
     return (name, *facts.spellings)
 
@@ -159,16 +162,16 @@ def spellings(name: str, facts: Task) -> Sequence[str]:
 def named_suites() -> list[dict[str, Any]]:
     """Every named suite for a program to read: name, kind, tasks with their numbers of classes."""
 
-    def entry(name: str, each: Task) -> dict[str, Any]:
+    def entry(name: str, each: SuiteTask) -> dict[str, Any]:
         return {"task": name, "title": each.title, "classes": len(each.classes), "data": each.hub}
 
     return [
         {
-            "suite": one.name,
-            "kind": one.kind,
-            "tasks": [entry(name, each) for name, each in chosen(one, None).items()],
+            "suite": suite.name,
+            "kind": suite.kind,
+            "tasks": [entry(name, each) for name, each in chosen(suite, None).items()],
         }
-        for one in definitions().values()
+        for suite in definitions().values()
     ]
 
 

@@ -12,7 +12,14 @@ from magmerge.data.image_folder import images
 from magmerge.data.library import MARKS, is_saved
 from magmerge.data.rows import DataError
 from magmerge.evaluation.suites.class_names import ClassNames, folded, order_of
-from magmerge.evaluation.suites.definitions import TEST, TRAIN, ImageTask, Task, TextTask, spellings
+from magmerge.evaluation.suites.definitions import (
+    TEST,
+    TRAIN,
+    ImageTask,
+    SuiteTask,
+    TextTask,
+    spellings,
+)
 from magmerge.evaluation.suites.layouts import LAYOUTS, Listed, missing
 
 FOLDERS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
@@ -37,7 +44,7 @@ class Local(NamedTuple):
     classes: tuple[str, ...]
 
 
-def local_data(name: str, task: Task, root: Path) -> Local:
+def local_data(name: str, task: SuiteTask, root: Path) -> Local:
     """The task's data under `root`; DataError where there is none, or it does not fit the task."""
     folder = _folder_of(name, task, root)
     if (folder / MARKS[0]).is_file():
@@ -54,10 +61,10 @@ def local_data(name: str, task: Task, root: Path) -> Local:
     )
 
 
-def _folder_of(name: str, task: Task, root: Path) -> Path:
+def _folder_of(name: str, task: SuiteTask, root: Path) -> Path:
     if not root.is_dir():
         raise DataError("it is no folder", source=root, remedy="check the path given to --data")
-    known = {folded(one) for one in spellings(name, task)}
+    known = {folded(spelling) for spelling in spellings(name, task)}
     if isinstance(task, ImageTask) and task.layout == "cifar":
         known.add(folded("cifar-10-batches-py" if name == "cifar10" else "cifar-100-python"))
     places = [path for path in sorted(root.iterdir()) if path.is_dir()]
@@ -78,7 +85,7 @@ def _folder_of(name: str, task: Task, root: Path) -> Path:
     )
 
 
-def _saved(folder: Path, task: Task) -> Local:
+def _saved(folder: Path, task: SuiteTask) -> Local:
     """A DatasetDict that `save_to_disk` wrote: each split is a folder of its own."""
     sources = {split: folder / hub for split, hub in task.splits.items() if is_saved(folder / hub)}
     _check_splits(folder, sources)
@@ -102,8 +109,8 @@ def _stored_classes(folder: Path, label: str) -> list[str] | None:
         names = content["features"][label]["names"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    words = isinstance(names, list) and all(isinstance(one, str) for one in names)
-    return names if words and not all(one.isdigit() for one in names) else None
+    words = isinstance(names, list) and all(isinstance(label, str) for label in names)
+    return names if words and not all(label.isdigit() for label in names) else None
 
 
 def _tables(folder: Path, task: TextTask) -> Local:
@@ -142,10 +149,10 @@ def _image_folders(folder: Path, task: ImageTask) -> Local | None:
         )
     _check_splits(folder, sources)
     names = ClassNames(task)
-    matches = [(one, path) for path in sources.values() for one in _classes_in(path)]
-    for one, path in matches:
-        names.number(one, path)
-    return Local("image folders", sources, {}, names.listed((one for one, _ in matches), folder))
+    matches = [(name, path) for path in sources.values() for name in _classes_in(path)]
+    for name, path in matches:
+        names.number(name, path)
+    return Local("image folders", sources, {}, names.listed((name for name, _ in matches), folder))
 
 
 def _classes_in(folder: Path) -> list[str]:
@@ -170,7 +177,7 @@ def _idx(name: str, folder: Path, task: ImageTask) -> Local | None:
     return local
 
 
-def _local(kind: str, folder: Path, task: Task, files: Mapping[str, Path]) -> Local | None:
+def _local(kind: str, folder: Path, task: SuiteTask, files: Mapping[str, Path]) -> Local | None:
     """Data in one file for each split; None where none of them is there."""
     sources = {split: file for split, file in files.items() if file.is_file()}
     if not sources:

@@ -165,14 +165,17 @@ def _annotations(path: Path, images: Path) -> Iterator[Listed]:
 
 
 LAYOUTS: Mapping[str, Callable[[Path], Lists]] = {
-    one.__name__: one for one in (cars, dtd, eurosat, food101, gtsrb, pets, resisc45, sun397)
+    layout.__name__: layout
+    for layout in (cars, dtd, eurosat, food101, gtsrb, pets, resisc45, sun397)
 }
 
 
 def _listed(files: Mapping[str, Path], row: Callable[[str], Listed | None]) -> Lists:
     """The rows of each split's list, a line each; lines of which `row` makes None are left out."""
     rows = {split: map(row, _lines(file)) for split, file in files.items()}
-    return {split: [one for one in several if one is not None] for split, several in rows.items()}
+    return {
+        split: [image for image in images if image is not None] for split, images in rows.items()
+    }
 
 
 def _of_folders(folder: Path) -> Iterator[Listed]:

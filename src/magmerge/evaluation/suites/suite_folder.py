@@ -97,11 +97,11 @@ def _own(folder: Path) -> frozenset[str]:
         return frozenset()
     texts, waiting = [FILE], [tasks]
     while waiting:
-        one = waiting.pop()
-        if isinstance(one, str):
-            texts.append(one)
-        elif isinstance(one, list | dict):
-            waiting += one.values() if isinstance(one, dict) else one
+        part = waiting.pop()
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, list | dict):
+            waiting += part.values() if isinstance(part, dict) else part
     endings = {FILE: "", f"{HEADS}/": ".safetensors", f"{DATA}/": LIST}
     return frozenset(
         text

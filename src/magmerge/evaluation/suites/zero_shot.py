@@ -19,6 +19,7 @@ from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.digests import DigestMemory, default_path
 from magmerge.checkpoints.kinds import read_config
 from magmerge.core.errors import CheckpointError, ParameterError
+from magmerge.core.machine import Progress
 from magmerge.core.models import Checkpoint
 from magmerge.core.whole_file import replace_whole
 from magmerge.data.tokens import FILES, open_tokenizer, token_limit

@@ -13,8 +13,8 @@ from magmerge.core.errors import OutputError, printable
 from magmerge.core.whole_file import check_free, write_whole
 from magmerge.report.marks import EXPERT_SHAPES, Mark
 from magmerge.report.svg import COLOURS, DOTS, drawing, svg_text
+from magmerge.studies.figures.captions import axis_of, notes_of, subtitle_of, title_of
 from magmerge.studies.figures.document import NONE, Coefficients, Curves, Document
-from magmerge.studies.figures.wording import axis_of, notes_of, subtitle_of, title_of
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -81,7 +81,7 @@ def open_chart(
     head = [(line, 14.0, "ink", "bold") for line in _lines(title_of(document), 16, width)]
     head += [(line, 10.0, "muted", "normal") for line in _lines(subtitle_of(document), 10, width)]
     notes = _lines(notes_of(document), 9, width)
-    entry = max((len(str(one.get_label())) for one in key), default=0) * LETTER * 9 + 40
+    entry = max((len(str(mark.get_label())) for mark in key), default=0) * LETTER * 9 + 40
     ncols = max(1, min(len(key), int((width - 2 * MARGIN) / entry)))
     above = MARGIN + LINE * sum(line[1] for line in head)
     top = above + 16.0 * -(-len(key) // ncols) + LINE * 9 + 14
@@ -142,10 +142,10 @@ def chart_of(document: Document) -> Figure:
         figure = coefficient_chart(document)
     else:
         figure = ranking_chart(document)
-    for one in figure.findobj(Text):
-        if isinstance(one, Text) and not one.get_text().isascii():
-            letters = printable(one.get_text())
-            one.set_text("".join(c if ord(c) in _letters() else "?" for c in letters))
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and not text.get_text().isascii():
+            letters = printable(text.get_text())
+            text.set_text("".join(c if ord(c) in _letters() else "?" for c in letters))
     return figure
 
 

@@ -9,10 +9,10 @@ from magmerge.report.axis import set_labels
 from magmerge.report.marks import Mark
 from magmerge.report.sheet import Point, Sheet
 from magmerge.report.svg import COLOURS, tip
+from magmerge.studies.figures.captions import PLACES, shown, spoken
 from magmerge.studies.figures.chart import draw_even, handle, look_of, open_chart
 from magmerge.studies.figures.document import NONE, Curves
 from magmerge.studies.figures.series import Series, series_of
-from magmerge.studies.figures.wording import PLACES, shown, spoken
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,21 +31,21 @@ LEAST_RANGE = 0.01
 
 def curve_chart(document: Curves) -> Figure:
     """The figure of samples, lambda or alpha."""
-    lines = [found for method in document.methods if (found := series_of(document, method))]
+    lines = [series for method in document.methods if (series := series_of(document, method))]
     factor = 100.0 if document.percent else 1.0
     columns = {0: 1, 1: 1, 2: 2, 4: 2}.get(len(lines), 3)
     titles = [shown(own[0].method, 30) for own in lines] if len(lines) > 1 else [""]
-    names = [one.calibration for own in lines for one in own]
+    names = [line.calibration for own in lines for line in own]
     looks = {name: look_of(name, document.calibrations) for name in dict.fromkeys(names)}
     key = [handle(look, spoken(name), **_stroke(look, 2.2)) for name, look in looks.items()]
     figure, panels = open_chart(document, titles, columns, (WIDTH, HEIGHTS[columns]), key)
-    low, high = _range(document, factor, [one for own in lines for one in own])
+    low, high = _range(document, factor, [line for own in lines for line in own])
     for number, axes in enumerate(panels):
         _across(axes, document, SMALLER * (WIDTH / columns - 70))
         draw_even(axes, low, high)
-        for place, one in enumerate(lines[number] if lines else ()):
+        for place, line in enumerate(lines[number] if lines else ()):
             # Later lines are thinner, so that equal ones show each other.
-            _draw(axes, one, document, factor, looks[one.calibration], 2.6 - 0.3 * min(place, 4))
+            _draw(axes, line, document, factor, looks[line.calibration], 2.6 - 0.3 * min(place, 4))
         if number + columns >= len(panels):
             name = PLACES[document.kind]
             axes.set_xlabel(name if columns < 3 else name.partition(",")[0], labelpad=6)
@@ -59,7 +59,9 @@ def _stroke(look: Mark, width: float) -> dict[str, Any]:
 
 def _range(document: Curves, factor: float, lines: Sequence[Series]) -> tuple[float, float]:
     """All lines and bands; at least two sampling errors, so that chance does not look large."""
-    values = [end * factor for one in lines for mean in one.means for end in (mean.low, mean.high)]
+    values = [
+        end * factor for line in lines for mean in line.means for end in (mean.low, mean.high)
+    ]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     least = LEAST_RANGE * factor if document.percent else 0.02 * abs(high)
     least = max(least, 2 * factor * (document.error or 0.0), 1e-6)
@@ -90,25 +92,25 @@ def _across(axes: Axes, document: Curves, width: float) -> None:
 
 
 def _draw(
-    axes: Axes, one: Series, document: Curves, factor: float, look: Mark, width: float
+    axes: Axes, line: Series, document: Curves, factor: float, look: Mark, width: float
 ) -> None:
     """One line, its band, and a mark at each place."""
-    label = f"{one.method}, {spoken(one.calibration)}"
-    texts = [mean.text(percent=document.percent) for mean in one.means]
+    label = f"{line.method}, {spoken(line.calibration)}"
+    texts = [mean.text(percent=document.percent) for mean in line.means]
     stroke = _stroke(look, width)
-    if one.means[0].at is None:
+    if line.means[0].at is None:
         stroke["lw"] = min(stroke["lw"], 1.8)
-        mean = one.means[0].value * factor
+        mean = line.means[0].value * factor
         axes.axhline(mean, gid=tip(f"{label}: {texts[0]}"), zorder=3, **stroke)
         return
-    across = [float(mean.at or 0) for mean in one.means]
+    across = [float(mean.at or 0) for mean in line.means]
     low, high = (
-        [mean.low * factor for mean in one.means],
-        [mean.high * factor for mean in one.means],
+        [mean.low * factor for mean in line.means],
+        [mean.high * factor for mean in line.means],
     )
     if low != high:
         axes.fill_between(across, low, high, color=look.paint, alpha=0.16, lw=0, zorder=2)
-    up = [mean.value * factor for mean in one.means]
+    up = [mean.value * factor for mean in line.means]
     axes.plot(across, up, zorder=3, clip_on=False, **stroke)
     tips = [f"{label}, {at:g}: {text}" for at, text in zip(across, texts, strict=True)]
     Sheet(axes, 100).put(look, list(map(Point, across, up, tips)), size=2.6 + 1.8 * width)

@@ -14,9 +14,9 @@ from magmerge.core.whole_file import write_whole
 from magmerge.evaluation.scores import LOWER_IS_BETTER
 from magmerge.report.account import Part, checked, read_json
 
-Kind = Literal["samples", "sensitivity", "coefficients", "lambda", "alpha"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-CURVES: tuple[Kind, ...] = ("samples", "lambda", "alpha")
+FigureKind = Literal["samples", "sensitivity", "coefficients", "lambda", "alpha"]
+KINDS: tuple[FigureKind, ...] = get_args(FigureKind)
+CURVES: tuple[FigureKind, ...] = ("samples", "lambda", "alpha")
 """Figures of scores; the others are of layers."""
 NONE = "none"
 """What a merge without calibration is called."""
@@ -38,7 +38,7 @@ class TaskNote(Part):
     title: str = ""
 
 
-class Point(Part):
+class ScorePoint(Part):
     """One model's scores: a merge, calibrated or not, at one place of the horizontal axis.
 
     `at` is None where the place does not matter, `seed` where nothing is drawn. `mean` is the mean
@@ -58,11 +58,11 @@ class Point(Part):
         return self.method, self.calibration, self.at, self.seed
 
 
-class Head(Part):
+class FigureHead(Part):
     """What all figures have in common. `settings` is for readers, `digest` for going on."""
 
     magmerge: str
-    kind: Kind
+    kind: FigureKind
     digest: str
     suite: str
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -74,7 +74,7 @@ class Head(Part):
     warnings: tuple[str, ...] = ()
 
 
-class Curves(Head):
+class Curves(FigureHead):
     """Mean scores against the samples per task, lambda, or alpha.
 
     `calibrations`, `values` and `seeds` are what the figure shows; there may be more points.
@@ -91,12 +91,12 @@ class Curves(Head):
     ranked: Count | None = None
     error: Bounded | None = None
     experts: Bounded | None = None
-    points: tuple[Point, ...] = ()
+    points: tuple[ScorePoint, ...] = ()
 
     @property
     def percent(self) -> bool:
         """Whether the means are shares, and not perplexities or their like."""
-        return not self.tasks or any(one.metric not in LOWER_IS_BETTER for one in self.tasks)
+        return not self.tasks or any(task.metric not in LOWER_IS_BETTER for task in self.tasks)
 
 
 class LayerFactor(Part):
@@ -110,7 +110,7 @@ class LayerFactor(Part):
     xi_max: Ratio | None = None
 
 
-class Factors(Part):
+class CalibrationFactors(Part):
     """What one calibration of one merge found for each layer, from one draw of samples."""
 
     method: str
@@ -124,12 +124,12 @@ class Factors(Part):
         return self.method, self.calibration, None, self.seed
 
 
-class Coefficients(Head):
+class Coefficients(FigureHead):
     """Factors of each layer, calibration by calibration."""
 
     kind: Literal["coefficients"]
     calibrations: tuple[str, ...] = ()
-    points: tuple[Factors, ...] = ()
+    points: tuple[CalibrationFactors, ...] = ()
 
 
 class LayerHarm(Part):
@@ -139,7 +139,7 @@ class LayerHarm(Part):
     worse: Bounded
 
 
-class Ranking(Head):
+class Ranking(FigureHead):
     """The sensitivity of each layer, in the order of the model."""
 
     kind: Literal["sensitivity"]

@@ -11,11 +11,10 @@ from magmerge.report.axis import common_stem, draw_factors, draw_layers
 from magmerge.report.marks import Mark
 from magmerge.report.sheet import Line, Point, Sheet
 from magmerge.report.svg import COLOURS
+from magmerge.studies.figures.captions import NUMBERED, PARTS, part_of, shown, spoken
 from magmerge.studies.figures.chart import draw_even, handle, look_of, open_chart
 from magmerge.studies.figures.document import Coefficients, Ranking
-from magmerge.studies.figures.parts import PARTS, part_of
-from magmerge.studies.figures.series import Factor, factors_of
-from magmerge.studies.figures.wording import NUMBERED, shown, spoken
+from magmerge.studies.figures.series import MeanFactor, factors_of
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -40,7 +39,7 @@ SHAPES_OF_PARTS = ("circle", "square", "up", "plus", "diamond", "down", "dash", 
 
 def ranking_chart(document: Ranking) -> Figure:
     """Each layer's sensitivity, the most sensitive ones filled and numbered."""
-    names = [one.layer for one in document.layers]
+    names = [layer.layer for layer in document.layers]
     parts = [part_of(name) for name in names]
     looks = zip(PARTS, SHAPES_OF_PARTS, COLOURS_OF_PARTS, strict=True)
     filled = {part: Mark(part, shape, colour) for part, shape, colour in looks}
@@ -48,7 +47,7 @@ def ranking_chart(document: Ranking) -> Figure:
     key = [handle(mark, part) for part, mark in filled.items() if part in parts]
     figure, (axes,) = open_chart(document, [""], 1, (WIDTH, 320), key)
     factor = 100.0 if document.score in SHARES else 1.0
-    values = [factor * one.worse for one in document.layers]
+    values = [factor * layer.worse for layer in document.layers]
     low, high = min([0.0, *values]), max([0.0, *values])
     room = (high - low) or 1.0
     draw_even(axes, low - 0.03 * room * (low < 0), high + 0.1 * room)
@@ -60,14 +59,14 @@ def ranking_chart(document: Ranking) -> Figure:
     sheet.join([Line(n, 0, value) for n, value in enumerate(values)], "#c9cdd2", 1.2)
     size = min(LARGEST, max(SMALLEST, 0.7 * pixels))
     ranks = {name: rank for rank, name in enumerate(document.sensitive, 1)}
-    for place, (one, value, part) in enumerate(zip(document.layers, values, parts, strict=True)):
-        point = Point(place, value, f"{one.layer}: {one.worse:.6g}")
-        if one.layer not in ranks:
+    for place, (layer, value, part) in enumerate(zip(document.layers, values, parts, strict=True)):
+        point = Point(place, value, f"{layer.layer}: {layer.worse:.6g}")
+        if layer.layer not in ranks:
             sheet.put(hollow[part], [point], size=size)
             continue
         sheet.put(filled[part], [point], size=max(1.2 * size, PROMINENT))
         if len(names) <= NUMBERED:
-            axes.annotate(str(ranks[one.layer]), (place, value), (0, 0.5 * size + 3), ha="center",
+            axes.annotate(str(ranks[layer.layer]), (place, value), (0, 0.5 * size + 3), ha="center",
                           textcoords="offset points", size=7.5, color=COLOURS["ink"])  # fmt: skip
     return figure
 
@@ -80,16 +79,18 @@ def coefficient_chart(document: Coefficients) -> Figure:
         for method in document.methods
         if any(own := [factors_of(document, method, name) for name in names])
     }
-    told = [factors for own in panels_of.values() for factors in own]
-    layers = _all_layers(told)
+    runs = [factors for own in panels_of.values() for factors in own]
+    layers = _all_layers(runs)
     titles = [shown(name, 40) for name in panels_of] if len(panels_of) > 1 else [""]
     looks = [look_of(name, names) for name in names]
     height = 300 if len(titles) == 1 else 245
-    key = _key(document, looks, [one for factors in told for one in factors])
+    key = _key(document, looks, [factor for factors in runs for factor in factors])
     figure, panels = open_chart(document, titles, 1, (WIDTH, height), key)
-    sensitive = {one.layer for factors in told for one in factors if one.sensitive}
+    sensitive = {factor.layer for factors in runs for factor in factors if factor.sensitive}
     for number, axes in enumerate(panels):
-        draw_factors(axes, [end for own in told for one in own for end in (one.free, one.gated)])
+        draw_factors(
+            axes, [end for own in runs for factor in own for end in (factor.free, factor.gated)]
+        )
         _along(axes, layers)
         for place, layer in enumerate(layers):
             if layer in sensitive:
@@ -103,14 +104,16 @@ def coefficient_chart(document: Coefficients) -> Figure:
     return figure
 
 
-def _key(document: Coefficients, looks: Sequence[Mark], told: Sequence[Factor]) -> list[Artist]:
-    held = any(differs(one.free, one.gated) for one in told)
+def _key(
+    document: Coefficients, looks: Sequence[Mark], factors: Sequence[MeanFactor]
+) -> list[Artist]:
+    held = any(differs(factor.free, factor.gated) for factor in factors)
     key = []
     for name, look in zip(document.calibrations, looks, strict=True):
         key.append(handle(look, f"{spoken(name)}{', applied' if held else ''}"))
         if held:
             key.append(handle(_hollow(look), f"{spoken(name)}, asked for"))
-    if any(one.sensitive for one in told):
+    if any(factor.sensitive for factor in factors):
         key.append(handle(Mark("", "square", SENSITIVE_KEY), "sensitive layer"))
     return key
 
@@ -119,24 +122,28 @@ def _hollow(look: Mark) -> Mark:
     return Mark(look.meaning, look.shape, look.colour, filled=False)
 
 
-def _all_layers(told: Sequence[Sequence[Factor]]) -> list[str]:
+def _all_layers(runs: Sequence[Sequence[MeanFactor]]) -> list[str]:
     """The layers of all calibrations, in the order of the model: the longest list has it."""
-    longest_first = sorted(told, key=len, reverse=True)
-    return list(dict.fromkeys(one.layer for own in longest_first for one in own))
+    longest_first = sorted(runs, key=len, reverse=True)
+    return list(dict.fromkeys(factor.layer for run in longest_first for factor in run))
 
 
-def _factors(sheet: Sheet, factors: Sequence[Factor], places: dict[str, float], look: Mark) -> None:
+def _factors(
+    sheet: Sheet, factors: Sequence[MeanFactor], places: dict[str, float], look: Mark
+) -> None:
     """Filled marks for what is applied, hollow ones for what the gate did not give."""
     size = min(LARGEST, max(SMALLEST, 0.45 * sheet.pixels))
-    held = [one for one in factors if differs(one.free, one.gated)]
-    sheet.join([Line(places[one.layer], one.free, one.gated) for one in held], look.paint, 0.7)
+    held = [factor for factor in factors if differs(factor.free, factor.gated)]
+    sheet.join(
+        [Line(places[factor.layer], factor.free, factor.gated) for factor in held], look.paint, 0.7
+    )
     tips = {
-        one.layer: f"{one.layer}: asked for {one.free:.6g}, applied {one.gated:.6g}"
-        for one in factors
+        factor.layer: f"{factor.layer}: asked for {factor.free:.6g}, applied {factor.gated:.6g}"
+        for factor in factors
     }
-    free = [Point(places[one.layer], one.free, tips[one.layer]) for one in held]
+    free = [Point(places[factor.layer], factor.free, tips[factor.layer]) for factor in held]
     sheet.put(_hollow(look), free, size=0.8 * size)
-    gated = [Point(places[one.layer], one.gated, tips[one.layer]) for one in factors]
+    gated = [Point(places[factor.layer], factor.gated, tips[factor.layer]) for factor in factors]
     sheet.put(look, gated, size=size)
 
 

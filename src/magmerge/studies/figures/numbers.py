@@ -17,7 +17,6 @@ from magmerge.core.errors import MagmergeError, OutputError, ParameterError
 from magmerge.core.machine import Progress
 from magmerge.core.version import __version__
 from magmerge.evaluation.entries import resolved
-from magmerge.studies.figures.bench import Bench
 from magmerge.studies.figures.document import (
     CURVES,
     Coefficients,
@@ -27,9 +26,10 @@ from magmerge.studies.figures.document import (
     read_document,
     write_document,
 )
-from magmerge.studies.figures.ground import Ground
+from magmerge.studies.figures.figure_models import FigureInputs, FigureModels
+from magmerge.studies.figures.figure_spec import FigureSpec, LayerOrder
 from magmerge.studies.figures.points import (
-    Place,
+    PointPlace,
     factors,
     harms,
     marked,
@@ -38,7 +38,6 @@ from magmerge.studies.figures.points import (
     places,
     rank,
 )
-from magmerge.studies.figures.request import Order, Request
 
 LABEL = "points"
 HOW = ("split", "params", "gate", "dtype", "device")
@@ -51,8 +50,8 @@ P = TypeVar("P", Curves, Coefficients)
 class Numbers:
     """One figure's numbers, which go to the file `path`."""
 
-    request: Request
-    ground: Ground
+    request: FigureSpec
+    inputs: FigureInputs
     path: Path
     overwrite: bool = False
     progress: Progress | None = None
@@ -67,7 +66,7 @@ class Numbers:
     def _curves(self) -> tuple[Curves, int]:
         request = self.request
         if request.drawn or (request.kind == "alpha" and request.order is None):
-            self.ground.check_samples()
+            self.inputs.check_samples()
         head = self._head()
         known = self._known(Curves, head["digest"])
         order = self._order(known)
@@ -77,22 +76,22 @@ class Numbers:
                 f"and {order.ranked} are ranked",
                 remedy=f"give numbers up to {order.ranked}, or a longer list with --sensitive",
             )
-        shown = {"calibrations": request.calibrations, "values": request.values}
+        axis = {"calibrations": request.calibrations, "values": request.values}
         listed = {"sensitive": order.layers, "ranked": order.ranked}
         document = (known or Curves(**head, split=request.split)).model_copy(
-            update={**head, **shown, **listed}
+            update={**head, **axis, **listed}
         )
-        bench = Bench(self.ground, request)
+        bench = FigureModels(self.inputs, request)
         return self._fill(document, bench, lambda keys: measured(bench, keys, order.layers))
 
     def _coefficients(self) -> tuple[Coefficients, int]:
         if self.request.drawn:
-            self.ground.check_samples()
+            self.inputs.check_samples()
         head = self._head()
         document = (self._known(Coefficients, head["digest"]) or Coefficients(**head)).model_copy(
             update={**head, "calibrations": self.request.calibrations}
         )
-        bench = Bench(self.ground, self.request)
+        bench = FigureModels(self.inputs, self.request)
         return self._fill(document, bench, lambda keys: ((factors(bench, key), {}) for key in keys))
 
     def _ranking(self) -> tuple[Ranking, int]:
@@ -100,9 +99,9 @@ class Numbers:
         document = self._known(Ranking, head["digest"])
         computed = document is None
         if document is None:
-            found = rank(self.ground, self.request, self.progress)
-            told = {key: getattr(found, key) for key in ("score", "mode", "factor")}
-            document = Ranking(**head, **told, rows=found.samples, layers=harms(found))
+            ranking = rank(self.inputs, self.request, self.progress)
+            facts = {key: getattr(ranking, key) for key in ("score", "mode", "factor")}
+            document = Ranking(**head, **facts, rows=ranking.samples, layers=harms(ranking))
         document = marked(document.model_copy(update=head))
         write_document(self.path, document)
         return document, int(computed)
@@ -110,20 +109,20 @@ class Numbers:
     def _fill(
         self,
         document: P,
-        bench: Bench,
-        measure: Callable[[list[Place]], Iterable[tuple[Any, dict[str, Any]]]],
+        bench: FigureModels,
+        measure: Callable[[list[PointPlace]], Iterable[tuple[Any, dict[str, Any]]]],
     ) -> tuple[P, int]:
         """Measure the places that have no point yet; the file is written after each."""
         keys = places(self.request)
-        points: dict[Any, Any] = {one.key: one for one in document.points}
+        points: dict[Any, Any] = {point.key: point for point in document.points}
         missing = [key for key in keys if key not in points]
         done = len(keys) - len(missing)
         self._count(done, len(keys))
-        for number, (point, told) in enumerate(measure(missing), done + 1):
+        for number, (point, facts) in enumerate(measure(missing), done + 1):
             points[point.key] = point
             heard = tuple(dict.fromkeys((*document.warnings, *bench.warned)))
-            found = {**told, "points": tuple(points.values()), "warnings": heard}
-            document = document.model_copy(update=found)
+            content = {**facts, "points": tuple(points.values()), "warnings": heard}
+            document = document.model_copy(update=content)
             write_document(self.path, document)
             self._count(number, len(keys))
         write_document(self.path, document)
@@ -135,13 +134,13 @@ class Numbers:
 
     def _head(self) -> dict[str, Any]:
         """What all figures' documents begin with."""
-        settings, request = settings_of(self.ground, self.request), self.request
+        settings, request = settings_of(self.inputs, self.request), self.request
         drawn = request.drawn and request.kind != "samples"
         return {
             "magmerge": __version__,
             "kind": request.kind,
-            "digest": digest_of(request, settings, self.ground),
-            "suite": self.ground.entry.suite,
+            "digest": digest_of(request, settings, self.inputs),
+            "suite": self.inputs.entry.suite,
             "settings": settings,
             "methods": request.methods,
             "samples": request.samples if drawn else None,
@@ -150,15 +149,15 @@ class Numbers:
             "sensitive": request.sensitive,
         }
 
-    def _order(self, known: Curves | None) -> Order:
+    def _order(self, known: Curves | None) -> LayerOrder:
         """The sensitive layers, for alpha from the most sensitive one on."""
         if self.request.kind != "alpha":
-            return Order(self.request.sensitive, len(self.request.sensitive))
+            return LayerOrder(self.request.sensitive, len(self.request.sensitive))
         if self.request.order is not None:
             return self.request.order
         if known is not None and known.ranked is not None:
-            return Order(known.sensitive, known.ranked)
-        return order_of(harms(rank(self.ground, self.request, self.progress)))
+            return LayerOrder(known.sensitive, known.ranked)
+        return order_of(harms(rank(self.inputs, self.request, self.progress)))
 
     def _known(self, shape: type[T], digest: str) -> T | None:
         """The document that is there already, if it is of the same settings.
@@ -168,15 +167,19 @@ class Numbers:
         if not self.path.exists():
             return None
         try:
-            found: Document | None = read_document(self.path)
+            document: Document | None = read_document(self.path)
         except MagmergeError:
             if not is_own_record(self.path):
                 raise not_own(self.path) from None
             if not self.overwrite:
                 raise
-            found = None
-        if isinstance(found, shape) and found.kind == self.request.kind and found.digest == digest:
-            return found
+            document = None
+        if (
+            isinstance(document, shape)
+            and document.kind == self.request.kind
+            and document.digest == digest
+        ):
+            return document
         if not self.overwrite:
             raise OutputError(
                 "it holds the numbers of other models or settings",
@@ -186,53 +189,53 @@ class Numbers:
         return None
 
 
-def settings_of(ground: Ground, request: Request) -> dict[str, Any]:
+def settings_of(inputs: FigureInputs, request: FigureSpec) -> dict[str, Any]:
     """For a reader: models, samples, and how they are used.
 
     What the figure shows, as its merges and seeds, is not among them: more of it can be added.
     """
     kind, order = request.kind, request.order
-    found = {
-        "suite": str(ground.suite.path),
-        "base": ground.base,
-        "experts": dict(ground.experts),
-        "data": {name: [draw.source for draw in one] for name, one in ground.draws.items()},
+    settings = {
+        "suite": str(inputs.suite.path),
+        "base": inputs.base,
+        "experts": dict(inputs.experts),
+        "data": {name: [draw.source for draw in sources] for name, sources in inputs.draws.items()},
         **({} if kind == "samples" else {"samples": request.samples}),
         **{key: getattr(request, key) for key in HOW},
-        "tasks": list(request.tasks or ground.suite.tasks),
+        "tasks": list(request.tasks or inputs.suite.tasks),
         "sensitive": list(order.layers if order else request.sensitive),
     }
     if kind == "sensitivity" or (kind == "alpha" and not order):
-        found["mode"] = request.mode
-    return found
+        settings["mode"] = request.mode
+    return settings
 
 
-def digest_of(request: Request, settings: Mapping[str, Any], ground: Ground) -> str:
+def digest_of(request: FigureSpec, settings: Mapping[str, Any], inputs: FigureInputs) -> str:
     """One digest of the settings and of the content of all files that they name."""
     memory = DigestMemory()
     plain = json.loads(json.dumps(settings, default=str))
-    parts: list[Any] = [__version__, request.kind, plain, ground.entry.model_dump(mode="json")]
-    parts.append([asdict(draw) for own in ground.draws.values() for draw in own])
-    for file in _files(ground, request.split, settings["tasks"]):
+    parts: list[Any] = [__version__, request.kind, plain, inputs.entry.model_dump(mode="json")]
+    parts.append([asdict(draw) for own in inputs.draws.values() for draw in own])
+    for file in _files(inputs, request.split, settings["tasks"]):
         parts.append([file.name, memory.digest(file)])
     memory.save()
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _files(ground: Ground, split: str, tasks: Iterable[str]) -> Iterator[Path]:
+def _files(inputs: FigureInputs, split: str, tasks: Iterable[str]) -> Iterator[Path]:
     """Weights, heads and rows; a data set of the hub is known by its name alone."""
-    for model in (ground.base, *ground.experts.values()):
+    for model in (inputs.base, *inputs.experts.values()):
         yield from open_checkpoint(model).files
         if (Path(model) / CONFIG).is_file():
             yield Path(model) / CONFIG
-    named = [draw.source for own in ground.draws.values() for draw in own]
+    named = [draw.source for own in inputs.draws.values() for draw in own]
     for task in tasks:
-        entry = ground.entry.tasks[task]
+        entry = inputs.entry.tasks[task]
         data = entry.data if isinstance(entry.data, str) else entry.data.get(split)
-        folder = ground.suite.path.parent
-        named += [resolved(folder, one) for one in (data, entry.head) if one is not None]
+        folder = inputs.suite.path.parent
+        named += [resolved(folder, path) for path in (data, entry.head) if path is not None]
     for path in map(Path, named):
         if path.is_dir():
-            yield from sorted(one for one in path.rglob("*") if one.is_file())
+            yield from sorted(file for file in path.rglob("*") if file.is_file())
         elif path.is_file():
             yield path

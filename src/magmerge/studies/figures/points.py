@@ -16,24 +16,29 @@ from magmerge.engine.result import Result
 from magmerge.evaluation.scores import Scores
 from magmerge.evaluation.sensitivity import Sensitivity, sensitivity
 from magmerge.report.account import LayerAccount, checked, in_model_order, modules_of, read_json
-from magmerge.studies.figures.bench import Bench, State, error_of, experts_of
 from magmerge.studies.figures.document import (
     NONE,
-    Factors,
+    CalibrationFactors,
     LayerFactor,
     LayerHarm,
-    Point,
     Ranking,
+    ScorePoint,
     TaskNote,
 )
-from magmerge.studies.figures.ground import Ground
-from magmerge.studies.figures.request import Order, Request, draws
+from magmerge.studies.figures.figure_models import (
+    FigureInputs,
+    FigureModels,
+    State,
+    error_of,
+    experts_of,
+)
+from magmerge.studies.figures.figure_spec import FigureSpec, LayerOrder, draws
 
 TINY = 1e-9
 """Least value that a geometric mean takes."""
 
 
-class Place(NamedTuple):
+class PointPlace(NamedTuple):
     """One point to be measured; `at` and `seed` are None where they do not matter."""
 
     method: str
@@ -42,33 +47,35 @@ class Place(NamedTuple):
     seed: int | None
 
 
-def places(request: Request) -> list[Place]:
+def places(request: FigureSpec) -> list[PointPlace]:
     """All points of a figure; those of one draw follow each other.
 
     A merge alone changes with lambda only. WSC changes with lambda, and with alpha; it draws
     nothing. FSC and DSC change with everything. At lambda 0 there is nothing to calibrate.
     """
     kind = request.kind
-    alone = [one for one in request.calibrations if not draws(one)]
-    hungry = [one for one in request.calibrations if draws(one)]
-    found: list[Place] = []
+    alone = [name for name in request.calibrations if not draws(name)]
+    hungry = [name for name in request.calibrations if draws(name)]
+    points: list[PointPlace] = []
     for method in request.methods:
         if kind in ("samples", "alpha"):
-            found.append(Place(method, NONE, None, None))
+            points.append(PointPlace(method, NONE, None, None))
         if kind in ("samples", "coefficients"):
-            found += [Place(method, name, None, None) for name in alone]
+            points += [PointPlace(method, name, None, None) for name in alone]
         for at in request.values or (None,):
             if kind == "lambda":
-                found.append(Place(method, NONE, at, None))
+                points.append(PointPlace(method, NONE, at, None))
                 if at == 0:
                     continue
             if kind in ("lambda", "alpha"):
-                found += [Place(method, name, at, None) for name in alone]
-            found += [Place(method, name, at, seed) for seed in request.draws for name in hungry]
-    return found
+                points += [PointPlace(method, name, at, None) for name in alone]
+            points += [
+                PointPlace(method, name, at, seed) for seed in request.draws for name in hungry
+            ]
+    return points
 
 
-def weights(bench: Bench, place: Place, ranking: Sequence[str]) -> State:
+def weights(bench: FigureModels, place: PointPlace, ranking: Sequence[str]) -> State:
     """The model of one point. `ranking`: layers from the most sensitive one on, for alpha."""
     kind, at = bench.request.kind, place.at
     state: State = bench.merged(place.method)
@@ -84,36 +91,40 @@ def weights(bench: Bench, place: Place, ranking: Sequence[str]) -> State:
 
 
 def measured(
-    bench: Bench, missing: Sequence[Place], ranking: Sequence[str]
-) -> Iterator[tuple[Point, dict[str, Any]]]:
+    bench: FigureModels, missing: Sequence[PointPlace], ranking: Sequence[str]
+) -> Iterator[tuple[ScorePoint, dict[str, Any]]]:
     """Each missing point in turn, and what was told of the tasks; those of one draw at once."""
     for _, members in groupby(missing, key=lambda place: (place.method, place.at, place.seed)):
         group = list(members)
         states = [weights(bench, place, ranking) for place in group]
         for place, scores in zip(group, bench.scores(states), strict=True):
             tasks = tuple(
-                TaskNote(task=one.task, metric=one.metric, rows=one.count, title=one.title)
-                for one in scores.tasks
+                TaskNote(task=task.task, metric=task.metric, rows=task.count, title=task.title)
+                for task in scores.tasks
             )
-            told = {"tasks": tasks, "error": error_of(scores), "experts": experts_of(scores)}
-            yield point_of(place, scores), told
+            facts = {"tasks": tasks, "error": error_of(scores), "experts": experts_of(scores)}
+            yield point_of(place, scores), facts
 
 
-def point_of(place: Place, scores: Scores) -> Point:
+def point_of(place: PointPlace, scores: Scores) -> ScorePoint:
     """The numbers of one point."""
     # Of several metrics of one task the first counts, as in the mean.
-    found = {one.task: one.score for one in reversed(scores.tasks)}
+    by_task = {task.task: task.score for task in reversed(scores.tasks)}
     mean = scores.mean
     if mean is None:
-        mean = math.exp(sum(math.log(max(one, TINY)) for one in found.values()) / len(found))
-    return Point(**place._asdict(), mean=mean, scores=found)
+        mean = math.exp(
+            sum(math.log(max(score, TINY)) for score in by_task.values()) / len(by_task)
+        )
+    return ScorePoint(**place._asdict(), mean=mean, scores=by_task)
 
 
-def factors(bench: Bench, place: Place) -> Factors:
+def factors(bench: FigureModels, place: PointPlace) -> CalibrationFactors:
     """What one calibration finds for each layer."""
     method, calibration, _, seed = place
     result = bench.calibrated(bench.merged(method), calibration, seed)
-    return Factors(method=method, calibration=calibration, seed=seed, layers=layers_of(result))
+    return CalibrationFactors(
+        method=method, calibration=calibration, seed=seed, layers=layers_of(result)
+    )
 
 
 def layers_of(result: Result) -> tuple[LayerFactor, ...]:
@@ -121,9 +132,9 @@ def layers_of(result: Result) -> tuple[LayerFactor, ...]:
     ends = ("sensitive", "xi", "xi_free", "xi_min", "xi_max")
     keys = ("name", "kind", "calibrated_by", *ends)
     records = [
-        LayerAccount(**{key: getattr(one, key) for key in keys})
-        for one in result.records
-        if one.calibrated_by
+        LayerAccount(**{key: getattr(record, key) for key in keys})
+        for record in result.records
+        if record.calibrated_by
     ]
     return tuple(
         LayerFactor(layer=module.name, **{end: getattr(module.lead, end) for end in ends})
@@ -131,32 +142,32 @@ def layers_of(result: Result) -> tuple[LayerFactor, ...]:
     )
 
 
-def rank(ground: Ground, request: Request, progress: Progress | None) -> Sensitivity:
+def rank(inputs: FigureInputs, request: FigureSpec, progress: Progress | None) -> Sensitivity:
     """The layers' sensitivity by the drift of the last features, on samples of all tasks."""
-    ground.check_samples()
+    inputs.check_samples()
     return sensitivity(
-        base=ground.base,
-        experts=ground.experts,
-        data=[call for own in ground.inputs(request.samples, 0).values() for call in own],
+        base=inputs.base,
+        experts=inputs.experts,
+        data=[call for own in inputs.samples(request.samples, 0).values() for call in own],
         mode=request.mode,  # type: ignore[arg-type]
         alpha=request.alpha,
-        model=ground.entry.model.class_,
-        build=ground.entry.model.build,
+        model=inputs.entry.model.class_,
+        build=inputs.entry.model.build,
         threads=request.threads,
         device=request.device,
         progress=progress,
     )
 
 
-def harms(found: Sensitivity) -> tuple[LayerHarm, ...]:
+def harms(ranking: Sensitivity) -> tuple[LayerHarm, ...]:
     """The same as a document holds it, in the order of the model."""
-    return tuple(LayerHarm(layer=name, worse=worse) for name, worse in found.layers.items())
+    return tuple(LayerHarm(layer=name, worse=worse) for name, worse in ranking.layers.items())
 
 
-def order_of(layers: Sequence[LayerHarm]) -> Order:
+def order_of(layers: Sequence[LayerHarm]) -> LayerOrder:
     """The layers that do harm, worst first."""
-    worst = sorted(layers, key=lambda one: -one.worse)
-    return Order(tuple(one.layer for one in worst if one.worse > 0), len(layers))
+    worst = sorted(layers, key=lambda layer: -layer.worse)
+    return LayerOrder(tuple(layer.layer for layer in worst if layer.worse > 0), len(layers))
 
 
 def marked(document: Ranking) -> Ranking:
@@ -174,15 +185,15 @@ def read_ranking(path: Path, alpha: int = 10) -> Ranking:
             source=path,
             remedy="give the file that `magmerge sensitivity` wrote",
         )
-    told = {key: content[key] for key in ("score", "mode", "factor", "layers") if key in content}
-    told |= {"magmerge": __version__, "kind": "sensitivity", "digest": "", "suite": ""}
-    told |= {"settings": {"sensitive": str(path)}, "alpha": alpha, "rows": content.get("samples")}
-    return marked(checked(Ranking, told, str(path)))
+    facts = {key: content[key] for key in ("score", "mode", "factor", "layers") if key in content}
+    facts |= {"magmerge": __version__, "kind": "sensitivity", "digest": "", "suite": ""}
+    facts |= {"settings": {"sensitive": str(path)}, "alpha": alpha, "rows": content.get("samples")}
+    return marked(checked(Ranking, facts, str(path)))
 
 
-def read_order(path: Path) -> Order:
+def read_order(path: Path) -> LayerOrder:
     """The layers' order from a ranking, or from any list that `--sensitive` takes."""
     listed = read_sensitive(path)
     if path.suffix == ".json" and "layers" in read_json(path):
         return order_of(read_ranking(path).layers)
-    return Order(listed, len(listed))
+    return LayerOrder(listed, len(listed))

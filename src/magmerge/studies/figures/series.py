@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from magmerge.report.account import differs
+from magmerge.studies.figures.captions import part_of
 from magmerge.studies.figures.document import NONE, Coefficients, Curves, Document, Ranking
-from magmerge.studies.figures.parts import part_of
 
 SUMMARY = ("layers", "mean xi", "mean asked for", "least", "greatest", "held by the gate")
 
 
-class Mean(NamedTuple):
+class DrawMean(NamedTuple):
     """The mean of the draws at one place, the least and the greatest of them."""
 
     at: float | None
@@ -31,12 +31,12 @@ class Series(NamedTuple):
 
     method: str
     calibration: str
-    means: tuple[Mean, ...]
+    means: tuple[DrawMean, ...]
 
 
 def series_of(document: Curves, method: str) -> list[Series]:
     """The lines of one merge that the document says to show, the merge alone first."""
-    found = []
+    lines = []
     for calibration in dict.fromkeys((NONE, *document.calibrations)):
         draws: dict[float | None, list[float]] = {}
         for point in document.points:
@@ -44,16 +44,16 @@ def series_of(document: Curves, method: str) -> list[Series]:
             if own and (point.seed or 0) < document.seeds:
                 draws.setdefault(point.at, []).append(point.mean)
         means = tuple(
-            Mean(at, sum(draws[at]) / len(draws[at]), min(draws[at]), max(draws[at]))
+            DrawMean(at, sum(draws[at]) / len(draws[at]), min(draws[at]), max(draws[at]))
             for at in (None, *sorted(set(document.values)))
             if at in draws
         )
         if means:
-            found.append(Series(method, calibration, means))
-    return found
+            lines.append(Series(method, calibration, means))
+    return lines
 
 
-class Factor(NamedTuple):
+class MeanFactor(NamedTuple):
     """A layer's factor, after and before the gate: means over the draws."""
 
     layer: str
@@ -62,22 +62,22 @@ class Factor(NamedTuple):
     free: float
 
 
-def factors_of(document: Coefficients, method: str, calibration: str) -> list[Factor]:
+def factors_of(document: Coefficients, method: str, calibration: str) -> list[MeanFactor]:
     """The factors of each layer that has any, in the order of the model."""
-    draws: dict[str, list[Factor]] = {}
+    draws: dict[str, list[MeanFactor]] = {}
     for run in document.points:
         own = (run.method, run.calibration) == (method, calibration)
         if own and (run.seed or 0) < document.seeds:
             for layer in run.layers:
                 if layer.xi is not None and layer.xi_free is not None:
-                    told = Factor(layer.layer, layer.sensitive, layer.xi, layer.xi_free)
-                    draws.setdefault(layer.layer, []).append(told)
+                    factor = MeanFactor(layer.layer, layer.sensitive, layer.xi, layer.xi_free)
+                    draws.setdefault(layer.layer, []).append(factor)
     return [
-        Factor(
+        MeanFactor(
             name,
             own[0].sensitive,
-            sum(one.gated for one in own) / len(own),
-            sum(one.free for one in own) / len(own),
+            sum(factor.gated for factor in own) / len(own),
+            sum(factor.free for factor in own) / len(own),
         )
         for name, own in draws.items()
     ]
@@ -99,7 +99,7 @@ def listing(document: Document, *, layers: bool = False) -> Listing:
     if isinstance(document, Curves):
         return _curves(document)
     if isinstance(document, Ranking):
-        names = [one.layer for one in document.layers] if layers else document.sensitive
+        names = [layer.layer for layer in document.layers] if layers else document.sensitive
         return _harms(document, names)
     return _factors(document) if layers else _summary(document)
 
@@ -107,21 +107,22 @@ def listing(document: Document, *, layers: bool = False) -> Listing:
 def _curves(document: Curves) -> Listing:
     rows = []
     for method in document.methods:
-        for one in series_of(document, method):
-            known = {mean.at: mean.text(percent=document.percent) for mean in one.means}
+        for line in series_of(document, method):
+            known = {mean.at: mean.text(percent=document.percent) for mean in line.means}
             cells = [known.get(at, known.get(None, "")) for at in document.values]
-            rows.append((method, one.calibration, *cells))
+            rows.append((method, line.calibration, *cells))
     columns = [f"{at:g}" for at in document.values]
     return Listing(("merge", "calibration", *columns), tuple(rows))
 
 
 def _harms(document: Ranking, names: Sequence[str]) -> Listing:
-    told = {
-        one.layer: (str(place), f"{one.worse:.4g}") for place, one in enumerate(document.layers, 1)
+    harms = {
+        layer.layer: (str(place), f"{layer.worse:.4g}")
+        for place, layer in enumerate(document.layers, 1)
     }
     ranks = {name: str(rank) for rank, name in enumerate(document.sensitive, 1)}
     rows = [
-        (name, part_of(name), ranks.get(name, ""), *told[name]) for name in names if name in told
+        (name, part_of(name), ranks.get(name, ""), *harms[name]) for name in names if name in harms
     ]
     return Listing(("layer", "part", "rank", "place", "worse"), tuple(rows))
 
@@ -130,13 +131,13 @@ def _summary(document: Coefficients) -> Listing:
     rows = []
     for method in document.methods:
         for name in document.calibrations:
-            if not (found := factors_of(document, method, name)):
+            if not (factors := factors_of(document, method, name)):
                 continue
-            free, gated = [one.free for one in found], [one.gated for one in found]
-            held = sum(differs(one.free, one.gated) for one in found)
+            free, gated = [factor.free for factor in factors], [factor.gated for factor in factors]
+            held = sum(differs(factor.free, factor.gated) for factor in factors)
             numbers = (sum(gated) / len(gated), sum(free) / len(free), min(free), max(free))
             texts = (f"{number:.3f}" for number in numbers)
-            rows.append((method, name, str(len(found)), *texts, str(held)))
+            rows.append((method, name, str(len(factors)), *texts, str(held)))
     return Listing(("merge", "calibration", *SUMMARY), tuple(rows))
 
 
@@ -144,10 +145,10 @@ def _factors(document: Coefficients) -> Listing:
     columns = [(method, name) for method in document.methods for name in document.calibrations]
     cells: dict[str, list[str]] = {}
     for place, column in enumerate(columns):
-        for one in factors_of(document, *column):
-            row = cells.setdefault(one.layer, [""] * (1 + 2 * len(columns)))
-            row[0] = row[0] or ("yes" if one.sensitive else "")
-            row[1 + 2 * place : 3 + 2 * place] = f"{one.free:.3f}", f"{one.gated:.3f}"
+        for factor in factors_of(document, *column):
+            row = cells.setdefault(factor.layer, [""] * (1 + 2 * len(columns)))
+            row[0] = row[0] or ("yes" if factor.sensitive else "")
+            row[1 + 2 * place : 3 + 2 * place] = f"{factor.free:.3f}", f"{factor.gated:.3f}"
     heads = [text for column in columns for text in (f"{' '.join(column)} free", "gated")]
     return Listing(
         ("layer", "sensitive", *heads), tuple((name, *row) for name, row in cells.items())

@@ -1,5 +1,5 @@
 """reproduce(): a paper's pipeline from published checkpoints to its table."""
 
-from magmerge.studies.reproduction.front import reproduce
+from magmerge.studies.reproduction.pipeline_run import reproduce
 
 __all__ = ["reproduce"]

@@ -88,7 +88,7 @@ class Pipeline(BaseModel):
 def pipeline_names() -> list[str]:
     """The names of all pipelines."""
     files = resources.files("magmerge.studies.reproduction").joinpath("pipelines").iterdir()
-    return sorted(one.name.removesuffix(".yaml") for one in files if one.name.endswith(".yaml"))
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
 def find_pipeline(name: str) -> Pipeline:

@@ -47,14 +47,14 @@ def variants_of(methods: Sequence[str], spaces: Sequence[Space], draws: int) -> 
     return variants
 
 
-def checked_spaces(wanted: Sequence[str]) -> tuple[Space, ...]:
+def checked_spaces(names: Sequence[str]) -> tuple[Space, ...]:
     """Names of spaces, in the order of SPACES; UnknownNameError or ParameterError."""
-    for name in wanted:
+    for name in names:
         if name not in SPACES:
             raise UnknownNameError(f"there is no space {name!r}", remedy=suggestion(name, SPACES))
-    if not wanted:
+    if not names:
         raise ParameterError("no space is named", remedy=f"choose among {', '.join(SPACES)}")
-    return tuple(space for space in SPACES if space in wanted)
+    return tuple(space for space in SPACES if space in names)
 
 
 def control(
@@ -68,7 +68,7 @@ def control(
 
     `origin` are the base's tensors, `plain` the merge's before calibration.
     """
-    factors = {one.name: one.xi for one in records if one.calibrated_by}
+    factors = {record.name: record.xi for record in records if record.calibrated_by}
     if space == "global":
         factors = dict.fromkeys(factors, statistics.mean(factors.values()) if factors else 1.0)
     else:

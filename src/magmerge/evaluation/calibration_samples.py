@@ -1,0 +1,66 @@
+"""Unlabelled samples of a suite's tasks, which calibrations may see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from magmerge.core.errors import ParameterError
+from magmerge.data import Inputs, Preparation, prepare, read_samples
+from magmerge.engine.notes import warn
+from magmerge.evaluation.task_scores import data_source
+from magmerge.evaluation.task_suite import Suite
+
+SPLITS = ("calibration", "train")
+"""Splits of a task that samples are drawn from: the first that it has."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSource:
+    """Where the samples of one task come from; `name` is what the draw depends on."""
+
+    name: str
+    source: str
+    split: str | None = None
+    text_field: str | None = None
+    pair_field: str | None = None
+    preparation: Preparation = field(default_factory=Preparation)
+
+    def inputs(self, samples: int, seed: int, folder: Path | None) -> list[Inputs]:
+        """`samples` rows as a model's inputs, never test rows; `folder` has the tokenizer."""
+        rows = read_samples(
+            self.source,
+            name=self.name,
+            field=self.text_field,
+            pair_field=self.pair_field,
+            samples=samples,
+            seed=seed,
+            split=self.split,
+        )
+        warn(rows.notes)
+        return prepare(rows, folder, self.preparation)
+
+
+def calibration_split(suite: Suite, task: str) -> tuple[str, str | None]:
+    """Where a task's unlabelled samples are, and their split; ParameterError if nowhere."""
+    entry = suite.entry.tasks[task]
+    # Of one source that has splits, train; one without holds the rows that are measured.
+    known = SPLITS[1:] if isinstance(entry.data, str) else tuple(entry.data)
+    split = next((name for name in SPLITS if name in known), None)
+    if split is None:
+        raise ParameterError(
+            f"the task {task} has no split to draw samples from",
+            source=suite.path,
+            remedy=f"give its data a split {' or '.join(SPLITS)}",
+        )
+    return data_source(task, entry, split, suite.path)
+
+
+def sample_source(suite: Suite, name: str, source: str, split: str | None = None) -> SampleSource:
+    """Samples read and prepared as the rows of the task of that name, if there is one."""
+    whole, entry = suite.entry, suite.entry.tasks.get(name)
+    if entry is None:
+        how = Preparation(whole.max_length, whole.image_size, whole.mean, whole.std)
+        return SampleSource(name, source, preparation=how)
+    preparation = whole.preparation(entry)
+    return SampleSource(name, source, split, entry.text_field, entry.pair_field, preparation)

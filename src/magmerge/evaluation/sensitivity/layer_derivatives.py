@@ -1,0 +1,175 @@
+"""Sensitivity without trying: derivatives of the score along every layer's task vector at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from magmerge.core.errors import ParameterError
+from magmerge.evaluation.sensitivity.criteria import (
+    Criterion,
+    Drift,
+    Errors,
+    LabelledBatch,
+    Loss,
+    kept_features,
+)
+from magmerge.evaluation.sensitivity.layer_trials import TaskVectors, call
+from magmerge.live.coverage import Followed
+from magmerge.live.layers import with_parameters
+
+LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def takes(followed: Followed) -> bool:
+    """Whether the layer is one whose change in output has the shape of its output."""
+    module = followed.layer.module
+    return isinstance(module, LINEAR) or type(module).__name__ == "Conv1D"
+
+
+def by_derivative(
+    model: nn.Module,
+    layers: Sequence[Followed],
+    batches: Sequence[LabelledBatch],
+    score: Criterion,
+    deltas: TaskVectors,
+    *,
+    factor: float,
+    seed: int,
+    done: Callable[[object], None] | None = None,
+) -> dict[str, float]:
+    """What `by_trial` measures, to second order in factor - 1, from one run of each batch.
+
+    With e_l a multiple of layer l's task vector that is added: score' e + 1/2 e^2 G. The loss has
+    its derivative in e, row by row, by one backward pass; G is the mean square of that derivative
+    for labels drawn from the model's own answer, another pass (Gauss-Newton). Drift has no first
+    order: its square is e^2 |J D|^2 / |f|^2, and |J D|^2 the mean square of the derivative along a
+    random direction of the features. Layers of other kinds than linear ones and convolutions are
+    left out.
+    """
+    if isinstance(score, Errors):
+        raise ParameterError(
+            "accuracy has no derivative", remedy="score by loss or drift, or take --mode exact"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    layers, foreign = [layer for layer in layers if takes(layer)], set[str]()
+    slopes: dict[str, list[Tensor]] = {layer.layer.name: [] for layer in layers}
+    curves: dict[str, list[Tensor]] = {layer.layer.name: [] for layer in layers}
+    for number, batch in enumerate(batches):
+        with _extended(layers, deltas, batch.inputs.rows, foreign) as shares, torch.enable_grad():
+            output = call(model, batch)
+            inputs = list(shares.values())
+            if isinstance(score, Loss):
+                losses = score.rows(output, batch, number)
+                first = _gradients(losses, inputs, keep=True)
+                drawn = _drawn_losses(score.logits(output, batch), batch, generator)
+                second = _gradients(drawn, inputs, keep=False)
+            else:
+                first = [torch.zeros_like(share) for share in inputs]
+                second = _gradients(_projected(output, batch, generator), inputs, keep=False)
+        for name, gradient, other in zip(shares, first, second, strict=True):
+            slopes[name].append(gradient)
+            curves[name].append(other.square())
+        if done is not None:
+            done(batch)
+    step = factor - 1
+    harms = {}
+    for name in foreign:
+        slopes.pop(name)
+    for name, slope in slopes.items():
+        curvature = float(torch.cat(curves[name]).double().mean())
+        if isinstance(score, Drift):
+            harms[name] = abs(step) * curvature**0.5
+        else:
+            harms[name] = step * float(torch.cat(slope).double().mean()) + step**2 * curvature / 2
+    return harms
+
+
+@contextmanager
+def _extended(
+    layers: Sequence[Followed], deltas: TaskVectors, rows: int, foreign: set[str]
+) -> Iterator[dict[str, Tensor]]:
+    """Within it each layer adds, for every row, a share of its task vector's output: zero of it.
+
+    The shares [rows], by the layers' names, are what derivatives are taken of. Layers whose output
+    has no rows of the batch are put into `foreign`.
+    """
+    shares, handles = {}, []
+    for followed in layers:
+        parameter = next(followed.layer.module.parameters())
+        share = torch.zeros(rows, device=parameter.device, requires_grad=True)
+        shares[followed.layer.name] = share
+        hook = _adding(followed, deltas, share, foreign)
+        module = followed.layer.module
+        handles.append(module.register_forward_hook(hook, with_kwargs=True))
+    try:
+        yield shares
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _adding(
+    followed: Followed, deltas: TaskVectors, share: Tensor, foreign: set[str]
+) -> Callable[..., Tensor]:
+    def hook(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor:
+        if output.ndim < 2 or len(output) % len(share) or not len(output):
+            foreign.add(followed.layer.name)
+            return output
+        own = dict(module.named_parameters(recurse=False))
+        change = {
+            local: deltas(followed.tensors[local]).to(parameter)
+            if local in followed.tensors
+            else torch.zeros_like(parameter)
+            for local, parameter in own.items()
+        }
+        moved = with_parameters(module, change).forward(*args, **kwargs)
+        # Some models hand all tokens of a batch to a layer as one row each.
+        weights = share.repeat_interleave(len(moved) // len(share))
+        extended: Tensor = output + weights.reshape(-1, *[1] * (moved.ndim - 1)) * moved
+        return extended
+
+    return hook
+
+
+def _gradients(rows: Tensor, shares: Sequence[Tensor], *, keep: bool) -> list[Tensor]:
+    """The derivative of each row's value along its own shares; zero for a layer not run."""
+    gradients = torch.autograd.grad(rows.sum(), shares, retain_graph=keep, allow_unused=True)
+    return [
+        torch.zeros_like(share) if gradient is None else gradient.detach()
+        for share, gradient in zip(shares, gradients, strict=True)
+    ]
+
+
+def _drawn_losses(logits: Tensor, batch: LabelledBatch, generator: torch.Generator) -> Tensor:
+    """The loss of each row for labels, or next tokens, that are drawn from the model's answer.
+
+    The loss of n tokens is their mean, whose curvature is the mean of theirs: the draws are
+    independent, so the square of a sum over root n is that mean.
+    """
+    probabilities = logits.detach().softmax(-1)
+    flat = probabilities.reshape(-1, probabilities.shape[-1]).cpu()
+    drawn = torch.multinomial(flat, 1, generator=generator).reshape(logits.shape[:-1])
+    losses = torch.nn.functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), drawn.reshape(-1).to(logits.device), reduction="none"
+    ).reshape(logits.shape[:-1])
+    if batch.labels is not None:
+        return losses
+    mask = batch.inputs.kwargs.get("attention_mask", torch.ones(logits.shape[:2]))
+    kept = mask.to(logits.device, losses.dtype)[:, 1:]
+    means: Tensor = (losses[:, :-1] * kept).sum(1) / kept.sum(1).clamp(min=1).sqrt()
+    return means
+
+
+def _projected(output: Any, batch: LabelledBatch, generator: torch.Generator) -> Tensor:
+    """Each row's features along a random direction, as a share of their length."""
+    features = kept_features(output, batch.inputs).flatten(1)
+    length = features.detach().square().sum(1).sqrt().clamp(min=torch.finfo(features.dtype).tiny)
+    direction = torch.randn(features.shape, generator=generator).to(features.device)
+    return (features * direction).sum(1) / length

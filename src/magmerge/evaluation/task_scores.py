@@ -1,0 +1,257 @@
+"""From a suite's entry to a task ready to run, and from the model's answers to its score."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from magmerge.core.errors import MagmergeWarning, ParameterError, suggestion
+from magmerge.data import DataError, Rows, Texts, has_splits, read_samples
+from magmerge.data.tokens import open_tokenizer, token_limit
+from magmerge.evaluation import metrics
+from magmerge.evaluation.classification import class_batches, read_head
+from magmerge.evaluation.entries import WHOLE, SuiteEntry, TaskEntry, resolved
+from magmerge.evaluation.language import choice_batches, text_batches
+from magmerge.evaluation.runner import Prepared
+
+
+def class_numbers(
+    labels: Sequence[Any], names: Sequence[str] | None, source: str
+) -> Int[Tensor, "rows"]:
+    """Labels as numbers from 0: whole numbers as they are, words by their place in `names`."""
+    places = {name.strip(): place for place, name in enumerate(names or ())}
+    return torch.tensor([_number(label, places, source) for label in labels], dtype=torch.int64)
+
+
+def values_of(labels: Sequence[Any], source: str) -> Float[Tensor, "rows"]:
+    """Labels of a regression, in float64; DataError for one that is no finite number."""
+    return torch.tensor([_value(label, source) for label in labels], dtype=torch.float64)
+
+
+def choices_of(rows: Sequence[Any], source: str) -> list[tuple[str, ...]]:
+    """Each row's own choices: a list of two texts or more, or JSON of one, as a table has it."""
+    return [_choices(content, number, source) for number, content in enumerate(rows, start=1)]
+
+
+def right_choices(
+    labels: Sequence[Any], choices: Sequence[Sequence[str]], source: str
+) -> Int[Tensor, "rows"]:
+    """The place of each row's right choice, which is told by its number from 0 or by its text."""
+    content = [
+        int(class_numbers([label], own, source)[0])
+        for label, own in zip(labels, choices, strict=True)
+    ]
+    return torch.tensor(content, dtype=torch.int64)
+
+
+def _value(label: Any, source: str) -> float:
+    try:
+        value = float(label)
+    except (ValueError, TypeError, OverflowError):
+        value = math.nan
+    if not math.isfinite(value) or isinstance(label, bool):
+        raise DataError(
+            f"the label {str(label)!r} is no number",
+            source=source,
+            remedy="name the column of the numbers with label_field",
+        )
+    return value
+
+
+def _choices(content: Any, number: int, source: str) -> tuple[str, ...]:
+    if isinstance(content, str):
+        try:
+            content = json.loads(content)
+        except (ValueError, RecursionError):
+            content = None
+    sound = isinstance(content, list | tuple) and len(content) > 1
+    if not sound or not all(isinstance(choice, str) and choice.strip() for choice in content):
+        raise DataError(
+            f"row {number} has no list of two choices or more",
+            source=source,
+            remedy='write them as a list of texts, such as ["yes", "no"]',
+        )
+    return tuple(content)
+
+
+def _number(label: Any, places: dict[str, int], source: str) -> int:
+    word = str(label).strip()
+    if isinstance(label, str) and word in places:
+        return places[word]
+    try:
+        number = int(word) if isinstance(label, str) else int(label)
+    except (ValueError, TypeError, OverflowError):
+        raise DataError(
+            f"the label {word!r} is no number of a class",
+            source=source,
+            remedy=suggestion(word, places)
+            if places
+            else "name the classes in the order of the head's rows: classes: [no, yes]",
+        ) from None
+    if not isinstance(label, str) and number != label:
+        raise DataError(
+            f"the label {label!r} is no whole number",
+            source=source,
+            remedy="number the classes from 0",
+        )
+    check_range(number, number, len(places) or None, source)
+    return number
+
+
+def check_range(least: int, greatest: int, classes: int | None, source: str) -> None:
+    """DataError where a label is below 0, or not below the number of classes."""
+    if least < 0 or (classes is not None and greatest >= classes):
+        wrong = least if least < 0 else greatest
+        raise DataError(
+            f"the label {wrong} is none of {classes if classes else 'the'} classes, which count "
+            "from 0",
+            source=source,
+            remedy="check that data, head and classes belong together",
+        )
+
+
+SCORES = {"f1": metrics.f1, "matthews": metrics.matthews}
+CORRELATIONS = {"pearson": metrics.pearson, "spearman": metrics.spearman}
+
+
+class Measured(NamedTuple):
+    """A score with its 95 % interval, and how many rows it is of."""
+
+    score: float
+    low: float
+    high: float
+    rows: int
+
+
+def data_source(name: str, entry: TaskEntry, split: str, suite: Path) -> tuple[str, str | None]:
+    """Where a task's rows of this split are, and the split to read there if there are several."""
+    known = entry.data if isinstance(entry.data, dict) else {WHOLE: entry.data}
+    if isinstance(entry.data, str) and has_splits(resolved(suite.parent, entry.data)):
+        known = {split: entry.data}
+    if split not in known:
+        raise ParameterError(
+            f"the task {name} has no split {split!r}",
+            source=suite,
+            remedy=f"choose one with --split (split=): {', '.join(known)}",
+        )
+    source = resolved(suite.parent, known[split])
+    return source, split if has_splits(source) else None
+
+
+def prepare_task(
+    name: str, suite: SuiteEntry, path: Path, split: str, folder: Path | None
+) -> Prepared:
+    """Read and prepare all rows of one split; `folder` has tokenizer or image processor.
+
+    Raises DataError and its like for data, heads and labels that do not fit each other.
+    """
+    entry = suite.tasks[name]
+    source, part = data_source(name, entry, split, path)
+    label_field = None if entry.kind == "perplexity" else entry.label_field
+    rows = _rows(name, entry, source, part, label_field)
+    for note in rows.notes:
+        warnings.warn(note, MagmergeWarning, stacklevel=2)
+    if entry.kind in ("classes", "values"):
+        return _headed(entry, suite, path, rows, folder)
+    choices = None
+    if entry.choices is not None:
+        choices = [entry.choices] * len(rows)
+    elif entry.choices_field is not None:
+        column = _rows(name, entry, source, part, entry.choices_field).labels or ()
+        choices = choices_of(column, rows.source)
+    return _language(entry, suite, rows, folder, choices)
+
+
+def _rows(
+    name: str, entry: TaskEntry, source: str, part: str | None, label_field: str | None
+) -> Rows:
+    """All rows with one column beside their texts or images."""
+    return read_samples(
+        source,
+        name=name,
+        field=entry.text_field,
+        samples=None,
+        allow_test=True,
+        split=part,
+        label_field=label_field,
+        pair_field=entry.pair_field,
+    )
+
+
+def _headed(
+    entry: TaskEntry, suite: SuiteEntry, path: Path, rows: Rows, folder: Path | None
+) -> Prepared:
+    head = None if entry.head is None else read_head(resolved(path.parent, entry.head))
+    options, features = suite.preparation(entry), suite.features(entry)
+    if entry.kind == "values":
+        values = values_of(rows.labels or (), rows.source)
+        batches = class_batches(rows, folder, options, features, head, "values")
+        return Prepared(batches, len(rows), values, rows.source)
+    labels = class_numbers(rows.labels or (), entry.classes or rows.classes, rows.source)
+    if head is not None:
+        check_range(int(labels.min()), int(labels.max()), len(head.weight), rows.source)
+    batches = class_batches(rows, folder, options, features, head)
+    return Prepared(batches, len(rows), labels, rows.source)
+
+
+def _language(
+    entry: TaskEntry,
+    suite: SuiteEntry,
+    rows: Rows,
+    folder: Path | None,
+    choices: Sequence[Sequence[str]] | None,
+) -> Prepared:
+    """Perplexity, or with `choices`, each row's own, the best of them."""
+    if not isinstance(rows.content, Texts):
+        raise DataError(
+            "a language task needs texts", source=rows.source, remedy="give JSONL, CSV or text"
+        )
+    texts = rows.content.values
+    tokenizer = open_tokenizer(folder, rows.source)
+    limit = token_limit(suite.preparation(entry).max_length, tokenizer, folder)
+    if choices is None:
+        batches = text_batches(tokenizer, texts, limit)
+        if not batches:
+            raise DataError(
+                "no text has two tokens", source=rows.source, remedy="give longer texts"
+            )
+        return Prepared(batches, sum(len(batch.rows) for batch in batches), None, rows.source)
+    labels = right_choices(rows.labels or (), choices, rows.source)
+    if entry.choices_field is not None:
+        choices = [
+            [following(text, choice) for choice in row]
+            for text, row in zip(texts, choices, strict=True)
+        ]
+    batches = choice_batches(tokenizer, texts, choices, limit, rows.source)
+    return Prepared(batches, len(texts), labels, rows.source)
+
+
+def following(text: str, choice: str) -> str:
+    """A choice as it goes on from a text: with a space between them, unless there is one."""
+    return choice if text[-1:].isspace() or choice[:1].isspace() else f" {choice}"
+
+
+def measured(metric: str, task: Prepared, answers: Tensor) -> Measured:
+    """The score of what was found for each row, in the rows' order."""
+    if task.labels is None or metric in CORRELATIONS:
+        score_of = CORRELATIONS.get(metric, metrics.perplexity)
+        one, other = answers.double().T if task.labels is None else (task.labels, answers.double())
+        interval = metrics.of_rows(score_of, one, other)
+        return Measured(float(score_of(one, other)), *interval, task.count)
+    predictions, classes = answers[:, 0].long(), int(answers[:, 1].max())
+    check_range(int(task.labels.min()), int(task.labels.max()), classes, task.source)
+    if metric == "accuracy":
+        right = int((predictions == task.labels).sum())
+        return Measured(right / task.count, *metrics.wilson(right, task.count), task.count)
+    of_counts = SCORES[metric]
+    score = float(of_counts(*metrics.count(task.labels, predictions, classes)))
+    interval = metrics.of_classes(of_counts, task.labels, predictions, classes)
+    return Measured(score, *interval, task.count)

@@ -1,0 +1,105 @@
+"""What a run will take, told before it begins: disk, rows, forward passes, and time by a trial."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from magmerge.core.errors import OutputError
+from magmerge.live.modules import build_model
+from magmerge.studies.reproduction.merges import models_a_round
+from magmerge.studies.reproduction.pipeline_models import find_here, missing_models
+from magmerge.studies.reproduction.run_scores import models_measured
+from magmerge.studies.reproduction.run_spec import RunSpec
+from magmerge.studies.reproduction.score_rows import ZERO_SHOT
+
+GB = 10**9
+TRIAL_ROWS = 8
+TRIAL_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class RunEstimate:
+    """What is known beforehand; disk and download in bytes.
+
+    `models` are still to be made; `rows` are the test rows, by the pipeline's figures.
+    `download` is of models that are not here yet (data sets come on top), `disk` of models that lie
+    in the folder at once. `passes` is rows times models that are still to be measured; `seconds`
+    what they take by a trial of the base, None where it is not here yet or no trial succeeds.
+    """
+
+    models: int
+    rows: int
+    passes: int
+    download: float
+    disk: float
+    free: float
+    seconds: float | None
+
+    def check(self, folder: Path) -> None:
+        """OutputError where the disk is too small."""
+        if self.disk + self.download > self.free:
+            raise OutputError(
+                f"this needs {(self.disk + self.download) / GB:.1f} GB, and {self.free / GB:.1f} "
+                "GB are free",
+                source=folder,
+                remedy="free some, take a folder on another disk, or fewer --methods at a time",
+            )
+
+
+def estimate(request: RunSpec) -> RunEstimate:
+    """What is left to do, as far as it can be told from what is here."""
+    pipeline, machine = request.pipeline, request.machine
+    missing = missing_models(pipeline, request.tasks, request.inputs)
+    known = models_measured(request.folder)
+    rows = sum(pipeline.experts[task].rows or 0 for task in request.tasks)
+    left = [variant for variant in request.variants if variant.name not in known]
+    passes = rows * len(left) + (0 if ZERO_SHOT in known else 2 * rows)
+    base, seconds = find_here(pipeline, "base", request.inputs), None
+    if base is not None and passes:
+        row_seconds = seconds_a_row(pipeline.kind, base, machine.dtype, machine.device or "cpu")
+        seconds = None if row_seconds is None else row_seconds * passes
+    size = int(pipeline.expert_gb * GB)
+    together = len(left) if request.keep else min(len(left), models_a_round(machine.memory, size))
+    download = pipeline.expert_gb * len([role for role in missing if role != "base"])
+    download += pipeline.base_gb if "base" in missing else 0.0
+    place = request.folder.absolute()
+    while not place.exists():
+        place = place.parent
+    free = float(shutil.disk_usage(place).free)
+    return RunEstimate(len(left), rows, passes, GB * download, size * together, free, seconds)
+
+
+def seconds_a_row(kind: str, base: Path, dtype: str | None, device: str) -> float | None:
+    """One row's forward pass of the base, by the second of two calls on made-up inputs.
+
+    None where that fails: what is wrong is told by the work itself.
+    """
+    model_class = "CLIPVisionModelWithProjection" if kind == "vision" else None
+    code = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    try:
+        module = build_model(base, model_class=model_class, dtype=code, device=device)
+        call = _trial(module, kind)
+        with torch.inference_mode():
+            call()
+            start = time.monotonic()
+            call()
+    except Exception:
+        return None
+    return (time.monotonic() - start) / TRIAL_ROWS
+
+
+def _trial(module: Any, kind: str) -> Callable[[], Any]:
+    like = next(module.parameters())
+    if kind == "vision":
+        side = module.config.image_size
+        pixels = torch.zeros(TRIAL_ROWS, 3, side, side, dtype=like.dtype, device=like.device)
+        return lambda: module(pixel_values=pixels)
+    ids = torch.ones(TRIAL_ROWS, TRIAL_TOKENS, dtype=torch.int64, device=like.device)
+    return lambda: module(input_ids=ids)

@@ -1,0 +1,136 @@
+"""What is asked of a pipeline, checked before anything is looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from magmerge.core import registry
+from magmerge.core.catalogue import catalog
+from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
+from magmerge.core.validation import check_method
+from magmerge.evaluation.runner import Hardware
+from magmerge.studies.reproduction.pipelines import Pipeline, find_pipeline
+from magmerge.studies.reproduction.variants import (
+    CONTROLS,
+    PAPER,
+    Variant,
+    checked_spaces,
+    variants_of,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What may be chosen of a pipeline; `reproduce` says what each means."""
+
+    inputs: str | Path | None = None
+    data: str | Path | None = None
+    tasks: Sequence[str] | None = None
+    methods: Sequence[str] | None = None
+    spaces: Sequence[str] = PAPER
+    params: Mapping[str, Mapping[str, Any]] | None = None
+    samples: int = 8
+    seeds: int = 1
+    alpha: int = 10
+    generic: str | Path | None = None
+    generic_samples: int | None = None
+    allow_code: bool = False
+    keep: bool = False
+    threads: int | None = None
+    workers: int | None = None
+    memory: str | int = "8GB"
+    device: str = "cpu"
+    dtype: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """A pipeline, the folder of its run, and what of it is compared.
+
+    `samples` are drawn of each task, `generic_samples` of the generic set.
+    """
+
+    pipeline: Pipeline
+    folder: Path
+    inputs: Path | None
+    data: Path | None
+    tasks: tuple[str, ...]
+    variants: tuple[Variant, ...]
+    params: Mapping[str, Mapping[str, Any]]
+    samples: int
+    alpha: int
+    generic: str | None
+    generic_samples: int
+    keep: bool = False
+    machine: Hardware = field(default_factory=Hardware)
+
+
+def request_of(name: str, out: str | Path | None = None, **choices: Any) -> RunSpec:
+    """Names and numbers checked; ParameterError or UnknownNameError for what is wrong."""
+    options, pipeline = RunOptions(**choices), find_pipeline(name)
+    for what, least in (("samples", 1), ("seeds", 1), ("alpha", 0)):
+        number = getattr(options, what)
+        if number < least:
+            raise ParameterError(f"{what} is {number}", remedy=f"give {least} or more")
+    spaces = checked_spaces(options.spaces)
+    controls = [space for space in spaces if space in CONTROLS]
+    if controls and pipeline.kind == "language":
+        raise ParameterError(
+            f"{', '.join(controls)}: controls are tensors in memory, and {name} measures folders",
+            remedy=f"leave {' and '.join(controls)} out of --spaces",
+        )
+    if pipeline.include is not None and not options.allow_code:
+        raise ParameterError(
+            "its task files of the harness can run code",
+            source=pipeline.include,
+            remedy="read them, and if you trust them add --allow-code (allow_code=True)",
+        )
+    params = options.params or {}
+    methods = _methods(options.methods or pipeline.methods, params)
+    parts = ("threads", "workers", "device", "dtype", "memory")
+    return RunSpec(
+        pipeline=pipeline,
+        folder=Path(out or f"magmerge-{pipeline.name}"),
+        inputs=None if options.inputs is None else Path(options.inputs),
+        data=None if options.data is None else Path(options.data),
+        tasks=_tasks(pipeline, options.tasks),
+        variants=tuple(variants_of(methods, spaces, options.seeds)),
+        params=params,
+        samples=options.samples,
+        alpha=options.alpha,
+        generic=None if options.generic is None else str(options.generic),
+        generic_samples=options.generic_samples or pipeline.generic.samples,
+        keep=options.keep,
+        machine=Hardware(**{part: getattr(options, part) for part in parts}),
+    )
+
+
+def _methods(names: Sequence[str], params: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Known methods whose parameters are sound; none has parameters that is not among them."""
+    catalog()
+    known = tuple(dict.fromkeys(registry.methods.get(name).name for name in names))
+    for name in params:
+        if registry.methods.get(name).name not in known:
+            raise ParameterError(
+                f"parameters are given for {name}, which is not merged by here",
+                remedy=f"add it to --methods (methods=): {', '.join(known)}",
+            )
+    for name in known:
+        check_method(name, params.get(name, {}))
+    return known
+
+
+def _tasks(pipeline: Pipeline, names: Sequence[str] | None) -> tuple[str, ...]:
+    """The tasks of these names, in the pipeline's order."""
+    for name in names or ():
+        if name not in pipeline.experts:
+            raise UnknownNameError(
+                f"{pipeline.name} has no task {name!r}", remedy=suggestion(name, pipeline.experts)
+            )
+    tasks = tuple(name for name in pipeline.experts if names is None or name in names)
+    if len(tasks) < 2:
+        raise ParameterError("one task alone is no merge", remedy="name two tasks or more")
+    return tasks
