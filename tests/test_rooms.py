@@ -147,7 +147,7 @@ def test_long_signatures_are_those_of_the_front_door() -> None:
 
 LONG = 12
 """Functions of more than seven parameters, methods aside: 37 before there was one path."""
-MACHINE = 30
+MACHINE = 43
 """Functions that take threads, memory, a device or progress by themselves: 101 before."""
 IMPORTED = 105
 """Modules that a merge in memory imports: 173 before."""
@@ -202,4 +202,4 @@ def test_ties_is_understood_from_three_files() -> None:
     """TIES and what it imports of the rooms of methods and arithmetic, surveys aside."""
     own = set(imported(TREES[SOURCE / "methods" / "ties.py"]))
     read = {name for name in own if name.partition(".")[0] in ("methods", "linalg")}
-    assert len(read) <= 4, read
+    assert len(read) <= 5, read
