@@ -3,8 +3,8 @@
 The front door: `merge`, `calibrate`, `plan`, `convert`, `extract`, `inspect`, `diff`,
 `sensitivity`, `evaluate`, `suite`, `named_suites`, `reproduce`, `plot`, `redraw`, `write_report`,
 `catalog`, `demo`, `Recipe`, `open_checkpoint`, `method`, `calibrator`, `register_method`,
-`register_calibrator`. Each name is loaded at its first use, so that importing magmerge does not
-import torch.
+`register_calibrator`, `run`, `Machine`, `Live`. Each name is loaded at its first use, so that
+importing magmerge does not import torch.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from magmerge.core.recipe import Recipe
     from magmerge.core.registry import register_calibrator, register_method
     from magmerge.engine.inspection import diff, inspect
+    from magmerge.engine.job import Live
     from magmerge.engine.result import Result
     from magmerge.evaluation import evaluate
     from magmerge.evaluation.sensitivity import Sensitivity, sensitivity
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "MagmergeError": "core.errors",
     "MagmergeWarning": "core.errors",
+    "Live": "engine.job",
     "Machine": "core.machine",
     "Recipe": "core.recipe",
     "run": "pipeline.documents",
@@ -67,6 +69,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Live",
     "Machine",
     "MagmergeError",
     "MagmergeWarning",

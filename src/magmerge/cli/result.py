@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from magmerge.cli import options as o
 from magmerge.cli.output import progress_reporter, show, show_json
 from magmerge.core.dtypes import spoken_size
-from magmerge.report.adapter_table import adapter_lines, modules_table
+from magmerge.report.adapter_table import (
+    adapter_lines,
+    extraction_lines,
+    extraction_table,
+    modules_table,
+)
 from magmerge.report.tables import plain, records_summary, records_table, uncovered_lines
 
 if TYPE_CHECKING:
+    from magmerge.engine.adapters.result import Extraction
     from magmerge.engine.result import Result
 
 
@@ -82,6 +88,13 @@ def _return_memory_at_once() -> None:
 
 def _show(result: Result, seconds: float, *, verbose: bool) -> None:
     """Say what was done and where it is; with `verbose` a row for each layer."""
+    if hasattr(result, "lost"):
+        extraction = cast("Extraction", result)
+        show(
+            extraction_table(extraction.modules, whole=verbose),
+            *extraction_lines(extraction, seconds),
+        )
+        return
     adapter = getattr(result, "modules", ())
     if verbose:
         experts = tuple(result.recipe.experts)
