@@ -66,6 +66,21 @@ def test_adapters_get_the_ranks_that_a_pass_found(tmp_path: Path) -> None:
     assert again.recipe == result.recipe
 
 
+@pytest.mark.parametrize("method", ["ties", "average", "tsv_m"])
+def test_a_merge_as_an_adapter_is_the_merge_of_the_models(method: str) -> None:
+    base, experts = models(DTYPES["float32"], 3)
+    whole = magmerge.merge(base=base, experts=experts, method=method).state_dict()
+    adapter = magmerge.merge(base=base, experts=experts, method=method, rank="auto", energy=1.0)
+    factors = adapter.state_dict()
+    assert {tensor.name for tensor in adapter.lost} >= {"layers.0.mlp.bias", "lm_head.weight"}
+    for module in adapter.modules:
+        up, down = (factors[f"base_model.model.{module.name}.lora_{part}.weight"] for part in "BA")
+        weight = base[f"{module.name}.weight"]
+        product = (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+        torch.testing.assert_close(weight + product, whole[f"{module.name}.weight"],
+                                   rtol=1e-3, atol=1e-4)  # fmt: skip
+
+
 class Net(nn.Module):
     """Two layers, whose second is fed what the first gives."""
 

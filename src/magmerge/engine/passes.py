@@ -14,7 +14,7 @@ from magmerge.engine.executors import local
 from magmerge.engine.executors.local import Task
 from magmerge.engine.job import Work
 from magmerge.engine.reader import Reader
-from magmerge.engine.steps import Bench, Outcome, observed, run_step, survey_for
+from magmerge.engine.steps import Bench, Outcome, merged_step, observed, run_step, survey_for
 
 
 def bench_for(work: Work, sink: Sink) -> Bench:
@@ -84,7 +84,8 @@ def _task(bench: Bench, step: Step) -> Task[Outcome]:
 def _survey(bench: Bench) -> Survey | None:
     """Whole-model statistics, where the method with these parameters needs them."""
     work = bench.work
-    steps: Sequence[Step] = [step for step in work.plan.steps if step.action == "merge"]
+    whole = [merged_step(work, step) for step in work.plan.steps]
+    steps: Sequence[Step] = [step for step in whole if step.action == "merge"]
     survey = survey_for(work, steps[0]) if steps else None
     if survey is None or survey.scope != "model":
         return None

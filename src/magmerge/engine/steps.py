@@ -171,6 +171,15 @@ def survey_for(work: Work, step: Step) -> Survey | None:
     return method.survey(entries=math.prod(step.spec.shape), **bound)
 
 
+def merged_step(work: Work, step: Step) -> Step:
+    """The step as it is merged, also where its result has no place in an adapter."""
+    if step.action != "lose":
+        return step
+    method = work.stages.method
+    defined = method is None or method.kinds is None or step.kind in method.kinds
+    return replace(step, action="merge" if defined else "mean")
+
+
 def surveyed(bench: Bench, step: Step) -> Task[Keywords | None]:
     """Everything that the method must know of this layer before its pieces are merged."""
     work = bench.work

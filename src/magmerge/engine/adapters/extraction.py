@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -22,7 +22,7 @@ from magmerge.engine.executors.local import Job, Task
 from magmerge.engine.layer import record_of
 from magmerge.engine.memory import bytes_of, cut_for
 from magmerge.engine.stages import Stages
-from magmerge.engine.steps import Bench, Keywords, Outcome, surveyed, treated
+from magmerge.engine.steps import Bench, Keywords, Outcome, merged_step, surveyed, treated
 from magmerge.linalg.low_rank import relative_error, scratch
 
 
@@ -67,9 +67,7 @@ def run_extraction(bench: Bench, step: Step) -> Task[Outcome]:
     if step.action == "lose":
         # These pieces are always the same ones, so that their sums are.
         parts = stretches(cut(step.spec.shape, "other", "entries"))
-        method = bench.work.stages.method
-        defined = method is None or method.kinds is None or step.kind in method.kinds
-        lost = replace(step, action="merge" if defined else "mean")
+        lost = merged_step(bench.work, step)
         found = yield from surveyed(bench, lost)
         squares = yield [Job(0, partial(_squares, bench, lost, found, part)) for part in parts]
         norm = math.sqrt(math.fsum(squares))
