@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 CHUNK = 1 << 16
@@ -48,13 +48,6 @@ def keep_bits(seed: int, count: int, keep: float, start: int = 0) -> Int[Tensor,
         return torch.full((count,), -1, dtype=torch.int32)
     found = integers(seed, count, start)
     return found.sub_(round(keep * 2**BITS)).bitwise_right_shift_(BITS)
-
-
-def keep_mask(
-    seed: int, shape: Sequence[int], keep: float, start: int = 0
-) -> Bool[Tensor, "*shape"]:
-    """Independent draws, each True with probability `keep`, for the places from `start` on."""
-    return keep_bits(seed, math.prod(shape), keep, start).bool().reshape(tuple(shape))
 
 
 def drop(

@@ -1,9 +1,7 @@
-"""The ranks of entries within their rows, and how many a share of them is."""
+"""The ranks of entries within their rows."""
 
 from __future__ import annotations
 
-import math
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,11 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 WORD = 32
-
-
-def whole_share(share: float, entries: int) -> int:
-    """floor(share * entries), without the rounding of a share like 0.29 in binary."""
-    return math.floor(Fraction(str(share)) * entries)
 
 
 def by_rank(

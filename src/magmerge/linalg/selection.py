@@ -21,6 +21,11 @@ def kept_count(density: float, entries: int) -> int:
     return math.ceil(Fraction(str(density)) * entries)
 
 
+def whole_share(share: float, entries: int) -> int:
+    """floor(share * entries), without the rounding of a share like 0.29 in binary."""
+    return math.floor(Fraction(str(share)) * entries)
+
+
 def largest(
     values: Float[Tensor, "*shape"], threshold: Threshold, start: int = 0
 ) -> Float[Tensor, "*shape"]:

@@ -27,11 +27,6 @@ ROWS = 1024
 BLOCKS = 4
 
 
-def as_matrix(tensor: Float[Tensor, "out *rest"]) -> Float[Tensor, "out columns"]:
-    """`tensor` with all dimensions behind the first flattened: a convolution as a matrix."""
-    return tensor.reshape(tensor.shape[0], -1)
-
-
 def power_of_two(tensor: Float[Tensor, "*shape"]) -> float:
     """A power of two near the greatest magnitude; dividing by it is exact. 1 for zeros."""
     if tensor.numel() == 0:

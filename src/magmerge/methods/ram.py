@@ -14,8 +14,7 @@ from typing_extensions import Doc
 from magmerge.core.parameters import Supplied
 from magmerge.core.registry import register_method
 from magmerge.core.traits import Survey
-from magmerge.methods.gram import LayerSums
-from magmerge.methods.survey import surveyed
+from magmerge.linalg.survey import LayerSums, surveyed
 
 Epsilon = Annotated[
     float, Interval(ge=0), Doc("size beyond which an entry counts as changed by an expert")

@@ -10,15 +10,8 @@ from torch import Tensor
 
 from magmerge.core.parameters import Lambda
 from magmerge.core.registry import register_method
-from magmerge.linalg.spectral import (
-    ROWS,
-    above_cut,
-    as_matrix,
-    eigen,
-    gram,
-    power_of_two,
-    rowwise,
-)
+from magmerge.linalg.rows import as_rows
+from magmerge.linalg.spectral import ROWS, above_cut, eigen, gram, power_of_two, rowwise
 from magmerge.methods.matrices import MATRICES, scaled_mean
 
 
@@ -62,11 +55,11 @@ def wudi(deltas: Float[Tensor, "K *shape"], *, lambda_: Lambda = 1.0) -> Float[T
     if deltas.ndim < 3:
         return scaled_mean(deltas, lambda_)
     scale = power_of_two(deltas)
-    columns = as_matrix(deltas[0]).shape[1]
+    columns = as_rows(deltas[0]).shape[1]
     whole = torch.zeros(columns, columns, dtype=torch.float64, device=deltas.device)
-    wanted = torch.zeros(as_matrix(deltas[0]).shape, dtype=torch.float64, device=deltas.device)
+    wanted = torch.zeros(as_rows(deltas[0]).shape, dtype=torch.float64, device=deltas.device)
     for delta in deltas:
-        unit = as_matrix(delta) / power_of_two(delta)
+        unit = as_rows(delta) / power_of_two(delta)
         weight = unit.double().square().sum()
         if weight > 0:
             own = gram(unit, torch.float64) / weight

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magmerge.core.parameters import UNIT, Threshold
+from magmerge.linalg.radix import Finding, ModelThreshold, Tally, keep_all, keep_none
 from magmerge.linalg.selection import (
     count_above,
     next_below,
@@ -19,8 +20,6 @@ from magmerge.linalg.selection import (
     tally_between,
     weighted_rank,
 )
-from magmerge.methods.radix import RadixThreshold, keep_all, keep_none
-from magmerge.methods.tally import Finding, Tally
 
 SAMPLE, SHARE = 1 << 15, 1 << 7
 """The least number of entries in a sample, and one of how many is in it in a large layer."""
@@ -69,7 +68,7 @@ class LayerThreshold:
         self._chosen = False
         self._found: dict[tuple[int, int], Threshold] = {}
         self._open: dict[tuple[int, int], tuple[Finding, int]] = {}
-        self._fallback: RadixThreshold | None = None
+        self._fallback: ModelThreshold | None = None
 
     @property
     def samples(self) -> int:
@@ -130,7 +129,7 @@ class LayerThreshold:
         elif self._chosen:
             self._open.clear()
         elif self._crowded or not all(self._choose(*key) for key in self._tallies):
-            self._fallback = RadixThreshold(lambda _: self._ranks, self._view, key=self._key)
+            self._fallback = ModelThreshold(lambda _: self._ranks, self._view, key=self._key)
         self._chosen = True
         self._tallies.clear()
 
