@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from magmerge.linalg.rows import (
+from magmerge.linalg.row_norms import (
     mean_of,
     pairwise_cosines,
     row_norms,

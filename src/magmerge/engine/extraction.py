@@ -22,7 +22,7 @@ from magmerge.engine.layer import record_of
 from magmerge.engine.low_rank import as_factors, put_factors
 from magmerge.engine.memory import bytes_of_truncation, cut_for
 from magmerge.engine.steps import Bench, Keywords, Outcome, surveyed, treated
-from magmerge.linalg.low_rank import relative_error
+from magmerge.linalg.best_rank import relative_error
 
 
 @dataclass(frozen=True, slots=True)

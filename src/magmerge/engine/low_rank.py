@@ -25,7 +25,7 @@ from magmerge.engine.layer import Merged, calibrate_layer, merge_layer, record_o
 from magmerge.engine.memory import bytes_of_module
 from magmerge.engine.stages import Treatment, Truncation
 from magmerge.engine.steps import Bench, Outcome, method_for, run_step
-from magmerge.linalg.low_rank import best_rank, rank_by_energy, rank_for_energy
+from magmerge.linalg.best_rank import best_rank, rank_by_energy, rank_for_energy
 
 UP, DOWN = "::up", "::down"
 """What a factor is called in a pass's sink, after its module's name."""

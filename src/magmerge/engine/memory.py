@@ -16,7 +16,7 @@ from magmerge.core.traits import Calibrator, Method
 from magmerge.core.types import Cut, Piece, Step
 from magmerge.engine.job import Job
 from magmerge.engine.stages import Stages
-from magmerge.linalg.low_rank import scratch
+from magmerge.linalg.best_rank import scratch
 
 FIXED_COPIES = 4
 """Tensors of a piece's size beside the experts': base, what is read, result, its cast."""

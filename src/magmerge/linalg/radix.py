@@ -52,7 +52,7 @@ class Finding(NamedTuple):
     last: int
 
 
-class Tally:
+class ValueTally:
     """Values and how often each piece has them, end to end.
 
     In two growing blocks: many small ones, which outlive the pieces, would leave the memory of the
@@ -138,7 +138,7 @@ class ModelThreshold:
         self._upper: list[Tensor] = []
         self._bins: dict[Key, tuple[int, int]] = {}
         self._lower: dict[Key, Tensor] = {}
-        self._tallies: dict[Key, Tally] = {}
+        self._tallies: dict[Key, ValueTally] = {}
         self._crowded = False
         self._values: dict[Key, float] = {}
         self._quotas: dict[Key, int] = {}
@@ -244,7 +244,7 @@ class ModelThreshold:
         with self._lock:
             if self._crowded:
                 return
-            tally = self._tallies.setdefault(key, Tally())
+            tally = self._tallies.setdefault(key, ValueTally())
             tally.add(name, start, start + len(row), 0, values, counts)
             if sum(one.count for one in self._tallies.values()) > CROWD:
                 self._crowded = True

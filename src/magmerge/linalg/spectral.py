@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magmerge.core.journal import note
-from magmerge.linalg.rows import row_scale
+from magmerge.linalg.row_norms import row_scale
 
 RANK_CUT = 2.0**-20
 """A singular value below this share of the largest counts as zero: its direction is rounding."""

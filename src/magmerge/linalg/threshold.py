@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magmerge.core.parameters import UNIT, Threshold
-from magmerge.linalg.radix import Finding, ModelThreshold, Tally, keep_all, keep_none
+from magmerge.linalg.radix import Finding, ModelThreshold, ValueTally, keep_all, keep_none
 from magmerge.linalg.selection import (
     count_above,
     next_below,
@@ -63,7 +63,7 @@ class LayerThreshold:
         self._key = key
         self._lock = threading.Lock()
         self._brackets: list[list[tuple[float, float]]] = []
-        self._tallies: dict[tuple[int, int], Tally] = {}
+        self._tallies: dict[tuple[int, int], ValueTally] = {}
         self._crowded = False
         self._chosen = False
         self._found: dict[tuple[int, int], Threshold] = {}
@@ -115,7 +115,7 @@ class LayerThreshold:
                 with self._lock:
                     if self._crowded:
                         continue
-                    tally = self._tallies.setdefault((t, r), Tally())
+                    tally = self._tallies.setdefault((t, r), ValueTally())
                     tally.add(name, start, start + len(row), above, values, counts)
                     # Not kept once it is known that there are too many.
                     if tally.count > CROWD // len(tensors) and self._entries > UNIT:

@@ -10,7 +10,7 @@ from torch import nn
 from magmerge.core.types import Uncovered
 from magmerge.live.compound import AttentionLayer, MixtureLayer, is_mixture
 from magmerge.live.layers import KnownLayer, Layer, TokenLayer, is_turned
-from magmerge.live.parts import row_groups
+from magmerge.live.row_groups import row_groups
 from magmerge.live.trial import TrialLayer
 
 CHANNELS_FIRST = (

@@ -14,7 +14,7 @@ from magmerge.core.parameters import Lambda
 from magmerge.core.registry import register_method
 from magmerge.linalg.leading import Leading, leading
 from magmerge.linalg.polar import orthogonalised, polar
-from magmerge.linalg.rows import as_rows
+from magmerge.linalg.row_norms import as_rows
 from magmerge.linalg.spectral import summed
 from magmerge.methods.matrices import MATRICES, scaled_mean
 

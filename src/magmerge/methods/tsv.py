@@ -9,7 +9,7 @@ from magmerge.core.parameters import Lambda
 from magmerge.core.registry import register_method
 from magmerge.linalg.leading import leading
 from magmerge.linalg.polar import orthogonalised
-from magmerge.linalg.rows import as_rows
+from magmerge.linalg.row_norms import as_rows
 from magmerge.methods.matrices import MATRICES, scaled_mean
 
 

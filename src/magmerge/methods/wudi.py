@@ -10,7 +10,7 @@ from torch import Tensor
 
 from magmerge.core.parameters import Lambda
 from magmerge.core.registry import register_method
-from magmerge.linalg.rows import as_rows
+from magmerge.linalg.row_norms import as_rows
 from magmerge.linalg.spectral import ROWS, above_cut, eigen, gram, power_of_two, rowwise
 from magmerge.methods.matrices import MATRICES, scaled_mean
 

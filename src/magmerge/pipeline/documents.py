@@ -24,9 +24,9 @@ from magmerge.engine.outputs import target_for
 from magmerge.engine.resolve import EXPERT, open_job
 from magmerge.engine.result import Result
 from magmerge.engine.run import run_job, warn
-from magmerge.live.estimate import estimate
+from magmerge.live.measurement import estimate
+from magmerge.report.html_file import REPORT
 from magmerge.report.page import render
-from magmerge.report.writing import REPORT
 
 
 def run(

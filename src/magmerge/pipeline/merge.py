@@ -23,7 +23,7 @@ from magmerge.engine.resolve import EXPERT, check_recipe, experts_by_name, open_
 from magmerge.engine.result import Extraction, Result
 from magmerge.engine.run import run_job
 from magmerge.engine.samples import samples_of
-from magmerge.live.estimate import estimate
+from magmerge.live.measurement import estimate
 from magmerge.pipeline.documents import calibration_report, run
 
 if TYPE_CHECKING:

@@ -37,16 +37,16 @@ Number = Annotated[float | None, BeforeValidator(_finite)]
 """A finite number; None stands for null, for NaN and for what is beyond the largest float."""
 
 
-class Part(BaseModel):
+class FilePart(BaseModel):
     """A part of a file that magmerge wrote; a newer magmerge may have written more into it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-T = TypeVar("T", bound=Part)
+T = TypeVar("T", bound=FilePart)
 
 
-class FactorAccount(Part):
+class FactorAccount(FilePart):
     """What one calibrator found for one layer; see `types.Factor`."""
 
     calibrator: str
@@ -60,7 +60,7 @@ class FactorAccount(Part):
         return differs(self.free, self.gated)
 
 
-class LayerAccount(Part):
+class LayerAccount(FilePart):
     """One merged tensor; see `types.LayerRecord`."""
 
     name: str
@@ -96,7 +96,7 @@ class LayerAccount(Part):
         return _finite(norm / self.norm_experts) or None
 
 
-class InputAccount(Part):
+class InputAccount(FilePart):
     """One model that was read, with the digests of its files."""
 
     role: str
@@ -104,14 +104,14 @@ class InputAccount(Part):
     files: dict[str, str | None] = {}
 
 
-class Uncovered(Part):
+class UncoveredAccount(FilePart):
     """A layer that a calibrator could not see, and why."""
 
     layer: str
     reason: str = ""
 
 
-class ModuleAccount(Part):
+class ModuleAccount(FilePart):
     """One module of a merged adapter; see `engine.low_rank.ModuleRecord`."""
 
     name: str
@@ -135,7 +135,7 @@ class ModuleAccount(Part):
         return _finite(norm / self.mean) or None
 
 
-class Account(Part):
+class MergeAccount(FilePart):
     """A whole magmerge.json."""
 
     magmerge: str
@@ -145,7 +145,7 @@ class Account(Part):
     versions: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
     layers: tuple[LayerAccount, ...]
-    uncovered: tuple[Uncovered, ...] = ()
+    uncovered: tuple[UncoveredAccount, ...] = ()
     modules: tuple[ModuleAccount, ...] = ()
     samples: dict[str, int] = {}
 
@@ -184,9 +184,9 @@ class Module:
         return _lead(self.tensors)
 
 
-def read_account(document: Mapping[str, Any]) -> Account:
+def read_account(document: Mapping[str, Any]) -> MergeAccount:
     """The document, checked; CheckpointError where it is not what magmerge writes."""
-    account = checked(Account, document, FILE)
+    account = checked(MergeAccount, document, FILE)
     return account.model_copy(update={"layers": in_model_order(account.layers)})
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from magmerge.report.account import ModuleAccount
 from magmerge.report.marks import EXPERT_SHAPES, Mark
+from magmerge.report.sentences import factor_text, norm_text, short
 from magmerge.report.sheet import Line, Marks, Plot, Point, Strokes, draw
-from magmerge.report.wording import factor_text, norm_text, short
 
 MERGE = Mark("the plain merge", "circle", "series-2", filled=False)
 RESULT = Mark("the result", "circle", "series-1")

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from magmerge.core.dtypes import spoken_size, torch_name
 from magmerge.core.errors import printable
-from magmerge.report.tables import plain, table
+from magmerge.report.terminal_tables import plain, table
 
 if TYPE_CHECKING:
     from magmerge.engine.extraction import ExtractedModule

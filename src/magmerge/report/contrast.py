@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from magmerge.report.account import FactorAccount, Module
-from magmerge.report.wording import counted, factor_text, spoken
+from magmerge.report.sentences import counted, factor_text, spoken
 
 OPPOSITE = 1.1
 """A factor above this and one below its inverse pull to opposite sides."""

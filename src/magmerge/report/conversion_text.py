@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rich.text import Text
 
 from magmerge.engine.conversion import Conversion, ModelConversion
-from magmerge.report.tables import plain
+from magmerge.report.terminal_tables import plain
 
 LISTED = 8
 """How many classes or tensors a line names."""

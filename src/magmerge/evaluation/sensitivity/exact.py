@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from magmerge.evaluation.sensitivity.scores import Batch, Score
 from magmerge.live.calls import run
 from magmerge.live.coverage import Followed
-from magmerge.live.units import Memory, remembering, resuming
+from magmerge.live.units import RunMemory, remembering, resuming
 
 Deltas = Callable[[str], Tensor]
 """The merge's task vector of a tensor, by its name."""
 
 
-def run_all(model: nn.Module, batches: Sequence[Batch]) -> tuple[list[Any], list[Memory]]:
+def run_all(model: nn.Module, batches: Sequence[Batch]) -> tuple[list[Any], list[RunMemory]]:
     """Every batch's output, and what the model's blocks put out on the way."""
     outputs, memories = [], []
     for batch in batches:
-        memory = Memory()
+        memory = RunMemory()
         with remembering(model, memory), torch.no_grad():
             outputs.append(call(model, batch))
         memories.append(memory)

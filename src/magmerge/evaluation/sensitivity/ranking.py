@@ -44,8 +44,8 @@ from magmerge.evaluation.sensitivity.scores import (
     kept_features,
 )
 from magmerge.live.coverage import Followed, follow
-from magmerge.live.merged import AtWork, Changed, put_to_work
-from magmerge.live.weights import at_rest
+from magmerge.live.live_merge import LiveMerge, TaskVectors, live_merge
+from magmerge.live.module_weights import at_rest
 from magmerge.pipeline.merge import Experts
 
 if TYPE_CHECKING:
@@ -150,11 +150,11 @@ def sensitivity(
     job = _at_work(job, base, model, build)
     plan = make_plan(job)
     warn((*plan.warnings, *doubts(job.models, plan.steps)))
-    active = put_to_work(Work(job, plan))
+    active = live_merge(Work(job, plan))
     layers = _layers(active, plan)
     with at_rest(active.model):
         judge = _judge(score, active.model, batches, head, features)
-        deltas = Changed(job.models, active.weights).merged
+        deltas = TaskVectors(job.models, active.weights).merged
         found = _try_all(active.model, layers, batches, judge, deltas, mode, seed, job.machine)
     stored = {one.layer.name: _stored_name(one) for one in layers}
     found = {stored[name]: worse for name, worse in found.items()}
@@ -266,7 +266,7 @@ def _batches(
     return [Batch(one, part) for one, part in zip(inputs, parts, strict=True)]
 
 
-def _layers(active: AtWork, plan: Plan) -> list[Followed]:
+def _layers(active: LiveMerge, plan: Plan) -> list[Followed]:
     """Layers with a matrix that experts change."""
     merged = {step.spec.name: step.kind for step in plan.steps if step.action == "merge"}
     names = {name: stored for name, stored in active.names.items() if stored in merged}

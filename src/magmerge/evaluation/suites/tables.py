@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from magmerge.evaluation.suites import NamedSuite
-from magmerge.report.tables import plain, table
+from magmerge.report.terminal_tables import plain, table
 
 
 def suite_table(found: NamedSuite) -> Table:

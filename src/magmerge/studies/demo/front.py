@@ -10,7 +10,7 @@ from typing import Any
 from magmerge.core.machine import Progress
 from magmerge.engine.result import Result
 from magmerge.pipeline.merge import calibrate, merge
-from magmerge.report.writing import write_report
+from magmerge.report.html_file import write_report
 from magmerge.studies.demo.encoder import Encoder
 from magmerge.studies.demo.tasks import Task, base_folder, load_samples, load_tasks, settings
 

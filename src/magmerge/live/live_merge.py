@@ -16,12 +16,12 @@ from magmerge.core.errors import MagmergeError, ParameterError, StructureError
 from magmerge.core.types import Plan
 from magmerge.engine.job import Job, Models, Work
 from magmerge.engine.passes import bench_for, run_pass
+from magmerge.live.module_weights import ModelSink, load, matched, take_off_pooler
 from magmerge.live.modules import bare_model, empty_model
 from magmerge.live.offload import Offload
-from magmerge.live.weights import ModelSink, load, matched, take_off_pooler
 
 
-class AtWork(NamedTuple):
+class LiveMerge(NamedTuple):
     """A live model, its parameters' names to those of their tensors, and the merge's tensors.
 
     `offload` is what brings weights into memory, if they are not there.
@@ -33,7 +33,7 @@ class AtWork(NamedTuple):
     offload: Offload | None = None
 
 
-def put_to_work(work: Work) -> AtWork:
+def live_merge(work: Work) -> LiveMerge:
     """Merge into a live model in float32, with all that calibrators do from weights alone.
 
     Without offloading, every weight is in memory once, as the model's own parameter; twice where
@@ -50,12 +50,12 @@ def put_to_work(work: Work) -> AtWork:
     if _precision(job) == torch.float32:
         _fill(first, ModelSink(model, names), set(names.values()))
         model = model.to(job.machine.device).eval()
-        return AtWork(model, names, Parameters(model, names))
+        return LiveMerge(model, names, ParameterWeights(model, names))
     sink = MemorySink()
     _fill(first, sink, set(names.values()))
     load(model, sink.tensors, "the merge")
     in_precision(model, _precision(job))
-    return AtWork(model.to(job.machine.device).eval(), names, sink.tensors)
+    return LiveMerge(model.to(job.machine.device).eval(), names, sink.tensors)
 
 
 def _precision(job: Job) -> torch.dtype:
@@ -86,7 +86,7 @@ def _bare(job: Job) -> nn.Module:
     return bare_model(origin or "", model_class=model_class, build=build)
 
 
-def _block_by_block(first: Work) -> AtWork:
+def _block_by_block(first: Work) -> LiveMerge:
     origin, model_class, build = _origin(first.job)
     if isinstance(origin, nn.Module) or (origin is None and not build):
         raise ParameterError(
@@ -97,10 +97,10 @@ def _block_by_block(first: Work) -> AtWork:
     shapes = {step.spec.name: step.spec.shape for step in first.plan.steps}
     names = matched(model, shapes, "the merge")
     take_off_pooler(model, shapes)
-    weights = Recomputed(first)
+    weights = TransientWeights(first)
     device = first.job.machine.device
     offload = Offload(model, names, weights.bring, weights.drop, _precision(first.job), device)
-    return AtWork(model, names, weights, offload)
+    return LiveMerge(model, names, weights, offload)
 
 
 def _from_weights(work: Work) -> Work:
@@ -160,7 +160,7 @@ def _check_ties(names: Mapping[str, str], model: nn.Module, work: Work) -> None:
         )
 
 
-class Parameters(Mapping[str, Tensor]):
+class ParameterWeights(Mapping[str, Tensor]):
     """The merge's tensors as a model's own parameters, which they are."""
 
     def __init__(self, model: nn.Module, names: Mapping[str, str]) -> None:
@@ -177,7 +177,7 @@ class Parameters(Mapping[str, Tensor]):
         return len(self._own)
 
 
-class Recomputed(Mapping[str, Tensor]):
+class TransientWeights(Mapping[str, Tensor]):
     """The merge's tensors, merged anew whenever they are asked for, but for those brought in."""
 
     def __init__(self, work: Work) -> None:
@@ -217,7 +217,7 @@ class Recomputed(Mapping[str, Tensor]):
         return sink.tensors
 
 
-class Changed:
+class TaskVectors:
     """What merge and experts changed, read anew each time it is asked for."""
 
     def __init__(self, models: Models, weights: Mapping[str, Tensor]) -> None:

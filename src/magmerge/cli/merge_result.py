@@ -12,7 +12,7 @@ from magmerge.cli import options as o
 from magmerge.cli.output import progress_reporter, show, show_json
 from magmerge.core.dtypes import spoken_size
 from magmerge.report.adapter_table import adapter_lines, modules_table
-from magmerge.report.tables import plain, records_summary, records_table, uncovered_lines
+from magmerge.report.terminal_tables import plain, records_summary, records_table, uncovered_lines
 
 if TYPE_CHECKING:
     from magmerge.engine.result import Result

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from magmerge.core.errors import CheckpointError
-from magmerge.report.account import FILE, Account
-from magmerge.report.wording import counted, samples_text
+from magmerge.report.account import FILE, MergeAccount
+from magmerge.report.sentences import counted, samples_text
 
 Line = tuple[str, tuple[str, ...]]
 """What it is, and its one or several values."""
@@ -41,7 +41,7 @@ GATES = {
 }
 
 
-def recipe_lines(account: Account) -> list[Line]:
+def recipe_lines(account: MergeAccount) -> list[Line]:
     """The recipe's keys in the order of their interest; those that say nothing are left out."""
     recipe = account.recipe
     lines: list[Line] = []
@@ -65,7 +65,7 @@ def _sampling(value: Mapping[str, Any]) -> list[Line]:
     return [(label, told) for label, told in lines if told]
 
 
-def _values(key: str, recipe: Mapping[str, Any], account: Account) -> tuple[str, ...]:
+def _values(key: str, recipe: Mapping[str, Any], account: MergeAccount) -> tuple[str, ...]:
     value = recipe.get(key)
     if key == "gate" and account.calibrators:
         return (GATES[account.gated, bool(recipe.get("sensitive"))],)
@@ -124,7 +124,7 @@ def _text(value: object) -> str:
     return str(value)
 
 
-def recipe_yaml(account: Account) -> str:
+def recipe_yaml(account: MergeAccount) -> str:
     """The recipe as `magmerge` reads it; CheckpointError where it holds what is no data."""
     try:
         text = yaml.safe_dump(dict(account.recipe), sort_keys=False, allow_unicode=True, width=100)

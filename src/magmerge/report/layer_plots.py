@@ -8,8 +8,8 @@ from dataclasses import replace
 from magmerge.report.account import Module
 from magmerge.report.contrast import Encounter
 from magmerge.report.marks import Mark, expert_marks
+from magmerge.report.sentences import factor_text, layer_text, short, spoken
 from magmerge.report.sheet import Line, Marks, Plot, Point, Strokes, draw
-from magmerge.report.wording import factor_text, layer_text, short, spoken
 
 XI = Mark("xi, the layer's mean factor", "circle", "series-1")
 SENSITIVE = Mark("xi of a sensitive layer", "down", "series-2")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from magmerge.report.account import Account, LayerAccount, Module, differs
+from magmerge.report.account import LayerAccount, MergeAccount, Module, differs
 
 ABSENT = "–"  # noqa: RUF001
 NAMED = 3
@@ -63,7 +63,7 @@ def layer_text(module: Module) -> str:
     )
 
 
-def title_of(account: Account) -> str:
+def title_of(account: MergeAccount) -> str:
     """task_arithmetic + wsc of 6 experts."""
     recipe = account.recipe
     method = recipe.get("method")
@@ -76,7 +76,7 @@ def title_of(account: Account) -> str:
     return f"{head}{', ' if recipe.get('merged') else ' of '}{counted(experts, 'expert')}"
 
 
-def summary(account: Account, modules: Sequence[Module]) -> str:
+def summary(account: MergeAccount, modules: Sequence[Module]) -> str:
     """The whole calibration in one paragraph."""
     calibrated = account.calibrated
     text = f"{_opening(account)} "
@@ -99,7 +99,7 @@ def _share(part: int, whole: int) -> str:
     return f"all {whole:,}" if part == whole > 1 else f"{part:,} of the {whole:,}"
 
 
-def _opening(account: Account) -> str:
+def _opening(account: MergeAccount) -> str:
     experts, recipe = counted(len(account.experts), "expert"), account.recipe
     if recipe.get("merged"):
         return f"A merged model that existed already was compared with its base and {experts}."
@@ -107,7 +107,7 @@ def _opening(account: Account) -> str:
     return f"{experts[0].upper()}{experts[1:]} of one base model were merged by {method}."
 
 
-def gate_text(account: Account, modules: Sequence[Module]) -> str:
+def gate_text(account: MergeAccount, modules: Sequence[Module]) -> str:
     """What the gate did to how many layers."""
     if not account.gated:
         return "The gate was off, so each layer got what the calibration asked for."
