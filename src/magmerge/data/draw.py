@@ -92,9 +92,9 @@ def draw(table: Table, how: SampleDraw) -> Rows:
     content: Texts | Images = Images(tuple(values))
     if isinstance(values[0], str):
         content = Texts(tuple(values), None if how.pair_field is None else tuple(seconds))
-    told = None if how.label_field is None else tuple(labels)
+    row_labels = None if how.label_field is None else tuple(labels)
     classes = table.classes.get(how.label_field or "")
-    return Rows(how.name, table.source, content, told, classes, notes)
+    return Rows(how.name, table.source, content, row_labels, classes, notes)
 
 
 def choose_field(table: Table, how: SampleDraw) -> str:

@@ -161,8 +161,8 @@ def _loaded(load: Callable[[], Any], source: str, problem: str, remedy: str) -> 
     try:
         return load()
     except Exception as error:
-        told = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DataError(f"{problem}: {told}", source=source, remedy=remedy) from error
+        text = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"{problem}: {text}", source=source, remedy=remedy) from error
 
 
 def _kind(feature: Any) -> Column:

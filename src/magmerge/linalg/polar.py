@@ -56,10 +56,10 @@ def polar(matrix: Float[Tensor, "m n"]) -> Polar:
     unit = matrix / scale
     if not bool(unit.any()):
         return Polar(torch.zeros_like(unit), 0.0, 0.0)
-    found: Polar | None = None
+    single: Polar | None = None
     if unit.dtype == torch.float32 and unit.shape[1] >= SINGLE:
-        found = _by_eigenvectors(unit, torch.float32)
-    result = found or _by_eigenvectors(unit, torch.float64) or _by_decomposition(unit)
+        single = _by_eigenvectors(unit, torch.float32)
+    result = single or _by_eigenvectors(unit, torch.float64) or _by_decomposition(unit)
     return result._replace(nuclear=result.nuclear * scale)
 
 
@@ -125,8 +125,8 @@ def _by_decomposition(unit: Float[Tensor, "m n"]) -> Polar:
     )
     rank = above_cut(values)
     factor = left[:, :rank] @ right[:, :rank].T
-    found = factor.to(unit.dtype), float(values[:rank].sum())
-    return Polar(*found, sensitivity(values, rank, len(unit)))
+    parts = factor.to(unit.dtype), float(values[:rank].sum())
+    return Polar(*parts, sensitivity(values, rank, len(unit)))
 
 
 def orthogonalised(

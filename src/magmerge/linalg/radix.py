@@ -125,12 +125,9 @@ class ModelThreshold:
         self,
         ranks: Callable[[int], Sequence[int]],
         view: Callable[[Tensor], Iterable[Tensor]],
-        *,
-        key: str = "thresholds",
     ) -> None:
         self._ranks_of = ranks
         self._view = view
-        self._key = key
         self._lock = threading.Lock()
         self._stage: Literal["upper", "lower", "equal", "place", "done"] = "upper"
         self._entries = 0
@@ -197,12 +194,9 @@ class ModelThreshold:
 
     def found(self, name: str) -> Mapping[str, Any]:
         """One list of thresholds for each rank, with one for each row of the view."""
-        rows = range(len(self._upper))
+        rows, ranks = range(len(self._upper)), enumerate(self._ranks)
         return {
-            self._key: [
-                [self._threshold((t, r), rank, name) for t in rows]
-                for r, rank in enumerate(self._ranks)
-            ]
+            "thresholds": [[self._threshold((t, r), rank, name) for t in rows] for r, rank in ranks]
         }
 
     def _threshold(self, key: Key, rank: int, name: str) -> Threshold:
@@ -232,8 +226,8 @@ class ModelThreshold:
                     self._lower[t, r] = torch.zeros(HALF_BINS, dtype=torch.int64)
 
     def _count_lower(self, key: Key, name: str, start: int, row: Tensor) -> None:
-        found = lower_halves(magnitude_bits(row), self._bins[key][0]).cpu()
-        values, counts = torch.unique(found, return_counts=True)
+        halves = lower_halves(magnitude_bits(row), self._bins[key][0]).cpu()
+        values, counts = torch.unique(halves, return_counts=True)
         with self._lock:
             self._lower[key].index_add_(0, values.long(), counts)
         self._add(key, name, start, row, values.to(torch.int32), counts)
@@ -246,7 +240,7 @@ class ModelThreshold:
                 return
             tally = self._tallies.setdefault(key, ValueTally())
             tally.add(name, start, start + len(row), 0, values, counts)
-            if sum(one.count for one in self._tallies.values()) > CROWD:
+            if sum(other.count for other in self._tallies.values()) > CROWD:
                 self._crowded = True
                 self._tallies.clear()
 

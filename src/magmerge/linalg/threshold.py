@@ -49,18 +49,10 @@ class LayerThreshold:
 
     scope: Literal["layer"] = "layer"
 
-    def __init__(
-        self,
-        entries: int,
-        ranks: Sequence[int],
-        view: View = magnitudes,
-        *,
-        key: str = "thresholds",
-    ) -> None:
+    def __init__(self, entries: int, ranks: Sequence[int], view: View = magnitudes) -> None:
         self._entries = entries
         self._ranks = ranks
         self._view = view
-        self._key = key
         self._lock = threading.Lock()
         self._brackets: list[list[tuple[float, float]]] = []
         self._tallies: dict[tuple[int, int], ValueTally] = {}
@@ -129,7 +121,7 @@ class LayerThreshold:
         elif self._chosen:
             self._open.clear()
         elif self._crowded or not all(self._choose(*key) for key in self._tallies):
-            self._fallback = ModelThreshold(lambda _: self._ranks, self._view, key=self._key)
+            self._fallback = ModelThreshold(lambda _: self._ranks, self._view)
         self._chosen = True
         self._tallies.clear()
 
@@ -137,9 +129,8 @@ class LayerThreshold:
         """One list of thresholds for each rank, with one for each row of the view."""
         if self._fallback is not None:
             return self._fallback.found(name)
-        rows = range(len(self._found) // len(self._ranks))
-        ranks = range(len(self._ranks))
-        return {self._key: [[self._found[t, r] for t in rows] for r in ranks]}
+        ranks, rows = range(len(self._ranks)), range(len(self._found) // len(self._ranks))
+        return {"thresholds": [[self._found[t, r] for t in rows] for r in ranks]}
 
     def _choose(self, t: int, r: int) -> bool:
         """Set the threshold; False if the bracket does not hold it."""

@@ -50,7 +50,7 @@ def follow(
         if isinstance(layer, AttentionLayer):
             taken.add(f"{path}.out_proj.")
         layers.append(Followed(layer, local))
-    followed = {name for one in layers for name in one.tensors.values()}
+    followed = {name for item in layers for name in item.tensors.values()}
     return layers, [
         Uncovered(stored, "the model that was run has no module for it")
         for stored in dict.fromkeys(names.values())

@@ -187,9 +187,9 @@ class TransientWeights(Mapping[str, Tensor]):
 
     def bring(self, names: Collection[str]) -> dict[str, Tensor]:
         """These tensors, which stay at hand until they are dropped."""
-        found = self._merge({self._twins[name] for name in names})
-        self._here.update(found)
-        return {name: found[self._twins[name]] for name in names}
+        tensors = self._merge({self._twins[name] for name in names})
+        self._here.update(tensors)
+        return {name: tensors[self._twins[name]] for name in names}
 
     def drop(self, names: Collection[str]) -> None:
         """These are no longer needed."""
@@ -198,8 +198,8 @@ class TransientWeights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         own = self._twins[name]
-        found: Tensor = self._here[own] if own in self._here else self._merge({own})[own]
-        return found
+        tensor: Tensor = self._here[own] if own in self._here else self._merge({own})[own]
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._twins)

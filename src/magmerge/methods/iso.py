@@ -43,9 +43,9 @@ def iso_c(deltas: Float[Tensor, "K *shape"], *, lambda_: Lambda = 1.0) -> Float[
     if deltas.ndim < 3:
         return scaled_mean(deltas, lambda_)
     total = as_rows(summed(deltas))
-    found = polar(total)
-    mean = found.nuclear / max(1, min(total.shape))
-    return (found.factor * (lambda_ * mean)).reshape(deltas.shape[1:])
+    isometry = polar(total)
+    mean = isometry.nuclear / max(1, min(total.shape))
+    return (isometry.factor * (lambda_ * mean)).reshape(deltas.shape[1:])
 
 
 @register_method(
@@ -103,9 +103,9 @@ def residual(
     The difference has the rounding of all of `delta`, which weighs more where little is left of it.
     """
     whole = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
-    found = leading(delta - common @ (common.T @ delta), count, tolerance, whole)
-    if not len(found.values):
-        return found
-    inverse = float(found.values.double().reciprocal().square().mean().sqrt())
+    triplets = leading(delta - common @ (common.T @ delta), count, tolerance, whole)
+    if not len(triplets.values):
+        return triplets
+    inverse = float(triplets.values.double().reciprocal().square().mean().sqrt())
     rounding = 2 * torch.finfo(delta.dtype).eps * whole / min(delta.shape) ** 0.5
-    return found._replace(error=found.error + rounding * inverse)
+    return triplets._replace(error=triplets.error + rounding * inverse)

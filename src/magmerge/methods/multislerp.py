@@ -55,9 +55,9 @@ def multislerp(
     """
     if len(deltas) == 1:
         return deltas[0].clone()
-    given = expert_weights(deltas, weights)
+    terms = expert_weights(deltas, weights)
     total = total_weight(deltas, weights) if normalize_weights else 1.0
-    shares = torch.tensor(given, dtype=torch.float64) / total
+    shares = torch.tensor(terms, dtype=torch.float64) / total
     norms, cosines = norms_and_cosines(gram_of(deltas, gram))
     length = math.sqrt(max(0.0, float(shares @ cosines @ shares)))
     if length <= max(eps, ROUNDING) * float(shares.abs().sum()):

@@ -82,7 +82,7 @@ def _by_vector(deltas: Float[Tensor, "2 *shape"], t: float, axis: int) -> Float[
     """Each vector along `axis` interpolated by an angle of its own."""
     wide = deltas.double()
     product = (wide[0] * wide[1]).sum(axis, keepdim=True)
-    squares = [one.square().sum(axis, keepdim=True) for one in wide]
+    squares = [vector.square().sum(axis, keepdim=True) for vector in wide]
     size = squares[0].sqrt() * squares[1].sqrt()
     alive = size > 0
     cosine = torch.where(alive, product / torch.where(alive, size, 1.0), 1.0)

@@ -17,8 +17,7 @@ from magmerge.core.parameters import Seeds, Supplied, Thresholds
 from magmerge.core.traits import Survey
 from magmerge.linalg.draws import derive_seed, drop, uniforms
 from magmerge.linalg.radix import ModelThreshold
-from magmerge.linalg.ranks import by_rank
-from magmerge.linalg.selection import kept_count, largest, whole_share
+from magmerge.linalg.selection import by_rank, kept_count, largest, whole_share
 from magmerge.linalg.survey import LayerSums, surveyed
 from magmerge.linalg.threshold import LayerThreshold, magnitudes
 

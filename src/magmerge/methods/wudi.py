@@ -57,7 +57,7 @@ def wudi(deltas: Float[Tensor, "K *shape"], *, lambda_: Lambda = 1.0) -> Float[T
     scale = power_of_two(deltas)
     columns = as_rows(deltas[0]).shape[1]
     whole = torch.zeros(columns, columns, dtype=torch.float64, device=deltas.device)
-    wanted = torch.zeros(as_rows(deltas[0]).shape, dtype=torch.float64, device=deltas.device)
+    target = torch.zeros(as_rows(deltas[0]).shape, dtype=torch.float64, device=deltas.device)
     for delta in deltas:
         unit = as_rows(delta) / power_of_two(delta)
         weight = unit.double().square().sum()
@@ -65,10 +65,10 @@ def wudi(deltas: Float[Tensor, "K *shape"], *, lambda_: Lambda = 1.0) -> Float[T
             own = gram(unit, torch.float64) / weight
             whole += own
             own *= power_of_two(delta) / scale
-            for part, into in zip(torch.split(unit, ROWS), torch.split(wanted, ROWS), strict=True):
+            for part, into in zip(torch.split(unit, ROWS), torch.split(target, ROWS), strict=True):
                 into.addmm_(part.double(), own)
     values, vectors = eigen(whole)
     rank = effective_rank(values)
     kept = vectors[:, :rank]
-    found = rowwise(wanted, (kept / values[:rank].square()) @ kept.T)
-    return (found.to(deltas.dtype) * (scale * lambda_)).reshape(deltas.shape[1:])
+    solution = rowwise(target, (kept / values[:rank].square()) @ kept.T)
+    return (solution.to(deltas.dtype) * (scale * lambda_)).reshape(deltas.shape[1:])

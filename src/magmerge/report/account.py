@@ -158,12 +158,12 @@ class MergeAccount(FilePart):
     @property
     def calibrators(self) -> tuple[str, ...]:
         """The calibrators in their order."""
-        return tuple(dict.fromkeys(name for one in self.layers for name in one.calibrated_by))
+        return tuple(dict.fromkeys(name for layer in self.layers for name in layer.calibrated_by))
 
     @property
     def calibrated(self) -> tuple[LayerAccount, ...]:
         """The layers that have a factor."""
-        return tuple(one for one in self.layers if one.calibrated_by and one.xi is not None)
+        return tuple(layer for layer in self.layers if layer.calibrated_by and layer.xi is not None)
 
     @property
     def gated(self) -> bool:
@@ -225,7 +225,7 @@ def foreign(problem: str, source: str | Path) -> CheckpointError:
 
 def in_model_order(layers: Sequence[LayerAccount]) -> tuple[LayerAccount, ...]:
     """As they are, but names sorted letter by letter (as safetensors does) by their numbers."""
-    names = [one.name for one in layers]
+    names = [layer.name for layer in layers]
     return tuple(sorted(layers, key=_natural) if names == sorted(names) else layers)
 
 
@@ -243,23 +243,23 @@ def modules_of(layers: Sequence[LayerAccount]) -> tuple[Module, ...]:
 
     A calibrator that is for matrices only acts on the weight alone, which is no other factor.
     """
-    found: dict[tuple[str, bool], list[LayerAccount]] = {}
+    groups: dict[tuple[str, bool], list[LayerAccount]] = {}
     for layer in layers:
         stem = STEM.fullmatch(layer.name)
-        found.setdefault((stem[1] if stem else layer.name, layer.sensitive), []).append(layer)
+        groups.setdefault((stem[1] if stem else layer.name, layer.sensitive), []).append(layer)
     return tuple(
         module
-        for (stem, _), tensors in found.items()
+        for (stem, _), tensors in groups.items()
         for module in (
             [Module(stem, tuple(tensors))]
-            if all(_follows(one, _lead(tensors)) for one in tensors)
-            else [Module(one.name, (one,)) for one in tensors]
+            if all(_follows(tensor, _lead(tensors)) for tensor in tensors)
+            else [Module(tensor.name, (tensor,)) for tensor in tensors]
         )
     )
 
 
 def _lead(tensors: Sequence[LayerAccount]) -> LayerAccount:
-    return next((one for one in tensors if one.kind != "vector"), tensors[0])
+    return next((tensor for tensor in tensors if tensor.kind != "vector"), tensors[0])
 
 
 def _follows(layer: LayerAccount, lead: LayerAccount) -> bool:

@@ -79,13 +79,13 @@ def score_tables(scores: Sequence[Mapping[str, Any]]) -> list[ScoreTable]:
     """One table for each suite and split, then the plain ones; CheckpointError for any other."""
     suites: dict[tuple[str, str], list[Evaluation]] = {}
     plain = []
-    for one in scores:
-        if isinstance(one, Mapping) and "columns" in one:
-            plain.append(_laid_out(checked(Plain, one, SOURCE)))
+    for entry in scores:
+        if isinstance(entry, Mapping) and "columns" in entry:
+            plain.append(_laid_out(checked(Plain, entry, SOURCE)))
         else:
-            found = checked(Evaluation, one, SOURCE)
-            suites.setdefault((found.suite, found.split), []).append(found)
-    return [_compared(*key, found) for key, found in suites.items()] + plain
+            evaluation = checked(Evaluation, entry, SOURCE)
+            suites.setdefault((evaluation.suite, evaluation.split), []).append(evaluation)
+    return [_compared(*key, evaluation) for key, evaluation in suites.items()] + plain
 
 
 def _laid_out(table: Plain) -> ScoreTable:
@@ -95,32 +95,34 @@ def _laid_out(table: Plain) -> ScoreTable:
     return ScoreTable(table.caption, headings, cells)
 
 
-def _compared(suite: str, split: str, found: Sequence[Evaluation]) -> ScoreTable:
+def _compared(suite: str, split: str, evaluations: Sequence[Evaluation]) -> ScoreTable:
     """Tasks as rows, models as columns, then their mean."""
     tasks: dict[str, TaskEntry] = {}
-    for evaluation in found:
+    for evaluation in evaluations:
         for task in evaluation.tasks:
             tasks.setdefault(task.task, task)
-    scores = [{task.task: task for task in reversed(evaluation.tasks)} for evaluation in found]
+    scores = [
+        {task.task: task for task in reversed(evaluation.tasks)} for evaluation in evaluations
+    ]
     rows = [
         (_name(task), *(_cell(own.get(name)) for own in scores)) for name, task in tasks.items()
     ]
     metrics = {task.metric for task in tasks.values()}
-    if any(evaluation.mean for evaluation in found):
-        means = (_mean(evaluation.mean) for evaluation in found)
+    if any(evaluation.mean for evaluation in evaluations):
+        means = (_mean(evaluation.mean) for evaluation in evaluations)
         rows.append((ScoreCell("mean of the tasks"), *means))
     named = f"{short(suite)}{f', {short(split)} split' if split else ''}"
     units = [*(["in %"] if metrics - UNBOUNDED else []), *sorted(metrics & UNBOUNDED)]
     caption = f"{named}: scores ({', '.join(units)}) with 95 % intervals"
-    headings = (Heading("task", "task"), *_models([evaluation.model for evaluation in found]))
+    headings = (Heading("task", "task"), *_models([evaluation.model for evaluation in evaluations]))
     return ScoreTable(caption, headings, tuple(rows))
 
 
 def _models(models: Sequence[str]) -> list[Heading]:
     """The last parts of the models' paths where these tell them apart."""
     ends = [PurePath(model).name or model for model in models]
-    shown = ends if len(set(ends)) == len(set(models)) else models
-    return [Heading(short(name, 40), whole) for name, whole in zip(shown, models, strict=True)]
+    names = ends if len(set(ends)) == len(set(models)) else models
+    return [Heading(short(name, 40), whole) for name, whole in zip(names, models, strict=True)]
 
 
 def _name(task: TaskEntry) -> ScoreCell:

@@ -20,8 +20,8 @@ def norms_plot(modules: Sequence[ModuleAccount], names: Sequence[str], label: st
 
     One mark for each input, the plain merge and the result, and a line from merge to result.
     """
-    told = [one for one in modules if one.mean is not None]
-    if not told:
+    known = [module for module in modules if module.mean is not None]
+    if not known:
         return None
     marks = [
         Mark(short(name, 40), shape, INPUTS)
@@ -29,14 +29,15 @@ def norms_plot(modules: Sequence[ModuleAccount], names: Sequence[str], label: st
     ]
     points: list[list[Point]] = [[] for _ in marks]
     merge, result, lines = list[Point](), list[Point](), list[Line]()
-    for place, one in enumerate(told):
-        for own, norm, mark in zip(points, one.norms, marks, strict=False):
-            if (ratio := one.share(norm)) is not None:
-                tip = f"{short(one.name)}: {mark.meaning} {norm_text(norm)}"
+    for place, module in enumerate(known):
+        for own, norm, mark in zip(points, module.norms, marks, strict=False):
+            if (ratio := module.share(norm)) is not None:
+                tip = f"{short(module.name)}: {mark.meaning} {norm_text(norm)}"
                 own.append(Point(place, ratio, tip))
-        was, now = one.share(one.merged), one.share(one.written)
+        was, now = module.share(module.merged), module.share(module.written)
         if was is not None and now is not None:
-            tip = f"{short(one.name)}: {norm_text(one.merged)} merged, {norm_text(one.written)} now"
+            now_text = f"{norm_text(module.merged)} merged, {norm_text(module.written)} now"
+            tip = f"{short(module.name)}: {now_text}"
             merge.append(Point(place, was, tip))
             result.append(Point(place, now, tip))
             lines.append(Line(place, was, now))
@@ -44,21 +45,21 @@ def norms_plot(modules: Sequence[ModuleAccount], names: Sequence[str], label: st
     series = [Marks(mark, own, 0.7) for mark, own in zip(marks, points, strict=True)]
     series += [Marks(MERGE, merge, 0.9), Marks(RESULT, result)]
     strokes = [Strokes(lines, "whisker", 1.2)]
-    return draw("norms", label, [one.name for one in told], series, strokes)
+    return draw("norms", label, [module.name for module in known], series, strokes)
 
 
 def module_rows(modules: Sequence[ModuleAccount], inputs: int) -> list[list[str]]:
     """The table's rows: module, shape, rank, each input's norm, merge, result, ratio, loss."""
     return [
         [
-            one.name,
-            "x".join(map(str, one.shape)),
-            str(one.rank),
-            *(norm_text(norm) for norm in one.norms[:inputs]),
-            norm_text(one.merged),
-            norm_text(one.written),
-            factor_text(one.share(one.written)),
-            "" if one.error is None else f"{PERCENT * one.error:.2f} %",
+            module.name,
+            "x".join(map(str, module.shape)),
+            str(module.rank),
+            *(norm_text(norm) for norm in module.norms[:inputs]),
+            norm_text(module.merged),
+            norm_text(module.written),
+            factor_text(module.share(module.written)),
+            "" if module.error is None else f"{PERCENT * module.error:.2f} %",
         ]
-        for one in modules
+        for module in modules
     ]

@@ -62,20 +62,20 @@ def pair_plot(met: Sequence[Encounter], names: tuple[str, str], label: str) -> P
     first, second = map(spoken, names)
     own, total = list[Point](), list[Point]()
     lines: dict[bool, list[Line]] = {False: [], True: []}
-    for place, one in enumerate(met):
+    for place, encounter in enumerate(met):
         tip = (
-            f"{short(one.module.name)}: {first} {factor_text(one.own)}, {second} a further "
-            f"{factor_text(one.further)}, in all {factor_text(one.total)}"
+            f"{short(encounter.module.name)}: {first} {factor_text(encounter.own)}, {second} a "
+            f"further {factor_text(encounter.further)}, in all {factor_text(encounter.total)}"
         )
-        own.append(Point(place, one.own, tip))
-        total.append(Point(place, one.total, tip))
-        lines[one.apart].append(Line(place, one.own, one.total))
+        own.append(Point(place, encounter.own, tip))
+        total.append(Point(place, encounter.total, tip))
+        lines[encounter.apart].append(Line(place, encounter.own, encounter.total))
     marks = [
         Marks(Mark(first, "circle", "series-1"), own),
         Marks(Mark(f"{second}, in all", "square", "series-2"), total),
     ]
     strokes = [Strokes(lines[False], "whisker", 1.4), Strokes(lines[True], "ink", 1.8, APART)]
-    return draw("pair", label, [one.module.name for one in met], marks, strokes)
+    return draw("pair", label, [encounter.module.name for encounter in met], marks, strokes)
 
 
 def experts_plot(
@@ -90,8 +90,8 @@ def experts_plot(
     step = 0.0 if alike else 0.7 / max(1, len(names))
     points: list[list[Point]] = [[] for _ in names]
     for place, module in enumerate(modules):
-        found = next((f for f in module.lead.factors if f.calibrator == calibrator), None)
-        for index, value in enumerate(found.experts[: len(names)] if found else ()):
+        factor = next((f for f in module.lead.factors if f.calibrator == calibrator), None)
+        for index, value in enumerate(factor.experts[: len(names)] if factor else ()):
             if value is not None and value > 0:
                 tip = f"{short(module.name)}: {short(names[index])} {factor_text(value)}"
                 shift = (index - (len(names) - 1) / 2) * step

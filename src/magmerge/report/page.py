@@ -124,25 +124,25 @@ def _pair(
 def _strip(
     account: MergeAccount, modules: tuple[Module, ...], name: str, place: int
 ) -> Plot | None:
-    told = tuple(
+    layers = tuple(
         module
         for module in modules
         if any(factor.calibrator == name and factor.experts for factor in module.lead.factors)
     )
-    if not told or not account.experts:
+    if not layers or not account.experts:
         return None
     label = f"Factors that each expert's samples ask for by {name}, in model order"
-    return layer_plots.experts_plot(told, name, account.experts, label, place)
+    return layer_plots.experts_plot(layers, name, account.experts, label, place)
 
 
 def factor_cells(layer: LayerAccount, names: Sequence[str]) -> list[str]:
     """For each calibrator its factor before and after the gate, as two cells."""
     cells = []
     for name in names:
-        found = next((one for one in layer.factors if one.calibrator == name), None)
+        factor = next((own for own in layer.factors if own.calibrator == name), None)
         cells += [
-            "" if found is None else sentences.factor_text(value)
-            for value in ((found.free, found.gated) if found else (None, None))
+            "" if factor is None else sentences.factor_text(value)
+            for value in ((factor.free, factor.gated) if factor else (None, None))
         ]
     return cells
 
@@ -157,14 +157,14 @@ def _template() -> Template:
             "the report needs jinja2", remedy="pip install 'magmerge[report]'"
         ) from error
 
-    def shown(value: Any) -> Any:
+    def cleaned(value: Any) -> Any:
         """Text without control characters: names inside files may be hostile."""
         bare = isinstance(value, str) and not isinstance(value, Markup)
         return printable_lines(value) if bare else value
 
     environment = Environment(
         autoescape=True,
-        finalize=shown,
+        finalize=cleaned,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

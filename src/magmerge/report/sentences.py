@@ -57,9 +57,9 @@ def layer_text(module: Module) -> str:
     if lead.xi_min != lead.xi_max:
         text += f", rows {factor_text(lead.xi_min)} to {factor_text(lead.xi_max)}"
     text += f", before the gate {factor_text(lead.xi_free)}" if lead.held else ""
-    others = [one for one in module.tensors if differs(one.xi, lead.xi)]
+    others = [tensor for tensor in module.tensors if differs(tensor.xi, lead.xi)]
     return text + "".join(
-        f"; its {one.name.rpartition('.')[2]} {factor_text(one.xi)}" for one in others
+        f"; its {tensor.name.rpartition('.')[2]} {factor_text(tensor.xi)}" for tensor in others
     )
 
 
@@ -86,7 +86,7 @@ def summary(account: MergeAccount, modules: Sequence[Module]) -> str:
             "method made it, so there is nothing to plot."
         )
     names = listed([spoken(name) for name in account.calibrators])
-    mean = _mean([one.xi or 0.0 for one in calibrated])
+    mean = _mean([layer.xi or 0.0 for layer in calibrated])
     text += (
         f"{names} then set the magnitude of {counted(len(modules), 'layer')} "
         f"({_share(len(calibrated), len(account.layers))} merged tensors): "
@@ -118,7 +118,7 @@ def gate_text(account: MergeAccount, modules: Sequence[Module]) -> str:
     parts = [f"stopped {counted(stopped, 'layer')} altogether"] if stopped else []
     parts += [f"held back {counted(held, 'layer')} in part"] if held else []
     calibrated = account.calibrated
-    free = [one.xi_free for one in calibrated if one.xi_free is not None]
+    free = [layer.xi_free for layer in calibrated if layer.xi_free is not None]
     without = f"; without it the mean would be {factor_text(_mean(free))}" if free else ""
     return f"The gate {' and '.join(parts)}{without}."
 
@@ -134,8 +134,7 @@ def extremes_text(modules: Sequence[Module]) -> tuple[tuple[str, list[tuple[str,
         return ()
     ends = ("Largest", ranked[: -NAMED - 1 : -1]), ("Smallest", ranked[:NAMED])
     return tuple(
-        (word, [(module.name, factor_text(module.lead.xi)) for module in found])
-        for word, found in ends
+        (word, [(module.name, factor_text(module.lead.xi)) for module in few]) for word, few in ends
     )
 
 

@@ -97,7 +97,10 @@ class Sheet:
         look = mark.look(size, rim=self.pixels >= DENSE)
         groups = [[point] for point in points] if self.tips else [points]
         for group in groups:
-            across, up = [one.place for one in group], [self._inside(one.value) for one in group]
+            across, up = (
+                [point.place for point in group],
+                [self._inside(point.value) for point in group],
+            )
             gid = tip(group[0].tip) if self.tips else None
             artist = Line2D(across, up, ls="none", gid=gid, clip_on=False, zorder=4, **look)
             self.axes.add_artist(artist)
@@ -155,5 +158,7 @@ def draw(
             sheet.put(mark, points, scale=scale)
         drawn.append(inline(figure, f"{name}-{word}", label))
     legend = tuple(series.mark for series in marks if series.points)
-    told = tuple((one.colour, one.meaning) for one in strokes if one.lines and one.meaning)
-    return Plot(drawn[0], drawn[1], legend, told)
+    meanings = tuple(
+        (stroke.colour, stroke.meaning) for stroke in strokes if stroke.lines and stroke.meaning
+    )
+    return Plot(drawn[0], drawn[1], legend, meanings)
