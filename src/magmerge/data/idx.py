@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from magmerge.data.extras import needed
+from magmerge.core.extras import needed
 from magmerge.data.rows import DataError
 from magmerge.data.sample_table import SampleRow, Table
 

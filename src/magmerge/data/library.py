@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from magmerge.data.extras import needed
+from magmerge.core.extras import needed
 from magmerge.data.rows import DataError
 from magmerge.data.sample_table import Column, SampleRow, Table
 from magmerge.data.splits import TRAIN, Split

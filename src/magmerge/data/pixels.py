@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from magmerge.core.errors import ParameterError
-from magmerge.data.extras import needed
+from magmerge.core.extras import needed
 from magmerge.data.library import StoredPicture
 from magmerge.data.rows import DataError, Picture, Preparation
 

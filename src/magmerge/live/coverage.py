@@ -9,9 +9,8 @@ from torch import nn
 
 from magmerge.core.types import Uncovered
 from magmerge.live.compound import AttentionLayer, MixtureLayer, is_mixture
-from magmerge.live.layers import KnownLayer, Layer, TokenLayer, is_turned
+from magmerge.live.layers import KnownLayer, Layer, TokenLayer, TrialLayer, is_turned
 from magmerge.live.row_groups import row_groups
-from magmerge.live.trial import TrialLayer
 
 CHANNELS_FIRST = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,

@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from magmerge.core.errors import CheckpointError, MissingExtraError, printable_lines
+from magmerge.core.errors import CheckpointError, printable_lines
+from magmerge.core.extras import needed
 from magmerge.report import layer_plots, sentences
 from magmerge.report.account import (
     FILE,
@@ -18,7 +19,6 @@ from magmerge.report.account import (
     read_account,
 )
 from magmerge.report.accuracy import score_tables
-from magmerge.report.adapter_part import module_rows, norms_plot
 from magmerge.report.axis import common_stem
 from magmerge.report.contrast import Encounter, contrast_text, encounters, furthest_first
 from magmerge.report.recipe_text import NAMES, recipe_lines, recipe_yaml
@@ -93,7 +93,7 @@ def _content(
             for place, name in enumerate(names)
             if (plot := _strip(account, drawn, name, place))
         ],
-        "norms": norms_plot(
+        "norms": layer_plots.norms_plot(
             account.modules, account.experts, _label(account, "Norms of each adapter's modules")
         ),
         "module_rows": module_rows(account.modules, len(account.experts)),
@@ -147,31 +147,43 @@ def factor_cells(layer: LayerAccount, names: Sequence[str]) -> list[str]:
     return cells
 
 
+def module_rows(modules: Sequence[ModuleAccount], inputs: int) -> list[list[str]]:
+    """The table's rows: module, shape, rank, each input's norm, merge, result, ratio, loss."""
+    return [
+        [
+            module.name,
+            "x".join(map(str, module.shape)),
+            str(module.rank),
+            *(norm_text(norm) for norm in module.norms[:inputs]),
+            norm_text(module.merged),
+            norm_text(module.written),
+            factor_text(module.share(module.written)),
+            "" if module.error is None else f"{100 * module.error:.2f} %",
+        ]
+        for module in modules
+    ]
+
+
 @cache
 def _template() -> Template:
-    try:
-        from jinja2 import Environment, StrictUndefined
-        from markupsafe import Markup
-    except ImportError as error:
-        raise MissingExtraError(
-            "the report needs jinja2", remedy="pip install 'magmerge[report]'"
-        ) from error
+    jinja2, markup = needed("jinja2", "the report"), needed("markupsafe", "the report").Markup
 
     def cleaned(value: Any) -> Any:
         """Text without control characters: names inside files may be hostile."""
-        bare = isinstance(value, str) and not isinstance(value, Markup)
+        bare = isinstance(value, str) and not isinstance(value, markup)
         return printable_lines(value) if bare else value
 
-    environment = Environment(
+    environment = jinja2.Environment(
         autoescape=True,
         finalize=cleaned,
-        undefined=StrictUndefined,
+        undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["markup"] = Markup
+    environment.filters["markup"] = markup
     environment.globals.update(factor_cells=factor_cells)
-    return environment.from_string(_file("page.html.jinja"))
+    template: Template = environment.from_string(_file("page.html.jinja"))
+    return template
 
 
 def _file(name: str) -> str:

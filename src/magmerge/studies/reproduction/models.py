@@ -11,9 +11,9 @@ from torch import Tensor
 from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.renamed import RenamedCheckpoint, align
 from magmerge.core.errors import CheckpointError, MagmergeError
+from magmerge.core.extras import needed
 from magmerge.core.machine import Progress
 from magmerge.core.models import Checkpoint
-from magmerge.data.extras import needed
 from magmerge.evaluation.weights import Stored
 from magmerge.studies.reproduction.pipelines import Pipeline
 
