@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import magmerge
-from magmerge import memory
 from magmerge.core.traits import Method
+from magmerge.engine import memory
 from tests.conftest import State, random_state, tuned
 from tests.contracts.bank import inputs_for
 from tests.contracts.laws import CALIBRATORS, METHODS

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import magmerge
-from magmerge import provenance
+from magmerge.checkpoints.output import provenance
 from magmerge.cli import main
 from magmerge.core.errors import CheckpointError, MagmergeError, OutputError
 from magmerge.report import account, html_file
