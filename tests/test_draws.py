@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import torch
 
-from magmerge.linalg.draws import CHUNK, derive_seed, drop, integers, keep_mask, uniforms
+from magmerge.linalg.draws import CHUNK, derive_seed, drop, integers, uniforms
+
+
+def keep_mask(seed: int, shape: tuple[int, ...], keep: float, start: int = 0) -> torch.Tensor:
+    return drop(torch.ones(shape), seed, keep, start).bool()
 
 
 def test_an_entry_depends_on_its_seed_and_place_only() -> None:

@@ -44,7 +44,7 @@ def loaded_by(code: str) -> list[str]:
 
 def test_a_look_up_imports_only_what_it_names() -> None:
     loaded = loaded_by("import magmerge; magmerge.method('linear')")
-    assert loaded == ["magmerge.methods.average"]
+    assert loaded == ["magmerge.methods.average", "magmerge.methods.combine"]
 
 
 def test_a_merge_imports_only_its_own_method_and_calibrator() -> None:
@@ -57,6 +57,7 @@ def test_a_merge_imports_only_its_own_method_and_calibrator() -> None:
         "magmerge.calibrators.gate",
         "magmerge.calibrators.wsc",
         "magmerge.methods.average",
+        "magmerge.methods.combine",
     ]
 
 

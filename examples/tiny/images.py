@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from magmerge.data.extras import needed
+from magmerge.core.extras import needed
 from magmerge.linalg.draws import derive_seed
 
 SIDE = 32

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from magmerge.data.extras import needed
+from magmerge.core.extras import needed
 from magmerge.linalg.draws import derive_seed
 
 WORDS = 400

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from magmerge.pipeline.convert import convert
     from magmerge.pipeline.documents import run
     from magmerge.pipeline.merge import calibrate, extract, merge, plan
-    from magmerge.report.writing import write_report
+    from magmerge.report.html_file import write_report
     from magmerge.studies.demo import demo
     from magmerge.studies.figures import plot, redraw
     from magmerge.studies.reproduction import reproduce

@@ -350,7 +350,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch) ->
     def refuse(*_: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(live, "estimate_findings", refuse)
+    monkeypatch.setattr(live, "estimate", refuse)
     again = magmerge.merge(**arguments, data=data, out=tmp_path / "out.safetensors", resume=True)
     assert digest(again.state_dict()) == digest(fresh.state_dict())
     assert again.records == fresh.records

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from magmerge.core.journal import listening
-from magmerge.linalg.low_rank import (
+from magmerge.linalg.best_rank import (
     SMALL,
     Factored,
     best_rank,

@@ -5,13 +5,17 @@ import math
 import pytest
 import torch
 
-from magmerge.linalg.rows import (
+from magmerge.linalg.row_norms import (
     mean_of,
-    mean_pairwise_cosine,
+    pairwise_cosines,
     row_norms,
     row_scale,
     squares,
 )
+
+
+def mean_pairwise_cosine(deltas: torch.Tensor) -> float | None:
+    return mean_of(pairwise_cosines(deltas).tolist())
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-30, 1e-42, 1e30])

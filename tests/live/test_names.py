@@ -18,7 +18,7 @@ from transformers import (
     ViTModel,
 )
 
-from magmerge.live.names import stored_names
+from magmerge.live.module_weights import stored_names
 from tests.live.test_compound import family, records_of
 from tests.live.test_exactness import merged_by
 

@@ -18,7 +18,7 @@ from transformers import (
     Phi3Model,
 )
 
-from magmerge.live.parts import row_groups
+from magmerge.live.row_groups import row_groups
 from tests.live.test_compound import TOKENS, family, records_of
 from tests.live.test_exactness import merged_by
 

@@ -102,18 +102,18 @@ def test_block_by_block_gives_the_same_bits(tmp_path: Path, order: str, calibrat
 
 
 def test_block_by_block_has_one_block_in_memory(tmp_path: Path, monkeypatch: Any) -> None:
-    from magmerge.live.merged import Recomputed
+    from magmerge.live.live_merge import TransientWeights
 
     base, experts = folders(tmp_path, llama(), family(llama()))
     held: list[int] = []
-    bring = Recomputed.bring
+    bring = TransientWeights.bring
 
-    def counted(self: Recomputed, names: Any) -> Any:
+    def counted(self: TransientWeights, names: Any) -> Any:
         found = bring(self, names)
         held.append(len({name.split(".layers.")[-1].split(".")[0] for name in self._here}))
         return found
 
-    monkeypatch.setattr(Recomputed, "bring", counted)
+    monkeypatch.setattr(TransientWeights, "bring", counted)
     merged_by(base, experts, data=texts(experts), offload=True, threads=1)
     assert max(held) == 1
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import magmerge
-from magmerge.methods.breadcrumbs import ranks
+from magmerge.methods.sparsify import band_ranks
 from tests.contracts.laws import rows_for
 
 WEIGHTS = [1.0, 2.0, 0.5]
@@ -63,9 +63,9 @@ def test_the_defaults_are_the_papers() -> None:
 
 
 def test_counts_take_decimals_as_written() -> None:
-    assert ranks(100, 0.29, 0.07) == (7, 36)
-    assert ranks(10, 0.95, 0.2) == (1, 10)
-    assert ranks(3, 0.143, 0.007) == (0, 1)
+    assert band_ranks(100, 0.29, 0.07) == (7, 36)
+    assert band_ranks(10, 0.95, 0.2) == (1, 10)
+    assert band_ranks(3, 0.143, 0.007) == (0, 1)
 
 
 def test_equal_magnitudes_are_taken_in_order() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import magmerge
-from magmerge.methods.dare import dropped
+from magmerge.methods.sparsify import dropped
 from tests.contracts.laws import rows_for
 from tests.methods.test_ties import slow_ties
 

@@ -9,8 +9,8 @@ from torch import Tensor
 import magmerge
 from magmerge.core.errors import ParameterError
 from magmerge.linalg.draws import uniforms
-from magmerge.linalg.ranks import by_rank
-from magmerge.methods.della import sampled
+from magmerge.linalg.selection import by_rank
+from magmerge.methods.sparsify import dropped_by_rank
 from tests.contracts.laws import rows_for
 from tests.methods.test_breadcrumbs import slow_elected
 
@@ -62,7 +62,7 @@ def test_equals_a_sort_of_each_row(shape: tuple[int, ...], rescale: str) -> None
 
 def test_large_entries_stay_more_often() -> None:
     row = torch.linspace(1, 2, 2001).repeat(200, 1)
-    (kept,) = sampled(row.unsqueeze(0), 0.5, 0.15, "none", [5])
+    (kept,) = dropped_by_rank(row.unsqueeze(0), 0.5, 0.15, "none", [5])
     rate = (kept != 0).double().mean(0)
     for place, expected in ((0, 0.35), (1000, 0.5), (2000, 0.65)):
         near = rate[max(0, place - 25) : place + 25]
@@ -71,7 +71,7 @@ def test_large_entries_stay_more_often() -> None:
 
 def test_the_expectation_is_the_task_vector() -> None:
     delta = rows_for(None, (1, 64), experts=1)
-    draws = [sampled(delta, 0.5, 0.15, "inverse", [seed])[0] for seed in range(2000)]
+    draws = [dropped_by_rank(delta, 0.5, 0.15, "inverse", [seed])[0] for seed in range(2000)]
     mean = torch.stack(draws).mean(0)
     # At most sqrt((1 - 0.35) / 0.35 / 2000) = 0.03 of each entry, once in three times.
     assert torch.allclose(mean, delta[0], rtol=0.15)
@@ -98,7 +98,7 @@ def test_chances_beyond_one_or_zero_are_refused(density: float, epsilon: float) 
 
 
 def test_ratio_is_one_where_nothing_stays() -> None:
-    (kept,) = sampled(torch.zeros(1, 4, 4), 0.5, 0.1, "l1", [1])
+    (kept,) = dropped_by_rank(torch.zeros(1, 4, 4), 0.5, 0.1, "l1", [1])
     assert not kept.any()
     assert not math.isnan(float(kept.sum()))
 

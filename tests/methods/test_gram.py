@@ -6,9 +6,10 @@ import random
 import pytest
 import torch
 
-from magmerge.methods.gram import combine, gram_of, gram_survey, norms_and_cosines
-from magmerge.methods.rescale import L1Ratios, l1_ratios
-from magmerge.methods.survey import surveyed
+from magmerge.linalg.survey import surveyed
+from magmerge.methods.combine import weighted_sum
+from magmerge.methods.gram import gram_of, gram_survey, norms_and_cosines
+from magmerge.methods.sparsify import L1Ratios, l1_ratios
 from tests.methods.pieces_law import UNIT, large_layer
 
 
@@ -51,10 +52,10 @@ def test_a_vector_of_zeros_has_no_cosine() -> None:
     assert cosines.tolist() == [[0.0, 0.0], [0.0, 1.0]]
 
 
-def test_combine_is_the_weighted_sum() -> None:
+def test_it_is_the_weighted_sum() -> None:
     layer = torch.tensor([[1.0, 2.0], [10.0, 20.0], [100.0, 200.0]])
-    assert combine(layer, [1.0, 0.5, -1.0]).tolist() == [-94.0, -188.0]
-    assert combine(layer[:1], [2.0]).tolist() == [2.0, 4.0]
+    assert weighted_sum(layer, [1.0, 0.5, -1.0]).tolist() == [-94.0, -188.0]
+    assert weighted_sum(layer[:1], [2.0]).tolist() == [2.0, 4.0]
 
 
 def test_l1_ratios_give_the_magnitudes_back() -> None:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 import magmerge
 from magmerge.core.traits import Survey
+from magmerge.linalg.radix import ModelThreshold
 from magmerge.linalg.selection import kept_count, largest
-from magmerge.methods.radix import RadixThreshold
-from magmerge.methods.threshold import LayerThreshold, magnitudes
-from magmerge.methods.ties import trim
+from magmerge.linalg.threshold import LayerThreshold, magnitudes
+from magmerge.methods.sparsify import trimmed
 from tests.contracts.laws import rows_for
 
 
@@ -72,7 +72,7 @@ def test_mergekits_vote_gives_a_tie_to_plus() -> None:
 
 def test_equal_magnitudes_are_taken_in_order() -> None:
     deltas = torch.tensor([[1.0, -1.0, 1.0, 1.0, 0.5]])
-    assert trim(deltas, 0.4)[0].tolist() == [1.0, -1.0, 0.0, 0.0, 0.0]
+    assert trimmed(deltas, 0.4)[0].tolist() == [1.0, -1.0, 0.0, 0.0, 0.0]
 
 
 def test_opposite_entries_of_equal_size_cancel_to_zero() -> None:
@@ -106,7 +106,7 @@ def test_the_model_threshold_equals_a_sort_of_the_whole_model(
 ) -> None:
     split = len(values) // 3
     layers = {"b": torch.tensor([values[:split]]), "a": torch.tensor([values[split:]])}
-    survey = RadixThreshold(lambda total: [kept_count(density, total)], magnitudes)
+    survey = ModelThreshold(lambda total: [kept_count(density, total)], magnitudes)
     sweep_all(survey, layers, piece)
     kept = {n: largest(d[0], survey.found(n)["thresholds"][0][0]) for n, d in layers.items()}
     flat = [(n, i) for n in sorted(layers) for i in range(layers[n].numel())]

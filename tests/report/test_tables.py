@@ -4,7 +4,7 @@ import torch
 from rich.console import Console
 
 import magmerge
-from magmerge.report import tables
+from magmerge.report import terminal_tables
 from tests.conftest import State
 
 
@@ -18,7 +18,7 @@ def rendered(*parts: object) -> str:
 def test_the_summary_says_what_the_gate_held_back(base: State, experts: list[State]) -> None:
     big = magmerge.merge(base=base, experts=experts, params={"lambda": 5.0}).state_dict()
     result = magmerge.calibrate(big, base=base, experts=experts)
-    text = tables.records_summary(result.plan, result.records, merged=False)
+    text = terminal_tables.records_summary(result.plan, result.records, merged=False)
     assert "3 calibrated, 3 carried over" in text
     assert "mean 1.000, rows from 1.000 to 1.000" in text
     assert "without the gate" in text
@@ -26,7 +26,7 @@ def test_the_summary_says_what_the_gate_held_back(base: State, experts: list[Sta
 
 def test_the_plan_counts_actions_and_sizes(base: State, experts: list[State]) -> None:
     plan = magmerge.plan(base=base, experts=experts, calibrate="wsc")
-    text = rendered(tables.plan_table(plan), tables.plan_summary(plan))
+    text = rendered(terminal_tables.plan_table(plan), terminal_tables.plan_summary(plan))
     assert "6 tensors: merged 6; calibrated 3" in text
     assert "layers.0.conv.weight" in text
     assert "32x6x5" in text
@@ -34,4 +34,4 @@ def test_the_plan_counts_actions_and_sizes(base: State, experts: list[State]) ->
 
 def test_long_names_are_folded_not_cut() -> None:
     info = magmerge.inspect({"x" * 300: torch.ones(1)})
-    assert rendered(tables.checkpoint_table(info)).count("x") >= 300
+    assert rendered(terminal_tables.checkpoint_table(info)).count("x") >= 300

@@ -13,7 +13,7 @@ import magmerge
 from magmerge.checkpoints.output import own_files
 from magmerge.cli import main
 from magmerge.core.errors import CheckpointError, MagmergeError, OutputError
-from magmerge.report import account, writing
+from magmerge.report import account, html_file
 from tests.report.documents import Page, document, evaluation
 
 
@@ -130,7 +130,7 @@ def test_nothing_is_left_where_writing_fails(folder: Path, monkeypatch: pytest.M
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writing.os, "fsync", full)
+    monkeypatch.setattr(html_file.os, "fsync", full)
     with pytest.raises(OutputError, match="No space left"):
         magmerge.write_report(folder)
     assert [file.name for file in folder.iterdir()] == ["magmerge.json"]

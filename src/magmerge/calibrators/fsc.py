@@ -13,6 +13,7 @@ from magmerge.core.errors import ParameterError
 from magmerge.core.parameters import Supplied
 from magmerge.core.registry import register_calibrator
 from magmerge.core.types import Cut, Kind
+from magmerge.linalg.row_norms import row_scale
 
 Norm = Annotated[
     Literal["l2", "l1"], Doc("the norm of a change in features; l1 is that of the authors' code")
@@ -41,10 +42,9 @@ def measure(
 
 def _lengths(rows: Tensor, order: int) -> Tensor:
     # Powers of two keep squares from underflow and are put back without rounding.
-    scale = torch.exp2(torch.frexp(rows.abs().amax(dim=-1, keepdim=True)).exponent.to(rows.dtype))
-    scale = torch.where(scale > 0, scale, 1.0)
-    lengths: Tensor = torch.linalg.vector_norm(rows / scale, order, dim=-1)
-    return lengths * scale.squeeze(-1)
+    scale = row_scale(rows)
+    lengths: Tensor = torch.linalg.vector_norm(rows / scale.unsqueeze(-1), order, dim=-1)
+    return lengths * scale
 
 
 def cut_by(**_: object) -> Cut:

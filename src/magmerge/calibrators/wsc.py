@@ -12,7 +12,7 @@ from typing_extensions import Doc
 
 from magmerge.core.registry import register_calibrator
 from magmerge.core.types import Cut, Kind
-from magmerge.linalg.rows import as_rows, row_norms, row_scale
+from magmerge.linalg.row_norms import as_rows, row_norms, row_scale
 
 Target = Annotated[
     Literal["ellipsoid", "sphere"],

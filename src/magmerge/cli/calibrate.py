@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from magmerge.cli import options as o
-from magmerge.cli.result import write_result
+from magmerge.cli.merge_result import write_result
 
 MERGED = o.Option("merged", Path, "The merged model, made by any tool.", argument=True)
 

@@ -20,7 +20,7 @@ def command(options: o.Options) -> None:
     """Merge and calibrate six real experts of a MiniLM encoder, and measure every model."""
     start = time.monotonic()
     import magmerge
-    from magmerge.report.tables import plain
+    from magmerge.report.terminal_tables import plain
     from magmerge.studies.demo.demo_table import demo_notes, demo_table
 
     with progress_reporter() as progress:

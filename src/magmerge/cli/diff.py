@@ -19,7 +19,7 @@ from magmerge.cli.output import progress_reporter, show, show_json
 def command(options: o.Options) -> None:
     """Compare two checkpoints tensor by tensor: norm of the difference, relative size, cosine."""
     import magmerge
-    from magmerge.report.tables import difference_table, plain
+    from magmerge.report.terminal_tables import difference_table, plain
 
     with progress_reporter() as progress:
         rows = magmerge.diff(**o.without(options), progress=progress)

@@ -105,7 +105,7 @@ def _show(rows: Sequence[Any], out: Path | None) -> None:
         scores_notes,
         scores_table,
     )
-    from magmerge.report.tables import plain
+    from magmerge.report.terminal_tables import plain
 
     heading, table = scores_heading(rows[0]), scores_table(rows[0])
     if len(rows) > 1:

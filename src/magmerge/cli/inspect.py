@@ -14,7 +14,7 @@ def command(options: o.Options) -> None:
     """List a checkpoint's tensors: shapes, dtypes, kinds and sizes, from its headers."""
     import magmerge
     from magmerge.core.dtypes import spoken_size
-    from magmerge.report.tables import checkpoint_table, plain
+    from magmerge.report.terminal_tables import checkpoint_table, plain
 
     info = magmerge.inspect(options["checkpoint"])
     if options["json"]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from magmerge.cli import options as o
-from magmerge.cli.result import write_recipe, write_result
+from magmerge.cli.merge_result import write_recipe, write_result
 from magmerge.core.errors import ParameterError
 
 PLACES = o.Option(

@@ -10,7 +10,7 @@ from magmerge.cli.output import show, show_json
 def command(options: o.Options) -> None:
     """List every method and calibrator: parameters, defaults, source."""
     import magmerge
-    from magmerge.report.tables import catalog_table
+    from magmerge.report.terminal_tables import catalog_table
 
     entries = magmerge.catalog()
     if options["json"]:

@@ -26,7 +26,7 @@ from rich.progress import (
 from rich.text import Text
 
 from magmerge.core.errors import MagmergeError, MagmergeWarning
-from magmerge.report.tables import paragraph, plain
+from magmerge.report.terminal_tables import paragraph, plain
 
 LOG_WIDTH = 240
 """Columns of a table where there is no terminal."""

@@ -26,7 +26,7 @@ def command(options: o.Options) -> None:
     keywords = o.merge_keywords(options)
     import magmerge
     from magmerge.engine.plan import describe
-    from magmerge.report.tables import plain, plan_summary, plan_table
+    from magmerge.report.terminal_tables import plain, plan_summary, plan_table
 
     plan = magmerge.plan(**keywords)
     if options["json"]:

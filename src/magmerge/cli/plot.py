@@ -174,7 +174,7 @@ def _plot(kind: Any, options: o.Options) -> None:
 
 
 def _show(figure: Any, options: o.Options) -> None:
-    from magmerge.report.tables import plain, table
+    from magmerge.report.terminal_tables import plain, table
 
     if options["json"]:
         show_json({"path": str(figure.path), **figure.document.model_dump(mode="json")})

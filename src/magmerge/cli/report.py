@@ -21,7 +21,7 @@ def command(options: o.Options) -> None:
     """Write report.html: recipe, factors and magnitudes of every layer, as one page of plots."""
     import magmerge
     from magmerge.core.dtypes import spoken_size
-    from magmerge.report.tables import plain
+    from magmerge.report.terminal_tables import plain
 
     path = magmerge.write_report(**o.without(options))
     size = path.stat().st_size

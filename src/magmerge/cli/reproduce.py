@@ -90,7 +90,7 @@ def _by_method(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _show(reproduction: Any, *, as_json: bool) -> None:
-    from magmerge.report.tables import plain
+    from magmerge.report.terminal_tables import plain
     from magmerge.studies.reproduction.reproduction_table import (
         reproduction_notes,
         reproduction_table,

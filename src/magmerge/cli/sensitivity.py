@@ -60,7 +60,7 @@ def command(options: o.Options) -> None:
 
 
 def _show(ranking: Any, options: o.Options, seconds: float) -> None:
-    from magmerge.report.tables import plain, sensitivity_table
+    from magmerge.report.terminal_tables import plain, sensitivity_table
 
     out, of = options["out"], f"{options['score']}, {options['mode']}"
     left = f"; not ranked: {', '.join(ranking.unranked)}" if ranking.unranked else ""

@@ -43,7 +43,7 @@ def command(options: o.Options) -> None:
     """
     import magmerge
     from magmerge.evaluation.scores_table import suite_table, suites_table
-    from magmerge.report.tables import plain
+    from magmerge.report.terminal_tables import plain
 
     if options["list"]:
         entries = magmerge.named_suites()

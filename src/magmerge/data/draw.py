@@ -11,16 +11,16 @@ import numpy.typing as npt
 
 from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.data import splits
-from magmerge.data.arrays import ReadyFile
+from magmerge.data.ready_files import ReadyFile
 from magmerge.data.rows import DataError, Images, Rows, Texts
-from magmerge.data.table import Row, Table
+from magmerge.data.sample_table import SampleRow, Table
 from magmerge.linalg.draws import derive_seed
 
 LEAST_READ = 64
 """Rows that are looked at in one go, at least, where some may have to be passed over."""
 
 
-class Draw(NamedTuple):
+class SampleDraw(NamedTuple):
     """What is to be drawn of a source; see `read_samples`."""
 
     name: str
@@ -35,7 +35,7 @@ class Draw(NamedTuple):
 def drawing_order(seed: int, name: str, count: int) -> npt.NDArray[np.int64]:
     """All `count` rows in the order in which they are drawn; the first N of it are a draw of N.
 
-    Row i's key is word i of the SFC64 stream seeded with (seed, name); the rows are sorted by
+    SampleRow i's key is word i of the SFC64 stream seeded with (seed, name); the rows are sorted by
     their keys. numpy keeps the raw words of its bit generators the same from version to version.
     """
     keys = np.random.SFC64(derive_seed(seed, "samples", name)).random_raw(count)
@@ -52,7 +52,7 @@ def check_count(samples: int | None, seed: int) -> None:
         raise ParameterError(f"the seed is {seed!r}", remedy="give a whole number")
 
 
-def draw_ready(file: ReadyFile, how: Draw) -> Rows:
+def draw_ready(file: ReadyFile, how: SampleDraw) -> Rows:
     """The drawn rows of a file of ready inputs."""
     total = len(file)
     count = total if how.samples is None else how.samples
@@ -65,7 +65,7 @@ def draw_ready(file: ReadyFile, how: Draw) -> Rows:
     return Rows(how.name, file.source, file.read(rows, how.label_field), labels)
 
 
-def draw(table: Table, how: Draw) -> Rows:
+def draw(table: Table, how: SampleDraw) -> Rows:
     """The drawn rows of a table whose text is not empty, of the split that is asked for."""
     field, by_split = choose_field(table, how), splits.COLUMN in table.columns
     columns = [field, *(name for name in (how.label_field, how.pair_field) if name)]
@@ -92,12 +92,12 @@ def draw(table: Table, how: Draw) -> Rows:
     content: Texts | Images = Images(tuple(values))
     if isinstance(values[0], str):
         content = Texts(tuple(values), None if how.pair_field is None else tuple(seconds))
-    told = None if how.label_field is None else tuple(labels)
+    row_labels = None if how.label_field is None else tuple(labels)
     classes = table.classes.get(how.label_field or "")
-    return Rows(how.name, table.source, content, told, classes, notes)
+    return Rows(how.name, table.source, content, row_labels, classes, notes)
 
 
-def choose_field(table: Table, how: Draw) -> str:
+def choose_field(table: Table, how: SampleDraw) -> str:
     """The column asked for, else `text`, else the only column of texts, else of images."""
     if how.field is not None:
         return how.field
@@ -119,7 +119,7 @@ def choose_field(table: Table, how: Draw) -> str:
     )
 
 
-def _candidates(table: Table, how: Draw, columns: Sequence[str]) -> Iterator[Row]:
+def _candidates(table: Table, how: SampleDraw, columns: Sequence[str]) -> Iterator[SampleRow]:
     """All rows in the order of the draw, read few at a time."""
     if how.samples is None:
         yield from table.read(range(len(table)), columns)
@@ -132,7 +132,7 @@ def _candidates(table: Table, how: Draw, columns: Sequence[str]) -> Iterator[Row
         step = max(2 * step, LEAST_READ)
 
 
-def _of_split(row: Row, split: splits.Split) -> bool:
+def _of_split(row: SampleRow, split: splits.Split) -> bool:
     """Whether a row says that it is of the split that is asked for; never of test unasked."""
     own = row.values.get(splits.COLUMN)
     if split.name is not None:
@@ -140,7 +140,7 @@ def _of_split(row: Row, split: splits.Split) -> bool:
     return split.allow_test or not isinstance(own, str) or not splits.names_test(own)
 
 
-def _value(table: Table, row: Row, field: str, *, second: bool = False) -> Any:
+def _value(table: Table, row: SampleRow, field: str, *, second: bool = False) -> Any:
     """A text that can be encoded, or an image; of a pair's `second` column a text only."""
     if field not in row.values:
         raise UnknownNameError(
@@ -173,7 +173,7 @@ def _value(table: Table, row: Row, field: str, *, second: bool = False) -> Any:
     return value
 
 
-def _label(table: Table, row: Row, field: str) -> Any:
+def _label(table: Table, row: SampleRow, field: str) -> Any:
     # A folder of images has no other column that could hold the classes.
     name = "label" if isinstance(row.values.get("image"), Path) else field
     label = row.values.get(name)

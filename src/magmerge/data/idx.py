@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from magmerge.data.extras import needed
+from magmerge.core.extras import needed
 from magmerge.data.rows import DataError
-from magmerge.data.table import Row, Table
+from magmerge.data.sample_table import SampleRow, Table
 
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 PACKED = ".gz"
@@ -45,14 +45,14 @@ class ImageArray(Table):
     def __len__(self) -> int:
         return len(self._images)
 
-    def read(self, rows: Sequence[int], columns: Sequence[str], /) -> Iterator[Row]:
+    def read(self, rows: Sequence[int], columns: Sequence[str], /) -> Iterator[SampleRow]:
         library = needed("PIL.Image", "reading images")
         if self._known is None and set(columns) - set(self.columns):
             self._known = self._labels()
         for row in rows:
             image = library.fromarray(np.ascontiguousarray(self._images[row]))
             label = {} if self._known is None else {"label": int(self._known[row])}
-            yield Row(f"image {row}", {"image": image, **label})
+            yield SampleRow(f"image {row}", {"image": image, **label})
 
 
 def open_idx(path: Path) -> ImageArray:

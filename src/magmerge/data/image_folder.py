@@ -7,7 +7,7 @@ from pathlib import Path
 
 from magmerge.data import splits
 from magmerge.data.rows import DataError
-from magmerge.data.table import Row, Table
+from magmerge.data.sample_table import SampleRow, Table
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".ppm", ".bmp", ".tif", ".tiff"})
 
@@ -33,11 +33,11 @@ class ImageFolder(Table):
     def __len__(self) -> int:
         return len(self._files)
 
-    def read(self, rows: Sequence[int], _columns: Sequence[str], /) -> Iterator[Row]:
+    def read(self, rows: Sequence[int], _columns: Sequence[str], /) -> Iterator[SampleRow]:
         for row in rows:
             file = self._files[row]
             label = None if file.parent == self._folder else file.parent.name
-            yield Row(file.name, {"image": file, "label": label})
+            yield SampleRow(file.name, {"image": file, "label": label})
 
 
 def images(folder: Path) -> list[Path]:

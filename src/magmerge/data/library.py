@@ -8,10 +8,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from magmerge.data.extras import needed
+from magmerge.core.extras import needed
 from magmerge.data.rows import DataError
+from magmerge.data.sample_table import Column, SampleRow, Table
 from magmerge.data.splits import TRAIN, Split
-from magmerge.data.table import Column, Row, Table
 
 MARKS = ("dataset_dict.json", "dataset_info.json", "state.json")
 """What `save_to_disk` leaves in a folder."""
@@ -32,7 +32,7 @@ class LibraryTable(Table):
     def __len__(self) -> int:
         return len(self._data)
 
-    def read(self, rows: Sequence[int], columns: Sequence[str], /) -> Iterator[Row]:
+    def read(self, rows: Sequence[int], columns: Sequence[str], /) -> Iterator[SampleRow]:
         # Images are decoded when they are asked for, and other columns for nothing.
         own = [name for name in columns if name in self.columns]
         images = [name for name in own if self.columns[name] == "image"]
@@ -47,7 +47,7 @@ class LibraryTable(Table):
                 ) from error
             place = f"{self.source}, row {row}"
             images_here = {n: StoredPicture(part, row, n, place) for n, part in stored.items()}
-            yield Row(f"row {row}", values | images_here)
+            yield SampleRow(f"row {row}", values | images_here)
 
     def _undecoded(self, column: str) -> Any:
         """A column with its images as bytes or paths: `datasets` would decode any format."""
@@ -161,8 +161,8 @@ def _loaded(load: Callable[[], Any], source: str, problem: str, remedy: str) -> 
     try:
         return load()
     except Exception as error:
-        told = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DataError(f"{problem}: {told}", source=source, remedy=remedy) from error
+        text = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"{problem}: {text}", source=source, remedy=remedy) from error
 
 
 def _kind(feature: Any) -> Column:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from magmerge.core.errors import ParameterError
-from magmerge.data.extras import needed
+from magmerge.core.extras import needed
 from magmerge.data.library import StoredPicture
 from magmerge.data.rows import DataError, Picture, Preparation
 
@@ -63,8 +63,8 @@ def from_folder(kind: str, folder: Path, what: str, remedy: str) -> Any:
             folder, trust_remote_code=False, local_files_only=True
         )
     except Exception as error:
-        told = str(error).partition("\n")[0]
-        problem = f"its {what} cannot be loaded: {told}"
+        text = str(error).partition("\n")[0]
+        problem = f"its {what} cannot be loaded: {text}"
         raise DataError(problem, source=folder, remedy=remedy) from error
 
 

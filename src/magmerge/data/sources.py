@@ -7,12 +7,12 @@ from pathlib import Path
 
 from magmerge.core.errors import suggestion
 from magmerge.data import idx, image_folder, library
-from magmerge.data.arrays import ArrayFile, ReadyFile, TensorFile
-from magmerge.data.draw import Draw, check_count, draw, draw_ready
-from magmerge.data.memory import from_memory
+from magmerge.data.draw import SampleDraw, check_count, draw, draw_ready
+from magmerge.data.program_inputs import from_memory
+from magmerge.data.ready_files import ArrayFile, ReadyFile, TensorFile
 from magmerge.data.rows import DataError, Rows, Source
+from magmerge.data.sample_table import Table
 from magmerge.data.splits import COLUMN, Split
-from magmerge.data.table import Table
 from magmerge.data.text_tables import ImageList, JsonLines, Separated, TextLines
 
 TABLES: Mapping[str, Callable[[Path], Table]] = {
@@ -56,7 +56,7 @@ def read_samples(
     """
     check_count(samples, seed)
     part = Split(split, allow_test)
-    how = Draw(name, samples, seed, field, label_field, pair_field, part)
+    how = SampleDraw(name, samples, seed, field, label_field, pair_field, part)
     if library.is_data_set(source):
         return draw(library.open_object(source, f"the data of {name}", part), how)
     if not isinstance(source, str | Path):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from magmerge.data.rows import DataError
-from magmerge.data.table import Row, Table
+from magmerge.data.sample_table import SampleRow, Table
 
 LIMIT = 1 << 24
 """Bytes that one line may have."""
@@ -38,7 +38,7 @@ class TextLines(Table):
     def __len__(self) -> int:
         return len(self._starts)
 
-    def read(self, rows: Sequence[int], _columns: Sequence[str], /) -> Iterator[Row]:
+    def read(self, rows: Sequence[int], _columns: Sequence[str], /) -> Iterator[SampleRow]:
         with self._stream() as stream:
             for row in rows:
                 stream.seek(self._starts[row])
@@ -55,8 +55,8 @@ class TextLines(Table):
         self._starts.append(start)
         self._numbers.append(number)
 
-    def _row(self, stream: BinaryIO, number: int) -> Row:
-        return Row(f"line {number}", {"text": self._text(stream.readline(LIMIT + 1), number)})
+    def _row(self, stream: BinaryIO, number: int) -> SampleRow:
+        return SampleRow(f"line {number}", {"text": self._text(stream.readline(LIMIT + 1), number)})
 
     def _stream(self) -> BinaryIO:
         try:
@@ -102,7 +102,7 @@ class JsonLines(TextLines):
             name: "text" if isinstance(value, str) else "other" for name, value in first.items()
         }
 
-    def _row(self, stream: BinaryIO, number: int) -> Row:
+    def _row(self, stream: BinaryIO, number: int) -> SampleRow:
         place, values = super()._row(stream, number)
         try:
             content = json.loads(values["text"])
@@ -111,7 +111,7 @@ class JsonLines(TextLines):
         if not isinstance(content, dict):
             problem = f"{place} holds a {type(content).__name__}, not an object"
             raise self._error(problem, f"{OBJECTS}; `jq -c '.[]' FILE` makes lines of one list")
-        return Row(place, content)
+        return SampleRow(place, content)
 
 
 class ImageList(JsonLines):
@@ -124,13 +124,13 @@ class ImageList(JsonLines):
         super().__init__(path)
         self.columns = {"image": "image"}
 
-    def _row(self, stream: BinaryIO, number: int) -> Row:
+    def _row(self, stream: BinaryIO, number: int) -> SampleRow:
         place, values = super()._row(stream, number)
         name = values.get("image")
         if not isinstance(name, str) or not name or "\0" in name:
             remedy = 'write {"image": "PATH", "label": 0} in each line'
             raise self._error(f"{place} names no image", remedy)
-        return Row(place, {**values, "image": self._path.parent / name})
+        return SampleRow(place, {**values, "image": self._path.parent / name})
 
 
 class Separated(TextLines):
@@ -156,14 +156,14 @@ class Separated(TextLines):
             for name, value in zip(self._header, first or self._header, strict=False)
         }
 
-    def _row(self, stream: BinaryIO, number: int) -> Row:
+    def _row(self, stream: BinaryIO, number: int) -> SampleRow:
         _, _, last, values = next(self._records(stream, number - 1))
         if len(values) != len(self._header):
             raise self._error(
                 f"line {last} has {len(values)} fields, the header {len(self._header)}",
                 "put fields that hold a separator or a line's end into double quotes",
             )
-        return Row(f"line {last}", dict(zip(self._header, values, strict=True)))
+        return SampleRow(f"line {last}", dict(zip(self._header, values, strict=True)))
 
     def _records(
         self, stream: BinaryIO, number: int = 0

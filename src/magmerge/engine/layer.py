@@ -15,7 +15,7 @@ from magmerge.calibrators.gate import gate
 from magmerge.core.traits import Method
 from magmerge.core.types import Factor, LayerRecord, Piece, Step
 from magmerge.engine.stages import Treatment
-from magmerge.linalg.rows import mean_of, pairwise_cosines, squares
+from magmerge.linalg.row_norms import mean_of, pairwise_cosines, squares
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ import torch
 
 from magmerge.core.errors import MagmergeError, MagmergeWarning, ParameterError, UnknownNameError
 from magmerge.core.errors import suggestion as near
+from magmerge.core.extras import needed
 from magmerge.core.machine import Progress
-from magmerge.data.extras import needed
 from magmerge.engine.result import Result
 from magmerge.evaluation.metrics import Z
 from magmerge.evaluation.runner import Hardware

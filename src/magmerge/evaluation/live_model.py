@@ -20,8 +20,8 @@ from magmerge.core.errors import ParameterError
 from magmerge.core.models import Checkpoint
 from magmerge.engine.result import Result
 from magmerge.evaluation.entries import ModelEntry
+from magmerge.live.module_weights import load, matched
 from magmerge.live.modules import WEIGHT_FILES, bare_model
-from magmerge.live.weights import load, matched
 from magmerge.pipeline.merge import merge
 
 Measurable: TypeAlias = str | Path | Mapping[str, Tensor] | nn.Module | Result

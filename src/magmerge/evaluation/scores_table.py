@@ -11,7 +11,7 @@ from rich.text import Text
 from magmerge.core.errors import printable
 from magmerge.evaluation.scores import LOWER_IS_BETTER
 from magmerge.evaluation.suites import NamedSuite
-from magmerge.report.tables import plain, table
+from magmerge.report.terminal_tables import plain, table
 
 if TYPE_CHECKING:
     from magmerge.evaluation import Scores, TaskScore

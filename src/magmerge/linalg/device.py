@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import threading
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,37 +26,23 @@ def moved(tensor: Tensor, like: Tensor, out: Tensor | None = None) -> Tensor:
     return out.copy_(tensor.reshape(like.shape))
 
 
-@runtime_checkable
-class Device(Protocol):
-    """Takes tensors in and gives them back."""
+class Device:
+    """Takes tensors in and gives them back; the processor, where the tensors are already."""
 
     def empty(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         """Memory there, to be filled."""
-        ...
-
-    def take(self, tensor: Tensor) -> Tensor:
-        """The tensor in this machine's memory, finished."""
-        ...
-
-    def queue(self) -> AbstractContextManager[object]:
-        """Within it a thread's work runs beside that of the others."""
-        ...
-
-
-class Processor:
-    """The arithmetic is done where the tensors are."""
-
-    def empty(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         return torch.empty(shape, dtype=dtype)
 
     def take(self, tensor: Tensor) -> Tensor:
+        """The tensor in this machine's memory, finished."""
         return tensor
 
     def queue(self) -> AbstractContextManager[object]:
+        """Within it a thread's work runs beside that of the others."""
         return nullcontext()
 
 
-class Accelerator:
+class Accelerator(Device):
     """A CUDA device. Each thread has a stream of its own, and copies through pinned memory."""
 
     def __init__(self, device: torch.device) -> None:
@@ -84,13 +69,13 @@ class Accelerator:
 
 def open_device(name: str | torch.device) -> Device:
     """The device of this name; ParameterError where there is none."""
-    found = re.fullmatch(r"cuda(?::([0-9]{1,3}))?", str(name))
+    cuda = re.fullmatch(r"cuda(?::([0-9]{1,3}))?", str(name))
     if str(name) == CPU:
-        return Processor()
-    if found is None:
+        return Device()
+    if cuda is None:
         raise ParameterError(f"the device is {name!r}", remedy="it is cpu, cuda, or cuda:1")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    number = int(found[1] or 0)
+    number = int(cuda[1] or 0)
     if number >= count:
         raise ParameterError(
             f"there is no device {name}: torch {torch.__version__} sees {count} CUDA devices",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 CHUNK = 1 << 16
@@ -27,34 +27,27 @@ def integers(seed: int, count: int, start: int = 0) -> Int[Tensor, "count"]:
 
     Place i depends on (seed, i) alone, since each run of CHUNK places has a generator of its own.
     """
-    found = np.empty(count, dtype=np.int32)
+    draws = np.empty(count, dtype=np.int32)
     for chunk in range(start // CHUNK, -(-(start + count) // CHUNK)):
         first = chunk * CHUNK
         words = np.random.SFC64(derive_seed(seed, first)).random_raw(CHUNK // 2)
         low, high = max(start, first), min(start + count, first + CHUNK)
-        found[low - start : high - start] = words.view(np.int32)[low - first : high - first]
-    return torch.from_numpy(found).bitwise_and_((1 << BITS) - 1)
+        draws[low - start : high - start] = words.view(np.int32)[low - first : high - first]
+    return torch.from_numpy(draws).bitwise_and_((1 << BITS) - 1)
 
 
 def uniforms(seed: int, shape: Sequence[int], start: int = 0) -> Float[Tensor, "*shape"]:
     """Uniform float32 in [0, 1), multiples of 2^-24, for the places from `start` on."""
-    found = integers(seed, math.prod(shape), start).bitwise_right_shift_(BITS - 24)
-    return (found.to(torch.float32) * 2.0**-24).reshape(tuple(shape))
+    draws = integers(seed, math.prod(shape), start).bitwise_right_shift_(BITS - 24)
+    return (draws.to(torch.float32) * 2.0**-24).reshape(tuple(shape))
 
 
 def keep_bits(seed: int, count: int, keep: float, start: int = 0) -> Int[Tensor, "count"]:
     """-1, which is all bits set, for each place that is kept (probability `keep`), else 0."""
     if keep >= 1:
         return torch.full((count,), -1, dtype=torch.int32)
-    found = integers(seed, count, start)
-    return found.sub_(round(keep * 2**BITS)).bitwise_right_shift_(BITS)
-
-
-def keep_mask(
-    seed: int, shape: Sequence[int], keep: float, start: int = 0
-) -> Bool[Tensor, "*shape"]:
-    """Independent draws, each True with probability `keep`, for the places from `start` on."""
-    return keep_bits(seed, math.prod(shape), keep, start).bool().reshape(tuple(shape))
+    draws = integers(seed, count, start)
+    return draws.sub_(round(keep * 2**BITS)).bitwise_right_shift_(BITS)
 
 
 def drop(

@@ -60,17 +60,17 @@ def leading(
     if not bool(unit.any()):
         return Leading(unit[:, :0], unit[0, :0], unit.T[:, :0], 0.0)
     largest = None if whole is None else whole / scale
-    found: Leading | None = None
+    triplets: Leading | None = None
     if unit.dtype == torch.float32 and worth_iterating(unit.shape[1], count):
-        found = _by_eigenvectors(unit, count, torch.float32, tolerance, largest)
-    if found is None:
-        found = _by_eigenvectors(unit, count, torch.float64, tolerance, largest)
-    if found is None:
+        triplets = _by_eigenvectors(unit, count, torch.float32, tolerance, largest)
+    if triplets is None:
+        triplets = _by_eigenvectors(unit, count, torch.float64, tolerance, largest)
+    if triplets is None:
         left, values, right = decompose(unit, "leading singular directions are too ill defined")
         rank = min(count, above_cut(values, largest))
-        found = Leading(left[:, :rank], values[:rank], right[:, :rank], 0.0)
-    left, values, right = (part.to(matrix.dtype) for part in found[:3])
-    return Leading(left, values * scale, right, found.error)
+        triplets = Leading(left[:, :rank], values[:rank], right[:, :rank], 0.0)
+    left, values, right = (part.to(matrix.dtype) for part in triplets[:3])
+    return Leading(left, values * scale, right, triplets.error)
 
 
 def _by_eigenvectors(

@@ -1,13 +1,16 @@
-"""Polar factors without a singular value decomposition"""
+"""Polar factors without a singular value decomposition, of one matrix or of bases side by side"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from magmerge.core.journal import listening, note
+from magmerge.linalg.leading import Leading
 from magmerge.linalg.spectral import (
     TOLERANCE,
     above_cut,
@@ -22,6 +25,9 @@ from magmerge.linalg.spectral import (
 
 SINGLE = 256
 """Columns from which on float32 saves enough time to be tried."""
+
+ACCEPTED = 7e-5
+"""Estimated relative error that orthogonalised bases may have; agreement is promised to 1e-4."""
 
 
 class Polar(NamedTuple):
@@ -50,10 +56,10 @@ def polar(matrix: Float[Tensor, "m n"]) -> Polar:
     unit = matrix / scale
     if not bool(unit.any()):
         return Polar(torch.zeros_like(unit), 0.0, 0.0)
-    found: Polar | None = None
+    single: Polar | None = None
     if unit.dtype == torch.float32 and unit.shape[1] >= SINGLE:
-        found = _by_eigenvectors(unit, torch.float32)
-    result = found or _by_eigenvectors(unit, torch.float64) or _by_decomposition(unit)
+        single = _by_eigenvectors(unit, torch.float32)
+    result = single or _by_eigenvectors(unit, torch.float64) or _by_decomposition(unit)
     return result._replace(nuclear=result.nuclear * scale)
 
 
@@ -119,5 +125,31 @@ def _by_decomposition(unit: Float[Tensor, "m n"]) -> Polar:
     )
     rank = above_cut(values)
     factor = left[:, :rank] @ right[:, :rank].T
-    found = factor.to(unit.dtype), float(values[:rank].sum())
-    return Polar(*found, sensitivity(values, rank, len(unit)))
+    parts = factor.to(unit.dtype), float(values[:rank].sum())
+    return Polar(*parts, sensitivity(values, rank, len(unit)))
+
+
+def orthogonalised(
+    find: Callable[[torch.dtype, float], Sequence[Leading]], dtype: torch.dtype
+) -> tuple[Float[Tensor, "m r"], Float[Tensor, "r"], Float[Tensor, "n r"]]:
+    """Triplets of several matrices side by side, U and V each replaced by its polar factor.
+
+    `find` gets a dtype and a tolerance. Where directions of different matrices nearly agree, a
+    polar factor multiplies the errors of its input; then the triplets are found again with more
+    care: in float64, at last (tolerance zero) by decompositions.
+    """
+    attempts = [(torch.float64, TOLERANCE), (torch.float64, 0.0)]
+    if dtype == torch.float32:
+        attempts.insert(0, (dtype, TOLERANCE))
+    for precision, tolerance in attempts:
+        with listening() as notes:
+            triplets = find(precision, tolerance)
+            left = polar(torch.cat([part.left for part in triplets], dim=1))
+            right = polar(torch.cat([part.right for part in triplets], dim=1))
+        worst = max([torch.finfo(precision).eps, *(part.error for part in triplets)])
+        if worst * max(left.sensitivity, right.sensitivity) < ACCEPTED:
+            break
+    for text in dict.fromkeys(notes):
+        note(text)
+    values = torch.cat([part.values for part in triplets])
+    return left.factor.to(dtype), values.to(dtype), right.factor.to(dtype)

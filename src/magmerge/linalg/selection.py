@@ -1,24 +1,32 @@
-"""The largest entries of a tensor: an exact threshold without a sort, and what lies beyond it."""
+"""Entries by magnitude: an exact threshold without a sort, what lies beyond it, ranks in rows."""
 
 from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from magmerge.core.parameters import Threshold
 
 HALF = 16
 HALF_BINS = 1 << HALF
+WORD = 32
 
 
 def kept_count(density: float, entries: int) -> int:
     """ceil(density * entries), without the rounding of a density like 0.07 in binary."""
     return math.ceil(Fraction(str(density)) * entries)
+
+
+def whole_share(share: float, entries: int) -> int:
+    """floor(share * entries), without the rounding of a share like 0.29 in binary."""
+    return math.floor(Fraction(str(share)) * entries)
 
 
 def largest(
@@ -65,11 +73,11 @@ def tally_between(
         values = magnitudes.numpy()
         edge = values.dtype.type
         places = np.flatnonzero((values >= edge(low)) & (values <= edge(high)))
-        found, counts = np.unique(values.take(places), return_counts=True)
-        return torch.from_numpy(found), torch.from_numpy(counts)
+        different, counts = np.unique(values.take(places), return_counts=True)
+        return torch.from_numpy(different), torch.from_numpy(counts)
     within = magnitudes[(magnitudes >= low) & (magnitudes <= high)]
-    found, counts = torch.unique(within, return_counts=True)
-    return found.cpu(), counts.cpu()
+    different, counts = torch.unique(within, return_counts=True)
+    return different.cpu(), counts.cpu()
 
 
 def places_of(magnitudes: Float[Tensor, "entries"], value: float) -> Int[Tensor, "found"]:
@@ -129,3 +137,27 @@ def bin_of_rank(counts: Int[Tensor, "bins"], rank: int) -> tuple[int, int]:
     index = int(torch.searchsorted(above, rank))
     before = int(above[index - 1]) if index else 0
     return len(counts) - 1 - index, rank - before
+
+
+def by_rank(
+    rows: Float[Tensor, "rows columns"], ladder: Float[Tensor, "columns"]
+) -> Float[Tensor, "rows columns"]:
+    """For each entry the value of `ladder` at its rank in its row, by magnitude from the smallest.
+
+    Among equals the earlier one has the lower rank.
+    """
+    if rows.is_cpu and rows.dtype == torch.float32:
+        order = torch.from_numpy(_order(rows.abs().view(torch.int32).numpy()))
+    else:
+        order = rows.abs().argsort(dim=1, stable=True)
+    return torch.empty_like(rows).scatter_(1, order, ladder.to(rows).expand(rows.shape))
+
+
+def _order(bits: NDArray[Any]) -> NDArray[Any]:
+    """The columns of each row in rising order: pattern and column as one number, sorted."""
+    keys = bits.astype(np.uint64)
+    keys <<= np.uint64(WORD)
+    keys |= np.arange(bits.shape[1], dtype=np.uint64)
+    keys.sort(axis=1)
+    keys &= np.uint64((1 << WORD) - 1)
+    return keys.view(np.int64)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magmerge.core.journal import note
-from magmerge.linalg.rows import row_scale
+from magmerge.linalg.row_norms import row_scale
 
 RANK_CUT = 2.0**-20
 """A singular value below this share of the largest counts as zero: its direction is rounding."""
@@ -25,11 +25,6 @@ SOLVER = 3.0
 """Rounding of an eigensolver beside that of the product, as measured; see `noise`."""
 ROWS = 1024
 BLOCKS = 4
-
-
-def as_matrix(tensor: Float[Tensor, "out *rest"]) -> Float[Tensor, "out columns"]:
-    """`tensor` with all dimensions behind the first flattened: a convolution as a matrix."""
-    return tensor.reshape(tensor.shape[0], -1)
 
 
 def power_of_two(tensor: Float[Tensor, "*shape"]) -> float:

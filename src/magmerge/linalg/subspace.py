@@ -37,26 +37,26 @@ def leading_eigenvectors(
     if not worth_iterating(n, count):
         return None
     generator = torch.Generator().manual_seed(0)
-    found = torch.randn(n, block, generator=generator, dtype=product.dtype).to(product.device)
+    vectors = torch.randn(n, block, generator=generator, dtype=product.dtype).to(product.device)
     for _ in range(START):
-        found = product @ found
-        found /= found.norm()
+        vectors = product @ vectors
+        vectors /= vectors.norm()
     budget = BUDGET
     while True:
-        values, found, residuals = _ritz(product, found)
+        values, vectors, residuals = _ritz(product, vectors)
         gaps = values[:count] - values[-1]
         spacing = torch.finfo(values.dtype).eps * values[0]
         floor = _share(spacing.expand(count) / 8, gaps) if bool(values[-1] > 0) else math.inf
         if floor > HOPELESS:
-            return values.clamp(min=0).sqrt(), found, math.inf
+            return values.clamp(min=0).sqrt(), vectors, math.inf
         remaining = _share(residuals[:count], gaps)
         if remaining < max(RESIDUAL, 2 * floor):
-            return values.sqrt(), found, remaining
+            return values.sqrt(), vectors, remaining
         degree = _degree(float(values[count - 1] / values[-1]), remaining)
         if degree > budget:
             return None
         budget -= min(degree, DEGREE)
-        found = _filtered(product, found, values, min(degree, DEGREE))
+        vectors = _filtered(product, vectors, values, min(degree, DEGREE))
 
 
 def block_for(count: int) -> int:
@@ -76,8 +76,8 @@ def _share(residuals: Float[Tensor, "k"], gaps: Float[Tensor, "k"]) -> float:
 
 def _degree(ratio: float, remaining: float) -> int:
     """Of the filter that brings the error from `remaining` to the goal, with some to spare."""
-    wanted = math.log(4 * max(remaining, RESIDUAL) / RESIDUAL)
-    return 1 + math.ceil(wanted / math.acosh(max(2 * ratio - 1, 1 + 1e-9)))
+    gain = math.log(4 * max(remaining, RESIDUAL) / RESIDUAL)
+    return 1 + math.ceil(gain / math.acosh(max(2 * ratio - 1, 1 + 1e-9)))
 
 
 def _ritz(

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 from magmerge.core.lazy import front
 
 if TYPE_CHECKING:
-    from magmerge.live.estimate import estimate_findings
+    from magmerge.live.measurement import estimate
 
 __all__ = [
-    "estimate_findings",
+    "estimate",
 ]
 
 __getattr__ = front(
     __name__,
     {
-        "estimate_findings": "estimate",
+        "estimate": "measurement",
     },
 )

@@ -41,8 +41,8 @@ class Observation:
     def watched(self) -> Iterator[None]:
         """Within it the layers are watched; afterwards no trace of that is left in the model."""
         handles = [
-            one.layer.module.register_forward_pre_hook(self._hook(one), with_kwargs=True)
-            for one in self._layers
+            followed.layer.module.register_forward_pre_hook(self._hook(followed), with_kwargs=True)
+            for followed in self._layers
         ]
         try:
             yield
@@ -88,10 +88,10 @@ def _output(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], wh
     except MagmergeError:
         raise
     except Exception as error:
-        told = (str(error).splitlines() or [""])[0]
+        text = (str(error).splitlines() or [""])[0]
         raise MagmergeError(
             f"the {type(model).__name__} cannot be run on the samples of {whose}: "
-            f"{type(error).__name__}: {told}",
+            f"{type(error).__name__}: {text}",
             remedy="give inputs as the model's forward takes them: a tensor, a tuple, or a mapping "
             "from the names of its arguments",
         ) from error
@@ -139,7 +139,7 @@ def masks_of(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -
 def _masks(values: Mapping[str, Any]) -> Iterator[Mask]:
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _masks({str(key): one for key, one in value.items()})
+            yield from _masks({str(key): part for key, part in value.items()})
         if not isinstance(value, Tensor) or value.ndim != 2:
             continue
         decoder = name.startswith(("decoder", "tgt"))

@@ -9,9 +9,8 @@ from torch import nn
 
 from magmerge.core.types import Uncovered
 from magmerge.live.compound import AttentionLayer, MixtureLayer, is_mixture
-from magmerge.live.layers import KnownLayer, Layer, TokenLayer, is_turned
-from magmerge.live.parts import row_groups
-from magmerge.live.trial import TrialLayer
+from magmerge.live.layers import KnownLayer, Layer, TokenLayer, TrialLayer, is_turned
+from magmerge.live.row_groups import row_groups
 
 CHANNELS_FIRST = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
@@ -50,7 +49,7 @@ def follow(
         if isinstance(layer, AttentionLayer):
             taken.add(f"{path}.out_proj.")
         layers.append(Followed(layer, local))
-    followed = {name for one in layers for name in one.tensors.values()}
+    followed = {name for item in layers for name in item.tensors.values()}
     return layers, [
         Uncovered(stored, "the model that was run has no module for it")
         for stored in dict.fromkeys(names.values())

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from magmerge.engine.executors import local
 from magmerge.live.calls import Listener, Observation
 from magmerge.live.coverage import Followed
 from magmerge.live.layers import Call, NotLinearError, TokenLayer, tokens_of
+from magmerge.live.live_merge import TaskVectors
 from magmerge.live.lockstep import Arrivals, in_lockstep
 
 Measure = Callable[[Tensor, Tensor], Tensor]
@@ -25,23 +26,7 @@ Gather = Callable[[Tensor], Tensor]
 """From a layer's inputs, [tokens, features], to what is summed up over all tokens."""
 
 
-class Changes(Protocol):
-    """What the merge and each expert changed in a tensor, against the base, in float32."""
-
-    def base(self, name: str) -> Tensor:
-        """The base's weight."""
-        ...
-
-    def merged(self, name: str) -> Tensor:
-        """The merge's task vector."""
-        ...
-
-    def expert(self, index: int, name: str) -> Tensor:
-        """The task vector of expert `index`."""
-        ...
-
-
-class Estimate(NamedTuple):
+class GainEstimate(NamedTuple):
     """Gains [K] or [K, rows] of each tensor, NaN where nothing was seen; what could not be seen."""
 
     gains: Mapping[str, Tensor]
@@ -111,8 +96,7 @@ def measure_once(
     model: nn.Module,
     layers: Sequence[Followed],
     inputs: Mapping[int, Sequence[Inputs]],
-    changes: Changes,
-    measure: Measure,
+    listen: Listen,
     names: Sequence[str],
     *,
     threads: int,
@@ -124,13 +108,12 @@ def measure_once(
     """
     observation = Observation(model, layers)
 
-    def run(expert: int, one: Inputs) -> Sums:
+    def run(expert: int, call: Inputs) -> Sums:
         sums = Sums()
-        listener = partial(_listen, sums, changes, measure, expert)
-        observation.run(one, listener, names[expert])
+        observation.run(call, partial(listen, sums, expert), names[expert])
         return sums
 
-    calls = [partial(run, expert, one) for expert, many in inputs.items() for one in many]
+    calls = [partial(run, expert, call) for expert, many in inputs.items() for call in many]
     total = Sums()
     with observation.watched():
         for sums in local.run(local.single(calls), threads=threads, done=done):
@@ -155,7 +138,7 @@ def measure_forward(
     weights are changed.
     """
     observation = Observation(model, layers)
-    runs = [(expert, one) for expert, many in inputs.items() for one in many]
+    runs = [(expert, call) for expert, many in inputs.items() for call in many]
     total = Sums()
 
     def settle(followed: Followed, arrivals: Arrivals) -> None:
@@ -171,12 +154,12 @@ def measure_forward(
         if done is not None:
             done(followed)
 
-    def of(expert: int, one: Inputs) -> Callable[[Listener], object]:
-        return lambda listener: observation.run(one, listener, names[expert])
+    def run(expert: int, call: Inputs, listener: Listener) -> object:
+        return observation.run(call, listener, names[expert])
 
     with observation.watched():
         order, seen = trace(observation, runs, names)
-        in_lockstep([of(*run) for run in runs], order, settle)
+        in_lockstep([partial(run, *call) for call in runs], order, settle)
     experts = set(inputs)
     total.late = {name for name, by in seen.items() if total.measured_by(name) < by & experts}
     return total
@@ -188,7 +171,7 @@ def trace(
     """The layers in the order in which runs first come to them, and whose runs do."""
     order: list[str] = []
     seen: dict[str, set[int]] = defaultdict(set)
-    for expert, one in runs:
+    for expert, call in runs:
         last: list[str] = []
 
         def listen(followed: Followed, _: Call, last: list[str] = last, by: int = expert) -> None:
@@ -198,7 +181,7 @@ def trace(
             last.append(name)
             seen[name].add(by)
 
-        observation.run(one, listen, names[expert])
+        observation.run(call, listen, names[expert])
     return order, seen
 
 
@@ -206,34 +189,27 @@ FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, As
 """What a module may raise when it is called with other parameters than its own."""
 
 
-def listen_to_changes(changes: Changes, measure: Measure) -> Listen:
-    """Takes note of the gains of a layer's outputs."""
-
-    def listen(sums: Sums, expert: int, followed: Followed, call: Call) -> None:
-        _listen(sums, changes, measure, expert, followed, call)
-
-    return listen
-
-
-def listen_to_inputs(gather: Gather) -> Listen:
-    """Takes note of what is gathered from the inputs of linear layers; others stay as they are."""
-
-    def listen(sums: Sums, expert: int, followed: Followed, call: Call) -> None:
-        layer = followed.layer
-        sums.called.add(layer.name)
-        if not isinstance(layer, TokenLayer) or isinstance(layer.module, nn.Embedding):
-            kind = type(layer.module).__name__
-            sums.failed[layer.name] = f"a {kind} is no linear layer, which alone is solved for"
-            return
-        inputs = call.args[0] if call.args else next(iter(call.kwargs.values()))
-        sums.add_inputs(layer.name, expert, gather(tokens_of(inputs.float(), call.masks)))
-
-    return listen
+def note_inputs(gather: Gather, sums: Sums, expert: int, followed: Followed, call: Call) -> None:
+    """Take note of what is gathered from a linear layer's inputs; others stay as they are."""
+    layer = followed.layer
+    sums.called.add(layer.name)
+    if not isinstance(layer, TokenLayer) or isinstance(layer.module, nn.Embedding):
+        kind = type(layer.module).__name__
+        sums.failed[layer.name] = f"a {kind} is no linear layer, which alone is solved for"
+        return
+    inputs = call.args[0] if call.args else next(iter(call.kwargs.values()))
+    sums.add_inputs(layer.name, expert, gather(tokens_of(inputs.float(), call.masks)))
 
 
-def _listen(
-    sums: Sums, changes: Changes, measure: Measure, expert: int, followed: Followed, call: Call
+def note_gains(
+    changes: TaskVectors,
+    measure: Measure,
+    sums: Sums,
+    expert: int,
+    followed: Followed,
+    call: Call,
 ) -> None:
+    """Take note of the gains of a layer's outputs."""
     layer = followed.layer
     sums.called.add(layer.name)
     if layer.name in sums.failed:
@@ -253,42 +229,42 @@ def _listen(
         sums.failed[layer.name] = error.problem
     except FAILURES as error:
         # If it is the samples that are wrong, the model itself says so right after.
-        told = (str(error).splitlines() or [""])[0]
-        sums.failed[layer.name] = f"a {type(layer.module).__name__} cannot be followed: {told}"
+        text = (str(error).splitlines() or [""])[0]
+        sums.failed[layer.name] = f"a {type(layer.module).__name__} cannot be followed: {text}"
 
 
 def conclude(
     layers: Sequence[Followed], uncovered: Sequence[Uncovered], sums: Sums, experts: int
-) -> Estimate:
+) -> GainEstimate:
     """The gains of every tensor; a tensor that several layers share has one for all of them.
 
     A layer where the merge or the experts change nothing has none, and needs none.
     """
     holders: dict[str, list[Followed]] = defaultdict(list)
-    for one in layers:
-        for tensor in one.tensors.values():
-            with_it = sums.settled.get(tensor, one.layer.name)
-            if one.layer.name not in sums.failed and one.layer.name == with_it:
-                holders[tensor].append(one)
+    for followed in layers:
+        name = followed.layer.name
+        for tensor in followed.tensors.values():
+            if name not in sums.failed and name == sums.settled.get(tensor, name):
+                holders[tensor].append(followed)
     gains = {tensor: gains_of(tensor, own, sums, experts) for tensor, own in holders.items()}
+    seen = {name: value for name, value in gains.items() if not bool(value.isnan().all())}
+    finite = {name for name, value in gains.items() if bool(value.isfinite().any())}
     blind = [Uncovered(name, reason) for name, reason in sums.failed.items()]
     blind += [
-        Uncovered(one.layer.name, "no sample came to it")
-        for one in layers
-        if one.layer.name not in sums.called
-        and not any(bool(gains[t].isfinite().any()) for t in one.tensors.values() if t in gains)
+        Uncovered(followed.layer.name, "no sample came to it")
+        for followed in layers
+        if followed.layer.name not in sums.called and finite.isdisjoint(followed.tensors.values())
     ]
     blind += [
         Uncovered(name, "in forward order only some experts' samples came to it in time")
         for name in sorted(sums.late)
     ]
-    seen = {name: value for name, value in gains.items() if not bool(value.isnan().all())}
-    return Estimate(seen, [*uncovered, *dict.fromkeys(blind)])
+    return GainEstimate(seen, [*uncovered, *dict.fromkeys(blind)])
 
 
 def gains_of(tensor: str, layers: Sequence[Followed], sums: Sums, experts: int) -> Tensor:
     """A tensor's gains from the layers that hold it: [K], or [K, rows] where rows have parts."""
-    names = [one.layer.name for one in layers]
+    names = [followed.layer.name for followed in layers]
     local_name = next(p for p, t in layers[0].tensors.items() if t == tensor)
     rows = layers[0].layer.rows(local_name)
     parts = [rows] if isinstance(rows, int) else sorted(set(rows.tolist()))

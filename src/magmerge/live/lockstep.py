@@ -17,7 +17,7 @@ class _StopError(BaseException):
     """Ends a run whose neighbour failed."""
 
 
-class _Run:
+class _WaitingRun:
     """One run in its own thread, which computes only within `step`; `at` is where it waits."""
 
     def __init__(self, run: Callable[[Listener], object], settled: set[str]) -> None:
@@ -81,7 +81,7 @@ def in_lockstep(
     """
     rank = {name: place for place, name in enumerate(order)}
     settled: set[str] = set()
-    states = [_Run(run, settled) for run in runs]
+    states = [_WaitingRun(run, settled) for run in runs]
     try:
         for state in states:
             state.step()

@@ -17,11 +17,11 @@ from torch import nn
 from magmerge.checkpoints.kinds import read_config
 from magmerge.core.errors import (
     CheckpointError,
-    MissingExtraError,
     ParameterError,
     UnknownNameError,
     suggestion,
 )
+from magmerge.core.extras import needed
 
 FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError)
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
@@ -57,14 +57,8 @@ def bare_model(
 
 def empty_model(source: Path, *, model_class: str | None, build: str | None) -> nn.Module:
     """A module whose parameters have no data, and whose buffers have."""
-    try:
-        from accelerate import init_empty_weights
-    except ImportError as error:
-        raise MissingExtraError(
-            "running a model block by block needs accelerate",
-            remedy="pip install 'magmerge[models]', or leave out --offload (offload=)",
-        ) from error
-    with init_empty_weights(include_buffers=False):
+    what, instead = "running a model block by block", "leave out --offload (offload=)"
+    with needed("accelerate", what, instead).init_empty_weights(include_buffers=False):
         if build is not None:
             return _call(build)
         with quiet_transformers() as transformers:
@@ -130,14 +124,9 @@ def _unloadable(folder: Path, error: Exception) -> CheckpointError:
 @contextmanager
 def quiet_transformers() -> Iterator[Any]:
     """transformers, imported, saying nothing on its own; MagmergeError if it is not installed."""
-    try:
-        import transformers
-        from transformers.utils import logging
-    except ImportError as error:
-        raise MissingExtraError(
-            "running this model needs transformers",
-            remedy="pip install 'magmerge[models]', or give a torch module (model=)",
-        ) from error
+    instead = "give a torch module (model=)"
+    transformers = needed("transformers", "running this model", instead)
+    logging = transformers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -40,7 +40,7 @@ def _units(path: str, module: nn.Module) -> Iterator[Unit]:
             yield Unit(inner, child)
 
 
-class Memory:
+class RunMemory:
     """What each unit put out in one run of the model, call after call."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Memory:
 
 
 @contextmanager
-def remembering(model: nn.Module, memory: Memory) -> Iterator[None]:
+def remembering(model: nn.Module, memory: RunMemory) -> Iterator[None]:
     """Within it the model's run is kept in `memory`."""
 
     with ExitStack() as stack:
@@ -72,7 +72,7 @@ def remembering(model: nn.Module, memory: Memory) -> Iterator[None]:
 
 
 @contextmanager
-def resuming(model: nn.Module, memory: Memory, call: int) -> Iterator[None]:
+def resuming(model: nn.Module, memory: RunMemory, call: int) -> Iterator[None]:
     """Within it the model's run takes what its units put out before `call` from `memory`."""
     numbers = itertools.count()
 

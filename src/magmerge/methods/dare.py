@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from jaxtyping import Float
 from torch import Tensor
 
 from magmerge.core.parameters import Lambda, Probability, Seeds, Start, Weights
 from magmerge.core.registry import register_method
-from magmerge.core.traits import Survey
-from magmerge.linalg.draws import derive_seed, drop
-from magmerge.methods.average import (
+from magmerge.methods.combine import (
     Normalize,
+    Vote,
     check_weights,
+    elected_merge,
     expert_weights,
     total_weight,
     weighted_sum,
 )
-from magmerge.methods.rescale import L1Ratios, Ratios, Rescale
-from magmerge.methods.survey import surveyed
-from magmerge.methods.ties import Vote, elected_merge
-
-
-def survey(
-    *, p: float = 0.9, rescale: str = "inverse", seeds: Seeds = None, **_: object
-) -> Survey | None:
-    """The sums that the L1 rescaling matches."""
-    if rescale != "l1":
-        return None
-    return L1Ratios(lambda run, start, _: dropped(run, p, seeds, start))
+from magmerge.methods.sparsify import Ratios, Rescale, drop_factors, drop_survey, dropped
 
 
 @register_method(
@@ -38,7 +25,7 @@ def survey(
     aliases=("dare_linear",),
     random=True,
     cut="entries",
-    survey=survey,
+    survey=drop_survey,
     workspace=(1, 2),
     check=check_weights,
 )
@@ -59,9 +46,9 @@ def dare(
     `seeds` holds one seed per expert; without them the draws are those of seed 0.
     """
     sparse = dropped(deltas, p, seeds, start)
-    factors = _factors(deltas, p, rescale, seeds, ratios)
-    given = expert_weights(deltas, weights)
-    total = weighted_sum(sparse, [w * f for w, f in zip(given, factors, strict=True)])
+    factors = drop_factors(deltas, p, rescale, seeds, ratios)
+    pairs = zip(expert_weights(deltas, weights), factors, strict=True)
+    total = weighted_sum(sparse, [weight * factor for weight, factor in pairs])
     return total.mul_(lambda_ / total_weight(deltas, weights) if normalize else lambda_)
 
 
@@ -70,7 +57,7 @@ def dare(
     source="DARE with TIES, arXiv:2311.03099, sec. 4.3",
     random=True,
     cut="entries",
-    survey=survey,
+    survey=drop_survey,
     workspace=(1, 5),
 )
 def dare_ties(
@@ -92,29 +79,7 @@ def dare_ties(
     that it would keep.
     """
     sparse = dropped(deltas, p, seeds, start)
-    for delta, factor in zip(sparse, _factors(deltas, p, rescale, seeds, ratios), strict=True):
+    factors = drop_factors(deltas, p, rescale, seeds, ratios)
+    for delta, factor in zip(sparse, factors, strict=True):
         delta.mul_(factor)
     return elected_merge(sparse, weights, vote, normalize).mul_(lambda_)
-
-
-def dropped(
-    deltas: Float[Tensor, "K *shape"], p: float, seeds: Seeds, start: int = 0
-) -> Sequence[Float[Tensor, "*shape"]]:
-    """Each D_k with each entry zero with probability p, not rescaled."""
-    if seeds is None:
-        seeds = [derive_seed(0, "", k) for k in range(len(deltas))]
-    return [drop(delta, seed, 1 - p, start) for delta, seed in zip(deltas, seeds, strict=True)]
-
-
-def _factors(
-    deltas: Float[Tensor, "K *shape"], p: float, rescale: str, seeds: Seeds, ratios: Ratios
-) -> Sequence[float]:
-    """What each expert's remaining entries are multiplied with."""
-    if rescale != "l1":
-        return [1 / (1 - p) if rescale == "inverse" else 1.0] * len(deltas)
-    if ratios is not None:
-        return ratios
-    found = survey(p=p, rescale=rescale, seeds=seeds)
-    assert found is not None
-    per_expert: Sequence[float] = surveyed(found, deltas)["ratios"]
-    return per_expert

@@ -12,10 +12,10 @@ from typing_extensions import Doc
 
 from magmerge.core.parameters import Lambda
 from magmerge.core.registry import register_method
-from magmerge.linalg.joined import orthogonalised
 from magmerge.linalg.leading import Leading, leading
-from magmerge.linalg.polar import polar
-from magmerge.linalg.spectral import as_matrix, summed
+from magmerge.linalg.polar import orthogonalised, polar
+from magmerge.linalg.row_norms import as_rows
+from magmerge.linalg.spectral import summed
 from magmerge.methods.matrices import MATRICES, scaled_mean
 
 CommonFraction = Annotated[
@@ -42,10 +42,10 @@ def iso_c(deltas: Float[Tensor, "K *shape"], *, lambda_: Lambda = 1.0) -> Float[
     """
     if deltas.ndim < 3:
         return scaled_mean(deltas, lambda_)
-    total = as_matrix(summed(deltas))
-    found = polar(total)
-    mean = found.nuclear / max(1, min(total.shape))
-    return (found.factor * (lambda_ * mean)).reshape(deltas.shape[1:])
+    total = as_rows(summed(deltas))
+    isometry = polar(total)
+    mean = isometry.nuclear / max(1, min(total.shape))
+    return (isometry.factor * (lambda_ * mean)).reshape(deltas.shape[1:])
 
 
 @register_method(
@@ -74,13 +74,13 @@ def iso_cts(
     """
     if deltas.ndim < 3:
         return scaled_mean(deltas, lambda_)
-    directions = min(as_matrix(deltas[0]).shape)
+    directions = min(as_rows(deltas[0]).shape)
     common, own = shares(directions, len(deltas), common_fraction)
-    total = as_matrix(summed(deltas))
+    total = as_rows(summed(deltas))
 
     def find(dtype: torch.dtype, tolerance: float) -> list[Leading]:
         shared = leading(total.to(dtype), common, tolerance)
-        matrices = (as_matrix(delta).to(dtype) for delta in deltas) if own else ()
+        matrices = (as_rows(delta).to(dtype) for delta in deltas) if own else ()
         return [*(residual(matrix, shared.left, own, tolerance) for matrix in matrices), shared]
 
     left, values, right = orthogonalised(find, deltas.dtype)
@@ -103,9 +103,9 @@ def residual(
     The difference has the rounding of all of `delta`, which weighs more where little is left of it.
     """
     whole = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
-    found = leading(delta - common @ (common.T @ delta), count, tolerance, whole)
-    if not len(found.values):
-        return found
-    inverse = float(found.values.double().reciprocal().square().mean().sqrt())
+    triplets = leading(delta - common @ (common.T @ delta), count, tolerance, whole)
+    if not len(triplets.values):
+        return triplets
+    inverse = float(triplets.values.double().reciprocal().square().mean().sqrt())
     rounding = 2 * torch.finfo(delta.dtype).eps * whole / min(delta.shape) ** 0.5
-    return found._replace(error=found.error + rounding * inverse)
+    return triplets._replace(error=triplets.error + rounding * inverse)

@@ -12,20 +12,15 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from magmerge.core.registry import register_method
-from magmerge.core.traits import Survey
-from magmerge.methods.gram import GramMatrix, combine, gram_of, gram_survey, norms_and_cosines
-
-
-def survey(*, experts: int, **_: object) -> Survey | None:
-    """The inner products of all; none are needed for one expert."""
-    return None if experts == 1 else gram_survey()
+from magmerge.methods.combine import weighted_sum
+from magmerge.methods.gram import GramMatrix, gram_of, gram_survey, norms_and_cosines
 
 
 @register_method(
     "karcher",
     source="arXiv:2603.04972; mergekit 0.1.5, karcher",
     acts_on="weights",
-    survey=survey,
+    survey=gram_survey,
     cut="entries",
     base_free=True,
     workspace=(0, 1),
@@ -59,7 +54,7 @@ def karcher(
         return torch.zeros_like(weights[0])
     mean = _mean_direction(cosines, alive.double() / alive.sum(), max_iter, tol)
     inverse = torch.where(alive, norms, torch.inf).reciprocal()
-    return combine(weights, (float(norms.mean()) * mean * inverse).tolist())
+    return weighted_sum(weights, (float(norms.mean()) * mean * inverse).tolist())
 
 
 def _mean_direction(

@@ -12,7 +12,8 @@ from typing_extensions import Doc
 from magmerge.core.registry import register_method
 from magmerge.core.traits import Survey
 from magmerge.core.types import Cut
-from magmerge.methods.gram import GramMatrix, combine, gram_of, gram_survey, norms_and_cosines
+from magmerge.methods.combine import weighted_sum
+from magmerge.methods.gram import GramMatrix, gram_of, gram_survey, norms_and_cosines
 
 CANCELLED = 1e-6
 """1 + (K-1) c below which the task vectors add up to nothing."""
@@ -63,7 +64,7 @@ def model_stock(
     count = len(deltas)
     pairs = cosines.sum() - cosines.diagonal().sum()
     ratio = float(_ratio(pairs / (count * (count - 1)), count))
-    return combine(deltas, [ratio / count] * count)
+    return weighted_sum(deltas, [ratio / count] * count)
 
 
 def _by_row(deltas: Float[Tensor, "K *shape"]) -> Float[Tensor, "*shape"]:

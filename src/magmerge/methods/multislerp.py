@@ -13,23 +13,17 @@ from typing_extensions import Doc
 
 from magmerge.core.parameters import Weights
 from magmerge.core.registry import register_method
-from magmerge.core.traits import Survey
-from magmerge.methods.average import expert_weights, total_weight
-from magmerge.methods.gram import GramMatrix, combine, gram_of, gram_survey, norms_and_cosines
+from magmerge.methods.combine import expert_weights, total_weight, weighted_sum
+from magmerge.methods.gram import GramMatrix, gram_of, gram_survey, norms_and_cosines
 
 ROUNDING = 2.0**-24
 """Length of a sum of directions that may be left of nothing, as a root of float64's rounding."""
 
 
-def survey(*, experts: int, **_: object) -> Survey | None:
-    """The inner products of all; none are needed for one expert."""
-    return None if experts == 1 else gram_survey()
-
-
 @register_method(
     "multislerp",
     source="goddard.blog/posts/multislerp-wow-what-a-cool-idea; mergekit 0.1.5, multislerp",
-    survey=survey,
+    survey=gram_survey,
     cut="entries",
     base_free=True,
     workspace=(0, 1),
@@ -61,13 +55,13 @@ def multislerp(
     """
     if len(deltas) == 1:
         return deltas[0].clone()
-    given = expert_weights(deltas, weights)
+    terms = expert_weights(deltas, weights)
     total = total_weight(deltas, weights) if normalize_weights else 1.0
-    shares = torch.tensor(given, dtype=torch.float64) / total
+    shares = torch.tensor(terms, dtype=torch.float64) / total
     norms, cosines = norms_and_cosines(gram_of(deltas, gram))
     length = math.sqrt(max(0.0, float(shares @ cosines @ shares)))
     if length <= max(eps, ROUNDING) * float(shares.abs().sum()):
-        return combine(deltas, shares.tolist())
+        return weighted_sum(deltas, shares.tolist())
     scale = float(shares @ norms) / length
     inverse = torch.where(norms > 0, norms, torch.inf).reciprocal()
-    return combine(deltas, (scale * shares * inverse).tolist())
+    return weighted_sum(deltas, (scale * shares * inverse).tolist())

@@ -13,8 +13,8 @@ from magmerge.core.parameters import Weights
 from magmerge.core.registry import register_method
 from magmerge.core.traits import Survey
 from magmerge.core.types import Cut
-from magmerge.methods.average import expert_weights, total_weight
-from magmerge.methods.gram import GramMatrix, combine, gram_of, gram_survey, norms_and_cosines
+from magmerge.methods.combine import expert_weights, total_weight, weighted_sum
+from magmerge.methods.gram import GramMatrix, gram_of, gram_survey, norms_and_cosines
 from magmerge.methods.slerp import arc_shares
 
 COLINEAR = 1 - 2.0**-24
@@ -75,14 +75,14 @@ def nuslerp(
     norms, cosines = norms_and_cosines(gram_of(deltas, gram))
     cosine = cosines[0, 1] if bool((norms > 0).all()) else torch.ones_like(cosines[0, 1])
     first, second = arc_shares(cosine, t, COLINEAR)
-    return combine(deltas, [float(first), float(second)])
+    return weighted_sum(deltas, [float(first), float(second)])
 
 
 def _by_vector(deltas: Float[Tensor, "2 *shape"], t: float, axis: int) -> Float[Tensor, "*shape"]:
     """Each vector along `axis` interpolated by an angle of its own."""
     wide = deltas.double()
     product = (wide[0] * wide[1]).sum(axis, keepdim=True)
-    squares = [one.square().sum(axis, keepdim=True) for one in wide]
+    squares = [vector.square().sum(axis, keepdim=True) for vector in wide]
     size = squares[0].sqrt() * squares[1].sqrt()
     alive = size > 0
     cosine = torch.where(alive, product / torch.where(alive, size, 1.0), 1.0)

@@ -14,8 +14,7 @@ from typing_extensions import Doc
 from magmerge.core.parameters import Supplied
 from magmerge.core.registry import register_method
 from magmerge.core.traits import Survey
-from magmerge.methods.gram import LayerSums
-from magmerge.methods.survey import surveyed
+from magmerge.linalg.survey import LayerSums, surveyed
 
 Epsilon = Annotated[
     float, Interval(ge=0), Doc("size beyond which an entry counts as changed by an expert")
@@ -43,10 +42,10 @@ def ram(deltas: Float[Tensor, "K *shape"], *, epsilon: Epsilon = 1e-5) -> Float[
 def survey(*, r: float = 0.1, alpha: float = 0.2, epsilon: float = 1e-5, **_: object) -> Survey:
     """How many of each expert's changes others share, as its factor `boosts`."""
 
-    def found(total: Tensor) -> Mapping[str, Any]:
+    def keywords(total: Tensor) -> Mapping[str, Any]:
         return {"boosts": [_boost(s, u, r, alpha) for s, u in total.T.tolist()]}
 
-    return LayerSums(lambda _, run: overlaps(run, epsilon), found)
+    return LayerSums(lambda _, run: overlaps(run, epsilon), keywords)
 
 
 @register_method(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Interval
@@ -14,12 +14,10 @@ from typing_extensions import Doc
 from magmerge.core.parameters import Start, Supplied, Threshold
 from magmerge.core.registry import register_method
 from magmerge.core.traits import Survey
-from magmerge.linalg.ranks import whole_share
-from magmerge.linalg.selection import count_above, largest
-from magmerge.methods.gram import LayerSums
-from magmerge.methods.survey import surveyed
-from magmerge.methods.threshold import LayerThreshold
-from magmerge.methods.ties import elect_and_average
+from magmerge.linalg.selection import count_above, largest, whole_share
+from magmerge.linalg.survey import LayerSums, surveyed
+from magmerge.linalg.threshold import LayerThreshold
+from magmerge.methods.combine import elected_merge
 
 
 def survey(
@@ -70,113 +68,83 @@ def sce(
     """
     if len(deltas) == 1 or deltas[0].numel() == 0:
         return deltas[0].clone()
-    if shares is None or threshold is None:
-        whole = SceSurvey(deltas[0].numel(), select_topk, energy_floor)
-        found = surveyed(whole, deltas)
-        threshold, shares = found["threshold"], found["shares"]
-    assert threshold is not None
-    assert shares is not None
-    return elect_and_average(selected(deltas, threshold, start), shares)
+    if shares is None:
+        result = surveyed(SceSurvey(deltas[0].numel(), select_topk, energy_floor), deltas)
+        threshold, shares = result.get("threshold"), result["shares"]
+    return elected_merge(selected(deltas, threshold, start), shares, "plain", normalize=True)
 
 
-class SceSurvey:
-    """First the threshold of the variance, then the energies of what is beyond it."""
+class VarianceThreshold(LayerThreshold):
+    """The threshold of the share `topk` of the variances that are not zero.
 
-    scope: Literal["layer"] = "layer"
+    Its rank is guessed from the sample, and set right when all varying entries are counted.
+    """
 
-    def __init__(self, entries: int, select_topk: float, energy_floor: float) -> None:
-        self._entries = entries
-        self._topk = select_topk
-        # The rank is guessed from the sample, and set right when all varying entries are counted.
-        self._ranks = [entries]
+    def __init__(self, entries: int, topk: float) -> None:
+        super().__init__(entries, [entries], lambda ranked: ranked)
+        self._topk = topk
         self._varying: dict[int, int] = {}
-        self._counted = False
-        self._name = ""
-        self._threshold = LayerThreshold(entries, self._ranks, lambda ranked: ranked)
-        self._selects = select_topk < 1
-        self._sums = LayerSums(self._energies, lambda total: _shares(total, entries, energy_floor))
-
-    @property
-    def samples(self) -> int:
-        return self._threshold.samples if self._selects else 0
-
-    @property
-    def passes(self) -> int:
-        return (self._threshold.passes if self._selects else 0) + self._sums.passes
 
     def prepare(self, sample: Float[Tensor, "K samples"]) -> None:
         """Bracket the threshold, of the rank that the sample lets expect."""
         ranked = variances(sample)
         share = count_above(ranked[0], 0.0) / max(1, sample.shape[1])
-        self._ranks[0] = self._rank(round(share * self._entries))
-        self._threshold.prepare(ranked)
-
-    def wants(self, name: str, start: int, stop: int) -> bool:
-        counting = not (self._counted and self._selecting())
-        return counting or self._threshold.wants(name, start, stop)
+        self._set_rank(round(share * self._entries))
+        super().prepare(ranked)
 
     def observe(self, name: str, start: int, tensors: Float[Tensor, "K *shape"]) -> None:
-        """Rank one piece by its variance, or sum up its energies."""
-        self._name = name
-        if not self._selecting():
-            self._sums.observe(name, start, tensors)
-            return
+        """Rank one piece by its variance."""
         ranked = variances(tensors)
-        if not self._counted:
+        if not self._chosen:
             self._varying[start] = count_above(ranked[0], 0.0)
-        self._threshold.observe(name, start, ranked)
+        super().observe(name, start, ranked)
 
     def conclude(self) -> None:
-        """Count what varies, choose the threshold, or add up the energies."""
-        if not self._selecting():
-            self._sums.conclude()
-            return
-        if not self._counted:
-            self._ranks[0] = self._rank(sum(self._varying.values()))
-            self._counted = True
-        self._threshold.conclude()
+        """Count what varies, and choose the threshold."""
+        if not self._chosen:
+            self._set_rank(sum(self._varying.values()))
+        super().conclude()
 
     def found(self, name: str) -> Mapping[str, Any]:
-        """The variance's threshold and each expert's share of the energy."""
-        return {"threshold": self._chosen(), **self._sums.found(name)}
+        """The only threshold."""
+        return {"threshold": super().found(name)["thresholds"][0][0]}
 
-    def _selecting(self) -> bool:
-        return self._selects and self._threshold.passes > 0
+    def _set_rank(self, varying: int) -> None:
+        self._ranks = [max(1, whole_share(self._topk, varying)) if varying else self._entries]
 
-    def _rank(self, varying: int) -> int:
-        return max(1, whole_share(self._topk, varying)) if varying else self._entries
 
-    def _chosen(self) -> Threshold:
-        if not self._selects:
-            return Threshold(0.0, 0)
-        threshold: Threshold = self._threshold.found(self._name)["thresholds"][0][0]
-        return threshold
+class SceSurvey(LayerSums):
+    """First the threshold of the variance, then the energies of what is beyond it."""
+
+    def __init__(self, entries: int, select_topk: float, energy_floor: float) -> None:
+        first = VarianceThreshold(entries, select_topk) if select_topk < 1 else None
+        super().__init__(self._energies, lambda total: _shares(total, entries, energy_floor), first)
 
     def _energies(self, start: int, run: Tensor) -> Tensor:
-        kept = selected(run, self._chosen(), start).to(torch.float64)
+        kept = selected(run, self.earlier().get("threshold"), start).to(torch.float64)
         energies: Tensor = torch.linalg.vecdot(kept, kept)
         return energies
 
 
 def variances(tensors: Float[Tensor, "K *shape"]) -> Float[Tensor, "1 entries"]:
     """The variance of each entry over the experts: exactly zero where all are the same."""
-    shifted: list[Tensor] = [one - tensors[0] for one in tensors[1:]]
+    shifted: list[Tensor] = [tensor - tensors[0] for tensor in tensors[1:]]
     mean = shifted[0].clone()
-    for one in shifted[1:]:
-        mean.add_(one)
+    for shift in shifted[1:]:
+        mean.add_(shift)
     mean.div_(len(tensors))
     # The first expert's own shift is zero.
     total = mean.square()
-    for one in shifted:
-        total.add_(one.sub_(mean).square_())
+    for shift in shifted:
+        total.add_(shift.sub_(mean).square_())
     return total.div_(len(tensors)).reshape(1, -1)
 
 
 def selected(
-    deltas: Float[Tensor, "K *shape"], threshold: Threshold, start: int
+    deltas: Float[Tensor, "K *shape"], threshold: Threshold | None, start: int
 ) -> Float[Tensor, "K *shape"]:
     """The task vectors with every entry zero whose variance is not beyond the threshold."""
-    if threshold.value <= 0:
+    if threshold is None or threshold.value <= 0:
         return deltas.clone()
     mask = largest(variances(deltas), threshold, start).sign_()
     return deltas * mask.reshape(deltas.shape[1:])

@@ -12,7 +12,8 @@ from typing_extensions import Doc
 
 from magmerge.core.registry import register_method
 from magmerge.core.traits import Survey
-from magmerge.methods.gram import GramMatrix, combine, gram_of, gram_survey, norms_and_cosines
+from magmerge.methods.combine import weighted_sum
+from magmerge.methods.gram import GramMatrix, gram_of, gram_survey, norms_and_cosines
 
 PARALLEL = 0.9995
 """Cosine beyond which the sine of the angle is too small to divide by."""
@@ -52,7 +53,7 @@ def slerp(
     norms, cosines = norms_and_cosines(gram_of(weights, gram))
     cosine = cosines[0, 1] if bool((norms > 0).all()) else torch.ones_like(cosines[0, 1])
     first, second = arc_shares(cosine, t, PARALLEL)
-    return combine(weights, [float(first), float(second)])
+    return weighted_sum(weights, [float(first), float(second)])
 
 
 def arc_shares(

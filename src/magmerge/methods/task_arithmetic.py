@@ -7,7 +7,7 @@ from torch import Tensor
 
 from magmerge.core.parameters import Lambda, Weights
 from magmerge.core.registry import register_method
-from magmerge.methods.average import Normalize, check_weights, scaled_sum
+from magmerge.methods.combine import Normalize, check_weights, scaled_sum
 
 
 @register_method(

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from magmerge.core.parameters import Lambda
 from magmerge.core.registry import register_method
-from magmerge.linalg.joined import orthogonalised
 from magmerge.linalg.leading import leading
-from magmerge.linalg.spectral import as_matrix
+from magmerge.linalg.polar import orthogonalised
+from magmerge.linalg.row_norms import as_rows
 from magmerge.methods.matrices import MATRICES, scaled_mean
 
 
@@ -32,10 +32,10 @@ def tsv_m(deltas: Float[Tensor, "K *shape"], *, lambda_: Lambda = 1.0) -> Float[
     """
     if deltas.ndim < 3:
         return scaled_mean(deltas, lambda_)
-    count = max(1, min(as_matrix(deltas[0]).shape) // len(deltas))
+    count = max(1, min(as_rows(deltas[0]).shape) // len(deltas))
     left, values, right = orthogonalised(
         lambda dtype, tolerance: [
-            leading(as_matrix(delta).to(dtype), count, tolerance) for delta in deltas
+            leading(as_rows(delta).to(dtype), count, tolerance) for delta in deltas
         ],
         deltas.dtype,
     )

@@ -10,15 +10,8 @@ from torch import Tensor
 
 from magmerge.core.parameters import Lambda
 from magmerge.core.registry import register_method
-from magmerge.linalg.spectral import (
-    ROWS,
-    above_cut,
-    as_matrix,
-    eigen,
-    gram,
-    power_of_two,
-    rowwise,
-)
+from magmerge.linalg.row_norms import as_rows
+from magmerge.linalg.spectral import ROWS, above_cut, eigen, gram, power_of_two, rowwise
 from magmerge.methods.matrices import MATRICES, scaled_mean
 
 
@@ -62,20 +55,20 @@ def wudi(deltas: Float[Tensor, "K *shape"], *, lambda_: Lambda = 1.0) -> Float[T
     if deltas.ndim < 3:
         return scaled_mean(deltas, lambda_)
     scale = power_of_two(deltas)
-    columns = as_matrix(deltas[0]).shape[1]
+    columns = as_rows(deltas[0]).shape[1]
     whole = torch.zeros(columns, columns, dtype=torch.float64, device=deltas.device)
-    wanted = torch.zeros(as_matrix(deltas[0]).shape, dtype=torch.float64, device=deltas.device)
+    target = torch.zeros(as_rows(deltas[0]).shape, dtype=torch.float64, device=deltas.device)
     for delta in deltas:
-        unit = as_matrix(delta) / power_of_two(delta)
+        unit = as_rows(delta) / power_of_two(delta)
         weight = unit.double().square().sum()
         if weight > 0:
             own = gram(unit, torch.float64) / weight
             whole += own
             own *= power_of_two(delta) / scale
-            for part, into in zip(torch.split(unit, ROWS), torch.split(wanted, ROWS), strict=True):
+            for part, into in zip(torch.split(unit, ROWS), torch.split(target, ROWS), strict=True):
                 into.addmm_(part.double(), own)
     values, vectors = eigen(whole)
     rank = effective_rank(values)
     kept = vectors[:, :rank]
-    found = rowwise(wanted, (kept / values[:rank].square()) @ kept.T)
-    return (found.to(deltas.dtype) * (scale * lambda_)).reshape(deltas.shape[1:])
+    solution = rowwise(target, (kept / values[:rank].square()) @ kept.T)
+    return (solution.to(deltas.dtype) * (scale * lambda_)).reshape(deltas.shape[1:])

@@ -119,7 +119,7 @@ def check_documents(recipes: Sequence[Recipe]) -> None:
 
 def measured(work: Work, inputs: Mapping[str, Any]) -> Findings:
     """A pass into the live model, which is loaded where there are samples."""
-    return live.estimate_findings(work, inputs)
+    return live.estimate(work, inputs)
 
 
 def calibration_report(record: str, target: Target) -> dict[str, bytes]:

@@ -37,16 +37,16 @@ Number = Annotated[float | None, BeforeValidator(_finite)]
 """A finite number; None stands for null, for NaN and for what is beyond the largest float."""
 
 
-class Part(BaseModel):
+class FilePart(BaseModel):
     """A part of a file that magmerge wrote; a newer magmerge may have written more into it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-T = TypeVar("T", bound=Part)
+T = TypeVar("T", bound=FilePart)
 
 
-class FactorAccount(Part):
+class FactorAccount(FilePart):
     """What one calibrator found for one layer; see `types.Factor`."""
 
     calibrator: str
@@ -60,7 +60,7 @@ class FactorAccount(Part):
         return differs(self.free, self.gated)
 
 
-class LayerAccount(Part):
+class LayerAccount(FilePart):
     """One merged tensor; see `types.LayerRecord`."""
 
     name: str
@@ -96,7 +96,7 @@ class LayerAccount(Part):
         return _finite(norm / self.norm_experts) or None
 
 
-class InputAccount(Part):
+class InputAccount(FilePart):
     """One model that was read, with the digests of its files."""
 
     role: str
@@ -104,14 +104,14 @@ class InputAccount(Part):
     files: dict[str, str | None] = {}
 
 
-class Uncovered(Part):
+class UncoveredAccount(FilePart):
     """A layer that a calibrator could not see, and why."""
 
     layer: str
     reason: str = ""
 
 
-class ModuleAccount(Part):
+class ModuleAccount(FilePart):
     """One module of a merged adapter; see `engine.low_rank.ModuleRecord`."""
 
     name: str
@@ -135,7 +135,7 @@ class ModuleAccount(Part):
         return _finite(norm / self.mean) or None
 
 
-class Account(Part):
+class MergeAccount(FilePart):
     """A whole magmerge.json."""
 
     magmerge: str
@@ -145,7 +145,7 @@ class Account(Part):
     versions: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
     layers: tuple[LayerAccount, ...]
-    uncovered: tuple[Uncovered, ...] = ()
+    uncovered: tuple[UncoveredAccount, ...] = ()
     modules: tuple[ModuleAccount, ...] = ()
     samples: dict[str, int] = {}
 
@@ -158,12 +158,12 @@ class Account(Part):
     @property
     def calibrators(self) -> tuple[str, ...]:
         """The calibrators in their order."""
-        return tuple(dict.fromkeys(name for one in self.layers for name in one.calibrated_by))
+        return tuple(dict.fromkeys(name for layer in self.layers for name in layer.calibrated_by))
 
     @property
     def calibrated(self) -> tuple[LayerAccount, ...]:
         """The layers that have a factor."""
-        return tuple(one for one in self.layers if one.calibrated_by and one.xi is not None)
+        return tuple(layer for layer in self.layers if layer.calibrated_by and layer.xi is not None)
 
     @property
     def gated(self) -> bool:
@@ -184,9 +184,9 @@ class Module:
         return _lead(self.tensors)
 
 
-def read_account(document: Mapping[str, Any]) -> Account:
+def read_account(document: Mapping[str, Any]) -> MergeAccount:
     """The document, checked; CheckpointError where it is not what magmerge writes."""
-    account = checked(Account, document, FILE)
+    account = checked(MergeAccount, document, FILE)
     return account.model_copy(update={"layers": in_model_order(account.layers)})
 
 
@@ -225,7 +225,7 @@ def foreign(problem: str, source: str | Path) -> CheckpointError:
 
 def in_model_order(layers: Sequence[LayerAccount]) -> tuple[LayerAccount, ...]:
     """As they are, but names sorted letter by letter (as safetensors does) by their numbers."""
-    names = [one.name for one in layers]
+    names = [layer.name for layer in layers]
     return tuple(sorted(layers, key=_natural) if names == sorted(names) else layers)
 
 
@@ -243,23 +243,23 @@ def modules_of(layers: Sequence[LayerAccount]) -> tuple[Module, ...]:
 
     A calibrator that is for matrices only acts on the weight alone, which is no other factor.
     """
-    found: dict[tuple[str, bool], list[LayerAccount]] = {}
+    groups: dict[tuple[str, bool], list[LayerAccount]] = {}
     for layer in layers:
         stem = STEM.fullmatch(layer.name)
-        found.setdefault((stem[1] if stem else layer.name, layer.sensitive), []).append(layer)
+        groups.setdefault((stem[1] if stem else layer.name, layer.sensitive), []).append(layer)
     return tuple(
         module
-        for (stem, _), tensors in found.items()
+        for (stem, _), tensors in groups.items()
         for module in (
             [Module(stem, tuple(tensors))]
-            if all(_follows(one, _lead(tensors)) for one in tensors)
-            else [Module(one.name, (one,)) for one in tensors]
+            if all(_follows(tensor, _lead(tensors)) for tensor in tensors)
+            else [Module(tensor.name, (tensor,)) for tensor in tensors]
         )
     )
 
 
 def _lead(tensors: Sequence[LayerAccount]) -> LayerAccount:
-    return next((one for one in tensors if one.kind != "vector"), tensors[0])
+    return next((tensor for tensor in tensors if tensor.kind != "vector"), tensors[0])
 
 
 def _follows(layer: LayerAccount, lead: LayerAccount) -> bool:

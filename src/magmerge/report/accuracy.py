@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from magmerge.report.account import Number, Part, checked
-from magmerge.report.wording import ABSENT, short
+from magmerge.report.account import FilePart, Number, checked
+from magmerge.report.sentences import ABSENT, short
 
 SOURCE = "scores"
 UNBOUNDED = frozenset({"perplexity", "loss"})
 """Metrics that are no fraction of one."""
 
 
-class TaskScore(Part):
+class TaskEntry(FilePart):
     """One model's score on one task, with its 95 % interval; see `magmerge evaluate --json`."""
 
     task: str
@@ -28,24 +28,24 @@ class TaskScore(Part):
     relative: Number = None
 
 
-class Mean(Part):
+class MeanScore(FilePart):
     """The mean over the tasks."""
 
     score: Number = None
     relative: Number = None
 
 
-class Evaluation(Part):
+class Evaluation(FilePart):
     """One model on one suite."""
 
     suite: str
     split: str = ""
     model: str
-    tasks: tuple[TaskScore, ...]
-    mean: Mean | None = None
+    tasks: tuple[TaskEntry, ...]
+    mean: MeanScore | None = None
 
 
-class Plain(Part):
+class Plain(FilePart):
     """A table that somebody else has laid out; numbers are shown to four digits."""
 
     columns: tuple[str, ...]
@@ -53,7 +53,7 @@ class Plain(Part):
     caption: str = ""
 
 
-class Cell(NamedTuple):
+class ScoreCell(NamedTuple):
     """A score, and in smaller print what belongs to it."""
 
     text: str
@@ -72,76 +72,78 @@ class ScoreTable(NamedTuple):
 
     caption: str
     headings: tuple[Heading, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[ScoreCell, ...], ...]
 
 
 def score_tables(scores: Sequence[Mapping[str, Any]]) -> list[ScoreTable]:
     """One table for each suite and split, then the plain ones; CheckpointError for any other."""
     suites: dict[tuple[str, str], list[Evaluation]] = {}
     plain = []
-    for one in scores:
-        if isinstance(one, Mapping) and "columns" in one:
-            plain.append(_laid_out(checked(Plain, one, SOURCE)))
+    for entry in scores:
+        if isinstance(entry, Mapping) and "columns" in entry:
+            plain.append(_laid_out(checked(Plain, entry, SOURCE)))
         else:
-            found = checked(Evaluation, one, SOURCE)
-            suites.setdefault((found.suite, found.split), []).append(found)
-    return [_compared(*key, found) for key, found in suites.items()] + plain
+            evaluation = checked(Evaluation, entry, SOURCE)
+            suites.setdefault((evaluation.suite, evaluation.split), []).append(evaluation)
+    return [_compared(*key, evaluation) for key, evaluation in suites.items()] + plain
 
 
 def _laid_out(table: Plain) -> ScoreTable:
     headings = tuple(Heading(short(name, 40), name) for name in table.columns)
     rows = [[f"{x:.4g}" if isinstance(x, float) else x for x in row] for row in table.rows]
-    cells = tuple(tuple(Cell("" if x is None else str(x)) for x in row) for row in rows)
+    cells = tuple(tuple(ScoreCell("" if x is None else str(x)) for x in row) for row in rows)
     return ScoreTable(table.caption, headings, cells)
 
 
-def _compared(suite: str, split: str, found: Sequence[Evaluation]) -> ScoreTable:
+def _compared(suite: str, split: str, evaluations: Sequence[Evaluation]) -> ScoreTable:
     """Tasks as rows, models as columns, then their mean."""
-    tasks: dict[str, TaskScore] = {}
-    for evaluation in found:
+    tasks: dict[str, TaskEntry] = {}
+    for evaluation in evaluations:
         for task in evaluation.tasks:
             tasks.setdefault(task.task, task)
-    scores = [{task.task: task for task in reversed(evaluation.tasks)} for evaluation in found]
+    scores = [
+        {task.task: task for task in reversed(evaluation.tasks)} for evaluation in evaluations
+    ]
     rows = [
         (_name(task), *(_cell(own.get(name)) for own in scores)) for name, task in tasks.items()
     ]
     metrics = {task.metric for task in tasks.values()}
-    if any(evaluation.mean for evaluation in found):
-        means = (_mean(evaluation.mean) for evaluation in found)
-        rows.append((Cell("mean of the tasks"), *means))
+    if any(evaluation.mean for evaluation in evaluations):
+        means = (_mean(evaluation.mean) for evaluation in evaluations)
+        rows.append((ScoreCell("mean of the tasks"), *means))
     named = f"{short(suite)}{f', {short(split)} split' if split else ''}"
     units = [*(["in %"] if metrics - UNBOUNDED else []), *sorted(metrics & UNBOUNDED)]
     caption = f"{named}: scores ({', '.join(units)}) with 95 % intervals"
-    headings = (Heading("task", "task"), *_models([evaluation.model for evaluation in found]))
+    headings = (Heading("task", "task"), *_models([evaluation.model for evaluation in evaluations]))
     return ScoreTable(caption, headings, tuple(rows))
 
 
 def _models(models: Sequence[str]) -> list[Heading]:
     """The last parts of the models' paths where these tell them apart."""
     ends = [PurePath(model).name or model for model in models]
-    shown = ends if len(set(ends)) == len(set(models)) else models
-    return [Heading(short(name, 40), whole) for name, whole in zip(shown, models, strict=True)]
+    names = ends if len(set(ends)) == len(set(models)) else models
+    return [Heading(short(name, 40), whole) for name, whole in zip(names, models, strict=True)]
 
 
-def _name(task: TaskScore) -> Cell:
+def _name(task: TaskEntry) -> ScoreCell:
     count = "" if task.count is None else f", {task.count:,} samples"
-    return Cell(short(task.title or task.task), (f"{short(task.metric)}{count}".lstrip(", "),))
+    return ScoreCell(short(task.title or task.task), (f"{short(task.metric)}{count}".lstrip(", "),))
 
 
-def _cell(task: TaskScore | None) -> Cell:
+def _cell(task: TaskEntry | None) -> ScoreCell:
     if task is None or task.score is None:
-        return Cell(ABSENT)
+        return ScoreCell(ABSENT)
     fraction, notes = task.metric not in UNBOUNDED, []
     if task.low is not None and task.high is not None:
         notes.append(f"{_number(task.low, fraction)} to {_number(task.high, fraction)}")
-    return Cell(_number(task.score, fraction), (*notes, *_relative(task.relative)))
+    return ScoreCell(_number(task.score, fraction), (*notes, *_relative(task.relative)))
 
 
-def _mean(mean: Mean | None) -> Cell:
+def _mean(mean: MeanScore | None) -> ScoreCell:
     """A mean is over fractions only: unbounded scores have none."""
     if mean is None or mean.score is None:
-        return Cell(ABSENT, _relative(mean.relative) if mean else ())
-    return Cell(_number(mean.score, fraction=True), _relative(mean.relative))
+        return ScoreCell(ABSENT, _relative(mean.relative) if mean else ())
+    return ScoreCell(_number(mean.score, fraction=True), _relative(mean.relative))
 
 
 def _relative(relative: float | None) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from magmerge.core.dtypes import spoken_size, torch_name
 from magmerge.core.errors import printable
-from magmerge.report.tables import plain, table
+from magmerge.report.terminal_tables import plain, table
 
 if TYPE_CHECKING:
     from magmerge.engine.adapters.extraction import ExtractedModule
@@ -26,26 +26,26 @@ WORST = 5
 def modules_table(modules: Sequence[ModuleRecord], experts: Sequence[str]) -> Table:
     """Every module: its rank, norms of the adapters, the plain merge and the result; the loss."""
     columns = (*(f"|{name}|" for name in experts), "|merge|", "|result|", "lost")
-    made = table("modules", "module", "shape", "rank", *columns, numbers=("rank", *columns))
-    for one in modules:
-        made.add_row(
-            plain(one.name),
-            "x".join(map(str, one.shape)),
-            str(one.rank),
-            *(f"{norm:.4g}" for norm in (*one.norms, one.merged, one.written)),
-            f"{100 * one.error:.2f} %",
+    rows = table("modules", "module", "shape", "rank", *columns, numbers=("rank", *columns))
+    for module in modules:
+        rows.add_row(
+            plain(module.name),
+            "x".join(map(str, module.shape)),
+            str(module.rank),
+            *(f"{norm:.4g}" for norm in (*module.norms, module.merged, module.written)),
+            f"{100 * module.error:.2f} %",
         )
-    return made
+    return rows
 
 
 def adapter_lines(result: AdapterResult) -> list[str]:
     """Ranks, alpha, format and what truncation lost, in words."""
-    ranks = Counter(one.rank for one in result.modules)
+    ranks = Counter(module.rank for module in result.modules)
     spread = (
         f"rank {next(iter(ranks))}" if len(ranks) == 1 else f"ranks {min(ranks)} to {max(ranks)}"
     )
     lines = [f"{spread}{_why(result)}, alpha = rank, {torch_name(result.dtype)}"]
-    worst = max(result.modules, key=lambda one: one.error, default=None)
+    worst = max(result.modules, key=lambda module: module.error, default=None)
     if worst is None or worst.error < 1e-6:
         return [*lines, "nothing was cut off"]
     share = 100 * whole_error(result.modules)
@@ -59,58 +59,62 @@ def adapter_lines(result: AdapterResult) -> list[str]:
 def whole_error(modules: Sequence[ModuleRecord]) -> float:
     """What truncation lost of all modules together, relative to their norm."""
     lost = whole = 0.0
-    for one in modules:
-        kept = one.merged**2
-        full = kept / (1 - one.error**2) if one.error < 1 else kept
+    for module in modules:
+        kept = module.merged**2
+        full = kept / (1 - module.error**2) if module.error < 1 else kept
         lost += full - kept
         whole += full
     return math.sqrt(lost / whole) if whole > 0 else 0.0
 
 
 def _why(result: AdapterResult) -> str:
-    asked = result.job.adapter_output
-    rank = asked.rank
+    output = result.job.adapter_output
+    rank = output.rank
     if rank is None:
         return " (the largest of the inputs)"
-    if asked.energy is not None:
-        return f" (for {100 * asked.energy:g} % of the squared norm)"
+    if output.energy is not None:
+        return f" (for {100 * output.energy:g} % of the squared norm)"
     return " (all that the inputs span)" if rank == "exact" else ""
 
 
 def extraction_table(modules: Sequence[ExtractedModule], *, whole: bool) -> Table:
     """Modules, the farthest from the model first: rank, norm of the task vector, what is missed."""
-    ranked = sorted(modules, key=lambda one: (-one.error, one.name))
+    ranked = sorted(modules, key=lambda module: (-module.error, module.name))
     columns = ("rank", "|task vector|", "missed")
     title = "modules" if whole or len(ranked) <= WORST else "modules that miss most"
-    made = table(title, "module", "shape", *columns, numbers=columns)
-    for one in ranked if whole else ranked[:WORST]:
-        made.add_row(
-            plain(one.name),
-            "x".join(map(str, one.shape)),
-            str(one.rank),
-            f"{one.norm:.4g}",
-            f"{100 * one.error:.2f} %",
+    rows = table(title, "module", "shape", *columns, numbers=columns)
+    for module in ranked if whole else ranked[:WORST]:
+        rows.add_row(
+            plain(module.name),
+            "x".join(map(str, module.shape)),
+            str(module.rank),
+            f"{module.norm:.4g}",
+            f"{100 * module.error:.2f} %",
         )
     if len(ranked) > WORST and not whole:
-        made.add_row(f"and {len(ranked) - WORST} more (-v)", "", "", "", "")
-    return made
+        rows.add_row(f"and {len(ranked) - WORST} more (-v)", "", "", "", "")
+    return rows
 
 
-def extraction_lines(found: Extraction, seconds: float) -> list[Text]:
+def extraction_lines(extraction: Extraction, seconds: float) -> list[Text]:
     """How many modules, of which ranks, and how much of the model's change the adapter misses."""
-    ranks = [one.rank for one in found.modules]
+    ranks = [module.rank for module in extraction.modules]
     least, most = min(ranks), max(ranks)
     spread = f"rank {most}" if least == most else f"ranks {least} to {most}"
     count = f"{len(ranks)} module{'' if len(ranks) == 1 else 's'}"
     lines = [
-        plain(f"{count}, {spread}, alpha = rank, {torch_name(found.dtype)}", "bold"),
-        plain(f"  base + adapter misses {100 * found.error:.2f} % of the model's change (norm)"),
+        plain(f"{count}, {spread}, alpha = rank, {torch_name(extraction.dtype)}", "bold"),
+        plain(
+            f"  base + adapter misses {100 * extraction.error:.2f} % of the model's change (norm)"
+        ),
     ]
-    if found.lost:
-        few = f"{len(found.lost)} changed tensor{'' if len(found.lost) == 1 else 's'}"
-        share = 100 * math.hypot(*(one.norm for one in found.lost)) / found.norm
+    if extraction.lost:
+        few = f"{len(extraction.lost)} changed tensor{'' if len(extraction.lost) == 1 else 's'}"
+        share = 100 * math.hypot(*(module.norm for module in extraction.lost)) / extraction.norm
         lines.append(plain(f"  {few} ({share:.2f} %) not in the adapter, counted as missed"))
-    assert found.content is not None
-    factors = [part for one in found.content.modules.values() for part in (one.up, one.down)]
+    assert extraction.content is not None
+    factors = [
+        part for module in extraction.content.modules.values() for part in (module.up, module.down)
+    ]
     size = sum(part.numel() * part.element_size() for part in factors)
-    return [*lines, plain(f"  wrote {found.path} ({spoken_size(size)}) in {seconds:.1f} s")]
+    return [*lines, plain(f"  wrote {extraction.path} ({spoken_size(size)}) in {seconds:.1f} s")]

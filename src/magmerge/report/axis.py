@@ -50,20 +50,20 @@ class Block(NamedTuple):
 
 def blocks_of(names: Sequence[str]) -> tuple[Block, ...]:
     """Runs of layers whose names agree up to their first number, or that have none."""
-    found: list[Block] = []
+    blocks: list[Block] = []
     for place, name in enumerate(names):
         numbered = BLOCK.match(name)
         stem, label = numbered.groups() if numbered else (name, name.rpartition(".")[2])
-        if numbered and found and found[-1][2:] == (stem, label):
-            found[-1] = found[-1]._replace(stop=place + 1)
+        if numbered and blocks and blocks[-1][2:] == (stem, label):
+            blocks[-1] = blocks[-1]._replace(stop=place + 1)
         else:
-            found.append(Block(place, place + 1, stem, label))
-    return tuple(found)
+            blocks.append(Block(place, place + 1, stem, label))
+    return tuple(blocks)
 
 
 def common_stem(names: Sequence[str]) -> str | None:
     """What the numbers below a plot count, encoder.layer for example; None if nothing in common."""
-    stems = [found[1] for name in names if (found := BLOCK.match(name))]
+    stems = [block[1] for name in names if (block := BLOCK.match(name))]
     stem, count = Counter(stems).most_common(1)[0] if stems else ("", 0)
     return stem if stem and count > SHARED * len(stems) and 2 * count > len(names) else None
 
@@ -79,7 +79,7 @@ def draw_layers(axes: Axes, names: Sequence[str], width: float) -> None:
     series = [block.tick for block in blocks if block.stem == stem]
     strides = (series[::stride] for stride in STRIDES)
     even = next((labels for labels in strides if _apart(axes, labels, width)), series[:1])
-    set_labels(axes, [*even, *(one.tick for one in blocks if one.stem != stem)], width)
+    set_labels(axes, [*even, *(block.tick for block in blocks if block.stem != stem)], width)
     axes.tick_params(axis="x", length=0, pad=6)
 
 
@@ -102,7 +102,7 @@ def _apart(axes: Axes, labels: Sequence[Label], width: float) -> bool:
     halves = [max(1, len(text)) * LETTER / 2 for _, text in labels]
     ends = [(x - half, x + half) for x, half in zip(middles, halves, strict=True)]
     inside = all(left >= -40 and right <= width + 14 for left, right in ends)
-    return inside and all(one[1] + 8 <= other[0] for one, other in pairwise(ends))
+    return inside and all(left_label[1] + 8 <= other[0] for left_label, other in pairwise(ends))
 
 
 def draw_factors(axes: Axes, values: Iterable[float]) -> None:

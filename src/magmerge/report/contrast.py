@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from magmerge.report.account import FactorAccount, Module
-from magmerge.report.wording import counted, factor_text, spoken
+from magmerge.report.sentences import counted, factor_text, spoken
 
 OPPOSITE = 1.1
 """A factor above this and one below its inverse pull to opposite sides."""
@@ -57,18 +57,23 @@ class Encounter:
 
 def encounters(modules: Sequence[Module], names: tuple[str, str]) -> tuple[Encounter, ...]:
     """The layers that both calibrators acted on, as far as their factors are known."""
-    found = []
+    met = []
     for module in modules:
-        told = {factor.calibrator: factor for factor in reversed(module.lead.factors)}
-        first, second = told.get(names[0]), told.get(names[1])
+        factors = {factor.calibrator: factor for factor in reversed(module.lead.factors)}
+        first, second = factors.get(names[0]), factors.get(names[1])
         if first and second and (own := first.free or 0) > 0 < (further := second.free or 0):
-            found.append(Encounter(module, first, second, own, further))
-    return tuple(found)
+            met.append(Encounter(module, first, second, own, further))
+    return tuple(met)
 
 
 def furthest_first(met: Sequence[Encounter]) -> tuple[Encounter, ...]:
     """Those that pull apart."""
-    return tuple(sorted((one for one in met if one.apart), key=lambda one: -one.ratio))
+    return tuple(
+        sorted(
+            (encounter for encounter in met if encounter.apart),
+            key=lambda encounter: -encounter.ratio,
+        )
+    )
 
 
 def _verb(factor: FactorAccount) -> str:
@@ -80,11 +85,11 @@ def _verb(factor: FactorAccount) -> str:
 def contrast_text(met: Sequence[Encounter], names: tuple[str, str], *, gated: bool) -> str:
     """How many layers they pull apart on, that nobody knows who is right, and what was done."""
     first, second = map(spoken, names)
-    found = furthest_first(met)
-    if not found:
+    apart = furthest_first(met)
+    if not apart:
         return f"Nowhere do {first} and {second} pull apart."
     text = (
-        f"On {counted(len(found), 'layer')} of {len(met):,} {first} and {second} pull apart: one "
+        f"On {counted(len(apart), 'layer')} of {len(met):,} {first} and {second} pull apart: one "
         f"would grow what it sees and the other shrink it, by more than 10 % each, or what they "
         f"ask for in all differs by a factor above {factor_text(RATIO).rstrip('0')}. Which of the "
         "two is right is an open question of the paper (arXiv:2512.19320); this report does not "
@@ -92,6 +97,6 @@ def contrast_text(met: Sequence[Encounter], names: tuple[str, str], *, gated: bo
     )
     if not gated:
         return f"{text}The gate was off, so both factors were applied."
-    outcomes = Counter(one.outcome for one in found).most_common()
-    told = ", and ".join(f"{outcome} on {counted(count, 'layer')}" for outcome, count in outcomes)
-    return f"{text}What was done is the gate's rule, not a judgement: it {told}."
+    outcomes = Counter(encounter.outcome for encounter in apart).most_common()
+    deeds = ", and ".join(f"{outcome} on {counted(count, 'layer')}" for outcome, count in outcomes)
+    return f"{text}What was done is the gate's rule, not a judgement: it {deeds}."

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rich.text import Text
 
 from magmerge.engine.conversion import Conversion, ModelConversion
-from magmerge.report.tables import plain
+from magmerge.report.terminal_tables import plain
 
 LISTED = 8
 """How many classes or tensors a line names."""
@@ -30,6 +30,6 @@ def conversion_text(done: Conversion | ModelConversion) -> list[Text]:
 
 def _listing(counts: Mapping[str, int]) -> str:
     """The first names, how often each occurs, and how many more there are."""
-    shown = [name if count == 1 else f"{name} ({count} times)" for name, count in counts.items()]
-    more = [f"{len(shown) - LISTED} more"] if len(shown) > LISTED else []
-    return ", ".join([*shown[:LISTED], *more])
+    names = [name if count == 1 else f"{name} ({count} times)" for name, count in counts.items()]
+    more = [f"{len(names) - LISTED} more"] if len(names) > LISTED else []
+    return ", ".join([*names[:LISTED], *more])

@@ -7,14 +7,21 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from magmerge.core.errors import CheckpointError, MissingExtraError, printable_lines
-from magmerge.report import plots, wording
-from magmerge.report.account import FILE, Account, LayerAccount, Module, modules_of, read_account
+from magmerge.core.errors import CheckpointError, printable_lines
+from magmerge.core.extras import needed
+from magmerge.report import layer_plots, sentences
+from magmerge.report.account import (
+    FILE,
+    LayerAccount,
+    MergeAccount,
+    Module,
+    modules_of,
+    read_account,
+)
 from magmerge.report.accuracy import score_tables
-from magmerge.report.adapter_part import module_rows, norms_plot
 from magmerge.report.axis import common_stem
 from magmerge.report.contrast import Encounter, contrast_text, encounters, furthest_first
-from magmerge.report.ingredients import NAMES, recipe_lines, recipe_yaml
+from magmerge.report.recipe_text import NAMES, recipe_lines, recipe_yaml
 from magmerge.report.sheet import Plot
 from magmerge.report.svg import drawing
 
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 PLACE = Path(__file__).parent
+XI_LABEL = "Factor xi of each layer"
 SHOWN = 12
 """Rows of a table in the text; the rest is folded away."""
 
@@ -51,7 +59,7 @@ def render(
     try:
         with drawing():
             content = _content(account, modules, scores)
-        head = title or wording.title_of(account)
+        head = title or sentences.title_of(account)
         return _template().render(title=head, account=account, modules=modules, **content)
     except RecursionError as error:
         raise CheckpointError(
@@ -60,21 +68,23 @@ def render(
 
 
 def _content(
-    account: Account, modules: tuple[Module, ...], scores: Sequence[Mapping[str, Any]]
+    account: MergeAccount, modules: tuple[Module, ...], scores: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    drawn = tuple(module for module in modules if wording.drawable(module.lead))
+    drawn = tuple(module for module in modules if sentences.drawable(module.lead))
     names = account.calibrators
     return {
-        "summary": wording.summary(account, modules),
+        "summary": sentences.summary(account, modules),
         "lines": recipe_lines(account),
         "coded": NAMES,
         "yaml": recipe_yaml(account),
-        "xi": plots.xi_plot(drawn, _label(account, "Factor xi of each layer")) if drawn else None,
+        "xi": layer_plots.xi_plot(drawn, _label(account, "Factor xi of each layer"))
+        if drawn
+        else None,
         "drawn": drawn,
         "blocks": common_stem([module.name for module in drawn]),
-        "undrawn": wording.undrawn_text(len(modules) - len(drawn)),
-        "extremes": wording.extremes_text(drawn),
-        "deviation": plots.deviation_plot(
+        "undrawn": sentences.undrawn_text(len(modules) - len(drawn)),
+        "extremes": sentences.extremes_text(drawn),
+        "deviation": layer_plots.deviation_plot(
             drawn, _label(account, "Length of each merged task vector over the experts' mean")
         ),
         "pair": _pair(account, drawn, (names[0], names[1])) if len(names) == 2 else None,
@@ -83,81 +93,97 @@ def _content(
             for place, name in enumerate(names)
             if (plot := _strip(account, drawn, name, place))
         ],
-        "norms": norms_plot(
+        "norms": layer_plots.norms_plot(
             account.modules, account.experts, _label(account, "Norms of each adapter's modules")
         ),
         "module_rows": module_rows(account.modules, len(account.experts)),
         "tables": score_tables(scores),
         "rest": SHOWN,
         "calibrators": names,
-        "words": wording,
+        "words": sentences,
         "css": _file("page.css"),
     }
 
 
-def _label(account: Account, what: str) -> str:
+def _label(account: MergeAccount, what: str) -> str:
     """A plot in words, for those who cannot see it."""
-    return f"{what}, in model order. {wording.summary(account, modules_of(account.calibrated))}"
+    return f"{what}, in model order. {sentences.summary(account, modules_of(account.calibrated))}"
 
 
-def _pair(account: Account, modules: tuple[Module, ...], names: tuple[str, str]) -> Pair | None:
+def _pair(
+    account: MergeAccount, modules: tuple[Module, ...], names: tuple[str, str]
+) -> Pair | None:
     met = encounters(modules, names)
     if not met:
         return None
     text = contrast_text(met, names, gated=account.gated)
     label = f"What the two calibrators ask for before the gate, layer by layer. {text}"
-    return Pair(names, plots.pair_plot(met, names, label), text, furthest_first(met))
+    return Pair(names, layer_plots.pair_plot(met, names, label), text, furthest_first(met))
 
 
-def _strip(account: Account, modules: tuple[Module, ...], name: str, place: int) -> Plot | None:
-    told = tuple(
+def _strip(
+    account: MergeAccount, modules: tuple[Module, ...], name: str, place: int
+) -> Plot | None:
+    layers = tuple(
         module
         for module in modules
         if any(factor.calibrator == name and factor.experts for factor in module.lead.factors)
     )
-    if not told or not account.experts:
+    if not layers or not account.experts:
         return None
     label = f"Factors that each expert's samples ask for by {name}, in model order"
-    return plots.experts_plot(told, name, account.experts, label, place)
+    return layer_plots.experts_plot(layers, name, account.experts, label, place)
 
 
 def factor_cells(layer: LayerAccount, names: Sequence[str]) -> list[str]:
     """For each calibrator its factor before and after the gate, as two cells."""
     cells = []
     for name in names:
-        found = next((one for one in layer.factors if one.calibrator == name), None)
+        factor = next((own for own in layer.factors if own.calibrator == name), None)
         cells += [
-            "" if found is None else wording.factor_text(value)
-            for value in ((found.free, found.gated) if found else (None, None))
+            "" if factor is None else sentences.factor_text(value)
+            for value in ((factor.free, factor.gated) if factor else (None, None))
         ]
     return cells
 
 
+def module_rows(modules: Sequence[ModuleAccount], inputs: int) -> list[list[str]]:
+    """The table's rows: module, shape, rank, each input's norm, merge, result, ratio, loss."""
+    return [
+        [
+            module.name,
+            "x".join(map(str, module.shape)),
+            str(module.rank),
+            *(norm_text(norm) for norm in module.norms[:inputs]),
+            norm_text(module.merged),
+            norm_text(module.written),
+            factor_text(module.share(module.written)),
+            "" if module.error is None else f"{100 * module.error:.2f} %",
+        ]
+        for module in modules
+    ]
+
+
 @cache
 def _template() -> Template:
-    try:
-        from jinja2 import Environment, StrictUndefined
-        from markupsafe import Markup
-    except ImportError as error:
-        raise MissingExtraError(
-            "the report needs jinja2", remedy="pip install 'magmerge[report]'"
-        ) from error
+    jinja2, markup = needed("jinja2", "the report"), needed("markupsafe", "the report").Markup
 
-    def shown(value: Any) -> Any:
+    def cleaned(value: Any) -> Any:
         """Text without control characters: names inside files may be hostile."""
-        bare = isinstance(value, str) and not isinstance(value, Markup)
+        bare = isinstance(value, str) and not isinstance(value, markup)
         return printable_lines(value) if bare else value
 
-    environment = Environment(
+    environment = jinja2.Environment(
         autoescape=True,
-        finalize=shown,
-        undefined=StrictUndefined,
+        finalize=cleaned,
+        undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["markup"] = Markup
+    environment.filters["markup"] = markup
     environment.globals.update(factor_cells=factor_cells)
-    return environment.from_string(_file("page.html.jinja"))
+    template: Template = environment.from_string(_file("page.html.jinja"))
+    return template
 
 
 def _file(name: str) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from magmerge.report.axis import draw_factors, draw_layers
-from magmerge.report.marks import Mark
 from magmerge.report.svg import COLOURS, DOTS, inline, tip
 
 if TYPE_CHECKING:
@@ -23,6 +22,61 @@ DENSE = 6
 """Pixels to a layer below which marks need all the ink, and lines should take little."""
 CROWD = 1000
 """Marks of one kind from which on none is told from its neighbours, nor has a tooltip."""
+
+DASH = ((-1.0, 0.28), (1.0, 0.28), (1.0, -0.28), (-1.0, -0.28), (-1.0, 0.28))
+SHAPES: dict[str, Any] = {
+    "circle": "o",
+    "square": "s",
+    "up": "^",
+    "diamond": "D",
+    "plus": "P",
+    "down": "v",
+    "cross": "X",
+    "dash": DASH,
+}
+"""matplotlib's marker of each shape."""
+SCALES = {"circle": 1.0, "square": 0.9, "diamond": 0.85}
+"""Marks of one size cover about one area; 1.15 for all others."""
+EXPERT_SHAPES = ("circle", "square", "up", "diamond", "plus", "down", "cross")
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One kind of mark: what it stands for, its shape, colour and whether it is filled.
+
+    The colour is one of the page's by its name, or any other as #rrggbb.
+    """
+
+    meaning: str
+    shape: str
+    colour: str
+    filled: bool = True
+
+    @property
+    def paint(self) -> str:
+        """The colour as matplotlib takes it."""
+        return COLOURS.get(self.colour, self.colour)
+
+    def look(self, size: float, *, rim: bool = True) -> dict[str, Any]:
+        """matplotlib's words for a mark of `size` points; `rim` parts it from its neighbours."""
+        paper = COLOURS["paper"]
+        return {
+            "marker": SHAPES[self.shape],
+            "markersize": size * SCALES.get(self.shape, 1.15),
+            "markerfacecolor": self.paint if self.filled else paper,
+            "markeredgecolor": paper if self.filled else self.paint,
+            "markeredgewidth": min(0.7, size / 10) * rim if self.filled else min(1.3, size / 4),
+        }
+
+    @property
+    def points(self) -> str:
+        """The corners for an SVG polygon of twelve units' width, whose y grows downwards."""
+        from matplotlib.markers import MarkerStyle
+
+        style = MarkerStyle(SHAPES[self.shape])
+        corners: Any = style.get_path().transformed(style.get_transform()).to_polygons()[0]
+        scale = 9 * SCALES.get(self.shape, 1.15)
+        return " ".join(f"{6 + scale * x:.2f},{6 - scale * y:.2f}" for x, y in corners)
 
 
 class Point(NamedTuple):
@@ -97,7 +151,10 @@ class Sheet:
         look = mark.look(size, rim=self.pixels >= DENSE)
         groups = [[point] for point in points] if self.tips else [points]
         for group in groups:
-            across, up = [one.place for one in group], [self._inside(one.value) for one in group]
+            across, up = (
+                [point.place for point in group],
+                [self._inside(point.value) for point in group],
+            )
             gid = tip(group[0].tip) if self.tips else None
             artist = Line2D(across, up, ls="none", gid=gid, clip_on=False, zorder=4, **look)
             self.axes.add_artist(artist)
@@ -155,5 +212,17 @@ def draw(
             sheet.put(mark, points, scale=scale)
         drawn.append(inline(figure, f"{name}-{word}", label))
     legend = tuple(series.mark for series in marks if series.points)
-    told = tuple((one.colour, one.meaning) for one in strokes if one.lines and one.meaning)
-    return Plot(drawn[0], drawn[1], legend, told)
+    meanings = tuple(
+        (stroke.colour, stroke.meaning) for stroke in strokes if stroke.lines and stroke.meaning
+    )
+    return Plot(drawn[0], drawn[1], legend, meanings)
+
+
+def expert_marks(names: tuple[str, ...]) -> tuple[Mark, ...]:
+    """One mark for each expert; more experts than shapes share one, and tooltips name them."""
+    if len(names) > len(EXPERT_SHAPES):
+        return tuple(Mark(name, "dash", "series-1") for name in names)
+    return tuple(
+        Mark(name, shape, f"series-{1 + place % 4}")
+        for place, (name, shape) in enumerate(zip(names, EXPERT_SHAPES, strict=False))
+    )

@@ -10,7 +10,8 @@ from io import StringIO
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from magmerge.core.errors import MissingExtraError, printable
+from magmerge.core.errors import printable
+from magmerge.core.extras import needed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,16 +64,11 @@ def drawing(**settings: Any) -> Iterator[None]:
 
     One thread at a time, since matplotlib's settings are global. MissingExtraError without it.
     """
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise MissingExtraError(
-            "reports and figures need matplotlib", remedy="pip install 'magmerge[report]'"
-        ) from error
+    mpl = needed("matplotlib", "drawing reports and figures")
     with _drawing, mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(SETTINGS)
-        mpl.rcParams.update(settings)  # type: ignore[arg-type]
+        mpl.rcParams.update(settings)
         yield
 
 

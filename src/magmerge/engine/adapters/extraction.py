@@ -23,7 +23,7 @@ from magmerge.engine.layer import record_of
 from magmerge.engine.memory import bytes_of, cut_for
 from magmerge.engine.stages import Stages
 from magmerge.engine.steps import Bench, Keywords, Outcome, merged_step, surveyed, treated
-from magmerge.linalg.low_rank import relative_error, scratch
+from magmerge.linalg.best_rank import relative_error, scratch
 
 
 @dataclass(frozen=True, slots=True)

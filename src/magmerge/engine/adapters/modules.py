@@ -25,7 +25,7 @@ from magmerge.engine.job import Work
 from magmerge.engine.layer import Merged, calibrate_layer, merge_layer, record_of
 from magmerge.engine.stages import Stages, Treatment, Truncation
 from magmerge.engine.steps import Bench, Outcome, method_for, run_step
-from magmerge.linalg.low_rank import best_rank, rank_by_energy, rank_for_energy
+from magmerge.linalg.best_rank import best_rank, rank_by_energy, rank_for_energy
 
 FACTORED = 8
 """Tensors of the size of one task vector's coordinates that a module in factors takes besides."""

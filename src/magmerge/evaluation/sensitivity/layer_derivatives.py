@@ -18,7 +18,7 @@ from magmerge.evaluation.sensitivity.criteria import (
     Loss,
     kept_features,
 )
-from magmerge.evaluation.sensitivity.layer_trials import TaskVectors, call
+from magmerge.evaluation.sensitivity.layer_trials import MergedDelta, call
 from magmerge.live.coverage import Followed
 from magmerge.live.layers import with_parameters
 
@@ -36,7 +36,7 @@ def by_derivative(
     layers: Sequence[Followed],
     batches: Sequence[LabelledBatch],
     score: Criterion,
-    deltas: TaskVectors,
+    deltas: MergedDelta,
     *,
     factor: float,
     seed: int,
@@ -91,7 +91,7 @@ def by_derivative(
 
 @contextmanager
 def _extended(
-    layers: Sequence[Followed], deltas: TaskVectors, rows: int, foreign: set[str]
+    layers: Sequence[Followed], deltas: MergedDelta, rows: int, foreign: set[str]
 ) -> Iterator[dict[str, Tensor]]:
     """Within it each layer adds, for every row, a share of its task vector's output: zero of it.
 
@@ -114,7 +114,7 @@ def _extended(
 
 
 def _adding(
-    followed: Followed, deltas: TaskVectors, share: Tensor, foreign: set[str]
+    followed: Followed, deltas: MergedDelta, share: Tensor, foreign: set[str]
 ) -> Callable[..., Tensor]:
     def hook(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor

@@ -12,17 +12,19 @@ from torch import Tensor, nn
 from magmerge.evaluation.sensitivity.criteria import Criterion, LabelledBatch
 from magmerge.live.calls import run
 from magmerge.live.coverage import Followed
-from magmerge.live.units import Memory, remembering, resuming
+from magmerge.live.units import RunMemory, remembering, resuming
 
-TaskVectors = Callable[[str], Tensor]
+MergedDelta = Callable[[str], Tensor]
 """The merge's task vector of a tensor, by its name."""
 
 
-def run_all(model: nn.Module, batches: Sequence[LabelledBatch]) -> tuple[list[Any], list[Memory]]:
+def run_all(
+    model: nn.Module, batches: Sequence[LabelledBatch]
+) -> tuple[list[Any], list[RunMemory]]:
     """Every batch's output, and what the model's blocks put out on the way."""
     outputs, memories = [], []
     for batch in batches:
-        memory = Memory()
+        memory = RunMemory()
         with remembering(model, memory), torch.no_grad():
             outputs.append(call(model, batch))
         memories.append(memory)
@@ -39,7 +41,7 @@ def by_trial(
     layers: Sequence[Followed],
     batches: Sequence[LabelledBatch],
     score: Criterion,
-    deltas: TaskVectors,
+    deltas: MergedDelta,
     *,
     factor: float,
     done: Callable[[object], None] | None = None,
@@ -73,7 +75,7 @@ def _overall(score: Criterion, outputs: Sequence[Any], batches: Sequence[Labelle
 
 
 @contextmanager
-def _enlarged(followed: Followed, deltas: TaskVectors, factor: float) -> Iterator[None]:
+def _enlarged(followed: Followed, deltas: MergedDelta, factor: float) -> Iterator[None]:
     """Within it the layer has `factor` times its task vector; afterwards the very same weights."""
     own: Mapping[str, nn.Parameter] = {
         local: followed.layer.module.get_parameter(local) for local in followed.tensors

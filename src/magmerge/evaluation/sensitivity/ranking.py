@@ -41,11 +41,11 @@ from magmerge.evaluation.sensitivity.criteria import (
     kept_features,
 )
 from magmerge.evaluation.sensitivity.layer_derivatives import by_derivative
-from magmerge.evaluation.sensitivity.layer_trials import TaskVectors, by_trial, run_all
+from magmerge.evaluation.sensitivity.layer_trials import MergedDelta, by_trial, run_all
 from magmerge.evaluation.task_scores import class_numbers
 from magmerge.live.coverage import Followed, follow
-from magmerge.live.merged import AtWork, Changed, put_to_work
-from magmerge.live.weights import at_rest
+from magmerge.live.live_merge import LiveMerge, TaskVectors, live_merge
+from magmerge.live.module_weights import at_rest
 from magmerge.pipeline.merge import Experts
 
 if TYPE_CHECKING:
@@ -150,11 +150,11 @@ def sensitivity(
     job = _at_work(job, base, model, build)
     plan = make_plan(job)
     warn((*plan.warnings, *doubts(job.models, plan.steps)))
-    active = put_to_work(Work(job, plan))
+    active = live_merge(Work(job, plan))
     layers = _layers(active, plan)
     with at_rest(active.model):
         judge = _judge(score, active.model, batches, head, features)
-        deltas = Changed(job.models, active.weights).merged
+        deltas = TaskVectors(job.models, active.weights).merged
         harms = _try_all(active.model, layers, batches, judge, deltas, mode, seed, job.machine)
     stored = {layer.layer.name: _stored_name(layer) for layer in layers}
     harms = {stored[name]: worse for name, worse in harms.items()}
@@ -173,7 +173,7 @@ def _try_all(
     layers: Sequence[Followed],
     batches: Sequence[LabelledBatch],
     judge: Criterion,
-    deltas: TaskVectors,
+    deltas: MergedDelta,
     mode: str,
     seed: int,
     machine: Machine,
@@ -266,7 +266,7 @@ def _batches(
     return [LabelledBatch(call, part) for call, part in zip(inputs, parts, strict=True)]
 
 
-def _layers(active: AtWork, plan: Plan) -> list[Followed]:
+def _layers(active: LiveMerge, plan: Plan) -> list[Followed]:
     """Layers with a matrix that experts change."""
     merged = {step.spec.name: step.kind for step in plan.steps if step.action == "merge"}
     names = {name: stored for name, stored in active.names.items() if stored in merged}

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 from magmerge.core.errors import printable
-from magmerge.data.extras import needed
+from magmerge.core.extras import needed
 from magmerge.data.image_folder import images
 from magmerge.data.rows import DataError
 

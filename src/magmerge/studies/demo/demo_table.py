@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from magmerge.report.tables import plain, table
+from magmerge.report.terminal_tables import plain, table
 from magmerge.studies.demo import Demo
 
 GATED = 0.005

@@ -11,7 +11,7 @@ from magmerge.core.machine import Progress
 from magmerge.engine.result import Result
 from magmerge.evaluation.scores import Scores
 from magmerge.pipeline.merge import calibrate, merge
-from magmerge.report.writing import write_report
+from magmerge.report.html_file import write_report
 from magmerge.studies.demo.demo_tasks import (
     base_folder,
     demo_experts,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from magmerge.core.errors import OutputError, printable
 from magmerge.core.whole_file import check_free, write_whole
-from magmerge.report.marks import EXPERT_SHAPES, Mark
+from magmerge.report.sheet import EXPERT_SHAPES, Mark
 from magmerge.report.svg import COLOURS, DOTS, drawing, svg_text
 from magmerge.studies.figures.captions import axis_of, notes_of, subtitle_of, title_of
 from magmerge.studies.figures.document import NONE, Coefficients, Curves, Document

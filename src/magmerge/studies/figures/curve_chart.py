@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from magmerge.report.axis import set_labels
-from magmerge.report.marks import Mark
-from magmerge.report.sheet import Point, Sheet
+from magmerge.report.sheet import Mark, Point, Sheet
 from magmerge.report.svg import COLOURS, tip
 from magmerge.studies.figures.captions import PLACES, shown, spoken
 from magmerge.studies.figures.chart import draw_even, handle, look_of, open_chart

@@ -12,7 +12,7 @@ from pydantic import Field
 from magmerge.core.errors import CheckpointError
 from magmerge.core.whole_file import write_whole
 from magmerge.evaluation.scores import LOWER_IS_BETTER
-from magmerge.report.account import Part, checked, read_json
+from magmerge.report.account import FilePart, checked, read_json
 
 FigureKind = Literal["samples", "sensitivity", "coefficients", "lambda", "alpha"]
 KINDS: tuple[FigureKind, ...] = get_args(FigureKind)
@@ -29,7 +29,7 @@ Ratio = Annotated[float, Field(ge=-1e30, le=1e30, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=10**9)]
 
 
-class TaskNote(Part):
+class TaskNote(FilePart):
     """A task that was measured, and how many rows it has."""
 
     task: str
@@ -38,7 +38,7 @@ class TaskNote(Part):
     title: str = ""
 
 
-class ScorePoint(Part):
+class ScorePoint(FilePart):
     """One model's scores: a merge, calibrated or not, at one place of the horizontal axis.
 
     `at` is None where the place does not matter, `seed` where nothing is drawn. `mean` is the mean
@@ -58,7 +58,7 @@ class ScorePoint(Part):
         return self.method, self.calibration, self.at, self.seed
 
 
-class FigureHead(Part):
+class FigureHead(FilePart):
     """What all figures have in common. `settings` is for readers, `digest` for going on."""
 
     magmerge: str
@@ -99,7 +99,7 @@ class Curves(FigureHead):
         return not self.tasks or any(task.metric not in LOWER_IS_BETTER for task in self.tasks)
 
 
-class LayerFactor(Part):
+class LayerFactor(FilePart):
     """One layer's mean factor, after and before the gate, and its extremes over the rows."""
 
     layer: str
@@ -110,7 +110,7 @@ class LayerFactor(Part):
     xi_max: Ratio | None = None
 
 
-class CalibrationFactors(Part):
+class CalibrationFactors(FilePart):
     """What one calibration of one merge found for each layer, from one draw of samples."""
 
     method: str
@@ -132,7 +132,7 @@ class Coefficients(FigureHead):
     points: tuple[CalibrationFactors, ...] = ()
 
 
-class LayerHarm(Part):
+class LayerHarm(FilePart):
     """By how much the score gets worse with 10 % more of a layer's change."""
 
     layer: str

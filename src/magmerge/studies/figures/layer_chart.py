@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from magmerge.report.account import differs
 from magmerge.report.axis import common_stem, draw_factors, draw_layers
-from magmerge.report.marks import Mark
-from magmerge.report.sheet import Line, Point, Sheet
+from magmerge.report.sheet import Line, Mark, Point, Sheet
 from magmerge.report.svg import COLOURS
 from magmerge.studies.figures.captions import NUMBERED, PARTS, part_of, shown, spoken
 from magmerge.studies.figures.chart import draw_even, handle, look_of, open_chart

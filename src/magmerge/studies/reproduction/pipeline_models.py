@@ -13,10 +13,10 @@ from torch import Tensor
 from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.renamed import RenamedCheckpoint, align
 from magmerge.core.errors import CheckpointError, MagmergeError
+from magmerge.core.extras import needed
 from magmerge.core.machine import Progress
 from magmerge.core.models import Checkpoint
 from magmerge.core.recipe import ModelOutput, Recipe
-from magmerge.data.extras import needed
 from magmerge.evaluation.live_model import CheckpointTensors
 from magmerge.live.modules import quiet_transformers
 from magmerge.pipeline.documents import run

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from magmerge.report.tables import paragraph, plain, table
+from magmerge.report.terminal_tables import paragraph, plain, table
 
 if TYPE_CHECKING:
     from magmerge.studies.reproduction.run_estimate import RunEstimate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -17,7 +18,7 @@ from magmerge.report.adapter_table import (
     extraction_table,
     modules_table,
 )
-from magmerge.report.tables import plain, records_summary, records_table, uncovered_lines
+from magmerge.report.terminal_tables import plain, records_summary, records_table, uncovered_lines
 
 if TYPE_CHECKING:
     from magmerge.engine.adapters.result import Extraction
@@ -34,14 +35,7 @@ def write_result(verb: Literal["merge", "calibrate"], options: o.Options) -> Non
     keywords = o.merge_keywords(options)
     import magmerge
 
-    _return_memory_at_once()
-    start = time.monotonic()
-    with progress_reporter() as progress:
-        result = getattr(magmerge, verb)(**keywords, progress=progress)
-    if options["json"]:
-        show_json(_document(result))
-    else:
-        _show(result, time.monotonic() - start, verbose=options["verbose"])
+    _write(lambda progress: getattr(magmerge, verb)(**keywords, progress=progress), options)
 
 
 def write_recipe(recipe: Path, options: o.Options) -> None:
@@ -49,24 +43,25 @@ def write_recipe(recipe: Path, options: o.Options) -> None:
     import magmerge
     from magmerge.engine.job import Live
 
-    _return_memory_at_once()
-    start = time.monotonic()
-    with progress_reporter() as progress:
-        machine = magmerge.Machine(
-            options["threads"],
-            options["memory"],
-            options["device"],
-            options["offload"],
-            progress,
-        )
-        result = magmerge.run(
+    machine = {name: options[name] for name in ("threads", "memory", "device", "offload")}
+    _write(
+        lambda progress: magmerge.run(
             recipe,
             options["out"],
-            machine=machine,
+            machine=magmerge.Machine(**machine, progress=progress),
             live=Live(build=options["allow_code"]),
             overwrite=options["overwrite"],
             resume=options["resume"],
-        )
+        ),
+        options,
+    )
+
+
+def _write(merge: Callable[[Callable[[str, int, int], None]], Result], options: o.Options) -> None:
+    _return_memory_at_once()
+    start = time.monotonic()
+    with progress_reporter() as progress:
+        result = merge(progress)
     if options["json"]:
         show_json(_document(result))
     else:

@@ -95,16 +95,16 @@ def rank_by_energy(matrix: Float[Tensor, "m n"], energy: float, limit: int) -> F
     while True:
         if not _iterated(min(matrix.shape), rank):
             rank = limit
-        found = best_rank(matrix, rank)
-        enough = 1 - found.error**2 >= energy - ROUNDING
-        if enough or rank >= limit or len(found.values) < rank:
+        best = best_rank(matrix, rank)
+        enough = 1 - best.error**2 >= energy - ROUNDING
+        if enough or rank >= limit or len(best.values) < rank:
             break
         rank = min(4 * rank, limit)
     whole = float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
-    kept = rank_for_energy(found.values, whole, energy)
-    if kept == len(found.values):
-        return found
-    left, values, right = found.left[:, :kept], found.values[:kept], found.right[:, :kept]
+    kept = rank_for_energy(best.values, whole, energy)
+    if kept == len(best.values):
+        return best
+    left, values, right = best.left[:, :kept], best.values[:kept], best.right[:, :kept]
     return Factored(left, values, right, _error(matrix, left, values, right))
 
 
@@ -153,9 +153,9 @@ def _triplets(
     """At least the first `rank` singular triplets, or all that are not rounding."""
     if min(unit.shape) <= SMALL:
         return svd(unit)
-    found = _by_iteration(unit, rank, start) if _iterated(min(unit.shape), rank) else None
-    if found is not None:
-        return found
+    triplets = _by_iteration(unit, rank, start) if _iterated(min(unit.shape), rank) else None
+    if triplets is not None:
+        return triplets
     left, values, right, _ = leading(unit, rank)
     complete = len(values) == rank or _error(unit, left, values, right) <= NOTHING[unit.dtype]
     if complete and float(values[-1]) > SQUARED * float(values[0]):
@@ -180,10 +180,10 @@ def _by_iteration(
         known = min(rank, start.shape[1])
         block = torch.cat([start[:, :known].to(unit), block[:, known:] / len(block) ** 0.5], dim=1)
     nothing = NOTHING[unit.dtype]
-    found = _settled(unit, block, rank, nothing)
-    if found is not None and unit.dtype == torch.float32 and nothing < found.error <= COARSE:
-        found = _settled(unit.double(), found.right.double(), rank, nothing)
-    return found and found[:3]
+    triplets = _settled(unit, block, rank, nothing)
+    if triplets is not None and unit.dtype == torch.float32 and nothing < triplets.error <= COARSE:
+        triplets = _settled(unit.double(), triplets.right.double(), rank, nothing)
+    return triplets and triplets[:3]
 
 
 def _settled(
@@ -196,12 +196,12 @@ def _settled(
         basis = _orthonormal(unit @ block)
         block, triangle = torch.linalg.qr(unit.T @ basis)
         turn, values, other = torch.linalg.svd(triangle.T)
-        found = Factored(basis @ turn, values, block @ other.T, 0.0)
-        left = _left_over(unit, found, rank, whole)
+        triplets = Factored(basis @ turn, values, block @ other.T, 0.0)
+        left = _left_over(unit, triplets, rank, whole)
         last, growth = growth, before - left
         settled = step >= LEAST and _to_come(growth, last) <= OPTIMAL * left
         if settled or left <= nothing**2 * whole:
-            return found._replace(error=math.sqrt(max(left, 0.0) / whole))
+            return triplets._replace(error=math.sqrt(max(left, 0.0) / whole))
         before = left
     return None
 
@@ -218,9 +218,9 @@ def _orthonormal(block: Float[Tensor, "m b"]) -> Float[Tensor, "m b"]:
     return basis
 
 
-def _left_over(unit: Float[Tensor, "m n"], found: Factored, rank: int, whole: float) -> float:
+def _left_over(unit: Float[Tensor, "m n"], triplets: Factored, rank: int, whole: float) -> float:
     """|A - U S V^T|^2 of the first `rank` triplets; measured where a difference would cancel."""
-    first, values, second = (part[..., :rank] for part in found[:3])
+    first, values, second = (part[..., :rank] for part in triplets[:3])
     left = whole - _squares(values.double())
     measured = left <= SUBTRACTED**2 * whole
     return whole * _error(unit, first, values, second) ** 2 if measured else left

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from magmerge.core.parameters import Threshold
@@ -23,7 +23,6 @@ from magmerge.linalg.selection import (
     next_below,
     places_of,
 )
-from magmerge.methods.tally import Finding, Tally
 
 CROWD = 1 << 22
 """Values in all tallies beyond which only their total is kept."""
@@ -42,7 +41,74 @@ def keep_none() -> Threshold:
     return Threshold(math.inf, 0)
 
 
-class RadixThreshold:
+class Finding(NamedTuple):
+    """One piece: where it is, how many of its entries are above the tally, and where that is."""
+
+    name: str
+    start: int
+    stop: int
+    above: int
+    first: int
+    last: int
+
+
+class ValueTally:
+    """Values and how often each piece has them, end to end.
+
+    In two growing blocks: many small ones, which outlive the pieces, would leave the memory of the
+    pieces in splinters.
+    """
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+        self.count = 0
+        self._values, self._counts = bytearray(), bytearray()
+        self._dtype = torch.float32
+
+    def add(
+        self,
+        name: str,
+        start: int,
+        stop: int,
+        above: int,
+        values: Shaped[Tensor, "values"],
+        counts: Int[Tensor, "values"],
+    ) -> None:
+        """Take note of the piece [start, stop) of the layer `name`."""
+        end = self.count + len(values)
+        self.findings.append(Finding(name, start, stop, above, self.count, end))
+        self.count, self._dtype = end, values.dtype
+        self._values += values.numpy().data
+        self._counts += counts.to(torch.int32).numpy().data
+
+    def columns(self) -> tuple[Shaped[Tensor, "values"], Int[Tensor, "values"]]:
+        """All values, and how often each is where it was found."""
+        if not self.count:
+            return torch.empty(0), torch.empty(0, dtype=torch.int32)
+        values = torch.frombuffer(self._values, dtype=self._dtype)
+        return values, torch.frombuffer(self._counts, dtype=torch.int32)
+
+    def last_of(self, value: float | int, quota: int) -> tuple[Finding, int]:
+        """The piece in which the `quota`-th entry of this value is, and its number there.
+
+        Pieces are taken by layer name, then by place.
+        """
+        values, counts = self.columns()
+        equal = torch.where(values == value, counts, 0)
+        for finding in sorted(self.findings):
+            here = int(equal[finding.first : finding.last].sum())
+            if quota <= here:
+                return finding, quota
+            quota -= here
+        raise AssertionError("there are fewer such entries than are sought")
+
+    def count_of(self, value: float) -> int:
+        """How many entries have this value."""
+        values, counts = self.columns()
+        return int(counts[values == value].sum())
+
+
+class ModelThreshold:
     """The thresholds of the largest entries of all layers together, by their float32 bit patterns.
 
     The first sweep counts the upper halves of all patterns, the second the lower halves in the bin
@@ -59,12 +125,9 @@ class RadixThreshold:
         self,
         ranks: Callable[[int], Sequence[int]],
         view: Callable[[Tensor], Iterable[Tensor]],
-        *,
-        key: str = "thresholds",
     ) -> None:
         self._ranks_of = ranks
         self._view = view
-        self._key = key
         self._lock = threading.Lock()
         self._stage: Literal["upper", "lower", "equal", "place", "done"] = "upper"
         self._entries = 0
@@ -72,7 +135,7 @@ class RadixThreshold:
         self._upper: list[Tensor] = []
         self._bins: dict[Key, tuple[int, int]] = {}
         self._lower: dict[Key, Tensor] = {}
-        self._tallies: dict[Key, Tally] = {}
+        self._tallies: dict[Key, ValueTally] = {}
         self._crowded = False
         self._values: dict[Key, float] = {}
         self._quotas: dict[Key, int] = {}
@@ -131,12 +194,9 @@ class RadixThreshold:
 
     def found(self, name: str) -> Mapping[str, Any]:
         """One list of thresholds for each rank, with one for each row of the view."""
-        rows = range(len(self._upper))
+        rows, ranks = range(len(self._upper)), enumerate(self._ranks)
         return {
-            self._key: [
-                [self._threshold((t, r), rank, name) for t in rows]
-                for r, rank in enumerate(self._ranks)
-            ]
+            "thresholds": [[self._threshold((t, r), rank, name) for t in rows] for r, rank in ranks]
         }
 
     def _threshold(self, key: Key, rank: int, name: str) -> Threshold:
@@ -166,8 +226,8 @@ class RadixThreshold:
                     self._lower[t, r] = torch.zeros(HALF_BINS, dtype=torch.int64)
 
     def _count_lower(self, key: Key, name: str, start: int, row: Tensor) -> None:
-        found = lower_halves(magnitude_bits(row), self._bins[key][0]).cpu()
-        values, counts = torch.unique(found, return_counts=True)
+        halves = lower_halves(magnitude_bits(row), self._bins[key][0]).cpu()
+        values, counts = torch.unique(halves, return_counts=True)
         with self._lock:
             self._lower[key].index_add_(0, values.long(), counts)
         self._add(key, name, start, row, values.to(torch.int32), counts)
@@ -178,9 +238,9 @@ class RadixThreshold:
         with self._lock:
             if self._crowded:
                 return
-            tally = self._tallies.setdefault(key, Tally())
+            tally = self._tallies.setdefault(key, ValueTally())
             tally.add(name, start, start + len(row), 0, values, counts)
-            if sum(one.count for one in self._tallies.values()) > CROWD:
+            if sum(other.count for other in self._tallies.values()) > CROWD:
                 self._crowded = True
                 self._tallies.clear()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from magmerge.report.account import Account, LayerAccount, Module, differs
+from magmerge.report.account import LayerAccount, MergeAccount, Module, differs
 
 ABSENT = "–"  # noqa: RUF001
 NAMED = 3
@@ -57,13 +57,13 @@ def layer_text(module: Module) -> str:
     if lead.xi_min != lead.xi_max:
         text += f", rows {factor_text(lead.xi_min)} to {factor_text(lead.xi_max)}"
     text += f", before the gate {factor_text(lead.xi_free)}" if lead.held else ""
-    others = [one for one in module.tensors if differs(one.xi, lead.xi)]
+    others = [tensor for tensor in module.tensors if differs(tensor.xi, lead.xi)]
     return text + "".join(
-        f"; its {one.name.rpartition('.')[2]} {factor_text(one.xi)}" for one in others
+        f"; its {tensor.name.rpartition('.')[2]} {factor_text(tensor.xi)}" for tensor in others
     )
 
 
-def title_of(account: Account) -> str:
+def title_of(account: MergeAccount) -> str:
     """task_arithmetic + wsc of 6 experts."""
     recipe = account.recipe
     method = recipe.get("method")
@@ -76,7 +76,7 @@ def title_of(account: Account) -> str:
     return f"{head}{', ' if recipe.get('merged') else ' of '}{counted(experts, 'expert')}"
 
 
-def summary(account: Account, modules: Sequence[Module]) -> str:
+def summary(account: MergeAccount, modules: Sequence[Module]) -> str:
     """The whole calibration in one paragraph."""
     calibrated = account.calibrated
     text = f"{_opening(account)} "
@@ -86,7 +86,7 @@ def summary(account: Account, modules: Sequence[Module]) -> str:
             "method made it, so there is nothing to plot."
         )
     names = listed([spoken(name) for name in account.calibrators])
-    mean = _mean([one.xi or 0.0 for one in calibrated])
+    mean = _mean([layer.xi or 0.0 for layer in calibrated])
     text += (
         f"{names} then set the magnitude of {counted(len(modules), 'layer')} "
         f"({_share(len(calibrated), len(account.layers))} merged tensors): "
@@ -99,7 +99,7 @@ def _share(part: int, whole: int) -> str:
     return f"all {whole:,}" if part == whole > 1 else f"{part:,} of the {whole:,}"
 
 
-def _opening(account: Account) -> str:
+def _opening(account: MergeAccount) -> str:
     experts, recipe = counted(len(account.experts), "expert"), account.recipe
     if recipe.get("merged"):
         return f"A merged model that existed already was compared with its base and {experts}."
@@ -107,7 +107,7 @@ def _opening(account: Account) -> str:
     return f"{experts[0].upper()}{experts[1:]} of one base model were merged by {method}."
 
 
-def gate_text(account: Account, modules: Sequence[Module]) -> str:
+def gate_text(account: MergeAccount, modules: Sequence[Module]) -> str:
     """What the gate did to how many layers."""
     if not account.gated:
         return "The gate was off, so each layer got what the calibration asked for."
@@ -118,7 +118,7 @@ def gate_text(account: Account, modules: Sequence[Module]) -> str:
     parts = [f"stopped {counted(stopped, 'layer')} altogether"] if stopped else []
     parts += [f"held back {counted(held, 'layer')} in part"] if held else []
     calibrated = account.calibrated
-    free = [one.xi_free for one in calibrated if one.xi_free is not None]
+    free = [layer.xi_free for layer in calibrated if layer.xi_free is not None]
     without = f"; without it the mean would be {factor_text(_mean(free))}" if free else ""
     return f"The gate {' and '.join(parts)}{without}."
 
@@ -134,8 +134,7 @@ def extremes_text(modules: Sequence[Module]) -> tuple[tuple[str, list[tuple[str,
         return ()
     ends = ("Largest", ranked[: -NAMED - 1 : -1]), ("Smallest", ranked[:NAMED])
     return tuple(
-        (word, [(module.name, factor_text(module.lead.xi)) for module in found])
-        for word, found in ends
+        (word, [(module.name, factor_text(module.lead.xi)) for module in few]) for word, few in ends
     )
 
 

@@ -43,21 +43,21 @@ def paragraph(text: str, style: str = "") -> Text:
 
 def table(title: str, *columns: str, numbers: Iterable[str] = ()) -> Table:
     """An empty table in the project's one style; the columns in `numbers` are right-aligned."""
-    made = Table(title=plain(title, "bold"), title_justify="left", box=None, pad_edge=False)
+    rows = Table(title=plain(title, "bold"), title_justify="left", box=None, pad_edge=False)
     for column in columns:
         right = column in set(numbers)
-        made.add_column(column, justify="right" if right else "left", header_style="dim")
-    return made
+        rows.add_column(column, justify="right" if right else "left", header_style="dim")
+    return rows
 
 
 def plan_table(plan: Plan) -> Table:
     """Every tensor: shape, dtype, what happens to it and why; its shard if there are several."""
     several = len(plan.shards) > 1
     columns = ("tensor", "shape", "dtype", "action", "why")
-    made = table("plan", *columns, *(["file"] if several else []))
+    rows = table("plan", *columns, *(["file"] if several else []))
     for step in plan.steps:
         calibrated = " + calibrate" if step.calibrated else ""
-        made.add_row(
+        rows.add_row(
             plain(step.spec.name),
             "x".join(map(str, step.spec.shape)) or "scalar",
             torch_name(step.spec.dtype),
@@ -65,7 +65,7 @@ def plan_table(plan: Plan) -> Table:
             plain(", ".join([step.reason, *(f"{n} {_setting(v)}" for n, v in step.params)])),
             *([plain(plan.shards[step.shard].file)] if several else []),
         )
-    return made
+    return rows
 
 
 def plan_summary(plan: Plan) -> Text:
@@ -95,13 +95,13 @@ def plan_summary(plan: Plan) -> Text:
 
 def choice_lines(choices: Sequence[Choice]) -> list[str]:
     """Each parameter that varies by layer: its values, and how many merged tensors take them."""
-    told: dict[str, list[str]] = {}
-    for one in choices:
-        where = "all others" if one.filter is None else one.filter
-        tensors = f"{one.tensors} tensor{'' if one.tensors == 1 else 's'}"
-        text = f"{_setting(one.value)} for {where} ({tensors})"
-        told.setdefault(one.parameter, []).append(text)
-    return [f"{parameter}: {', '.join(texts)}" for parameter, texts in told.items()]
+    values: dict[str, list[str]] = {}
+    for choice in choices:
+        where = "all others" if choice.filter is None else choice.filter
+        tensors = f"{choice.tensors} tensor{'' if choice.tensors == 1 else 's'}"
+        text = f"{_setting(choice.value)} for {where} ({tensors})"
+        values.setdefault(choice.parameter, []).append(text)
+    return [f"{parameter}: {', '.join(texts)}" for parameter, texts in values.items()]
 
 
 def _setting(value: object) -> str:
@@ -113,10 +113,10 @@ def records_table(records: Sequence[LayerRecord]) -> Table:
     columns = ("xi", "least", "greatest", "no gate", "norm before", "after", "cosine")
     noted = any(record.notes for record in records)
     extra = ("list", "notes") if noted else ("list",)
-    made = table("layers", "layer", *columns, *extra, numbers=columns)
+    rows = table("layers", "layer", *columns, *extra, numbers=columns)
     for record in records:
         factors = (record.xi, record.xi_min, record.xi_max, record.xi_free)
-        made.add_row(
+        rows.add_row(
             plain(record.name),
             *(f"{factor:.3f}" if record.calibrated_by else "" for factor in factors),
             f"{record.norm_before:#.4g}",
@@ -125,7 +125,7 @@ def records_table(records: Sequence[LayerRecord]) -> Table:
             "sensitive" if record.sensitive else "",
             *([plain("; ".join(record.notes))] if noted else []),
         )
-    return made
+    return rows
 
 
 def records_summary(plan: Plan, records: Sequence[LayerRecord], *, merged: bool) -> str:
@@ -154,47 +154,47 @@ def records_summary(plan: Plan, records: Sequence[LayerRecord], *, merged: bool)
 
 def checkpoint_table(info: CheckpointInfo) -> Table:
     """Every tensor of a checkpoint."""
-    made = table(info.source, "tensor", "shape", "dtype", "kind", "size", numbers=["size"])
+    rows = table(info.source, "tensor", "shape", "dtype", "kind", "size", numbers=["size"])
     for tensor in info.tensors:
         kind = tensor.kind if tensor.tied_to is None else f"tied to {tensor.tied_to}"
-        made.add_row(
+        rows.add_row(
             plain(tensor.name),
             "x".join(map(str, tensor.shape)) or "scalar",
             torch_name(tensor.dtype),
             plain(kind),
             spoken_size(tensor.size),
         )
-    return made
+    return rows
 
 
 def difference_table(differences: Sequence[TensorDifference]) -> Table:
     """Every tensor that two checkpoints share: norms, difference, relative size and cosine."""
     columns = ("|a|", "|b|", "|b - a|", "relative", "cosine")
-    made = table("difference", "tensor", *columns, numbers=columns)
-    for one in differences:
-        made.add_row(
-            plain(one.name, "dim" if one.difference == 0 else ""),
-            f"{one.norm_a:#.4g}",
-            f"{one.norm_b:#.4g}",
-            f"{one.difference:#.4g}",
-            f"{one.relative:#.3g}",
-            "" if one.cosine is None else f"{one.cosine:.6f}",
+    rows = table("difference", "tensor", *columns, numbers=columns)
+    for tensor in differences:
+        rows.add_row(
+            plain(tensor.name, "dim" if tensor.difference == 0 else ""),
+            f"{tensor.norm_a:#.4g}",
+            f"{tensor.norm_b:#.4g}",
+            f"{tensor.difference:#.4g}",
+            f"{tensor.relative:#.3g}",
+            "" if tensor.cosine is None else f"{tensor.cosine:.6f}",
         )
-    return made
+    return rows
 
 
 def catalog_table(entries: Sequence[Mapping[str, Any]], kind: str) -> Table:
     """Methods or calibrators, with their parameters and sources."""
-    made = table(f"{kind}s", "name", "parameters", "what it does", "source")
+    rows = table(f"{kind}s", "name", "parameters", "what it does", "source")
     for entry in entries:
         if entry["kind"] != kind:
             continue
         names = ", ".join([entry["name"], *entry["aliases"]])
         parameters = "\n".join(f"{p['name']}={p['default']}" for p in entry["parameters"])
         summary = plain(entry["summary"]) + paragraph(f"\ntakes {entry['takes']}", "dim")
-        made.add_row(plain(names, "bold"), paragraph(parameters), summary, plain(entry["source"]))
-        made.add_row()
-    return made
+        rows.add_row(plain(names, "bold"), paragraph(parameters), summary, plain(entry["source"]))
+        rows.add_row()
+    return rows
 
 
 WORST = 20
@@ -206,20 +206,20 @@ def sensitivity_table(
 ) -> Table:
     """Layers by how much worse the score gets, worst first; the sensitive ones are marked."""
     ranked = sorted(layers, key=lambda name: -layers[name])
-    made = table("sensitivity", "", "layer", "worse by", numbers=["worse by"])
+    rows = table("sensitivity", "", "layer", "worse by", numbers=["worse by"])
     marked = set(sensitive)
     for name in ranked if whole else ranked[:WORST]:
-        made.add_row("*" if name in marked else "", plain(name), f"{layers[name]:.3g}")
+        rows.add_row("*" if name in marked else "", plain(name), f"{layers[name]:.3g}")
     if len(ranked) > WORST and not whole:
-        made.add_row("", f"and {len(ranked) - WORST} more (-v)", "")
-    return made
+        rows.add_row("", f"and {len(ranked) - WORST} more (-v)", "")
+    return rows
 
 
 def uncovered_lines(uncovered: Sequence[Uncovered]) -> list[str]:
     """What a calibration left alone because it could not measure it, by reason."""
     reasons: dict[str, list[str]] = {}
-    for one in uncovered:
-        reasons.setdefault(one.reason, []).append(one.layer)
+    for layer in uncovered:
+        reasons.setdefault(layer.reason, []).append(layer.layer)
     return [
         f"not calibrated, {reason}: {', '.join(layers[:NAMED])}"
         + (f" and {len(layers) - NAMED} more" if len(layers) > NAMED else "")

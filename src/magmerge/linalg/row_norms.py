@@ -58,11 +58,6 @@ def pairwise_cosines(deltas: Float[Tensor, "K rows *rest"]) -> Float[Tensor, "pa
     return (total[paired] / pairs[paired]).double().cpu()
 
 
-def mean_pairwise_cosine(deltas: Float[Tensor, "K rows *rest"]) -> float | None:
-    """The mean of `pairwise_cosines` over the rows; None where no row has two directions."""
-    return mean_of(pairwise_cosines(deltas).tolist())
-
-
 def mean_of(values: Sequence[float]) -> float | None:
     """The mean, rounded once, whatever the order; None of nothing."""
     return math.fsum(values) / len(values) if values else None

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from magmerge.core.errors import CheckpointError
-from magmerge.report.account import FILE, Account
-from magmerge.report.wording import counted, samples_text
+from magmerge.report.account import FILE, MergeAccount
+from magmerge.report.sentences import counted, samples_text
 
 Line = tuple[str, tuple[str, ...]]
 """What it is, and its one or several values."""
@@ -43,7 +43,7 @@ GATES = {
 }
 
 
-def recipe_lines(account: Account) -> list[Line]:
+def recipe_lines(account: MergeAccount) -> list[Line]:
     """The recipe's keys in the order of their interest; those that say nothing are left out."""
     recipe = account.recipe
     lines: list[Line] = []
@@ -72,14 +72,14 @@ def _output(value: Mapping[str, Any]) -> list[Line]:
 
 def _samples(value: Mapping[str, Any]) -> list[Line]:
     """How many samples, drawn how; and where they are from."""
-    settings = _entries({name: one for name, one in value.items() if name != "data"})
+    settings = _entries({name: setting for name, setting in value.items() if name != "data"})
     data = value.get("data")
     sources = _entries(data) if isinstance(data, Mapping) else ()
     lines = (("Samples", settings), (SOURCES, sources))
-    return [(label, told) for label, told in lines if told]
+    return [(label, values) for label, values in lines if values]
 
 
-def _values(key: str, recipe: Mapping[str, Any], account: Account) -> tuple[str, ...]:
+def _values(key: str, recipe: Mapping[str, Any], account: MergeAccount) -> tuple[str, ...]:
     value = recipe.get(key)
     if key == "gate" and account.calibrators:
         return (GATES[account.gated, bool(recipe.get("sensitive"))],)
@@ -89,43 +89,47 @@ def _values(key: str, recipe: Mapping[str, Any], account: Account) -> tuple[str,
         return (_call(value, recipe.get("params")),)
     if key == "calibrate" and isinstance(value, list | tuple):
         return tuple(
-            _call(one.get("method"), one.get("params")) if isinstance(one, Mapping) else str(one)
-            for one in value
+            _call(item.get("method"), item.get("params"))
+            if isinstance(item, Mapping)
+            else str(item)
+            for item in value
         )
     if isinstance(value, Mapping):
         return _entries(value)
     if isinstance(value, list | tuple):
-        return tuple(_text(one) for one in value)
+        return tuple(_text(item) for item in value)
     return (_text(value),)
 
 
 def _entries(value: Mapping[Any, Any]) -> tuple[str, ...]:
     """Names with their texts one a line; settings in one line, and what lies deeper after them."""
-    if all(isinstance(one, str) for one in value.values()):
-        return tuple(f"{name}: {one}" for name, one in value.items())
+    if all(isinstance(entry, str) for entry in value.values()):
+        return tuple(f"{name}: {entry}" for name, entry in value.items())
     plain = [
-        f"{name} {_text(one)}"
-        for name, one in value.items()
-        if one is not None and not isinstance(one, Mapping)
+        f"{name} {_text(entry)}"
+        for name, entry in value.items()
+        if entry is not None and not isinstance(entry, Mapping)
     ]
-    deeper = [line for one in value.values() if isinstance(one, Mapping) for line in _entries(one)]
+    deeper = [
+        line for entry in value.values() if isinstance(entry, Mapping) for line in _entries(entry)
+    ]
     return (*([", ".join(plain)] if plain else []), *deeper)
 
 
 def _call(name: object, params: object) -> str:
     """A method with its parameters: wsc (target ellipsoid, granularity row)."""
-    given = params if isinstance(params, Mapping) else {}
-    told = [f"{key} {_setting(value)}" for key, value in given.items() if value is not None]
-    return f"{name} ({', '.join(told)})" if told else str(name)
+    settings = params if isinstance(params, Mapping) else {}
+    texts = [f"{key} {_setting(value)}" for key, value in settings.items() if value is not None]
+    return f"{name} ({', '.join(texts)})" if texts else str(name)
 
 
 def _setting(value: object) -> str:
     """A parameter's value; of one that varies by layer: 0 for vae, 0.3 for all others."""
-    if not isinstance(value, list | tuple) or not any(isinstance(one, Mapping) for one in value):
+    if not isinstance(value, list | tuple) or not any(isinstance(item, Mapping) for item in value):
         return _text(value)
-    items = [one if isinstance(one, Mapping) else {"value": one} for one in value]
-    told = [f"{_text(one.get('value'))} for {one.get('filter', 'all others')}" for one in items]
-    return ", ".join(told)
+    items = [item if isinstance(item, Mapping) else {"value": item} for item in value]
+    texts = [f"{_text(item.get('value'))} for {item.get('filter', 'all others')}" for item in items]
+    return ", ".join(texts)
 
 
 def _text(value: object) -> str:
@@ -134,11 +138,11 @@ def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list | tuple):
-        return ", ".join(_text(one) for one in value)
+        return ", ".join(_text(item) for item in value)
     return str(value)
 
 
-def recipe_yaml(account: Account) -> str:
+def recipe_yaml(account: MergeAccount) -> str:
     """The recipe as `magmerge` reads it; CheckpointError where it holds what is no data."""
     try:
         text = yaml.safe_dump(dict(account.recipe), sort_keys=False, allow_unicode=True, width=100)

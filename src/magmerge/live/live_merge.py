@@ -10,18 +10,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from magmerge.checkpoints.output.writer import MemorySink, Sink
+from magmerge.checkpoints.output.writer import MemorySink
 from magmerge.core import dtypes
 from magmerge.core.errors import MagmergeError, ParameterError, StructureError
 from magmerge.core.types import Plan
 from magmerge.engine.job import Job, Models, Work
 from magmerge.engine.passes import bench_for, run_pass
+from magmerge.engine.steps import Bench
+from magmerge.live.module_weights import ModelSink, load, matched, take_off_pooler
 from magmerge.live.modules import bare_model, empty_model
 from magmerge.live.offload import Offload
-from magmerge.live.weights import ModelSink, load, matched, take_off_pooler
 
 
-class AtWork(NamedTuple):
+class LiveMerge(NamedTuple):
     """A live model, its parameters' names to those of their tensors, and the merge's tensors.
 
     `offload` is what brings weights into memory, if they are not there.
@@ -33,7 +34,7 @@ class AtWork(NamedTuple):
     offload: Offload | None = None
 
 
-def put_to_work(work: Work) -> AtWork:
+def live_merge(work: Work) -> LiveMerge:
     """Merge into a live model in float32, with all that calibrators do from weights alone.
 
     Without offloading, every weight is in memory once, as the model's own parameter; twice where
@@ -48,14 +49,15 @@ def put_to_work(work: Work) -> AtWork:
     take_off_pooler(model, shapes)
     _check_ties(names, model, work)
     if _precision(job) == torch.float32:
-        _fill(first, ModelSink(model, names), set(names.values()))
+        _fill(bench_for(first, ModelSink(model, names)), names.values())
         model = model.to(job.machine.device).eval()
-        return AtWork(model, names, Parameters(model, names))
+        own = model.state_dict()
+        return LiveMerge(model, names, {tensor: own[name] for name, tensor in names.items()})
     sink = MemorySink()
-    _fill(first, sink, set(names.values()))
+    _fill(bench_for(first, sink), names.values())
     load(model, sink.tensors, "the merge")
     in_precision(model, _precision(job))
-    return AtWork(model.to(job.machine.device).eval(), names, sink.tensors)
+    return LiveMerge(model.to(job.machine.device).eval(), names, sink.tensors)
 
 
 def _precision(job: Job) -> torch.dtype:
@@ -86,7 +88,7 @@ def _bare(job: Job) -> nn.Module:
     return bare_model(origin or "", model_class=model_class, build=build)
 
 
-def _block_by_block(first: Work) -> AtWork:
+def _block_by_block(first: Work) -> LiveMerge:
     origin, model_class, build = _origin(first.job)
     if isinstance(origin, nn.Module) or (origin is None and not build):
         raise ParameterError(
@@ -97,10 +99,10 @@ def _block_by_block(first: Work) -> AtWork:
     shapes = {step.spec.name: step.spec.shape for step in first.plan.steps}
     names = matched(model, shapes, "the merge")
     take_off_pooler(model, shapes)
-    weights = Recomputed(first)
+    weights = TransientWeights(first)
     device = first.job.machine.device
     offload = Offload(model, names, weights.bring, weights.drop, _precision(first.job), device)
-    return AtWork(model, names, weights, offload)
+    return LiveMerge(model, names, weights, offload)
 
 
 def _from_weights(work: Work) -> Work:
@@ -109,15 +111,20 @@ def _from_weights(work: Work) -> Work:
     return Work(replace(work.job, stages=stages), _in_float32(work.plan))
 
 
-def _fill(work: Work, sink: Sink, names: Collection[str]) -> None:
-    """Give the merge to the sink; a merge that exists already is read as it is."""
+def _fill(bench: Bench, names: Collection[str], *, only: bool = False) -> None:
+    """Give the merge, or `only` these tensors of it, to the bench's sink.
+
+    A merge that exists already is read as it is, as far as it has these names.
+    """
+    work = bench.work
+    own = frozenset(names)
+    steps = [step for step in work.plan.steps if step.spec.name in own]
     if work.stages.method is not None or work.stages.treatment.calibrators:
-        run_pass(bench_for(work, sink))
+        run_pass(bench, {step.key for step in steps} if only else None, quiet=only)
         return
-    for step in work.plan.steps:
-        if step.spec.name in names:
-            tensor = work.layout.read(step.spec.name)
-            sink.write(step, 0, tensor.float() if tensor.is_floating_point() else tensor)
+    for step in steps:
+        tensor = work.layout.read(step.spec.name)
+        bench.sink.write(step, 0, tensor.float() if tensor.is_floating_point() else tensor)
 
 
 def _in_float32(plan: Plan) -> Plan:
@@ -160,24 +167,7 @@ def _check_ties(names: Mapping[str, str], model: nn.Module, work: Work) -> None:
         )
 
 
-class Parameters(Mapping[str, Tensor]):
-    """The merge's tensors as a model's own parameters, which they are."""
-
-    def __init__(self, model: nn.Module, names: Mapping[str, str]) -> None:
-        own = model.state_dict(keep_vars=True)
-        self._own: dict[str, Tensor] = {stored: own[name] for name, stored in names.items()}
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._own[name].detach()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._own)
-
-    def __len__(self) -> int:
-        return len(self._own)
-
-
-class Recomputed(Mapping[str, Tensor]):
+class TransientWeights(Mapping[str, Tensor]):
     """The merge's tensors, merged anew whenever they are asked for, but for those brought in."""
 
     def __init__(self, work: Work) -> None:
@@ -187,9 +177,9 @@ class Recomputed(Mapping[str, Tensor]):
 
     def bring(self, names: Collection[str]) -> dict[str, Tensor]:
         """These tensors, which stay at hand until they are dropped."""
-        found = self._merge({self._twins[name] for name in names})
-        self._here.update(found)
-        return {name: found[self._twins[name]] for name in names}
+        tensors = self._merge({self._twins[name] for name in names})
+        self._here.update(tensors)
+        return {name: tensors[self._twins[name]] for name in names}
 
     def drop(self, names: Collection[str]) -> None:
         """These are no longer needed."""
@@ -198,8 +188,8 @@ class Recomputed(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         own = self._twins[name]
-        found: Tensor = self._here[own] if own in self._here else self._merge({own})[own]
-        return found
+        tensor: Tensor = self._here[own] if own in self._here else self._merge({own})[own]
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._twins)
@@ -208,16 +198,12 @@ class Recomputed(Mapping[str, Tensor]):
         return len(self._twins)
 
     def _merge(self, names: Collection[str]) -> dict[str, Tensor]:
-        sink, work = MemorySink(), self._bench.work
-        if work.stages.method is None and not work.stages.treatment.calibrators:
-            _fill(work, sink, names)
-        else:
-            keys = {step.key for step in work.plan.steps if step.spec.name in names}
-            run_pass(replace(self._bench, sink=sink), keys, quiet=True)
+        sink = MemorySink()
+        _fill(replace(self._bench, sink=sink), names, only=True)
         return sink.tensors
 
 
-class Changed:
+class TaskVectors:
     """What merge and experts changed, read anew each time it is asked for."""
 
     def __init__(self, models: Models, weights: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from magmerge.data.arrays import by_keyword
+from magmerge.data.ready_files import by_keyword
 from magmerge.data.rows import DataError, Given, Inputs, Rows, Source, Tensors, Texts
 
 

@@ -9,15 +9,19 @@ from magmerge.core.errors import MissingExtraError
 
 EXTRAS = {"transformers": "models", "PIL.Image": "images", "PIL.ImageOps": "images"}
 EXTRAS |= {"datasets": "data", "scipy.io": "suites", "huggingface_hub": "models"}
-EXTRAS["lm_eval"] = "lm-eval"
+EXTRAS |= {"lm_eval": "lm-eval", "accelerate": "models", "matplotlib": "report"}
+EXTRAS |= dict.fromkeys(("jinja2", "markupsafe"), "report")
 
 
-def needed(module: str, what: str) -> Any:
-    """The library's module; MagmergeError that names the extra to install where it is missing."""
+def needed(module: str, what: str, instead: str = "") -> Any:
+    """The library's module; MagmergeError that names the extra to install where it is missing.
+
+    `instead` is what may be done without it.
+    """
     try:
         return import_module(module)
     except ImportError as error:
         raise MissingExtraError(
             f"{what} needs {module.partition('.')[0]}",
-            remedy=f"pip install 'magmerge[{EXTRAS[module]}]'",
+            remedy=f"pip install 'magmerge[{EXTRAS[module]}]'{instead and f', or {instead}'}",
         ) from error

@@ -48,8 +48,8 @@ def write_report(
             remedy="this file has its numbers: error, modules, lost",
         )
     tables: list[Mapping[str, Any]] = []
-    for one in scores:
-        tables += [one] if isinstance(one, Mapping) else _tables(Path(one))
+    for score in scores:
+        tables += [score] if isinstance(score, Mapping) else _tables(Path(score))
     try:
         text = render(document, tables, title)
     except MagmergeError as error:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 Column = Literal["text", "image", "other"]
 
 
-class Row(NamedTuple):
+class SampleRow(NamedTuple):
     """The columns of one row, and where it is: "line 7"."""
 
     place: str
@@ -29,6 +29,6 @@ class Table:
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def read(self, rows: Sequence[int], columns: Sequence[str], /) -> Iterator[Row]:
+    def read(self, rows: Sequence[int], columns: Sequence[str], /) -> Iterator[SampleRow]:
         """The rows of these numbers, in this order, with at least those of `columns` they have."""
         raise NotImplementedError

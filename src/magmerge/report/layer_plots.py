@@ -5,17 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from magmerge.report.account import Module
+from magmerge.report.account import Module, ModuleAccount
 from magmerge.report.contrast import Encounter
-from magmerge.report.marks import Mark, expert_marks
-from magmerge.report.sheet import Line, Marks, Plot, Point, Strokes, draw
-from magmerge.report.wording import factor_text, layer_text, short, spoken
+from magmerge.report.sentences import factor_text, layer_text, norm_text, short, spoken
+from magmerge.report.sheet import (
+    EXPERT_SHAPES,
+    Line,
+    Mark,
+    Marks,
+    Plot,
+    Point,
+    Strokes,
+    draw,
+    expert_marks,
+)
 
 XI = Mark("xi, the layer's mean factor", "circle", "series-1")
 SENSITIVE = Mark("xi of a sensitive layer", "down", "series-2")
 FREE = Mark("before the gate, where it acted", "circle", "muted", filled=False)
 BEFORE = Mark("before the calibration", "circle", "series-2", filled=False)
 AFTER = Mark("after", "circle", "series-1")
+MERGE = Mark("the plain merge", "circle", "series-2", filled=False)
+RESULT = Mark("the result", "circle", "series-1")
+INPUTS = "muted"
 ROWS = "from the least to the greatest row"
 APART = "they pull apart"
 FLOOR = 0.1
@@ -62,20 +74,20 @@ def pair_plot(met: Sequence[Encounter], names: tuple[str, str], label: str) -> P
     first, second = map(spoken, names)
     own, total = list[Point](), list[Point]()
     lines: dict[bool, list[Line]] = {False: [], True: []}
-    for place, one in enumerate(met):
+    for place, encounter in enumerate(met):
         tip = (
-            f"{short(one.module.name)}: {first} {factor_text(one.own)}, {second} a further "
-            f"{factor_text(one.further)}, in all {factor_text(one.total)}"
+            f"{short(encounter.module.name)}: {first} {factor_text(encounter.own)}, {second} a "
+            f"further {factor_text(encounter.further)}, in all {factor_text(encounter.total)}"
         )
-        own.append(Point(place, one.own, tip))
-        total.append(Point(place, one.total, tip))
-        lines[one.apart].append(Line(place, one.own, one.total))
+        own.append(Point(place, encounter.own, tip))
+        total.append(Point(place, encounter.total, tip))
+        lines[encounter.apart].append(Line(place, encounter.own, encounter.total))
     marks = [
         Marks(Mark(first, "circle", "series-1"), own),
         Marks(Mark(f"{second}, in all", "square", "series-2"), total),
     ]
     strokes = [Strokes(lines[False], "whisker", 1.4), Strokes(lines[True], "ink", 1.8, APART)]
-    return draw("pair", label, [one.module.name for one in met], marks, strokes)
+    return draw("pair", label, [encounter.module.name for encounter in met], marks, strokes)
 
 
 def experts_plot(
@@ -90,8 +102,8 @@ def experts_plot(
     step = 0.0 if alike else 0.7 / max(1, len(names))
     points: list[list[Point]] = [[] for _ in names]
     for place, module in enumerate(modules):
-        found = next((f for f in module.lead.factors if f.calibrator == calibrator), None)
-        for index, value in enumerate(found.experts[: len(names)] if found else ()):
+        factor = next((f for f in module.lead.factors if f.calibrator == calibrator), None)
+        for index, value in enumerate(factor.experts[: len(names)] if factor else ()):
             if value is not None and value > 0:
                 tip = f"{short(module.name)}: {short(names[index])} {factor_text(value)}"
                 shift = (index - (len(names) - 1) / 2) * step
@@ -102,3 +114,36 @@ def experts_plot(
     series = [Marks(mark, own, scale) for mark, own in zip(marks, points, strict=True)]
     plot = draw(f"experts-{number}", label, [module.name for module in modules], series)
     return replace(plot, legend=(Mark("one expert each", "dash", "series-1"),)) if alike else plot
+
+
+def norms_plot(modules: Sequence[ModuleAccount], names: Sequence[str], label: str) -> Plot | None:
+    """Each module's norms, in units of the mean norm of the inputs' task vectors; None if unknown.
+
+    One mark for each input, the plain merge and the result, and a line from merge to result.
+    """
+    known = [module for module in modules if module.mean is not None]
+    if not known:
+        return None
+    marks = [
+        Mark(short(name, 40), shape, INPUTS)
+        for name, shape in zip(names, EXPERT_SHAPES[1:], strict=False)
+    ]
+    points: list[list[Point]] = [[] for _ in marks]
+    merge, result, lines = list[Point](), list[Point](), list[Line]()
+    for place, module in enumerate(known):
+        for own, norm, mark in zip(points, module.norms, marks, strict=False):
+            if (ratio := module.share(norm)) is not None:
+                tip = f"{short(module.name)}: {mark.meaning} {norm_text(norm)}"
+                own.append(Point(place, ratio, tip))
+        was, now = module.share(module.merged), module.share(module.written)
+        if was is not None and now is not None:
+            now_text = f"{norm_text(module.merged)} merged, {norm_text(module.written)} now"
+            tip = f"{short(module.name)}: {now_text}"
+            merge.append(Point(place, was, tip))
+            result.append(Point(place, now, tip))
+            lines.append(Line(place, was, now))
+
+    series = [Marks(mark, own, 0.7) for mark, own in zip(marks, points, strict=True)]
+    series += [Marks(MERGE, merge, 0.9), Marks(RESULT, result)]
+    strokes = [Strokes(lines, "whisker", 1.2)]
+    return draw("norms", label, [module.name for module in known], series, strokes)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magmerge.core.parameters import UNIT, Threshold
+from magmerge.linalg.radix import Finding, ModelThreshold, ValueTally, keep_all, keep_none
 from magmerge.linalg.selection import (
     count_above,
     next_below,
@@ -19,8 +20,6 @@ from magmerge.linalg.selection import (
     tally_between,
     weighted_rank,
 )
-from magmerge.methods.radix import RadixThreshold, keep_all, keep_none
-from magmerge.methods.tally import Finding, Tally
 
 SAMPLE, SHARE = 1 << 15, 1 << 7
 """The least number of entries in a sample, and one of how many is in it in a large layer."""
@@ -50,26 +49,18 @@ class LayerThreshold:
 
     scope: Literal["layer"] = "layer"
 
-    def __init__(
-        self,
-        entries: int,
-        ranks: Sequence[int],
-        view: View = magnitudes,
-        *,
-        key: str = "thresholds",
-    ) -> None:
+    def __init__(self, entries: int, ranks: Sequence[int], view: View = magnitudes) -> None:
         self._entries = entries
         self._ranks = ranks
         self._view = view
-        self._key = key
         self._lock = threading.Lock()
         self._brackets: list[list[tuple[float, float]]] = []
-        self._tallies: dict[tuple[int, int], Tally] = {}
+        self._tallies: dict[tuple[int, int], ValueTally] = {}
         self._crowded = False
         self._chosen = False
         self._found: dict[tuple[int, int], Threshold] = {}
         self._open: dict[tuple[int, int], tuple[Finding, int]] = {}
-        self._fallback: RadixThreshold | None = None
+        self._fallback: ModelThreshold | None = None
 
     @property
     def samples(self) -> int:
@@ -116,7 +107,7 @@ class LayerThreshold:
                 with self._lock:
                     if self._crowded:
                         continue
-                    tally = self._tallies.setdefault((t, r), Tally())
+                    tally = self._tallies.setdefault((t, r), ValueTally())
                     tally.add(name, start, start + len(row), above, values, counts)
                     # Not kept once it is known that there are too many.
                     if tally.count > CROWD // len(tensors) and self._entries > UNIT:
@@ -130,7 +121,7 @@ class LayerThreshold:
         elif self._chosen:
             self._open.clear()
         elif self._crowded or not all(self._choose(*key) for key in self._tallies):
-            self._fallback = RadixThreshold(lambda _: self._ranks, self._view, key=self._key)
+            self._fallback = ModelThreshold(lambda _: self._ranks, self._view)
         self._chosen = True
         self._tallies.clear()
 
@@ -138,9 +129,8 @@ class LayerThreshold:
         """One list of thresholds for each rank, with one for each row of the view."""
         if self._fallback is not None:
             return self._fallback.found(name)
-        rows = range(len(self._found) // len(self._ranks))
-        ranks = range(len(self._ranks))
-        return {self._key: [[self._found[t, r] for t in rows] for r in ranks]}
+        ranks, rows = range(len(self._ranks)), range(len(self._found) // len(self._ranks))
+        return {"thresholds": [[self._found[t, r] for t in rows] for r in ranks]}
 
     def _choose(self, t: int, r: int) -> bool:
         """Set the threshold; False if the bracket does not hold it."""

@@ -1,0 +1,107 @@
+"""Surveys that sum up a whole layer piece by piece, and a survey of a layer that is here whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from magmerge.core.parameters import UNIT
+from magmerge.core.traits import Survey
+
+Measure = Callable[[int, Tensor], Tensor]
+"""From a run's first place and its entries [K, run] to the float64 numbers that are added up."""
+
+
+class LayerSums:
+    """What `measure` gives for each run of UNIT entries, added up over the layer in float64.
+
+    Runs are summed as they are, whatever the pieces they come in, and their sums are added without
+    rounding. So the total depends neither on the pieces nor on their order. `keywords` makes of the
+    total what the method's function gets. The sweeps of a survey `first` are made before, and what
+    it finds is `earlier()`, and goes to the method's function too.
+    """
+
+    scope: Literal["layer"] = "layer"
+
+    def __init__(
+        self,
+        measure: Measure,
+        keywords: Callable[[Tensor], Mapping[str, Any]],
+        first: Survey | None = None,
+    ) -> None:
+        self._measure, self._keywords, self._first = measure, keywords, first
+        self._name = ""
+        self._parts: dict[int, list[float]] = {}
+        self._shape: tuple[int, ...] = ()
+        self._result: Mapping[str, Any] | None = None
+
+    @property
+    def samples(self) -> int:
+        return 0 if self._first is None else self._first.samples
+
+    @property
+    def passes(self) -> int:
+        own = 1 if self._result is None else 0
+        return own if self._first is None else own + self._first.passes
+
+    def prepare(self, sample: Float[Tensor, "K samples"]) -> None:
+        assert self._first is not None
+        self._first.prepare(sample)
+
+    def wants(self, name: str, start: int, stop: int) -> bool:
+        before = self._before()
+        return before is None or before.wants(name, start, stop)
+
+    def observe(self, name: str, start: int, tensors: Float[Tensor, "K *shape"]) -> None:
+        """Measure the runs of one piece."""
+        self._name, before = name, self._before()
+        if before is not None:
+            before.observe(name, start, tensors)
+            return
+        flat = tensors.reshape(len(tensors), -1)
+        for first in range(0, max(1, flat.shape[1]), UNIT):
+            total = self._measure(start + first, flat[:, first : first + UNIT])
+            # As numbers: many small tensors, which outlive the pieces, would leave the memory of
+            # the pieces in splinters.
+            self._parts[start + first] = total.reshape(-1).tolist()
+            self._shape = tuple(total.shape)
+
+    def conclude(self) -> None:
+        """Add up all runs."""
+        before = self._before()
+        if before is not None:
+            before.conclude()
+            return
+        columns = zip(*self._parts.values(), strict=True)
+        totals = torch.tensor([math.fsum(column) for column in columns], dtype=torch.float64)
+        self._parts = {}
+        self._result = self._keywords(totals.reshape(self._shape))
+
+    def found(self, name: str) -> Mapping[str, Any]:  # noqa: ARG002 - the protocol's
+        """What the sums, and the survey before, give to the method's function."""
+        assert self._result is not None
+        return {**self.earlier(), **self._result}
+
+    def earlier(self) -> Mapping[str, Any]:
+        """What the survey before found."""
+        return {} if self._first is None else self._first.found(self._name)
+
+    def _before(self) -> Survey | None:
+        """The survey before, while it has sweeps to make."""
+        return self._first if self._first is not None and self._first.passes else None
+
+
+def surveyed(survey: Survey, tensors: Float[Tensor, "K *shape"]) -> Mapping[str, Any]:
+    """What the survey finds in a layer that is here as a whole."""
+    flat = tensors.reshape(len(tensors), -1)
+    if survey.samples:
+        survey.prepare(flat[:, :: max(1, flat.shape[1] // survey.samples)])
+    while survey.passes:
+        survey.observe("", 0, flat)
+        survey.conclude()
+    return survey.found("")

@@ -1,0 +1,207 @@
+"""What calibrators that look at inputs need: the live merge run on samples, its layers measured."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from magmerge.checkpoints.kinds import read_model_config
+from magmerge.core.errors import MagmergeError
+from magmerge.core.parameters import UNIT
+from magmerge.core.types import Piece, Step, Uncovered
+from magmerge.data.rows import Inputs
+from magmerge.engine.job import Findings, Work
+from magmerge.engine.layer import Calibrated, Merged, calibrate_layer
+from magmerge.engine.stages import Treatment
+from magmerge.live.coverage import Followed, follow
+from magmerge.live.gains import (
+    GainEstimate,
+    Listen,
+    Sums,
+    conclude,
+    gains_of,
+    measure_forward,
+    measure_once,
+    note_gains,
+    note_inputs,
+)
+from magmerge.live.live_merge import TaskVectors, live_merge
+from magmerge.live.module_weights import at_rest
+from magmerge.live.statistics import reestimate
+
+Calls = Mapping[int, Sequence[Inputs]]
+"""The inputs of each expert, by its place."""
+
+
+def estimate(work: Work, inputs: Mapping[str, Sequence[Inputs]]) -> Findings:
+    """Merge into a live model, run it on each expert's inputs, and measure its layers.
+
+    The deltas of one layer at a time are in memory, those of several where several threads run.
+    """
+    run, samples = Measurement(work), work.job.recipe.samples
+    assert samples is not None
+    calls = {run.experts.index(name): list(batches) for name, batches in inputs.items()}
+    model, names = run.merge.model, run.merge.names
+    offload = nullcontext() if run.merge.offload is None else run.merge.offload.running()
+    with at_rest(model), offload:
+        sums = run.measure(calls, samples.order)
+        result = conclude(run.layers, run.uncovered, sums, len(run.experts))
+        gains = run.gains_by_rows(result.gains)
+        run.check_experts(result._replace(gains=gains), calls)
+        statistics: Mapping[str, Tensor] = {}
+        if samples.batchnorm:
+            if samples.order == "once":
+                run.apply(gains)
+            statistics = {
+                name: tensor
+                for name, tensor in reestimate(model, calls, names).items()
+                if run.steps[name].action == "average" or run.steps[name].reason == "statistics"
+            }
+    return Findings(gains, run.deltas, statistics, tuple(result.uncovered))
+
+
+class Measurement:
+    """A live merge, the layers of it that are measured, and what changed in them."""
+
+    def __init__(self, work: Work) -> None:
+        self.work, self.merge = work, live_merge(work)
+        self.experts = [expert.name for expert in work.models.experts]
+        self.steps = {step.spec.name: step for step in work.plan.steps}
+        self.deltas: dict[str, Tensor] = {}
+        self._changes = TaskVectors(work.models, self.merge.weights)
+        self._treatment = work.stages.treatment
+        self._calibrator, self._params = next(
+            (calibrator, params)
+            for calibrator, params in self._treatment.calibrators
+            if calibrator.needs == "inputs"
+        )
+        holders = {name: step.twin or name for name, step in self.steps.items()}
+        names = {
+            name: holders[tensor]
+            for name, tensor in self.merge.names.items()
+            if self._is_measured(holders[tensor])
+        }
+        # What is said of the model's sizes: by itself, or by the config.json beside its weights.
+        own = getattr(getattr(self.merge.model, "config", None), "to_dict", None)
+        config = own() if callable(own) else read_model_config(work.layout)
+        self.layers, blind = follow(self.merge.model, names, config)
+        self.uncovered = [
+            Uncovered(name, "the model that was run has no parameter for it")
+            for name in self.steps
+            if self._is_measured(name) and name not in names.values()
+        ]
+        self.uncovered += blind
+
+    def _is_measured(self, tensor: str) -> bool:
+        calibrators = self._treatment.of(self.steps[tensor])
+        return any(calibrator.needs == "inputs" for calibrator, _ in calibrators)
+
+    def measure(self, calls: Calls, order: str) -> Sums:
+        """Gains of all layers as they are, or in forward order, each before those after it."""
+        machine, run = self.work.job.machine, (self.merge.model, self.layers, calls)
+        if order == "once":
+            done = machine.counter("running the merged model", sum(map(len, calls.values())))
+            listen = self._listen_to_changes()
+            return measure_once(*run, listen, self.experts, threads=machine.count, done=done)
+        known: dict[str, Tensor] = {}
+        if self.merge.offload is not None:
+            self.merge.offload.finish = partial(self._finish, known)
+        count = len(self.experts)
+
+        def correct(followed: Followed, sums: Sums) -> None:
+            tensors = followed.tensors.values()
+            gains = {name: gains_of(name, [followed], sums, count) for name in tensors}
+            known.update(gains)
+            self._set(followed, gains, sums.take_inputs(followed.layer.name, count))
+
+        done = machine.counter("calibrating in forward order", len(self.layers))
+        return measure_forward(*run, self._listen(), self.experts, correct, done=done)
+
+    def _listen(self) -> Listen:
+        """What is noted of a layer's calls: the inputs that a calibrator solves from, or gains."""
+        gather = self._calibrator.gather
+        if gather is None:
+            return self._listen_to_changes()
+        keywords = self._params.keys() & inspect.signature(gather).parameters.keys()
+        return partial(note_inputs, partial(gather, **{n: self._params[n] for n in keywords}))
+
+    def _listen_to_changes(self) -> Listen:
+        measure = self._calibrator.measure
+        assert measure is not None
+        return partial(note_gains, self._changes, partial(measure, **self._params))
+
+    def _finish(self, gains: Mapping[str, Tensor], name: str, tensor: Tensor) -> Tensor:
+        """A tensor that is brought in once more, calibrated as it was before."""
+        if name not in gains:
+            return tensor
+        return self._calibrated(name, self._treatment.inputs_only(gains)).weight
+
+    def apply(self, gains: Mapping[str, Tensor]) -> None:
+        """Give the live merge the weights that the calibrated one will have."""
+        if self.merge.offload is not None:
+            self.merge.offload.finish = partial(self._finish, gains)
+            return
+        left = dict(gains)
+        for followed in self.layers:
+            # What several layers share is set with the first.
+            own = {name: left.pop(name) for name in followed.tensors.values() if name in left}
+            self._set(followed, own)
+
+    def _set(
+        self, followed: Followed, gains: Mapping[str, Tensor], inputs: Tensor | None = None
+    ) -> None:
+        """Calibrate one layer of the live merge; `inputs` are sums over what it is fed."""
+        sums = None if inputs is None else dict.fromkeys(gains, inputs)
+        treatment = self._treatment.inputs_only(gains, sums)
+        for local, tensor in followed.tensors.items():
+            if tensor in gains:
+                calibrated = self._calibrated(tensor, treatment)
+                if sums is not None and treatment.of(self.steps[tensor]):
+                    self.deltas[tensor] = calibrated.delta
+                with torch.no_grad():
+                    followed.layer.module.get_parameter(local).copy_(calibrated.weight)
+
+    def _calibrated(self, name: str, treatment: Treatment) -> Calibrated:
+        step, base, merged = self.steps[name], self._changes.base(name), self._changes.merged(name)
+        deltas = torch.empty(len(self.experts), *base.shape)
+        for index, delta in enumerate(deltas):
+            delta.copy_(self._changes.expert(index, name))
+        piece = Piece(0, base.numel(), step.spec.shape, UNIT)
+        return calibrate_layer(step, piece, treatment, base, deltas, Merged(merged))
+
+    def gains_by_rows(self, gains: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gains by rows only where the tensor has such rows; one for the tensor elsewhere.
+
+        That a matrix is stored as [in, out] may be known to its module alone.
+        """
+        fitting = dict(gains)
+        for name, value in gains.items():
+            step: Step = self.steps[name]
+            axis = 1 if step.kind == "transposed" else 0
+            if value.ndim == 2 and value.shape[1] != step.spec.shape[axis]:
+                fitting[name] = value.nanmean(dim=1)
+        return fitting
+
+    def check_experts(self, result: GainEstimate, calls: Calls) -> None:
+        """MagmergeError where the samples of an expert tell nothing about any layer."""
+        gains = result.gains.values()
+        for index in calls:
+            if gains and not any(bool(gain[index].isfinite().any()) for gain in gains):
+                raise MagmergeError(
+                    "on these samples no layer has a finite change in features",
+                    source=f"the data of {self.experts[index]}",
+                    remedy="look for NaN and infinity in the samples, and in what the model makes "
+                    "of them (--precision float32)",
+                )
+        if not gains:
+            reasons = sorted({layer.reason for layer in result.uncovered})
+            raise MagmergeError(
+                f"no layer could be measured: {'; '.join(reasons)}",
+                remedy="look for NaN and infinity in the samples, or give the model that was "
+                "merged",
+            )
