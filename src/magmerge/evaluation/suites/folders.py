@@ -11,13 +11,15 @@ from magmerge.data import idx
 from magmerge.data.image_folder import images
 from magmerge.data.library import MARKS, is_saved
 from magmerge.data.rows import DataError
-from magmerge.evaluation.suites.class_names import ClassNames, folded, order_of
 from magmerge.evaluation.suites.definitions import (
     TEST,
     TRAIN,
+    ClassNames,
     ImageTask,
     SuiteTask,
     TextTask,
+    folded,
+    order_of,
     spellings,
 )
 from magmerge.evaluation.suites.layouts import LAYOUTS, Listed, missing

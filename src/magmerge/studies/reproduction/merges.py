@@ -25,10 +25,9 @@ from magmerge.evaluation.task_suite import Suite
 from magmerge.pipeline.merge import merge
 from magmerge.studies.reproduction.pipeline_models import Ingredients, PipelineModels
 from magmerge.studies.reproduction.pipelines import Pipeline
+from magmerge.studies.reproduction.reproduction_table import EXPERTS, ZERO_SHOT
 from magmerge.studies.reproduction.run_scores import RunScores
-from magmerge.studies.reproduction.run_spec import RunSpec
-from magmerge.studies.reproduction.score_rows import EXPERTS, ZERO_SHOT
-from magmerge.studies.reproduction.variants import CONTROLS, DRAWN, Variant, control
+from magmerge.studies.reproduction.run_spec import CONTROLS, DRAWN, RunSpec, Variant, control
 
 LONGEST = 512
 """Tokens of a sample for a language model, at most."""

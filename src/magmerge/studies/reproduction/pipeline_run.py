@@ -29,10 +29,10 @@ from magmerge.studies.reproduction.pipeline_models import (
     projects,
     seeing_half,
 )
+from magmerge.studies.reproduction.reproduction_table import Reproduction, markdown, rows_of
 from magmerge.studies.reproduction.run_estimate import RunEstimate, estimate
 from magmerge.studies.reproduction.run_scores import RunScores, check_place, settings_of
 from magmerge.studies.reproduction.run_spec import RunSpec, request_of
-from magmerge.studies.reproduction.score_rows import Reproduction, rows_of
 from magmerge.studies.reproduction.sensitive_layers import most_sensitive
 
 TABLE, BASE = "table.md", "base"
@@ -126,8 +126,6 @@ def _measure_of(
 
 
 def _result(request: RunSpec, measure: TaskMeasure, ledger: RunScores) -> Reproduction:
-    from magmerge.studies.reproduction.reproduction_table import markdown
-
     columns = {expert: measure.tasks_of(expert) for expert in request.tasks}
     result = Reproduction(
         pipeline=request.pipeline,
