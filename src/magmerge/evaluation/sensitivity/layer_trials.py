@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -29,18 +29,6 @@ class LabelledBatch:
 
     inputs: Inputs
     labels: Int[Tensor, "rows"] | None = None
-
-
-class Criterion(Protocol):
-    """How bad each row of a batch is; more is worse."""
-
-    def rows(self, output: Any, batch: LabelledBatch, number: int) -> Float[Tensor, "rows"]:
-        """For each row of batch `number`."""
-        ...
-
-    def overall(self, values: Float[Tensor, "rows"]) -> float:
-        """Of all rows together."""
-        ...
 
 
 class Loss:
@@ -96,6 +84,10 @@ class Drift:
 
     def overall(self, values: Tensor) -> float:
         return float(values.double().mean().sqrt())
+
+
+Criterion: TypeAlias = Loss | Errors | Drift
+"""How bad each row of a batch is, and all rows together; more is worse."""
 
 
 def kept_features(output: Any, inputs: Inputs) -> Float[Tensor, "rows *rest"]:

@@ -22,7 +22,7 @@ from magmerge.evaluation.suites.definitions import (
     order_of,
     spellings,
 )
-from magmerge.evaluation.suites.layouts import LAYOUTS, Listed, missing
+from magmerge.evaluation.suites.layouts import LAYOUTS, Listed, lists_of, missing
 
 FOLDERS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
 """What folders of the suite's splits are called."""
@@ -200,7 +200,7 @@ def _listed(folder: Path, task: ImageTask) -> Local | None:
     """Images with the lists of their authors."""
     if task.layout is None or task.layout not in LAYOUTS:
         return None
-    lists = LAYOUTS[task.layout](folder)
+    lists = lists_of(task.layout, folder)
     if not lists:
         return None
     _check_splits(folder, lists)

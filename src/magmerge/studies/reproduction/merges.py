@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -63,7 +63,7 @@ class SuiteMeasure:
         """All models on an expert's tasks, in one pass over their data where memory allows."""
         machine, tasks = self._machine, self.tasks_of(expert)
         scores = self.suite.evaluate_all(
-            models, tasks=tasks, progress=_named(self._progress, expert), **machine.as_dict()
+            models, tasks=tasks, progress=_named(self._progress, expert), **asdict(machine)
         )
         return {name: {task: own[task] for task in tasks} for name, own in scores.items()}
 

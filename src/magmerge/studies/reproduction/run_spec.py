@@ -93,30 +93,6 @@ def _scaled(origin: Tensor, merged: Tensor, factor: float) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class RunOptions:
-    """What may be chosen of a pipeline; `reproduce` says what each means."""
-
-    inputs: str | Path | None = None
-    data: str | Path | None = None
-    tasks: Sequence[str] | None = None
-    methods: Sequence[str] | None = None
-    spaces: Sequence[str] = PAPER
-    params: Mapping[str, Mapping[str, Any]] | None = None
-    samples: int = 8
-    seeds: int = 1
-    alpha: int = 10
-    generic: str | Path | None = None
-    generic_samples: int | None = None
-    allow_code: bool = False
-    keep: bool = False
-    threads: int | None = None
-    workers: int | None = None
-    memory: str | int = "8GB"
-    device: str = "cpu"
-    dtype: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class RunSpec:
     """A pipeline, the folder of its run, and what of it is compared.
 
@@ -138,43 +114,58 @@ class RunSpec:
     machine: Hardware = field(default_factory=Hardware)
 
 
-def request_of(name: str, out: str | Path | None = None, **choices: Any) -> RunSpec:
-    """Names and numbers checked; ParameterError or UnknownNameError for what is wrong."""
-    options, pipeline = RunOptions(**choices), find_pipeline(name)
-    for what, least in (("samples", 1), ("seeds", 1), ("alpha", 0)):
-        number = getattr(options, what)
+def request_of(
+    name: str,
+    out: str | Path | None = None,
+    *,
+    inputs: str | Path | None = None,
+    data: str | Path | None = None,
+    tasks: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
+    spaces: Sequence[str] = PAPER,
+    params: Mapping[str, Mapping[str, Any]] | None = None,
+    samples: int = 8,
+    seeds: int = 1,
+    alpha: int = 10,
+    generic: str | Path | None = None,
+    generic_samples: int | None = None,
+    allow_code: bool = False,
+    keep: bool = False,
+    **machine: Any,
+) -> RunSpec:
+    """Names and numbers checked, `reproduce` says what each means; MagmergeError's children."""
+    pipeline = find_pipeline(name)
+    for what, number, least in (("samples", samples, 1), ("seeds", seeds, 1), ("alpha", alpha, 0)):
         if number < least:
             raise ParameterError(f"{what} is {number}", remedy=f"give {least} or more")
-    spaces = checked_spaces(options.spaces)
-    controls = [space for space in spaces if space in CONTROLS]
+    kinds = checked_spaces(spaces)
+    controls = [space for space in kinds if space in CONTROLS]
     if controls and pipeline.kind == "language":
         raise ParameterError(
             f"{', '.join(controls)}: controls are tensors in memory, and {name} measures folders",
             remedy=f"leave {' and '.join(controls)} out of --spaces",
         )
-    if pipeline.include is not None and not options.allow_code:
+    if pipeline.include is not None and not allow_code:
         raise ParameterError(
             "its task files of the harness can run code",
             source=pipeline.include,
             remedy="read them, and if you trust them add --allow-code (allow_code=True)",
         )
-    params = options.params or {}
-    methods = _methods(options.methods or pipeline.methods, params)
-    parts = ("threads", "workers", "device", "dtype", "memory")
+    known = _methods(methods or pipeline.methods, params or {})
     return RunSpec(
         pipeline=pipeline,
         folder=Path(out or f"magmerge-{pipeline.name}"),
-        inputs=None if options.inputs is None else Path(options.inputs),
-        data=None if options.data is None else Path(options.data),
-        tasks=_tasks(pipeline, options.tasks),
-        variants=tuple(variants_of(methods, spaces, options.seeds)),
-        params=params,
-        samples=options.samples,
-        alpha=options.alpha,
-        generic=None if options.generic is None else str(options.generic),
-        generic_samples=options.generic_samples or pipeline.generic.samples,
-        keep=options.keep,
-        machine=Hardware(**{part: getattr(options, part) for part in parts}),
+        inputs=None if inputs is None else Path(inputs),
+        data=None if data is None else Path(data),
+        tasks=_tasks(pipeline, tasks),
+        variants=tuple(variants_of(known, kinds, seeds)),
+        params=params or {},
+        samples=samples,
+        alpha=alpha,
+        generic=None if generic is None else str(generic),
+        generic_samples=generic_samples or pipeline.generic.samples,
+        keep=keep,
+        machine=Hardware(**{"memory": "8GB", "device": "cpu", **machine}),
     )
 
 
