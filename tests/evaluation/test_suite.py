@@ -292,3 +292,10 @@ def test_scores_are_written_as_json(suite: Path, tmp_path: Path) -> None:
     for wrong in (tmp_path, tmp_path / "no" / "scores.json"):
         with pytest.raises(OutputError):
             magmerge.evaluate(suite.parent / "base", suite=suite, out=wrong)
+
+
+def test_the_harness_takes_folders_alone(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="not a dict"):
+        magmerge.evaluate({"w": torch.zeros(1)}, lm_eval=["x"])
+    with pytest.raises(ParameterError, match="no folder with a config"):
+        magmerge.evaluate(tmp_path, lm_eval=["x"])

@@ -81,8 +81,8 @@ class Numbers:
         document = (known or Curves(**head, split=request.split)).model_copy(
             update={**head, **axis, **listed}
         )
-        bench = FigureModels(self.inputs, request)
-        return self._fill(document, bench, lambda keys: measured(bench, keys, order.layers))
+        models = FigureModels(self.inputs, request)
+        return self._fill(document, models, lambda keys: measured(models, keys, order.layers))
 
     def _coefficients(self) -> tuple[Coefficients, int]:
         if self.request.drawn:
@@ -91,8 +91,10 @@ class Numbers:
         document = (self._known(Coefficients, head["digest"]) or Coefficients(**head)).model_copy(
             update={**head, "calibrations": self.request.calibrations}
         )
-        bench = FigureModels(self.inputs, self.request)
-        return self._fill(document, bench, lambda keys: ((factors(bench, key), {}) for key in keys))
+        models = FigureModels(self.inputs, self.request)
+        return self._fill(
+            document, models, lambda keys: ((factors(models, key), {}) for key in keys)
+        )
 
     def _ranking(self) -> tuple[Ranking, int]:
         head = {**self._head(), "alpha": self.request.alpha}
@@ -109,7 +111,7 @@ class Numbers:
     def _fill(
         self,
         document: P,
-        bench: FigureModels,
+        models: FigureModels,
         measure: Callable[[list[PointPlace]], Iterable[tuple[Any, dict[str, Any]]]],
     ) -> tuple[P, int]:
         """Measure the places that have no point yet; the file is written after each."""
@@ -120,7 +122,7 @@ class Numbers:
         self._count(done, len(keys))
         for number, (point, facts) in enumerate(measure(missing), done + 1):
             points[point.key] = point
-            heard = tuple(dict.fromkeys((*document.warnings, *bench.warned)))
+            heard = tuple(dict.fromkeys((*document.warnings, *models.warned)))
             content = {**facts, "points": tuple(points.values()), "warnings": heard}
             document = document.model_copy(update=content)
             write_document(self.path, document)

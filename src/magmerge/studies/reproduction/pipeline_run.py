@@ -16,9 +16,9 @@ from magmerge.evaluation.suites import suite
 from magmerge.evaluation.suites.suite_folder import MARK
 from magmerge.studies.reproduction.merges import (
     HarnessMeasure,
+    RunMerges,
     SuiteMeasure,
     TaskMeasure,
-    Workshop,
     measure_all,
 )
 from magmerge.studies.reproduction.pipeline_models import (
@@ -84,7 +84,7 @@ def reproduce(
                 layers = most_sensitive(request, parts, models.base, kind, progress)
                 ledger.results.sensitive = layers
                 ledger.save()
-            measure_all(Workshop(request, parts, measure, layers), ledger, progress)
+            measure_all(RunMerges(request, parts, measure, layers), ledger, progress)
         finally:
             ledger.say([str(warning.message) for warning in heard])
     result = _result(request, measure, ledger)
