@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import magmerge
-from magmerge.core.errors import MagmergeError, OutputError
+from magmerge.core.errors import MagmergeError, OutputError, ParameterError
 from magmerge.data import DataError
 from magmerge.evaluation import live_model as weights
 from magmerge.evaluation import open_suite

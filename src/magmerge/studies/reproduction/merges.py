@@ -207,16 +207,16 @@ def measure_all(merges: RunMerges, ledger: RunScores, progress: Progress | None)
     specs = open_checkpoint(merges.parts.base).specs.values()
     size = models_a_round(merges.request.machine.memory, sum(nbytes(spec) for spec in specs))
     for start in range(0, max(1, len(missing)), size):
-        variants, models = missing[start : start + size], {}
-        for count, variant in enumerate(variants):
+        group, models = missing[start : start + size], {}
+        for count, variant in enumerate(group):
             if progress is not None:
                 progress("merging", start + count, len(missing))
             models[variant.name] = merges.make(variant)
         if progress is not None and missing:
-            progress("merging", start + len(variants), len(missing))
+            progress("merging", start + len(group), len(missing))
         _measure_round(merges, ledger, models, references=start == 0)
         if not merges.request.keep:
-            merges.remove(variants)
+            merges.remove(group)
 
 
 def models_a_round(memory: str | int, size: int) -> int:
