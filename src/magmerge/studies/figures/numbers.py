@@ -90,9 +90,8 @@ class Numbers:
         document = (self._known(Coefficients, head["digest"]) or Coefficients(**head)).model_copy(
             update={**head, "calibrations": self.request.calibrations}
         )
-        models = FigureModels(self.inputs, self.request)
         return self._fill(
-            document, models, lambda keys: ((factors(models, key), {}) for key in keys)
+            document, lambda models, keys: ((factors(models, key), {}) for key in keys)
         )
 
     def _ranking(self) -> tuple[Ranking, int]:
@@ -113,7 +112,8 @@ class Numbers:
         measure: Callable[[FigureModels, list[PointPlace]], Iterable[tuple[Any, dict[str, Any]]]],
     ) -> tuple[P, int]:
         """Measure the places that have no point yet; the file is written after each."""
-        models, keys = FigureModels(self.inputs, self.request), places(self.request)
+        models = FigureModels(self.inputs, self.request)
+        keys = places(self.request)
         points: dict[Any, Any] = {point.key: point for point in document.points}
         missing = [key for key in keys if key not in points]
         done = len(keys) - len(missing)
