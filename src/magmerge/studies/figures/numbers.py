@@ -112,7 +112,7 @@ class Numbers:
         measure: Callable[[FigureModels, list[PointPlace]], Iterable[tuple[Any, dict[str, Any]]]],
     ) -> tuple[P, int]:
         """Measure the places that have no point yet; the file is written after each."""
-        models = FigureModels(self.inputs, self.request)
+        models: FigureModels = FigureModels(self.inputs, self.request)
         keys = places(self.request)
         points: dict[Any, Any] = {point.key: point for point in document.points}
         missing = [key for key in keys if key not in points]
