@@ -112,8 +112,8 @@ def rows_of(
     groups: dict[str, list[str]] = {ZERO_SHOT: [ZERO_SHOT], EXPERTS: [EXPERTS]}
     for variant in request.variants:
         groups.setdefault(Variant(variant.method, variant.space).name, []).append(variant.name)
-    tasks = [task for several in columns.values() for task in several]
-    counted = [several[0] for several in columns.values()]
+    tasks = [task for group in columns.values() for task in group]
+    counted = [group[0] for group in columns.values()]
     entries = []
     for name, members in groups.items():
         cells = [
@@ -190,8 +190,8 @@ def reproduction_notes(run: Reproduction) -> list[Text]:
     said = [LEGEND[space] for space in LEGEND if space in spaces]
     if said:
         notes.append("; ".join(said).format(samples=run.samples) + ".")
-    several = any(len(tasks) > 1 for tasks in run.columns.values())
-    counted = ", the mean over the first metric of each task" if several else ""
+    repeated = any(len(tasks) > 1 for tasks in run.columns.values())
+    counted = ", the mean over the first metric of each task" if repeated else ""
     notes.append(
         f"Scores times 100: accuracy, or the metric that the suite names{counted}. zero-shot is "
         "the base; experts are measured on their own task only."
