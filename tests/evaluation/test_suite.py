@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import magmerge
-from magmerge.core.errors import MagmergeError, OutputError
+from magmerge.core.errors import MagmergeError, OutputError, ParameterError
 from magmerge.data import DataError
 from magmerge.evaluation import live_model as weights
 from magmerge.evaluation import open_suite
@@ -292,3 +292,10 @@ def test_scores_are_written_as_json(suite: Path, tmp_path: Path) -> None:
     for wrong in (tmp_path, tmp_path / "no" / "scores.json"):
         with pytest.raises(OutputError):
             magmerge.evaluate(suite.parent / "base", suite=suite, out=wrong)
+
+
+def test_the_harness_takes_folders_alone(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="not a dict"):
+        magmerge.evaluate({"w": torch.zeros(1)}, lm_eval=["x"])
+    with pytest.raises(ParameterError, match="no folder with a config"):
+        magmerge.evaluate(tmp_path, lm_eval=["x"])

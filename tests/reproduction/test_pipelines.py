@@ -10,7 +10,7 @@ from magmerge.core import registry
 from magmerge.core.catalogue import catalog
 from magmerge.core.errors import UnknownNameError
 from magmerge.studies.reproduction.pipelines import PUBLISHED_MEAN, find_pipeline, pipeline_names
-from magmerge.studies.reproduction.score_rows import EXPERTS, ZERO_SHOT
+from magmerge.studies.reproduction.reproduction_table import EXPERTS, ZERO_SHOT
 
 NAMES = ["bert", "clip-b16", "clip-b32", "clip-l14", "glue", "llama"]
 

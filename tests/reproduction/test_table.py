@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from magmerge.evaluation.scores import TaskScore
+from magmerge.studies.reproduction.reproduction_table import published_means, rows_of
 from magmerge.studies.reproduction.run_scores import RunScores
 from magmerge.studies.reproduction.run_spec import RunSpec, request_of
-from magmerge.studies.reproduction.score_rows import published_means, rows_of
 
 
 def asked(**options: object) -> RunSpec:

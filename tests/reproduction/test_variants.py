@@ -9,7 +9,7 @@ import torch
 
 from magmerge.core.errors import ParameterError, UnknownNameError
 from magmerge.core.types import LayerRecord
-from magmerge.studies.reproduction.variants import (
+from magmerge.studies.reproduction.run_spec import (
     Variant,
     checked_spaces,
     control,

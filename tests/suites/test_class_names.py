@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from magmerge.core.errors import MagmergeError
 from magmerge.data import DataError
-from magmerge.evaluation.suites.class_names import ClassNames, folded, order_of
-from magmerge.evaluation.suites.definitions import task
+from magmerge.evaluation.suites.definitions import ClassNames, folded, order_of, task
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ from pydantic import ValidationError
 
 from magmerge.core.errors import UnknownNameError
 from magmerge.evaluation.suites import definitions
-from magmerge.evaluation.suites.class_names import folded
-from magmerge.evaluation.suites.definitions import ImageTask, TextTask
+from magmerge.evaluation.suites.definitions import ImageTask, TextTask, folded
 
 COUNTS = {
     "sun397": 397, "cars": 196, "resisc45": 45, "eurosat": 10, "svhn": 10, "gtsrb": 43,

@@ -21,7 +21,7 @@ def command(options: o.Options) -> None:
     start = time.monotonic()
     import magmerge
     from magmerge.report.terminal_tables import plain
-    from magmerge.studies.demo.demo_table import demo_notes, demo_table
+    from magmerge.studies.demo.demonstration import demo_notes, demo_table
 
     with progress_reporter() as progress:
         demo = magmerge.demo(**o.without(options), progress=progress)

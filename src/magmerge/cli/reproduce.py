@@ -51,7 +51,7 @@ def command(options: o.Options) -> None:
     Example: magmerge reproduce clip-b32 --inputs CHECKPOINTS --data DATASETS
     """
     import magmerge
-    from magmerge.studies.reproduction.reproduction_table import estimate_text
+    from magmerge.studies.reproduction.run_estimate import estimate_text
 
     keywords = _keywords(options)
     note = "; what was measured is kept, and the same command goes on"

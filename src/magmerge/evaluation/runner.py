@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -127,10 +127,6 @@ class Hardware:
         Machine(self.threads)
         dtypes.parse_size(self.memory)
         dtypes.parse_float_dtype(str(self.dtype or "float32"))
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields, for another one."""
-        return asdict(self)
 
     @property
     def format(self) -> torch.dtype | None:

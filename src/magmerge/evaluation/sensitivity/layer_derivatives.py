@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from magmerge.core.errors import ParameterError
-from magmerge.evaluation.sensitivity.criteria import (
+from magmerge.evaluation.sensitivity.layer_trials import (
     Criterion,
     Drift,
     Errors,
     LabelledBatch,
     Loss,
+    call,
     kept_features,
 )
-from magmerge.evaluation.sensitivity.layer_trials import MergedDelta, call
 from magmerge.live.coverage import Followed
 from magmerge.live.layers import with_parameters
 

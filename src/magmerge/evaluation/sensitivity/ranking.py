@@ -31,17 +31,19 @@ from magmerge.engine.resolve import EXPERT, experts_by_name, open_job
 from magmerge.engine.samples import options_of, with_origin
 from magmerge.evaluation.classification import read_head
 from magmerge.evaluation.entries import Features
-from magmerge.evaluation.sensitivity.criteria import (
+from magmerge.evaluation.sensitivity.layer_derivatives import by_derivative
+from magmerge.evaluation.sensitivity.layer_trials import (
     Criterion,
     CriterionName,
     Drift,
     Errors,
     LabelledBatch,
     Loss,
+    MergedDelta,
+    by_trial,
     kept_features,
+    run_all,
 )
-from magmerge.evaluation.sensitivity.layer_derivatives import by_derivative
-from magmerge.evaluation.sensitivity.layer_trials import MergedDelta, by_trial, run_all
 from magmerge.evaluation.task_scores import class_numbers
 from magmerge.live.coverage import Followed, follow
 from magmerge.live.live_merge import LiveMerge, TaskVectors, live_merge

@@ -15,8 +15,7 @@ from magmerge.checkpoints.kinds import read_config
 from magmerge.core.errors import CheckpointError, MagmergeError, ParameterError
 from magmerge.core.models import Checkpoint
 from magmerge.evaluation.entries import Features
-from magmerge.evaluation.suites.class_names import order_of
-from magmerge.evaluation.suites.definitions import TextTask
+from magmerge.evaluation.suites.definitions import TextTask, order_of
 
 PLAIN = {"weight": "classifier.weight", "bias": "classifier.bias"}
 DEEP = {

@@ -11,16 +11,18 @@ from magmerge.data import idx
 from magmerge.data.image_folder import images
 from magmerge.data.library import MARKS, is_saved
 from magmerge.data.rows import DataError
-from magmerge.evaluation.suites.class_names import ClassNames, folded, order_of
 from magmerge.evaluation.suites.definitions import (
     TEST,
     TRAIN,
+    ClassNames,
     ImageTask,
     SuiteTask,
     TextTask,
+    folded,
+    order_of,
     spellings,
 )
-from magmerge.evaluation.suites.layouts import LAYOUTS, Listed, missing
+from magmerge.evaluation.suites.layouts import LAYOUTS, Listed, lists_of, missing
 
 FOLDERS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
 """What folders of the suite's splits are called."""
@@ -198,7 +200,7 @@ def _listed(folder: Path, task: ImageTask) -> Local | None:
     """Images with the lists of their authors."""
     if task.layout is None or task.layout not in LAYOUTS:
         return None
-    lists = LAYOUTS[task.layout](folder)
+    lists = lists_of(task.layout, folder)
     if not lists:
         return None
     _check_splits(folder, lists)

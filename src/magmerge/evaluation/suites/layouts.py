@@ -20,15 +20,12 @@ MOST = 1 << 24
 """Bytes of a list, at most."""
 
 
-def dtd(folder: Path) -> Lists:
+def dtd(base: Path) -> Lists:
     """images/CLASS/*.jpg with labels/{train,val,test}1.txt, the official partition 1.
 
     Train and validation images together are the train split (3760), as published runs have it; no
     image of the test list (1880) is among them.
     """
-    base = _inner(folder, "images", "dtd")
-    if base is None:
-        return {}
     lists = {split: _lines(base / "labels" / f"{split}1.txt") for split in ("train", "val", "test")}
     rows = {
         split: [(_inside(base / "images", line), line.partition("/")[0]) for line in lines]
@@ -45,11 +42,8 @@ def dtd(folder: Path) -> Lists:
     return splits
 
 
-def sun397(folder: Path) -> Lists:
+def sun397(base: Path) -> Lists:
     """a/abbey/*.jpg with Training_01.txt and Testing_01.txt, the official partition 1."""
-    base = _inner(folder, "Training_01.txt", "SUN397")
-    if base is None:
-        return {}
     return _listed(
         {"train": base / "Training_01.txt", "test": base / "Testing_01.txt"},
         lambda line: (_inside(base, line.lstrip("/")), line.lstrip("/").rpartition("/")[0]),
@@ -85,13 +79,10 @@ def _by_name(folder: Path, prefix: str, base: Path) -> Lists:
     return _listed({split: file for split, file in files.items() if file.is_file()}, row)
 
 
-def gtsrb(folder: Path) -> Lists:
+def gtsrb(base: Path) -> Lists:
     """GTSRB/Training/00000/*.ppm and GTSRB/Final_Test/Images with GT-final_test.csv."""
-    base = _inner(folder, "Final_Test", "GTSRB")
-    if base is None:
-        return {}
     train = _first([base / "Training", base / "Final_Training" / "Images"])
-    places = (folder, base, base / "Final_Test" / "Images")
+    places = (base, base / "Final_Test" / "Images", base.parent)
     truth = _first([place / "GT-final_test.csv" for place in places])
     if train is None or truth is None:
         raise DataError(
@@ -112,22 +103,16 @@ def _signed(base: Path, row: Mapping[str, Any], source: Path) -> Listed:
     return _inside(base, str(name)), str(number)
 
 
-def food101(folder: Path) -> Lists:
+def food101(base: Path) -> Lists:
     """images/CLASS/NUMBER.jpg with meta/train.txt and meta/test.txt."""
-    base = _inner(folder, "meta", "food-101")
-    if base is None:
-        return {}
     return _listed(
         {split: base / "meta" / f"{split}.txt" for split in ("train", "test")},
         lambda line: (_inside(base / "images", f"{line}.jpg"), line.partition("/")[0]),
     )
 
 
-def pets(folder: Path) -> Lists:
+def pets(base: Path) -> Lists:
     """images/Breed_1.jpg with annotations/trainval.txt and annotations/test.txt."""
-    base = _inner(folder, "annotations", "oxford-iiit-pet")
-    if base is None:
-        return {}
 
     def row(line: str) -> Listed | None:
         name = line.split(maxsplit=1)[0]
@@ -138,11 +123,8 @@ def pets(folder: Path) -> Lists:
     return _listed({split: base / "annotations" / f"{name}.txt" for split, name in names}, row)
 
 
-def cars(folder: Path) -> Lists:
+def cars(base: Path) -> Lists:
     """cars_train, cars_test, devkit/cars_train_annos.mat and cars_test_annos_withlabels.mat."""
-    base = _inner(folder, "devkit", "stanford_cars")
-    if base is None:
-        return {}
     files = {
         "train": base / "devkit" / "cars_train_annos.mat",
         "test": base / "cars_test_annos_withlabels.mat",
@@ -164,10 +146,24 @@ def _annotations(path: Path, images: Path) -> Iterator[Listed]:
         yield _inside(images, name), number - 1
 
 
-LAYOUTS: Mapping[str, Callable[[Path], Lists]] = {
-    layout.__name__: layout
-    for layout in (cars, dtd, eurosat, food101, gtsrb, pets, resisc45, sun397)
+LAYOUTS: Mapping[str, tuple[Callable[[Path], Lists], str, str]] = {
+    "cars": (cars, "devkit", "stanford_cars"),
+    "dtd": (dtd, "images", "dtd"),
+    "eurosat": (eurosat, "", ""),
+    "food101": (food101, "meta", "food-101"),
+    "gtsrb": (gtsrb, "Final_Test", "GTSRB"),
+    "pets": (pets, "annotations", "oxford-iiit-pet"),
+    "resisc45": (resisc45, "", ""),
+    "sun397": (sun397, "Training_01.txt", "SUN397"),
 }
+"""How each is read, what marks its folder, and the name that the folder may have in the task's."""
+
+
+def lists_of(layout: str, folder: Path) -> Lists:
+    """The lists of a layout in a task's folder or in the one that it brings; none if not there."""
+    reader, mark, inner = LAYOUTS[layout]
+    base = next((place for place in (folder, folder / inner) if (place / mark).exists()), None)
+    return {} if base is None else reader(base)
 
 
 def _listed(files: Mapping[str, Path], row: Callable[[str], Listed | None]) -> Lists:
@@ -186,11 +182,6 @@ def _of_folders(folder: Path) -> Iterator[Listed]:
 
 def _first(places: Iterable[Path]) -> Path | None:
     return next((place for place in places if place.exists()), None)
-
-
-def _inner(folder: Path, mark: str, name: str) -> Path | None:
-    """The folder itself or the one of this name in it, whichever has `mark`."""
-    return next((place for place in (folder, folder / name) if (place / mark).exists()), None)
 
 
 def _lines(path: Path) -> list[str]:

@@ -133,8 +133,7 @@ def chart_of(document: Document) -> Figure:
     """The figure, drawn within `drawing(**SIZES)`; names in letters that the font has."""
     from matplotlib.text import Text
 
-    from magmerge.studies.figures.curve_chart import curve_chart
-    from magmerge.studies.figures.layer_chart import coefficient_chart, ranking_chart
+    from magmerge.studies.figures.panels import coefficient_chart, curve_chart, ranking_chart
 
     if isinstance(document, Curves):
         figure = curve_chart(document)

@@ -81,8 +81,7 @@ class Numbers:
         document = (known or Curves(**head, split=request.split)).model_copy(
             update={**head, **axis, **listed}
         )
-        bench = FigureModels(self.inputs, request)
-        return self._fill(document, bench, lambda keys: measured(bench, keys, order.layers))
+        return self._fill(document, lambda models, keys: measured(models, keys, order.layers))
 
     def _coefficients(self) -> tuple[Coefficients, int]:
         if self.request.drawn:
@@ -91,8 +90,9 @@ class Numbers:
         document = (self._known(Coefficients, head["digest"]) or Coefficients(**head)).model_copy(
             update={**head, "calibrations": self.request.calibrations}
         )
-        bench = FigureModels(self.inputs, self.request)
-        return self._fill(document, bench, lambda keys: ((factors(bench, key), {}) for key in keys))
+        return self._fill(
+            document, lambda models, keys: ((factors(models, key), {}) for key in keys)
+        )
 
     def _ranking(self) -> tuple[Ranking, int]:
         head = {**self._head(), "alpha": self.request.alpha}
@@ -109,28 +109,25 @@ class Numbers:
     def _fill(
         self,
         document: P,
-        bench: FigureModels,
-        measure: Callable[[list[PointPlace]], Iterable[tuple[Any, dict[str, Any]]]],
+        measure: Callable[[FigureModels, list[PointPlace]], Iterable[tuple[Any, dict[str, Any]]]],
     ) -> tuple[P, int]:
         """Measure the places that have no point yet; the file is written after each."""
+        models: FigureModels = FigureModels(self.inputs, self.request)
         keys = places(self.request)
         points: dict[Any, Any] = {point.key: point for point in document.points}
         missing = [key for key in keys if key not in points]
         done = len(keys) - len(missing)
-        self._count(done, len(keys))
-        for number, (point, facts) in enumerate(measure(missing), done + 1):
+        progress = self.progress or (lambda *_: None)
+        progress(LABEL, done, len(keys))
+        for number, (point, facts) in enumerate(measure(models, missing), done + 1):
             points[point.key] = point
-            heard = tuple(dict.fromkeys((*document.warnings, *bench.warned)))
+            heard = tuple(dict.fromkeys((*document.warnings, *models.warned)))
             content = {**facts, "points": tuple(points.values()), "warnings": heard}
             document = document.model_copy(update=content)
             write_document(self.path, document)
-            self._count(number, len(keys))
+            progress(LABEL, number, len(keys))
         write_document(self.path, document)
         return document, len(missing)
-
-    def _count(self, done: int, total: int) -> None:
-        if self.progress is not None:
-            self.progress(LABEL, done, total)
 
     def _head(self) -> dict[str, Any]:
         """What all figures' documents begin with."""

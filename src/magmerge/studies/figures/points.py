@@ -75,29 +75,29 @@ def places(request: FigureSpec) -> list[PointPlace]:
     return points
 
 
-def weights(bench: FigureModels, place: PointPlace, ranking: Sequence[str]) -> State:
+def weights(models: FigureModels, place: PointPlace, ranking: Sequence[str]) -> State:
     """The model of one point. `ranking`: layers from the most sensitive one on, for alpha."""
-    kind, at = bench.request.kind, place.at
-    state: State = bench.merged(place.method)
+    kind, at = models.request.kind, place.at
+    state: State = models.merged(place.method)
     if kind == "lambda" and at is not None:
-        state = bench.scaled(state, at)
+        state = models.scaled(state, at)
     if place.calibration == NONE:
         return state
     samples = int(at) if kind == "samples" and at is not None else None
     sensitive = tuple(ranking[: int(at or 0)]) if kind == "alpha" else None
-    return bench.calibrated(
+    return models.calibrated(
         state, place.calibration, place.seed, samples=samples, sensitive=sensitive
     ).state_dict()
 
 
 def measured(
-    bench: FigureModels, missing: Sequence[PointPlace], ranking: Sequence[str]
+    models: FigureModels, missing: Sequence[PointPlace], ranking: Sequence[str]
 ) -> Iterator[tuple[ScorePoint, dict[str, Any]]]:
     """Each missing point in turn, and what was told of the tasks; those of one draw at once."""
     for _, members in groupby(missing, key=lambda place: (place.method, place.at, place.seed)):
         group = list(members)
-        states = [weights(bench, place, ranking) for place in group]
-        for place, scores in zip(group, bench.scores(states), strict=True):
+        states = [weights(models, place, ranking) for place in group]
+        for place, scores in zip(group, models.scores(states), strict=True):
             tasks = tuple(
                 TaskNote(task=task.task, metric=task.metric, rows=task.count, title=task.title)
                 for task in scores.tasks
@@ -118,10 +118,10 @@ def point_of(place: PointPlace, scores: Scores) -> ScorePoint:
     return ScorePoint(**place._asdict(), mean=mean, scores=by_task)
 
 
-def factors(bench: FigureModels, place: PointPlace) -> CalibrationFactors:
+def factors(models: FigureModels, place: PointPlace) -> CalibrationFactors:
     """What one calibration finds for each layer."""
     method, calibration, _, seed = place
-    result = bench.calibrated(bench.merged(method), calibration, seed)
+    result = models.calibrated(models.merged(method), calibration, seed)
     return CalibrationFactors(
         method=method, calibration=calibration, seed=seed, layers=layers_of(result)
     )

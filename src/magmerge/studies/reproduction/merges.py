@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,10 +25,9 @@ from magmerge.evaluation.task_suite import Suite
 from magmerge.pipeline.merge import merge
 from magmerge.studies.reproduction.pipeline_models import Ingredients, PipelineModels
 from magmerge.studies.reproduction.pipelines import Pipeline
+from magmerge.studies.reproduction.reproduction_table import EXPERTS, ZERO_SHOT
 from magmerge.studies.reproduction.run_scores import RunScores
-from magmerge.studies.reproduction.run_spec import RunSpec
-from magmerge.studies.reproduction.score_rows import EXPERTS, ZERO_SHOT
-from magmerge.studies.reproduction.variants import CONTROLS, DRAWN, Variant, control
+from magmerge.studies.reproduction.run_spec import CONTROLS, DRAWN, RunSpec, Variant, control
 
 LONGEST = 512
 """Tokens of a sample for a language model, at most."""
@@ -64,7 +63,7 @@ class SuiteMeasure:
         """All models on an expert's tasks, in one pass over their data where memory allows."""
         machine, tasks = self._machine, self.tasks_of(expert)
         scores = self.suite.evaluate_all(
-            models, tasks=tasks, progress=_named(self._progress, expert), **machine.as_dict()
+            models, tasks=tasks, progress=_named(self._progress, expert), **asdict(machine)
         )
         return {name: {task: own[task] for task in tasks} for name, own in scores.items()}
 
@@ -137,7 +136,7 @@ MODELS = "models"
 
 
 @dataclass(frozen=True, slots=True)
-class Workshop:
+class RunMerges:
     """What every merge of a pipeline shares; `drawn` are samples by draw and task."""
 
     request: RunSpec
@@ -199,23 +198,25 @@ class Workshop:
         return self.drawn[draw]
 
 
-def measure_all(shop: Workshop, ledger: RunScores, progress: Progress | None) -> None:
+def measure_all(merges: RunMerges, ledger: RunScores, progress: Progress | None) -> None:
     """Measure what the ledger lacks; base and experts in the first round."""
-    tasks = [task for expert in shop.parts.experts for task in shop.measure.tasks_of(expert)]
-    missing = [variant for variant in shop.request.variants if ledger.lacking(variant.name, tasks)]
-    specs = open_checkpoint(shop.parts.base).specs.values()
-    size = models_a_round(shop.request.machine.memory, sum(nbytes(spec) for spec in specs))
+    tasks = [task for expert in merges.parts.experts for task in merges.measure.tasks_of(expert)]
+    missing = [
+        variant for variant in merges.request.variants if ledger.lacking(variant.name, tasks)
+    ]
+    specs = open_checkpoint(merges.parts.base).specs.values()
+    size = models_a_round(merges.request.machine.memory, sum(nbytes(spec) for spec in specs))
     for start in range(0, max(1, len(missing)), size):
-        variants, models = missing[start : start + size], {}
-        for count, variant in enumerate(variants):
+        group, models = missing[start : start + size], {}
+        for count, variant in enumerate(group):
             if progress is not None:
                 progress("merging", start + count, len(missing))
-            models[variant.name] = shop.make(variant)
+            models[variant.name] = merges.make(variant)
         if progress is not None and missing:
-            progress("merging", start + len(variants), len(missing))
-        _measure_round(shop, ledger, models, references=start == 0)
-        if not shop.request.keep:
-            shop.remove(variants)
+            progress("merging", start + len(group), len(missing))
+        _measure_round(merges, ledger, models, references=start == 0)
+        if not merges.request.keep:
+            merges.remove(group)
 
 
 def models_a_round(memory: str | int, size: int) -> int:
@@ -224,14 +225,14 @@ def models_a_round(memory: str | int, size: int) -> int:
 
 
 def _measure_round(
-    shop: Workshop, ledger: RunScores, models: Mapping[str, Any], *, references: bool
+    merges: RunMerges, ledger: RunScores, models: Mapping[str, Any], *, references: bool
 ) -> None:
-    for expert in shop.parts.experts:
-        tasks = shop.measure.tasks_of(expert)
+    for expert in merges.parts.experts:
+        tasks = merges.measure.tasks_of(expert)
         left = {name: model for name, model in models.items() if ledger.lacking(name, tasks)}
         if references and ledger.lacking(ZERO_SHOT, tasks):
-            left[ZERO_SHOT] = shop.measure.base
+            left[ZERO_SHOT] = merges.measure.base
         if references and ledger.lacking(EXPERTS, tasks):
-            left[EXPERTS] = shop.measure.expert(expert)
+            left[EXPERTS] = merges.measure.expert(expert)
         if left:
-            ledger.put_all(shop.measure.measure(left, expert))
+            ledger.put_all(merges.measure.measure(left, expert))

@@ -1,19 +1,158 @@
-"""The table of a pipeline: models by tasks, beside published figures."""
+"""The scores of a run as rows of models and columns of tasks, beside published figures."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
+from magmerge.core import registry
+from magmerge.core.validation import check_parameters
 from magmerge.report.terminal_tables import paragraph, plain, table
+from magmerge.studies.reproduction.pipelines import PUBLISHED_MEAN, Pipeline
+from magmerge.studies.reproduction.run_scores import RunScores
+from magmerge.studies.reproduction.run_spec import RunSpec, Variant
 
-if TYPE_CHECKING:
-    from magmerge.studies.reproduction.run_estimate import RunEstimate
-    from magmerge.studies.reproduction.score_rows import ModelRow, Reproduction, Spread
+ZERO_SHOT, EXPERTS = "zero-shot", "experts"
+"""Rows of the base, and of each expert on its own task."""
 
-GB = 10**9
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A score over the draws of samples: mean, least and greatest."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of one value or more."""
+        return cls(statistics.mean(values), min(values), max(values))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """One model: its scores by task, their mean, and published means by source's number."""
+
+    model: str
+    scores: dict[str, Spread]
+    mean: Spread | None
+    published: dict[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Reproduction:
+    """A finished run: where it is, its rows, and the sources of published figures.
+
+    `columns` are the tasks of each expert that was merged; the first of an expert's is in the mean.
+    `sensitive` layers were found, `alpha` were asked for.
+    """
+
+    pipeline: Pipeline
+    folder: Path
+    columns: Mapping[str, tuple[str, ...]]
+    rows: tuple[ModelRow, ...]
+    sensitive: tuple[str, ...]
+    alpha: int
+    warnings: tuple[str, ...]
+    samples: int
+
+    @property
+    def tiny(self) -> bool:
+        """Whether models and data are small generated ones."""
+        return self.pipeline.tiny
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """All columns."""
+        return tuple(task for tasks in self.columns.values() for task in tasks)
+
+    @property
+    def title(self) -> str:
+        """The pipeline's title, and how much of it this is."""
+        merged, whole = len(self.columns), len(self.pipeline.experts)
+        part = "" if merged == whole else f": {merged} of {whole}"
+        return self.pipeline.title + part
+
+    def document(self) -> dict[str, Any]:
+        """The same for a program to read."""
+        return {
+            "pipeline": self.pipeline.name,
+            "tiny": self.tiny,
+            "folder": str(self.folder),
+            "columns": {expert: list(tasks) for expert, tasks in self.columns.items()},
+            "sensitive": list(self.sensitive),
+            "warnings": list(self.warnings),
+            "rows": [
+                {
+                    "model": row.model,
+                    "scores": {task: asdict(spread) for task, spread in row.scores.items()},
+                    "mean": None if row.mean is None else asdict(row.mean),
+                    "published": {str(n): value for n, value in row.published.items()},
+                }
+                for row in self.rows
+            ],
+            "published": [
+                figures.model_dump(mode="json", exclude={"models"})
+                for figures in self.pipeline.published
+            ],
+        }
+
+
+def rows_of(
+    request: RunSpec, ledger: RunScores, columns: Mapping[str, tuple[str, ...]]
+) -> tuple[ModelRow, ...]:
+    """The base, the experts, and each merge over its draws; rows without any score left out."""
+    groups: dict[str, list[str]] = {ZERO_SHOT: [ZERO_SHOT], EXPERTS: [EXPERTS]}
+    for variant in request.variants:
+        groups.setdefault(Variant(variant.method, variant.space).name, []).append(variant.name)
+    tasks = [task for group in columns.values() for task in group]
+    counted = [group[0] for group in columns.values()]
+    entries = []
+    for name, members in groups.items():
+        cells = [
+            ledger.results.cells[member] for member in members if member in ledger.results.cells
+        ]
+        shared = [task for task in tasks if cells and all(task in row for row in cells)]
+        if not shared:
+            continue
+        scores = {task: Spread.of([row[task].score for row in cells]) for task in shared}
+        means = [statistics.mean(row[task].score for task in counted) for row in cells]
+        mean = Spread.of(means) if set(counted) <= set(shared) else None
+        entries.append(ModelRow(name, scores, mean, published_means(request, name)))
+    return tuple(entries)
+
+
+def published_means(request: RunSpec, model: str) -> dict[int, float]:
+    """Published means by the number of their source, where this run is of the same kind.
+
+    None beside small models, beside a part of the tasks, and where a method's parameters are
+    others than the published ones.
+    """
+    if request.pipeline.tiny or len(request.tasks) < len(request.pipeline.experts):
+        return {}
+    entries = {}
+    for number, entry in enumerate(request.pipeline.published, start=1):
+        own = _parameters(model, request.params.get(model, {}))
+        published = _parameters(model, entry.params.get(model, {}))
+        if PUBLISHED_MEAN in entry.models.get(model, {}) and own == published:
+            entries[number] = entry.models[model][PUBLISHED_MEAN]
+    return entries
+
+
+def _parameters(model: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """All parameters of a method; none of the base and the experts."""
+    if model in (ZERO_SHOT, EXPERTS) or "+" in model:
+        return {}
+    return check_parameters(registry.methods.get(model), params)
+
+
 LEGEND = {
     "wsc": "wsc looks at weights only",
     "fsc": "fsc at {samples} unlabelled samples a task",
@@ -51,8 +190,8 @@ def reproduction_notes(run: Reproduction) -> list[Text]:
     said = [LEGEND[space] for space in LEGEND if space in spaces]
     if said:
         notes.append("; ".join(said).format(samples=run.samples) + ".")
-    several = any(len(tasks) > 1 for tasks in run.columns.values())
-    counted = ", the mean over the first metric of each task" if several else ""
+    repeated = any(len(tasks) > 1 for tasks in run.columns.values())
+    counted = ", the mean over the first metric of each task" if repeated else ""
     notes.append(
         f"Scores times 100: accuracy, or the metric that the suite names{counted}. zero-shot is "
         "the base; experts are measured on their own task only."
@@ -73,18 +212,6 @@ def _sensitive(run: Reproduction) -> str:
     if not run.sensitive:
         return "Sensitive layers: none does harm on the generic set, so every layer may only grow."
     return f"Sensitive layers, which may only shrink: {', '.join(run.sensitive)}."
-
-
-def estimate_text(estimate: RunEstimate) -> Text:
-    """What the run will take."""
-    time = "" if estimate.seconds is None else f", about {_duration(estimate.seconds)} by a trial"
-    rows = f", {estimate.rows} test rows each" if estimate.rows else ""
-    parts = [f"{estimate.models} models to make{rows}{time}"]
-    if estimate.download:
-        parts.append(f"{_gigabytes(estimate.download)} of models to fetch, and the data sets")
-    disk, free = _gigabytes(estimate.disk), _gigabytes(estimate.free)
-    parts.append(f"at most {disk} of disk for merges at once, {free} are free")
-    return plain("; ".join(parts))
 
 
 def markdown(run: Reproduction) -> str:
@@ -121,15 +248,3 @@ def _spoken(spread: Spread | None) -> str:
         return ""
     half = 50 * (spread.high - spread.low)
     return f"{100 * spread.mean:.1f}" + (f" ± {half:.1f}" if spread.high > spread.low else "")
-
-
-def _gigabytes(size: float) -> str:
-    if size < 0.01 * GB:
-        return "under 10 MB"
-    return f"{size / GB:.{2 if size < GB else 0 if size > 100 * GB else 1}f} GB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.text import Text
 
 from magmerge.core.errors import OutputError
 from magmerge.live.modules import build_model
+from magmerge.report.terminal_tables import plain
 from magmerge.studies.reproduction.merges import models_a_round
 from magmerge.studies.reproduction.pipeline_models import find_here, missing_models
+from magmerge.studies.reproduction.reproduction_table import ZERO_SHOT
 from magmerge.studies.reproduction.run_scores import models_measured
 from magmerge.studies.reproduction.run_spec import RunSpec
-from magmerge.studies.reproduction.score_rows import ZERO_SHOT
 
 GB = 10**9
 TRIAL_ROWS = 8
@@ -103,3 +105,27 @@ def _trial(module: Any, kind: str) -> Callable[[], Any]:
         return lambda: module(pixel_values=pixels)
     ids = torch.ones(TRIAL_ROWS, TRIAL_TOKENS, dtype=torch.int64, device=like.device)
     return lambda: module(input_ids=ids)
+
+
+def estimate_text(estimate: RunEstimate) -> Text:
+    """What the run will take."""
+    time = "" if estimate.seconds is None else f", about {_duration(estimate.seconds)} by a trial"
+    rows = f", {estimate.rows} test rows each" if estimate.rows else ""
+    parts = [f"{estimate.models} models to make{rows}{time}"]
+    if estimate.download:
+        parts.append(f"{_gigabytes(estimate.download)} of models to fetch, and the data sets")
+    disk, free = _gigabytes(estimate.disk), _gigabytes(estimate.free)
+    parts.append(f"at most {disk} of disk for merges at once, {free} are free")
+    return plain("; ".join(parts))
+
+
+def _gigabytes(size: float) -> str:
+    if size < 0.01 * GB:
+        return "under 10 MB"
+    return f"{size / GB:.{2 if size < GB else 0 if size > 100 * GB else 1}f} GB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

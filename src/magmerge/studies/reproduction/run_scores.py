@@ -183,8 +183,8 @@ def _weights(path: Path) -> list[Path]:
     return sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".bin"))
 
 
-def _overlap(one: Path, other: Path) -> bool:
-    return one == other or one in other.parents or other in one.parents
+def _overlap(path: Path, other: Path) -> bool:
+    return path == other or path in other.parents or other in path.parents
 
 
 def _is_ledger(path: Path) -> bool:

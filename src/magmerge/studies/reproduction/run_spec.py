@@ -1,49 +1,95 @@
-"""What is asked of a pipeline, checked before anything is looked for."""
+"""What is asked of a pipeline, and the models that it compares: checked before the work."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import Any, Literal, get_args
+
+from torch import Tensor
 
 from magmerge.core import registry
 from magmerge.core.catalogue import catalog
 from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
+from magmerge.core.types import LayerRecord
 from magmerge.core.validation import check_method
 from magmerge.evaluation.runner import Hardware
 from magmerge.studies.reproduction.pipelines import Pipeline, find_pipeline
-from magmerge.studies.reproduction.variants import (
-    CONTROLS,
-    PAPER,
-    Variant,
-    checked_spaces,
-    variants_of,
-)
+
+Space = Literal["none", "wsc", "fsc", "dsc", "global", "shuffled"]
+SPACES: tuple[Space, ...] = get_args(Space)
+PAPER: tuple[Space, ...] = ("none", "wsc", "fsc", "dsc")
+DRAWN: frozenset[Space] = frozenset({"fsc", "dsc", "global", "shuffled"})
+"""Spaces that depend on which samples are drawn."""
+CONTROLS: frozenset[Space] = frozenset({"global", "shuffled"})
+"""FSC's factors put elsewhere, to see what its spread over the layers does."""
 
 
 @dataclass(frozen=True, slots=True)
-class RunOptions:
-    """What may be chosen of a pipeline; `reproduce` says what each means."""
+class Variant:
+    """One model: a method, what is done to its merge, and with which draw of samples."""
 
-    inputs: str | Path | None = None
-    data: str | Path | None = None
-    tasks: Sequence[str] | None = None
-    methods: Sequence[str] | None = None
-    spaces: Sequence[str] = PAPER
-    params: Mapping[str, Mapping[str, Any]] | None = None
-    samples: int = 8
-    seeds: int = 1
-    alpha: int = 10
-    generic: str | Path | None = None
-    generic_samples: int | None = None
-    allow_code: bool = False
-    keep: bool = False
-    threads: int | None = None
-    workers: int | None = None
-    memory: str | int = "8GB"
-    device: str = "cpu"
-    dtype: str | None = None
+    method: str
+    space: Space
+    draw: int | None = None
+
+    @property
+    def name(self) -> str:
+        """As results name it: ties, ties+wsc, ties+fsc@0."""
+        calibrated = "" if self.space == "none" else f"+{self.space}"
+        return f"{self.method}{calibrated}" + ("" if self.draw is None else f"@{self.draw}")
+
+
+def variants_of(methods: Sequence[str], spaces: Sequence[Space], draws: int) -> list[Variant]:
+    """All of them, method by method."""
+    variants = []
+    for method in methods:
+        for space in spaces:
+            seeds = range(draws) if space in DRAWN else (None,)
+            variants += [Variant(method, space, draw) for draw in seeds]
+    return variants
+
+
+def checked_spaces(names: Sequence[str]) -> tuple[Space, ...]:
+    """Names of spaces, in the order of SPACES; UnknownNameError or ParameterError."""
+    for name in names:
+        if name not in SPACES:
+            raise UnknownNameError(f"there is no space {name!r}", remedy=suggestion(name, SPACES))
+    if not names:
+        raise ParameterError("no space is named", remedy=f"choose among {', '.join(SPACES)}")
+    return tuple(space for space in SPACES if space in names)
+
+
+def control(
+    space: Space,
+    origin: Mapping[str, Tensor],
+    plain: Mapping[str, Tensor],
+    records: Sequence[LayerRecord],
+    seed: int,
+) -> dict[str, Tensor]:
+    """The merge with FSC's factors as one global factor, their mean, or shuffled among the layers.
+
+    `origin` are the base's tensors, `plain` the merge's before calibration.
+    """
+    factors = {record.name: record.xi for record in records if record.calibrated_by}
+    if space == "global":
+        factors = dict.fromkeys(factors, statistics.mean(factors.values()) if factors else 1.0)
+    else:
+        values = list(factors.values())
+        Random(seed).shuffle(values)
+        factors = dict(zip(factors, values, strict=True))
+    return {
+        name: _scaled(origin[name], tensor, factors[name]) if name in factors else tensor
+        for name, tensor in plain.items()
+    }
+
+
+def _scaled(origin: Tensor, merged: Tensor, factor: float) -> Tensor:
+    change = merged.float() - origin.float()
+    return (origin.float() + factor * change).to(merged.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,43 +114,58 @@ class RunSpec:
     machine: Hardware = field(default_factory=Hardware)
 
 
-def request_of(name: str, out: str | Path | None = None, **choices: Any) -> RunSpec:
-    """Names and numbers checked; ParameterError or UnknownNameError for what is wrong."""
-    options, pipeline = RunOptions(**choices), find_pipeline(name)
-    for what, least in (("samples", 1), ("seeds", 1), ("alpha", 0)):
-        number = getattr(options, what)
+def request_of(
+    name: str,
+    out: str | Path | None = None,
+    *,
+    inputs: str | Path | None = None,
+    data: str | Path | None = None,
+    tasks: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
+    spaces: Sequence[str] = PAPER,
+    params: Mapping[str, Mapping[str, Any]] | None = None,
+    samples: int = 8,
+    seeds: int = 1,
+    alpha: int = 10,
+    generic: str | Path | None = None,
+    generic_samples: int | None = None,
+    allow_code: bool = False,
+    keep: bool = False,
+    **machine: Any,
+) -> RunSpec:
+    """Names and numbers checked, `reproduce` says what each means; MagmergeError's children."""
+    pipeline = find_pipeline(name)
+    for what, number, least in (("samples", samples, 1), ("seeds", seeds, 1), ("alpha", alpha, 0)):
         if number < least:
             raise ParameterError(f"{what} is {number}", remedy=f"give {least} or more")
-    spaces = checked_spaces(options.spaces)
-    controls = [space for space in spaces if space in CONTROLS]
+    kinds = checked_spaces(spaces)
+    controls = [space for space in kinds if space in CONTROLS]
     if controls and pipeline.kind == "language":
         raise ParameterError(
             f"{', '.join(controls)}: controls are tensors in memory, and {name} measures folders",
             remedy=f"leave {' and '.join(controls)} out of --spaces",
         )
-    if pipeline.include is not None and not options.allow_code:
+    if pipeline.include is not None and not allow_code:
         raise ParameterError(
             "its task files of the harness can run code",
             source=pipeline.include,
             remedy="read them, and if you trust them add --allow-code (allow_code=True)",
         )
-    params = options.params or {}
-    methods = _methods(options.methods or pipeline.methods, params)
-    parts = ("threads", "workers", "device", "dtype", "memory")
+    known = _methods(methods or pipeline.methods, params or {})
     return RunSpec(
         pipeline=pipeline,
         folder=Path(out or f"magmerge-{pipeline.name}"),
-        inputs=None if options.inputs is None else Path(options.inputs),
-        data=None if options.data is None else Path(options.data),
-        tasks=_tasks(pipeline, options.tasks),
-        variants=tuple(variants_of(methods, spaces, options.seeds)),
-        params=params,
-        samples=options.samples,
-        alpha=options.alpha,
-        generic=None if options.generic is None else str(options.generic),
-        generic_samples=options.generic_samples or pipeline.generic.samples,
-        keep=options.keep,
-        machine=Hardware(**{part: getattr(options, part) for part in parts}),
+        inputs=None if inputs is None else Path(inputs),
+        data=None if data is None else Path(data),
+        tasks=_tasks(pipeline, tasks),
+        variants=tuple(variants_of(known, kinds, seeds)),
+        params=params or {},
+        samples=samples,
+        alpha=alpha,
+        generic=None if generic is None else str(generic),
+        generic_samples=generic_samples or pipeline.generic.samples,
+        keep=keep,
+        machine=Hardware(**{"memory": "8GB", "device": "cpu", **machine}),
     )
 
 
