@@ -54,7 +54,7 @@ def test_the_mathematics_imports_only_mathematics(file: Path) -> None:
     assert foreign <= LIGHT | STANDARD
 
 
-@pytest.mark.parametrize("name", ["layer", "draws", "kinds", "planning"])
+@pytest.mark.parametrize("name", ["engine/layer", "engine/plan", "draws", "kinds"])
 def test_the_middle_opens_no_files_and_draws_no_screens(name: str) -> None:
     foreign = {module.split(".")[0] for module in imports(SOURCE / f"{name}.py")}
     assert not foreign & {"os", "shutil", "rich", "typer", "safetensors", "transformers"}
@@ -67,7 +67,7 @@ def test_executors_know_no_mathematics(file: Path) -> None:
 
 @pytest.mark.parametrize("file", room("cli"), ids=lambda f: f.name)
 def test_the_command_line_calls_only_the_front_door(file: Path) -> None:
-    assert own(file) <= {"cli", "report", "errors", "version", "dtypes", "result", "planning"}
+    assert own(file) <= {"cli", "report", "errors", "version", "dtypes", "engine"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(SOURCE)))

@@ -18,9 +18,9 @@ from magmerge.checkpoints.target import Target
 from magmerge.digests import DigestMemory
 from magmerge.engine.job import Job, Live
 from magmerge.engine.outputs import target_for
+from magmerge.engine.publish import warn
 from magmerge.engine.resolve import EXPERT, open_job
 from magmerge.engine.result import Result
-from magmerge.engine.publish import warn
 from magmerge.engine.run import run_job
 from magmerge.errors import MissingExtraError, ParameterError, suggestion
 from magmerge.estimation import estimate

@@ -65,19 +65,18 @@ class Method:
     `kinds`: the kinds of layer that it is defined for; others get lambda times the mean. None: all.
     `cut`: into what pieces it may be given a layer; a function of its parameters where they decide.
     `random`: it takes `seeds`, one for each expert. `ordered`: exchanging experts changes the
-    result. `experts`: least and greatest K. `base_free`: defined without a base model.
-    `survey`, if set, gathers what must be known of the whole layer, or the whole model, before a
-    piece of it can be merged; what a survey of the whole model takes by name cannot vary by layer.
-    `workspace`: how many tensors of its input's size for one expert `fn`
-    holds beside that input, for each expert and in all. `scratch`: bytes that it needs besides,
-    from the shape of one expert's piece and the number of experts. `supplied`: the keywords of `fn`
-    that the pipeline fills in: `seeds`, `start`, `base` (the base's piece), and what the survey
-    found.
-    `check`, if set, raises ParameterError for parameters that do not go together.
-    `homogeneous`: a multiple of all inputs gives the same multiple of the result. `faithful`:
-    copies of one expert merge to a multiple of its entries, or of some of them. `rotates`: an
-    orthonormal change of the input features before it is the same as after it, so that low-rank
-    task vectors may be given in coordinates; a function of its parameters where they decide.
+    result. `experts`: least and greatest K. `base_free`: defined without a base model. `survey`, if
+    set, gathers what must be known of the whole layer, or the whole model, before a piece of it can
+    be merged; what a survey of the whole model takes by name cannot vary by layer. `workspace`: how
+    many tensors of its input's size for one expert `fn` holds beside that input, for each expert
+    and in all. `scratch`: bytes that it needs besides, from the shape of one expert's piece and the
+    number of experts. `supplied`: the keywords of `fn` that the pipeline fills in: `seeds`,
+    `start`, `base` (the base's piece), and what the survey found. `check`, if set, raises
+    ParameterError for parameters that do not go together. `homogeneous`: a multiple of all inputs
+    gives the same multiple of the result. `faithful`: copies of one expert merge to a multiple of
+    its entries, or of some of them. `rotates`: an orthonormal change of the input features before
+    it is the same as after it, so that low-rank task vectors may be given in coordinates; a
+    function of its parameters where they decide.
     """
 
     name: str
@@ -113,37 +112,29 @@ class Survey(Protocol):
     @property
     def scope(self) -> Literal["layer", "model"]:
         """Whether each layer has a survey of its own, or all share one."""
-        ...
 
     @property
     def samples(self) -> int:
         """How many entries of the layer to `prepare` with, before the first sweep; 0 for none."""
-        ...
 
     @property
     def passes(self) -> int:
         """How many sweeps are still to be made; asked anew after each."""
-        ...
 
     def prepare(self, sample: Tensor) -> None:
         """Look at some entries [K, samples], to know where to look closer."""
-        ...
 
     def wants(self, name: str, start: int, stop: int) -> bool:
         """Whether the next sweep has to see entries [start, stop) of the layer `name`."""
-        ...
 
     def observe(self, name: str, start: int, tensors: Tensor) -> None:
         """Take note of the piece [K, entries] of the layer `name` whose first entry is `start`."""
-        ...
 
     def conclude(self) -> None:
         """End one sweep."""
-        ...
 
     def found(self, name: str) -> Mapping[str, Any]:
         """What the method's function gets for this layer, by keyword."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,9 +205,7 @@ def check_rank(
     positive = isinstance(number, int) and not isinstance(number, bool) and number >= 1
     if not (positive or number in ((None, "auto", "exact") if merged else ("auto",))):
         words = "auto, or exact" if merged else "or auto"
-        raise ParameterError(
-            f"the rank is {rank!r}", remedy=f"give a number of 1 or more, {words}"
-        )
+        raise ParameterError(f"the rank is {rank!r}", remedy=f"give a number of 1 or more, {words}")
     if isinstance(energy, bool) or not isinstance(energy, int | float) or not 0 < energy <= 1:
         raise ParameterError(
             f"the energy is {energy!r}",

@@ -142,9 +142,7 @@ def test_each_rule_of_the_rank(merged: Merge) -> None:
 def test_a_module_that_one_adapter_has_is_kept(merged: Merge) -> None:
     given = adapters()
     found = merged(given, "task_arithmetic", params={"lambda": 1.0})
-    assert torch.allclose(
-        full(found["only.one"].factors), full(given[0]["only.one"]), atol=1e-5
-    )
+    assert torch.allclose(full(found["only.one"].factors), full(given[0]["only.one"]), atol=1e-5)
 
 
 @pytest.mark.parametrize("target", ["ellipsoid", "sphere"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from magmerge.engine.run import warn
+from magmerge.engine.publish import warn
 from magmerge.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.evaluation.entries import SuiteEntry, resolved
 from magmerge.evaluation.suite import Suite

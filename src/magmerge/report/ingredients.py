@@ -63,9 +63,7 @@ def recipe_lines(account: Account) -> list[Line]:
 def _output(value: Mapping[str, Any]) -> list[Line]:
     """The format that was asked for, and what an adapter has; the size of files says nothing."""
     quiet = ("kind", "dtype", "shard_size")
-    told = {
-        name: one for name, one in value.items() if name not in quiet and one not in (None, [])
-    }
+    told = {name: one for name, one in value.items() if name not in quiet and one not in (None, [])}
     label = "Adapter" if value.get("kind") == "adapter" else LABELS["output"]
     stored = () if value.get("dtype") is None else (_text(value["dtype"]),)
     lines = ((LABELS["dtype"], stored), (label, _entries(told)))
