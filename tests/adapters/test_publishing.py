@@ -132,7 +132,7 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "naming"), [("out", "peft"), ("out.safetensors", "kohya")])
-@pytest.mark.parametrize("at", [0, 2, 5])
+@pytest.mark.parametrize("at", [0, 2, 3])
 def test_a_full_disk_is_one_clear_message_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, naming: Naming, at: int
 ) -> None:

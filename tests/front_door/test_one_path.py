@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -144,14 +144,14 @@ def regression(
 
 
 @pytest.fixture
-def plain_regression() -> str:
+def plain_regression() -> Iterator[str]:
     name = "plain_regression"
-    if name not in {item.name for item in registry.calibrators}:
-        magmerge.register_calibrator(
-            name, source="a test", acts_on=frozenset({"matrix"}), needs="inputs",
-            returns="delta", order="forward", gather=gram, gated=False,
-        )(regression)  # fmt: skip
-    return name
+    magmerge.register_calibrator(
+        name, source="a test", acts_on=frozenset({"matrix"}), needs="inputs",
+        returns="delta", order="forward", gather=gram, gated=False,
+    )(regression)  # fmt: skip
+    yield name
+    del registry.calibrators._items[name]
 
 
 def misfit(model: State, experts: Sequence[Net], samples: Sequence[Tensor]) -> float:
