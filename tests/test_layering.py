@@ -71,7 +71,17 @@ def test_executors_know_no_mathematics(file: Path) -> None:
     assert not own(file)
 
 
-TABLES = ("table", "tables", "report", "plan", "result", "job")
+TABLES = (
+    "table",
+    "tables",
+    "report",
+    "plan",
+    "result",
+    "job",
+    "demonstration",
+    "reproduction",
+    "estimate",
+)
 """Modules of other rooms that the command line may name: what is printed, and its types."""
 
 

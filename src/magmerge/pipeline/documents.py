@@ -24,7 +24,6 @@ from magmerge.core.recipe import Recipe
 from magmerge.engine.job import Findings, Job, Live, Work
 from magmerge.engine.notes import warn
 from magmerge.engine.outputs import target_for
-from magmerge.engine.publish import warn
 from magmerge.engine.resolve import EXPERT, open_job
 from magmerge.engine.result import Result
 from magmerge.engine.run import run_job

@@ -27,7 +27,6 @@ from magmerge.engine.distinct import doubts
 from magmerge.engine.job import Job, Live, Work
 from magmerge.engine.notes import warn
 from magmerge.engine.plan import make_plan
-from magmerge.engine.publish import warn
 from magmerge.engine.resolve import EXPERT, experts_by_name, open_job
 from magmerge.engine.samples import options_of, with_origin
 from magmerge.evaluation.classification import read_head
