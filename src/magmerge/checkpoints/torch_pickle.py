@@ -8,12 +8,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from magmerge.checkpoints.memory import MemoryCheckpoint
-from magmerge.checkpoints.pickles.formats import read
+from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint
+from magmerge.checkpoints.pickles.containers import read
+from magmerge.checkpoints.pickles.limits import EmptyError, RefusedError
 from magmerge.checkpoints.pickles.rebuilders import is_data
-from magmerge.checkpoints.pickles.refusals import EmptyError, RefusedError
 from magmerge.checkpoints.pickles.state import collect
-from magmerge.checkpoints.pickles.views import Realiser
+from magmerge.checkpoints.pickles.tensors import Realiser
 from magmerge.core.errors import CheckpointError, EmptyCheckpointError
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from magmerge.checkpoints.adapters.expert import OWN_BASE
-from magmerge.checkpoints.quantised import signs
+from magmerge.checkpoints.adapters.adapter_expert import OWN_BASE
+from magmerge.checkpoints.quantisation import signs
 from magmerge.core import dtypes, registry
 from magmerge.core.errors import Fault, StructureError
 from magmerge.core.filters import matches, values_of

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from magmerge.checkpoints import open_checkpoint
+from magmerge.checkpoints.adapters.formats.lora_config import CONFIG
 from magmerge.checkpoints.digests import DigestMemory, Memory, default_path
-from magmerge.checkpoints.lora import CONFIG
 from magmerge.core.version import __version__
 from magmerge.evaluation.entries import SuiteEntry
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from magmerge.checkpoints.digests import DigestMemory
-from magmerge.checkpoints.opening import Model, adapts, open_checkpoint
+from magmerge.checkpoints.loader import Model, adapts, open_checkpoint
 from magmerge.checkpoints.output.own_files import RECORD
 from magmerge.checkpoints.output.target import Target
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint

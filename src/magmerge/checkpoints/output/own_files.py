@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from magmerge.checkpoints.adapters.names.components import COMPONENTS
+from magmerge.checkpoints.adapters.names.vocabulary import COMPONENTS
 from magmerge.checkpoints.output.layout import INDEX
 from magmerge.core.errors import OutputError, shortened
 from magmerge.core.whole_file import check_free

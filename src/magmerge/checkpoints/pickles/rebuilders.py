@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from magmerge.checkpoints.pickles import arrays
-from magmerge.checkpoints.pickles.budget import Budget
+from magmerge.checkpoints.pickles import numpy_arrays
 from magmerge.checkpoints.pickles.dangers import MEMBER, member_of, refuse_member
+from magmerge.checkpoints.pickles.limits import Budget, DamagedError
 from magmerge.checkpoints.pickles.records import (
     ArrayDtype,
     ArrayRecord,
@@ -21,7 +21,6 @@ from magmerge.checkpoints.pickles.records import (
     name_of_dtype,
     tensor_record,
 )
-from magmerge.checkpoints.pickles.refusals import DamagedError
 
 Rebuild = Callable[[tuple[Any, ...], Budget], Any]
 A_CALL = "(what a call gave)"
@@ -48,9 +47,9 @@ def build(owner: Any, state: Any, budget: Budget) -> Any:
             raise DamagedError("an object is given its state twice")
         owner.state = state
     elif isinstance(owner, ArrayRecord):
-        arrays.set_state(owner, state, budget)
+        numpy_arrays.set_state(owner, state, budget)
     elif isinstance(owner, ArrayDtype):
-        arrays.set_order(owner, state)
+        numpy_arrays.set_order(owner, state)
     elif not isinstance(owner, TensorRecord | dict | set | Storage):
         # Attributes of a tensor, or of a mapping (a state dictionary's _metadata), are no data.
         raise DamagedError(f"it gives a state to a {type(owner).__name__}")
@@ -134,7 +133,7 @@ def _moved(arguments: tuple[Any, ...], _: Budget) -> Any:
     if len(arguments) < 2:
         return None
     data, dtype = arguments[:2]
-    value = arrays.as_tensor(data) if isinstance(data, ArrayRecord) else data
+    value = numpy_arrays.as_tensor(data) if isinstance(data, ArrayRecord) else data
     same = isinstance(value, TensorRecord) and value.dtype == name_of_dtype(dtype)
     return value if same else None
 
@@ -150,7 +149,7 @@ def _nested(arguments: tuple[Any, ...], budget: Budget) -> Any:
     """A storage within a plain pickle: the bytes of a file in torch's legacy format."""
     if len(arguments) != 1 or not isinstance(arguments[0], bytes):
         return None
-    from magmerge.checkpoints.pickles.formats import read_nested
+    from magmerge.checkpoints.pickles.containers import read_nested
 
     # The same bytes can be read any number of times.
     budget.convert(len(arguments[0]))
@@ -202,7 +201,7 @@ REBUILDERS: dict[str, Rebuild] = {
     "torch._tensor._rebuild_from_type_v2": _typed,
     "torch._tensor._rebuild_from_type": _typed,
     "torch.storage._load_from_bytes": _nested,
-    **arrays.REBUILDERS,
+    **numpy_arrays.REBUILDERS,
 }
 
 CARRIERS = ("numpy", "builtins", "collections", "copyreg", "_codecs")

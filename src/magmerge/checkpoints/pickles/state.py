@@ -6,9 +6,15 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from magmerge.checkpoints.pickles.arrays import as_tensor
-from magmerge.checkpoints.pickles.records import ArrayRecord, Global, OddKey, Record, TensorRecord
-from magmerge.checkpoints.pickles.refusals import EmptyError, RefusedError, spoken
+from magmerge.checkpoints.pickles.limits import EmptyError, RefusedError, spoken
+from magmerge.checkpoints.pickles.numpy_arrays import as_tensor
+from magmerge.checkpoints.pickles.records import (
+    ArrayRecord,
+    Global,
+    OddKey,
+    Record,
+    TensorRecord,
+)
 
 WRAPPERS = (
     "state_dict", "model_state_dict", "model", "model_state", "module", "net", "network", "params",

@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from magmerge.checkpoints import open_checkpoint
-from magmerge.checkpoints.renamed import RenamedCheckpoint, align
+from magmerge.checkpoints.loader import align
+from magmerge.checkpoints.views import RenamedCheckpoint
 from magmerge.core.errors import CheckpointError, MagmergeError
 from magmerge.core.machine import Progress
 from magmerge.core.models import Checkpoint

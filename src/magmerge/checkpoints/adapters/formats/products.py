@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from magmerge.checkpoints.adapters.nouns import LowRank
+from magmerge.checkpoints.adapters.nouns import Content, LowRank
 
 Factors = tuple[Tensor, Tensor]
 
@@ -101,3 +103,27 @@ def _arithmetic(product: Tensor, stored: Tensor) -> Tensor:
 
 def _wide(stored: Tensor) -> torch.dtype:
     return torch.float64 if stored.dtype == torch.float64 else torch.float32
+
+
+def stored_factors(content: Content, *, unscaled: bool = False) -> Iterator[tuple[str, LowRank]]:
+    """Each module's factors as files hold them: contiguous, in memory of their own, and the up
+    factor of a convolution with a kernel of ones. `unscaled`: with scale 1.
+    """
+    seen: set[int] = set()
+    for name, factors in content.modules.items():
+        up, down, scale = scaled(factors) if unscaled else factors
+        kernel = [1] * (down.ndim - 2) if content.kinds[name] == "convolution" else []
+        wide = up.reshape(*up.shape, *kernel)
+        yield name, LowRank(_own(wide, seen), _own(down, seen), scale)
+
+
+def _own(tensor: Tensor, seen: set[int]) -> Tensor:
+    """The tensor, copied where another that is written has the same memory: safetensors refuses
+    those.
+    """
+    dense = tensor.contiguous()
+    storage = dense.untyped_storage()
+    if storage.data_ptr() in seen or storage.nbytes() != dense.numel() * dense.element_size():
+        dense = dense.clone()
+    seen.add(dense.untyped_storage().data_ptr())
+    return dense

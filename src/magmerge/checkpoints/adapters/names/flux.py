@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from magmerge.checkpoints.adapters.names.assembly import Assembly, Rows, whole
+from magmerge.checkpoints.adapters.names.composition import Composition, Rows, whole
 from magmerge.checkpoints.adapters.nouns import ModuleSpec
 
 _DOUBLE = {
@@ -86,8 +86,10 @@ def is_own(flat_name: str) -> bool:
     return _OWN_BLOCK.match(flat_name) is not None or flat_name.startswith("final_layer_")
 
 
-def split(name: str, flat_name: str, spec: ModuleSpec, assembly: Assembly, prefix: str) -> bool:
-    """Add to `assembly` what diffusers has for the module `name`, whose name in Flux' own model,
+def split(
+    name: str, flat_name: str, spec: ModuleSpec, composition: Composition, prefix: str
+) -> bool:
+    """Add to `composition` what diffusers has for the module `name`, whose name in Flux' own model,
     with _ for dots, is `flat_name`; False if there is none such. diffusers' names begin with
     `prefix`.
     """
@@ -96,20 +98,20 @@ def split(name: str, flat_name: str, spec: ModuleSpec, assembly: Assembly, prefi
     pattern = f"{match[1]}_blocks_#_{flat_name[match.end() :]}" if match else flat_name
     if pattern in _PARTS:
         targets = [f"{prefix}{part.replace('#', number)}" for part in _PARTS[pattern]]
-        _take_apart(name, targets, spec, assembly)
+        _take_apart(name, targets, spec, composition)
     elif flat_name == _SWAPPED_FLAT:
-        _swap(name, f"{prefix}{_SWAPPED[1]}", spec, assembly)
+        _swap(name, f"{prefix}{_SWAPPED[1]}", spec, composition)
     elif pattern in _TO_DIFFUSERS:
-        assembly.add(f"{prefix}{_TO_DIFFUSERS[pattern].replace('#', number)}", whole(name, spec))
+        composition.add(f"{prefix}{_TO_DIFFUSERS[pattern].replace('#', number)}", whole(name, spec))
     else:
         return False
     return True
 
 
-def _take_apart(name: str, targets: list[str], spec: ModuleSpec, assembly: Assembly) -> None:
+def _take_apart(name: str, targets: list[str], spec: ModuleSpec, composition: Composition) -> None:
     widths = _WIDTHS[: len(targets)]
     if len(spec.shape) != 2 or spec.shape[0] != sum(widths) * spec.shape[1]:
-        assembly.faults.append(
+        composition.faults.append(
             f"{name}: its task vector is {list(spec.shape)}, and Flux' has {sum(widths)} rows for "
             "each column"
         )
@@ -117,20 +119,22 @@ def _take_apart(name: str, targets: list[str], spec: ModuleSpec, assembly: Assem
     start = 0
     for target, width in zip(targets, widths, strict=True):
         stop = start + width * spec.shape[1]
-        assembly.add(target, (Rows(name, start, stop),))
+        composition.add(target, (Rows(name, start, stop),))
         start = stop
 
 
-def _swap(name: str, target: str, spec: ModuleSpec, assembly: Assembly) -> None:
+def _swap(name: str, target: str, spec: ModuleSpec, composition: Composition) -> None:
     rows = spec.shape[0]
     if rows % 2:
-        assembly.faults.append(f"{name}: its {rows} rows are no scale and shift")
+        composition.faults.append(f"{name}: its {rows} rows are no scale and shift")
     else:
-        assembly.add(target, (Rows(name, rows // 2, rows), Rows(name, 0, rows // 2)))
+        composition.add(target, (Rows(name, rows // 2, rows), Rows(name, 0, rows // 2)))
 
 
-def join(modules: Mapping[str, tuple[str, ModuleSpec]], assembly: Assembly, prefix: str) -> None:
-    """Add to `assembly` the modules of Flux' own model for those of diffusers'.
+def join(
+    modules: Mapping[str, tuple[str, ModuleSpec]], composition: Composition, prefix: str
+) -> None:
+    """Add to `composition` the modules of Flux' own model for those of diffusers'.
 
     `modules`: by diffusers' name, the name in hand and its header. The new names have _ for dots
     and begin with `prefix`.
@@ -145,17 +149,17 @@ def join(modules: Mapping[str, tuple[str, ModuleSpec]], assembly: Assembly, pref
             parts = fused.setdefault(f"{prefix}{slot.fused.replace('#', number)}", {})
             parts[slot.position] = (name, spec)
         elif theirs == _SWAPPED[1]:
-            _swap(name, f"{prefix}{_SWAPPED_FLAT}", spec, assembly)
+            _swap(name, f"{prefix}{_SWAPPED_FLAT}", spec, composition)
         else:
             own = _TO_OWN.get(pattern)
             new = None if own is None else f"{prefix}{own.replace('#', number)}"
-            assembly.rename(name, new, spec, "Flux has no such module")
+            composition.rename(name, new, spec, "Flux has no such module")
     for target, parts in fused.items():
-        _put_together(target, parts, assembly)
+        _put_together(target, parts, composition)
 
 
 def _put_together(
-    target: str, parts: Mapping[int, tuple[str, ModuleSpec]], assembly: Assembly
+    target: str, parts: Mapping[int, tuple[str, ModuleSpec]], composition: Composition
 ) -> None:
     first, example = next(iter(parts.values()))
     columns = example.shape[1]
@@ -164,10 +168,10 @@ def _put_together(
     for position, width in enumerate(widths):
         name, spec = parts.get(position, (None, None))
         if spec is not None and spec.shape != (width * columns, columns):
-            assembly.faults.append(
+            composition.faults.append(
                 f"{name}: its task vector is {list(spec.shape)}, which does not go with {first} "
                 f"into {target}"
             )
             return
         rows.append(Rows(name, 0, width * columns))
-    assembly.add(target, rows)
+    composition.add(target, rows)

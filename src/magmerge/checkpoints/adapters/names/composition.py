@@ -18,7 +18,7 @@ class Rows(NamedTuple):
 
 
 @dataclass(slots=True)
-class Assembly:
+class Composition:
     """Each module of the new naming with its rows in order, and what could not be named.
 
     `kinds` and `shapes` follow from the sources.
