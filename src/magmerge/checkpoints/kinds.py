@@ -22,6 +22,7 @@ HEADS = frozenset(
 HEAD_PARENTS = frozenset({"cls", "classifier", "classification_head"})
 TOP_LEVEL_HEADS = frozenset({"fc", "_fc"})
 
+RESTORE = "restore the model's config.json"
 CONV1D = {
     "gpt2": frozenset({"c_attn", "q_attn", "c_proj", "c_fc"}),
     "openai-gpt": frozenset({"c_attn", "c_proj", "c_fc"}),
@@ -52,7 +53,7 @@ def read_model_config(checkpoint: Checkpoint) -> dict[str, Any]:
 def read_config(folder: Path) -> dict[str, Any]:
     """A folder's config.json; empty where there is none. CheckpointError if it is corrupt."""
     path = folder / "config.json"
-    return read_json(path, "restore the model's config.json") if path.is_file() else {}
+    return read_json(path, RESTORE) if path.is_file() else {}
 
 
 def read_json(

@@ -72,7 +72,7 @@ def from_module(module: nn.Module) -> MemoryCheckpoint:
                 source=f"a {type(module).__name__} in memory",
                 remedy="call unmerge_adapter() first, or pass model.merge_and_unload()",
             )
-        state = {_within(name): one for name, one in state.items() if not _of_adapter(name)}
+        state = {_within(name): tensor for name, tensor in state.items() if not _of_adapter(name)}
         kinds = {_within(name): kind for name, kind in kinds.items() if not _of_adapter(name)}
     return MemoryCheckpoint(state, f"a {type(module).__name__} in memory", kinds=kinds)
 

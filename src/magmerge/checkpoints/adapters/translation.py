@@ -78,7 +78,7 @@ def common_naming(adapters: Sequence[Adapter]) -> list[Adapter]:
     diffusers does, else as PEFT does if they have modules in common then. AdapterError lists what
     has no name there.
     """
-    namings = {(one.naming, one.naming == "peft" and in_parts(one.modules)) for one in adapters}
+    namings = {(own.naming, own.naming == "peft" and in_parts(own.modules)) for own in adapters}
     if len(namings) <= 1:
         return list(adapters)
     try:

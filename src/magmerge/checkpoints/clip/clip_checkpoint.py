@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from magmerge.checkpoints.clip.families import BIAS, BUFFERS, FAMILIES, Naming, left_over, recognise
 from magmerge.checkpoints.clip.part_map import TAKEN, PartMap, Stretch, assemble
 from magmerge.checkpoints.views import View
-from magmerge.core.errors import CheckpointError, UnknownNameError, printable, suggestion
+from magmerge.core.errors import CheckpointError, UnknownNameError, printable, shortened, suggestion
 from magmerge.core.models import Checkpoint
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ZERO = "it is zero"
 LISTED = 8
-"""How many tensors a message lists."""
+"""How many tensors without a place a message lists."""
 
 
 class ClipCheckpoint(View):
@@ -95,10 +95,9 @@ def in_family(checkpoint: Checkpoint, family: str) -> ClipCheckpoint:
         )
     second = left_over(checkpoint.specs, source)
     if second:
-        listed = ", ".join(printable(name) for name in second[:LISTED])
         raise CheckpointError(
             f"beside the model in {source.family.name}'s names it has {len(second)} weights of "
-            f"another CLIP model: {listed}",
+            f"another CLIP model: {shortened(second)}",
             source=checkpoint.source,
             remedy="save each model to a file of its own",
         )
@@ -111,9 +110,9 @@ def in_family(checkpoint: Checkpoint, family: str) -> ClipCheckpoint:
         else:
             lost[name] = reason
     if lost:
-        told = [f"{printable(name)}: {reason}" for name, reason in list(lost.items())[:LISTED]]
+        lines = [f"{printable(name)}: {reason}" for name, reason in list(lost.items())[:LISTED]]
         raise CheckpointError(
-            f"{len(lost)} tensors have no place in {family}: {'; '.join(told)}",
+            f"{len(lost)} tensors have no place in {family}: {'; '.join(lines)}",
             source=checkpoint.source,
             remedy="choose another family, or merge with models of the same family",
         )

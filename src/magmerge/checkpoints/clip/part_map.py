@@ -104,11 +104,8 @@ def _parts_of(spec: TensorSpec, entry: Entry) -> dict[str, _Part] | None:
 
 def _is_sound(own_parts: Mapping[str, _Part]) -> bool:
     """Whether all parts have as many dimensions as such parts have."""
-    for part, one in own_parts.items():
-        ranks = ranks_of(part)
-        if ranks is not None and len(one.shape) not in ranks:
-            return False
-    return True
+    pairs = [(ranks_of(name), len(part.shape)) for name, part in own_parts.items()]
+    return all(ranks is None or rank in ranks for ranks, rank in pairs)
 
 
 def _put(part: str, parts: Mapping[str, _Part], target: Naming, part_map: PartMap) -> None:
@@ -125,9 +122,9 @@ def _put(part: str, parts: Mapping[str, _Part], target: Naming, part_map: PartMa
         return
     if place.name in part_map.specs:
         return
-    slots = [parts.get(one) for one in place.entry.parts]
-    own_parts = [one for one in slots if one is not None]
-    alike = len({(one.shape, one.dtype) for one in own_parts}) == 1
+    slots = [parts.get(name) for name in place.entry.parts]
+    own_parts = [slot for slot in slots if slot is not None]
+    alike = len({(own.shape, own.dtype) for own in own_parts}) == 1
     if len(own_parts) != len(slots) or not alike:
         part_map.homeless[own] = "q, k and v are not all there, or not alike"
         return
@@ -139,7 +136,7 @@ def _put(part: str, parts: Mapping[str, _Part], target: Naming, part_map: PartMa
         place.name, _stored_shape(shape, place.entry.layout), own_parts[0].dtype
     )
     part_map.stretches[place.name] = tuple(
-        one.stretch._replace(turned=one.turned != turned) for one in own_parts
+        own.stretch._replace(turned=own.turned != turned) for own in own_parts
     )
 
 

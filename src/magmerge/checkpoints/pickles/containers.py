@@ -142,8 +142,8 @@ def _entries(stream: BinaryIO) -> dict[str, zipfile.ZipInfo]:
     if len(entries) != len(listed):
         raise RefusedError("it has two entries of one name", "do not use this file")
     placed = sorted(listed, key=lambda entry: entry.header_offset)
-    for one, following in itertools.pairwise(placed):
-        if one.header_offset + LOCAL + one.compress_size > following.header_offset:
+    for entry, following in itertools.pairwise(placed):
+        if entry.header_offset + LOCAL + entry.compress_size > following.header_offset:
             raise DamagedError(f"its entry {spoken(following.filename)} lies within another one")
     return entries
 

@@ -52,8 +52,8 @@ def spoken(text: object) -> str:
     Of anything but text and plain numbers only the type is told: tuples in tuples take for ever to
     write out.
     """
-    shown = printable(_written(text)[: LONGEST + 1])
-    return shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}..."
+    line = printable(_written(text)[: LONGEST + 1])
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
 
 
 def _written(value: object) -> str:
@@ -61,8 +61,8 @@ def _written(value: object) -> str:
         return value
     if isinstance(value, bytes):
         return str(value[: LONGEST + 1])
-    told = value.args if isinstance(value, Exception) else (value,)
-    plain = all(one is None or isinstance(one, str | bytes | int | float) for one in told)
+    texts = value.args if isinstance(value, Exception) else (value,)
+    plain = all(text is None or isinstance(text, str | bytes | int | float) for text in texts)
     return str(value) if plain else f"a {type(value).__name__}"
 
 

@@ -146,7 +146,8 @@ def _averages(entries: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
     """What is called an average and holds tensors, also in the state of a trainer's callbacks."""
     parts = [entries]
     parts += [
-        _entries_of(one) or {} for one in (_entries_of(entries.get(CALLBACKS)) or {}).values()
+        _entries_of(callback) or {}
+        for callback in (_entries_of(entries.get(CALLBACKS)) or {}).values()
     ]
     for part in parts:
         for key, value in part.items():
@@ -172,7 +173,7 @@ def _holds_tensors(value: Any, depth: int = 3) -> bool:
     inner = list(entries.values()) if entries is not None else value
     if depth == 0 or not isinstance(inner, list | tuple):
         return False
-    return any(_holds_tensors(one, depth - 1) for one in inner[:MOST])
+    return any(_holds_tensors(entry, depth - 1) for entry in inner[:MOST])
 
 
 def _of_state(entries: Mapping[Any, Any], holds: str) -> ModelState:
@@ -189,29 +190,29 @@ def _of_state(entries: Mapping[Any, Any], holds: str) -> ModelState:
     return model
 
 
-def _of_module(module: Record) -> ModelState:
-    model = ModelState(module.name)
+def _of_module(root: Record) -> ModelState:
+    model = ModelState(root.name)
     seen = 0
-    waiting: list[tuple[str, Any, int]] = [("", module, 0)]
+    waiting: list[tuple[str, Any, int]] = [("", root, 0)]
     while waiting:
-        prefix, one, depth = waiting.pop()
+        prefix, module, depth = waiting.pop()
         seen += 1
         if depth > DEEPEST or seen > MOST:
             raise RefusedError("its modules are in each other without end")
-        if not _is_module(one):
-            raise RefusedError(f"its module {spoken(prefix[:-1])} is {_spoken(one)}")
-        model.classes.add(one.name)
-        model.look_at(sum(len(one.state[part]) for part in PARTS))
-        _add_own(model, one, prefix)
+        if not _is_module(module):
+            raise RefusedError(f"its module {spoken(prefix[:-1])} is {_spoken(module)}")
+        model.classes.add(module.name)
+        model.look_at(sum(len(module.state[part]) for part in PARTS))
+        _add_own(model, module, prefix)
         inner = [
             (model.joined(prefix, f"{key}."), value, depth + 1)
-            for key, value in _part(one, "_modules")
+            for key, value in _part(module, "_modules")
             if value is not None
         ]
         # A stack gives back the last one first.
         waiting += reversed(inner)
     if not model.tensors:
-        raise RefusedError(f"the {spoken(module.name)} in it has no tensors")
+        raise RefusedError(f"the {spoken(root.name)} in it has no tensors")
     return model
 
 
@@ -261,9 +262,9 @@ def _name(key: Any) -> str:
 
 
 def _listing(odd: Mapping[str, Any]) -> str:
-    shown = [f"{spoken(name)} ({_spoken(odd[name])})" for name in list(odd)[:LISTED]]
+    lines = [f"{spoken(name)} ({_spoken(odd[name])})" for name in list(odd)[:LISTED]]
     more = [f"{len(odd) - LISTED} more"] if len(odd) > LISTED else []
-    return ", ".join([*shown, *more])
+    return ", ".join([*lines, *more])
 
 
 def _spoken(value: Any) -> str:

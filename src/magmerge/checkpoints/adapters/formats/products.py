@@ -59,8 +59,8 @@ def kronecker(
     rows, columns = w1.shape
     if w2_b.shape[0] > min(w2_a.shape[0], w2_b.shape[1]):
         return _full(torch.kron(w1.double(), w2_a.double() @ w2_b.double()), w2_a)
-    one = torch.eye(min(rows, columns), dtype=torch.float64)
-    left, right = (one, w1.double()) if rows < columns else (w1.double(), one)
+    eye = torch.eye(min(rows, columns), dtype=torch.float64)
+    left, right = (eye, w1.double()) if rows < columns else (w1.double(), eye)
     up, down = torch.kron(left, w2_a.double()), torch.kron(right, w2_b.double())
     return _arithmetic(up, w2_a), _arithmetic(down, w2_b)
 
@@ -83,9 +83,9 @@ def kronecker_of_factors(
 def _full(delta: Float[Tensor, "out cols"], stored: Tensor) -> Factors:
     """A task vector of full rank: one factor is the identity, the other all of it."""
     rows, columns = delta.shape
-    one = _arithmetic(torch.eye(min(rows, columns)), stored)
+    eye = _arithmetic(torch.eye(min(rows, columns)), stored)
     full = _arithmetic(delta, stored)
-    return (one, full) if rows <= columns else (full, one)
+    return (eye, full) if rows <= columns else (full, eye)
 
 
 def scaled(factors: LowRank) -> LowRank:

@@ -4,79 +4,55 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from magmerge.checkpoints.adapters.names.composition import Composition, Rows, whole
 from magmerge.checkpoints.adapters.nouns import ModuleSpec
 
-_DOUBLE = {
-    "img_mod.lin": "norm1.linear",
-    "txt_mod.lin": "norm1_context.linear",
-    "img_attn.proj": "attn.to_out.0",
-    "txt_attn.proj": "attn.to_add_out",
-    "img_mlp.0": "ff.net.0.proj",
-    "img_mlp.2": "ff.net.2",
-    "txt_mlp.0": "ff_context.net.0.proj",
-    "txt_mlp.2": "ff_context.net.2",
-}
-_SINGLE = {"modulation.lin": "norm.linear", "linear2": "proj_out"}
-_FUSED = {
-    "double_blocks.img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "double_blocks.txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    "single_blocks.linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
-}
-_OUTSIDE = {
-    "img_in": "x_embedder",
-    "txt_in": "context_embedder",
-    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
-    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
-    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
-    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
-    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
-    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
-    "final_layer.linear": "proj_out",
-}
-# Its rows are shift and scale in the authors' model, scale and shift in diffusers'.
-_SWAPPED = ("final_layer.adaLN_modulation.1", "norm_out.linear")
+_TABLE = """
+img_in                          x_embedder
+txt_in                          context_embedder
+time_in.in_layer                time_text_embed.timestep_embedder.linear_1
+time_in.out_layer               time_text_embed.timestep_embedder.linear_2
+vector_in.in_layer              time_text_embed.text_embedder.linear_1
+vector_in.out_layer             time_text_embed.text_embedder.linear_2
+guidance_in.in_layer            time_text_embed.guidance_embedder.linear_1
+guidance_in.out_layer           time_text_embed.guidance_embedder.linear_2
+final_layer.linear              proj_out
+final_layer.adaLN_modulation.1  norm_out.linear
+double_blocks.#.img_mod.lin     D.norm1.linear
+double_blocks.#.txt_mod.lin     D.norm1_context.linear
+double_blocks.#.img_attn.proj   D.attn.to_out.0
+double_blocks.#.txt_attn.proj   D.attn.to_add_out
+double_blocks.#.img_mlp.0       D.ff.net.0.proj
+double_blocks.#.img_mlp.2       D.ff.net.2
+double_blocks.#.txt_mlp.0       D.ff_context.net.0.proj
+double_blocks.#.txt_mlp.2       D.ff_context.net.2
+double_blocks.#.img_attn.qkv    D.attn.to_q D.attn.to_k D.attn.to_v
+double_blocks.#.txt_attn.qkv    D.attn.add_q_proj D.attn.add_k_proj D.attn.add_v_proj
+single_blocks.#.modulation.lin  S.norm.linear
+single_blocks.#.linear2         S.proj_out
+single_blocks.#.linear1         S.attn.to_q S.attn.to_k S.attn.to_v S.proj_mlp
+"""
+"""The authors' names and diffusers': several for a fused projection. # is a block's number; D and S
+are transformer_blocks.# and single_transformer_blocks.#.
+"""
+_SWAPPED = "final_layer_adaLN_modulation_1"
+"""Its rows are shift and scale in the authors' model, scale and shift in diffusers'."""
 _WIDTHS = (1, 1, 1, 4)
 """Rows of q, k, v and the MLP in linear1, in multiples of the columns."""
-_BLOCKS = {"double_blocks": "transformer_blocks", "single_blocks": "single_transformer_blocks"}
-
-
-class _Slot(NamedTuple):
-    """One part of a fused projection."""
-
-    fused: str
-    position: int
-
-
-def _names() -> dict[str, str]:
-    """diffusers' names by the authors', both without the block's number and the first by _."""
-    table = {own.replace(".", "_"): theirs for own, theirs in _OUTSIDE.items()}
-    for block, inside in (("double_blocks", _DOUBLE), ("single_blocks", _SINGLE)):
-        for own, theirs in inside.items():
-            table[f"{block}_#_{own.replace('.', '_')}"] = f"{_BLOCKS[block]}.#.{theirs}"
-    return table
-
-
-def _fused() -> dict[str, tuple[str, ...]]:
-    table = {}
-    for own, parts in _FUSED.items():
-        block, _, inner = own.partition(".")
-        key = f"{block}_#_{inner.replace('.', '_')}"
-        table[key] = tuple(f"{_BLOCKS[block]}.#.{part}" for part in parts)
-    return table
-
-
-_TO_DIFFUSERS = _names()
-_TO_OWN = {theirs: own for own, theirs in _TO_DIFFUSERS.items()}
-_PARTS = _fused()
+_TO_DIFFUSERS: dict[str, tuple[str, ...]] = {}
+for _line in _TABLE.strip().splitlines():
+    _own, *_theirs = (
+        _line.replace("D.", "transformer_blocks.#.")
+        .replace("S.", "single_transformer_blocks.#.")
+        .split()
+    )
+    _TO_DIFFUSERS[_own.replace(".", "_")] = tuple(_theirs)
 _SLOTS = {
-    part: _Slot(fused, position)
-    for fused, parts in _PARTS.items()
+    part: (own, position)
+    for own, parts in _TO_DIFFUSERS.items()
     for position, part in enumerate(parts)
 }
-_SWAPPED_FLAT = _SWAPPED[0].replace(".", "_")
 _OWN_BLOCK = re.compile(r"(double|single)_blocks_(0|[1-9]\d{0,3})_")
 _THEIR_BLOCK = re.compile(r"(transformer|single_transformer)_blocks\.(0|[1-9]\d{0,3})\.")
 
@@ -96,15 +72,15 @@ def split(
     match = _OWN_BLOCK.match(flat_name)
     number = match[2] if match else ""
     pattern = f"{match[1]}_blocks_#_{flat_name[match.end() :]}" if match else flat_name
-    if pattern in _PARTS:
-        targets = [f"{prefix}{part.replace('#', number)}" for part in _PARTS[pattern]]
-        _take_apart(name, targets, spec, composition)
-    elif flat_name == _SWAPPED_FLAT:
-        _swap(name, f"{prefix}{_SWAPPED[1]}", spec, composition)
-    elif pattern in _TO_DIFFUSERS:
-        composition.add(f"{prefix}{_TO_DIFFUSERS[pattern].replace('#', number)}", whole(name, spec))
-    else:
+    if pattern not in _TO_DIFFUSERS:
         return False
+    targets = [f"{prefix}{part.replace('#', number)}" for part in _TO_DIFFUSERS[pattern]]
+    if len(targets) > 1:
+        _take_apart(name, targets, spec, composition)
+    elif pattern == _SWAPPED:
+        _swap(name, targets[0], spec, composition)
+    else:
+        composition.add(targets[0], whole(name, spec))
     return True
 
 
@@ -144,16 +120,16 @@ def join(
         match = _THEIR_BLOCK.match(theirs)
         number = match[2] if match else ""
         pattern = f"{match[1]}_blocks.#.{theirs[match.end() :]}" if match else theirs
-        if pattern in _SLOTS:
-            slot = _SLOTS[pattern]
-            parts = fused.setdefault(f"{prefix}{slot.fused.replace('#', number)}", {})
-            parts[slot.position] = (name, spec)
-        elif theirs == _SWAPPED[1]:
-            _swap(name, f"{prefix}{_SWAPPED_FLAT}", spec, composition)
+        own, position = _SLOTS.get(pattern, ("", 0))
+        target = f"{prefix}{own.replace('#', number)}"
+        if not own:
+            composition.rename(name, None, spec, "Flux has no such module")
+        elif len(_TO_DIFFUSERS[own]) > 1:
+            fused.setdefault(target, {})[position] = (name, spec)
+        elif own == _SWAPPED:
+            _swap(name, target, spec, composition)
         else:
-            own = _TO_OWN.get(pattern)
-            new = None if own is None else f"{prefix}{own.replace('#', number)}"
-            composition.rename(name, new, spec, "Flux has no such module")
+            composition.rename(name, target, spec)
     for target, parts in fused.items():
         _put_together(target, parts, composition)
 
