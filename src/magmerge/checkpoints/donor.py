@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,20 +79,29 @@ def check_donor(donor: Path, layout: Checkpoint) -> None:
     """OutputError if the donor's config or tokenizer are not for the model's own tensors."""
     if layout.folder is not None and donor.resolve() == layout.folder.resolve():
         return
-    other = read_config(donor)
-    own = read_model_config(layout)
+    own, other = read_model_config(layout), read_config(donor)
+    rows = _token_rows(layout, own)
+    faults = [*_config_faults(own, other, layout, rows)]
+    faults += _tokenizer_faults(donor, layout.folder, max(rows, default=None))
+    if faults:
+        problem, remedy = faults[0]
+        raise OutputError(problem, source=donor, remedy=f"name a donor {remedy}")
+
+
+def _config_faults(
+    own: Mapping[str, Any], other: Mapping[str, Any], layout: Checkpoint, rows: set[int]
+) -> Iterator[tuple[str, str]]:
+    """What is wrong with the donor's config, and what another one would have to be."""
     for key in IDENTITY:
         if own.get(key) and other.get(key) and own[key] != other[key]:
-            raise OutputError(
+            yield (
                 f"its config.json says {key} {other[key]!r}, but the model's says {own[key]!r}",
-                source=donor,
-                remedy="name a donor of the same architecture",
+                "of the same architecture",
             )
     if other.get("quantization_config"):
-        raise OutputError(
+        yield (
             "its config.json has a quantization_config, and what is written is not quantised",
-            source=donor,
-            remedy="name a donor that is not quantised",
+            "that is not quantised",
         )
     sizes, theirs = _sizes(own), _sizes(other)
     for key in POSITIONS:
@@ -100,21 +109,17 @@ def check_donor(donor: Path, layout: Checkpoint) -> None:
         if key in own and _has_rows(layout, own[key]):
             sizes[key], theirs[key] = own[key], other.get(key, own[key])
     for key in [key for key in theirs if key in sizes and theirs[key] != sizes[key]]:
-        raise OutputError(
+        yield (
             f"its config.json says {key} {theirs[key]}, but the model's says {sizes[key]}",
-            source=donor,
-            remedy="name a donor that was made for a model of these shapes",
+            "that was made for a model of these shapes",
         )
-    rows = _token_rows(layout, own)
     tokens = theirs.get("vocab_size")
     if not own and rows and tokens not in rows:
-        raise OutputError(
+        yield (
             f"its config.json says vocab_size {tokens}, but the model's embeddings have "
             f"{' or '.join(map(str, sorted(rows)))} rows",
-            source=donor,
-            remedy="name a donor that was made for a vocabulary of this size",
+            "that was made for a vocabulary of this size",
         )
-    _check_tokenizer(donor, layout.folder, max(rows, default=None))
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,24 +145,19 @@ def _token_rows(layout: Checkpoint, config: Mapping[str, Any]) -> set[int]:
     return {layout.specs[name].shape[0] for name in names if len(layout.specs[name].shape) == 2}
 
 
-def _check_tokenizer(donor: Path, own: Path | None, rows: int | None) -> None:
-    """OutputError where the donor's tokens have no row, or the rows of other tokens."""
+def _tokenizer_faults(donor: Path, own: Path | None, rows: int | None) -> Iterator[tuple[str, str]]:
+    """Tokens of the donor that have no row, or the rows of other tokens."""
     theirs, ours = _vocabulary(donor), {} if own is None else _vocabulary(own)
-    remedy = "name a donor whose tokenizer the model was trained with"
+    wish = "whose tokenizer the model was trained with"
     highest = max(theirs.values(), default=0)
     if rows is not None and highest >= rows:
-        raise OutputError(
-            f"its tokenizer gives ids up to {highest}, but the model has {rows} tokens",
-            source=donor,
-            remedy=remedy,
-        )
+        yield f"its tokenizer gives ids up to {highest}, but the model has {rows} tokens", wish
     moved = [token for token, number in theirs.items() if ours.get(token, number) != number]
     if moved:
-        raise OutputError(
+        yield (
             f"its tokenizer gives other ids to {len(moved)} tokens of the model's own: "
             f"{shortened(sorted(moved))}",
-            source=donor,
-            remedy=remedy,
+            wish,
         )
 
 

@@ -63,7 +63,12 @@ def open_checkpoint(model: Model) -> Checkpoint:
 def open_expert(name: str, model: Model, base: Checkpoint | None) -> Expert:
     """Open one expert: a whole model, or a LoRA adapter as task vectors on `base`."""
     in_parts = isinstance(model, str | Path) and _adapts_parts(Path(model))
-    checkpoint = None if in_parts else _open_as_it_computes(model)
+    if hasattr(model, "named_modules"):
+        from magmerge.checkpoints.memory_checkpoint import from_expert
+
+        # One that PEFT has wrapped counts with what its adapter adds.
+        model = from_expert(cast("nn.Module", model))
+    checkpoint = None if in_parts else open_checkpoint(model)
     if checkpoint is not None and not is_adapter(checkpoint):
         from magmerge.checkpoints.whole_expert import FullExpert
 
@@ -119,10 +124,10 @@ def align(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
     """
     best, matched = checkpoint, len(set(checkpoint.specs) & set(base.specs))
     for wrapper in sorted({name.partition(".")[0] for name in (*checkpoint.specs, *base.specs)}):
-        inner = {name: _strip(name, wrapper, base) for name in checkpoint.specs}
-        outer = {name: _wrap(name, wrapper, base) for name in checkpoint.specs}
+        inner = {name: name.removeprefix(f"{wrapper}.") for name in checkpoint.specs}
+        outer = {name: f"{wrapper}.{name}" for name in checkpoint.specs}
         for renamed in (inner, outer):
-            names = {new: old for old, new in renamed.items()}
+            names = {new if new in base.specs else old: old for old, new in renamed.items()}
             hits = len(set(names) & set(base.specs))
             if len(names) == len(renamed) and hits > matched:
                 best, matched = RenamedCheckpoint(checkpoint, names), hits
@@ -131,25 +136,6 @@ def align(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
         if clip is not None and len(set(clip.specs) & set(base.specs)) > matched:
             return clip
     return best
-
-
-def _strip(name: str, wrapper: str, base: Checkpoint) -> str:
-    inner = name.removeprefix(f"{wrapper}.")
-    return inner if inner in base.specs else name
-
-
-def _wrap(name: str, wrapper: str, base: Checkpoint) -> str:
-    outer = f"{wrapper}.{name}"
-    return outer if outer in base.specs else name
-
-
-def _open_as_it_computes(model: Model) -> Checkpoint:
-    """Open a model; one that PEFT has wrapped with what its adapter adds."""
-    if not hasattr(model, "named_modules"):
-        return open_checkpoint(model)
-    from magmerge.checkpoints.memory_checkpoint import from_expert
-
-    return from_expert(cast("nn.Module", model))
 
 
 def is_adapter(checkpoint: Checkpoint) -> bool:

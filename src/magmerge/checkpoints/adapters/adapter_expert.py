@@ -93,10 +93,7 @@ class AdapterExpert:
 
     def changes_nothing(self, base: Checkpoint | None, names: Collection[str]) -> bool:  # noqa: ARG002 - its factors tell
         """Whether every module has a factor of zeros, as in an adapter that was never trained."""
-        return not self._replaced and not any(
-            bool(up.any()) and bool(down.any()) and scale != 0
-            for up, down, scale in map(self.adapter.read, self.adapter.modules)
-        )
+        return not self._replaced and self.adapter.is_zero()
 
     def equals(self, other: Expert, names: Collection[str]) -> bool:  # noqa: ARG002 - its factors tell
         """Whether both have the same factors, scaled alike, for the same modules."""

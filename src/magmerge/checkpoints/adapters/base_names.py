@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from magmerge.checkpoints.adapters.names import flux, ldm
-from magmerge.checkpoints.adapters.names.composition import Composition, Rows, whole
 from magmerge.checkpoints.adapters.names.naming import from_diffusers
 from magmerge.checkpoints.adapters.names.vocabulary import (
     TRANSFORMER,
@@ -17,7 +16,15 @@ from magmerge.checkpoints.adapters.names.vocabulary import (
     is_text,
     lone,
 )
-from magmerge.checkpoints.adapters.nouns import Content, LowRank, ModuleKind, ModuleSpec
+from magmerge.checkpoints.adapters.nouns import (
+    Composition,
+    Content,
+    LowRank,
+    ModuleKind,
+    ModuleSpec,
+    Rows,
+    whole,
+)
 from magmerge.checkpoints.adapters.translation import composed, in_memory, rename_content
 from magmerge.core.components import FLUX_BARE, PREFIXES, component_of, layout_of
 from magmerge.core.errors import AdapterError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -97,10 +97,56 @@ class Adapter:
         """One module's factors, on the CPU; NonFiniteError for NaN or infinity."""
         return self.stored[module].read()
 
+    def is_zero(self) -> bool:
+        """Whether every module has a factor of zeros, as in an adapter that was never trained."""
+        return not any(
+            bool(up.any()) and bool(down.any()) and scale != 0
+            for up, down, scale in map(self.read, self.stored)
+        )
+
     def read_whole_part(self, name: str, start: int, stop: int) -> Tensor:
         """Entries [start, stop) of the flattened tensor: embeddings are large."""
         _, checkpoint, key = self.replaced[name]
         return checkpoint.read_part(key, start, stop)
+
+
+class Rows(NamedTuple):
+    """Rows [start, stop) of a module's task vector; of no module: as many rows of zeros."""
+
+    module: str | None
+    start: int
+    stop: int
+
+
+@dataclass(slots=True)
+class Composition:
+    """Each module of the new naming with its rows in order, and what could not be named.
+
+    `kinds` and `shapes` follow from the sources.
+    """
+
+    rows: dict[str, tuple[Rows, ...]] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+    def add(self, name: str, rows: Sequence[Rows]) -> None:
+        """One module; a fault where another already has its name."""
+        if name in self.rows:
+            own, other = rows[0].module, self.rows[name][0].module
+            self.faults.append(f"{own} and {other} are both {name}")
+        else:
+            self.rows[name] = tuple(rows)
+
+    def rename(self, name: str, new: str | None, spec: ModuleSpec, reason: str = "") -> None:
+        """A module that only gets another name; a fault where that is None."""
+        if new is None:
+            self.faults.append(f"{name}: {reason}" if reason else name)
+        else:
+            self.add(new, whole(name, spec))
+
+
+def whole(name: str, spec: ModuleSpec) -> tuple[Rows, ...]:
+    """All rows of one module."""
+    return (Rows(name, 0, spec.shape[0]),)
 
 
 @dataclass(frozen=True, slots=True)

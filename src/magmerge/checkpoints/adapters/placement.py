@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from magmerge.checkpoints.adapters.base_names import rows_of
-from magmerge.checkpoints.adapters.names.composition import Rows, whole
 from magmerge.checkpoints.adapters.names.naming import in_parts, to_diffusers
 from magmerge.checkpoints.adapters.names.vocabulary import flat
-from magmerge.checkpoints.adapters.nouns import Adapter, ModuleSpec
+from magmerge.checkpoints.adapters.nouns import Adapter, ModuleSpec, Rows, whole
 from magmerge.core.components import DIFFUSION, layout_of
 from magmerge.core.models import Checkpoint
 from magmerge.core.types import Kind, Naming, TensorSpec

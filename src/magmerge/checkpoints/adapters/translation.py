@@ -10,15 +10,16 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from magmerge.checkpoints.adapters.names.composition import Composition, Rows
 from magmerge.checkpoints.adapters.names.naming import from_diffusers, in_parts, to_diffusers
 from magmerge.checkpoints.adapters.nouns import (
     Adapter,
+    Composition,
     Content,
     LowRank,
     Module,
     ModuleSpec,
     Replacement,
+    Rows,
 )
 from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint
 from magmerge.core import dtypes

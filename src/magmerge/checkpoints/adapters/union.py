@@ -117,10 +117,7 @@ class AdapterTaskVectors:
 
     def changes_nothing(self, base: Checkpoint | None, names: Collection[str]) -> bool:  # noqa: ARG002 - its factors tell
         """Whether every module has a factor of zeros, as in an adapter that was never trained."""
-        return not any(
-            bool(up.any()) and bool(down.any())
-            for up, down, _ in map(self.factors, self.adapter.modules)
-        )
+        return self.adapter.is_zero()
 
     def equals(self, other: Expert, names: Collection[str]) -> bool:  # noqa: ARG002 - its factors tell
         """Whether both have the same factors for the same modules."""

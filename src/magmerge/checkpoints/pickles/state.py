@@ -186,7 +186,9 @@ def _of_state(entries: Mapping[Any, Any], holds: str) -> ModelState:
     if not entries:
         raise EmptyError("it is empty")
     if odd:
-        raise RefusedError(f"these keys hold no tensor: {_listing(odd)}")
+        lines = [f"{spoken(name)} ({_spoken(odd[name])})" for name in list(odd)[:LISTED]]
+        more = [f"{len(odd) - LISTED} more"] if len(odd) > LISTED else []
+        raise RefusedError(f"these keys hold no tensor: {', '.join([*lines, *more])}")
     return model
 
 
@@ -259,12 +261,6 @@ def _name(key: Any) -> str:
     if isinstance(key, OddKey):
         return f"a {type(key.value).__name__}"
     return key if isinstance(key, str) else spoken(key)
-
-
-def _listing(odd: Mapping[str, Any]) -> str:
-    lines = [f"{spoken(name)} ({_spoken(odd[name])})" for name in list(odd)[:LISTED]]
-    more = [f"{len(odd) - LISTED} more"] if len(odd) > LISTED else []
-    return ", ".join([*lines, *more])
 
 
 def _spoken(value: Any) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from magmerge.checkpoints.adapters.names.composition import Composition, Rows, whole
-from magmerge.checkpoints.adapters.nouns import ModuleSpec
+from magmerge.checkpoints.adapters.nouns import Composition, ModuleSpec, Rows, whole
 
 _TABLE = """
 img_in                          x_embedder

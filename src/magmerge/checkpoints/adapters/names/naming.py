@@ -6,11 +6,10 @@ kohya's lora_unet_... is unet.... or transformer.... in diffusers' names.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from magmerge.checkpoints.adapters.names import flux, ldm
-from magmerge.checkpoints.adapters.names.composition import Composition, Modules
 from magmerge.checkpoints.adapters.names.vocabulary import (
     CLIP,
     LDM,
@@ -25,6 +24,7 @@ from magmerge.checkpoints.adapters.names.vocabulary import (
     prefixed,
     surely_prefixed,
 )
+from magmerge.checkpoints.adapters.nouns import Composition, ModuleSpec
 from magmerge.core.types import Naming
 
 Flavour = Literal["kohya", "kohya_ldm", "kohya_flux"]
@@ -37,7 +37,7 @@ UNKNOWN = "no module of Stable Diffusion, SDXL or Flux has this name"
 NO_COMPONENT = "no model of a diffusion pipeline has this module"
 
 
-def to_diffusers(naming: Naming, modules: Modules) -> Composition:
+def to_diffusers(naming: Naming, modules: Mapping[str, ModuleSpec]) -> Composition:
     """diffusers' names, with the component first: unet.conv_in."""
     if naming not in ("peft", "diffusers", "diffusers_old"):
         return _from_kohya(modules)
@@ -54,7 +54,7 @@ def to_diffusers(naming: Naming, modules: Modules) -> Composition:
     return composition
 
 
-def from_diffusers(naming: Naming, modules: Modules) -> Composition:
+def from_diffusers(naming: Naming, modules: Mapping[str, ModuleSpec]) -> Composition:
     """The names of `naming` for diffusers'."""
     if naming in ("kohya", "kohya_ldm", "kohya_flux"):
         return _to_kohya(modules, naming)
@@ -104,7 +104,7 @@ def flavour(names: Iterable[str]) -> Flavour:
     return "kohya"
 
 
-def _from_kohya(modules: Modules) -> Composition:
+def _from_kohya(modules: Mapping[str, ModuleSpec]) -> Composition:
     """diffusers' modules for those of a file in kohya's manner."""
     composition = Composition()
     third = _third_encoder(modules)
@@ -154,7 +154,7 @@ def _third_encoder(names: Iterable[str]) -> str:
     return "text_encoder_3" if blocks and not of_flux else "text_encoder_2"
 
 
-def _to_kohya(modules: Modules, to: Flavour) -> Composition:
+def _to_kohya(modules: Mapping[str, ModuleSpec], to: Flavour) -> Composition:
     """The modules of a file in kohya's manner for diffusers'."""
     composition = Composition()
     parts = {name: prefixed(name) for name in modules}
@@ -174,24 +174,20 @@ def _to_kohya(modules: Modules, to: Flavour) -> Composition:
 
 
 def _named(part: Part, to: Flavour, family: ldm.Family | None, first: str) -> str | None:
-    if is_text(part.component):
-        return _text(part, first)
-    if part.component == "unet" and to == "kohya_ldm":
-        own = ldm.from_diffusers(part.name, family)
-        return None if own is None or LDM.read(flat(own)) != own else f"lora_unet_{flat(own)}"
-    if part.component == "unet" and to == "kohya":
-        return _flattened("lora_unet_", part.name, UNET)
-    if part.component == "transformer" and to == "kohya":
-        return _flattened("lora_transformer_", part.name, TRANSFORMER)
-    return None
-
-
-def _text(part: Part, first: str) -> str | None:
+    """The name under `to`; `first` is what begins those of the first text encoder."""
     if part.component == "text_encoder":
         return _flattened(first, part.name, CLIP)
     if part.component == "text_encoder_2" and CLIP.has(part.name):
         return _flattened("lora_te2_", part.name, CLIP)
-    return _flattened("lora_te3_", part.name, T5)
+    if is_text(part.component):
+        return _flattened("lora_te3_", part.name, T5)
+    if part.component == "unet" and to == "kohya_ldm":
+        own = ldm.from_diffusers(part.name, family)
+        return None if own is None else _flattened("lora_unet_", own, LDM)
+    languages = {"unet": UNET, "transformer": TRANSFORMER}
+    if to != "kohya" or part.component not in languages:
+        return None
+    return _flattened(f"lora_{part.component}_", part.name, languages[part.component])
 
 
 def _flattened(prefix: str, name: str, language: Language) -> str | None:
