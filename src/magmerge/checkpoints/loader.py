@@ -10,11 +10,7 @@ from magmerge.checkpoints.adapters.formats.keys import is_adapter_file
 from magmerge.checkpoints.adapters.formats.lora_config import CONFIG
 from magmerge.checkpoints.adapters.names.vocabulary import COMPONENTS
 from magmerge.checkpoints.clip import aligned
-from magmerge.checkpoints.safetensors import (
-    SafetensorsCheckpoint,
-    check_against_index,
-    read_index,
-)
+from magmerge.checkpoints.safetensors import SafetensorsCheckpoint, check_against_index, read_index
 from magmerge.checkpoints.views import RenamedCheckpoint
 from magmerge.core.errors import CheckpointError, suggestion
 from magmerge.core.models import Checkpoint, Expert

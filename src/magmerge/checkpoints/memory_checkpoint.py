@@ -90,9 +90,7 @@ def from_expert(module: nn.Module) -> MemoryCheckpoint:
     if hasattr(copied, "merge_and_unload"):
         merged = from_module(copied.merge_and_unload())
         return MemoryCheckpoint(
-            {name: merged.read(name) for name in merged.specs},
-            _source(module),
-            kinds=merged.kinds,
+            {name: merged.read(name) for name in merged.specs}, _source(module), kinds=merged.kinds
         )
     raise CheckpointError(
         "PEFT has put an adapter into it, and it cannot be merged from outside",

@@ -72,12 +72,11 @@ def _dictionary(arguments: tuple[Any, ...], budget: Budget) -> Any:
 
 
 def _set(arguments: tuple[Any, ...], budget: Budget) -> Any:
-    if not arguments:
-        return set()
-    if len(arguments) > 1 or not isinstance(arguments[0], list | tuple):
+    content = arguments[0] if arguments else ()
+    if len(arguments) > 1 or not isinstance(content, list | tuple):
         return None
-    budget.make(len(arguments[0]))
-    return set(map(key_of, arguments[0]))
+    budget.make(len(content))
+    return set(map(key_of, content))
 
 
 def _bytes(arguments: tuple[Any, ...], budget: Budget) -> Any:
@@ -93,11 +92,9 @@ def _bytes(arguments: tuple[Any, ...], budget: Budget) -> Any:
 
 def _encode(arguments: tuple[Any, ...], budget: Budget) -> Any:
     """How protocols before 3 spell bytes: as text in latin-1."""
-    if len(arguments) != 2:
+    if len(arguments) != 2 or not all(isinstance(text, str) for text in arguments):
         return None
     text, encoding = arguments
-    if not isinstance(text, str) or not isinstance(encoding, str):
-        return None
     if encoding[:LONGEST_CODEC].lower() not in ("latin1", "latin-1"):
         return None
     budget.convert(len(text))
@@ -117,15 +114,14 @@ def _strided(arguments: tuple[Any, ...], _: Budget) -> Any:
     """_rebuild_tensor and _rebuild_tensor_v2: storage, offset, shape, strides, and what is no
     data.
     """
-    metadata = arguments[6] if len(arguments) > 6 else None
-    return tensor_record(arguments[:4], None, metadata)
+    return tensor_record(arguments[:4], None, arguments[6] if len(arguments) > 6 else None)
 
 
 def _strided_with_dtype(arguments: tuple[Any, ...], _: Budget) -> Any:
     """_rebuild_tensor_v3, for dtypes that have no storage class of their own."""
-    metadata = arguments[7] if len(arguments) > 7 else None
-    dtype = name_of_dtype(arguments[6]) if len(arguments) > 6 else None
-    return None if dtype is None else tensor_record(arguments[:4], dtype, metadata)
+    *first, dtype, metadata = (*arguments[:8], *[None] * 8)[:8]
+    name = name_of_dtype(dtype)
+    return None if name is None else tensor_record(tuple(first[:4]), name, metadata)
 
 
 def _moved(arguments: tuple[Any, ...], _: Budget) -> Any:

@@ -8,13 +8,7 @@ from typing import Any
 
 from magmerge.checkpoints.pickles.limits import EmptyError, RefusedError, spoken
 from magmerge.checkpoints.pickles.numpy_arrays import as_tensor
-from magmerge.checkpoints.pickles.records import (
-    ArrayRecord,
-    Global,
-    OddKey,
-    Record,
-    TensorRecord,
-)
+from magmerge.checkpoints.pickles.records import ArrayRecord, Global, OddKey, Record, TensorRecord
 
 WRAPPERS = (
     "state_dict", "model_state_dict", "model", "model_state", "module", "net", "network", "params",

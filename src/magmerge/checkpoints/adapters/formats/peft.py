@@ -12,13 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from magmerge.checkpoints.adapters.formats.diffusers import other_entries
 from magmerge.checkpoints.adapters.formats.headers import stored_module
-from magmerge.checkpoints.adapters.formats.keys import (
-    AGAIN,
-    PEFT,
-    Roles,
-    check_known,
-    second_key,
-)
+from magmerge.checkpoints.adapters.formats.keys import AGAIN, PEFT, Roles, check_known, second_key
 from magmerge.checkpoints.adapters.formats.lora_config import (
     AGAINST,
     CONFIG,
@@ -29,13 +23,7 @@ from magmerge.checkpoints.adapters.formats.lora_config import (
 )
 from magmerge.checkpoints.adapters.names.naming import in_parts
 from magmerge.checkpoints.adapters.names.vocabulary import Part, prefixed
-from magmerge.checkpoints.adapters.nouns import (
-    Adapter,
-    Content,
-    Encoded,
-    Module,
-    Replacement,
-)
+from magmerge.checkpoints.adapters.nouns import Adapter, Content, Encoded, Module, Replacement
 from magmerge.core.errors import AdapterError
 from magmerge.core.models import Checkpoint
 

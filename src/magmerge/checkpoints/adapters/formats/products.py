@@ -19,9 +19,7 @@ def plain(up: Float[Tensor, "out r ..."], down: Float[Tensor, "r cols ..."]) -> 
 
 
 def tucker(
-    up: Float[Tensor, "out r ..."],
-    down: Float[Tensor, "r cols ..."],
-    mid: Float[Tensor, "r r ..."],
+    up: Float[Tensor, "out r ..."], down: Float[Tensor, "r cols ..."], mid: Float[Tensor, "r r ..."]
 ) -> Factors:
     """A convolution in three factors: `mid` is folded into `down`.
 
