@@ -104,9 +104,11 @@ def _config_faults(
             "that is not quantised",
         )
     sizes, theirs = _sizes(own), _sizes(other)
+    tables = [spec.shape for name, spec in layout.specs.items() if "position" in name]
+    counts = [shape[0] for shape in tables if shape]
     for key in POSITIONS:
-        # Of rotary embeddings it says no shape.
-        if key in own and _has_rows(layout, own[key]):
+        # Of rotary embeddings, which have no table of so many positions, it says no shape.
+        if key in own and own[key] in counts:
             sizes[key], theirs[key] = own[key], other.get(key, own[key])
     for key in [key for key in theirs if key in sizes and theirs[key] != sizes[key]]:
         yield (
@@ -129,12 +131,6 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(inner, dict) and part.endswith("_config"):
             sizes |= {f"{part}.{key}": value for key, value in _sizes(inner).items()}
     return sizes
-
-
-def _has_rows(layout: Checkpoint, count: object) -> bool:
-    """Whether there is a table of so many positions."""
-    tables = [spec for name, spec in layout.specs.items() if "position" in name]
-    return any(spec.shape[:1] == (count,) for spec in tables)
 
 
 def _token_rows(layout: Checkpoint, config: Mapping[str, Any]) -> set[int]:

@@ -147,15 +147,12 @@ def shared_embeddings(checkpoint: Checkpoint) -> frozenset[str]:
     matrices = {name: spec for name, spec in checkpoint.specs.items() if len(spec.shape) == 2}
     tokens = _tokens(config, matrices)
     rows = {name for name, spec in matrices.items() if spec.shape[0] == tokens}
-    embeddings = {name for name in rows if kinds[name] == "embedding" and not _of_places(name)}
+    # Of positions there may be as many as tokens.
+    tables = {name for name in rows if kinds[name] == "embedding" and "position" not in name}
+    embeddings = {name for name in tables if "wpe" not in name.split(".")}
     if not _predicts_tokens(config) or any(kinds[name] == "head" for name in rows):
         return frozenset(tied)
     return frozenset(tied | embeddings)
-
-
-def _of_places(name: str) -> bool:
-    """Whether an embedding is of positions, of which there may be as many as tokens."""
-    return "position" in name or "wpe" in name.split(".")
 
 
 def _predicts_tokens(config: Mapping[str, Any]) -> bool:

@@ -23,6 +23,7 @@ from magmerge.checkpoints.adapters.nouns import (
     ModuleKind,
     ModuleSpec,
     Rows,
+    height,
     whole,
 )
 from magmerge.checkpoints.adapters.translation import composed, in_memory, rename_content
@@ -52,18 +53,10 @@ def nameless(base: Checkpoint, tensors: Collection[str], naming: Naming) -> froz
     if naming == "peft":
         return frozenset()
     rows = rows_of(base)
-    heights = {name: sum(part.stop - part.start for part in own) for name, own in rows.items()}
-    modules = {
-        name: ModuleSpec(
-            name,
-            "linear",
-            (heights[name], *base.specs[own[0].module or ""].shape[1:]),
-            1,
-            1.0,
-            "F32",
-        )
-        for name, own in rows.items()
-    }
+    modules = {}
+    for name, own in rows.items():
+        shape = (height(own), *base.specs[own[0].module or ""].shape[1:])
+        modules[name] = ModuleSpec(name, "linear", shape, 1, 1.0, "F32")
     reached = from_diffusers(naming, modules).rows.values()
     known = {part.module for own in reached for part in own}
     named = {part.module for name in known if name is not None for part in rows[name]}

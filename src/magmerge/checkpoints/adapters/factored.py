@@ -56,7 +56,8 @@ def spectrum(delta: Float[Tensor, "out d"]) -> tuple[Float[Tensor, "n"], Float[T
     side, in float64, from the Gram matrix of that side.
     """
     scale = power_of_two(delta)
-    values, vectors = eigen(gram(_short(delta) / scale, torch.float64))
+    short = delta if delta.shape[1] <= delta.shape[0] else delta.T.contiguous()
+    values, vectors = eigen(gram(short / scale, torch.float64))
     count = above_cut(values)
     return values[:count] * scale, vectors[:, :count]
 
@@ -104,8 +105,3 @@ def rows_between(left: Tensor, right: Tensor, start: int, stop: int) -> Tensor:
 def norms(deltas: Float[Tensor, "K out d"]) -> list[float]:
     """The Frobenius norm of each task vector."""
     return [float(torch.linalg.vector_norm(delta, dtype=torch.float64)) for delta in deltas]
-
-
-def _short(delta: Float[Tensor, "out d"]) -> Tensor:
-    """The matrix with its shorter side as columns."""
-    return delta if delta.shape[1] <= delta.shape[0] else delta.T.contiguous()

@@ -118,6 +118,11 @@ class Rows(NamedTuple):
     stop: int
 
 
+def height(rows: Sequence[Rows]) -> int:
+    """How many rows these are together."""
+    return sum(part.stop - part.start for part in rows)
+
+
 @dataclass(slots=True)
 class Composition:
     """Each module of the new naming with its rows in order, and what could not be named.

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from magmerge.checkpoints.adapters.base_names import rows_of
 from magmerge.checkpoints.adapters.names.naming import in_parts, to_diffusers
 from magmerge.checkpoints.adapters.names.vocabulary import flat
-from magmerge.checkpoints.adapters.nouns import Adapter, ModuleSpec, Rows, whole
+from magmerge.checkpoints.adapters.nouns import Adapter, ModuleSpec, Rows, height, whole
 from magmerge.core.components import DIFFUSION, layout_of
 from magmerge.core.models import Checkpoint
 from magmerge.core.types import Kind, Naming, TensorSpec
@@ -86,8 +86,7 @@ def find(
             _check(placement, module, tensor, shape)
             placement.places.append(Place(module.name, 0, tensor.name, 0, module.shape[0], turned))
             continue
-        height = sum(rows.stop - rows.start for rows in theirs)
-        _check(placement, module, tensor, (height, *tensor.shape[1:]), own)
+        _check(placement, module, tensor, (height(theirs), *tensor.shape[1:]), own)
         placement.places += _overlaid(own, theirs)
     placement.lacking = _unplaced(modules, [own for own, _ in pairs])
     return placement
@@ -148,8 +147,8 @@ def _check(
     own: Sequence[Rows] = (),
 ) -> None:
     """Note where the module's task vector, or those rows of it, has another shape."""
-    height = sum(rows.stop - rows.start for rows in own) or module.shape[0]
-    if not shape or height != shape[0] or not _same_features(module.shape[1:], shape[1:]):
+    rows = height(own) or module.shape[0]
+    if not shape or rows != shape[0] or not _same_features(module.shape[1:], shape[1:]):
         placement.misfits.append((module.name, tensor.name, shape))
 
 
@@ -213,8 +212,8 @@ def _pairs(
             break
     direct |= _by_own_names(list(rest), base)
     for name, tensor in direct.items():
-        height = (base.specs[tensor].shape or (0,))[0]
-        pairs.append((whole(name, modules[name]), (Rows(tensor, 0, height),)))
+        rows = (base.specs[tensor].shape or (0,))[0]
+        pairs.append((whole(name, modules[name]), (Rows(tensor, 0, rows),)))
     return pairs
 
 

@@ -20,6 +20,7 @@ from magmerge.checkpoints.adapters.nouns import (
     ModuleSpec,
     Replacement,
     Rows,
+    height,
 )
 from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint
 from magmerge.core import dtypes
@@ -179,7 +180,7 @@ def _spec(name: str, rows: Sequence[Rows], groups: Sequence[Sequence[ModuleSpec]
     return ModuleSpec(
         name=name,
         kind=first.kind,
-        shape=(sum(part.stop - part.start for part in rows), *first.shape[1:]),
+        shape=(height(rows), *first.shape[1:]),
         rank=sum(group[0].rank for group in groups),
         scale=first.scale if alike else 1.0,
         dtype=first.dtype if alike and len({spec.dtype for spec in specs}) == 1 else "F32",

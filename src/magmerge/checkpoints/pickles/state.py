@@ -100,7 +100,8 @@ def collect(held: Any) -> ModelState:
         entries = _entries_of(held)
         if entries is None:
             raise RefusedError(f"it holds {_spoken(held)}, not a state dictionary or a module")
-        inner = [entries[key] for key in WRAPPERS if _may_be_model(entries.get(key))]
+        values = [entries.get(key) for key in WRAPPERS]
+        inner = [value for value in values if _is_module(value) or _entries_of(value) is not Nvalue]
         average = _average(entries, inner[0] if inner else None)
         if average is not None:
             return average
@@ -244,10 +245,6 @@ def _entries_of(value: Any) -> dict[Any, Any] | None:
     if isinstance(value, dict):
         return value
     return value.entries if isinstance(value, Record) and value.entries else None
-
-
-def _may_be_model(value: Any) -> bool:
-    return _is_module(value) or _entries_of(value) is not None
 
 
 def _name(key: Any) -> str:
