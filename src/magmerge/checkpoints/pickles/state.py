@@ -101,7 +101,7 @@ def collect(held: Any) -> ModelState:
         if entries is None:
             raise RefusedError(f"it holds {_spoken(held)}, not a state dictionary or a module")
         values = [entries.get(key) for key in WRAPPERS]
-        inner = [value for value in values if _is_module(value) or _entries_of(value) is not Nvalue]
+        inner = [value for value in values if _is_module(value) or _entries_of(value) is not None]
         average = _average(entries, inner[0] if inner else None)
         if average is not None:
             return average
