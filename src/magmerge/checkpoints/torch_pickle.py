@@ -68,11 +68,6 @@ def open_torch(files: Iterable[Path], source: str, folder: Path | None = None) -
     return TorchCheckpoint({file: load_file(file) for file in files}, source, folder)
 
 
-def load_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of one torch file by name, as state_dict() of the model in it would give them."""
-    return dict(load_file(file).tensors)
-
-
 def load_file(file: Path) -> TorchFile:
     """One torch file; CheckpointError if it holds no model, or reading it would run code."""
     try:

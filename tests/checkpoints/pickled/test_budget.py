@@ -16,8 +16,8 @@ from torch import nn
 
 from magmerge.checkpoints.pickles.limits import Budget, RefusedError
 from magmerge.checkpoints.pickles.opcodes import Machine
-from magmerge.checkpoints.torch_pickle import load_tensors
 from magmerge.core.errors import CheckpointError
+from tests.checkpoints.pickled import load_tensors
 from tests.checkpoints.pickled.bombs import BOMBS, PROTO
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint
-from magmerge.checkpoints.torch_pickle import load_tensors
 from magmerge.core.errors import CheckpointError
+from tests.checkpoints.pickled import load_tensors
 from tests.checkpoints.pickled.bombs import MAGIC, named, text, word
 
 ENTRIES = 1000

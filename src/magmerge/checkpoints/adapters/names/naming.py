@@ -74,7 +74,7 @@ def in_parts(names: Iterable[str]) -> bool:
     components = {part.component for part in parts if part is not None}
     if None in parts or not components:
         return False
-    return len(components) > 1 or all(surely_prefixed(name) is not None for name in listed)
+    return len(components) > 1 or all(map(surely_prefixed, listed))
 
 
 def _is_lone(names: Iterable[str]) -> bool:
@@ -122,11 +122,7 @@ def _from_kohya(modules: Mapping[str, ModuleSpec]) -> Composition:
 
 
 def _image_model(flat_name: str) -> Part | None:
-    name = UNET.read(flat_name)
-    if name is not None:
-        return Part("unet", name)
-    own = LDM.read(flat_name)
-    name = None if own is None else ldm.to_diffusers(own)
+    name = UNET.read(flat_name) or ldm.to_diffusers(LDM.read(flat_name) or "")
     if name is not None:
         return Part("unet", name)
     name = TRANSFORMER.read(flat_name)
@@ -134,11 +130,9 @@ def _image_model(flat_name: str) -> Part | None:
 
 
 def _encoder(tag: str, flat_name: str, third: str) -> Part | None:
-    component = {"te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}.get(
-        tag, third
-    )
+    components = {"te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
     name = CLIP.read(flat_name) or T5.read(flat_name)
-    return None if name is None else Part(component, name)
+    return None if name is None else Part(components.get(tag, third), name)
 
 
 def _third_encoder(names: Iterable[str]) -> str:

@@ -118,23 +118,17 @@ def prefixed(name: str) -> Part | None:
     return Part(component, canonical(rest) if is_text(component) else rest)
 
 
-def surely_prefixed(name: str) -> Part | None:
-    """The same only where the rest is known to be such a model's module.
+def surely_prefixed(name: str) -> bool:
+    """Whether a name begins with the model's, and the rest is known to be such a model's module.
 
     transformer.h.0.attn is a module of GPT-2.
     """
     part = prefixed(name)
-    if part is None or not any(language.has(part.name) for language in _languages(part)):
-        return None
-    return part
-
-
-def _languages(part: Part) -> tuple[Language, ...]:
-    if is_text(part.component):
-        return CLIP, T5
-    if part.component == "prior":
-        return UNET, TRANSFORMER
-    return (UNET,) if part.component == "unet" else (TRANSFORMER,)
+    if part is None:
+        return False
+    others = (CLIP, T5) if is_text(part.component) else (TRANSFORMER,)
+    languages = {"unet": (UNET,), "prior": (UNET, TRANSFORMER)}.get(part.component, others)
+    return any(language.has(part.name) for language in languages)
 
 
 def canonical(name: str) -> str:
