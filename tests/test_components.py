@@ -144,7 +144,7 @@ def test_a_component_that_the_model_lacks_is_told(
 
 def test_kinds_are_what_layers_of_these_models_are() -> None:
     from magmerge.checkpoints.kinds import kinds_of
-    from magmerge.checkpoints.memory import MemoryCheckpoint
+    from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint
 
     def kinds(shapes: Shapes) -> dict[str, str]:
         return {**kinds_of(MemoryCheckpoint(random_state(0, shapes)), {})}

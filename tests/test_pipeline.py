@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import magmerge
-from magmerge.checkpoints.memory import MemoryCheckpoint
+from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint
 from magmerge.core.errors import CheckpointError, MagmergeError, NonFiniteError, ParameterError
 from tests.conftest import State
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from magmerge.checkpoints import open_checkpoint, open_expert
-from magmerge.checkpoints.adapters.expert import AdapterExpert
+from magmerge.checkpoints.adapters.adapter_expert import AdapterExpert
 from magmerge.core.models import Checkpoint
 from tests.adapters.files import product, write_adapter
 from tests.conftest import Shapes, State, random_state

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from magmerge.checkpoints.adapters.adapter_loader import open_adapter
 from magmerge.checkpoints.adapters.formats import encode
 from magmerge.checkpoints.adapters.nouns import Adapter, Content, LowRank
-from magmerge.checkpoints.adapters.opening import open_adapter
 from tests.adapters.module_names import Shapes
 
 Deltas = dict[str, Tensor]
@@ -64,7 +65,7 @@ def content_of(adapter: Adapter) -> Content:
         adapter.naming,
         {name: adapter.read(name) for name in adapter.modules},
         {name: spec.kind for name, spec in adapter.modules.items()},
-        {name: adapter.read_whole(name) for name in adapter.whole},
+        {name: whole_tensor(adapter, name) for name in adapter.whole},
         adapter.metadata,
         adapter.config,
     )
@@ -93,3 +94,9 @@ def save(state: dict[str, Tensor], path: Path, metadata: dict[str, str] | None =
 def opened(state: dict[str, Tensor], folder: Path, **metadata: str) -> Adapter:
     """The adapter of a file with these tensors, whose name says nothing."""
     return open_adapter(save(state, folder / "x.safetensors", metadata))
+
+
+def whole_tensor(adapter: Adapter, name: str) -> Tensor:
+    """One tensor that the adapter replaces."""
+    shape = adapter.whole[name].shape
+    return adapter.read_whole_part(name, 0, math.prod(shape)).reshape(shape)

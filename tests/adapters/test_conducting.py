@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import magmerge
-from magmerge.checkpoints.adapters.opening import open_adapter
+from magmerge.checkpoints.adapters.adapter_loader import open_adapter
 from magmerge.core.errors import MagmergeError, MagmergeWarning
 from magmerge.engine.adapters.result import AdapterResult
 from tests.adapters.standins import full
@@ -132,8 +132,8 @@ def test_peft_folders_keep_what_they_replace(tmp_path: Path) -> None:
         magmerge.merge(experts=folders, method="average", rank="exact", out=out)
     merged, first, second = open_adapter(out), open_adapter(folders[0]), open_adapter(folders[1])
     name = "classifier.weight"
-    mean = (first.read_whole(name) + second.read_whole(name)) / 2
-    assert torch.allclose(merged.read_whole(name), mean)
+    mean = (whole_tensor(first, name) + whole_tensor(second, name)) / 2
+    assert torch.allclose(whole_tensor(merged, name), mean)
     for module, delta in deltas_in(out).items():
         wanted = (full(first.read(module)) + full(second.read(module))) / 2
         assert torch.allclose(delta, wanted, atol=1e-5)

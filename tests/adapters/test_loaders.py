@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import magmerge
-from magmerge.checkpoints.adapters.opening import open_adapter
+from magmerge.checkpoints.adapters.adapter_loader import open_adapter
 from tests.adapters.standins import full
 
 SPHERE = {"method": "wsc", "params": {"target": "sphere"}}

@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from magmerge.checkpoints import open_checkpoint
+from magmerge.checkpoints.adapters.adapter_loader import open_adapter
 from magmerge.checkpoints.adapters.formats import encode
-from magmerge.checkpoints.adapters.opening import is_adapter_file, open_adapter
-from magmerge.checkpoints.adapters.renaming import rename_content, renamed
+from magmerge.checkpoints.adapters.formats.keys import is_adapter_file
+from magmerge.checkpoints.adapters.translation import rename_content, renamed
 from magmerge.core.errors import AdapterError, MagmergeError, NonFiniteError
 from tests.adapters import module_names as names
 from tests.adapters.lora_files import content_of, opened, random_content, read_deltas, same, save
@@ -98,12 +99,12 @@ def test_keys_of_two_formats_are_refused_with_one_of_each(tmp_path: Path) -> Non
         assert text in str(caught.value)
 
 
-def test_keys_that_are_no_adapters_are_listed_up_to_eight(tmp_path: Path) -> None:
+def test_keys_that_are_no_adapters_are_listed_up_to_ten(tmp_path: Path) -> None:
     strange = {f"layer.{at}.weight": torch.ones(1) for at in range(11)}
     strange["layer.\x1b[31m.weight"] = torch.ones(1)
     with pytest.raises(AdapterError, match="12 of its keys are no adapter's") as caught:
         opened({**kohya(), **strange}, tmp_path)
-    assert "and 4 more" in str(caught.value)
+    assert "and 2 more" in str(caught.value)
     assert "\x1b" not in str(caught.value)
 
 
@@ -170,8 +171,8 @@ def test_what_is_not_there_is_said(
 def test_opening_reads_no_factors_and_needs_no_torch(tmp_path: Path) -> None:
     path = save({key: t for key, t in kohya().items() if key != ALPHA}, tmp_path / "a.safetensors")
     code = (
-        "import sys; from magmerge.checkpoints.adapters.opening import open_adapter; "
-        "from magmerge.checkpoints.adapters.renaming import renamed; "
+        "import sys; from magmerge.checkpoints.adapters.adapter_loader import open_adapter; "
+        "from magmerge.checkpoints.adapters.translation import renamed; "
         f"print(len(renamed(open_adapter({str(path)!r}), 'diffusers').modules)); "
         "sys.exit('torch' in sys.modules)"
     )

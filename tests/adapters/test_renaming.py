@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from magmerge.checkpoints.adapters.adapter_loader import open_adapter
 from magmerge.checkpoints.adapters.nouns import Content, LowRank
-from magmerge.checkpoints.adapters.opening import open_adapter
-from magmerge.checkpoints.adapters.renaming import common_naming, rename_content, renamed
+from magmerge.checkpoints.adapters.translation import common_naming, rename_content, renamed
 from magmerge.core.errors import AdapterError
 from magmerge.core.types import Naming
 from tests.adapters import module_names as names

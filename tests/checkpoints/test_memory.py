@@ -6,7 +6,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import magmerge
-from magmerge.checkpoints.memory import MemoryCheckpoint
+from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint
 from magmerge.core.errors import CheckpointError
 
 

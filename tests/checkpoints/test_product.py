@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magmerge.checkpoints.product import rows_between
+from magmerge.checkpoints.adapters.factored import rows_between
 
 LEFT = torch.randn(200, 7, generator=torch.Generator().manual_seed(0))
 RIGHT = torch.randn(7, 31, generator=torch.Generator().manual_seed(1))

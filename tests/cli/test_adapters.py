@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import magmerge
-from magmerge.checkpoints.adapters.opening import open_adapter
+from magmerge.checkpoints.adapters.adapter_loader import open_adapter
 from tests.adapters.standins import full
 from tests.adapters.test_conducting import both
 from tests.conftest import CommandLine

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import magmerge
 from magmerge import live
-from magmerge.checkpoints.gathered import ABSENT, GatheredCheckpoint
-from magmerge.checkpoints.memory import MemoryCheckpoint
+from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint
+from magmerge.checkpoints.views import ABSENT, GatheredCheckpoint
 from magmerge.core import registry
 from magmerge.core.parameters import Supplied
 from magmerge.core.recipe import AdapterOutput

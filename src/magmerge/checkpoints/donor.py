@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from magmerge.checkpoints.kinds import read_config, read_model_config
+from magmerge.checkpoints.kinds import RESTORE, read_config, read_json, read_model_config
 from magmerge.core import dtypes
 from magmerge.core.errors import CheckpointError, OutputError, shortened
 from magmerge.core.models import Checkpoint
@@ -40,12 +40,13 @@ def companion_files(folder: Path | None) -> dict[str, Path]:
     """
     if folder is None:
         return {}
-    found = {path.name: path for path in sorted(folder.iterdir()) if _is_companion(path)}
-    for sub in _module_folders(folder):
-        for path in sorted((folder / sub).iterdir()):
-            if _is_companion(path):
-                found[f"{sub}/{path.name}"] = path
-    return found
+    folders = {"": folder, **{f"{sub}/": folder / sub for sub in _module_folders(folder)}}
+    return {
+        f"{start}{path.name}": path
+        for start, place in folders.items()
+        for path in sorted(place.iterdir())
+        if _is_companion(path)
+    }
 
 
 def read_companions(files: dict[str, Path], dtype: str | None) -> dict[str, bytes]:
@@ -59,7 +60,7 @@ def read_companions(files: dict[str, Path], dtype: str | None) -> dict[str, byte
                 f"cannot be read: {error.strerror}", source=path, remedy="check its permissions"
             ) from error
     if dtype is not None and "config.json" in contents:
-        config = _parsed(contents["config.json"], files["config.json"])
+        config = read_json(files["config.json"], RESTORE)
         spoken = {key: dtypes.torch_name(dtype) for key in DTYPE_KEYS if key in config}
         contents["config.json"] = (json.dumps({**config, **spoken}, indent=2) + "\n").encode()
     return contents
@@ -70,68 +71,66 @@ def weights_file(folder: Path | None) -> str:
 
     diffusers writes its classes' names as `_class_name`, and loads nothing that is named otherwise.
     """
-    path = None if folder is None else folder / "config.json"
-    if path is None or not path.is_file():
-        return MODEL
-    return DIFFUSERS if "_class_name" in _parsed(path.read_bytes(), path) else MODEL
+    config = {} if folder is None else read_config(folder)
+    return DIFFUSERS if "_class_name" in config else MODEL
 
 
 def check_donor(donor: Path, layout: Checkpoint) -> None:
     """OutputError if the donor's config or tokenizer are not for the model's own tensors."""
     if layout.folder is not None and donor.resolve() == layout.folder.resolve():
         return
-    other = read_config(donor)
-    own = read_model_config(layout)
+    own, other = read_model_config(layout), read_config(donor)
+    rows = _token_rows(layout, own)
+    faults = [*_config_faults(own, other, layout, rows)]
+    faults += _tokenizer_faults(donor, layout.folder, max(rows, default=None))
+    if faults:
+        problem, remedy = faults[0]
+        raise OutputError(problem, source=donor, remedy=f"name a donor {remedy}")
+
+
+def _config_faults(
+    own: Mapping[str, Any], other: Mapping[str, Any], layout: Checkpoint, rows: set[int]
+) -> Iterator[tuple[str, str]]:
+    """What is wrong with the donor's config, and what another one would have to be."""
     for key in IDENTITY:
         if own.get(key) and other.get(key) and own[key] != other[key]:
-            raise OutputError(
+            yield (
                 f"its config.json says {key} {other[key]!r}, but the model's says {own[key]!r}",
-                source=donor,
-                remedy="name a donor of the same architecture",
+                "of the same architecture",
             )
     if other.get("quantization_config"):
-        raise OutputError(
+        yield (
             "its config.json has a quantization_config, and what is written is not quantised",
-            source=donor,
-            remedy="name a donor that is not quantised",
+            "that is not quantised",
         )
-    sizes, told = _sizes(own), _sizes(other)
+    sizes, theirs = _sizes(own), _sizes(other)
+    tables = [spec.shape for name, spec in layout.specs.items() if "position" in name]
+    counts = [shape[0] for shape in tables if shape]
     for key in POSITIONS:
-        # Of rotary embeddings it says no shape.
-        if key in own and _has_rows(layout, own[key]):
-            sizes, told = {**sizes, key: own[key]}, {**told, key: other.get(key, own[key])}
-    for key in [key for key in told if key in sizes and told[key] != sizes[key]]:
-        raise OutputError(
-            f"its config.json says {key} {told[key]}, but the model's says {sizes[key]}",
-            source=donor,
-            remedy="name a donor that was made for a model of these shapes",
+        # Of rotary embeddings, which have no table of so many positions, it says no shape.
+        if key in own and own[key] in counts:
+            sizes[key], theirs[key] = own[key], other.get(key, own[key])
+    for key in [key for key in theirs if key in sizes and theirs[key] != sizes[key]]:
+        yield (
+            f"its config.json says {key} {theirs[key]}, but the model's says {sizes[key]}",
+            "that was made for a model of these shapes",
         )
-    rows = _token_rows(layout, own)
-    tokens = told.get("vocab_size")
+    tokens = theirs.get("vocab_size")
     if not own and rows and tokens not in rows:
-        raise OutputError(
+        yield (
             f"its config.json says vocab_size {tokens}, but the model's embeddings have "
             f"{' or '.join(map(str, sorted(rows)))} rows",
-            source=donor,
-            remedy="name a donor that was made for a vocabulary of this size",
+            "that was made for a vocabulary of this size",
         )
-    _check_tokenizer(donor, layout.folder, max(rows, default=None))
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a config says of its model's tensors, also in the parts of one that has several."""
-    found = {key: config[key] for key in SIZES if key in config}
+    sizes = {key: config[key] for key in SIZES if key in config}
     for part, inner in config.items():
         if isinstance(inner, dict) and part.endswith("_config"):
-            found |= {f"{part}.{key}": value for key, value in _sizes(inner).items()}
-    return found
-
-
-def _has_rows(layout: Checkpoint, count: object) -> bool:
-    """Whether there is a table of so many positions."""
-    return any(
-        "position" in name and one.shape[:1] == (count,) for name, one in layout.specs.items()
-    )
+            sizes |= {f"{part}.{key}": value for key, value in _sizes(inner).items()}
+    return sizes
 
 
 def _token_rows(layout: Checkpoint, config: Mapping[str, Any]) -> set[int]:
@@ -142,65 +141,49 @@ def _token_rows(layout: Checkpoint, config: Mapping[str, Any]) -> set[int]:
     return {layout.specs[name].shape[0] for name in names if len(layout.specs[name].shape) == 2}
 
 
-def _check_tokenizer(donor: Path, own: Path | None, rows: int | None) -> None:
-    """OutputError where the donor's tokens have no row, or the rows of other tokens."""
+def _tokenizer_faults(donor: Path, own: Path | None, rows: int | None) -> Iterator[tuple[str, str]]:
+    """Tokens of the donor that have no row, or the rows of other tokens."""
     theirs, ours = _vocabulary(donor), {} if own is None else _vocabulary(own)
-    remedy = "name a donor whose tokenizer the model was trained with"
+    wish = "whose tokenizer the model was trained with"
     highest = max(theirs.values(), default=0)
     if rows is not None and highest >= rows:
-        raise OutputError(
-            f"its tokenizer gives ids up to {highest}, but the model has {rows} tokens",
-            source=donor,
-            remedy=remedy,
-        )
+        yield f"its tokenizer gives ids up to {highest}, but the model has {rows} tokens", wish
     moved = [token for token, number in theirs.items() if ours.get(token, number) != number]
     if moved:
-        raise OutputError(
+        yield (
             f"its tokenizer gives other ids to {len(moved)} tokens of the model's own: "
             f"{shortened(sorted(moved))}",
-            source=donor,
-            remedy=remedy,
+            wish,
         )
 
 
 def _vocabulary(folder: Path) -> dict[str, int]:
     """Ids by token, of a file that says them; empty where there is none."""
-    path = folder / TOKENIZER
-    if (folder / LIST).is_file() and not path.is_file():
-        lines = (folder / LIST).read_text(encoding="utf-8", errors="replace").split("\n")
-        return {token: number for number, token in enumerate(lines) if token}
-    if (folder / PAIRS).is_file() and not path.is_file():
-        said = _parsed((folder / PAIRS).read_bytes(), folder / PAIRS)
-        return {token: number for token, number in said.items() if isinstance(number, int)}
-    if not path.is_file():
-        return {}
-    content = _parsed(path.read_bytes(), path)
+    whole, pairs, lines = (folder / name for name in (TOKENIZER, PAIRS, LIST))
+    if whole.is_file():
+        return _tokenizer_vocabulary(read_json(whole, RESTORE))
+    if lines.is_file():
+        text = lines.read_text(encoding="utf-8", errors="replace")
+        return {token: number for number, token in enumerate(text.split("\n")) if token}
+    return _numbers(read_json(pairs, RESTORE)) if pairs.is_file() else {}
+
+
+def _tokenizer_vocabulary(content: Mapping[str, Any]) -> dict[str, int]:
+    """Ids by token of a tokenizer.json."""
     model, added = content.get("model"), content.get("added_tokens")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    found: dict[str, int] = {}
-    if isinstance(vocabulary, dict):
-        found = {token: number for token, number in vocabulary.items() if isinstance(number, int)}
-    elif isinstance(vocabulary, list):
-        pairs = [one for one in vocabulary if isinstance(one, list) and one]
-        found = {str(pair[0]): number for number, pair in enumerate(pairs)}
-    for one in added if isinstance(added, list) else ():
-        if isinstance(one, dict) and isinstance(one.get("id"), int):
-            found[str(one.get("content"))] = one["id"]
-    return found
+    if isinstance(vocabulary, list):
+        pairs = [pair for pair in vocabulary if isinstance(pair, list) and pair]
+        vocabulary = {str(pair[0]): number for number, pair in enumerate(pairs)}
+    ids = _numbers(vocabulary) if isinstance(vocabulary, dict) else {}
+    for token in added if isinstance(added, list) else ():
+        if isinstance(token, dict) and isinstance(token.get("id"), int):
+            ids[str(token.get("content"))] = token["id"]
+    return ids
 
 
-def _parsed(content: bytes, path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"cannot be read: {error}", source=path, remedy="restore the model's config.json"
-        ) from error
-    if not isinstance(config, dict):
-        raise CheckpointError(
-            "is no JSON object", source=path, remedy="restore the model's config.json"
-        )
-    return config
+def _numbers(content: Mapping[str, Any]) -> dict[str, int]:
+    return {token: number for token, number in content.items() if isinstance(number, int)}
 
 
 def _is_companion(path: Path) -> bool:

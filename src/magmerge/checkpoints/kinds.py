@@ -1,4 +1,6 @@
-"""What a tensor is to its model, told from its header and its model's configuration."""
+"""What a tensor is to its model, told from its header and its model's configuration; and whether
+the output head and the token embedding are one matrix, stored once.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +22,7 @@ HEADS = frozenset(
 HEAD_PARENTS = frozenset({"cls", "classifier", "classification_head"})
 TOP_LEVEL_HEADS = frozenset({"fc", "_fc"})
 
+RESTORE = "restore the model's config.json"
 CONV1D = {
     "gpt2": frozenset({"c_attn", "q_attn", "c_proj", "c_fc"}),
     "openai-gpt": frozenset({"c_attn", "c_proj", "c_fc"}),
@@ -27,6 +30,11 @@ CONV1D = {
     "decision_transformer": frozenset({"c_attn", "q_attn", "c_proj", "c_fc"}),
 }
 """Model types whose linear layers are stored as [in, out], and these layers' names."""
+WITH_A_HEAD = (
+    "ForCausalLM", "LMHeadModel", "WithLMHead", "ForConditionalGeneration", "ForMaskedLM",
+    "ForPreTraining",
+)  # fmt: skip
+"""What the names of transformers' classes end in that predict tokens."""
 
 
 def kinds_of(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Kind]:
@@ -45,15 +53,20 @@ def read_model_config(checkpoint: Checkpoint) -> dict[str, Any]:
 def read_config(folder: Path) -> dict[str, Any]:
     """A folder's config.json; empty where there is none. CheckpointError if it is corrupt."""
     path = folder / "config.json"
-    if not path.is_file():
-        return {}
+    return read_json(path, RESTORE) if path.is_file() else {}
+
+
+def read_json(
+    path: Path, remedy: str, kind: type[CheckpointError] = CheckpointError
+) -> dict[str, Any]:
+    """The JSON object in a file; an error of that `kind` where it cannot be read or is none."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(
-            f"cannot be read: {error}", source=path, remedy="restore the model's config.json"
-        ) from error
-    return config if isinstance(config, dict) else {}
+        raise kind(f"cannot be read: {error}", source=path, remedy=remedy) from error
+    if not isinstance(content, dict):
+        raise kind("is no JSON object", source=path, remedy=remedy)
+    return content
 
 
 def _kind(spec: TensorSpec, specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> Kind:
@@ -117,3 +130,42 @@ def _is_statistics(spec: TensorSpec, specs: Mapping[str, TensorSpec]) -> bool:
         specs.get(f"{prefix}{name}", spec).shape == spec.shape and f"{prefix}{name}" in specs
         for name in ("running_mean", "running_var")
     )
+
+
+def shared_embeddings(checkpoint: Checkpoint) -> frozenset[str]:
+    """The token embeddings that are the output head too; none where the head is stored apart.
+
+    Config or memory tell it: a class that predicts tokens, and no head with a row for each token.
+    """
+    config = read_model_config(checkpoint)
+    kinds = kinds_of(checkpoint, config)
+    tied = {
+        stored
+        for name, stored in checkpoint.ties.items()
+        if {kinds[name], kinds[stored]} == {"embedding", "head"}
+    }
+    matrices = {name: spec for name, spec in checkpoint.specs.items() if len(spec.shape) == 2}
+    tokens = _tokens(config, matrices)
+    rows = {name for name, spec in matrices.items() if spec.shape[0] == tokens}
+    # Of positions there may be as many as tokens.
+    tables = {name for name in rows if kinds[name] == "embedding" and "position" not in name}
+    embeddings = {name for name in tables if "wpe" not in name.split(".")}
+    if not _predicts_tokens(config) or any(kinds[name] == "head" for name in rows):
+        return frozenset(tied)
+    return frozenset(tied | embeddings)
+
+
+def _predicts_tokens(config: Mapping[str, Any]) -> bool:
+    classes = config.get("architectures")
+    if isinstance(classes, list) and classes:
+        return any(str(name).endswith(WITH_A_HEAD) for name in classes)
+    return config.get("tie_word_embeddings") is True
+
+
+def _tokens(config: Mapping[str, Any], matrices: Mapping[str, TensorSpec]) -> int | None:
+    """How many tokens the model has: as its config says, if there is a matrix of so many rows."""
+    inner = config.get("text_config")
+    parts = [config, *([inner] if isinstance(inner, dict) else [])]
+    rows = {spec.shape[0] for spec in matrices.values()}
+    sizes = [part.get("vocab_size") for part in parts]
+    return next((size for size in sizes if isinstance(size, int) and size in rows), None)

@@ -140,7 +140,7 @@ def read_header(file: Path) -> list[tuple[TensorSpec, _Place]]:
                 f"its header is not valid JSON: {error}", source=file, remedy=COMPLETE
             ) from error
     header.pop("__metadata__", None)
-    found = []
+    entries = []
     for name, entry in header.items():
         if not dtypes.known(entry["dtype"]):
             raise CheckpointError(
@@ -150,8 +150,8 @@ def read_header(file: Path) -> list[tuple[TensorSpec, _Place]]:
                 remedy="convert the checkpoint to bfloat16 or float32 first",
             )
         spec = TensorSpec(name, tuple(entry["shape"]), entry["dtype"])
-        found.append((spec, _Place(file, 8 + length + entry["data_offsets"][0])))
-    return found
+        entries.append((spec, _Place(file, 8 + length + entry["data_offsets"][0])))
+    return entries
 
 
 def read_index(index: Path) -> tuple[list[Path], dict[str, str]]:

@@ -8,12 +8,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from magmerge.checkpoints.memory import MemoryCheckpoint
-from magmerge.checkpoints.pickles.formats import read
+from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint
+from magmerge.checkpoints.pickles.containers import read
+from magmerge.checkpoints.pickles.limits import EmptyError, RefusedError
 from magmerge.checkpoints.pickles.rebuilders import is_data
-from magmerge.checkpoints.pickles.refusals import EmptyError, RefusedError
 from magmerge.checkpoints.pickles.state import collect
-from magmerge.checkpoints.pickles.views import Realiser
+from magmerge.checkpoints.pickles.tensors import Realiser
 from magmerge.core.errors import CheckpointError, EmptyCheckpointError
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class TorchCheckpoint(MemoryCheckpoint):
 
     def __init__(self, opened: Mapping[Path, TorchFile], source: str, folder: Path | None) -> None:
         tensors: dict[str, Tensor] = {}
-        for file, one in opened.items():
-            for name, tensor in one.tensors.items():
+        for file, content in opened.items():
+            for name, tensor in content.tensors.items():
                 if name in tensors:
                     raise CheckpointError(
                         "it is also in another file of this checkpoint",
@@ -51,11 +51,11 @@ class TorchCheckpoint(MemoryCheckpoint):
                         remedy="remove the file that does not belong to this checkpoint",
                     )
                 tensors[name] = tensor
-        notes = tuple(f"{file}: {one.note}" for file, one in opened.items() if one.note)
+        notes = tuple(f"{file}: {own.note}" for file, own in opened.items() if own.note)
         super().__init__(tensors, source, folder=folder, files=tuple(opened), notes=notes)
-        self.holds = ", ".join(dict.fromkeys(one.holds for one in opened.values()))
+        self.holds = ", ".join(dict.fromkeys(file.holds for file in opened.values()))
         self.passed: Mapping[str, int] = MappingProxyType(
-            {name: count for one in opened.values() for name, count in one.passed.items()}
+            {name: count for file in opened.values() for name, count in file.passed.items()}
         )
 
 
@@ -68,24 +68,19 @@ def open_torch(files: Iterable[Path], source: str, folder: Path | None = None) -
     return TorchCheckpoint({file: load_file(file) for file in files}, source, folder)
 
 
-def load_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of one torch file by name, as state_dict() of the model in it would give them."""
-    return dict(load_file(file).tensors)
-
-
 def load_file(file: Path) -> TorchFile:
     """One torch file; CheckpointError if it holds no model, or reading it would run code."""
     try:
         content = read(file)
-        found = collect(content.held)
+        model = collect(content.held)
         realiser = Realiser()
-        tensors = {name: realiser.tensor(record) for name, record in found.tensors.items()}
+        tensors = {name: realiser.tensor(record) for name, record in model.tensors.items()}
     except RefusedError as error:
         kind = EmptyCheckpointError if isinstance(error, EmptyError) else CheckpointError
         raise kind(f"refused: {error.problem}", source=file, remedy=error.remedy) from error
     passed = {
         name: count
         for name, count in content.names.items()
-        if name not in found.classes and not is_data(name)
+        if name not in model.classes and not is_data(name)
     }
-    return TorchFile(tensors, found.holds, passed, found.note)
+    return TorchFile(tensors, model.holds, passed, model.note)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from magmerge.checkpoints.quantised import signs
+from magmerge.checkpoints.quantisation import signs
 from magmerge.core import dtypes, registry
 from magmerge.core.errors import CheckpointError, Fault, StructureError
 from magmerge.core.filters import matches, values_of

@@ -11,7 +11,7 @@ import torch
 
 from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.kinds import kinds_of, read_model_config
-from magmerge.checkpoints.opening import Model
+from magmerge.checkpoints.loader import Model
 from magmerge.core import dtypes
 from magmerge.core.errors import StructureError
 from magmerge.core.filters import matches, patterns

@@ -8,7 +8,7 @@ from pathlib import Path
 from magmerge.checkpoints import adapters, clip
 from magmerge.checkpoints.digests import stamp
 from magmerge.checkpoints.donor import check_donor
-from magmerge.checkpoints.opening import BASE, Model, open_expert, open_whole
+from magmerge.checkpoints.loader import BASE, Model, open_expert, open_whole
 from magmerge.core.errors import MagmergeError, OutputError, ParameterError
 from magmerge.core.machine import CPU, Machine
 from magmerge.core.models import MEMORY, Checkpoint, Expert

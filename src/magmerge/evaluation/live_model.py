@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.clip import family_of, in_family
-from magmerge.checkpoints.opening import is_adapter
+from magmerge.checkpoints.loader import is_adapter
 from magmerge.core.errors import ParameterError
 from magmerge.core.models import Checkpoint
 from magmerge.engine.result import Result

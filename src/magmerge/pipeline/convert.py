@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from magmerge.checkpoints.clip import family_of
-from magmerge.checkpoints.opening import adapts, open_checkpoint
+from magmerge.checkpoints.loader import adapts, open_checkpoint
 from magmerge.checkpoints.torch_pickle import TorchCheckpoint
 from magmerge.core.errors import ParameterError
 from magmerge.core.machine import Machine, Progress

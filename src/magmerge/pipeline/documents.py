@@ -14,7 +14,7 @@ import yaml
 
 from magmerge import live, report
 from magmerge.checkpoints.digests import DigestMemory
-from magmerge.checkpoints.opening import Model, adapts, open_checkpoint
+from magmerge.checkpoints.loader import Model, adapts, open_checkpoint
 from magmerge.checkpoints.output.own_files import RECORD, REPORT
 from magmerge.checkpoints.output.target import Target
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from magmerge.checkpoints.opening import Model
+from magmerge.checkpoints.loader import Model
 from magmerge.checkpoints.output.target import Target, check_space
 from magmerge.core.errors import ParameterError
 from magmerge.core.filters import patterns

@@ -15,6 +15,7 @@ from magmerge.report.account import (
     LayerAccount,
     MergeAccount,
     Module,
+    ModuleAccount,
     modules_of,
     read_account,
 )
@@ -154,10 +155,10 @@ def module_rows(modules: Sequence[ModuleAccount], inputs: int) -> list[list[str]
             module.name,
             "x".join(map(str, module.shape)),
             str(module.rank),
-            *(norm_text(norm) for norm in module.norms[:inputs]),
-            norm_text(module.merged),
-            norm_text(module.written),
-            factor_text(module.share(module.written)),
+            *(sentences.norm_text(norm) for norm in module.norms[:inputs]),
+            sentences.norm_text(module.merged),
+            sentences.norm_text(module.written),
+            sentences.factor_text(module.share(module.written)),
             "" if module.error is None else f"{100 * module.error:.2f} %",
         ]
         for module in modules

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from magmerge.checkpoints.adapters.adapter_loader import open_adapter
 from magmerge.checkpoints.adapters.formats import encode
-from magmerge.checkpoints.adapters.opening import open_adapter
-from magmerge.checkpoints.adapters.renaming import rename_content, renamed
+from magmerge.checkpoints.adapters.translation import rename_content, renamed
 from magmerge.core.errors import AdapterError
 from tests.adapters import module_names as names
 from tests.adapters.lora_files import (

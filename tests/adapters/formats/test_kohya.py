@@ -9,7 +9,7 @@ from torch import Tensor
 
 from magmerge.checkpoints.adapters.formats import encode
 from magmerge.checkpoints.adapters.nouns import Content, LowRank
-from magmerge.checkpoints.adapters.renaming import rename_content
+from magmerge.checkpoints.adapters.translation import rename_content
 from magmerge.core.errors import AdapterError
 from tests.adapters import module_names as names
 from tests.adapters.lora_files import (

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
+from magmerge.checkpoints.adapters.adapter_loader import open_adapter
 from magmerge.checkpoints.adapters.nouns import Content, LowRank
-from magmerge.checkpoints.adapters.opening import open_adapter
-from magmerge.checkpoints.adapters.renaming import rename_content
+from magmerge.checkpoints.adapters.translation import rename_content
 from magmerge.core.errors import AdapterError
 from tests.adapters import module_names as names
 from tests.adapters.lora_files import (
@@ -27,6 +27,7 @@ from tests.adapters.lora_files import (
     random_content,
     read_deltas,
     same,
+    whole_tensor,
     write,
 )
 from tests.conftest import State
@@ -79,7 +80,7 @@ def check_against_merged(folder: Path, merged: State, base: State) -> None:
     for name, spec in adapter.modules.items():
         if spec.kind == "embedding" or name.endswith("turned"):
             found[f"{name}.weight"] = found[f"{name}.weight"].T
-    whole = {name: adapter.read_whole(name).double() - base[name] for name in adapter.whole}
+    whole = {name: whole_tensor(adapter, name).double() - base[name] for name in adapter.whole}
     wanted = changes(merged, base)
     assert set(found) | set(whole) == set(wanted)
     for name, task in {**found, **whole}.items():

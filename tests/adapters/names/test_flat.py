@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magmerge.checkpoints.adapters.names.flat import dotted, flat
 from magmerge.checkpoints.adapters.names.vocabulary import (
     CLIP,
     LDM,
@@ -12,6 +11,8 @@ from magmerge.checkpoints.adapters.names.vocabulary import (
     TRANSFORMER,
     UNET,
     Language,
+    dotted,
+    flat,
 )
 from tests.adapters import module_names
 

@@ -19,8 +19,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from magmerge.checkpoints.torch_pickle import load_tensors
 from magmerge.core.errors import CheckpointError
+from tests.checkpoints.pickled import load_tensors
 
 SECONDS, MEMORY = 15, 6 << 30
 PROTO = b"\x80\x04"

@@ -14,11 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from magmerge.checkpoints.pickles.budget import Budget
-from magmerge.checkpoints.pickles.machine import Machine
-from magmerge.checkpoints.pickles.refusals import RefusedError
-from magmerge.checkpoints.torch_pickle import load_tensors
+from magmerge.checkpoints.pickles.limits import Budget, RefusedError
+from magmerge.checkpoints.pickles.opcodes import Machine
 from magmerge.core.errors import CheckpointError
+from tests.checkpoints.pickled import load_tensors
 from tests.checkpoints.pickled.bombs import BOMBS, PROTO
 
 

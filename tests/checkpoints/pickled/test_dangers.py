@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from magmerge.checkpoints.torch_pickle import load_file, load_tensors
+from magmerge.checkpoints.torch_pickle import load_file
 from magmerge.core.errors import CheckpointError
+from tests.checkpoints.pickled import load_tensors
 
 NAMES = [
     "os.system", "posix.system", "nt.system", "subprocess.Popen", "sys.exit", "shutil.rmtree",

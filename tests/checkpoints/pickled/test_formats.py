@@ -13,7 +13,8 @@ from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 
 import magmerge
-from magmerge.checkpoints.torch_pickle import load_file, load_tensors
+from magmerge.checkpoints.torch_pickle import load_file
+from tests.checkpoints.pickled import load_tensors
 from tests.clip_files import clips
 
 __all__ = ["clips"]

@@ -11,8 +11,8 @@ from benchmarks.fuzz_pickles import DAGS, GLOBALS, HUGE, OPCODES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magmerge.checkpoints.torch_pickle import load_tensors
 from magmerge.core.errors import MagmergeError
+from tests.checkpoints.pickled import load_tensors
 
 RUN = """
 import json, pathlib, sys

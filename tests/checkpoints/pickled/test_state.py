@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from magmerge.checkpoints.torch_pickle import load_tensors
 from magmerge.core.errors import CheckpointError
+from tests.checkpoints.pickled import load_tensors
 
 
 class Own(OrderedDict):

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from magmerge.checkpoints.memory import MemoryCheckpoint
-from magmerge.checkpoints.torch_pickle import load_tensors
+from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint
 from magmerge.core.errors import CheckpointError
+from tests.checkpoints.pickled import load_tensors
 from tests.checkpoints.pickled.bombs import MAGIC, named, text, word
 
 ENTRIES = 1000

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from magmerge.checkpoints.torch_pickle import load_tensors
 from magmerge.core.errors import CheckpointError
+from tests.checkpoints.pickled import load_tensors
 
 Entries = list[tuple[str, bytes]]
 

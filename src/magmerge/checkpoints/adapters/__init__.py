@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from magmerge.core.lazy import front
 
 if TYPE_CHECKING:
-    from magmerge.checkpoints.adapters.expert import AdapterExpert
+    from magmerge.checkpoints.adapters.adapter_expert import AdapterExpert
+    from magmerge.checkpoints.adapters.adapter_loader import open_adapter
     from magmerge.checkpoints.adapters.formats import encode
-    from magmerge.checkpoints.adapters.opening import open_adapter
     from magmerge.checkpoints.adapters.union import adapters_alone
 
 __all__ = ["AdapterExpert", "adapters_alone", "encode", "open_adapter"]
@@ -17,9 +17,9 @@ __all__ = ["AdapterExpert", "adapters_alone", "encode", "open_adapter"]
 __getattr__ = front(
     __name__,
     {
-        "AdapterExpert": "expert",
+        "AdapterExpert": "adapter_expert",
         "adapters_alone": "union",
         "encode": "formats",
-        "open_adapter": "opening",
+        "open_adapter": "adapter_loader",
     },
 )

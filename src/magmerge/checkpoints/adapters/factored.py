@@ -1,4 +1,4 @@
-"""Low-rank task vectors in coordinates: their rows' inner products without the full matrices."""
+"""Low-rank task vectors: parts of their products, and their rows' inner products without them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from magmerge.checkpoints.adapters.nouns import LowRank
 from magmerge.linalg.spectral import above_cut, eigen, gram, power_of_two
+
+TILE = 64
+"""Rows of a product that are multiplied together."""
 
 
 class Coordinates(NamedTuple):
@@ -53,7 +56,8 @@ def spectrum(delta: Float[Tensor, "out d"]) -> tuple[Float[Tensor, "n"], Float[T
     side, in float64, from the Gram matrix of that side.
     """
     scale = power_of_two(delta)
-    values, vectors = eigen(gram(_short(delta) / scale, torch.float64))
+    short = delta if delta.shape[1] <= delta.shape[0] else delta.T.contiguous()
+    values, vectors = eigen(gram(short / scale, torch.float64))
     count = above_cut(values)
     return values[:count] * scale, vectors[:, :count]
 
@@ -82,11 +86,22 @@ def truncate(
     return Truncated((axes * root).float(), (axes / root).T.float() @ delta, error)
 
 
+def rows_between(left: Tensor, right: Tensor, start: int, stop: int) -> Tensor:
+    """Entries [start, stop) of the flattened product, in memory of their own.
+
+    Rows are multiplied TILE at a time from the first on, whatever is asked for: products of other
+    sizes may differ in their last bits.
+    """
+    row = right.shape[1]
+    if start == stop:
+        return left.new_empty(0)
+    first, last = start // row // TILE * TILE, -(-stop // row)
+    right = right.contiguous()
+    tiles = [left[i : i + TILE].contiguous() @ right for i in range(first, last, TILE)]
+    product = tiles[0] if len(tiles) == 1 else torch.cat(tiles)
+    return product.reshape(-1)[start - first * row : stop - first * row].clone()
+
+
 def norms(deltas: Float[Tensor, "K out d"]) -> list[float]:
     """The Frobenius norm of each task vector."""
     return [float(torch.linalg.vector_norm(delta, dtype=torch.float64)) for delta in deltas]
-
-
-def _short(delta: Float[Tensor, "out d"]) -> Tensor:
-    """The matrix with its shorter side as columns."""
-    return delta if delta.shape[1] <= delta.shape[0] else delta.T.contiguous()

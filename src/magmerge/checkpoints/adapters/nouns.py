@@ -1,12 +1,14 @@
-"""The nouns of adapters: modules, their low-rank task vectors, and the files' namings. No logic."""
+"""The nouns of adapters: modules, their low-rank task vectors, and what files hold of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from magmerge.core.models import Checkpoint
 from magmerge.core.types import Naming, TensorSpec
 
 if TYPE_CHECKING:
@@ -40,60 +42,116 @@ class LowRank(NamedTuple):
     scale: float
 
 
-class Adapter(Protocol):
-    """An adapter's file or folder, read lazily, one module at a time."""
+class Module(NamedTuple):
+    """One adapted module: its header, and what reads its factors: up [out, rank], down [rank, in,
+    *kernel], in their stored dtype or, if computed from several, in float32.
+    """
 
-    @property
-    def source(self) -> str:
-        """What messages call it."""
-        ...
+    spec: ModuleSpec
+    read: Callable[[], LowRank]
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """What a digest is taken of."""
-        ...
 
-    @property
-    def naming(self) -> Naming:
-        """How its modules are named."""
-        ...
+class Replacement(NamedTuple):
+    """A tensor that an adapter replaces as a whole, and the key that it is stored under."""
 
-    @property
+    spec: TensorSpec
+    checkpoint: Checkpoint
+    key: str
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, key: str, name: str) -> Replacement:
+        """The stored tensor `key` in place of the model's `name`."""
+        spec = checkpoint.specs[key]
+        return cls(TensorSpec(name, spec.shape, spec.dtype), checkpoint, key)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter's file or folder, read lazily: its headers are known, its factors are not.
+
+    `source` is what messages call it, `files` what a digest is taken of, `naming` how its modules
+    are named. `metadata` is the safetensors header's own entries, `config` adapter_config.json,
+    `notes` what a reader should know.
+    """
+
+    source: str
+    files: tuple[Path, ...]
+    naming: Naming
+    stored: Mapping[str, Module]
+    replaced: Mapping[str, Replacement] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @cached_property
     def modules(self) -> Mapping[str, ModuleSpec]:
-        """Every adapted module by name, in the order of the file."""
-        ...
+        """Every adapted module's header by name, in the order of the file."""
+        return {name: module.spec for name, module in self.stored.items()}
 
-    @property
+    @cached_property
     def whole(self) -> Mapping[str, TensorSpec]:
         """Tensors that it replaces (PEFT's modules_to_save), by their names in the model."""
-        ...
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """The safetensors header's own entries."""
-        ...
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """adapter_config.json; empty for the other namings."""
-        ...
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a reader should know of how it was read."""
-        ...
+        return {name: tensor.spec for name, tensor in self.replaced.items()}
 
     def read(self, module: str) -> LowRank:
-        """One module's factors, in their stored dtype, on the CPU."""
-        ...
+        """One module's factors, on the CPU; NonFiniteError for NaN or infinity."""
+        return self.stored[module].read()
 
-    def read_whole(self, name: str) -> Tensor:
-        """One replaced tensor, in its stored dtype, on the CPU."""
-        ...
+    def is_zero(self) -> bool:
+        """Whether every module has a factor of zeros, as in an adapter that was never trained."""
+        return not any(
+            bool(up.any()) and bool(down.any()) and scale != 0
+            for up, down, scale in map(self.read, self.stored)
+        )
 
     def read_whole_part(self, name: str, start: int, stop: int) -> Tensor:
         """Entries [start, stop) of the flattened tensor: embeddings are large."""
-        ...
+        _, checkpoint, key = self.replaced[name]
+        return checkpoint.read_part(key, start, stop)
+
+
+class Rows(NamedTuple):
+    """Rows [start, stop) of a module's task vector; of no module: as many rows of zeros."""
+
+    module: str | None
+    start: int
+    stop: int
+
+
+def height(rows: Sequence[Rows]) -> int:
+    """How many rows these are together."""
+    return sum(part.stop - part.start for part in rows)
+
+
+@dataclass(slots=True)
+class Composition:
+    """Each module of the new naming with its rows in order, and what could not be named.
+
+    `kinds` and `shapes` follow from the sources.
+    """
+
+    rows: dict[str, tuple[Rows, ...]] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+    def add(self, name: str, rows: Sequence[Rows]) -> None:
+        """One module; a fault where another already has its name."""
+        if name in self.rows:
+            own, other = rows[0].module, self.rows[name][0].module
+            self.faults.append(f"{own} and {other} are both {name}")
+        else:
+            self.rows[name] = tuple(rows)
+
+    def rename(self, name: str, new: str | None, spec: ModuleSpec, reason: str = "") -> None:
+        """A module that only gets another name; a fault where that is None."""
+        if new is None:
+            self.faults.append(f"{name}: {reason}" if reason else name)
+        else:
+            self.add(new, whole(name, spec))
+
+
+def whole(name: str, spec: ModuleSpec) -> tuple[Rows, ...]:
+    """All rows of one module."""
+    return (Rows(name, 0, spec.shape[0]),)
 
 
 @dataclass(frozen=True, slots=True)

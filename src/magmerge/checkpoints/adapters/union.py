@@ -6,24 +6,21 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
+from magmerge.checkpoints.adapters.adapter_expert import KEPT
+from magmerge.checkpoints.adapters.adapter_loader import open_adapter
+from magmerge.checkpoints.adapters.factored import rows_between
 from magmerge.checkpoints.adapters.nouns import Adapter, LowRank, ModuleSpec
-from magmerge.checkpoints.adapters.opening import open_adapter
-from magmerge.checkpoints.adapters.renaming import common_naming
+from magmerge.checkpoints.adapters.translation import common_naming
 from magmerge.checkpoints.kinds import HEADS
-from magmerge.checkpoints.opening import Model, adapts
-from magmerge.checkpoints.product import rows_between
+from magmerge.checkpoints.loader import Model, adapts
 from magmerge.core.dtypes import FLOATS
 from magmerge.core.errors import AdapterError, Fault
 from magmerge.core.models import Checkpoint, Expert
 from magmerge.core.types import Kind, Naming, TensorSpec
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-KEPT = 8
-"""Modules of an adapter whose factors stay in memory, for the pieces that are read in turn."""
 
 
 class AdapterUnion:
@@ -42,15 +39,13 @@ class AdapterUnion:
         self.adapters = tuple(adapters)
         self.naming = naming
         self.modules: dict[str, ModuleSpec] = {}
+        self.replaced: dict[str, TensorSpec] = {}
         for adapter in adapters:
             for name, module in adapter.modules.items():
                 self.modules.setdefault(name, module)
-        self.replaced: dict[str, TensorSpec] = {}
-        for adapter in adapters:
-            for name, spec in adapter.whole.items():
-                self.replaced.setdefault(name, TensorSpec(name, spec.shape, "F32"))
-        specs = {name: TensorSpec(name, one.shape, "F32") for name, one in self.modules.items()}
-        self.specs = MappingProxyType({**specs, **self.replaced})
+            for name, spec in _in_float32(adapter.whole).items():
+                self.replaced.setdefault(name, spec)
+        self.specs = MappingProxyType({**_in_float32(self.modules), **self.replaced})
         self.kinds: Mapping[str, Kind] = {
             **{name: _kind(module) for name, module in self.modules.items()},
             **dict.fromkeys(self.replaced, "other"),
@@ -58,31 +53,28 @@ class AdapterUnion:
 
     def read(self, name: str) -> Tensor:
         """Zeros."""
-        import torch
-
         return torch.zeros(self.specs[name].shape)
 
     def read_part(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """Zeros."""
-        import torch
-
         assert name in self.specs
         return torch.zeros(stop - start) if out is None else out.zero_()
 
     def ranks(self, name: str) -> list[int]:
         """The rank that the module has in each adapter that has it."""
-        return [one.modules[name].rank for one in self.adapters if name in one.modules]
+        modules = [adapter.modules for adapter in self.adapters]
+        return [own[name].rank for own in modules if name in own]
 
     def owners(self, name: str) -> tuple[int, ...]:
         """The adapters, by place, that replace this tensor as a whole."""
-        return tuple(place for place, one in enumerate(self.adapters) if name in one.whole)
+        return tuple(i for i, adapter in enumerate(self.adapters) if name in adapter.whole)
 
     def dtype(self, name: str | None = None) -> str:
         """The format of all factors, or float32 where they differ; or that of the first `name`."""
         if name is not None:
-            tables = [table for one in self.adapters for table in (one.modules, one.whole)]
+            tables = [table for own in self.adapters for table in (own.modules, own.whole)]
             return next(table[name].dtype for table in tables if name in table)
-        codes = {one.dtype for adapter in self.adapters for one in adapter.modules.values()}
+        codes = {spec.dtype for adapter in self.adapters for spec in adapter.modules.values()}
         return codes.pop() if len(codes) == 1 and codes <= set(FLOATS) else "F32"
 
 
@@ -98,18 +90,13 @@ class AdapterTaskVectors:
         self.source = adapter.source
         self.files = adapter.files
         self.notes = adapter.notes
-        own = {key: TensorSpec(key, one.shape, "F32") for key, one in adapter.modules.items()}
-        own |= {key: TensorSpec(key, one.shape, "F32") for key, one in adapter.whole.items()}
+        own = {**_in_float32(adapter.modules), **_in_float32(adapter.whole)}
         self.absent: Mapping[str, Sequence[range]] = MappingProxyType({})
         self.specs: Mapping[str, TensorSpec] = {**union.specs, **own}
         self.untouched = frozenset(set(union.specs) - set(own))
         self.faults: list[Fault] = []
         self._shapes = {key: spec.shape for key, spec in union.specs.items()}
-        self._read = lru_cache(KEPT)(self._factors)
-
-    def factors(self, name: str) -> LowRank:
-        """The module's factors in float32, the up factor scaled; of rank 0 where it lacks it."""
-        return self._read(name)
+        self.factors = lru_cache(KEPT)(self._factors)
 
     def weight(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
         """The task vector: the base is zero."""
@@ -117,8 +104,6 @@ class AdapterTaskVectors:
 
     def delta(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
         """Entries of scale B A from `start` on, as many as `base` has and in its shape."""
-        import torch
-
         if name in self.adapter.whole:
             part = self.adapter.read_whole_part(name, start, start + base.numel()).to(base)
             part = part.reshape(base.shape)
@@ -132,15 +117,10 @@ class AdapterTaskVectors:
 
     def changes_nothing(self, base: Checkpoint | None, names: Collection[str]) -> bool:  # noqa: ARG002 - its factors tell
         """Whether every module has a factor of zeros, as in an adapter that was never trained."""
-        return not any(
-            bool(one.up.any()) and bool(one.down.any())
-            for one in map(self.factors, self.adapter.modules)
-        )
+        return self.adapter.is_zero()
 
     def equals(self, other: Expert, names: Collection[str]) -> bool:  # noqa: ARG002 - its factors tell
         """Whether both have the same factors for the same modules."""
-        import torch
-
         if not isinstance(other, AdapterTaskVectors):
             return False
         mine, theirs = self.adapter.modules, other.adapter.modules
@@ -152,8 +132,7 @@ class AdapterTaskVectors:
         )
 
     def _factors(self, name: str) -> LowRank:
-        import torch
-
+        """The module's factors in float32, the up factor scaled; of rank 0 where it lacks it."""
         if name not in self.adapter.modules:
             out, *features = self._shapes[name]
             return LowRank(torch.zeros(out, 0), torch.zeros(0, *features).flatten(1), 1.0)
@@ -182,6 +161,12 @@ def adapters_alone(
         for name, adapter in zip(adapters, alike, strict=True)
     ]
     return union, experts
+
+
+def _in_float32(
+    headers: Mapping[str, ModuleSpec] | Mapping[str, TensorSpec],
+) -> dict[str, TensorSpec]:
+    return {name: TensorSpec(name, spec.shape, "F32") for name, spec in headers.items()}
 
 
 def _kind(module: ModuleSpec) -> Kind:

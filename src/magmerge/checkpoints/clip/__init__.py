@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from magmerge.core.lazy import front
 
 if TYPE_CHECKING:
-    from magmerge.checkpoints.clip.checkpoint import ClipCheckpoint, aligned, in_family
+    from magmerge.checkpoints.clip.clip_checkpoint import ClipCheckpoint, aligned, in_family
     from magmerge.checkpoints.clip.families import FAMILIES, family_of
 
 __all__ = [
@@ -21,10 +21,10 @@ __all__ = [
 __getattr__ = front(
     __name__,
     {
-        "ClipCheckpoint": "checkpoint",
+        "ClipCheckpoint": "clip_checkpoint",
         "FAMILIES": "families",
-        "aligned": "checkpoint",
+        "aligned": "clip_checkpoint",
         "family_of": "families",
-        "in_family": "checkpoint",
+        "in_family": "clip_checkpoint",
     },
 )

@@ -208,7 +208,7 @@ class Naming:
         inside = self._inside.get(rest)
         if inside is None or half not in self._layers:
             return None
-        parts = tuple(f"{half}.{number}.{one}" for one in inside.entry.parts)
+        parts = tuple(f"{half}.{number}.{own}" for own in inside.entry.parts)
         return Place(
             f"{self._layers[half]}{number}.{inside.name}", Entry(parts, inside.entry.layout)
         )

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from magmerge.checkpoints.adapters.names.components import COMPONENTS
+from magmerge.checkpoints.adapters.names.vocabulary import COMPONENTS
 from magmerge.checkpoints.output.layout import INDEX
 from magmerge.core.errors import OutputError, shortened
 from magmerge.core.whole_file import check_free
@@ -48,9 +48,9 @@ def foreign(folder: Path, own: Collection[str]) -> list[str]:
     Paths from the folder, sorted; that of a folder in it ends in a slash, and stands for all of it
     where nothing there is magmerge's.
     """
-    told = _told(folder)
+    named = _named(folder)
     # A report or recipe without a record beside it is somebody's own.
-    known = {*own, *told} if REPORT in told else {*own, *told} - {REPORT, RECIPE}
+    known = {*own, *named} if REPORT in named else {*own, *named} - {REPORT, RECIPE}
     return sorted(_foreign(folder, "", known))
 
 
@@ -96,7 +96,7 @@ def is_own_record(file: Path) -> bool:
     """Whether a JSON file is of magmerge's: its version stands in it, or in each of a list."""
     content = _json(file)
     parts = content if isinstance(content, list) and content else [content]
-    return all(isinstance(one, dict) and "magmerge" in one for one in parts)
+    return all(isinstance(part, dict) and "magmerge" in part for part in parts)
 
 
 def _foreign(folder: Path, prefix: str, known: Collection[str]) -> Iterator[str]:
@@ -111,28 +111,26 @@ def _foreign(folder: Path, prefix: str, known: Collection[str]) -> Iterator[str]
             yield path
 
 
-def _told(folder: Path) -> set[str]:
+def _named(folder: Path) -> set[str]:
     """The files that the folder's own record and index name, and these themselves."""
     record = _object(folder / RECORD)
-    found = {RECORD, RECIPE, REPORT} if "magmerge" in record else set()
-    if found and "modules" in record:
-        found |= ADAPTER
-    elif found and "files" not in record:
+    names = {RECORD, RECIPE, REPORT} if "magmerge" in record else set()
+    if names and "modules" in record:
+        names |= ADAPTER
+    elif names and "files" not in record:
         # Records of before they told it.
-        found.add("model.safetensors")
-    content = [record] if found else []
+        names.add("model.safetensors")
+    content = [record] if names else []
     for file in folder.glob(f"*{INDEX}"):
         index = _object(file)
         if "weight_map" in index:
-            found.add(file.name)
+            names.add(file.name)
             content.append(index)
-    for one in content:
-        for key in LISTS:
-            listed = one.get(key)
-            named = listed.values() if isinstance(listed, dict) else listed
-            if isinstance(named, Iterable):
-                found |= {name for name in named if isinstance(name, str)}
-    return found
+    for listed in (entry.get(key) for entry in content for key in LISTS):
+        files = listed.values() if isinstance(listed, dict) else listed
+        if isinstance(files, Iterable):
+            names |= {name for name in files if isinstance(name, str)}
+    return names
 
 
 def _object(file: Path) -> dict[str, Any]:

@@ -167,8 +167,8 @@ def _check_apart(target: Path, inputs: Iterable[Path]) -> None:
         )
     for path in inputs:
         # A link in a download cache is an input as well as the file that it leads to.
-        for given in (path.resolve(), path.parent.resolve() / path.name):
-            if real == given or real in given.parents:
+        for place in (path.resolve(), path.parent.resolve() / path.name):
+            if real == place or real in place.parents:
                 raise OutputError(
                     f"it is the input {path}, or holds it",
                     source=target,

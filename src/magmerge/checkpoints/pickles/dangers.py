@@ -4,7 +4,7 @@ their owner knows.
 
 from __future__ import annotations
 
-from magmerge.checkpoints.pickles.refusals import RefusedError, spoken
+from magmerge.checkpoints.pickles.limits import RefusedError, spoken
 
 OLD_MODULES = {
     **{"__builtin__": "builtins", "exceptions": "builtins", "copy_reg": "copyreg"},

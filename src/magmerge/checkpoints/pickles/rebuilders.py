@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from magmerge.checkpoints.pickles import arrays
-from magmerge.checkpoints.pickles.budget import Budget
+from magmerge.checkpoints.pickles import numpy_arrays
 from magmerge.checkpoints.pickles.dangers import MEMBER, member_of, refuse_member
+from magmerge.checkpoints.pickles.limits import Budget, DamagedError
 from magmerge.checkpoints.pickles.records import (
     ArrayDtype,
     ArrayRecord,
@@ -21,7 +21,6 @@ from magmerge.checkpoints.pickles.records import (
     name_of_dtype,
     tensor_record,
 )
-from magmerge.checkpoints.pickles.refusals import DamagedError
 
 Rebuild = Callable[[tuple[Any, ...], Budget], Any]
 A_CALL = "(what a call gave)"
@@ -48,9 +47,9 @@ def build(owner: Any, state: Any, budget: Budget) -> Any:
             raise DamagedError("an object is given its state twice")
         owner.state = state
     elif isinstance(owner, ArrayRecord):
-        arrays.set_state(owner, state, budget)
+        numpy_arrays.set_state(owner, state, budget)
     elif isinstance(owner, ArrayDtype):
-        arrays.set_order(owner, state)
+        numpy_arrays.set_order(owner, state)
     elif not isinstance(owner, TensorRecord | dict | set | Storage):
         # Attributes of a tensor, or of a mapping (a state dictionary's _metadata), are no data.
         raise DamagedError(f"it gives a state to a {type(owner).__name__}")
@@ -73,12 +72,11 @@ def _dictionary(arguments: tuple[Any, ...], budget: Budget) -> Any:
 
 
 def _set(arguments: tuple[Any, ...], budget: Budget) -> Any:
-    if not arguments:
-        return set()
-    if len(arguments) > 1 or not isinstance(arguments[0], list | tuple):
+    content = arguments[0] if arguments else ()
+    if len(arguments) > 1 or not isinstance(content, list | tuple):
         return None
-    budget.make(len(arguments[0]))
-    return set(map(key_of, arguments[0]))
+    budget.make(len(content))
+    return set(map(key_of, content))
 
 
 def _bytes(arguments: tuple[Any, ...], budget: Budget) -> Any:
@@ -94,11 +92,9 @@ def _bytes(arguments: tuple[Any, ...], budget: Budget) -> Any:
 
 def _encode(arguments: tuple[Any, ...], budget: Budget) -> Any:
     """How protocols before 3 spell bytes: as text in latin-1."""
-    if len(arguments) != 2:
+    if len(arguments) != 2 or not all(isinstance(text, str) for text in arguments):
         return None
     text, encoding = arguments
-    if not isinstance(text, str) or not isinstance(encoding, str):
-        return None
     if encoding[:LONGEST_CODEC].lower() not in ("latin1", "latin-1"):
         return None
     budget.convert(len(text))
@@ -118,15 +114,14 @@ def _strided(arguments: tuple[Any, ...], _: Budget) -> Any:
     """_rebuild_tensor and _rebuild_tensor_v2: storage, offset, shape, strides, and what is no
     data.
     """
-    metadata = arguments[6] if len(arguments) > 6 else None
-    return tensor_record(arguments[:4], None, metadata)
+    return tensor_record(arguments[:4], None, arguments[6] if len(arguments) > 6 else None)
 
 
 def _strided_with_dtype(arguments: tuple[Any, ...], _: Budget) -> Any:
     """_rebuild_tensor_v3, for dtypes that have no storage class of their own."""
-    metadata = arguments[7] if len(arguments) > 7 else None
-    dtype = name_of_dtype(arguments[6]) if len(arguments) > 6 else None
-    return None if dtype is None else tensor_record(arguments[:4], dtype, metadata)
+    *first, dtype, metadata = (*arguments[:8], *[None] * 8)[:8]
+    name = name_of_dtype(dtype)
+    return None if name is None else tensor_record(tuple(first[:4]), name, metadata)
 
 
 def _moved(arguments: tuple[Any, ...], _: Budget) -> Any:
@@ -134,7 +129,7 @@ def _moved(arguments: tuple[Any, ...], _: Budget) -> Any:
     if len(arguments) < 2:
         return None
     data, dtype = arguments[:2]
-    value = arrays.as_tensor(data) if isinstance(data, ArrayRecord) else data
+    value = numpy_arrays.as_tensor(data) if isinstance(data, ArrayRecord) else data
     same = isinstance(value, TensorRecord) and value.dtype == name_of_dtype(dtype)
     return value if same else None
 
@@ -150,7 +145,7 @@ def _nested(arguments: tuple[Any, ...], budget: Budget) -> Any:
     """A storage within a plain pickle: the bytes of a file in torch's legacy format."""
     if len(arguments) != 1 or not isinstance(arguments[0], bytes):
         return None
-    from magmerge.checkpoints.pickles.formats import read_nested
+    from magmerge.checkpoints.pickles.containers import read_nested
 
     # The same bytes can be read any number of times.
     budget.convert(len(arguments[0]))
@@ -202,7 +197,7 @@ REBUILDERS: dict[str, Rebuild] = {
     "torch._tensor._rebuild_from_type_v2": _typed,
     "torch._tensor._rebuild_from_type": _typed,
     "torch.storage._load_from_bytes": _nested,
-    **arrays.REBUILDERS,
+    **numpy_arrays.REBUILDERS,
 }
 
 CARRIERS = ("numpy", "builtins", "collections", "copyreg", "_codecs")

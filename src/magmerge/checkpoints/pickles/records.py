@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from magmerge.checkpoints.pickles.refusals import DamagedError, RefusedError, spoken
+from magmerge.checkpoints.pickles.limits import DamagedError, RefusedError, spoken
 
 ATOMS = (str, bytes, float, bool, type(None))
 

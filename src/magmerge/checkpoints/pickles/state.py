@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from magmerge.checkpoints.pickles.arrays import as_tensor
+from magmerge.checkpoints.pickles.limits import EmptyError, RefusedError, spoken
+from magmerge.checkpoints.pickles.numpy_arrays import as_tensor
 from magmerge.checkpoints.pickles.records import ArrayRecord, Global, OddKey, Record, TensorRecord
-from magmerge.checkpoints.pickles.refusals import EmptyError, RefusedError, spoken
 
 WRAPPERS = (
     "state_dict", "model_state_dict", "model", "model_state", "module", "net", "network", "params",
@@ -100,7 +100,8 @@ def collect(held: Any) -> ModelState:
         entries = _entries_of(held)
         if entries is None:
             raise RefusedError(f"it holds {_spoken(held)}, not a state dictionary or a module")
-        inner = [entries[key] for key in WRAPPERS if _may_be_model(entries.get(key))]
+        values = [entries.get(key) for key in WRAPPERS]
+        inner = [value for value in values if _is_module(value) or _entries_of(value) is not None]
         average = _average(entries, inner[0] if inner else None)
         if average is not None:
             return average
@@ -140,7 +141,8 @@ def _averages(entries: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
     """What is called an average and holds tensors, also in the state of a trainer's callbacks."""
     parts = [entries]
     parts += [
-        _entries_of(one) or {} for one in (_entries_of(entries.get(CALLBACKS)) or {}).values()
+        _entries_of(callback) or {}
+        for callback in (_entries_of(entries.get(CALLBACKS)) or {}).values()
     ]
     for part in parts:
         for key, value in part.items():
@@ -166,7 +168,7 @@ def _holds_tensors(value: Any, depth: int = 3) -> bool:
     inner = list(entries.values()) if entries is not None else value
     if depth == 0 or not isinstance(inner, list | tuple):
         return False
-    return any(_holds_tensors(one, depth - 1) for one in inner[:MOST])
+    return any(_holds_tensors(entry, depth - 1) for entry in inner[:MOST])
 
 
 def _of_state(entries: Mapping[Any, Any], holds: str) -> ModelState:
@@ -179,33 +181,35 @@ def _of_state(entries: Mapping[Any, Any], holds: str) -> ModelState:
     if not entries:
         raise EmptyError("it is empty")
     if odd:
-        raise RefusedError(f"these keys hold no tensor: {_listing(odd)}")
+        lines = [f"{spoken(name)} ({_spoken(odd[name])})" for name in list(odd)[:LISTED]]
+        more = [f"{len(odd) - LISTED} more"] if len(odd) > LISTED else []
+        raise RefusedError(f"these keys hold no tensor: {', '.join([*lines, *more])}")
     return model
 
 
-def _of_module(module: Record) -> ModelState:
-    model = ModelState(module.name)
+def _of_module(root: Record) -> ModelState:
+    model = ModelState(root.name)
     seen = 0
-    waiting: list[tuple[str, Any, int]] = [("", module, 0)]
+    waiting: list[tuple[str, Any, int]] = [("", root, 0)]
     while waiting:
-        prefix, one, depth = waiting.pop()
+        prefix, module, depth = waiting.pop()
         seen += 1
         if depth > DEEPEST or seen > MOST:
             raise RefusedError("its modules are in each other without end")
-        if not _is_module(one):
-            raise RefusedError(f"its module {spoken(prefix[:-1])} is {_spoken(one)}")
-        model.classes.add(one.name)
-        model.look_at(sum(len(one.state[part]) for part in PARTS))
-        _add_own(model, one, prefix)
+        if not _is_module(module):
+            raise RefusedError(f"its module {spoken(prefix[:-1])} is {_spoken(module)}")
+        model.classes.add(module.name)
+        model.look_at(sum(len(module.state[part]) for part in PARTS))
+        _add_own(model, module, prefix)
         inner = [
             (model.joined(prefix, f"{key}."), value, depth + 1)
-            for key, value in _part(one, "_modules")
+            for key, value in _part(module, "_modules")
             if value is not None
         ]
         # A stack gives back the last one first.
         waiting += reversed(inner)
     if not model.tensors:
-        raise RefusedError(f"the {spoken(module.name)} in it has no tensors")
+        raise RefusedError(f"the {spoken(root.name)} in it has no tensors")
     return model
 
 
@@ -243,21 +247,11 @@ def _entries_of(value: Any) -> dict[Any, Any] | None:
     return value.entries if isinstance(value, Record) and value.entries else None
 
 
-def _may_be_model(value: Any) -> bool:
-    return _is_module(value) or _entries_of(value) is not None
-
-
 def _name(key: Any) -> str:
     """A key as text. What is no plain value is not written out: that could take for ever."""
     if isinstance(key, OddKey):
         return f"a {type(key.value).__name__}"
     return key if isinstance(key, str) else spoken(key)
-
-
-def _listing(odd: Mapping[str, Any]) -> str:
-    shown = [f"{spoken(name)} ({_spoken(odd[name])})" for name in list(odd)[:LISTED]]
-    more = [f"{len(odd) - LISTED} more"] if len(odd) > LISTED else []
-    return ", ".join([*shown, *more])
 
 
 def _spoken(value: Any) -> str:

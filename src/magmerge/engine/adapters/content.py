@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from magmerge.checkpoints.adapters.base_naming import WEIGHT, OnBase
-from magmerge.checkpoints.adapters.base_naming import content_of as content_on_base
+from magmerge.checkpoints.adapters.base_names import WEIGHT, OnBase
+from magmerge.checkpoints.adapters.base_names import content_of as content_on_base
 from magmerge.checkpoints.adapters.formats import encode
 from magmerge.checkpoints.adapters.nouns import Content, LowRank
-from magmerge.checkpoints.adapters.renaming import rename_content
+from magmerge.checkpoints.adapters.translation import rename_content
 from magmerge.checkpoints.output.target import Target
 from magmerge.core import dtypes
 from magmerge.core.errors import OutputError

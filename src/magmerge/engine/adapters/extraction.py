@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from magmerge.checkpoints.adapters.base_naming import WEIGHT
+from magmerge.checkpoints.adapters.base_names import WEIGHT
 from magmerge.checkpoints.adapters.nouns import ModuleKind
 from magmerge.checkpoints.output.writer import MemorySink
 from magmerge.core.dtypes import torch_dtype

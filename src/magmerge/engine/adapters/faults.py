@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from magmerge.checkpoints.adapters.nouns import Adapter
-from magmerge.checkpoints.adapters.renaming import renamed
+from magmerge.checkpoints.adapters.translation import renamed
 from magmerge.checkpoints.adapters.union import AdapterUnion
 from magmerge.core.errors import Fault, ParameterError, printable
 from magmerge.core.filters import matches
@@ -24,7 +26,7 @@ def adapter_faults(recipe: Recipe, stages: Stages, union: AdapterUnion) -> list[
     _check_calibrators(stages)
     naming = check_naming(output.naming or union.naming)
     for adapter in union.adapters:
-        renamed(_Kept(adapter, recipe), naming)
+        renamed(_kept(adapter, recipe), naming)
     faults = []
     for name in union.replaced:
         owners = [one for one in union.adapters if name in one.whole]
@@ -96,13 +98,7 @@ def _strangers(union: AdapterUnion) -> tuple[str, ...]:
     return tuple(notes)
 
 
-class _Kept:
-    """An adapter without the replaced tensors that a recipe ignores."""
-
-    def __init__(self, adapter: Adapter, recipe: Recipe) -> None:
-        self.source, self.files, self.naming = adapter.source, adapter.files, adapter.naming
-        self.modules, self.metadata, self.config = adapter.modules, adapter.metadata, adapter.config
-        self.notes = adapter.notes
-        self.whole = {n: s for n, s in adapter.whole.items() if not matches(n, recipe.ignore)}
-        self.read, self.read_whole = adapter.read, adapter.read_whole
-        self.read_whole_part = adapter.read_whole_part
+def _kept(adapter: Adapter, recipe: Recipe) -> Adapter:
+    """The adapter without the replaced tensors that a recipe ignores."""
+    kept = {n: own for n, own in adapter.replaced.items() if not matches(n, recipe.ignore)}
+    return dataclasses.replace(adapter, replaced=kept)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from magmerge.checkpoints.adapters.base_naming import WEIGHT, nameless
+from magmerge.checkpoints.adapters.base_names import WEIGHT, nameless
 from magmerge.core.errors import StructureError
 from magmerge.core.filters import matches
 from magmerge.core.types import Naming, Step

@@ -16,6 +16,7 @@ from magmerge.evaluation.sensitivity.layer_trials import (
     Errors,
     LabelledBatch,
     Loss,
+    MergedDelta,
     call,
     kept_features,
 )

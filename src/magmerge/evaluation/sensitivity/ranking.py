@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from magmerge.checkpoints.opening import Model
+from magmerge.checkpoints.loader import Model
 from magmerge.checkpoints.output.own_files import check_document
 from magmerge.core.errors import ParameterError
 from magmerge.core.filters import patterns

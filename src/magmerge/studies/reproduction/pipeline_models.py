@@ -11,7 +11,8 @@ from pathlib import Path
 from torch import Tensor
 
 from magmerge.checkpoints import open_checkpoint
-from magmerge.checkpoints.renamed import RenamedCheckpoint, align
+from magmerge.checkpoints.loader import align
+from magmerge.checkpoints.views import RenamedCheckpoint
 from magmerge.core.errors import CheckpointError, MagmergeError
 from magmerge.core.extras import needed
 from magmerge.core.machine import Progress

@@ -1,44 +1,58 @@
-"""diffusers' files: unet.M.lora_A.weight, and the older M.processor.to_k_lora.down.weight."""
+"""diffusers' files: unet.M.lora_A.weight, and the older M.processor.to_k_lora.down.weight.
+
+Their header's entry lora_adapter_metadata holds PEFT's settings, by component.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from magmerge.checkpoints.adapters.formats import diffusers_metadata
 from magmerge.checkpoints.adapters.formats.headers import stored_module
-from magmerge.checkpoints.adapters.formats.sorting import by_module, listing
-from magmerge.checkpoints.adapters.formats.stored import StoredAdapter
-from magmerge.checkpoints.adapters.formats.writable import stored_factors
-from magmerge.checkpoints.adapters.names.components import is_text, prefixed, told
-from magmerge.checkpoints.adapters.nouns import Content, Encoded
-from magmerge.core.errors import AdapterError
+from magmerge.checkpoints.adapters.formats.keys import Roles, by_module
+from magmerge.checkpoints.adapters.formats.lora_config import (
+    AGAINST,
+    check_config,
+    config_fields,
+    sound_scale,
+)
+from magmerge.checkpoints.adapters.names.vocabulary import COMPONENTS, is_text, lone, prefixed
+from magmerge.checkpoints.adapters.nouns import Adapter, Content, Encoded
+from magmerge.core.errors import AdapterError, shortened
 from magmerge.core.models import Checkpoint
 from magmerge.core.types import Naming
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+ENTRY = "lora_adapter_metadata"
+REMEDY = f"remove the entry {ENTRY} from the header, or restore it"
 _TEXT_LEAVES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 _OLD_ATTENTION = re.compile(r"(.+\.attn\d?)\.(to_q|to_k|to_v|to_out\.0|add_k_proj|add_v_proj)")
 
 
-def read_diffusers(
-    checkpoint: Checkpoint, metadata: Mapping[str, str], naming: Naming
-) -> StoredAdapter:
-    """The adapter of a file in diffusers' manner, new or old; modules get diffusers' new names."""
+def read_diffusers(checkpoint: Checkpoint, metadata: Mapping[str, str], naming: Naming) -> Adapter:
+    """The adapter of a file in diffusers' manner, new or old; modules get diffusers' new names.
+
+    AdapterError for modules of no diffusion model, and for settings other than plain LoRA's.
+    """
     modules = by_module(checkpoint, canonical)
-    _check_components(checkpoint, list(modules))
-    configs = diffusers_metadata.read(metadata, checkpoint.source)
-    stored = {}
-    for name, roles in modules.items():
-        scale = diffusers_metadata.scale(checkpoint, name, roles, configs)
-        stored[name] = stored_module(checkpoint, name, roles, scale)
-    return StoredAdapter(
-        checkpoint.source, checkpoint.files, naming, stored, metadata=dict(metadata)
-    )
+    strange = [name for name in modules if prefixed(name) is None]
+    if strange:
+        raise AdapterError(
+            f"{len(strange)} of its modules are of no model of a diffusion pipeline, and no "
+            f"adapter_config.json says how they are scaled: {shortened(strange)}",
+            source=checkpoint.source,
+            remedy="give the adapter's folder, with its adapter_config.json",
+        )
+    configs = _configs(metadata, checkpoint.source)
+    stored = {
+        name: stored_module(checkpoint, name, roles, _scale(checkpoint, name, roles, configs))
+        for name, roles in modules.items()
+    }
+    return Adapter(checkpoint.source, checkpoint.files, naming, stored, metadata=metadata)
 
 
 def canonical(module: str) -> str:
@@ -49,52 +63,102 @@ def canonical(module: str) -> str:
     bare = module.replace(".processor.", ".")
     old = bare.endswith("_lora")
     path, _, leaf = bare.removesuffix("_lora").rpartition(".")
-    part = prefixed(bare) or told(bare)
+    part = prefixed(bare) or lone(bare)
     if old and path:
         in_text = part is not None and is_text(part.component)
         own = _TEXT_LEAVES.get(leaf, leaf) if in_text else "to_out.0" if leaf == "to_out" else leaf
         bare = f"{path}.{own}"
-        part = prefixed(bare) or told(bare)
+        part = prefixed(bare) or lone(bare)
     return bare if part is None else str(part)
 
 
-def _check_components(checkpoint: Checkpoint, names: list[str]) -> None:
-    strange = [name for name in names if prefixed(name) is None]
-    if strange:
-        raise AdapterError(
-            f"{len(strange)} of its modules are of no model of a diffusion pipeline, and no "
-            f"adapter_config.json says how they are scaled: {listing(strange)}",
-            source=checkpoint.source,
-            remedy="give the adapter's folder, with its adapter_config.json",
-        )
+def _configs(metadata: Mapping[str, str], source: str) -> dict[str, dict[str, Any]]:
+    """PEFT's settings of each component; under "" those of a file that names no component.
+
+    AdapterError for an entry that is no JSON object, and for settings other than plain LoRA's.
+    """
+    if ENTRY not in metadata:
+        return {}
+    try:
+        entries = json.loads(metadata[ENTRY])
+    except (ValueError, RecursionError) as error:
+        raise _fault(f"is no JSON: {error}", source) from error
+    if not isinstance(entries, dict):
+        raise _fault("is no JSON object", source)
+    configs: dict[str, dict[str, Any]] = {}
+    for key, value in entries.items():
+        component, _, name = key.partition(".")
+        if component not in COMPONENTS or not name:
+            component, name = "", key
+        configs.setdefault(component, {})[name] = value
+    for config in configs.values():
+        check_config({**config, "peft_type": "LORA"}, source)
+    return configs
+
+
+def _scale(
+    checkpoint: Checkpoint, name: str, roles: Roles, configs: Mapping[str, Mapping[str, Any]]
+) -> float | None:
+    """The scale of a module's task vector as the settings have it; None where they say nothing."""
+    part = prefixed(name)
+    if part is None or "down" not in roles:
+        return None
+    config = configs.get(part.component, configs.get(""))
+    shape = checkpoint.specs[roles["down"]].shape
+    if config is None or not shape or not shape[0]:
+        return None
+    entry, key = f"its header entry {ENTRY}", roles["down"]
+    return sound_scale(
+        part.name, shape[0], config, checkpoint.source, entry=entry, remedy=REMEDY, key=key
+    )
 
 
 def write_diffusers(content: Content) -> Encoded:
-    """One file for diffusers: scales are multiplied into the up factors, so that any version of
-    the loader, which takes a scale of 1 where none is told, gives the same task vectors.
+    """One file for diffusers, new or, for that naming, old: scales are multiplied into the up
+    factors, so that any version of the loader, which takes a scale of 1 where none is told, gives
+    the same task vectors.
     """
+    from magmerge.checkpoints.adapters.formats.products import stored_factors
+
+    old = content.naming == "diffusers_old"
     tensors: dict[str, Tensor] = {}
-    for name, (up, down, _) in stored_factors(_unscaled(content)):
-        tensors[f"{name}.lora_A.weight"] = down
-        tensors[f"{name}.lora_B.weight"] = up
-    return Encoded(tensors, diffusers_metadata.updated(content), {})
+    for name, (up, down, _) in stored_factors(content, unscaled=True):
+        start, low, high = (_old_start(name), "down", "up") if old else (name, "lora_A", "lora_B")
+        tensors[f"{start}.{low}.weight"] = down
+        tensors[f"{start}.{high}.weight"] = up
+    return Encoded(tensors, other_entries(content) if old else _entries(content), {})
 
 
-def write_diffusers_old(content: Content) -> Encoded:
-    """One file in the manner of diffusers' first LoRA files; scales are in the up factors."""
-    tensors: dict[str, Tensor] = {}
-    for name, (up, down, _) in stored_factors(_unscaled(content)):
-        start = _old_start(name)
-        tensors[f"{start}.down.weight"] = down
-        tensors[f"{start}.up.weight"] = up
-    return Encoded(tensors, diffusers_metadata.dropped(content), {})
+def _entries(content: Content) -> dict[str, str]:
+    """The header's entries for the content once its scales are in the up factors.
+
+    The settings are told anew where the input told them, and where ranks differ: from them a
+    loader would guess other scales.
+    """
+    metadata = other_entries(content)
+    before = _configs(content.metadata, "the adapter")
+    names: dict[str, dict[str, int]] = {}
+    for name, factors in content.modules.items():
+        part = prefixed(name)
+        if part is not None:
+            # Newer versions of transformers have no text_model in their names; PEFT matches ends.
+            own = part.name.removeprefix("text_model.") if is_text(part.component) else part.name
+            names.setdefault(part.component, {})[own] = len(factors.down)
+    if not before and all(len(set(ranks.values())) == 1 for ranks in names.values()):
+        return metadata
+    entries: dict[str, Any] = {}
+    for component, ranks in names.items():
+        kept = before.get(component, before.get("", {}))
+        config = {key: value for key, value in kept.items() if key not in AGAINST}
+        config |= config_fields({name: (rank, 1.0) for name, rank in ranks.items()})
+        entries |= {f"{component}.{key}": value for key, value in config.items()}
+    return {**metadata, ENTRY: json.dumps(entries, indent=2, sort_keys=True)}
 
 
-def _unscaled(content: Content) -> Content:
-    from magmerge.checkpoints.adapters.formats.products import scaled
-
-    modules = {name: scaled(factors) for name, factors in content.modules.items()}
-    return replace(content, modules=modules)
+def other_entries(content: Content) -> dict[str, str]:
+    """The header's entries without PEFT's settings."""
+    rest = {key: text for key, text in content.metadata.items() if key != ENTRY}
+    return {"format": "pt", **rest}
 
 
 def _old_start(name: str) -> str:
@@ -108,3 +172,7 @@ def _old_start(name: str) -> str:
     if attention is None:
         return f"{name}.lora"
     return f"{attention[1]}.processor.{attention[2].removesuffix('.0')}_lora"
+
+
+def _fault(problem: str, source: str) -> AdapterError:
+    return AdapterError(f"its header entry {ENTRY} {problem}", source=source, remedy=REMEDY)

@@ -1,30 +1,35 @@
-"""The endings of keys in adapter files: which factor of which module a tensor is."""
+"""The keys of adapter files: which factor of which module a tensor is, in whose manner."""
 
 from __future__ import annotations
 
 import re
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple, TypeAlias
+
+from magmerge.core.errors import AdapterError, printable, shortened
+from magmerge.core.models import Checkpoint
 
 Role = Literal[
-    "up",
-    "down",
-    "mid",
-    "alpha",
-    "hada_w1_a",
-    "hada_w1_b",
-    "hada_w2_a",
-    "hada_w2_b",
-    "lokr_w1",
-    "lokr_w1_a",
-    "lokr_w1_b",
-    "lokr_w2",
-    "lokr_w2_a",
-    "lokr_w2_b",
-]
+    "up", "down", "mid", "alpha", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b",
+    "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b",
+]  # fmt: skip
 """What a tensor is to its module. LyCORIS' roles have the names of its keys."""
 
 Style = Literal["peft", "kohya", "comfy", "diffusers_old", "diffusers"]
 """Whose manner of naming a key is in."""
+
+
+STYLES: Mapping[Style, str] = {
+    "peft": "PEFT",
+    "kohya": "kohya",
+    "comfy": "ComfyUI",
+    "diffusers_old": "old diffusers",
+    "diffusers": "diffusers",
+}
+AGAIN = "fetch the adapter once more"
+
+Roles: TypeAlias = dict[Role, str]
+"""A module's keys by what they are to it."""
 
 
 class Key(NamedTuple):
@@ -43,19 +48,18 @@ class Refusal(NamedTuple):
 
 PEFT = "base_model.model."
 _SAVED_AS = r"(?:\.default(?:_\d+)?)?"
-_FACTORS: tuple[tuple[re.Pattern[str], Role], ...] = (
-    (re.compile(rf"(.+)\.lora_B{_SAVED_AS}\.weight"), "up"),
-    (re.compile(rf"(.+)\.lora_A{_SAVED_AS}\.weight"), "down"),
-    (re.compile(r"(.+)\.lora_up\.weight"), "up"),
-    (re.compile(r"(.+)\.lora_down\.weight"), "down"),
-    (re.compile(r"(.+)\.lora_mid\.weight"), "mid"),
+_FACTORS: tuple[tuple[re.Pattern[str], Role, Style | None], ...] = (
+    (re.compile(rf"(.+)\.lora_B{_SAVED_AS}\.weight"), "up", None),
+    (re.compile(rf"(.+)\.lora_A{_SAVED_AS}\.weight"), "down", None),
+    (re.compile(r"(.+)\.lora_up\.weight"), "up", None),
+    (re.compile(r"(.+)\.lora_down\.weight"), "down", None),
+    (re.compile(r"(.+)\.lora_mid\.weight"), "mid", None),
+    (re.compile(r"(.+)\.lora(?:_linear_layer)?\.up\.weight"), "up", "diffusers_old"),
+    (re.compile(r"(.+)\.lora(?:_linear_layer)?\.down\.weight"), "down", "diffusers_old"),
+    (re.compile(r"(.+_lora)\.up\.weight"), "up", "diffusers_old"),
+    (re.compile(r"(.+_lora)\.down\.weight"), "down", "diffusers_old"),
 )
-_OLD_FACTORS: tuple[tuple[re.Pattern[str], Role], ...] = (
-    (re.compile(r"(.+)\.lora(?:_linear_layer)?\.up\.weight"), "up"),
-    (re.compile(r"(.+)\.lora(?:_linear_layer)?\.down\.weight"), "down"),
-    (re.compile(r"(.+_lora)\.up\.weight"), "up"),
-    (re.compile(r"(.+_lora)\.down\.weight"), "down"),
-)
+"""Endings of factors. Without a style it is the module's name that tells."""
 _EMBEDDING = re.compile(rf".+\.lora_embedding_[AB]{_SAVED_AS}")
 _LYCORIS = re.compile(r"(.+)\.(hada_w[12]_[ab]|lokr_w[12](?:_[ab])?)")
 _ALPHA = re.compile(r"(.+)\.alpha")
@@ -68,10 +72,7 @@ _REFUSED = (
     (r"oft_(?:blocks|diag|R[\w.]*)", "OFT turns the base itself"),
     (r"hada_t[12]", "a LoHa with a Tucker core (t1, t2) is no product of low-rank matrices"),
     (r"lokr_t2", "a LoKr with a Tucker core (t2) has no factors of low rank"),
-    (
-        r"processor\.(?:qkv|proj)_lora[12]?\.(?:up|down)\.weight",
-        "XLabs' way of naming is not known",
-    ),
+    (r"processor\.(?:qkv|proj)_lora[12]?\.(?:up|down)\.weight", "XLabs' names are not known"),
     (r"vera_lambda_[\w.]+", "VeRA shares random factors among modules"),
 )
 _REFUSED_IN_FILES = (
@@ -83,9 +84,9 @@ _REFUSED_IN_FILES = (
     (r"set_weight|reshape_weight", "it replaces or reshapes the base's weight"),
 )
 """Endings that a model's own layers might have: telling only after an adapter's kind of name."""
-_REFUSALS = tuple((re.compile(rf"(.+)\.(?:{ending})"), why) for ending, why in _REFUSED)
-_REFUSALS_IN_FILES = tuple(
-    (re.compile(rf"(.+)\.(?:{ending})"), why) for ending, why in _REFUSED_IN_FILES
+_REFUSALS, _REFUSALS_IN_FILES = (
+    tuple((re.compile(rf"(.+)\.(?:{ending})"), why) for ending, why in table)
+    for table in (_REFUSED, _REFUSED_IN_FILES)
 )
 
 
@@ -94,12 +95,9 @@ def read_key(key: str) -> Key | Refusal | None:
     refusal = _refusal(key)
     if refusal is not None:
         return refusal
-    for pattern, role in _FACTORS:
+    for pattern, role, style in _FACTORS:
         if match := pattern.fullmatch(key):
-            return Key(match[1], role, _style(match[1]))
-    for pattern, role in _OLD_FACTORS:
-        if match := pattern.fullmatch(key):
-            return Key(match[1], role, "diffusers_old")
+            return Key(match[1], role, style or _style(match[1]))
     if _EMBEDDING.fullmatch(key):
         return Key(key, "up", "peft")
     if match := _LYCORIS.fullmatch(key):
@@ -127,3 +125,82 @@ def _style(module: str) -> Style:
     if _KOHYA.fullmatch(module):
         return "kohya"
     return "comfy" if _COMFY.fullmatch(module) else "diffusers"
+
+
+def is_adapter_file(checkpoint: Checkpoint) -> bool:
+    """Whether any key is one that only adapters have, of a format that is read or refused."""
+    return any(_is_evidence(read_key(key)) for key in checkpoint.specs)
+
+
+def style_of(checkpoint: Checkpoint) -> Style:
+    """In whose manner the file names its modules; AdapterError where it is no sound adapter."""
+    if not checkpoint.specs:
+        raise AdapterError("it holds no tensors", source=checkpoint.source, remedy=AGAIN)
+    keys = {name: read_key(name) for name in checkpoint.specs}
+    if not any(map(_is_evidence, keys.values())):
+        raise AdapterError(
+            f"it is no adapter: none of its keys is one's ({shortened(list(keys))})",
+            source=checkpoint.source,
+            remedy="name a LoRA file, or merge whole models with their base",
+        )
+    for name, key in keys.items():
+        if isinstance(key, Refusal):
+            raise AdapterError(
+                f"refused: {key.reason}",
+                source=checkpoint.source,
+                tensor=name,
+                remedy="merge it into its base with the program that made it, and give the whole "
+                "models",
+            )
+    check_known([name for name, key in keys.items() if key is None], checkpoint.source)
+    styles: dict[Style, str] = {}
+    for name, key in keys.items():
+        if isinstance(key, Key) and key.style is not None:
+            styles.setdefault(key.style, name)
+    if len(styles) > 1:
+        text = " and ".join(
+            f"{STYLES[style]} ({printable(name)})" for style, name in styles.items()
+        )
+        raise AdapterError(
+            f"it mixes keys of several formats: {text}",
+            source=checkpoint.source,
+            remedy="split the file by format: only the adapter's author knows which part counts",
+        )
+    return next(iter(styles))
+
+
+def _is_evidence(key: Key | Refusal | None) -> bool:
+    return isinstance(key, Refusal) or (key is not None and key.style is not None)
+
+
+def check_known(unknown: Sequence[str], source: str) -> None:
+    """AdapterError if there are keys of an adapter's file that are no adapter's."""
+    if unknown:
+        raise AdapterError(
+            f"{len(unknown)} of its keys are no adapter's: {shortened(unknown)}",
+            source=source,
+            remedy="give a file or folder that holds an adapter and nothing else",
+        )
+
+
+def by_module(checkpoint: Checkpoint, canonical: Callable[[str], str]) -> dict[str, Roles]:
+    """Each module's keys, in the order of the file; `canonical` gives a module's name."""
+    modules: dict[str, Roles] = {}
+    for name in checkpoint.specs:
+        key = read_key(name)
+        assert isinstance(key, Key)
+        roles = modules.setdefault(canonical(key.module), {})
+        if key.role in roles:
+            raise second_key(
+                f"it is the same factor of the same module as {printable(roles[key.role])}",
+                checkpoint.source,
+                name,
+            )
+        roles[key.role] = name
+    return modules
+
+
+def second_key(problem: str, source: str, name: str) -> AdapterError:
+    """That two keys are of one factor."""
+    remedy = "remove the one that does not belong to this adapter"
+    return AdapterError(problem, source=source, tensor=name, remedy=remedy)

@@ -6,14 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from magmerge.checkpoints.adapters.formats.diffusers_metadata import ENTRY
+from magmerge.checkpoints.adapters.formats.diffusers import ENTRY
 from magmerge.checkpoints.adapters.formats.headers import stored_module
-from magmerge.checkpoints.adapters.formats.sorting import by_module
-from magmerge.checkpoints.adapters.formats.stored import StoredAdapter
-from magmerge.checkpoints.adapters.formats.writable import stored_factors
-from magmerge.checkpoints.adapters.names.flat import flat
-from magmerge.checkpoints.adapters.names.kohya import Flavour, flavour
-from magmerge.checkpoints.adapters.nouns import Content, Encoded
+from magmerge.checkpoints.adapters.formats.keys import by_module
+from magmerge.checkpoints.adapters.names.naming import flavour
+from magmerge.checkpoints.adapters.names.vocabulary import flat
+from magmerge.checkpoints.adapters.nouns import Adapter, Content, Encoded
 from magmerge.core.models import Checkpoint
 
 if TYPE_CHECKING:
@@ -23,16 +21,13 @@ _COMFY_ENCODERS = {"clip_l": "lora_te1_", "clip_g": "lora_te2_", "t5xxl": "lora_
 _COMFY_TEXT = re.compile(r"text_encoders\.([a-z0-9_]+)\.transformer\.(.+)")
 
 
-def read_kohya(checkpoint: Checkpoint, metadata: Mapping[str, str]) -> StoredAdapter:
+def read_kohya(checkpoint: Checkpoint, metadata: Mapping[str, str]) -> Adapter:
     """The adapter of a file whose keys are in kohya's manner, or in ComfyUI's, which only differ
     from it by dots and the prefix.
     """
     modules = by_module(checkpoint, canonical)
     stored = {name: stored_module(checkpoint, name, roles) for name, roles in modules.items()}
-    naming: Flavour = flavour(stored)
-    return StoredAdapter(
-        checkpoint.source, checkpoint.files, naming, stored, metadata=dict(metadata)
-    )
+    return Adapter(checkpoint.source, checkpoint.files, flavour(stored), stored, metadata=metadata)
 
 
 def canonical(module: str) -> str:
@@ -47,6 +42,8 @@ def write_kohya(content: Content) -> Encoded:
     """One file: for each module its factors, and alpha such that alpha / rank is its scale."""
     import torch
 
+    from magmerge.checkpoints.adapters.formats.products import stored_factors
+
     tensors: dict[str, Tensor] = {}
     alphas: dict[str, float] = {}
     for name, (up, down, scale) in stored_factors(content):
@@ -55,16 +52,12 @@ def write_kohya(content: Content) -> Encoded:
         alphas[name] = scale * down.shape[0]
         tensors[f"{name}.alpha"] = torch.tensor(alphas[name], dtype=torch.float32)
     ranks = {len(factors.down) for factors in content.modules.values()}
-    metadata = {
-        **{key: text for key, text in content.metadata.items() if key != ENTRY},
-        **_told(content.metadata, "ss_network_dim", ranks),
-        **_told(content.metadata, "ss_network_alpha", set(alphas.values())),
+    metadata = {key: text for key, text in content.metadata.items() if key != ENTRY}
+    values: dict[str, set[int] | set[float]] = {
+        "ss_network_dim": ranks,
+        "ss_network_alpha": set(alphas.values()),
     }
+    for key in values.keys() & metadata.keys():
+        # kohya's word for several values.
+        metadata[key] = str(*values[key]) if len(values[key]) == 1 else "Dynamic"
     return Encoded(tensors, metadata, {})
-
-
-def _told(metadata: Mapping[str, str], key: str, values: set[int] | set[float]) -> dict[str, str]:
-    """The entry anew, where the input had it: kohya's word for several values is Dynamic."""
-    if key not in metadata:
-        return {}
-    return {key: str(next(iter(values))) if len(values) == 1 else "Dynamic"}

@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from magmerge.checkpoints import lora
-from magmerge.checkpoints.adapters.formats.headers import checked_scale, stored_module
-from magmerge.checkpoints.adapters.formats.sorting import AGAIN, Roles, listing
-from magmerge.checkpoints.adapters.formats.stored import StoredAdapter, StoredModule, StoredTensor
-from magmerge.checkpoints.adapters.nouns import ModuleSpec
+from magmerge.checkpoints.adapters.formats.diffusers import other_entries
+from magmerge.checkpoints.adapters.formats.headers import stored_module
+from magmerge.checkpoints.adapters.formats.keys import AGAIN, PEFT, Roles, check_known, second_key
+from magmerge.checkpoints.adapters.formats.lora_config import (
+    AGAINST,
+    CONFIG,
+    REFUSED_IN_FOLDERS,
+    check_config,
+    config_fields,
+    sound_scale,
+)
+from magmerge.checkpoints.adapters.names.naming import in_parts
+from magmerge.checkpoints.adapters.names.vocabulary import Part, prefixed
+from magmerge.checkpoints.adapters.nouns import Adapter, Content, Encoded, Module, Replacement
 from magmerge.core.errors import AdapterError
 from magmerge.core.models import Checkpoint
-from magmerge.core.types import TensorSpec
 
-_REFUSED = {
-    "use_qalora": "its A factors act on pooled inputs",
-    "use_bdlora": "its factors are blocks on a diagonal",
-    "arrow_config": "it chooses among adapters for each token",
-    "kasa_config": "it has singular values between its factors, and changes the base",
-    "monteclora_config": "its factors are samples of a distribution",
-}
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+_FACTOR = re.compile(
+    r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(?:\.default)?(?:\.weight)?$"
+)
+_MAGNITUDE = re.compile(r"\.lora_(magnitude|mag)|\.lora_B(\.default)?\.bias$")
+
+
+@dataclass(slots=True)
+class _Keys:
+    """An adapter's keys, sorted by what they are, under its own names for the modules."""
+
+    modules: dict[str, Roles] = field(default_factory=dict)
+    replaced: dict[str, str] = field(default_factory=dict)
+    embeddings: set[str] = field(default_factory=set)
+    spare: set[str] = field(default_factory=set)
 
 
 def read_peft(
@@ -29,94 +52,175 @@ def read_peft(
     config: Mapping[str, Any],
     files: Sequence[Path],
     metadata: Mapping[str, str],
-) -> StoredAdapter:
+) -> Adapter:
     """The adapter of one model. Modules are named as in the model, without base_model.model.
 
     AdapterError for anything but plain LoRA, and for keys that do not go together.
     """
-    _check(checkpoint, config)
-    found = lora.sort_keys(checkpoint)
-    replaced_keys = list(found.replaced.values())
-    factors = [*found.down.values(), *found.up.values()]
-    _check_keys(checkpoint, factors, replaced_keys, found.spare)
-    stored: dict[str, StoredModule] = {}
-    for name in found.down:
-        roles: Roles = {"up": found.up[name], "down": found.down[name]}
-        stored[name] = _module(checkpoint, name, roles, config, name in found.embeddings)
-    replaced = {
-        name: StoredTensor(
-            TensorSpec(name, checkpoint.specs[key].shape, checkpoint.specs[key].dtype),
-            checkpoint,
-            key,
+    check_config(config, checkpoint.source, REFUSED_IN_FOLDERS)
+    keys = _sorted(checkpoint)
+    stored = {name: _module(checkpoint, name, keys, config) for name in keys.modules}
+    replaced = {name: Replacement.of(checkpoint, key, name) for name, key in keys.replaced.items()}
+    return Adapter(checkpoint.source, tuple(files), "peft", stored, replaced, metadata, config)
+
+
+def _sorted(adapter: Checkpoint) -> _Keys:
+    """What each key of an adapter is; AdapterError for half pairs, unknown keys, keys twice."""
+    keys = _Keys()
+    for key in adapter.specs:
+        if _MAGNITUDE.search(key):
+            raise AdapterError(
+                "refused: a DoRA magnitude or a LoRA bias",
+                source=adapter.source,
+                tensor=key,
+                remedy="merge it into its base with PEFT and give the whole model",
+            )
+        path = key.removeprefix(PEFT)
+        match = _FACTOR.match(path)
+        if match is None:
+            _sort_replaced(keys, path, key)
+            continue
+        roles = keys.modules.setdefault(match["module"], {})
+        roles["down" if match["factor"] == "A" else "up"] = key
+        # PEFT keeps an embedding's task vector as [features, tokens].
+        if match["embedding"]:
+            keys.embeddings.add(match["module"])
+    halves = sorted(name for name, roles in keys.modules.items() if len(roles) == 1)
+    if halves:
+        raise AdapterError(
+            f"half of a pair is missing for {', '.join(halves)}",
+            source=adapter.source,
+            remedy=f"{AGAIN}: each module needs lora_A and lora_B",
         )
-        for name, key in found.replaced.items()
-    }
-    return StoredAdapter(
-        checkpoint.source, tuple(files), "peft", stored, replaced, dict(metadata), dict(config)
+    if not keys.modules and not keys.replaced:
+        raise AdapterError("it holds no tensors", source=adapter.source, remedy=AGAIN)
+    factors = {key for roles in keys.modules.values() for key in roles.values()}
+    known = factors | keys.spare | set(keys.replaced.values())
+    for key in adapter.specs:
+        if key not in known:
+            problem = "another key is of the same factor of the same module"
+            raise second_key(problem, adapter.source, key)
+    strange = [key for key in keys.replaced.values() if not key.startswith(PEFT) or not factors]
+    check_known(strange, adapter.source)
+    return keys
+
+
+def _sort_replaced(keys: _Keys, path: str, key: str) -> None:
+    """One tensor of the model's own; PEFT saves some embeddings as trained and as they were too."""
+    if ".original_module." in path:
+        keys.spare.add(key)
+        return
+    clean = re.sub(r"\.modules_to_save\.(default\.)?", ".", path).replace(".base_layer.", ".")
+    before = keys.replaced.get(clean)
+    if before is not None and ".modules_to_save." in before:
+        keys.spare.add(key)
+        return
+    if before is not None and ".modules_to_save." in path:
+        keys.spare.add(before)
+    keys.replaced[clean] = key
+
+
+def _module(checkpoint: Checkpoint, name: str, keys: _Keys, config: Mapping[str, Any]) -> Module:
+    roles = keys.modules[name]
+    shape = checkpoint.specs[roles["down"]].shape
+    scale = 1.0
+    if shape and shape[0]:
+        remedy = f"restore lora_alpha in {CONFIG}"
+        scale = sound_scale(
+            name, shape[0], config, checkpoint.source, entry=CONFIG, remedy=remedy, key=name
+        )
+    module = stored_module(checkpoint, name, roles, scale)
+    if name not in keys.embeddings:
+        return module
+    return module._replace(spec=dataclasses.replace(module.spec, kind="embedding"))
+
+
+def write_peft(content: Content) -> dict[str, Encoded]:
+    """One folder's files for each model; "" is the name where there is only one."""
+    if not in_parts([*content.modules, *content.whole]):
+        return {"": _folder(content)}
+    components = dict.fromkeys(_part(name).component for name in (*content.modules, *content.whole))
+    return {component: _folder(_inside(component, content)) for component in components}
+
+
+def _inside(component: str, content: Content) -> Content:
+    """What of an adapter is of one model, and what an input of several folders had in this one's
+    configuration.
+    """
+
+    def own(table: Mapping[str, T]) -> dict[str, T]:
+        parts = {name: _part(name) for name in table}
+        return {
+            parts[n].name: entry for n, entry in table.items() if parts[n].component == component
+        }
+
+    config = content.config.get(component)
+    return dataclasses.replace(
+        content,
+        modules=own(content.modules),
+        kinds=own(content.kinds),
+        whole=own(content.whole),
+        config=config if isinstance(config, Mapping) else {},
     )
 
 
-def _module(
-    checkpoint: Checkpoint, name: str, roles: Roles, config: Mapping[str, Any], embedding: bool
-) -> StoredModule:
-    shape = checkpoint.specs[roles["down"]].shape
-    rank = shape[0] if shape else 0
-    scale = 1.0
-    if rank:
-        scale = _scale(checkpoint, name, rank, config)
-    module = stored_module(checkpoint, name, roles, scale)
-    if not embedding:
-        return module
-    spec = module.spec
-    kind = ModuleSpec(name, "embedding", spec.shape, spec.rank, spec.scale, spec.dtype)
-    return StoredModule(kind, checkpoint, module.keys, module.product)
+def _part(name: str) -> Part:
+    part = prefixed(name)
+    assert part is not None
+    return part
 
 
-def _scale(checkpoint: Checkpoint, name: str, rank: int, config: Mapping[str, Any]) -> float:
-    remedy = f"restore lora_alpha in {lora.CONFIG}"
-    try:
-        scale = lora.scale_of(name, rank, config)
-    except AdapterError as error:
-        problem = f"{lora.CONFIG}: {error.problem}"
-        raise AdapterError(problem, source=checkpoint.source, remedy=remedy) from error
-    except OverflowError as error:
-        problem = f"{lora.CONFIG}: lora_alpha is too large for {name}"
-        raise AdapterError(problem, source=checkpoint.source, remedy=remedy) from error
-    return checked_scale(scale * rank, scale, checkpoint.source, name, remedy)
+def _folder(content: Content) -> Encoded:
+    from magmerge.checkpoints.adapters.formats.products import stored_factors
 
-
-def _check(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
-    if not checkpoint.specs:
-        raise AdapterError("it holds no tensors", source=checkpoint.source, remedy=AGAIN)
-    lora.check_config(config, checkpoint.source)
-    for key, why in _REFUSED.items():
-        if config.get(key):
-            raise AdapterError(
-                f"refused: it sets {key}: {why}",
-                source=checkpoint.source,
-                remedy="merge it into its base with PEFT (merge_and_unload) and give the whole "
-                "models",
-            )
-
-
-def _check_keys(
-    checkpoint: Checkpoint, factors: Sequence[str], replaced: Sequence[str], spare: Collection[str]
-) -> None:
-    keys = {*factors, *replaced, *spare}
-    twice = [key for key in checkpoint.specs if key not in keys]
-    if twice:
+    if not content.modules:
         raise AdapterError(
-            "another key is of the same factor of the same module",
-            source=checkpoint.source,
-            tensor=twice[0],
-            remedy="remove the one that does not belong to this adapter",
+            f"it replaces {', '.join(content.whole)} and adapts no module",
+            remedy="merge these as whole models",
         )
-    strange = [key for key in replaced if not key.startswith(lora.PREFIX)]
-    if not factors:
-        strange = list(replaced)
-    if strange:
-        raise AdapterError(
-            f"{len(strange)} of its keys are no adapter's: {listing(strange)}",
-            source=checkpoint.source,
-            remedy="give a folder that holds an adapter and nothing else",
-        )
+    tensors: dict[str, Tensor] = {}
+    for name, (up, down, _) in stored_factors(content):
+        what, ending = ("embedding_", "") if content.kinds[name] == "embedding" else ("", ".weight")
+        tensors[f"{PEFT}{name}.lora_{what}A{ending}"] = down
+        tensors[f"{PEFT}{name}.lora_{what}B{ending}"] = up
+    for name, tensor in content.whole.items():
+        path, _, leaf = name.rpartition(".")
+        # PEFT saves the own weight of an adapted layer under the layer that it wraps.
+        own = f"{path}.base_layer.{leaf}" if path in content.modules else name
+        tensors[f"{PEFT}{own}"] = tensor.contiguous()
+    text = json.dumps(_config(content), indent=2, sort_keys=True)
+    return Encoded(tensors, other_entries(content), {CONFIG: f"{text}\n"})
+
+
+def _config(content: Content) -> dict[str, Any]:
+    ranks = {name: (len(factors.down), factors.scale) for name, factors in content.modules.items()}
+    return {
+        "base_model_name_or_path": None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "lora_dropout": 0.0,
+        "task_type": None,
+        **{key: value for key, value in content.config.items() if key not in AGAINST},
+        **config_fields(ranks),
+        "modules_to_save": _modules_to_save(content),
+        "peft_type": "LORA",
+    }
+
+
+def _modules_to_save(content: Content) -> list[str] | None:
+    """The input's modules_to_save that are here, and the modules that these leave out."""
+    before = content.config.get("modules_to_save")
+    names = [str(name) for name in before] if isinstance(before, list | tuple) else []
+    paths = [name.rpartition(".")[0] for name in content.whole]
+    saved = [name for name in names if any(_covers([name], path) for path in paths)]
+    for name, path in zip(content.whole, paths, strict=True):
+        bias = content.config.get("bias", "none") != "none" and name.endswith(".bias")
+        if path not in content.modules and not bias and not _covers(saved, path):
+            saved.append(path)
+    return saved or None
+
+
+def _covers(saved: list[str], path: str) -> bool:
+    """Whether one of the names is a run of the path's parts."""
+    return any(f".{name}." in f".{path}." for name in saved)

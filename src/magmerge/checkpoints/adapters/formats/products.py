@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from magmerge.checkpoints.adapters.nouns import LowRank
+from magmerge.checkpoints.adapters.nouns import Content, LowRank
 
 Factors = tuple[Tensor, Tensor]
 
@@ -17,9 +19,7 @@ def plain(up: Float[Tensor, "out r ..."], down: Float[Tensor, "r cols ..."]) -> 
 
 
 def tucker(
-    up: Float[Tensor, "out r ..."],
-    down: Float[Tensor, "r cols ..."],
-    mid: Float[Tensor, "r r ..."],
+    up: Float[Tensor, "out r ..."], down: Float[Tensor, "r cols ..."], mid: Float[Tensor, "r r ..."]
 ) -> Factors:
     """A convolution in three factors: `mid` is folded into `down`.
 
@@ -57,8 +57,8 @@ def kronecker(
     rows, columns = w1.shape
     if w2_b.shape[0] > min(w2_a.shape[0], w2_b.shape[1]):
         return _full(torch.kron(w1.double(), w2_a.double() @ w2_b.double()), w2_a)
-    one = torch.eye(min(rows, columns), dtype=torch.float64)
-    left, right = (one, w1.double()) if rows < columns else (w1.double(), one)
+    eye = torch.eye(min(rows, columns), dtype=torch.float64)
+    left, right = (eye, w1.double()) if rows < columns else (w1.double(), eye)
     up, down = torch.kron(left, w2_a.double()), torch.kron(right, w2_b.double())
     return _arithmetic(up, w2_a), _arithmetic(down, w2_b)
 
@@ -81,9 +81,9 @@ def kronecker_of_factors(
 def _full(delta: Float[Tensor, "out cols"], stored: Tensor) -> Factors:
     """A task vector of full rank: one factor is the identity, the other all of it."""
     rows, columns = delta.shape
-    one = _arithmetic(torch.eye(min(rows, columns)), stored)
+    eye = _arithmetic(torch.eye(min(rows, columns)), stored)
     full = _arithmetic(delta, stored)
-    return (one, full) if rows <= columns else (full, one)
+    return (eye, full) if rows <= columns else (full, eye)
 
 
 def scaled(factors: LowRank) -> LowRank:
@@ -101,3 +101,27 @@ def _arithmetic(product: Tensor, stored: Tensor) -> Tensor:
 
 def _wide(stored: Tensor) -> torch.dtype:
     return torch.float64 if stored.dtype == torch.float64 else torch.float32
+
+
+def stored_factors(content: Content, *, unscaled: bool = False) -> Iterator[tuple[str, LowRank]]:
+    """Each module's factors as files hold them: contiguous, in memory of their own, and the up
+    factor of a convolution with a kernel of ones. `unscaled`: with scale 1.
+    """
+    seen: set[int] = set()
+    for name, factors in content.modules.items():
+        up, down, scale = scaled(factors) if unscaled else factors
+        kernel = [1] * (down.ndim - 2) if content.kinds[name] == "convolution" else []
+        wide = up.reshape(*up.shape, *kernel)
+        yield name, LowRank(_own(wide, seen), _own(down, seen), scale)
+
+
+def _own(tensor: Tensor, seen: set[int]) -> Tensor:
+    """The tensor, copied where another that is written has the same memory: safetensors refuses
+    those.
+    """
+    dense = tensor.contiguous()
+    storage = dense.untyped_storage()
+    if storage.data_ptr() in seen or storage.nbytes() != dense.numel() * dense.element_size():
+        dense = dense.clone()
+    seen.add(dense.untyped_storage().data_ptr())
+    return dense

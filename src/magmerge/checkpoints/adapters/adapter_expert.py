@@ -6,21 +6,19 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
-from magmerge.checkpoints.adapters.bases import Found, Place, base_name, find
-from magmerge.checkpoints.adapters.families import mismatch
+import torch
+from torch import Tensor
+
+from magmerge.checkpoints.adapters.factored import TILE, rows_between
 from magmerge.checkpoints.adapters.nouns import Adapter, LowRank
-from magmerge.checkpoints.kinds import kinds_of, read_model_config
-from magmerge.checkpoints.product import TILE, rows_between
-from magmerge.checkpoints.tied import shared_embeddings
+from magmerge.checkpoints.adapters.placement import Place, Placement, base_name, find, mismatch
+from magmerge.checkpoints.kinds import kinds_of, read_model_config, shared_embeddings
 from magmerge.core.errors import Fault
 from magmerge.core.models import OWN_BASE, Checkpoint, Expert
 from magmerge.core.pieces import cut
 from magmerge.core.types import TensorSpec
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from magmerge.linalg.device import moved
 
 KEPT = 8
 """Modules whose factors stay in memory, for the pieces that are read in turn."""
@@ -51,7 +49,7 @@ class AdapterExpert:
         self.notes = adapter.notes
         self.faults: list[Fault] = []
         self.absent: Mapping[str, Sequence[range]] = MappingProxyType({})
-        found = find(
+        placement = find(
             adapter.modules,
             adapter.naming,
             base,
@@ -60,12 +58,10 @@ class AdapterExpert:
         )
         self._read = lru_cache(KEPT)(adapter.read)
         self._places: dict[str, list[Place]] = {}
-        for place in found.places:
+        for place in placement.places:
             self._places.setdefault(place.tensor, []).append(place)
-        self._heads: frozenset[str] = frozenset()
         self._replaced = self._replacements(base)
-        self._check_tied(found, base)
-        lacking = self._report(found, base)
+        lacking = self._report(placement, base, self._check_tied(placement, base))
         self.specs = self._specs(base, lacking)
         self.untouched = frozenset(set(base.specs) - set(self._places) - set(self._replaced))
 
@@ -77,10 +73,6 @@ class AdapterExpert:
         """scale * up @ down in the rows of each module, in the dtype of `base`; or the replaced
         tensor less the base's; or zeros.
         """
-        import torch
-
-        from magmerge.linalg.device import moved
-
         if name in self._replaced:
             key, stop = self._replaced[name], start + base.numel()
             whole = moved(self.adapter.read_whole_part(key, start, stop), base, out).sub_(base)
@@ -100,15 +92,10 @@ class AdapterExpert:
 
     def changes_nothing(self, base: Checkpoint | None, names: Collection[str]) -> bool:  # noqa: ARG002 - its factors tell
         """Whether every module has a factor of zeros, as in an adapter that was never trained."""
-        return not self._replaced and not any(
-            bool(up.any()) and bool(down.any()) and scale != 0
-            for up, down, scale in map(self.adapter.read, self.adapter.modules)
-        )
+        return not self._replaced and self.adapter.is_zero()
 
     def equals(self, other: Expert, names: Collection[str]) -> bool:  # noqa: ARG002 - its factors tell
         """Whether both have the same factors, scaled alike, for the same modules."""
-        import torch
-
         if not isinstance(other, AdapterExpert):
             return False
         mine, theirs = self.adapter, other.adapter
@@ -129,25 +116,25 @@ class AdapterExpert:
 
     def _replacements(self, base: Checkpoint) -> dict[str, str]:
         """The base's tensors that the adapter replaces, to their names in the adapter."""
-        found: dict[str, str] = {}
+        replaced: dict[str, str] = {}
         for key in self.adapter.whole:
             target = base_name(key, base)
             # The weight of an adapted layer as it was saved beside its factors is one with them.
             own = {f"{place.module}.weight" for place in self._places.get(target or "", ())}
-            if target in found or (own and own != {key}):
+            if target in replaced or (own and own != {key}):
                 self._note(f"{target} has the task vector of two modules of {self.name}", WHOLE)
             elif target is not None:
-                found[target] = key
-        return found
+                replaced[target] = key
+        return replaced
 
-    def _check_tied(self, found: Found, base: Checkpoint) -> None:
+    def _check_tied(self, placement: Placement, base: Checkpoint) -> frozenset[str]:
         """A fault where the adapter changes embedding or head, which the base has one matrix for.
 
-        PEFT runs them as different matrices then.
+        PEFT runs them as different matrices then. What of `_lacking` these are.
         """
         shared = shared_embeddings(base)
         if not shared or self.adapter.config.get("ensure_weight_tying"):
-            return
+            return frozenset()
         touched = sorted(shared & (set(self._places) | set(self._replaced)))
         for name in touched:
             self._note(
@@ -156,45 +143,42 @@ class AdapterExpert:
                 UNTIE,
             )
         shapes = {base.specs[name].shape for name in shared}
-        modules, whole = self.adapter.modules, self.adapter.whole
-        heads = [name for name in found.lacking if modules[name].shape in shapes]
-        heads += [
-            name
-            for name, spec in whole.items()
-            if base_name(name, base) is None
-            and spec.shape in shapes
-            and name.removesuffix(".weight") not in heads
-        ]
+        own = {name: spec.shape for name, spec in self.adapter.whole.items()}
+        own |= {name: spec.shape for name, spec in self.adapter.modules.items()}
+        heads = [name for name in self._lacking(placement, base) if own[name] in shapes]
         for name in heads if not touched else ():
             self._note(
                 f"{name}: {self.name} changes the head, and in the base {base.source} "
                 f"{' and '.join(sorted(shared))} is both",
                 UNTIE,
             )
-        self._heads = frozenset(heads)
+        return frozenset(heads)
 
-    def _report(self, found: Found, base: Checkpoint) -> list[str]:
-        """Put into `faults` what does not fit; the modules and tensors that the base lacks."""
+    def _lacking(self, placement: Placement, base: Checkpoint) -> list[str]:
+        """The modules and replaced tensors that the base has no place for."""
+        whole = [key for key in self.adapter.whole if base_name(key, base) is None]
+        bare = [key for key in whole if key.removesuffix(".weight") not in placement.lacking]
+        return [*placement.lacking, *bare]
+
+    def _report(self, placement: Placement, base: Checkpoint, heads: frozenset[str]) -> list[str]:
+        """Put into `faults` what does not fit; what the base lacks, but for `heads`."""
         ending = ".weight" if self.adapter.naming == "peft" else ""
-        lacking = [f"{module}{ending}" for module in found.lacking if module not in self._heads]
-        lacking += [
-            key
-            for key in self.adapter.whole
-            if base_name(key, base) is None
-            and key not in self._heads
-            and key.removesuffix(".weight") not in self._heads
+        lacking = [
+            f"{name}{ending}" if name in self.adapter.modules else name
+            for name in self._lacking(placement, base)
+            if name not in heads
         ]
-        seems = mismatch(self.adapter, found, base)
+        seems = mismatch(self.adapter, placement, base)
         if seems is not None:
             self._note(f"{self.name} seems to be for another base: {seems}", OWN_BASE)
-        if not found.places and len(lacking) > NAMED:
-            shown = ", ".join(lacking[:NAMED])
+        if not placement.places and len(lacking) > NAMED:
+            names = ", ".join(lacking[:NAMED])
             self._note(
-                f"none of the {len(lacking)} modules of {self.name} is in the base: {shown}, ...",
+                f"none of the {len(lacking)} modules of {self.name} is in the base: {names}, ...",
                 OWN_BASE,
             )
             lacking = []
-        for module, tensor, shape in found.misfits:
+        for module, tensor, shape in placement.misfits:
             own = list(self.adapter.modules[module].shape)
             self._note(
                 f"{tensor}: the task vector {own} of {self.name} does not fit the base's "

@@ -11,11 +11,10 @@ from io import BytesIO
 from mmap import mmap
 from typing import Any, TypeAlias
 
-from magmerge.checkpoints.pickles.budget import Budget
 from magmerge.checkpoints.pickles.dangers import MEMBER, named, refuse_member
+from magmerge.checkpoints.pickles.limits import Budget, DamagedError, RefusedError, spoken
 from magmerge.checkpoints.pickles.rebuilders import build, call
 from magmerge.checkpoints.pickles.records import Global, Record, key_of
-from magmerge.checkpoints.pickles.refusals import DamagedError, RefusedError, spoken
 
 LONGEST_INTEGER = 8192
 """Bits. Longer ones take time to hash, and no checkpoint holds any."""

@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from magmerge.checkpoints.pickles.limits import DamagedError, spoken
 from magmerge.checkpoints.pickles.records import WIDTHS, Storage, TensorRecord
-from magmerge.checkpoints.pickles.refusals import DamagedError, spoken
 
 if TYPE_CHECKING:
     from torch import Tensor, UntypedStorage

@@ -36,7 +36,7 @@ class _Part(NamedTuple):
 
 
 @dataclass(slots=True)
-class Assembly:
+class PartMap:
     """Each new tensor with its stretches. `left_out`: stored tensors that the new family does
     without, and why. `homeless`: those that it has no place for, and why. `lent`: those of the
     model whose names are taken over.
@@ -57,13 +57,13 @@ class Assembly:
         return True
 
 
-def assemble(specs: Mapping[str, TensorSpec], source: Naming, target: Naming) -> Assembly:
+def assemble(specs: Mapping[str, TensorSpec], source: Naming, target: Naming) -> PartMap:
     """How the tensors `specs`, named as in `source`, make those of `target`.
 
     What is no part of a CLIP model keeps its name. What is one by its name and not by its shape
     has no place.
     """
-    assembly = Assembly()
+    part_map = PartMap()
     parts: dict[str, _Part] = {}
     unknown = []
     # Whatever a tensor's shape is, it may get another prefix.
@@ -74,17 +74,17 @@ def assemble(specs: Mapping[str, TensorSpec], source: Naming, target: Naming) ->
         if entry is None:
             unknown.append(spec)
         elif own_parts is None or not (renamed or _is_sound(own_parts)):
-            assembly.homeless[name] = f"{source.family.name} has no {list(spec.shape)} there"
+            part_map.homeless[name] = f"{source.family.name} has no {list(spec.shape)} there"
         else:
             parts |= own_parts
     for part in parts:
-        _put(part, parts, target, assembly)
+        _put(part, parts, target, part_map)
     if target.family.name != source.family.name:
-        _add_zero_bias(parts, target, assembly)
+        _add_zero_bias(parts, target, part_map)
     for spec in unknown:
-        if not assembly.keep(spec):
-            assembly.homeless[spec.name] = TAKEN
-    return assembly
+        if not part_map.keep(spec):
+            part_map.homeless[spec.name] = TAKEN
+    return part_map
 
 
 def _parts_of(spec: TensorSpec, entry: Entry) -> dict[str, _Part] | None:
@@ -104,53 +104,50 @@ def _parts_of(spec: TensorSpec, entry: Entry) -> dict[str, _Part] | None:
 
 def _is_sound(own_parts: Mapping[str, _Part]) -> bool:
     """Whether all parts have as many dimensions as such parts have."""
-    for part, one in own_parts.items():
-        ranks = ranks_of(part)
-        if ranks is not None and len(one.shape) not in ranks:
-            return False
-    return True
+    pairs = [(ranks_of(name), len(part.shape)) for name, part in own_parts.items()]
+    return all(ranks is None or rank in ranks for ranks, rank in pairs)
 
 
-def _put(part: str, parts: Mapping[str, _Part], target: Naming, assembly: Assembly) -> None:
+def _put(part: str, parts: Mapping[str, _Part], target: Naming, part_map: PartMap) -> None:
     """Put the tensor together that this part belongs to, unless that is done."""
     own = parts[part].stretch.name
     assert own is not None
     place = target.place(part)
     if place is None:
         if part in BUFFERS:
-            assembly.left_out[own] = COMPUTED
+            part_map.left_out[own] = COMPUTED
         else:
             half = part.partition(".")[0]
-            assembly.homeless[own] = f"{target.family.name} has no place for it ({half})"
+            part_map.homeless[own] = f"{target.family.name} has no place for it ({half})"
         return
-    if place.name in assembly.specs:
+    if place.name in part_map.specs:
         return
-    slots = [parts.get(one) for one in place.entry.parts]
-    own_parts = [one for one in slots if one is not None]
-    alike = len({(one.shape, one.dtype) for one in own_parts}) == 1
+    slots = [parts.get(name) for name in place.entry.parts]
+    own_parts = [slot for slot in slots if slot is not None]
+    alike = len({(own.shape, own.dtype) for own in own_parts}) == 1
     if len(own_parts) != len(slots) or not alike:
-        assembly.homeless[own] = "q, k and v are not all there, or not alike"
+        part_map.homeless[own] = "q, k and v are not all there, or not alike"
         return
     turned = place.entry.layout == "turned"
     shape = own_parts[0].shape
     if len(own_parts) > 1:
         shape = (len(own_parts) * shape[0], *shape[1:])
-    assembly.specs[place.name] = TensorSpec(
+    part_map.specs[place.name] = TensorSpec(
         place.name, _stored_shape(shape, place.entry.layout), own_parts[0].dtype
     )
-    assembly.stretches[place.name] = tuple(
-        one.stretch._replace(turned=one.turned != turned) for one in own_parts
+    part_map.stretches[place.name] = tuple(
+        own.stretch._replace(turned=own.turned != turned) for own in own_parts
     )
 
 
-def _add_zero_bias(parts: Mapping[str, _Part], target: Naming, assembly: Assembly) -> None:
+def _add_zero_bias(parts: Mapping[str, _Part], target: Naming, part_map: PartMap) -> None:
     """timm's projection has a bias, which is zero for the others."""
     place = target.place(BIAS)
     projection = parts.get("vision.projection")
     if place is not None and projection is not None and BIAS not in parts:
         out = projection.shape[0]
-        assembly.specs[place.name] = TensorSpec(place.name, (out,), projection.dtype)
-        assembly.stretches[place.name] = (Stretch(None, 0, out, False),)
+        part_map.specs[place.name] = TensorSpec(place.name, (out,), projection.dtype)
+        part_map.stretches[place.name] = (Stretch(None, 0, out, False),)
 
 
 def _plain_shape(shape: Shape, layout: Layout) -> Shape | None:

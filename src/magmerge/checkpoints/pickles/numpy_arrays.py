@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from magmerge.checkpoints.pickles.budget import Budget
+from magmerge.checkpoints.pickles.limits import Budget, DamagedError, RefusedError, spoken
 from magmerge.checkpoints.pickles.records import (
     DIMENSIONS,
     LARGEST,
@@ -17,7 +17,6 @@ from magmerge.checkpoints.pickles.records import (
     Storage,
     TensorRecord,
 )
-from magmerge.checkpoints.pickles.refusals import DamagedError, RefusedError, spoken
 
 CODES = {"b1": "bool"} | {
     f"{kind[0]}{width}": name

@@ -1,19 +1,21 @@
-"""Where an adapter's modules are in a base, whatever names the two have for them."""
+"""Where an adapter's modules are in a base, whatever names the two have for them; and whether it
+was trained on another diffusion model, as shapes tell.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from magmerge.checkpoints.adapters.base_rows import rows_of
-from magmerge.checkpoints.adapters.names.assembly import Rows, whole
-from magmerge.checkpoints.adapters.names.flat import flat
+from magmerge.checkpoints.adapters.base_names import rows_of
 from magmerge.checkpoints.adapters.names.naming import in_parts, to_diffusers
-from magmerge.checkpoints.adapters.nouns import ModuleSpec
-from magmerge.core.components import DIFFUSION
+from magmerge.checkpoints.adapters.names.vocabulary import flat
+from magmerge.checkpoints.adapters.nouns import Adapter, ModuleSpec, Rows, height, whole
+from magmerge.core.components import DIFFUSION, layout_of
 from magmerge.core.models import Checkpoint
 from magmerge.core.types import Kind, Naming, TensorSpec
 
@@ -26,6 +28,12 @@ _IMAGE_MODELS = (
     "diffusion_model.",
 )
 """What an adapter's names for the modules of an image model begin with."""
+INPUTS = {768: "an SD1", 1024: "an SD2", 2048: "an SDXL"}
+"""Features of the text that cross-attention takes in each version of Stable Diffusion."""
+
+_CROSS = re.compile(r"(?:.*[._])?attn2[._](?:processor[._])?to_[kv](?:_lora|\.weight)?")
+_FLUX = re.compile(r"(?:.*[._])?(?:double_blocks|single_blocks|single_transformer_blocks)[._]\d+.*")
+_LAYOUTS = {"sd1": "an SD1", "sd2": "an SD2", "sdxl": "an SDXL", "flux": "a Flux"}
 
 
 class Place(NamedTuple):
@@ -44,7 +52,7 @@ class Place(NamedTuple):
 
 
 @dataclass(slots=True)
-class Found:
+class Placement:
     """Each module's places; the modules that the base lacks; the module, tensor and shape of the
     rows in it where a task vector does not fit.
     """
@@ -61,13 +69,13 @@ def find(
     kinds: Mapping[str, Kind],
     *,
     fan_in_fan_out: bool = False,
-) -> Found:
+) -> Placement:
     """Every module in the base, by whole tensors or by rows of tensors that fuse several modules.
 
     `kinds` are those of the base's tensors. `fan_in_fan_out` decides about square matrices only,
     and only where their kind is not known: PEFT saves one value for modules of both sorts.
     """
-    found = Found()
+    placement = Placement()
     turnable = {name for name, kind in kinds.items() if kind == "transposed" or fan_in_fan_out}
     pairs = _pairs(modules, naming, base)
     for own, theirs in pairs:
@@ -75,14 +83,13 @@ def find(
         if _is_whole(own, module.shape) and _is_whole(theirs, tensor.shape):
             turned = _is_turned(module, tensor, tensor.name in turnable)
             shape = tensor.shape[::-1] if turned else tensor.shape
-            _check(found, module, tensor, shape)
-            found.places.append(Place(module.name, 0, tensor.name, 0, module.shape[0], turned))
+            _check(placement, module, tensor, shape)
+            placement.places.append(Place(module.name, 0, tensor.name, 0, module.shape[0], turned))
             continue
-        height = sum(rows.stop - rows.start for rows in theirs)
-        _check(found, module, tensor, (height, *tensor.shape[1:]), own)
-        found.places += _overlaid(own, theirs)
-    found.lacking = _unplaced(modules, [own for own, _ in pairs])
-    return found
+        _check(placement, module, tensor, (height(theirs), *tensor.shape[1:]), own)
+        placement.places += _overlaid(own, theirs)
+    placement.lacking = _unplaced(modules, [own for own, _ in pairs])
+    return placement
 
 
 def base_name(key: str, base: Checkpoint) -> str | None:
@@ -95,38 +102,62 @@ def base_name(key: str, base: Checkpoint) -> str | None:
     inner = key.partition(".")[2]
     outer = [name for name in base.specs if name.partition(".")[2] == key]
     candidates = [key, inner, *(outer if len(outer) == 1 else [])]
-    found = next((name for name in candidates if name in base.specs), None)
-    return None if found is None else base.ties.get(found, found)
+    own = next((name for name in candidates if name in base.specs), None)
+    return None if own is None else base.ties.get(own, own)
+
+
+def mismatch(adapter: Adapter, placement: Placement, base: Checkpoint) -> str | None:
+    """What tells that the adapter is for another model than the base; None if nothing does."""
+    own, its = _inputs(adapter.modules), _inputs(base.specs)
+    theirs = _family(base.specs, its) or _LAYOUTS.get(layout_of(base.specs) or "")
+    mine = _family(adapter.modules, own)
+    pair = None if mine is None or theirs is None else f"{mine} adapter on {theirs} base"
+    if placement.misfits and own is not None and its is not None and own != its:
+        text = f"its cross-attention has {own} inputs where the base's has {its}"
+        return f"{text}: {pair}" if pair else text
+    different = (placement.misfits or placement.lacking) and mine != theirs
+    return pair if different else None
+
+
+def _family(names: Iterable[str], inputs: int | None) -> str | None:
+    if any(_FLUX.fullmatch(name) for name in names):
+        return "a Flux"
+    return None if inputs is None else INPUTS.get(inputs)
+
+
+def _inputs(specs: Mapping[str, ModuleSpec] | Mapping[str, TensorSpec]) -> int | None:
+    shapes = (spec.shape for name, spec in specs.items() if _CROSS.fullmatch(name))
+    return next((shape[1] for shape in shapes if len(shape) == 2), None)
 
 
 def _unplaced(modules: Mapping[str, ModuleSpec], placed: Sequence[Sequence[Rows]]) -> list[str]:
     """Modules of which the base lacks some rows, or all."""
     rows = Counter[str | None]()
     for own in placed:
-        for one in own:
-            rows[one.module] += one.stop - one.start
+        for part in own:
+            rows[part.module] += part.stop - part.start
     return [name for name, spec in modules.items() if rows[name] < spec.shape[0]]
 
 
 def _check(
-    found: Found,
+    placement: Placement,
     module: ModuleSpec,
     tensor: TensorSpec,
     shape: tuple[int, ...],
     own: Sequence[Rows] = (),
 ) -> None:
     """Note where the module's task vector, or those rows of it, has another shape."""
-    height = sum(rows.stop - rows.start for rows in own) or module.shape[0]
-    if not shape or height != shape[0] or not _same_features(module.shape[1:], shape[1:]):
-        found.misfits.append((module.name, tensor.name, shape))
+    rows = height(own) or module.shape[0]
+    if not shape or rows != shape[0] or not _same_features(module.shape[1:], shape[1:]):
+        placement.misfits.append((module.name, tensor.name, shape))
 
 
-def _same_features(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+def _same_features(own: tuple[int, ...], other: tuple[int, ...]) -> bool:
     """Whether the inputs are as many, and kernels equal; a linear layer is one of 1 x 1."""
-    if len(one) > 1 and len(other) > 1:
-        return one == other
-    kernels = one[1:] + other[1:]
-    return math.prod(one) == math.prod(other) and math.prod(kernels) == 1
+    if len(own) > 1 and len(other) > 1:
+        return own == other
+    kernels = own[1:] + other[1:]
+    return math.prod(own) == math.prod(other) and math.prod(kernels) == 1
 
 
 def _is_turned(module: ModuleSpec, tensor: TensorSpec, turnable: bool) -> bool:
@@ -169,21 +200,21 @@ def _pairs(
                 direct[name] = tensor
     rest = {name: spec for name, spec in modules.items() if name not in direct}
     theirs = rows_of(base) if rest else {}
-    found: list[tuple[tuple[Rows, ...], tuple[Rows, ...]]] = []
+    pairs: list[tuple[tuple[Rows, ...], tuple[Rows, ...]]] = []
     while rest:
         named = to_diffusers(naming, rest).rows
-        pairs = [(own, theirs[name]) for name, own in named.items() if name in theirs]
-        found += pairs
-        placed = {rows.module for own, _ in pairs for rows in own}
+        new = [(own, theirs[name]) for name, own in named.items() if name in theirs]
+        pairs += new
+        placed = {rows.module for own, _ in new for rows in own}
         # Of modules with one name in diffusers the first is named: the others come in turn.
         rest = {name: spec for name, spec in rest.items() if name not in placed}
         if not placed:
             break
     direct |= _by_own_names(list(rest), base)
     for name, tensor in direct.items():
-        height = (base.specs[tensor].shape or (0,))[0]
-        found.append((whole(name, modules[name]), (Rows(tensor, 0, height),)))
-    return found
+        rows = (base.specs[tensor].shape or (0,))[0]
+        pairs.append((whole(name, modules[name]), (Rows(tensor, 0, rows),)))
+    return pairs
 
 
 def _by_own_names(modules: Sequence[str], base: Checkpoint) -> dict[str, str]:
@@ -197,10 +228,10 @@ def _by_own_names(modules: Sequence[str], base: Checkpoint) -> dict[str, str]:
     }
     often = Counter(names.values())
     known = {spoken: name for name, spoken in names.items() if often[spoken] == 1}
-    found = {}
+    tensors = {}
     for module in modules:
-        prefix = next((one for one in _IMAGE_MODELS if module.startswith(one)), None)
+        prefix = next((start for start in _IMAGE_MODELS if module.startswith(start)), None)
         tensor = None if prefix is None else known.get(flat(module.removeprefix(prefix)))
         if tensor is not None:
-            found[module] = base.ties.get(tensor, tensor)
-    return found
+            tensors[module] = base.ties.get(tensor, tensor)
+    return tensors

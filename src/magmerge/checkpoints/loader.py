@@ -6,17 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from magmerge.checkpoints import adapters
-from magmerge.checkpoints.adapters.formats.sorting import is_adapter_file
-from magmerge.checkpoints.adapters.names.components import COMPONENTS
-from magmerge.checkpoints.expert import FullExpert
-from magmerge.checkpoints.lora import CONFIG
-from magmerge.checkpoints.renamed import align
-from magmerge.checkpoints.safetensors import (
-    SafetensorsCheckpoint,
-    check_against_index,
-    read_index,
-)
+from magmerge.checkpoints import adapters, clip
+from magmerge.checkpoints.adapters.formats.keys import is_adapter_file
+from magmerge.checkpoints.adapters.formats.lora_config import CONFIG
+from magmerge.checkpoints.adapters.names.vocabulary import COMPONENTS
+from magmerge.checkpoints.safetensors import SafetensorsCheckpoint, check_against_index, read_index
+from magmerge.checkpoints.views import RenamedCheckpoint
 from magmerge.core.errors import CheckpointError, suggestion
 from magmerge.core.models import Checkpoint, Expert
 
@@ -46,13 +41,13 @@ def open_checkpoint(model: Model) -> Checkpoint:
                 f"cannot be read: {error.strerror}", source=model, remedy="check its permissions"
             ) from error
     if isinstance(model, Mapping):
-        from magmerge.checkpoints.memory import MemoryCheckpoint
+        from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint
 
         return MemoryCheckpoint(model)
     if hasattr(model, "specs") and hasattr(model, "read"):
         return cast("Checkpoint", model)
     if hasattr(model, "state_dict"):
-        from magmerge.checkpoints.memory import from_module
+        from magmerge.checkpoints.memory_checkpoint import from_module
 
         return from_module(cast("nn.Module", model))
     raise CheckpointError(
@@ -64,8 +59,15 @@ def open_checkpoint(model: Model) -> Checkpoint:
 def open_expert(name: str, model: Model, base: Checkpoint | None) -> Expert:
     """Open one expert: a whole model, or a LoRA adapter as task vectors on `base`."""
     in_parts = isinstance(model, str | Path) and _adapts_parts(Path(model))
-    checkpoint = None if in_parts else _open_as_it_computes(model)
+    if hasattr(model, "named_modules"):
+        from magmerge.checkpoints.memory_checkpoint import from_expert
+
+        # One that PEFT has wrapped counts with what its adapter adds.
+        model = from_expert(cast("nn.Module", model))
+    checkpoint = None if in_parts else open_checkpoint(model)
     if checkpoint is not None and not is_adapter(checkpoint):
+        from magmerge.checkpoints.whole_expert import FullExpert
+
         return FullExpert(name, checkpoint if base is None else align(checkpoint, base))
     if not isinstance(model, str | Path):
         raise CheckpointError(
@@ -88,7 +90,7 @@ def open_whole(role: str, model: Model) -> Checkpoint:
     Of a base that PEFT has wrapped it is the model within.
     """
     if role != BASE and hasattr(model, "named_modules"):
-        from magmerge.checkpoints.memory import wrapped_layers
+        from magmerge.checkpoints.memory_checkpoint import wrapped_layers
 
         if wrapped_layers(cast("nn.Module", model)):
             raise CheckpointError(
@@ -106,13 +108,27 @@ def open_whole(role: str, model: Model) -> Checkpoint:
     return checkpoint
 
 
-def _open_as_it_computes(model: Model) -> Checkpoint:
-    """Open a model; one that PEFT has wrapped with what its adapter adds."""
-    if not hasattr(model, "named_modules"):
-        return open_checkpoint(model)
-    from magmerge.checkpoints.memory import from_expert
+def align(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
+    """`checkpoint` under the base's names, where one of them wraps the model once more.
 
-    return from_expert(cast("nn.Module", model))
+    A classifier's bert.encoder... becomes the bare encoder's encoder..., or the other way round,
+    if that matches more of the base's names than the names as they are. So does a CLIP model of
+    another family of names. Other names stay.
+    """
+    best, matched = checkpoint, len(set(checkpoint.specs) & set(base.specs))
+    for wrapper in sorted({name.partition(".")[0] for name in (*checkpoint.specs, *base.specs)}):
+        inner = {name: name.removeprefix(f"{wrapper}.") for name in checkpoint.specs}
+        outer = {name: f"{wrapper}.{name}" for name in checkpoint.specs}
+        for renamed in (inner, outer):
+            names = {new if new in base.specs else old: old for old, new in renamed.items()}
+            hits = len(set(names) & set(base.specs))
+            if len(names) == len(renamed) and hits > matched:
+                best, matched = RenamedCheckpoint(checkpoint, names), hits
+    if matched < len(base.specs):
+        other = clip.aligned(checkpoint, base)
+        if other is not None and len(set(other.specs) & set(base.specs)) > matched:
+            return other
+    return best
 
 
 def is_adapter(checkpoint: Checkpoint) -> bool:

@@ -7,40 +7,35 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from magmerge.checkpoints.clip.assembly import TAKEN, Assembly, Stretch, assemble
 from magmerge.checkpoints.clip.families import BIAS, BUFFERS, FAMILIES, Naming, left_over, recognise
-from magmerge.core import dtypes
-from magmerge.core.errors import CheckpointError, UnknownNameError, printable, suggestion
+from magmerge.checkpoints.clip.part_map import TAKEN, PartMap, Stretch, assemble
+from magmerge.checkpoints.views import View
+from magmerge.core.errors import CheckpointError, UnknownNameError, printable, shortened, suggestion
 from magmerge.core.models import Checkpoint
-from magmerge.core.types import Kind
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ZERO = "it is zero"
 LISTED = 8
-"""How many tensors a message lists."""
+"""How many tensors without a place a message lists."""
 
 
-class ClipCheckpoint:
-    """`checkpoint` with the tensors of `assembly`; only what a tensor is made of is read for it.
+class ClipCheckpoint(View):
+    """`checkpoint` with the tensors of `part_map`; only what a tensor is made of is read for it.
 
-    `left_out` names the stored tensors that are not in it, and why. Those that the assembly says
+    `left_out` names the stored tensors that are not in it, and why. Those that the part_map says
     are lent are `lender`'s.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, assembly: Assembly, lender: Checkpoint | None = None
+        self, checkpoint: Checkpoint, part_map: PartMap, lender: Checkpoint | None = None
     ) -> None:
-        self._checkpoint = checkpoint
-        self.source, self.folder = checkpoint.source, checkpoint.folder
-        self.files, self.notes = checkpoint.files, checkpoint.notes
         self._lent: dict[str, Checkpoint] = (
-            {} if lender is None else dict.fromkeys(assembly.lent, lender)
+            {} if lender is None else dict.fromkeys(part_map.lent, lender)
         )
-        self._stretches = assembly.stretches
-        self.left_out: Mapping[str, str] = MappingProxyType(dict(assembly.left_out))
-        self.specs = MappingProxyType(dict(assembly.specs))
+        self._stretches = part_map.stretches
+        self.left_out: Mapping[str, str] = MappingProxyType(dict(part_map.left_out))
         whole = {
             stretches[0].name: name
             for name, stretches in self._stretches.items()
@@ -49,27 +44,13 @@ class ClipCheckpoint:
             and not stretches[0].turned
             and stretches[0].size == math.prod(checkpoint.specs[stretches[0].name].shape)
         }
-        ties = checkpoint.ties.items()
-        self.ties = MappingProxyType(
-            {whole[a]: whole[b] for a, b in ties if a in whole and b in whole}
-        )
-        self.kinds: Mapping[str, Kind] = MappingProxyType(
-            {whole[name]: kind for name, kind in checkpoint.kinds.items() if name in whole}
-        )
-
-    def read(self, name: str) -> Tensor:
-        """The tensor that is `name` here."""
-        shape = self.specs[name].shape
-        return self.read_part(name, 0, math.prod(shape)).reshape(shape)
+        super().__init__(checkpoint, part_map.specs, whole)
 
     def read_part(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """Entries [start, stop) of the flattened tensor, in memory of their own or in `out`."""
-        import torch
-
         if name in self._lent:
             return self._lent[name].read_part(name, start, stop, out)
-        if out is None:
-            out = torch.empty(stop - start, dtype=dtypes.torch_dtype(self.specs[name].dtype))
+        out = self._room(name, stop - start, out)
         begin = 0
         for stretch in self._stretches[name]:
             first, last = max(start, begin), min(stop, begin + stretch.size)
@@ -114,29 +95,28 @@ def in_family(checkpoint: Checkpoint, family: str) -> ClipCheckpoint:
         )
     second = left_over(checkpoint.specs, source)
     if second:
-        listed = ", ".join(printable(name) for name in second[:LISTED])
         raise CheckpointError(
             f"beside the model in {source.family.name}'s names it has {len(second)} weights of "
-            f"another CLIP model: {listed}",
+            f"another CLIP model: {shortened(second)}",
             source=checkpoint.source,
             remedy="save each model to a file of its own",
         )
-    assembly = _assembled(checkpoint, source, Naming(FAMILIES[family]))
+    part_map = _assembled(checkpoint, source, Naming(FAMILIES[family]))
     lost = {}
-    for name, reason in assembly.homeless.items():
+    for name, reason in part_map.homeless.items():
         entry = source.entry(name)
         if entry is not None and not entry.parts[0].startswith("vision") and family == "timm_clip":
-            assembly.left_out[name] = "timm has the vision half only"
+            part_map.left_out[name] = "timm has the vision half only"
         else:
             lost[name] = reason
     if lost:
-        told = [f"{printable(name)}: {reason}" for name, reason in list(lost.items())[:LISTED]]
+        lines = [f"{printable(name)}: {reason}" for name, reason in list(lost.items())[:LISTED]]
         raise CheckpointError(
-            f"{len(lost)} tensors have no place in {family}: {'; '.join(told)}",
+            f"{len(lost)} tensors have no place in {family}: {'; '.join(lines)}",
             source=checkpoint.source,
             remedy="choose another family, or merge with models of the same family",
         )
-    return ClipCheckpoint(checkpoint, assembly)
+    return ClipCheckpoint(checkpoint, part_map)
 
 
 def aligned(checkpoint: Checkpoint, base: Checkpoint) -> ClipCheckpoint | None:
@@ -149,40 +129,40 @@ def aligned(checkpoint: Checkpoint, base: Checkpoint) -> ClipCheckpoint | None:
     target, source = recognise(base.specs), recognise(checkpoint.specs)
     if target is None or source is None:
         return None
-    assembly = _assembled(checkpoint, source, target)
-    for name, reason in assembly.homeless.items():
-        if not assembly.keep(checkpoint.specs[name]):
+    part_map = _assembled(checkpoint, source, target)
+    for name, reason in part_map.homeless.items():
+        if not part_map.keep(checkpoint.specs[name]):
             raise CheckpointError(
                 reason if reason == TAKEN else f"{reason}, and {TAKEN}",
                 source=checkpoint.source,
                 tensor=name,
                 remedy="rename or remove this tensor",
             )
-    for name, stretches in list(assembly.stretches.items()):
+    for name, stretches in list(part_map.stretches.items()):
         if stretches[0].name is None and name not in base.specs:
             # A projection without a bias needs no zeros.
-            del assembly.stretches[name], assembly.specs[name]
-    _lend(base, target, assembly)
-    return ClipCheckpoint(checkpoint, assembly, base)
+            del part_map.stretches[name], part_map.specs[name]
+    _lend(base, target, part_map)
+    return ClipCheckpoint(checkpoint, part_map, base)
 
 
-def _lend(base: Checkpoint, target: Naming, assembly: Assembly) -> None:
+def _lend(base: Checkpoint, target: Naming, part_map: PartMap) -> None:
     """Count the base's buffers as given where they are not there."""
-    entries = {name: target.entry(name) for name in base.specs if name not in assembly.specs}
-    assembly.lent = frozenset(
+    entries = {name: target.entry(name) for name in base.specs if name not in part_map.specs}
+    part_map.lent = frozenset(
         name for name, entry in entries.items() if entry is not None and entry.parts[0] in BUFFERS
     )
-    assembly.specs |= {name: base.specs[name] for name in assembly.lent}
+    part_map.specs |= {name: base.specs[name] for name in part_map.lent}
 
 
-def _assembled(checkpoint: Checkpoint, source: Naming, target: Naming) -> Assembly:
-    """The assembly, with a bias of zeros left out where the target has none."""
-    assembly = assemble(checkpoint.specs, source, target)
+def _assembled(checkpoint: Checkpoint, source: Naming, target: Naming) -> PartMap:
+    """The part_map, with a bias of zeros left out where the target has none."""
+    part_map = assemble(checkpoint.specs, source, target)
     place = source.place(BIAS)
-    if place is not None and place.name in assembly.homeless:
+    if place is not None and place.name in part_map.homeless:
         if not bool(checkpoint.read(place.name).any()):
-            del assembly.homeless[place.name]
-            assembly.left_out[place.name] = ZERO
+            del part_map.homeless[place.name]
+            part_map.left_out[place.name] = ZERO
         else:
-            assembly.homeless[place.name] = f"{target.family.name} has no bias there"
-    return assembly
+            part_map.homeless[place.name] = f"{target.family.name} has no bias there"
+    return part_map

@@ -69,12 +69,12 @@ def from_module(module: nn.Module) -> MemoryCheckpoint:
         if any(layer.merged for layer in wrapped_layers(module) if hasattr(layer, "merged")):
             raise CheckpointError(
                 "PEFT has merged its adapter into these weights",
-                source=f"a {type(module).__name__} in memory",
+                source=_source(module),
                 remedy="call unmerge_adapter() first, or pass model.merge_and_unload()",
             )
-        state = {_within(name): one for name, one in state.items() if not _of_adapter(name)}
+        state = {_within(name): tensor for name, tensor in state.items() if not _of_adapter(name)}
         kinds = {_within(name): kind for name, kind in kinds.items() if not _of_adapter(name)}
-    return MemoryCheckpoint(state, f"a {type(module).__name__} in memory", kinds=kinds)
+    return MemoryCheckpoint(state, _source(module), kinds=kinds)
 
 
 def from_expert(module: nn.Module) -> MemoryCheckpoint:
@@ -90,13 +90,11 @@ def from_expert(module: nn.Module) -> MemoryCheckpoint:
     if hasattr(copied, "merge_and_unload"):
         merged = from_module(copied.merge_and_unload())
         return MemoryCheckpoint(
-            {name: merged.read(name) for name in merged.specs},
-            f"a {type(module).__name__} in memory",
-            kinds=merged.kinds,
+            {name: merged.read(name) for name in merged.specs}, _source(module), kinds=merged.kinds
         )
     raise CheckpointError(
         "PEFT has put an adapter into it, and it cannot be merged from outside",
-        source=f"a {type(module).__name__} in memory",
+        source=_source(module),
         remedy="wrap it with get_peft_model, or save the adapter and give its folder",
     )
 
@@ -126,11 +124,15 @@ def _check_untied(module: nn.Module, layers: list[Any]) -> None:
             raise CheckpointError(
                 "PEFT has put an adapter around one of two layers that share their weight, and "
                 "runs them as different ones: the merged model would have one matrix for both",
-                source=f"a {type(module).__name__} in memory",
+                source=_source(module),
                 remedy="untie the two before you wrap the model: give the weight of "
                 "model.get_output_embeddings() a copy of the embedding, and set "
                 "model.config.tie_word_embeddings to False",
             )
+
+
+def _source(module: nn.Module) -> str:
+    return f"a {type(module).__name__} in memory"
 
 
 def _of_adapter(name: str) -> bool:

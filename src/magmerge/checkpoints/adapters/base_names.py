@@ -1,0 +1,213 @@
+"""A base's tensors under diffusers' names for their modules, and under those of an adapter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import NamedTuple
+
+from magmerge.checkpoints.adapters.names import flux, ldm
+from magmerge.checkpoints.adapters.names.naming import from_diffusers
+from magmerge.checkpoints.adapters.names.vocabulary import (
+    TRANSFORMER,
+    UNET,
+    canonical,
+    flat,
+    is_text,
+    lone,
+)
+from magmerge.checkpoints.adapters.nouns import (
+    Composition,
+    Content,
+    LowRank,
+    ModuleKind,
+    ModuleSpec,
+    Rows,
+    height,
+    whole,
+)
+from magmerge.checkpoints.adapters.translation import composed, in_memory, rename_content
+from magmerge.core.components import FLUX_BARE, PREFIXES, component_of, layout_of
+from magmerge.core.errors import AdapterError
+from magmerge.core.models import Checkpoint
+from magmerge.core.types import Naming
+from magmerge.core.version import __version__
+
+WEIGHT = ".weight"
+_ENCODERS = ("transformer.", "model.")
+"""What a single file puts before the names inside a text encoder: transformers', open_clip's."""
+_BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
+_INSIDE = {
+    "attn.out_proj.weight": "self_attn.out_proj",
+    "mlp.c_fc.weight": "mlp.fc1",
+    "mlp.c_proj.weight": "mlp.fc2",
+}
+_FUSED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+
+
+def nameless(base: Checkpoint, tensors: Collection[str], naming: Naming) -> frozenset[str]:
+    """Those of the base's `tensors` that an adapter under `naming` has no name for.
+
+    PEFT's modules are called as the base calls them. AdapterError where none has a name.
+    """
+    if naming == "peft":
+        return frozenset()
+    rows = rows_of(base)
+    modules = {}
+    for name, own in rows.items():
+        shape = (height(own), *base.specs[own[0].module or ""].shape[1:])
+        modules[name] = ModuleSpec(name, "linear", shape, 1, 1.0, "F32")
+    reached = from_diffusers(naming, modules).rows.values()
+    known = {part.module for own in reached for part in own}
+    named = {part.module for name in known if name is not None for part in rows[name]}
+    without = frozenset(name for name in tensors if name not in named)
+    if len(without) == len(tensors):
+        raise AdapterError(
+            f"{naming} has no names for its modules, which are no such part of a diffusion model",
+            source=base.source,
+            remedy="write a PEFT folder: drop --format (naming=)",
+        )
+    return without
+
+
+class OnBase(NamedTuple):
+    """A module's factors, what kind it is, and whether the base stores it as [in, out]."""
+
+    factors: LowRank
+    kind: ModuleKind
+    turned: bool
+
+
+def content_of(base: Checkpoint, modules: Mapping[str, OnBase], naming: Naming) -> Content:
+    """The adapter of these modules under `naming`, which has a name for each of them."""
+    turned = [module.turned for module in modules.values() if module.kind == "linear"]
+    path = base.source if base.folder is None else str(base.folder)
+    content = Content(
+        naming="peft",
+        modules={name: module.factors for name, module in modules.items()},
+        kinds={name: module.kind for name, module in modules.items()},
+        metadata={"magmerge": __version__},
+        # One value is all that the configuration has, and readers that know the base need none:
+        # it is set only where it holds for every matrix.
+        config={
+            "base_model_name_or_path": path if base.files else None,
+            "fan_in_fan_out": bool(turned) and all(turned),
+        },
+    )
+    return content if naming == "peft" else _diffusion(base, content, naming)
+
+
+def _diffusion(base: Checkpoint, content: Content, naming: Naming) -> Content:
+    """The adapter of a part of a diffusion model, whose file may fuse what others keep apart."""
+    composition = Composition()
+    for name, own in rows_of(base).items():
+        rows = [
+            part._replace(module=module if module in content.modules else None)
+            for part in own
+            for module in ((part.module or "").removesuffix(WEIGHT),)
+        ]
+        if any(part.module is not None for part in rows):
+            composition.add(name, rows)
+    adapter = composed(in_memory(content), composition, "diffusers")
+    return rename_content(
+        Content(
+            naming="diffusers",
+            modules={name: adapter.read(name) for name in adapter.modules},
+            kinds={name: module.kind for name, module in adapter.modules.items()},
+            metadata=content.metadata,
+        ),
+        naming,
+    )
+
+
+def rows_of(base: Checkpoint) -> dict[str, tuple[Rows, ...]]:
+    """The base's tensors as diffusers' modules, with the component first: unet.conv_in.
+
+    Each module's rows in order, `Rows.module` being the tensor's name; several modules are rows of
+    one tensor where the base fuses them. Empty where it is no part of a diffusion model.
+    """
+    composition = Composition()
+    for name, component, inner in _inside(base):
+        spec = base.specs[name]
+        if len(spec.shape) < 2:
+            continue
+        module = ModuleSpec(name, "linear", spec.shape, 0, 1.0, spec.dtype)
+        if is_text(component):
+            _add_text_module(inner, component, module, composition)
+        elif inner.endswith(".weight"):
+            _add_image_module(inner.removesuffix(".weight"), component, module, composition)
+    return composition.rows
+
+
+def _add_text_module(
+    inner: str, component: str, module: ModuleSpec, composition: Composition
+) -> None:
+    prefix = next((start for start in _ENCODERS if inner.startswith(start)), "")
+    inner = inner.removeprefix(prefix)
+    fused = _split_encoder(inner, module, composition, f"{component}.")
+    if not fused and inner.endswith(".weight"):
+        own = canonical(inner.removesuffix(".weight"))
+        composition.add(f"{component}.{own}", whole(module.name, module))
+
+
+def _add_image_module(
+    inner: str, component: str, module: ModuleSpec, composition: Composition
+) -> None:
+    if component == "unet":
+        theirs = inner if UNET.has(inner) else ldm.to_diffusers(inner)
+        if theirs is not None:
+            composition.add(f"unet.{theirs}", whole(module.name, module))
+        return
+    fused = flux.split(module.name, flat(inner), module, composition, "transformer.")
+    if not fused and TRANSFORMER.has(inner):
+        composition.add(f"transformer.{inner}", whole(module.name, module))
+
+
+def _inside(base: Checkpoint) -> Iterator[tuple[str, str, str]]:
+    """Each tensor's name, the component of a diffusion model that it is in, its name in there."""
+    layout = layout_of(base.specs)
+    single = _lone_component(base) if layout is None else None
+    for name in base.specs:
+        if name in base.ties:
+            continue
+        component = component_of(name, layout)
+        if single is not None:
+            yield name, single, name
+        elif layout is not None and component is not None and component != "vae":
+            prefix = next(start for start, _ in PREFIXES[layout] if name.startswith(start))
+            bare = layout == "flux" and prefix in FLUX_BARE
+            yield name, component, name if bare else name.removeprefix(prefix)
+
+
+def _lone_component(base: Checkpoint) -> str | None:
+    """What a model of one component is; None for any that is no part of a diffusion model."""
+    parts = (lone(name.removesuffix(".weight")) for name in base.specs)
+    part = next((part for part in parts if part is not None), None)
+    if part is None:
+        of_t5 = any(name.startswith("encoder.block.") for name in base.specs)
+        return "text_encoder_2" if of_t5 else None
+    # The second CLIP of SDXL, and not the first one, projects its output.
+    if part.component == "text_encoder" and "text_projection.weight" in base.specs:
+        return "text_encoder_2"
+    return part.component
+
+
+def _split_encoder(inner: str, spec: ModuleSpec, composition: Composition, prefix: str) -> bool:
+    """Add to `composition` what CLIP has for a tensor that is `inner` in open_clip's encoder; False
+    if it has no such module. The new names begin with `prefix`.
+    """
+    match = _BLOCK.fullmatch(inner)
+    if match is None:
+        return False
+    layer = f"{prefix}text_model.encoder.layers.{match[1]}."
+    if match[2] in _INSIDE:
+        composition.add(f"{layer}{_INSIDE[match[2]]}", whole(spec.name, spec))
+    elif match[2] == "attn.in_proj_weight" and spec.shape[0] % 3 == 0:
+        third = spec.shape[0] // 3
+        for place, part in enumerate(_FUSED):
+            composition.add(
+                f"{layer}{part}", (Rows(spec.name, place * third, (place + 1) * third),)
+            )
+    else:
+        return False
+    return True

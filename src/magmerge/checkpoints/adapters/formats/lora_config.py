@@ -1,0 +1,169 @@
+"""PEFT's adapter_config.json: what is plain LoRA, how it is scaled, what is refused; and anew."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from magmerge.checkpoints.adapters.formats.headers import checked_scale
+from magmerge.checkpoints.adapters.formats.keys import AGAIN
+from magmerge.checkpoints.kinds import read_json
+from magmerge.core.errors import AdapterError
+
+CONFIG = "adapter_config.json"
+REPEATS, LONGEST = 2, 300
+"""How many repetitions a file's pattern may have, and how long a name it is then tried on."""
+REFUSED = {
+    "use_dora": "DoRA rescales whole columns of the base",
+    "lora_bias": "its B factors have biases",
+    "layer_replication": "it copies layers of the base",
+    "alora_invocation_tokens": "it is active for some tokens only",
+    "trainable_token_indices": "it replaces single tokens of the embedding",
+    "target_parameters": "it adapts bare parameters, not modules",
+}
+REFUSED_IN_FOLDERS = {
+    **REFUSED,
+    "use_qalora": "its A factors act on pooled inputs",
+    "use_bdlora": "its factors are blocks on a diagonal",
+    "arrow_config": "it chooses among adapters for each token",
+    "kasa_config": "it has singular values between its factors, and changes the base",
+    "monteclora_config": "its factors are samples of a distribution",
+}
+"""Settings whose task vector is not scale * B A."""
+AGAINST = frozenset(
+    """
+    r lora_alpha rank_pattern alpha_pattern target_modules exclude_modules layers_to_transform
+    layers_pattern use_rslora init_lora_weights loftq_config eva_config corda_config lora_ga_config
+    target_parameters peft_type
+    """.split()  # noqa: SIM905
+)
+"""Settings of an input that would contradict those made anew, or begin the training once more."""
+
+Value = TypeVar("Value", int, float)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The adapter's configuration; AdapterError if it cannot be read."""
+    return read_json(folder / CONFIG, AGAIN, AdapterError)
+
+
+def check_config(
+    config: Mapping[str, Any], source: str, refused: Mapping[str, str] = REFUSED
+) -> None:
+    """Refuse what is not plain LoRA: another kind of adapter, or one of the settings `refused`."""
+    reasons = [f"it sets {key}: {why}" for key, why in refused.items() if config.get(key)]
+    start = str(config.get("init_lora_weights")).lower()
+    if start.startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
+        reasons.insert(0, f"it was started with {start}, which changes the base itself")
+    elif config.get("peft_type") != "LORA":
+        reasons.insert(0, f"its peft_type is {config.get('peft_type')!r}, not LORA")
+    if reasons:
+        raise AdapterError(
+            f"refused: {reasons[0]}",
+            source=source,
+            remedy="merge it into its base with PEFT (merge_and_unload) and give the whole model",
+        )
+
+
+def sound_scale(
+    module: str,
+    rank: int,
+    config: Mapping[str, Any],
+    source: str,
+    *,
+    entry: str,
+    remedy: str,
+    key: str,
+) -> float:
+    """alpha / r, or alpha / sqrt(r) for a rank-stabilised adapter (arXiv:2312.03732).
+
+    AdapterError, which says that `entry` is to blame, for a scale that is of no use.
+    """
+    try:
+        alpha = _by_pattern(module, config.get("alpha_pattern"), config.get("lora_alpha"))
+        plain = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+        if not plain or not math.isfinite(alpha):
+            raise ValueError(f"lora_alpha is {alpha!r} for {module}")
+        scale: float = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    except (ValueError, re.error) as error:
+        raise AdapterError(f"{entry}: {error}", source=source, remedy=remedy) from error
+    except OverflowError as error:
+        problem = f"{entry}: lora_alpha is too large for {module}"
+        raise AdapterError(problem, source=source, remedy=remedy) from error
+    return checked_scale(scale * rank, scale, source, key, remedy)
+
+
+def _by_pattern(module: str, patterns: Any, default: Any) -> Any:
+    """PEFT's rule: the first pattern that matches the whole path, or its end after a dot.
+
+    ValueError for a table that is none, and for patterns that could take for ever.
+    """
+    if not isinstance(patterns or {}, dict):
+        raise ValueError(f"a pattern table is {patterns!r}")
+    for pattern, value in (patterns or {}).items():
+        if _is_endless(str(pattern), module):
+            raise ValueError(
+                f"the pattern {str(pattern)[:80]!r} could take for ever to match: write plain "
+                "module names in alpha_pattern"
+            )
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+    return default
+
+
+def _is_endless(pattern: str, module: str) -> bool:
+    """Whether a file's own pattern may need more than some million steps on this name."""
+    repeats = len(re.findall(r"[*+{]", pattern))
+    groups = re.search(r"\)[*+{?]|\\[0-9]", pattern) is not None
+    return groups or repeats > REPEATS or (repeats > 0 and len(module) > LONGEST)
+
+
+def config_fields(modules: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
+    """PEFT's settings for modules of these ranks and scales: alpha is scale times rank."""
+    ranks = {name: rank for name, (rank, _) in modules.items()}
+    alphas = {name: _number(rank * scale) for name, (rank, scale) in modules.items()}
+    rank, alpha = _most_common(ranks), _most_common(alphas)
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": _patterns(ranks, rank),
+        "alpha_pattern": _patterns(alphas, alpha),
+        "target_modules": sorted(modules),
+        "use_rslora": False,
+        "init_lora_weights": True,
+    }
+
+
+def _number(value: float) -> float:
+    return int(value) if value == int(value) else value
+
+
+def _most_common(values: Mapping[str, Value]) -> Value:
+    counts = Counter(values.values())
+    return max(counts, key=lambda value: (counts[value], -value))
+
+
+def _patterns(values: Mapping[str, Value], usual: Value) -> dict[str, Value]:
+    """The values that are not the usual one, each by its module's name.
+
+    PEFT takes the first pattern that matches a name or its end. Where the end of one name is
+    another, patterns are tied to the start; older versions of PEFT do not know how to read those.
+    """
+    unusual = {name: values[name] for name in sorted(values) if values[name] != usual}
+    plain = all(re.fullmatch(r"[\w.-]+", name) for name in unusual)
+    if plain and not any(_meets_another(name, values, unusual) for name in values):
+        return unusual
+    return {f"^{re.escape(name)}": value for name, value in unusual.items()}
+
+
+def _meets_another(name: str, values: Mapping[str, Value], unusual: Mapping[str, Value]) -> bool:
+    """Whether the end of the name, after a dot, is a pattern of another value."""
+    ends = [name[at + 1 :] for at, letter in enumerate(name) if letter == "."]
+    return any(end in unusual and unusual[end] != values[name] for end in ends)

@@ -1,0 +1,224 @@
+"""The same adapter under another naming, and several adapters under one.
+
+Modules are put together from rows of another's, each task vector exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from magmerge.checkpoints.adapters.names.naming import from_diffusers, in_parts, to_diffusers
+from magmerge.checkpoints.adapters.nouns import (
+    Adapter,
+    Composition,
+    Content,
+    LowRank,
+    Module,
+    ModuleSpec,
+    Replacement,
+    Rows,
+    height,
+)
+from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint
+from magmerge.core import dtypes
+from magmerge.core.errors import AdapterError, printable
+from magmerge.core.types import Naming
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_DIFFUSERS = ("diffusers", "diffusers_old")
+"""Both give modules the same names; only their keys differ."""
+Groups = list[list[str]]
+"""Modules whose rows are put together, those with the same down factor side by side."""
+
+
+def renamed(adapter: Adapter, naming: Naming) -> Adapter:
+    """The adapter under another naming, read as lazily as it is itself.
+
+    Every task vector stays what it is: fused projections are taken apart by rows, and put together
+    from equal down factors, or from all of them where they differ. AdapterError lists every module
+    that has no name there.
+    """
+    if adapter.naming == naming:
+        return adapter
+    if adapter.naming not in _DIFFUSERS:
+        composition = to_diffusers(adapter.naming, adapter.modules)
+        _check(composition, adapter, naming)
+        adapter = composed(adapter, composition, "diffusers")
+    if adapter.naming == naming:
+        return adapter
+    composition = from_diffusers(naming, adapter.modules)
+    _check(composition, adapter, naming)
+    return composed(adapter, composition, naming)
+
+
+def rename_content(content: Content, naming: Naming) -> Content:
+    """The same for a finished adapter; factors keep their dtype. AdapterError as for `renamed`."""
+    if content.naming == naming:
+        return content
+    adapter = renamed(in_memory(content), naming)
+    # Where scales differ, parts are put together in float32.
+    dtype = next(iter(content.modules.values())).up.dtype
+    factors = {name: adapter.read(name) for name in adapter.modules}
+    return replace(
+        content,
+        naming=naming,
+        modules={
+            n: LowRank(up.to(dtype), down.to(dtype), s) for n, (up, down, s) in factors.items()
+        },
+        kinds={name: spec.kind for name, spec in adapter.modules.items()},
+        config=content.config if naming == "peft" else {},
+    )
+
+
+def common_naming(adapters: Sequence[Adapter]) -> list[Adapter]:
+    """The adapters with modules named alike: as they are if all files name them so, else as
+    diffusers does, else as PEFT does if they have modules in common then. AdapterError lists what
+    has no name there.
+    """
+    namings = {(own.naming, own.naming == "peft" and in_parts(own.modules)) for own in adapters}
+    if len(namings) <= 1:
+        return list(adapters)
+    try:
+        return [renamed(adapter, "diffusers") for adapter in adapters]
+    except AdapterError as error:
+        try:
+            alike = [renamed(adapter, "peft") for adapter in adapters]
+        except AdapterError:
+            raise error from None
+        if not all(set(adapter.modules) & set(alike[0].modules) for adapter in alike):
+            raise
+        return alike
+
+
+def in_memory(content: Content) -> Adapter:
+    """A finished adapter, seen as one that is read."""
+    stored = {}
+    for name, factors in content.modules.items():
+        up, down, scale = factors
+        code = dtypes.code_of(up.dtype)
+        assert code is not None
+        shape = (up.shape[0], *down.shape[1:])
+        spec = ModuleSpec(name, content.kinds[name], shape, len(down), scale, code)
+        stored[name] = Module(spec, partial(LowRank, *factors))
+    whole = MemoryCheckpoint(content.whole)
+    replaced = {name: Replacement.of(whole, name, name) for name in content.whole}
+    return Adapter(
+        "the finished adapter",
+        (),
+        content.naming,
+        stored,
+        replaced,
+        content.metadata,
+        content.config,
+    )
+
+
+def composed(adapter: Adapter, composition: Composition, naming: Naming) -> Adapter:
+    """`adapter` with the modules of `composition`, read as lazily as it is itself.
+
+    Only where several modules become one are their down factors read at once: the rank is that of
+    one of them if all are equal, else the sum.
+    """
+    stored = {}
+    for name, rows in composition.rows.items():
+        groups = _groups(adapter, rows)
+        spec = _spec(name, rows, [[adapter.modules[own] for own in group] for group in groups])
+        stored[name] = Module(spec, partial(_read, adapter, rows, groups, spec))
+    return Adapter(
+        adapter.source,
+        adapter.files,
+        naming,
+        stored,
+        metadata=adapter.metadata,
+        notes=adapter.notes,
+    )
+
+
+def _check(composition: Composition, adapter: Adapter, naming: Naming) -> None:
+    faults = [*composition.faults]
+    faults += [f"{name}: {naming} has no place for replaced tensors" for name in adapter.whole]
+    if faults:
+        listing = "".join(f"\n  - {printable(fault)}" for fault in faults)
+        raise AdapterError(
+            f"{len(faults)} of its modules or tensors have no place under the naming {naming}:"
+            f"{listing}",
+            source=adapter.source,
+            remedy="drop --format (naming=) to keep the adapter's own, or leave these out "
+            "with --ignore (ignore=)",
+        )
+
+
+def _groups(adapter: Adapter, rows: Sequence[Rows]) -> Groups:
+    names = list(dict.fromkeys(part.module for part in rows if part.module is not None))
+    if len(names) == 1:
+        return [names]
+    import torch
+
+    downs: list[Tensor] = []
+    groups: Groups = []
+    for name in names:
+        down = adapter.read(name).down
+        for known, group in zip(downs, groups, strict=True):
+            if known.dtype == down.dtype and torch.equal(known, down):
+                group.append(name)
+                break
+        else:
+            downs.append(down)
+            groups.append([name])
+    return groups
+
+
+def _spec(name: str, rows: Sequence[Rows], groups: Sequence[Sequence[ModuleSpec]]) -> ModuleSpec:
+    specs = [spec for group in groups for spec in group]
+    first = specs[0]
+    alike = len({spec.scale for spec in specs}) == 1
+    return ModuleSpec(
+        name=name,
+        kind=first.kind,
+        shape=(height(rows), *first.shape[1:]),
+        rank=sum(group[0].rank for group in groups),
+        scale=first.scale if alike else 1.0,
+        dtype=first.dtype if alike and len({spec.dtype for spec in specs}) == 1 else "F32",
+    )
+
+
+def _read(adapter: Adapter, rows: Sequence[Rows], groups: Groups, spec: ModuleSpec) -> LowRank:
+    """One module's factors; in float32 where parts of different scales are put together."""
+    factors = {name: adapter.read(name) for group in groups for name in group}
+    first = rows[0]
+    if len(rows) == 1 and first.module is not None:
+        up, down, scale = factors[first.module]
+        return LowRank(up[first.start : first.stop].contiguous(), down, scale)
+    return _put_together(rows, groups, factors, spec)
+
+
+def _put_together(
+    rows: Sequence[Rows], groups: Groups, factors: Mapping[str, LowRank], spec: ModuleSpec
+) -> LowRank:
+    """The rows below each other; a group's are in the columns of its own down factor."""
+    import torch
+
+    formats = {tensor.dtype for up, down, _ in factors.values() for tensor in (up, down)}
+    alike = all(factor.scale == spec.scale for factor in factors.values())
+    dtype = formats.pop() if alike and len(formats) == 1 else torch.float32
+    downs = [factors[group[0]].down.to(dtype) for group in groups]
+    columns = {}
+    start = 0
+    for group, down in zip(groups, downs, strict=True):
+        columns.update(dict.fromkeys(group, slice(start, start + len(down))))
+        start += len(down)
+    up = torch.zeros(spec.shape[0], start, dtype=dtype)
+    at = 0
+    for part in rows:
+        stop = at + part.stop - part.start
+        if part.module is not None:
+            own, _, scale = factors[part.module]
+            block = own[part.start : part.stop].to(dtype)
+            up[at:stop, columns[part.module]] = block if alike else block * scale
+        at = stop
+    return LowRank(up, torch.cat(downs), spec.scale)

@@ -1,0 +1,291 @@
+"""From a file to the records in it: a zip file, a plain pickle, or torch's format before zip files,
+which is pickles one after the other, then the bytes of all storages.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import mmap
+import zipfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from magmerge.checkpoints.pickles.limits import NESTED, Budget, DamagedError, RefusedError, spoken
+from magmerge.checkpoints.pickles.opcodes import Machine, Stream
+from magmerge.checkpoints.pickles.records import WIDTHS, Storage, stored
+
+MAGIC = 0x1950A86A20F9469CFC6C
+PROTOCOL = 1001
+TAR, TAR_AT = b"ustar", 257
+PICKLE = "data.pkl"
+LONGEST_DIRECTORY = 1 << 24
+"""Bytes of the list of entries: some 200,000 of them. A large model has a few thousand."""
+LONGEST_PICKLE = 1 << 29
+LOCAL, LOCAL_MAGIC = 30, b"PK\x03\x04"
+ENCRYPTED = 1
+
+
+class _Short:
+    """A file of which no more than a list of entries is read at once."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def read(self, size: int = -1) -> bytes:
+        if size > LONGEST_DIRECTORY:
+            raise RefusedError(f"its list of entries has {size:,} bytes")
+        return self._stream.read(LONGEST_DIRECTORY if size < 0 else size)
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        return self._stream.seek(position, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def seekable(self) -> bool:
+        return True
+
+
+class Archive:
+    """The entries of one file, each found to be stored whole and within the file."""
+
+    def __init__(self, file: Path, stream: BinaryIO, size: int) -> None:
+        self._file, self._stream, self._size = file, stream, size
+        self._storages: dict[tuple[str, str | None, int], Storage] = {}
+        self._roots: dict[str, Storage] = {}
+        self._entries = _entries(stream)
+        self._top = _top_folder(self._entries)
+        order = f"{self._top}/byteorder"
+        if order in self._entries and self.content(order, 16) != b"little":
+            raise RefusedError("it was written on a big-endian machine")
+
+    def pickle(self) -> bytes:
+        """Its pickle."""
+        return self.content(f"{self._top}/{PICKLE}", LONGEST_PICKLE)
+
+    def read(self, content: bytes, budget: Budget) -> Any:
+        """The object that its pickle describes."""
+        return Machine(io.BytesIO(content), budget, self._persistent).load()
+
+    def content(self, name: str, most: int) -> bytes:
+        """The bytes of a small entry."""
+        start, size = self._place(name)
+        if size > most:
+            raise RefusedError(f"its entry {spoken(name)} has {size:,} bytes")
+        self._stream.seek(start)
+        return self._stream.read(size)
+
+    def _persistent(self, reference: Any) -> Any:
+        if not isinstance(reference, tuple) or len(reference) != 5 or reference[0] != "storage":
+            raise DamagedError("it refers to a storage in no known way")
+        kind, key, _, count = reference[1:]
+        if not isinstance(key, str):
+            raise DamagedError("a storage's key is no text")
+        storage = stored(kind, count, self._file)
+        known = self._storages.setdefault((key, storage.dtype, storage.size), storage)
+        if known.root is None:
+            # Types and sizes of one entry are views of it, so its bytes are there once.
+            known.root = self._root(key)
+            if known.size > known.root.size:
+                raise DamagedError(
+                    f"its storage {spoken(key)} should have {known.size:,} bytes, and "
+                    f"{known.root.size:,} are there"
+                )
+        return known
+
+    def _root(self, key: str) -> Storage:
+        if key not in self._roots:
+            start, size = self._place(f"{self._top}/data/{key}")
+            self._roots[key] = Storage(None, size, self._file, start)
+        return self._roots[key]
+
+    def _place(self, name: str) -> tuple[int, int]:
+        """Where an entry's bytes begin, and how many they are."""
+        if name not in self._entries:
+            raise DamagedError(f"it has no entry {spoken(name)}")
+        entry = self._entries[name]
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & ENCRYPTED:
+            raise RefusedError(
+                f"its entry {spoken(name)} is compressed or encrypted, as torch never writes it",
+                "unpack it and pack it again without compression: zip -0 -r",
+            )
+        head = b""
+        # An offset may be any number of 64 bits, and negative in a file that was cut.
+        if 0 <= entry.header_offset < self._size:
+            self._stream.seek(entry.header_offset)
+            head = self._stream.read(LOCAL)
+        if len(head) < LOCAL or not head.startswith(LOCAL_MAGIC):
+            raise DamagedError(f"its entry {spoken(name)} is not where its list says")
+        lengths = int.from_bytes(head[26:28], "little"), int.from_bytes(head[28:30], "little")
+        start = entry.header_offset + LOCAL + sum(lengths)
+        if entry.file_size != entry.compress_size or start + entry.file_size > self._size:
+            raise DamagedError(
+                f"its entry {spoken(name)} should have {entry.file_size:,} bytes, and "
+                f"{max(0, self._size - start):,} are there"
+            )
+        return start, entry.file_size
+
+
+def _entries(stream: BinaryIO) -> dict[str, zipfile.ZipInfo]:
+    try:
+        with zipfile.ZipFile(cast("BinaryIO", _Short(stream))) as archive:
+            listed = archive.infolist()
+    except RefusedError:
+        raise
+    except Exception as error:
+        # zipfile lets errors of struct, of text and of the system through.
+        raise DamagedError(f"it is no sound zip file: {spoken(error)}") from error
+    entries = {entry.filename: entry for entry in listed}
+    if len(entries) != len(listed):
+        raise RefusedError("it has two entries of one name", "do not use this file")
+    placed = sorted(listed, key=lambda entry: entry.header_offset)
+    for entry, following in itertools.pairwise(placed):
+        if entry.header_offset + LOCAL + entry.compress_size > following.header_offset:
+            raise DamagedError(f"its entry {spoken(following.filename)} lies within another one")
+    return entries
+
+
+def _top_folder(entries: dict[str, zipfile.ZipInfo]) -> str:
+    """The folder in the archive that all is in."""
+    tops = [name[: -len(PICKLE) - 1] for name in entries if name.endswith(f"/{PICKLE}")]
+    tops = [top for top in tops if "/" not in top]
+    if len(tops) != 1:
+        what = "several pickles" if tops else f"no {PICKLE}"
+        raise DamagedError(f"it is a zip file with {what}, and torch writes one")
+    if f"{tops[0]}/constants.pkl" in entries:
+        raise RefusedError(
+            "it is a TorchScript archive, which is a program",
+            "load it with torch.jit.load and save its state_dict() with torch.save",
+        )
+    return tops[0]
+
+
+class Legacy:
+    """A file of that format; `home` is where its bytes are, `size` how many they are."""
+
+    def __init__(self, home: Path | bytes, size: int) -> None:
+        self._home = home
+        self._size = size
+        self._storages: dict[str, Storage] = {}
+        self._views: dict[str, Storage] = {}
+
+    def read(self, stream: Stream, budget: Budget) -> Any:
+        """The object after the magic number, with its storages' places."""
+        protocol = _plain(stream, budget)
+        if protocol != PROTOCOL:
+            raise DamagedError(f"its version is {spoken(protocol)}, not {PROTOCOL}")
+        system = _plain(stream, budget)
+        if isinstance(system, dict) and system.get("little_endian") is False:
+            raise RefusedError("it was written on a big-endian machine")
+        content = Machine(stream, budget, self._persistent).load()
+        self._place(_plain(stream, budget), stream.tell(), stream)
+        return content
+
+    def _persistent(self, reference: Any) -> Any:
+        if not isinstance(reference, tuple) or len(reference) < 2:
+            raise DamagedError("it refers to a storage in no known way")
+        if reference[0] == "module":
+            # A class, beside the text of its source.
+            return reference[1]
+        if reference[0] != "storage" or len(reference) not in (5, 6):
+            raise DamagedError("it refers to a storage in no known way")
+        kind, key, _, count, *view = reference[1:]
+        if not isinstance(key, str):
+            raise DamagedError("a storage's key is no text")
+        storage = self._storages.setdefault(key, stored(kind, count, self._home))
+        return self._view(storage, view[0]) if view and view[0] is not None else storage
+
+    def _view(self, root: Storage, reference: Any) -> Storage:
+        """A part of a storage: key, first entry, number of entries."""
+        sound = (
+            isinstance(reference, tuple) and len(reference) == 3 and isinstance(reference[0], str)
+        )
+        if not sound or not all(isinstance(n, int) and n >= 0 for n in reference[1:]):
+            raise DamagedError("it refers to a part of a storage in no known way")
+        width = WIDTHS[root.dtype or "uint8"]
+        part = Storage(
+            root.dtype, reference[2] * width, self._home, None, root, reference[1] * width
+        )
+        return self._views.setdefault(reference[0], part)
+
+    def _place(self, keys: Any, position: int, stream: Stream) -> None:
+        """Say where each storage is: its number of entries in 8 bytes, then the entries."""
+        if not isinstance(keys, list):
+            raise DamagedError("it does not list its storages")
+        for key in keys:
+            storage = self._storages.get(key) if isinstance(key, str) else None
+            head = stream.read(8)
+            if storage is None or storage.start is not None or len(head) != 8:
+                raise DamagedError(f"it lists a storage {spoken(key)} that it does not use")
+            size = int.from_bytes(head, "little") * WIDTHS[storage.dtype or "uint8"]
+            position += 8
+            if size != storage.size or position + size > self._size:
+                raise DamagedError(
+                    f"its storage {spoken(key)} should have {storage.size:,} bytes, and "
+                    f"{min(size, self._size - position):,} are there"
+                )
+            storage.start = position
+            position += size
+            stream.seek(position)
+
+
+def _plain(stream: Stream, budget: Budget) -> Any:
+    return Machine(stream, budget, no_storages).load()
+
+
+def no_storages(_: Any) -> Any:
+    """For pickles that can have no storages beside them."""
+    raise DamagedError("it refers to a storage that a plain pickle cannot have")
+
+
+def read_nested(content: bytes, budget: Budget) -> Any:
+    """The object in the bytes of a whole file of this format."""
+    budget.depth += 1
+    if budget.depth > NESTED:
+        raise RefusedError(f"it has pickles within pickles, more than {NESTED} deep")
+    stream = io.BytesIO(content)
+    magic = _plain(stream, budget)
+    if magic != MAGIC:
+        raise DamagedError("the bytes of a storage are not in torch's format")
+    held = Legacy(content, len(content)).read(stream, budget)
+    budget.depth -= 1
+    return held
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a file holds, and how often it names each class and function."""
+
+    held: Any
+    names: Counter[str]
+
+
+def read(file: Path) -> Content:
+    """The records of a zip file, of a file in the legacy format, or of a plain pickle.
+
+    RefusedError for anything else, and for what cannot be read without running code.
+    """
+    size = file.stat().st_size
+    if not size:
+        raise DamagedError("it is empty")
+    with file.open("rb") as stream:
+        head = stream.read(TAR_AT + len(TAR))
+        if head.startswith(LOCAL_MAGIC):
+            archive = Archive(file, stream, size)
+            pickle = archive.pickle()
+            budget = Budget(len(pickle))
+            return Content(archive.read(pickle, budget), budget.names)
+        if head[TAR_AT:] == TAR:
+            raise RefusedError(
+                "it is a tar file, as torch wrote them before 2017",
+                "load it with a torch older than 2.0 and save its state_dict() with torch.save",
+            )
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            budget = Budget(size)
+            held = Machine(mapped, budget, no_storages).load()
+            if isinstance(held, int) and held == MAGIC:
+                held = Legacy(file, size).read(mapped, budget)
+            return Content(held, budget.names)
