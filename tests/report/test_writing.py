@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import magmerge
-from magmerge.checkpoints.output import provenance
+from magmerge.checkpoints.output import own_files
 from magmerge.cli import main
 from magmerge.core.errors import CheckpointError, MagmergeError, OutputError
 from magmerge.report import account, html_file
@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_report_is_beside_the_record(folder: Path) -> None:
-    assert account.FILE == provenance.FILE
+    assert account.FILE == own_files.RECORD
     assert magmerge.write_report(folder) == folder / "report.html"
     assert sorted(file.name for file in folder.iterdir()) == ["magmerge.json", "report.html"]
     assert magmerge.write_report(folder / "magmerge.json", overwrite=True) == folder / "report.html"
