@@ -65,7 +65,7 @@ _HOMES = {
     "Sensitivity": "evaluation.sensitivity",
     "sensitivity": "evaluation.sensitivity",
     "suite": "evaluation.suites",
-    "write_report": "report.writing",
+    "write_report": "report.html_file",
 }
 
 __all__ = [
