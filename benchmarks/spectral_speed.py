@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+import magmerge
 from magmerge.core.journal import listening
 from magmerge.linalg.spectral import RANK_CUT
 from magmerge.methods.iso import iso_c, iso_cts, shares

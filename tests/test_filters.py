@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import magmerge
-from magmerge.cli.options import parse_settings
+from magmerge.cli.settings import parse_settings
+from magmerge.core import registry
 from magmerge.core.errors import MagmergeError, ParameterError, StructureError
 from magmerge.core.filters import Filters, Item
 from magmerge.core.recipe import Recipe
