@@ -14,7 +14,7 @@ from torch import Tensor
 import magmerge
 from magmerge.checkpoints.adapters.adapter_loader import open_adapter
 from magmerge.core.errors import MagmergeError, MagmergeWarning
-from magmerge.engine.adapters.result import AdapterResult
+from magmerge.engine.adapters.adapter_result import AdapterResult
 from tests.adapters.lora_files import whole_tensor
 from tests.adapters.standins import full
 

@@ -17,8 +17,8 @@ from magmerge.core.errors import NonFiniteError, ParameterError, StructureError
 from magmerge.core.traits import Method
 from magmerge.core.types import LayerRecord
 from magmerge.core.validation import check_parameters, keywords
-from magmerge.engine.adapters.modules import ModuleRecord
-from magmerge.engine.adapters.result import AdapterResult
+from magmerge.engine.adapters.adapter_result import AdapterResult
+from magmerge.engine.adapters.module_merge import ModuleRecord
 from magmerge.engine.stages import rotates
 from tests.adapters.standins import Factors, factors_of, folder_of, full
 

@@ -21,7 +21,7 @@ from magmerge.report.adapter_table import (
 from magmerge.report.terminal_tables import plain, records_summary, records_table, uncovered_lines
 
 if TYPE_CHECKING:
-    from magmerge.engine.adapters.result import Extraction
+    from magmerge.engine.adapters.adapter_result import Extraction
     from magmerge.engine.result import Result
 
 

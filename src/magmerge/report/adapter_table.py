@@ -15,9 +15,9 @@ from magmerge.core.errors import printable
 from magmerge.report.terminal_tables import plain, table
 
 if TYPE_CHECKING:
+    from magmerge.engine.adapters.adapter_result import AdapterResult, Extraction
     from magmerge.engine.adapters.extraction import ExtractedModule
-    from magmerge.engine.adapters.modules import ModuleRecord
-    from magmerge.engine.adapters.result import AdapterResult, Extraction
+    from magmerge.engine.adapters.module_merge import ModuleRecord
 
 WORST = 5
 """Modules that are shown if not all are asked for."""

@@ -9,7 +9,7 @@ from magmerge.core.lazy import front
 if TYPE_CHECKING:
     from magmerge.checkpoints.adapters.adapter_expert import AdapterExpert
     from magmerge.checkpoints.adapters.adapter_loader import open_adapter
-    from magmerge.checkpoints.adapters.formats import encode
+    from magmerge.checkpoints.adapters.formats.files import encode
     from magmerge.checkpoints.adapters.union import adapters_alone
 
 __all__ = ["AdapterExpert", "adapters_alone", "encode", "open_adapter"]
@@ -19,7 +19,7 @@ __getattr__ = front(
     {
         "AdapterExpert": "adapter_expert",
         "adapters_alone": "union",
-        "encode": "formats",
+        "encode": "formats.files",
         "open_adapter": "adapter_loader",
     },
 )

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from magmerge.core.lazy import front
 
 if TYPE_CHECKING:
+    from magmerge.engine.adapters.adapter_faults import adapter_faults, adapter_notes
+    from magmerge.engine.adapters.adapter_result import AdapterResult, Extraction, adapter_result
     from magmerge.engine.adapters.extraction import bytes_of_truncation, run_extraction
-    from magmerge.engine.adapters.faults import adapter_faults, adapter_notes
-    from magmerge.engine.adapters.modules import bytes_of_module, run_module
-    from magmerge.engine.adapters.result import AdapterResult, Extraction, adapter_result
+    from magmerge.engine.adapters.module_merge import bytes_of_module, run_module
     from magmerge.engine.adapters.targets import mark_lost
 
 __all__ = [
@@ -29,15 +29,15 @@ __all__ = [
 __getattr__ = front(
     __name__,
     {
-        "AdapterResult": "result",
-        "Extraction": "result",
-        "adapter_faults": "faults",
-        "adapter_notes": "faults",
-        "adapter_result": "result",
-        "bytes_of_module": "modules",
+        "AdapterResult": "adapter_result",
+        "Extraction": "adapter_result",
+        "adapter_faults": "adapter_faults",
+        "adapter_notes": "adapter_faults",
+        "adapter_result": "adapter_result",
+        "bytes_of_module": "module_merge",
         "bytes_of_truncation": "extraction",
         "mark_lost": "targets",
         "run_extraction": "extraction",
-        "run_module": "modules",
+        "run_module": "module_merge",
     },
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from magmerge.checkpoints.adapters.base_names import WEIGHT, OnBase
 from magmerge.checkpoints.adapters.base_names import content_of as content_on_base
-from magmerge.checkpoints.adapters.formats import encode
+from magmerge.checkpoints.adapters.formats.files import encode
 from magmerge.checkpoints.adapters.nouns import Content, LowRank
 from magmerge.checkpoints.adapters.translation import rename_content
 from magmerge.checkpoints.output.target import Target
@@ -19,7 +19,7 @@ from magmerge.core.errors import OutputError
 from magmerge.core.types import Plan, Step, TensorSpec
 from magmerge.core.validation import check_naming
 from magmerge.engine.adapters.extraction import module_kind
-from magmerge.engine.adapters.modules import DOWN, UP
+from magmerge.engine.adapters.module_merge import DOWN, UP
 from magmerge.engine.job import Job
 from magmerge.engine.plan import place
 from magmerge.engine.publish import Files, origin

@@ -17,7 +17,7 @@ from magmerge.checkpoints.output.writer import MemorySink
 from magmerge.core.dtypes import torch_dtype
 from magmerge.core.pieces import cut, stretches
 from magmerge.core.types import Piece, Step
-from magmerge.engine.adapters.modules import as_factors, put_factors
+from magmerge.engine.adapters.module_merge import as_factors, put_factors
 from magmerge.engine.executors.local import Job, Task
 from magmerge.engine.layer import record_of
 from magmerge.engine.memory import bytes_of, cut_for
