@@ -30,6 +30,26 @@ def test_help_and_version_import_no_torch() -> None:
         assert run(code).endswith("False\n")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["merge", "--base", "nope", "--expert", "x", "out"],
+        ["extract", "--base", "nope", "--model", "x", "out"],
+        ["convert", "nope", "out"],
+        ["inspect", "nope"],
+        ["diff", "nope", "x"],
+    ],
+)
+def test_a_wrong_path_is_told_without_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom magmerge.cli import main\n"
+        f"sys.argv = {['magmerge', *arguments]!r}\n"
+        "try: main()\nexcept SystemExit as end: print(end.code)\n"
+        "print('torch' in sys.modules)"
+    )
+    assert run(code).endswith("1\nFalse\n")
+
+
 def test_everything_promised_is_there() -> None:
     for name in magmerge.__all__:
         assert getattr(magmerge, name) is not None

@@ -12,7 +12,7 @@ from magmerge.checkpoints.adapters.formats.lora_config import CONFIG
 from magmerge.checkpoints.adapters.names.vocabulary import COMPONENTS
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint, check_against_index, read_index
 from magmerge.checkpoints.views import RenamedCheckpoint
-from magmerge.core.errors import CheckpointError, suggestion
+from magmerge.core.errors import CheckpointError, no_such_model
 from magmerge.core.models import Checkpoint, Expert
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _open_path(path: Path) -> Checkpoint:
     if path.is_dir():
         return _open_folder(path)
     if not path.is_file():
-        raise _missing(path)
+        raise no_such_model(path)
     if path.name.endswith(".index.json"):
         return _open_index(path, str(path))
     if path.suffix == ".safetensors" or path.suffix in TORCH_SUFFIXES:
@@ -215,12 +215,3 @@ def _open_files(files: list[Path], source: str, folder: Path | None) -> Checkpoi
     from magmerge.checkpoints.torch_pickle import open_torch
 
     return open_torch(files, source, folder)
-
-
-def _missing(path: Path) -> CheckpointError:
-    parent = path.parent
-    near = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-    remedy = suggestion(path.name, near) if near else f"{parent} does not exist either"
-    if not remedy.startswith("did you mean"):
-        remedy = "check the path; a model of the Hugging Face hub must be downloaded first"
-    return CheckpointError("no such file or folder", source=path, remedy=remedy)

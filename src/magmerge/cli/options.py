@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from inspect import Parameter, Signature
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from magmerge.cli.settings import named_sources, numbers, parse_settings
+from magmerge.core.errors import no_such_model
 
 Options = Mapping[str, Any]
 """A verb's options by name, as they were typed or by default."""
@@ -196,6 +198,7 @@ def takes(*options: str | Option) -> Callable[[Callable[[Options], None]], Calla
 
     def decorate(verb: Callable[[Options], None]) -> Callable[..., None]:
         def command(**options: Any) -> None:
+            check_models(options)
             verb(options)
 
         command.__doc__ = verb.__doc__
@@ -203,6 +206,19 @@ def takes(*options: str | Option) -> Callable[[Callable[[Options], None]], Calla
         return command
 
     return decorate
+
+
+READ = ("base", "experts", "merged", "model", "checkpoint", "a", "b")
+"""Options that name models which are read."""
+
+
+def check_models(options: Options) -> None:
+    """CheckpointError for a path of no model, before the libraries that read one are loaded."""
+    for name in READ:
+        value = options.get(name)
+        for path in value if isinstance(value, list) else [value]:
+            if isinstance(path, Path) and str(path) != "." and not os.path.lexists(path):
+                raise no_such_model(path)
 
 
 def without(options: Options, *names: str) -> dict[str, Any]:

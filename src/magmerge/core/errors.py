@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 LISTED = 10
@@ -149,3 +150,13 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"known: {', '.join(known)}" if known else "none is known here"
+
+
+def no_such_model(path: Path) -> CheckpointError:
+    """That nothing is at a model's path, with what lies near it under such a name."""
+    parent = path.parent
+    near = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+    remedy = suggestion(path.name, near) if near else f"{parent} does not exist either"
+    if not remedy.startswith("did you mean"):
+        remedy = "check the path; a model of the Hugging Face hub must be downloaded first"
+    return CheckpointError("no such file or folder", source=path, remedy=remedy)
