@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -180,3 +181,22 @@ def test_what_an_adapter_has_and_the_base_has_not_is_no_reason_to_ignore_it(
     assert found.code == 1
     assert "name the model that this adapter was trained on" in found.message
     assert "--ignore" not in found.message
+
+
+def test_a_method_that_is_not_cut_as_it_says_is_refused() -> None:
+    from magmerge.core import registry
+
+    def centred(deltas, *, strength: float = 1.0):  # type: ignore[no-untyped-def]
+        return strength * (deltas.mean(0) - deltas.mean())
+
+    for cut in ("entries", "rows", "whole"):
+        magmerge.register_method(f"centred_{cut}", source="a test", cut=cut)(centred)
+    base, experts = {"a.weight": torch.randn(8, 8)}, [{"a.weight": torch.randn(8, 8)}] * 1
+    try:
+        for cut in ("entries", "rows"):
+            with pytest.raises(magmerge.MagmergeError, match=f'says cut="{cut}"'):
+                magmerge.plan(base=base, experts=experts, method=f"centred_{cut}")
+        magmerge.merge(base=base, experts=experts, method="centred_whole")
+    finally:
+        for cut in ("entries", "rows", "whole"):
+            del registry.methods._items[f"centred_{cut}"]

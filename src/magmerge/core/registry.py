@@ -52,6 +52,10 @@ class Registry(Generic[T]):
         table: Mapping[str, str] = import_module(self._package).BUILTIN
         return table
 
+    def is_builtin(self, name: str) -> bool:
+        """Whether the name is one of magmerge's own."""
+        return name in self._builtin
+
     def add(self, item: T, aliases: tuple[str, ...] = ()) -> None:
         """Register `item`; a name that is taken is refused."""
         for name in (item.name, *aliases):

@@ -15,6 +15,7 @@ from magmerge.core.recipe import Recipe
 from magmerge.core.types import TensorSpec
 from magmerge.engine import adapters
 from magmerge.engine.job import Job, Models
+from magmerge.engine.method_trial import cut_faults
 from magmerge.engine.variation import Varying
 
 ARCHITECTURE = (
@@ -46,6 +47,7 @@ def check_structure(job: Job, config: Mapping[str, Any]) -> None:
         faults += _repeated_faults(models)
         faults += _difference_faults(recipe, models)
     faults += _expert_count_faults(job)
+    faults += [] if faults else cut_faults(job.stages, len(models.experts))
     faults += _pattern_faults(recipe, models)
     if models.union is not None:
         faults += adapters.adapter_faults(recipe, job.stages, models.union)
