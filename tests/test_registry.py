@@ -22,7 +22,10 @@ from magmerge.core.traits import Method
 
 
 def registry() -> Registry[Method]:
-    return Registry("method", "magmerge.nothing", {})
+    package = ModuleType("nothing_for_test")
+    package.BUILTIN = {}  # type: ignore[attr-defined]
+    sys.modules["nothing_for_test"] = package
+    return Registry("method", "nothing_for_test")
 
 
 def method(name: str) -> Method:
@@ -182,12 +185,12 @@ def test_the_first_look_up_from_several_threads_waits_for_the_module(
         "time.sleep(0.1)\n"
         "slow_for_test.names.add(slow_for_test.method('slow'), aliases=('late',))\n"
     )
-    (tmp_path / "slow_for_test" / "__init__.py").touch()
+    (tmp_path / "slow_for_test" / "__init__.py").write_text(
+        "BUILTIN = {'slow': 'methods', 'late': 'methods'}\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     package = import_module("slow_for_test")
-    names: Registry[Method] = Registry(
-        "method", "slow_for_test", {"slow": "methods", "late": "methods"}
-    )
+    names: Registry[Method] = Registry("method", "slow_for_test")
     vars(package).update(names=names, method=method)
     assert [item.name for item in found_by_threads(names, "late")] == ["slow"] * 4
 

@@ -187,6 +187,23 @@ def test_a_merge_in_memory_imports_little() -> None:
         assert f"magmerge.{foreign}" not in names
 
 
+def test_no_name_of_a_front_is_a_module_beside_it() -> None:
+    """Python would give the module for the name, once that is loaded."""
+    clashes = []
+    for file, tree in TREES.items():
+        if file.name == "__init__.py" and "__getattr__ = front" in file.read_text():
+            names = ast.literal_eval(
+                next(
+                    node.value
+                    for node in tree.body
+                    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+                )
+            )
+            clashes += [f"{module(file)}.{name}" for name in names
+                        if f"{module(file)}.{name}" in MODULES]  # fmt: skip
+    assert not clashes
+
+
 def test_imports_are_at_the_top_but_for_torch_and_extras() -> None:
     inside = {
         f"{name}.{function.name}: {ast.unparse(node)}"

@@ -50,7 +50,7 @@ def check_structure(job: Job, config: Mapping[str, Any]) -> None:
     faults += [] if faults else cut_faults(job.stages, len(models.experts))
     faults += _pattern_faults(recipe, models)
     if models.union is not None:
-        faults += adapters.adapter_faults(recipe, job.stages, models.union)
+        faults += adapters.faults(recipe, job.stages, models.union)
     varying = Varying(recipe, models.layout.specs)
     faults += [Fault(text, FILTERS) for text in varying.unused()]
     faults += [

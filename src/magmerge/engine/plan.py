@@ -93,9 +93,7 @@ def _with_sizes(
     # A replaced tensor is averaged in float32, beside one that is read.
     allowance = allow(job, steps, taken=live + held)
     single = job.writes_adapter or (target is not None and target.single)
-    notes = (
-        adapters.adapter_notes(job.recipe, job.models.union) if job.models.union is not None else ()
-    )
+    notes = adapters.notes(job.recipe, job.models.union) if job.models.union is not None else ()
     quiet = job.takes and job.models.base is None
     return Plan(
         digest=job.recipe.digest,

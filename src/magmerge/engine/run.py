@@ -47,7 +47,7 @@ def run_job(
     warn(notes)
     work = Work(job, plan)
     if job.writes_adapter:
-        result = adapters.adapter_result(work, notes, report)
+        result = adapters.result(work, notes, report)
         if target is None:
             return result
         return replace(result, path=_saved(result, target))

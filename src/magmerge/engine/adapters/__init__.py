@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from magmerge.core.lazy import front
 
 if TYPE_CHECKING:
-    from magmerge.engine.adapters.adapter_faults import adapter_faults, adapter_notes
-    from magmerge.engine.adapters.adapter_result import AdapterResult, Extraction, adapter_result
+    from magmerge.engine.adapters.adapter_faults import faults, notes
+    from magmerge.engine.adapters.adapter_result import AdapterResult, Extraction, result
     from magmerge.engine.adapters.extraction import bytes_of_truncation, run_extraction
     from magmerge.engine.adapters.module_merge import bytes_of_module, run_module
     from magmerge.engine.adapters.targets import mark_lost
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 __all__ = [
     "AdapterResult",
     "Extraction",
-    "adapter_faults",
-    "adapter_notes",
-    "adapter_result",
+    "faults",
+    "notes",
+    "result",
     "bytes_of_module",
     "bytes_of_truncation",
     "mark_lost",
@@ -31,9 +31,9 @@ __getattr__ = front(
     {
         "AdapterResult": "adapter_result",
         "Extraction": "adapter_result",
-        "adapter_faults": "adapter_faults",
-        "adapter_notes": "adapter_faults",
-        "adapter_result": "adapter_result",
+        "faults": "adapter_faults",
+        "notes": "adapter_faults",
+        "result": "adapter_result",
         "bytes_of_module": "module_merge",
         "bytes_of_truncation": "extraction",
         "mark_lost": "targets",
