@@ -1,6 +1,6 @@
-"""Print the package's tree: its rooms from the ground up, each with the first line of its docstring.
+"""Print the package's tree: its rooms from the ground up, each with its docstring's first line.
 
-.venv/bin/python -m scripts.readme_tree          # as in README: rooms, and the files of the one path
+.venv/bin/python -m scripts.readme_tree          # as in README: rooms, and the one path's files
 .venv/bin/python -m scripts.readme_tree --whole  # as in docs/architecture.md: every file
 """
 

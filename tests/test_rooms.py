@@ -149,7 +149,7 @@ LONG = 12
 """Functions of more than seven parameters, methods aside: 37 before there was one path."""
 MACHINE = 43
 """Functions that take threads, memory, a device or progress by themselves: 101 before."""
-IMPORTED = 88
+IMPORTED = 89
 """Modules that a merge in memory imports: 173 before."""
 
 

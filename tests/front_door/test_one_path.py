@@ -23,6 +23,7 @@ from magmerge.core.parameters import Supplied
 from magmerge.core.recipe import AdapterOutput
 from tests.adapters.files import write_adapter
 from tests.conftest import CommandLine, State, random_state, tuned
+from tests.front_door.test_recipes_beside import stored
 from tests.golden.cases import DTYPES, MODULES, digest, models
 
 pytestmark = pytest.mark.filterwarnings("ignore::magmerge.core.errors.MagmergeWarning")
@@ -329,28 +330,60 @@ def test_torn_bytes_and_another_recipe_are_not_gone_on_with(tmp_path: Path) -> N
     assert digest(state) == digest(magmerge.run(changed).state_dict())
 
 
-def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_what_is_known_is_not_looked_for_again(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    from magmerge.checkpoints.output import writer
+
+    base, experts = stored(tmp_path)
+    finish, done = writer.Ledger.finish, []
+
+    def counting(self, step, outcome):  # type: ignore[no-untyped-def]
+        done.append(step)
+        finish(self, step, outcome)
+
+    def stopping(self, step, outcome):  # type: ignore[no-untyped-def]
+        finish(self, step, outcome)
+        raise KeyboardInterrupt
+
+    recipe = magmerge.Recipe(
+        base=str(base), experts={k: str(path) for k, path in experts.items()}, method="ties"
+    )
+    monkeypatch.setattr(writer.Ledger, "finish", counting)
+    magmerge.run(recipe, tmp_path / "whole", resume=True)
+    whole, done[:] = list(done), []
+    monkeypatch.setattr(writer.Ledger, "finish", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        magmerge.run(recipe, tmp_path / "out", resume=True)
+    monkeypatch.setattr(writer.Ledger, "finish", counting)
+    magmerge.run(recipe, tmp_path / "out", resume=True)
+    assert 0 < len(done) < len(whole)
+    for name in ("model.safetensors", "magmerge.yaml"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_samples_in_memory_are_measured_again(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Nothing tells whether they are still the same."""
     base, experts, samples = nets(2)
     data = {f"expert-{k + 1}": one for k, one in enumerate(samples)}
     arguments = {"base": base, "experts": experts, "method": "average", "calibrate": "fsc"}
-    fresh = magmerge.merge(**arguments, data=data, out=tmp_path / "fresh.safetensors")
+    estimate, calls = live.estimate, []
+
+    def counting(*given: object) -> object:
+        calls.append(given)
+        return estimate(*given)
+
+    monkeypatch.setattr(live, "estimate", counting)
+    out = tmp_path / "out.safetensors"
     from magmerge.checkpoints.output import writer
 
     finish = writer.Ledger.finish
 
-    def failing(self, step, outcome):  # type: ignore[no-untyped-def]
+    def stopping(self, step, outcome):  # type: ignore[no-untyped-def]
         finish(self, step, outcome)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writer.Ledger, "finish", failing)
+    monkeypatch.setattr(writer.Ledger, "finish", stopping)
     with pytest.raises(KeyboardInterrupt):
-        magmerge.merge(**arguments, data=data, out=tmp_path / "out.safetensors", resume=True)
-    monkeypatch.undo()
-
-    def refuse(*_: object) -> None:
-        raise AssertionError("measured again")
-
-    monkeypatch.setattr(live, "estimate", refuse)
-    again = magmerge.merge(**arguments, data=data, out=tmp_path / "out.safetensors", resume=True)
-    assert digest(again.state_dict()) == digest(fresh.state_dict())
-    assert again.records == fresh.records
+        magmerge.merge(**arguments, data=data, out=out, resume=True)
+    monkeypatch.setattr(writer.Ledger, "finish", finish)
+    magmerge.merge(**arguments, data=data, out=out, resume=True)
+    assert len(calls) == 2

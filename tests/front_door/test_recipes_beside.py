@@ -160,7 +160,11 @@ def test_documents_are_named_and_read(tmp_path: Path, magmerge_cli: CommandLine)
     for text, problem in (
         (f"base: {base}\nexperts: [{first}]\nmethod: average\n---\nexperts: [x]", "has no name"),
         (f"name: a\nbase: {base}\nexperts: [{first}]\n---\nname: b\nbase: {base}", "no document"),
-        (f"name: ../a\nbase: {base}\nexperts: [{first}]\n---\nexperts: [../a]", "has no name"),
+        (
+            f"name: a\nbase: {base}\nexperts: [{first}]\n---\nname: a\nexperts: [a]\n"
+            f"---\nbase: {base}\nexperts: [a]",
+            "two documents",
+        ),
         ("[1, 2]", "valid dictionary"),
         ("", "holds no recipe"),
     ):
@@ -169,3 +173,58 @@ def test_documents_are_named_and_read(tmp_path: Path, magmerge_cli: CommandLine)
         assert outcome.code == 1, text
         assert problem in outcome.message, outcome.message
         assert not (tmp_path / "out").exists()
+
+
+def test_no_document_writes_over_what_another_one_reads(
+    tmp_path: Path, magmerge_cli: CommandLine
+) -> None:
+    base, experts = stored(tmp_path)
+    before = (Path(base) / "model.safetensors").read_bytes()
+    file = tmp_path / "r.yaml"
+    file.write_text(
+        f"name: a\nbase: {base}\nexperts: [{experts['e0']}]\nmethod: average\n"
+        f"---\nbase: {experts['e0']}\nexperts: [a]\nmethod: average\n"
+    )
+    outcome = magmerge_cli("merge", file, base, "--yes")
+    assert outcome.code == 1, outcome.message
+    assert (Path(base) / "model.safetensors").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "e0", "e1", "r.yaml"]
+
+
+def test_a_shelf_that_is_the_users_own_is_left_alone(
+    tmp_path: Path, magmerge_cli: CommandLine
+) -> None:
+    base, experts = stored(tmp_path)
+    file = tmp_path / "r.yaml"
+    file.write_text(
+        f"name: a\nbase: {base}\nexperts: [{experts['e0']}]\nmethod: average\n"
+        f"---\nbase: {base}\nexperts: [a]\nmethod: average\n"
+    )
+    shelf = tmp_path / ".out.magmerge-documents"
+    shelf.mkdir()
+    (shelf / "diary").write_text("mine")
+    outcome = magmerge_cli("merge", file, tmp_path / "out")
+    assert outcome.code == 1, outcome.message
+    assert (shelf / "diary").read_text() == "mine"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_of_the_users_own_is_not_replaced(
+    tmp_path: Path, magmerge_cli: CommandLine
+) -> None:
+    base, experts = stored(tmp_path)
+    (tmp_path / "out").mkdir()
+    own = tmp_path / "out" / "magmerge.yaml"
+    own.write_text("mine: true\n")
+    outcome = magmerge_cli(
+        "merge", "--base", base, "--yes", experts["e0"], experts["e1"], tmp_path / "out"
+    )
+    assert outcome.code == 1, outcome.message
+    assert own.read_text() == "mine: true\n"
+
+
+def test_merged_with_a_method_is_refused(tmp_path: Path) -> None:
+    base, experts = stored(tmp_path)
+    recipe = magmerge.Recipe(base=base, experts=experts, merged=experts["e0"], method="ties")
+    with pytest.raises(ParameterError):
+        magmerge.run(recipe)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
+from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
 from magmerge.core.types import Uncovered
 from magmerge.engine.job import Findings
@@ -26,14 +28,17 @@ def packed(found: Findings) -> bytes:
     return content
 
 
-def unpacked(content: bytes) -> Findings:
-    """The findings of such bytes, which magmerge itself wrote and whose digest is known."""
-    size = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + size])["__metadata__"]
-    kinds: dict[str, dict[str, object]] = {kind: {} for kind in KINDS}
-    for key, tensor in load(content).items():
-        kind, _, name = key.partition(":")
-        kinds[kind][name] = tensor
-    gains = kinds["gains"] if header["measured"] == "True" else None
-    uncovered = tuple(Uncovered(**layer) for layer in json.loads(header["uncovered"]))
-    return Findings(gains, kinds["deltas"], kinds["statistics"], uncovered)  # type: ignore[arg-type]
+def unpacked(content: bytes) -> Findings | None:
+    """The findings of such bytes; None where they are not what magmerge writes."""
+    try:
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size])["__metadata__"]
+        kinds: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
+        for key, tensor in load(content).items():
+            kind, _, name = key.partition(":")
+            kinds[kind][name] = tensor
+        gains = kinds["gains"] if header["measured"] == "True" else None
+        uncovered = tuple(Uncovered(**layer) for layer in json.loads(header["uncovered"]))
+    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError):
+        return None
+    return Findings(gains, kinds["deltas"], kinds["statistics"], uncovered)

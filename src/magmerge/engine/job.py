@@ -65,7 +65,8 @@ class Job:
     """A resolved recipe, its models as they were opened, its stages bound once, and where it runs.
 
     `donor` is the folder that a model's config and tokenizer are taken from. `documents` are the
-    recipes whose results it reads.
+    recipes whose results it reads, and `digests` those of these results' files, which are gone when
+    the last of them is done.
     """
 
     recipe: Recipe
@@ -76,6 +77,7 @@ class Job:
     donor: Path | None = None
     live: Live = field(default_factory=Live)
     documents: tuple[Recipe, ...] = ()
+    digests: Mapping[Path, str] = field(default_factory=dict)
 
     @property
     def writes_adapter(self) -> bool:
@@ -105,8 +107,12 @@ class Job:
         models = self.models
         whole = [("merged", models.merged), ("base", models.base)]
         inputs = [Input(role, one.source, one.files, one) for role, one in whole if one is not None]
+        named = {document.name for document in self.documents}
+        told = {one.name: self.recipe.experts.get(one.name) for one in models.experts}
+        sources = {name: path for name, path in told.items() if path in named}
         return inputs + [
-            Input("expert", one.source, one.files, one.whole) for one in models.experts
+            Input("expert", sources.get(one.name) or one.source, one.files, one.whole)
+            for one in models.experts
         ]
 
     @property

@@ -10,10 +10,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from magmerge.checkpoints.digests import DigestMemory, stamp
 from magmerge.checkpoints.output.own_files import RECIPE, RECORD
-from magmerge.checkpoints.output.provenance import Account, content_digest, document
+from magmerge.checkpoints.output.provenance import (
+    Account,
+    content_digest,
+    document,
+    versions,
+)
 from magmerge.checkpoints.output.staging import Staging
 from magmerge.checkpoints.output.target import Target, check_space
 from magmerge.checkpoints.output.writer import FileSink
@@ -23,6 +29,7 @@ from magmerge.core.version import __version__
 from magmerge.engine.executors import local
 from magmerge.engine.job import Job
 
+CONFIG = "config.json"
 Report = Callable[[str, Target], Mapping[str, bytes]]
 """From the record's text to further files beside the result, such as report.html."""
 
@@ -53,16 +60,15 @@ def publish(
     at first, so that what is wrong with it costs no work.
     """
     check_space(target.path, files.size)
-    key = _key(job, files)
+    held = (*(shard.file for shard in files.shards), *files.texts)
     with (
-        Staging(target, key) as staging,
+        Staging(target, _key(job, files, target), held) as staging,
         FileSink(files.steps, files.shards, staging) as sink,
     ):
         account = fill(sink)
         check_unchanged(job)
         inputs = _inputs(job, sink.settlers())
-        names = [*(shard.file for shard in files.shards), *files.texts]
-        record = document(job.recipe, inputs, account, names)
+        record = document(job.recipe, inputs, account, (*held, RECIPE))
         recipes = "---\n".join(one.to_yaml() for one in (*job.documents, job.recipe))
         beside = {RECORD: record.encode(), RECIPE: recipes.encode()}
         extra = {target.named(name): text for name, text in beside.items()}
@@ -79,6 +85,8 @@ def origin(job: Job) -> dict[str, str]:
 def check_unchanged(job: Job) -> None:
     """CheckpointError where an input is no longer the file that was opened."""
     for file, before in job.models.stamps.items():
+        if file in job.digests:
+            continue
         if not file.is_file() or stamp(file) != before:
             raise CheckpointError(
                 "it was changed after it was opened",
@@ -87,13 +95,43 @@ def check_unchanged(job: Job) -> None:
             )
 
 
-def _key(job: Job, files: Files) -> str:
-    """What tells this work from any other: recipe, inputs as they are, and every file's header."""
-    digest = hashlib.sha256(job.recipe.digest.encode())
+def _key(job: Job, files: Files, target: Target) -> str:
+    """What tells this work from any other: recipe, versions, inputs as they are, and what the files
+    will begin with. Where something of it cannot be told, such as samples in memory, no other run
+    is the same.
+    """
+    if not target.resume:
+        return ""
+    digest = hashlib.sha256(f"{job.recipe.digest} {versions()} {__version__}".encode())
     for file, state in sorted(job.models.stamps.items()):
         digest.update(os.fsencode(f"{file}\0{state}\0"))
+    for entry in job.inputs:
+        if not entry.files and entry.model is not None:
+            digest.update(content_digest(entry.model).encode())
+        folder = None if entry.model is None else entry.model.folder
+        if folder is not None and (folder / CONFIG).is_file():
+            digest.update((folder / CONFIG).read_bytes())
     for shard in files.shards:
         digest.update(f"{shard.file}\0".encode() + shard.header)
+    for name, text in sorted(files.texts.items()):
+        digest.update(f"{name}\0".encode() + text)
+    return digest.hexdigest() + _samples_key(job)
+
+
+def _samples_key(job: Job) -> str:
+    """The same of samples: files as they are; a name of its own for what lies in memory."""
+    if job.recipe.samples is None:
+        return ""
+    sources = [] if job.live.data is None else list(job.live.data.values())
+    told = all(isinstance(source, str | Path) for source in sources)
+    if not told or job.live.module is not None or job.recipe.samples.build is not None:
+        return uuid4().hex
+    digest = hashlib.sha256()
+    for source in map(Path, sources):
+        places = sorted(source.rglob("*")) if source.is_dir() else [source]
+        for file in places:
+            if file.is_file():
+                digest.update(os.fsencode(f"{file}\0{stamp(file)}\0"))
     return digest.hexdigest()
 
 
@@ -104,7 +142,9 @@ def _inputs(job: Job, settlers: Sequence[Callable[[], None]]) -> list[dict[str, 
     """
     memory = DigestMemory()
     inputs = job.inputs
-    paths = list(dict.fromkeys(file for entry in inputs for file in entry.files))
+    known = job.digests
+    every = dict.fromkeys(file for entry in inputs for file in entry.files)
+    paths = [file for file in every if file not in known]
     held = [entry.model for entry in inputs if not entry.files and entry.model is not None]
     calls: list[Callable[[], str | None]] = [*settlers]
     calls += [partial(memory.digest, file) for file in paths]
@@ -112,7 +152,8 @@ def _inputs(job: Job, settlers: Sequence[Callable[[], None]]) -> list[dict[str, 
     done = job.machine.counter("digesting inputs, syncing", len(calls))
     digests = local.run(local.single(calls), threads=job.machine.count, done=done)[len(settlers) :]
     memory.save()
-    by_file: dict[Path, str | None] = dict(zip(paths, digests[: len(paths)], strict=True))
+    by_file: dict[Path, str | None] = dict(known)
+    by_file |= zip(paths, digests[: len(paths)], strict=True)
     contents = iter(digests[len(paths) :])
     return [
         {

@@ -9,16 +9,28 @@ from magmerge.checkpoints import adapters, clip
 from magmerge.checkpoints.digests import stamp
 from magmerge.checkpoints.donor import check_donor
 from magmerge.checkpoints.loader import BASE, Model, open_expert, open_whole
-from magmerge.core.errors import MagmergeError, OutputError, ParameterError
+from magmerge.core.errors import (
+    MagmergeError,
+    OutputError,
+    ParameterError,
+    UnknownNameError,
+    suggestion,
+)
 from magmerge.core.machine import CPU, Machine
 from magmerge.core.models import MEMORY, Checkpoint, Expert
 from magmerge.core.recipe import AdapterOutput, ModelOutput, Recipe
-from magmerge.core.validation import check_calibrations, check_method, check_naming
+from magmerge.core.validation import (
+    check_calibrations,
+    check_method,
+    check_naming,
+    check_rank,
+)
 from magmerge.engine.job import Job, Live, Models
 from magmerge.engine.samples import check_samples, in_its_order, with_origin
-from magmerge.engine.stages import bind
+from magmerge.engine.stages import ENERGY, bind
 from magmerge.linalg.device import open_device
 
+ROLES = ("base", "merged")
 EXPERT = "experts."
 """What stands before an expert's name among a call's models, where it could be a role's too."""
 
@@ -39,6 +51,7 @@ def open_job(
     """
     machine, live = machine or Machine(), live or Live()
     recipe = in_its_order(check_recipe(recipe))
+    _check_keys(recipe, models)
     live = check_samples(recipe, live)
     opened = open_models(recipe, models)
     recipe = _resolved(recipe, opened, {one.name for one in documents})
@@ -74,9 +87,27 @@ def check_recipe(recipe: Recipe) -> Recipe:
         raise ParameterError(
             "a merged model is given, and no calibration of it", remedy="add calibrate: wsc"
         )
-    if isinstance(recipe.output, AdapterOutput) and recipe.output.naming is not None:
-        check_naming(recipe.output.naming)
+    if recipe.merged is not None and method is not None:
+        raise ParameterError(
+            f"a merged model is given, and a method that would merge anew: {method}",
+            remedy="drop merged:, or drop method: to calibrate the merged model",
+        )
+    if method is None and recipe.params:
+        raise ParameterError(
+            "parameters are given, and no method that takes them", remedy="name the method"
+        )
+    if isinstance(recipe.output, AdapterOutput):
+        _check_adapter(recipe.output)
     return recipe.model_copy(update={"method": method, "params": params, "calibrate": calibrations})
+
+
+def _check_adapter(output: AdapterOutput) -> None:
+    """Errors for a naming, rank or energy that means nothing."""
+    if output.naming is not None:
+        check_naming(output.naming)
+    check_rank(output.rank, ENERGY if output.energy is None else output.energy)
+    if output.energy is not None and output.rank != "auto":
+        raise ParameterError("energy speaks of rank auto", remedy="add --rank auto (rank=)")
 
 
 def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
@@ -87,7 +118,7 @@ def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
     base = None if recipe.base is None else _model("base", recipe.base, models)
     merged = None if recipe.merged is None else _model("merged", recipe.merged, models)
     experts = {
-        name: _model(f"{EXPERT}{name}" if f"{EXPERT}{name}" in models else name, path, models)
+        name: _model(_expert_key(name, models), path, models)
         for name, path in recipe.experts.items()
     }
     alone = adapters.adapters_alone(experts) if base is None and merged is None else None
@@ -137,6 +168,22 @@ def experts_by_name(experts: Sequence[Model] | Mapping[str, Model]) -> dict[str,
     return models
 
 
+def _expert_key(name: str, models: Mapping[str, Model]) -> str:
+    """The key of an expert among a call's models: its name, where no role is called so."""
+    key = f"{EXPERT}{name}"
+    return key if key in models or name in ROLES else name
+
+
+def _check_keys(recipe: Recipe, models: Mapping[str, Model]) -> None:
+    """UnknownNameError for a model of the call that the recipe has no place for."""
+    known = [*ROLES, *recipe.experts]
+    for key in models:
+        if key.removeprefix(EXPERT) not in known:
+            raise UnknownNameError(
+                f"the recipe reads no model {key!r}", remedy=suggestion(key, known)
+            )
+
+
 def _model(role: str, path: str, models: Mapping[str, Model]) -> Model:
     """What the call gives for a role or an expert's name, else the recipe's own path."""
     if role in models:
@@ -172,6 +219,11 @@ def _resolved(recipe: Recipe, models: Models, names: Container[str | None]) -> R
         raise ParameterError(
             "rank, energy and naming speak of adapters, and these are whole models without a base",
             remedy="drop them, or name the base with --base (base=)",
+        )
+    if isinstance(output, AdapterOutput) and not alone and output.rank in (None, "exact"):
+        raise ParameterError(
+            f"an adapter on a base has no rank of inputs: its rank is {output.rank or 'not given'}",
+            remedy="give a number (--rank 16), or --rank auto --energy 0.99",
         )
     found = {"base": models.base, "merged": models.merged}
     roles = {

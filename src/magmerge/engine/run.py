@@ -79,8 +79,9 @@ def _findings(work: Work, sink: Sink, inputs: Mapping[str, Any], measure: Measur
         return Findings()
     ledger = sink.ledger if isinstance(sink, FileSink) else None
     before = ledger.findings() if ledger is not None else None
-    if before is not None:
-        return unpacked(before)
+    known = None if before is None else unpacked(before)
+    if known is not None:
+        return known
     found = measure(work, inputs)
     if ledger is not None:
         ledger.keep_findings(packed(found))
@@ -96,8 +97,7 @@ def _outcomes(work: Work, sink: Sink) -> list[Outcome]:
     work = replace(work, job=replace(work.job, stages=stages))
     if not isinstance(sink, FileSink):
         return [outcome for _, outcome in run_pass(bench_for(work, sink))]
-    reader = TypeAdapter(Outcome)
-    done = {key: reader.validate_python(told) for key, told in sink.resumed().items()}
+    done = sink.resumed(TypeAdapter(Outcome).validate_python)
     bench = bench_for(work, sink)
     todo = {step.key for step in work.plan.steps if step.key not in done}
     fresh = run_pass(

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from magmerge import live, report
-from magmerge.checkpoints.digests import DigestMemory
 from magmerge.checkpoints.loader import Model, adapts, open_checkpoint
-from magmerge.checkpoints.output.own_files import RECORD, REPORT
-from magmerge.checkpoints.output.target import Target
+from magmerge.checkpoints.output.own_files import REPORT
+from magmerge.checkpoints.output.shelf import shelf_for
+from magmerge.checkpoints.output.target import Target, check_apart
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
 from magmerge.core.errors import MissingExtraError, ParameterError, suggestion
 from magmerge.core.machine import Machine
 from magmerge.core.recipe import Recipe
-from magmerge.engine.job import Findings, Job, Live, Work
+from magmerge.engine.job import Findings, Live, Work
 from magmerge.engine.notes import warn
 from magmerge.engine.outputs import target_for
 from magmerge.engine.resolve import EXPERT, open_job
@@ -47,30 +45,55 @@ def run(
     the last is written there, else it stays in memory; with `resume` what a killed run of the same
     recipe left is gone on with. Raises MagmergeError's children.
     """
-    recipes = read_recipes(recipe) if isinstance(recipe, str | Path) else recipe
-    recipes = [recipes] if isinstance(recipes, Recipe) else list(recipes)
+    recipes = _recipes(recipe)
     check_documents(recipes)
-    machine = machine or Machine()
-    with _shelf(out, several=len(recipes) > 1, keep=resume) as shelf:
+    if out is None and resume:
+        raise ParameterError("resume speaks of an output", remedy="name one: out=")
+    machine, names = machine or Machine(), [one.name for one in recipes]
+    inputs = [Path(path) for one in recipes for path in one.models.values() if path not in names]
+    if out is not None:
+        check_apart(Path(out), inputs, overwrite=overwrite)
+    resolved: list[Recipe] = []
+    with shelf_for(out, len(recipes) - 1, resume=resume) as shelf:
         for place, document in enumerate(recipes):
             last = place == len(recipes) - 1
-            known = {one.name: shelf / str(one.name) for one in recipes[:place] if one.name}
-            given = {} if models is None else dict(models)
-            given |= {
-                key: _result(known[path], path)
-                for key, path in _named_models(document).items()
-                if path in known and key not in given
+            given = dict(models or {}) if last or len(recipes) == 1 else _of(document, models or {})
+            known = {name: shelf.place(number) for number, name in enumerate(names[:place])}
+            results = {
+                key: known[path] for key, path in _named_models(document).items() if path in known
             }
-            job = open_job(document, given, machine=machine, live=live, documents=recipes[:place])
-            where = out if last else shelf / str(document.name)
-            if not last and resume and _is_done(job, Path(where or "")):
-                continue
+            given |= {
+                key: _result(folder, str(_named_models(document)[key]))
+                for key, folder in results.items()
+            }
+            job = open_job(document, given, machine=machine, live=live, documents=resolved)
+            digests = {file: shelf.digest(file) for file in job.models.stamps if shelf.holds(file)}
+            job = replace(job, digests=digests)
+            where = out if last else shelf.place(place)
             target = None
             if where is not None:
-                replaces = overwrite if last else True
-                target = target_for(job, where, overwrite=replaces, resume=resume)
+                target = target_for(job, where, overwrite=overwrite or not last, resume=resume)
             result = run_job(job, target, measure=measured, report=calibration_report)
+            resolved.append(result.recipe)
     return result
+
+
+def _recipes(recipe: Recipe | Sequence[Recipe] | str | Path) -> list[Recipe]:
+    """One recipe or several, as they are given or from their file."""
+    if isinstance(recipe, str | Path):
+        return read_recipes(recipe)
+    recipes = [recipe] if isinstance(recipe, Recipe) else list(recipe)
+    if not recipes or not all(isinstance(one, Recipe) for one in recipes):
+        raise ParameterError(
+            f"{recipe!r} is no recipe", remedy="give a Recipe, a list of such, or a file's path"
+        )
+    return recipes
+
+
+def _of(recipe: Recipe, models: Mapping[str, Model]) -> dict[str, Model]:
+    """The models of a call that an earlier document has a place for."""
+    keys = {"base", "merged", *recipe.experts, *(f"{EXPERT}{name}" for name in recipe.experts)}
+    return {key: model for key, model in models.items() if key in keys}
 
 
 def read_recipes(path: str | Path) -> list[Recipe]:
@@ -100,7 +123,7 @@ def check_documents(recipes: Sequence[Recipe]) -> None:
     """ParameterError where a document's result cannot be named: by no name, or by one of two."""
     names = [recipe.name for recipe in recipes]
     for place, recipe in enumerate(recipes[:-1]):
-        if recipe.name is None or recipe.name != Path(recipe.name).name or recipe.name[:1] == ".":
+        if not recipe.name:
             raise ParameterError(
                 f"document {place + 1} has no name that others could call its result by",
                 remedy="give it one: name: stage-1",
@@ -114,6 +137,13 @@ def check_documents(recipes: Sequence[Recipe]) -> None:
             raise ParameterError(
                 f"no document reads the result of {recipe.name!r}",
                 remedy="name it as the base or an expert of a later one, or drop it",
+            )
+    for recipe in recipes:
+        donor = getattr(recipe.output, "donor", None)
+        if donor is not None and donor in names[:-1]:
+            raise ParameterError(
+                f"the donor {donor!r} is a document of this file",
+                remedy="name the folder of a model; a result takes its base's config by itself",
             )
 
 
@@ -151,40 +181,3 @@ def _named_models(recipe: Recipe) -> dict[str, str]:
     roles = {"base": recipe.base, "merged": recipe.merged}
     experts = {f"{EXPERT}{name}": path for name, path in recipe.experts.items()}
     return {key: path for key, path in {**roles, **experts}.items() if path is not None}
-
-
-@contextmanager
-def _shelf(out: str | Path | None, *, several: bool, keep: bool) -> Iterator[Path]:
-    """Where the results of earlier documents are: beside the output, so that they have its disk.
-
-    It is removed at the end, but for a run that failed and may be gone on with.
-    """
-    if not several:
-        yield Path()
-        return
-    if out is None:
-        with tempfile.TemporaryDirectory(prefix="magmerge-") as place:
-            yield Path(place)
-        return
-    target = Path(out)
-    folder = target.parent / f".{target.name}.magmerge-documents"
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield folder
-    except BaseException:
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_done(job: Job, folder: Path) -> bool:
-    """Whether a run before this one finished the document, from the same files."""
-    try:
-        record = json.loads((folder / RECORD).read_bytes())
-        digests = [one["files"] for one in record["inputs"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    memory = DigestMemory()
-    now = [{file.name: memory.digest(file) for file in entry.files} for entry in job.inputs]
-    return bool(record.get("recipe_digest") == job.recipe.digest and digests == now)

@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,14 +49,17 @@ class Ledger:
                 stream.write(json.dumps(line) + "\n")
 
     def finished(
-        self, steps: Mapping[str, Step], shards: tuple[Shard, ...]
+        self, steps: Mapping[str, Sequence[Step]], shards: tuple[Shard, ...]
     ) -> dict[str, Mapping[str, Any]]:
-        """The outcome of each step whose bytes are there and have the digests that were noted."""
+        """The outcome of each step whose bytes are there and have the checksums that were noted.
+
+        `steps` are each one with those that share its memory: they have the same bytes.
+        """
         outcomes = {}
         for line in self._lines():
-            step = steps.get(line["step"])
-            if step is not None and _holds(self._path.parent, step, shards, line["parts"]):
-                outcomes[step.key] = line["outcome"]
+            tied = steps.get(line["step"], ())
+            if tied and all(_holds(self._path.parent, s, shards, line["parts"]) for s in tied):
+                outcomes[line["step"]] = line["outcome"]
         return outcomes
 
     def keep_findings(self, content: bytes) -> None:
@@ -85,10 +88,11 @@ class Ledger:
         for line in text.splitlines():
             try:
                 entry = json.loads(line)
-                entry["parts"] = [Part(*part) for part in entry["parts"]]
-                if isinstance(entry["step"], str) and isinstance(entry["outcome"], dict):
+                entry["parts"] = sorted(Part(*part) for part in entry["parts"])
+                whole = all(type(n) is int for part in entry["parts"] for n in part[:2])
+                if whole and isinstance(entry["step"], str) and isinstance(entry["outcome"], dict):
                     lines.append(entry)
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue
         return lines
 
@@ -96,7 +100,14 @@ class Ledger:
 def _holds(folder: Path, step: Step, shards: tuple[Shard, ...], parts: list[Part]) -> bool:
     """Whether the step's file has these parts, and they are all of it."""
     width = dtypes.width(step.spec.dtype)
-    if sum(part.size for part in parts) != dtypes.nbytes(step.spec):
+    first = step.first if step.whole is not None else 0
+    reached = first * width
+    for part in parts:
+        # One part after the other, without holes and overlaps.
+        if part.start * width != reached or part.size < 0:
+            return False
+        reached += part.size
+    if reached != first * width + dtypes.nbytes(step.spec):
         return False
     try:
         with (folder / shards[step.shard].file).open("rb") as stream:

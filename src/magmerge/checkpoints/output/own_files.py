@@ -49,8 +49,9 @@ def foreign(folder: Path, own: Collection[str]) -> list[str]:
     where nothing there is magmerge's.
     """
     named = _named(folder)
-    # A report or recipe without a record beside it is somebody's own.
-    known = {*own, *named} if REPORT in named else {*own, *named} - {REPORT, RECIPE}
+    # A report without a record beside it, or a recipe that no record tells, is somebody's own.
+    somebodys = {name for name in (REPORT, RECIPE) if name not in named}
+    known = {*own, *named} - somebodys
     return sorted(_foreign(folder, "", known))
 
 
@@ -92,6 +93,12 @@ def not_own(file: Path) -> OutputError:
     )
 
 
+def tells(record: Path, file: str) -> bool:
+    """Whether a record of magmerge's own names this file among those that it wrote."""
+    files = _object(record).get("files")
+    return is_own_record(record) and isinstance(files, list) and file in files
+
+
 def is_own_record(file: Path) -> bool:
     """Whether a JSON file is of magmerge's: its version stands in it, or in each of a list."""
     content = _json(file)
@@ -114,7 +121,7 @@ def _foreign(folder: Path, prefix: str, known: Collection[str]) -> Iterator[str]
 def _named(folder: Path) -> set[str]:
     """The files that the folder's own record and index name, and these themselves."""
     record = _object(folder / RECORD)
-    names = {RECORD, RECIPE, REPORT} if "magmerge" in record else set()
+    names = {RECORD, REPORT} if "magmerge" in record else set()
     if names and "modules" in record:
         names |= ADAPTER
     elif names and "files" not in record:

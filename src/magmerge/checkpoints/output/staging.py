@@ -29,10 +29,11 @@ class Staging:
     A lock tells a run at work from the remains of a killed one, which are cleared away. The target
     is replaced only if it may be, also when something appears there while the run is at work. `key`
     tells one run's work from another's: with the target's `resume` what a killed run of the same
-    key left is kept, and so is what this one leaves if it fails.
+    key left of `files` is kept, and so is what this one leaves if it fails.
     """
 
-    def __init__(self, target: Target, key: str = "") -> None:
+    def __init__(self, target: Target, key: str = "", files: Collection[str] = ()) -> None:
+        self.files = frozenset({*files, LOCK, *NOTES})
         self.key, self.resume, self.resumed = key, target.resume, False
         self.target, self.single, self.overwrite = target.path, target.single, target.overwrite
         self.own = target.own
@@ -44,7 +45,7 @@ class Staging:
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             self._acquire()
-            self.resumed = self.resume and self._read_key() == self.key
+            self.resumed = self.resume and self._read_key() == self.key and self._is_plain()
             self._clear()
             (self.folder / KEY).write_text(self.key, encoding="utf-8")
             check_free(self.target, overwrite=self.overwrite, own=self.own)
@@ -64,6 +65,20 @@ class Staging:
         if kind is not None and self.resume:
             self._release()
         self._abandon()
+
+    def _is_plain(self) -> bool:
+        """Whether nothing but files of this run's own names lies here: no link, no folder for one.
+
+        Whatever else does was put there by somebody, and is no part of a result.
+        """
+        for place, folders, names in os.walk(self.folder):
+            for name in (*folders, *names):
+                path = Path(place) / name
+                own = path.relative_to(self.folder).as_posix()
+                inner = any(file.startswith(f"{own}/") for file in self.files)
+                if path.is_symlink() or (not inner and (path.is_dir() or own not in self.files)):
+                    return False
+        return True
 
     def _read_key(self) -> str | None:
         try:

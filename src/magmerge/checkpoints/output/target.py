@@ -14,6 +14,7 @@ from magmerge.checkpoints.output.own_files import (
     check_replaceable,
     is_own_record,
     not_own,
+    tells,
 )
 from magmerge.core.dtypes import spoken_size
 from magmerge.core.errors import OutputError
@@ -120,7 +121,10 @@ def check_siblings(target: Path, files: Iterable[Path], *, overwrite: bool) -> N
             )
         if not file.exists():
             continue
-        if not is_own_record(record_beside(target)):
+        record = record_beside(target)
+        if not is_own_record(record) or (
+            file.name.endswith(f".{RECIPE}") and not tells(record, RECIPE)
+        ):
             raise not_own(file)
         if not overwrite:
             raise _taken(file)
@@ -157,6 +161,14 @@ def check_space(target: Path, size: int) -> None:
             source=target,
             remedy="free some space, choose another disk, or a smaller --dtype",
         )
+
+
+def check_apart(target: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
+    """OutputError where `target` is an input, or is there and may not be replaced."""
+    _check_apart(target, inputs)
+    taken = target.is_dir() and any(target.iterdir())
+    if not overwrite and (taken or target.is_file()):
+        raise _taken(target)
 
 
 def _check_apart(target: Path, inputs: Iterable[Path]) -> None:

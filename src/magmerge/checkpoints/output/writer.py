@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
 from magmerge.core import dtypes
 from magmerge.core.errors import OutputError
 from magmerge.core.types import Shard, Step
+
+T = TypeVar("T")
 
 
 class Sink(Protocol):
@@ -64,16 +66,20 @@ class FileSink:
         self._lock = threading.Lock()
         self.ledger = Ledger(staging.folder)
 
-    def resumed(self) -> dict[str, Mapping[str, Any]]:
-        """The outcomes of the steps whose bytes are there already, by their keys; none of them is
-        to be written again.
+    def resumed(self, read: Callable[[Mapping[str, Any]], T]) -> dict[str, T]:
+        """What became of the steps whose bytes are there already, by their keys; none of them is to
+        be written again. One whose outcome `read` refuses (ValueError) counts as not there.
         """
         if not self._staging.resumed:
             return {}
-        steps = {step.key: step for step in self._steps}
-        outcomes = self.ledger.finished(steps, self._shards)
-        for key in outcomes:
-            for step in (steps[key], *self._twins(steps[key])):
+        steps = {step.key: (step, *self._twins(step)) for step in self._steps if not step.twin}
+        outcomes = {}
+        for key, told in self.ledger.finished(steps, self._shards).items():
+            try:
+                outcomes[key] = read(told)
+            except (ValueError, RecursionError):
+                continue
+            for step in steps[key]:
                 self._count(step, dtypes.nbytes(step.spec))
         return outcomes
 
@@ -86,6 +92,7 @@ class FileSink:
                 path = self._staging.folder / shard.file
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with _opened(path, os.O_RDWR | os.O_CREAT) as handle:
+                    os.ftruncate(handle, min(shard.size, os.fstat(handle).st_size))
                     _reserve(handle, shard.size)
                     _write_at(handle, memoryview(shard.header), 0)
         return self
@@ -186,7 +193,7 @@ class DiskErrors:
 @contextmanager
 def _opened(path: Path, flags: int) -> Iterator[int]:
     """Opened for one use: a result may have more shards than a process may have open files."""
-    handle = os.open(path, flags, 0o644)
+    handle = os.open(path, flags | os.O_NOFOLLOW, 0o644)
     try:
         yield handle
     finally:

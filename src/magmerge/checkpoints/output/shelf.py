@@ -1,0 +1,108 @@
+"""Where the results of earlier documents lie while the last one is made: beside the output."""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from magmerge.checkpoints.digests import file_digest
+from magmerge.checkpoints.output.own_files import foreign
+from magmerge.core.errors import OutputError
+
+MARK = ".magmerge"
+"""The file that tells a shelf from a folder of the user's; it holds the lock."""
+
+
+class Shelf:
+    """A folder with a result for each document but the last, by its number."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def place(self, number: int) -> Path:
+        """Where the result of this document is."""
+        return self.folder / f"document-{number + 1}"
+
+    def holds(self, file: Path) -> bool:
+        """Whether a file is of a result here."""
+        return self.folder in file.parents
+
+    def digest(self, file: Path) -> str:
+        """SHA-256 of a file here, which is gone when the last document is done."""
+        return file_digest(file)
+
+
+@contextmanager
+def shelf_for(out: str | Path | None, count: int, *, resume: bool) -> Iterator[Shelf]:
+    """A shelf for `count` results; none is made for none.
+
+    Beside the output it is locked, so that no other run takes it; what a killed run left in it is
+    made anew. OutputError where something that is no shelf of magmerge's has its name. Without an
+    output it stays until the program ends.
+    """
+    if not count:
+        yield Shelf(Path())
+        return
+    if out is None:
+        folder = Path(tempfile.mkdtemp(prefix="magmerge-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        yield Shelf(folder)
+        return
+    target = Path(out)
+    shelf = Shelf(target.absolute().parent / f".{target.name}.magmerge-documents")
+    lock = _taken(shelf.folder, target)
+    done = False
+    try:
+        yield shelf
+        done = True
+    finally:
+        if done or not resume:
+            _clear(shelf, count)
+        os.close(lock)
+
+
+def _taken(folder: Path, target: Path) -> int:
+    """The shelf's lock; the shelf is made where there is none."""
+    if folder.is_symlink() or (folder.exists() and not (folder / MARK).is_file()):
+        raise OutputError(
+            "it stands where magmerge would put the results of earlier documents",
+            source=folder,
+            remedy="move it away, or choose another output",
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        lock = os.open(folder / MARK, flags, 0o600)
+    except OSError as error:
+        raise OutputError(
+            f"cannot be written: {error.strerror}",
+            source=target,
+            remedy="choose a folder that you may write to",
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise OutputError(
+            "another magmerge run is writing it now",
+            source=target,
+            remedy="wait until that run has ended, or choose another output",
+        ) from error
+    return lock
+
+
+def _clear(shelf: Shelf, count: int) -> None:
+    """Remove the results and the shelf; whatever else somebody put there stays."""
+    for number in range(count):
+        place = shelf.place(number)
+        if place.is_dir() and not place.is_symlink() and not foreign(place, ()):
+            shutil.rmtree(place, ignore_errors=True)
+    if all(entry.name == MARK for entry in shelf.folder.iterdir()):
+        (shelf.folder / MARK).unlink()
+        shelf.folder.rmdir()
