@@ -275,7 +275,7 @@ def test_what_appears_beside_or_in_place_of_the_output_is_kept(tmp_path: Path) -
 
 
 def test_results_of_earlier_versions_are_replaced(folders: list[Path], tmp_path: Path) -> None:
-    """Their records did not tell files, and a UNet was called as any model."""
+    """Their records did not tell files, no recipe lay beside, a UNet was called as any model."""
     out = tmp_path / "out"
     config = json.loads((folders[0] / "config.json").read_text())
     (folders[0] / "config.json").write_text(json.dumps({**config, "_class_name": "UNet2DModel"}))
@@ -284,6 +284,7 @@ def test_results_of_earlier_versions_are_replaced(folders: list[Path], tmp_path:
     (out / "diffusion_pytorch_model.safetensors").rename(out / "model.safetensors")
     record = json.loads((out / "magmerge.json").read_text())
     del record["files"]
+    (out / "magmerge.yaml").unlink()
     (out / "magmerge.json").write_text(json.dumps(record))
     magmerge.merge(**models)
     assert not (out / "model.safetensors").exists()
