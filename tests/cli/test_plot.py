@@ -61,7 +61,7 @@ def test_options_reach_the_front_door(
         "--calibrate", "wsc", "--values", "0.5, 1", "--samples", "4", "--seeds", "2", "--gate",
         "off", "--expert", "a=A", "--expert", "some/b", "--data", "a=x.jsonl", "--split",
         "validation", "--task", "two", "--dtype", "bfloat16", "--threads", "1", "--sensitive", "l",
-        "--base", "B", "--yes", "out.svg",
+        "--base", str(tmp_path), "--yes", "out.svg",
     ]  # fmt: skip
     with pytest.raises(SystemExit):
         main()
@@ -73,7 +73,7 @@ def test_options_reach_the_front_door(
         "calibrate": ["wsc"], "values": [0.5, 1.0], "samples": 4, "seeds": 2, "gate": "off",
         "experts": {"a": "A", "b": "some/b"}, "data": {"a": "x.jsonl"}, "split": "validation",
         "tasks": ["two"], "dtype": "bfloat16", "threads": 1, "sensitive": Path("l"),
-        "base": Path("B"), "overwrite": True, "device": "cpu",
+        "base": tmp_path, "overwrite": True, "device": "cpu",
         "allow_code": False, "memory": "2GB",
     }  # fmt: skip
 

@@ -18,13 +18,18 @@ FOLDER: Naming = "peft"
 """The naming whose adapters are folders."""
 
 
+def named_path(out: str | Path) -> Path:
+    """The path of an output; OutputError where it is empty, which Path takes for this folder."""
+    if str(out) == "":
+        raise OutputError("the output's name is empty", remedy="name a folder or a file")
+    return Path(out)
+
+
 def target_for(
     job: Job, out: str | Path, *, overwrite: bool = False, resume: bool = False
 ) -> Target:
     """The target, checked: OutputError where it is taken, is an input, or does not fit."""
-    if str(out) == "":
-        raise OutputError("the output's name is empty", remedy="name a folder or a file")
-    path = Path(out)
+    path = named_path(out)
     if job.writes_adapter:
         naming = job.adapter_output.naming or (
             FOLDER if job.models.union is None else job.models.union.naming

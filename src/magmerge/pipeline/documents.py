@@ -21,7 +21,7 @@ from magmerge.core.machine import Machine
 from magmerge.core.recipe import Recipe
 from magmerge.engine.job import Findings, Live, Work
 from magmerge.engine.notes import warn
-from magmerge.engine.outputs import target_for
+from magmerge.engine.outputs import named_path, target_for
 from magmerge.engine.resolve import EXPERT, open_job
 from magmerge.engine.result import Result
 from magmerge.engine.run import run_job
@@ -52,7 +52,7 @@ def run(
     machine, names = machine or Machine(), [one.name for one in recipes]
     inputs = [Path(path) for one in recipes for path in one.models.values() if path not in names]
     if out is not None:
-        check_apart(Path(out), inputs, overwrite=overwrite)
+        check_apart(named_path(out), inputs, overwrite=overwrite)
     resolved: list[Recipe] = []
     with shelf_for(out, len(recipes) - 1, resume=resume) as shelf:
         for place, document in enumerate(recipes):
