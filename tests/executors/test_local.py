@@ -55,6 +55,21 @@ def test_the_first_error_is_raised_and_stops_the_rest() -> None:
     assert len(done) < 10
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_the_error_of_the_earliest_job_is_raised_whatever_the_threads(threads: int) -> None:
+    def job(i: int, stage: int) -> None:
+        time.sleep(0.02 if i == 1 else 0.001)
+        if (i, stage) == (1, 2) or i in (2, 3):
+            raise ValueError(f"job {i}")
+
+    def task(i: int) -> local.Task[None]:
+        for stage in range(3):
+            yield [local.Job(0, partial(job, i, stage))]
+
+    with pytest.raises(ValueError, match="job 1"):
+        local.run((task(i) for i in range(20)), threads=threads)
+
+
 def test_operations_use_one_thread_and_the_setting_comes_back() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)

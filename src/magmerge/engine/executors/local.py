@@ -35,9 +35,10 @@ def run(
     """The results of all tasks in their order; `done` is called with each as it ends.
 
     At most `threads` jobs run at once, and together they need at most `room` bytes, unless one
-    alone needs more. At most one task more than there are threads is begun and not ended. The first
-    error stops the rest and is raised. Each job computes in one thread, so that its result does not
-    depend on how many there are.
+    alone needs more. At most one task more than there are threads is begun and not ended. An error
+    stops the tasks that come after its own; those before it end, and of all errors the one of the
+    earliest task and job is raised, so that it does not depend on the threads. Each job computes in
+    one thread, so that its result does not depend on how many there are.
     """
     with (
         _one_thread_an_operation(),
@@ -84,7 +85,9 @@ class _Run:
         self._threads = threads
         self._done = done
         self._results: dict[int, Any] = {}
-        self._stages: deque[_Stage] = deque()
+        self._stages: list[_Stage] = []
+        """In the order of their tasks, one of each that is begun and not ended."""
+        self._failure: BaseException | None = None
 
     def carry_out(self, tasks: Iterator[Task[Any]]) -> list[Any]:
         count = 0
@@ -93,19 +96,24 @@ class _Run:
             # What a task knows between its stages is memory too, so few are begun.
             while len(self._stages) > self._threads:
                 self._collect()
+            if self._failure is not None:
+                break
         while self._stages:
             self._collect()
+        if self._failure is not None:
+            raise self._failure
         return [self._results[index] for index in range(count)]
 
     def _collect(self) -> None:
         """Wait until a stage has ended, and bring its task to the next one."""
-        for stage in list(self._stages):
-            for future in stage.futures:
-                if future.done():
-                    future.result()
+        for stage in self._stages:
             if all(future.done() for future in stage.futures):
                 self._stages.remove(stage)
-                self._advance(stage.number, stage.task, [f.result() for f in stage.futures])
+                failed = [error for f in stage.futures if (error := f.exception()) is not None]
+                if failed:
+                    self._fail(stage.number, failed[0])
+                else:
+                    self._advance(stage.number, stage.task, [f.result() for f in stage.futures])
                 return
         running = [f for stage in self._stages for f in stage.futures if not f.done()]
         wait(running, return_when=FIRST_COMPLETED)
@@ -118,8 +126,21 @@ class _Run:
             if self._done is not None:
                 self._done(end.value)
             return
+        except Exception as error:
+            self._fail(index, error)
+            return
         futures = [self._pool.submit(self.room.run, job) for job in jobs]
         self._stages.append(_Stage(index, task, futures))
+        self._stages.sort(key=lambda stage: stage.number)
+
+    def _fail(self, number: int, error: BaseException) -> None:
+        """Remember the error, and drop the tasks after its own: none of them can fail earlier."""
+        self._failure = error
+        for stage in self._stages:
+            if stage.number > number:
+                for future in stage.futures:
+                    future.cancel()
+        self._stages = [stage for stage in self._stages if stage.number < number]
 
 
 class _Room:
