@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,18 +81,13 @@ def test_no_arrow_points_up(room: str) -> None:
     assert not up
 
 
-@pytest.mark.parametrize("room", HEIGHT)
-def test_no_circle_in_a_room(room: str) -> None:
-    """Among what modules import when they are loaded, a room's front aside."""
-    arrows: dict[str, set[str]] = defaultdict(set)
-    for file, tree in TREES.items():
-        name = module(file)
-        if name.partition(".")[0] == room and file.name != "__init__.py":
-            body = ast.Module([n for n in tree.body if not _only_for_types(n)], [])
-            packages = {module(other) for other in FILES if other.name == "__init__.py"}
-            arrows[name] |= {
-                other for other in _at_loading(body) if other != name and other not in packages
-            }
+def test_no_circle_among_files() -> None:
+    """Whatever an import is for: types, a later call, a room's front."""
+    arrows = {
+        module(file): {name for name in imported(tree) if name != module(file)}
+        for file, tree in TREES.items()
+        if module(file)
+    }
     state: dict[str, int] = {}
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
@@ -105,18 +99,8 @@ def test_no_circle_in_a_room(room: str) -> None:
             visit(other, (*trail, name))
         state[name] = 2
 
-    for name in list(arrows):
+    for name in arrows:
         visit(name, ())
-
-
-def _only_for_types(node: ast.stmt) -> bool:
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-
-
-def _at_loading(tree: ast.Module) -> Iterator[str]:
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom):
-            yield from imported(ast.Module([node], []))
 
 
 CALLS = ("Staging", "lay_out", "cast_result", "check_distinct")

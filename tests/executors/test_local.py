@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 
+from magmerge.core.machine import Machine
 from magmerge.engine.executors import local
 
 
@@ -17,7 +18,9 @@ def test_results_come_in_the_order_of_the_jobs() -> None:
         return i
 
     seen: list[int] = []
-    found = local.run(local.single(partial(job, i) for i in range(20)), threads=4, done=seen.append)
+    found = local.run(
+        local.single(partial(job, i) for i in range(20)), Machine(4), done=seen.append
+    )
     assert found == sorted(seen) == list(range(20))
 
 
@@ -37,7 +40,7 @@ def test_few_jobs_are_taken_ahead() -> None:
         with lock:
             finished += 1
 
-    local.run(local.single(jobs()), threads=3)
+    local.run(local.single(jobs()), Machine(3))
     assert max(ahead) <= 3 + 3
 
 
@@ -51,7 +54,7 @@ def test_the_first_error_is_raised_and_stops_the_rest() -> None:
         done.append(i)
 
     with pytest.raises(ValueError, match="job 2"):
-        local.run(local.single(partial(job, i) for i in range(100)), threads=2)
+        local.run(local.single(partial(job, i) for i in range(100)), Machine(2))
     assert len(done) < 10
 
 
@@ -67,14 +70,14 @@ def test_the_error_of_the_earliest_job_is_raised_whatever_the_threads(threads: i
             yield [local.Job(0, partial(job, i, stage))]
 
     with pytest.raises(ValueError, match="job 1"):
-        local.run((task(i) for i in range(20)), threads=threads)
+        local.run((task(i) for i in range(20)), Machine(threads))
 
 
 def test_operations_use_one_thread_and_the_setting_comes_back() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        assert set(local.run(local.single([torch.get_num_threads] * 4), threads=2)) == {1}
+        assert set(local.run(local.single([torch.get_num_threads] * 4), Machine(2))) == {1}
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -95,7 +98,7 @@ def staged(log: list[str], name: str, widths: list[int]) -> local.Task[str]:
 def test_a_stage_begins_when_the_one_before_it_has_ended(threads: int) -> None:
     log: list[str] = []
     tasks = (staged(log, name, [3, 0, 2, 1]) for name in "abcdefgh")
-    assert local.run(tasks, threads=threads) == list("abcdefgh")
+    assert local.run(tasks, Machine(threads)) == list("abcdefgh")
     for name in "abcdefgh":
         own = [entry for entry in log if entry[0] == name]
         assert own == [f"{name}{s}" for s in (0, 0, 0, 2, 2, 3)]
@@ -122,7 +125,7 @@ def test_jobs_stay_within_the_room_and_a_larger_one_runs_alone() -> None:
     def one(size: int) -> local.Task[None]:
         yield [local.Job(size, partial(job, size))]
 
-    local.run(tasks(), threads=4, room=10)
+    local.run(tasks(), Machine(4), room=10)
     assert len(seen) == len(sizes)
     assert all(total <= 10 or (size == 50 and total == 50) for size, total in seen)
     assert max(total for size, total in seen if size != 50) > 5
@@ -137,4 +140,4 @@ def test_an_error_lets_nothing_wait_for_ever() -> None:
 
     tasks = [one(9, fail), *(one(9, partial(time.sleep, 0.01)) for _ in range(20))]
     with pytest.raises(ValueError, match="no"):
-        local.run(tasks, threads=3, room=10)
+        local.run(tasks, Machine(3), room=10)

@@ -1,4 +1,4 @@
-"""Rooms whose names are loaded at their first use, so that a merge imports only what it needs."""
+"""Names that are loaded at their first use, so that a merge imports only what it needs."""
 
 from __future__ import annotations
 
@@ -19,3 +19,9 @@ def front(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
         return value
 
     return load
+
+
+def load(path: str) -> Any:
+    """What "package.module:name" names."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)

@@ -13,7 +13,6 @@ from magmerge.core.filters import matches, values_of
 from magmerge.core.models import OWN_BASE, Checkpoint, Expert
 from magmerge.core.recipe import Recipe
 from magmerge.core.types import TensorSpec
-from magmerge.engine import adapters
 from magmerge.engine.job import Job, Models
 from magmerge.engine.method_trial import cut_faults
 from magmerge.engine.variation import Varying
@@ -32,7 +31,7 @@ FILTERS = (
 )
 
 
-def check_structure(job: Job, config: Mapping[str, Any]) -> None:
+def check_structure(job: Job, config: Mapping[str, Any], more: Sequence[Fault] = ()) -> None:
     """StructureError with all faults: quantised models, else missing, extra and misshapen tensors,
     formats that cannot be merged, models given twice, a number of experts that the method does not
     take. Where one model is only written in another form it is asked for its names alone.
@@ -49,8 +48,7 @@ def check_structure(job: Job, config: Mapping[str, Any]) -> None:
     faults += _expert_count_faults(job)
     faults += [] if faults else cut_faults(job.stages, len(models.experts))
     faults += _pattern_faults(recipe, models)
-    if models.union is not None:
-        faults += adapters.faults(recipe, job.stages, models.union)
+    faults += more
     varying = Varying(recipe, models.layout.specs)
     faults += [Fault(text, FILTERS) for text in varying.unused()]
     faults += [

@@ -97,16 +97,10 @@ def diff(
     mine = {n: s for n, s in first.specs.items() if not matches(n, ignored)}
     theirs = {n: s for n, s in second.specs.items() if not matches(n, ignored)}
     _check_alike(first, second, mine, theirs)
-    done = 0
-
-    def count(_: TensorDifference) -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress("comparing", done, len(mine))
-
+    machine = Machine(threads, progress=progress)
     jobs = (partial(_difference, first, second, name) for name in mine)
-    return tuple(local.run(local.single(jobs), threads=Machine(threads).count, done=count))
+    done = machine.counter("comparing", len(mine))
+    return tuple(local.run(local.single(jobs), machine, done=done))
 
 
 def _check_alike(

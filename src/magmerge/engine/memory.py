@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from magmerge.core import dtypes
@@ -14,7 +14,6 @@ from magmerge.core.pieces import PIECE, cut, stretches
 from magmerge.core.recipe import Samples
 from magmerge.core.traits import Calibrator, Method
 from magmerge.core.types import Cut, Piece, Step
-from magmerge.engine import adapters
 from magmerge.engine.job import Job
 from magmerge.engine.stages import Stages
 
@@ -26,6 +25,10 @@ BESIDE_A_LAYER = 5
 """Float32 tensors of a layer's size while it is measured: base, two changes, what they are of."""
 TALLIED = 32
 """Bytes for each entry of a small layer that a survey keeps for each expert, at most."""
+
+
+Need = tuple[str, int]
+"""A layer's name, and the bytes that one of its jobs takes."""
 
 
 class Allowance(NamedTuple):
@@ -124,9 +127,16 @@ def block_of(name: str) -> str:
     return name if place is None else ".".join(parts[: place + 1])
 
 
-def allow(job: Job, steps: Sequence[Step], *, taken: int = 0) -> Allowance:
+def allow(
+    job: Job,
+    steps: Sequence[Step],
+    needs: Callable[[Job, Step, int], list[Need]],
+    *,
+    taken: int = 0,
+) -> Allowance:
     """The pieces that let the threads' jobs at once stay within the limit, less the bytes `taken`.
 
+    `needs` tells what each job of a step takes where its pieces have so many entries at most.
     ParameterError where the limit is too small for one job: a layer that must be merged as a whole.
     """
     limit, threads = job.machine.limit, job.machine.count
@@ -142,12 +152,12 @@ def allow(job: Job, steps: Sequence[Step], *, taken: int = 0) -> Allowance:
         )
     piece = PIECE
     while True:
-        needs = [need for step in steps for need in _needs(job, step, piece)]
-        total = sum(sorted((size for _, size in needs), reverse=True)[:threads])
+        every = [need for step in steps for need in needs(job, step, piece)]
+        total = sum(sorted((size for _, size in every), reverse=True)[:threads])
         if total <= room or piece <= UNIT:
             break
         piece //= 2
-    name, largest = max(needs, key=lambda need: need[1], default=("", 0))
+    name, largest = max(every, key=lambda need: need[1], default=("", 0))
     if largest > room:
         raise ParameterError(
             f"{_gigabytes(limit)} of memory are too little: this layer takes {_gigabytes(largest)} "
@@ -159,22 +169,14 @@ def allow(job: Job, steps: Sequence[Step], *, taken: int = 0) -> Allowance:
     return Allowance(OVERHEAD + taken + min(total, room), room, piece)
 
 
-def _needs(job: Job, step: Step, piece: int) -> list[tuple[str, int]]:
+def needs_of(job: Job, step: Step, piece: int) -> list[Need]:
     """The layer and the bytes of each of its jobs; as many as may run at once."""
-    if step.action == "tie" or (job.writes_adapter and step.action == "carry"):
+    if step.action == "tie":
         return []
-    experts, stages, name = len(job.models.experts), job.stages, step.spec.name
-    union, found = job.models.union, []
-    pieces = cut_for(step, stages, piece)
-    truncated = job.writes_adapter and step.action in ("merge", "mean")
-    if truncated and union is not None:
-        found = [(name, adapters.bytes_of_module(step, stages, union.ranks(name)))]
-        if stages.in_factors(step):
-            return found
-    elif truncated:
-        return [(name, adapters.bytes_of_truncation(step, stages, experts, pieces))]
+    pieces = cut_for(step, job.stages, piece)
     jobs = min(job.machine.count, len(stretches(pieces)))
-    return found + [(name, bytes_of(step, stages, experts, pieces))] * jobs
+    size = bytes_of(step, job.stages, len(job.models.experts), pieces)
+    return [(step.spec.name, size)] * jobs
 
 
 def _gigabytes(size: int) -> str:

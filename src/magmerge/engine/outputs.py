@@ -1,15 +1,16 @@
-"""Where a job's result goes: a folder or file that fits what it writes, checked before the work."""
+"""Where a job's result goes: a folder or file that fits what it writes, and each tensor's place."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from magmerge.checkpoints.donor import companion_files, weights_file
-from magmerge.checkpoints.output.layout import INDEX, SUFFIX
+from magmerge.checkpoints.output.layout import INDEX, SUFFIX, lay_out
 from magmerge.checkpoints.output.own_files import ADAPTER
 from magmerge.checkpoints.output.target import Target
 from magmerge.core.errors import OutputError
-from magmerge.core.types import Naming
+from magmerge.core.types import Naming, Shard, Step
 from magmerge.engine.job import Job
 
 WEIGHTS = "adapter_model.safetensors"
@@ -49,6 +50,22 @@ def target_for(
         overwrite=overwrite,
         resume=resume,
     )
+
+
+def place(
+    steps: Sequence[Step],
+    job: Job,
+    target: Target | None,
+    metadata: Mapping[str, Mapping[str, str]] | None = None,
+) -> tuple[list[Step], list[Shard]]:
+    """The steps with shard and offset, and the files: one if the target or the format is one.
+
+    `metadata` are further entries of each part's header.
+    """
+    single = job.writes_adapter or (target is not None and target.single)
+    size = None if single else job.model_output.shard_size
+    file = target.weights if target is not None else "model.safetensors"
+    return lay_out(steps, size, file, metadata or {})
 
 
 def _check_suffix(out: Path, naming: str) -> None:

@@ -9,9 +9,9 @@ from dataclasses import replace
 from magmerge.checkpoints.output.writer import Sink
 from magmerge.core.traits import Survey
 from magmerge.core.types import Step
-from magmerge.engine import adapters
 from magmerge.engine.executors import local
 from magmerge.engine.executors.local import Task
+from magmerge.engine.form import form_of
 from magmerge.engine.job import Work
 from magmerge.engine.reader import Reader
 from magmerge.engine.steps import Bench, Outcome, merged_step, observed, run_step, survey_for
@@ -46,7 +46,7 @@ def run_pass(
         steps = [step for step in steps if step.action != "carry"]
     outcomes = local.run(
         (_finished(bench, step, finish) for step in steps),
-        threads=work.job.machine.count,
+        work.job.machine,
         room=work.plan.room,
         done=None if quiet else work.job.machine.counter(_label(work), len(steps)),
     )
@@ -70,15 +70,11 @@ def _label(work: Work) -> str:
 
 
 def _task(bench: Bench, step: Step) -> Task[Outcome]:
-    """What is done for a step: a tensor of a model, a module of adapters alone, or a layer's task
-    vector as factors.
-    """
-    job = bench.work.job
-    if not job.writes_adapter or step.action == "average":
+    """What is done for a step: a tensor of a model, or a module of an adapter."""
+    form = form_of(bench.work.job)
+    if form is None or step.action == "average":
         return run_step(bench, step)
-    if job.models.union is not None:
-        return adapters.run_module(bench, step)
-    return adapters.run_extraction(bench, step)
+    return form.run(bench, step)
 
 
 def _survey(bench: Bench) -> Survey | None:
@@ -95,7 +91,7 @@ def _survey(bench: Bench) -> Survey | None:
         seen = [s for s in steps if survey.wants(s.key, 0, math.prod(s.spec.shape))]
         local.run(
             (observed(bench, step, survey) for step in seen),
-            threads=work.job.machine.count,
+            work.job.machine,
             room=work.plan.room,
             done=work.job.machine.counter(f"surveying, sweep {sweep}", len(seen)),
         )

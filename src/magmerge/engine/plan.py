@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from magmerge.checkpoints.donor import companion_files
 from magmerge.checkpoints.kinds import kinds_of, read_model_config
-from magmerge.checkpoints.output.layout import lay_out
 from magmerge.checkpoints.output.target import Target
 from magmerge.core import dtypes
 from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.core.filters import matches
 from magmerge.core.types import UNCHANGED, Action, Kind, Plan, Shard, Step, TensorSpec
-from magmerge.engine import adapters
-from magmerge.engine.faults import (
-    check_structure,
-    dtype_warnings,
-    reading_notes,
-    tied_everywhere,
-)
+from magmerge.engine.faults import check_structure, dtype_warnings, reading_notes, tied_everywhere
+from magmerge.engine.form import AdapterForm, form_of
 from magmerge.engine.job import Job, Models
-from magmerge.engine.memory import allow, bytes_at_work, bytes_of_result
+from magmerge.engine.memory import allow, bytes_at_work, bytes_of_result, needs_of
+from magmerge.engine.outputs import place
 from magmerge.engine.variation import Varying, check_varying
 
 
@@ -42,7 +37,8 @@ def make_plan(job: Job, target: Target | None = None) -> Plan:
     """
     config = read_model_config(job.models.layout)
     kinds = kinds_of(job.models.layout, config)
-    check_structure(job, config)
+    form = form_of(job)
+    check_structure(job, config, [] if form is None else form.faults(job))
     varying = Varying(job.recipe, job.models.layout.specs)
     steps = [
         step for name in job.models.layout.specs for step in _steps(job, name, kinds[name], varying)
@@ -55,58 +51,42 @@ def make_plan(job: Job, target: Target | None = None) -> Plan:
             remedy="drop the calibration, or exempt less with --skip and --ignore",
         )
     steps = _mark_sensitive(steps, job)
-    if job.writes_adapter and job.models.base is not None:
-        steps = adapters.mark_lost(job, steps)
     shards: Sequence[Shard] = ()
-    if not job.writes_adapter:
+    if form is None:
         steps, shards = place(steps, job, target)
-    return _with_sizes(job, steps, shards, varying, target)
-
-
-def place(
-    steps: Sequence[Step],
-    job: Job,
-    target: Target | None,
-    metadata: Mapping[str, Mapping[str, str]] | None = None,
-) -> tuple[list[Step], list[Shard]]:
-    """The steps with shard and offset, and the files: one if the target or the format is one.
-
-    `metadata` are further entries of each part's header.
-    """
-    single = job.writes_adapter or (target is not None and target.single)
-    size = None if single else job.model_output.shard_size
-    file = target.weights if target is not None else "model.safetensors"
-    return lay_out(steps, size, file, metadata or {})
+    else:
+        steps = form.marked(job, steps)
+    plan = _with_sizes(job, steps, shards, form)
+    single = form is not None or (target is not None and target.single)
+    copied = () if single else tuple(sorted(companion_files(job.donor)))
+    return replace(plan, copied=copied, choices=varying.choices(steps))
 
 
 def _with_sizes(
-    job: Job,
-    steps: Sequence[Step],
-    shards: Sequence[Shard],
-    varying: Varying,
-    target: Target | None,
+    job: Job, steps: Sequence[Step], shards: Sequence[Shard], form: AdapterForm | None
 ) -> Plan:
-    """The plan with what it takes of memory and disk."""
+    """The plan with what it takes of memory and disk, and what its reader should know."""
     samples = job.recipe.samples
     live = 0 if samples is None else bytes_at_work(steps, samples, job.machine)
-    held = bytes_of_result(job, steps) if job.writes_adapter else 0
+    held = 0 if form is None else bytes_of_result(job, steps)
+    needs = needs_of if form is None else form.needs
     # A replaced tensor is averaged in float32, beside one that is read.
-    allowance = allow(job, steps, taken=live + held)
-    single = job.writes_adapter or (target is not None and target.single)
-    notes = adapters.notes(job.recipe, job.models.union) if job.models.union is not None else ()
+    allowance = allow(job, steps, needs, taken=live + held)
+    warnings = [*reading_notes(job.models), *dtype_warnings(job.models)]
+    if form is not None:
+        warnings += form.notes(job)
     quiet = job.takes and job.models.base is None
     return Plan(
         digest=job.recipe.digest,
         steps=tuple(steps),
         shards=tuple(shards),
-        disk=held if job.writes_adapter else sum(shard.size for shard in shards),
+        disk=sum(shard.size for shard in shards) if form is None else held,
         memory=allowance.memory,
         room=allowance.room,
         piece=allowance.piece,
         live=live,
-        copied=() if single else tuple(sorted(companion_files(job.donor))),
-        warnings=() if quiet else (*reading_notes(job.models), *dtype_warnings(job.models), *notes),
-        choices=varying.choices(steps),
+        copied=(),
+        warnings=() if quiet else tuple(warnings),
     )
 
 

@@ -150,7 +150,7 @@ def _inputs(job: Job, settlers: Sequence[Callable[[], None]]) -> list[dict[str, 
     calls += [partial(memory.digest, file) for file in paths]
     calls += [partial(content_digest, model) for model in held]
     done = job.machine.counter("digesting inputs, syncing", len(calls))
-    digests = local.run(local.single(calls), threads=job.machine.count, done=done)[len(settlers) :]
+    digests = local.run(local.single(calls), job.machine, done=done)[len(settlers) :]
     memory.save()
     by_file: dict[Path, str | None] = dict(known)
     by_file |= zip(paths, digests[: len(paths)], strict=True)

@@ -19,8 +19,7 @@ from magmerge.core.recipe import ModelOutput, Recipe
 from magmerge.core.types import LayerRecord, Plan, Step, Uncovered
 from magmerge.engine.job import Job
 from magmerge.engine.notes import config_notes, warn
-from magmerge.engine.outputs import target_for
-from magmerge.engine.plan import place
+from magmerge.engine.outputs import place, target_for
 from magmerge.engine.publish import Files, Report, origin, publish
 
 

@@ -12,10 +12,10 @@ from pydantic import TypeAdapter
 from magmerge.checkpoints.output.provenance import Account
 from magmerge.checkpoints.output.target import Target
 from magmerge.checkpoints.output.writer import FileSink, MemorySink, Sink
-from magmerge.engine import adapters
-from magmerge.engine.distinct import check_distinct, doubts
 from magmerge.engine.findings import packed, unpacked
+from magmerge.engine.form import form_of
 from magmerge.engine.job import Findings, Job, Work
+from magmerge.engine.kinship import check_distinct, doubts
 from magmerge.engine.notes import config_notes, correlations, warn
 from magmerge.engine.passes import bench_for, run_pass
 from magmerge.engine.plan import make_plan
@@ -46,8 +46,9 @@ def run_job(
         notes = (*config_notes(job, target), *notes)
     warn(notes)
     work = Work(job, plan)
-    if job.writes_adapter:
-        result = adapters.result(work, notes, report)
+    form = form_of(job)
+    if form is not None:
+        result = form.result(work, notes, report)
         if target is None:
             return result
         return replace(result, path=_saved(result, target))

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from magmerge.checkpoints.output.writer import Sink
 from magmerge.core import dtypes, journal, registry
-from magmerge.core.errors import printable
+from magmerge.core.errors import NonFiniteError, printable
 from magmerge.core.pieces import cut, stretches
 from magmerge.core.traits import Method, Survey
 from magmerge.core.types import UNCHANGED, LayerRecord, Piece, Step
-from magmerge.engine.cast import cast_result
 from magmerge.engine.executors.local import Job, Task
 from magmerge.engine.job import Work
 from magmerge.engine.layer import Calibrated, Merged, Tally, calibrate_layer, merge_layer, record_of
@@ -239,3 +238,33 @@ def _note_of(work: Work, step: Step, counts: Iterable[tuple[int, int]]) -> str |
     name, source = printable(step.spec.name), work.layout.source
     bad = f"{totals[0]} NaN and {totals[1]} infinite of {math.prod(step.spec.shape)} values"
     return f"{name} of {source} is carried over with {bad}"
+
+
+def cast_result(
+    tensor: Tensor, code: str, name: str, *, kept: bool = False, merged: bool = True
+) -> Tensor:
+    """The tensor in the format of `code`; NonFiniteError where a value is too large for it.
+
+    With `kept` infinity and NaN that are there already stay: attention masks hold them. Only what
+    is `merged` can be made smaller.
+    """
+    dtype = dtypes.torch_dtype(code)
+    result = tensor.to(dtype)
+    if not tensor.numel() or (result is tensor and kept) or not dtype.is_floating_point:
+        return result
+    least, greatest = (float(bound) for bound in torch.aminmax(tensor))
+    # NaN fails this comparison too.
+    if max(-least, greatest) <= torch.finfo(dtype).max:
+        return result
+    sound = tensor.isfinite() if kept else torch.ones_like(tensor, dtype=torch.bool)
+    if bool((result.isfinite() | ~sound).all()):
+        return result
+    remedies = ["merge with a smaller lambda or smaller weights"] if merged else []
+    if not merged or dtype == torch.float16 or not bool(tensor.isfinite().all()):
+        remedies.append("write bfloat16 or float32 with --dtype (dtype=)")
+    raise NonFiniteError(
+        f"a value is too large for {dtypes.torch_name(code)}",
+        tensor=name,
+        source="the result",
+        remedy=", or ".join(remedies),
+    )

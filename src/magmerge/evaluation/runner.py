@@ -180,7 +180,7 @@ class Runner:
                 stack.enter_context(evaluating(module))
             pool = stack.enter_context(ThreadPoolExecutor(workers))
             jobs = (partial(call, *job) for job in batches_ahead(task.batches, pool, workers))
-            lines = local.run(local.single(jobs), threads=self._machine.lanes, done=self._count)
+            lines = local.run(local.single(jobs), Machine(self._machine.lanes), done=self._count)
         return [in_order(task.batches, own) for own in zip(*lines, strict=True)]
 
     def _count(self, lines: Sequence[Tensor]) -> None:

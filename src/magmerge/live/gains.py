@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from magmerge.core.machine import Machine
 from magmerge.core.types import Uncovered
 from magmerge.data.rows import Inputs
 from magmerge.engine.executors import local
@@ -116,7 +117,7 @@ def measure_once(
     calls = [partial(run, expert, call) for expert, many in inputs.items() for call in many]
     total = Sums()
     with observation.watched():
-        for sums in local.run(local.single(calls), threads=threads, done=done):
+        for sums in local.run(local.single(calls), Machine(threads), done=done):
             total.join(sums)
     return total
 

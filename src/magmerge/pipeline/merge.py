@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import ValidationError
 
@@ -16,7 +16,6 @@ from magmerge.core.machine import CPU, DEFAULT_MEMORY, Machine, Progress
 from magmerge.core.recipe import AdapterOutput, Calibration, ModelOutput, Recipe, explained
 from magmerge.core.types import Plan
 from magmerge.core.validation import check_calibrations, check_method, check_rank, read_sensitive
-from magmerge.engine import adapters
 from magmerge.engine.job import Job
 from magmerge.engine.outputs import target_for
 from magmerge.engine.plan import make_plan
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
     from magmerge.core.types import Naming
     from magmerge.data.rows import SampleOptions
+    from magmerge.engine.adapters.adapter_result import Extraction
 
     Samples = int | SampleOptions | Mapping[str, Any]
 Experts = Sequence[Model] | Mapping[str, Model]
@@ -164,7 +164,7 @@ def extract(
     threads: int | None = None,
     memory: str | int = DEFAULT_MEMORY,
     progress: Progress | None = None,
-) -> adapters.Extraction:
+) -> Extraction:
     """Make a LoRA adapter on `base` out of a fine-tuned `model`.
 
     Each changed weight of a linear layer or convolution gets the best approximation of its task
@@ -191,9 +191,7 @@ def extract(
     recipe = _recipe({**described, "ignore": patterns(ignore), "output": output})
     machine = Machine(threads, memory, progress=progress)
     models = {"base": base, f"{EXPERT}model": model}
-    result = run(recipe, out, models=models, machine=machine, overwrite=overwrite)
-    assert isinstance(result, adapters.Extraction)
-    return result
+    return cast("Extraction", run(recipe, out, models=models, machine=machine, overwrite=overwrite))
 
 
 def plan(*, out: str | Path | None = None, overwrite: bool = False, **arguments: Any) -> Plan:

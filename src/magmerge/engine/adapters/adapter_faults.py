@@ -14,7 +14,7 @@ from magmerge.core.validation import check_naming
 from magmerge.engine.stages import Stages
 
 
-def faults(recipe: Recipe, stages: Stages, union: AdapterUnion) -> list[Fault]:
+def faults_of(recipe: Recipe, stages: Stages, union: AdapterUnion) -> list[Fault]:
     """What of the adapters does not fit each other; errors for options that mean nothing for them.
 
     ParameterError for a rank or a calibrator that low-rank task vectors cannot have; AdapterError,
@@ -41,7 +41,7 @@ def faults(recipe: Recipe, stages: Stages, union: AdapterUnion) -> list[Fault]:
     return faults
 
 
-def notes(recipe: Recipe, union: AdapterUnion) -> tuple[str, ...]:
+def notes_of(recipe: Recipe, union: AdapterUnion) -> tuple[str, ...]:
     """What a reader should know: replaced tensors that several have, and what speaks against one
     base of all.
     """

@@ -102,7 +102,7 @@ class Extraction(AdapterResult):
         }
 
 
-def result(work: Work, notes: tuple[str, ...], report: Report) -> AdapterResult:
+def result_of(work: Work, notes: tuple[str, ...], report: Report) -> AdapterResult:
     """The pass of factors into memory, and what it says of the adapter."""
     job, spool = work.job, MemorySink()
     outcomes = [outcome for _, outcome in run_pass(bench_for(work, spool))]

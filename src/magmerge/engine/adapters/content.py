@@ -21,7 +21,7 @@ from magmerge.core.validation import check_naming
 from magmerge.engine.adapters.extraction import module_kind
 from magmerge.engine.adapters.module_merge import DOWN, UP
 from magmerge.engine.job import Job
-from magmerge.engine.plan import place
+from magmerge.engine.outputs import place
 from magmerge.engine.publish import Files, origin
 
 HASHES = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from magmerge.core.machine import Machine
+
 T = TypeVar("T")
 
 
@@ -27,24 +29,24 @@ Task = Generator[Sequence[Job], list[Any], T]
 
 def run(
     tasks: Iterable[Task[T]],
+    machine: Machine,
     *,
-    threads: int,
     room: int | None = None,
     done: Callable[[T], None] | None = None,
 ) -> list[T]:
     """The results of all tasks in their order; `done` is called with each as it ends.
 
-    At most `threads` jobs run at once, and together they need at most `room` bytes, unless one
-    alone needs more. At most one task more than there are threads is begun and not ended. An error
-    stops the tasks that come after its own; those before it end, and of all errors the one of the
-    earliest task and job is raised, so that it does not depend on the threads. Each job computes in
-    one thread, so that its result does not depend on how many there are.
+    At most as many jobs run at once as the machine has threads, and together they need at most
+    `room` bytes, unless one alone needs more. One task more than that is begun and not ended. An
+    error stops the tasks that come after its own; those before it end, and of all errors the one of
+    the earliest task and job is raised, so that it does not depend on the threads. Each job
+    computes in one thread, so that its result does not depend on how many there are.
     """
     with (
         _one_thread_an_operation(),
-        ThreadPoolExecutor(threads, initializer=_single_threaded) as pool,
+        ThreadPoolExecutor(machine.count, initializer=_single_threaded) as pool,
     ):
-        state = _Run(pool, threads, _Room(room), done)
+        state = _Run(pool, machine.count, _Room(room), done)
         try:
             return state.carry_out(iter(tasks))
         except BaseException:
@@ -76,13 +78,13 @@ class _Run:
     def __init__(
         self,
         pool: ThreadPoolExecutor,
-        threads: int,
+        lanes: int,
         room: _Room,
         done: Callable[[Any], None] | None,
     ) -> None:
         self.room = room
         self._pool = pool
-        self._threads = threads
+        self._lanes = lanes
         self._done = done
         self._results: dict[int, Any] = {}
         self._stages: list[_Stage] = []
@@ -94,7 +96,7 @@ class _Run:
         for count, task in enumerate(tasks, start=1):
             self._advance(count - 1, task, None)
             # What a task knows between its stages is memory too, so few are begun.
-            while len(self._stages) > self._threads:
+            while len(self._stages) > self._lanes:
                 self._collect()
             if self._failure is not None:
                 break

@@ -23,8 +23,8 @@ from magmerge.core.version import __version__
 from magmerge.core.whole_file import write_whole
 from magmerge.data import SampleOptions, read_samples
 from magmerge.data import prepare as prepare_rows
-from magmerge.engine.distinct import doubts
 from magmerge.engine.job import Job, Live, Work
+from magmerge.engine.kinship import doubts
 from magmerge.engine.notes import warn
 from magmerge.engine.plan import make_plan
 from magmerge.engine.resolve import EXPERT, experts_by_name, open_job
