@@ -22,8 +22,8 @@ def calibrator(name: str) -> Calibrator:
 def catalog() -> list[dict[str, Any]]:
     """Every method and calibrator, with parameters, defaults and source; DSC among them."""
     listed = [("method", item, registry.methods.aliases(item.name)) for item in registry.methods]
-    found: list[tuple[str, Method | Calibrator, tuple[str, ...]]] = [*listed]
-    found += [
+    items: list[tuple[str, Method | Calibrator, tuple[str, ...]]] = [*listed]
+    items += [
         ("calibrator", item, registry.calibrators.aliases(item.name))
         for item in registry.calibrators
     ]
@@ -40,7 +40,7 @@ def catalog() -> list[dict[str, Any]]:
                 for p in item.parameters
             ],
         }
-        for kind, item, aliases in found
+        for kind, item, aliases in items
     ]
     return entries + [_composed(name, parts, entries) for name, parts in COMPOSED.items()]
 

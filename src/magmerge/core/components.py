@@ -45,7 +45,9 @@ _FLUX: tuple[tuple[str, Component], ...] = (
     ("text_encoders.t5xxl.", "text_encoder_2"),
     ("vae.", "vae"),
 )
-_DIFFUSERS: tuple[tuple[str, Component], ...] = tuple((f"{one}.", one) for one in COMPONENTS)
+_DIFFUSERS: tuple[tuple[str, Component], ...] = tuple(
+    (f"{component}.", component) for component in COMPONENTS
+)
 _KOHYA: tuple[tuple[str, Component], ...] = (
     ("lora_unet_double_blocks_", "transformer"),
     ("lora_unet_single_blocks_", "transformer"),
@@ -87,8 +89,8 @@ _TOLD_BY: tuple[tuple[Layout, tuple[str, ...]], ...] = (
 def layout_of(names: Iterable[str]) -> Layout | None:
     """The layout that these tensors' or modules' names are in; None for any other model's."""
     names = list(names)
-    found = (layout for layout, told in _TOLD_BY if any(name.startswith(told) for name in names))
-    return next(found, None)
+    layouts = (layout for layout, told in _TOLD_BY if any(name.startswith(told) for name in names))
+    return next(layouts, None)
 
 
 def component_of(name: str, layout: Layout | None) -> Component | None:

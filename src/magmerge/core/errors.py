@@ -80,10 +80,10 @@ class StructureError(MagmergeError):
     """
 
     def __init__(self, faults: Sequence[Fault | str], *, remedy: str = "") -> None:
-        found = [one if isinstance(one, Fault) else Fault(one, remedy) for one in faults]
+        every = [f if isinstance(f, Fault) else Fault(f, remedy) for f in faults]
         self.remedies: dict[str, list[str]] = {}
-        for one in found:
-            self.remedies.setdefault(one.remedy, []).append(printable(one.text))
+        for fault in every:
+            self.remedies.setdefault(fault.remedy, []).append(printable(fault.text))
         self.faults = tuple(text for texts in self.remedies.values() for text in texts)
         count = len(self.faults)
         self.summary = f"{count} fault{'s' if count > 1 else ''} found before any work"
@@ -144,9 +144,9 @@ def shortened(names: Sequence[str]) -> str:
 def suggestion(name: str, known: Iterable[str]) -> str:
     """The remedy for a misspelt `name`: the nearest of the `known` names, or all of them."""
     known = sorted(known)
-    folded = {one.lower(): one for one in known}
+    folded = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.6)
-    near = [folded[one] for one in close]
+    near = [folded[candidate] for candidate in close]
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"known: {', '.join(known)}" if known else "none is known here"

@@ -24,12 +24,12 @@ class Item(NamedTuple):
 
 def varies(value: object) -> bool:
     """Whether a parameter's value is a list of items, not a value for all tensors."""
-    return isinstance(value, list | tuple) and any(isinstance(one, Mapping) for one in value)
+    return isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value)
 
 
 def values_of(value: Any) -> list[Any]:
     """The values that a parameter has in one layer or another."""
-    return [one["value"] for one in value] if varies(value) else [value]
+    return [item["value"] for item in value] if varies(value) else [value]
 
 
 def items_of(parameter: str, value: Sequence[Any]) -> list[Item]:
@@ -39,24 +39,24 @@ def items_of(parameter: str, value: Sequence[Any]) -> list[Item]:
     would ever be taken.
     """
     items = []
-    for given in value:
-        if not isinstance(given, Mapping) or "value" not in given:
-            raise ParameterError(f"{parameter}: {given!r} is no item with a value", remedy=FORM)
-        unknown = [key for key in given if key not in ("filter", "value")]
+    for entry in value:
+        if not isinstance(entry, Mapping) or "value" not in entry:
+            raise ParameterError(f"{parameter}: {entry!r} is no item with a value", remedy=FORM)
+        unknown = [key for key in entry if key not in ("filter", "value")]
         if unknown:
             raise ParameterError(f"{parameter}: an item with {unknown[0]!r}", remedy=FORM)
-        wanted = given.get("filter")
-        if wanted is not None and (not isinstance(wanted, str) or not wanted.strip()):
-            raise ParameterError(f"{parameter}: the filter {wanted!r} is no name", remedy=FORM)
-        items.append(Item(None if wanted == "*" else wanted, given["value"]))
+        filter_ = entry.get("filter")
+        if filter_ is not None and (not isinstance(filter_, str) or not filter_.strip()):
+            raise ParameterError(f"{parameter}: the filter {filter_!r} is no name", remedy=FORM)
+        items.append(Item(None if filter_ == "*" else filter_, entry["value"]))
     for item in items[:-1]:
         if item.filter is None:
             raise ParameterError(
                 f"{parameter}: an item for all tensors comes before others, which none can take",
                 remedy="put the item without a filter last",
             )
-    named = [item.filter for item in items]
-    twice = next((one for one in named if named.count(one) > 1), None)
+    filters = [item.filter for item in items]
+    twice = next((filter_ for filter_ in filters if filters.count(filter_) > 1), None)
     if twice is not None:
         raise ParameterError(
             f"{parameter}@{twice} is given twice", remedy="give each filter one value"
@@ -95,17 +95,17 @@ class Filters:
         self.names = tuple(names)
         self.layout = layout_of(self.names)
         present = components_of(self.names)
-        self.components = tuple(one for one in COMPONENTS if present[one])
+        self.components = tuple(component for component in COMPONENTS if present[component])
 
-    def takes(self, wanted: str | None, name: str) -> bool:
+    def takes(self, filter_: str | None, name: str) -> bool:
         """Whether the filter matches the tensor; None matches all."""
-        if wanted is None:
+        if filter_ is None:
             return True
-        if self.layout is not None and wanted in COMPONENTS:
-            return component_of(name, self.layout) == wanted
-        if "*" in wanted or "?" in wanted:
-            return fnmatchcase(name, wanted)
-        return wanted in name
+        if self.layout is not None and filter_ in COMPONENTS:
+            return component_of(name, self.layout) == filter_
+        if "*" in filter_ or "?" in filter_:
+            return fnmatchcase(name, filter_)
+        return filter_ in name
 
     def item_for(self, items: Sequence[Item], name: str) -> Item:
         """The first item that takes the tensor; the last of `items` takes all."""
@@ -114,21 +114,21 @@ class Filters:
     def faults(self, parameter: str, items: Sequence[Item]) -> list[str]:
         """Filters that match no tensor, or only those that others before them take."""
         taken = {self.item_for(items, name).filter for name in self.names}
-        found = []
+        faults = []
         for item in items:
             if item.filter is None or item.filter in taken:
                 continue
             shown = f"the filter {item.filter!r} of {parameter}"
             if any(self.takes(item.filter, name) for name in self.names):
-                found.append(f"{shown} is never used: filters before it take all its tensors")
+                faults.append(f"{shown} is never used: filters before it take all its tensors")
             else:
-                found.append(f"{shown} fits no tensor: {self._near(item.filter)}")
-        return found
+                faults.append(f"{shown} fits no tensor: {self._near(item.filter)}")
+        return faults
 
-    def _near(self, wanted: str) -> str:
+    def _near(self, filter_: str) -> str:
         parts = {part for name in self.names for part in name.split(".") if not part.isdigit()}
-        near = suggestion(wanted, {*self.components, *parts})
-        if near.startswith("did you mean") and wanted not in parts:
+        near = suggestion(filter_, {*self.components, *parts})
+        if near.startswith("did you mean") and filter_ not in parts:
             return near
         if self.components:
             return f"this model has the components {', '.join(self.components)}"

@@ -43,12 +43,12 @@ def cut(shape: tuple[int, ...], kind: Kind, how: Cut, limit: int = PIECE) -> tup
 
 def stretches(pieces: Sequence[Piece]) -> list[list[Piece]]:
     """Pieces that one job treats in turn."""
-    found: list[list[Piece]] = []
+    groups: list[list[Piece]] = []
     for piece in pieces:
-        if not found or piece.stop - found[-1][0].start > STRETCH:
-            found.append([])
-        found[-1].append(piece)
-    return found
+        if not groups or piece.stop - groups[-1][0].start > STRETCH:
+            groups.append([])
+        groups[-1].append(piece)
+    return groups
 
 
 def _grain(row: int) -> int:

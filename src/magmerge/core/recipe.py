@@ -137,7 +137,7 @@ class Recipe(_Data):
         if isinstance(calibrate, str | dict):
             calibrate = [calibrate]
         if isinstance(calibrate, list):
-            calibrate = [{"method": one} if isinstance(one, str) else one for one in calibrate]
+            calibrate = [{"method": part} if isinstance(part, str) else part for part in calibrate]
         samples = content.get("samples")
         if isinstance(samples, dict) and isinstance(samples.get("data"), str):
             samples = {**samples, "data": dict.fromkeys(experts or (), samples["data"])}

@@ -135,7 +135,7 @@ def parameters_of(fn: Callable[..., Any]) -> tuple[Parameter, ...]:
     public name: `lambda_` is `lambda` in recipes and on the command line.
     """
     hints = get_type_hints(fn, include_extras=True)
-    found = []
+    parameters = []
     for argument in inspect.signature(fn).parameters.values():
         if argument.kind is not argument.KEYWORD_ONLY:
             if argument.default is not argument.empty:
@@ -156,8 +156,8 @@ def parameters_of(fn: Callable[..., Any]) -> tuple[Parameter, ...]:
             continue
         meaning = next((mark.documentation for mark in marks if isinstance(mark, Doc)), "")
         name = argument.name.rstrip("_")
-        found.append(Parameter(name, argument.name, argument.default, annotation, meaning))
-    return tuple(found)
+        parameters.append(Parameter(name, argument.name, argument.default, annotation, meaning))
+    return tuple(parameters)
 
 
 def supplied_of(fn: Callable[..., Any]) -> frozenset[str]:

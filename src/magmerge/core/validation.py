@@ -71,15 +71,15 @@ def _given(item: Method | Calibrator, parameter: Parameter, value: Any) -> Any:
         )
     items = [
         Item(
-            one.filter,
+            entry.filter,
             _checked(
                 item,
                 parameter,
-                one.value,
-                parameter.name if one.filter is None else f"{parameter.name}@{one.filter}",
+                entry.value,
+                parameter.name if entry.filter is None else f"{parameter.name}@{entry.filter}",
             ),
         )
-        for one in items_of(parameter.name, value)
+        for entry in items_of(parameter.name, value)
     ]
     if items[-1].filter is not None:
         items.append(Item(None, parameter.default))

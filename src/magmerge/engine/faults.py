@@ -72,10 +72,10 @@ def dtype_warnings(models: Models) -> list[str]:
                 and not _carried(models.layout.specs[name])
             }
         )
-        for own, wanted in pairs:
+        for own, stored in pairs:
             warnings.append(
-                f"{source} has {own} tensors where {models.layout.source} has {wanted}: "
-                f"computed in float32, written as {wanted} unless --dtype says otherwise"
+                f"{source} has {own} tensors where {models.layout.source} has {stored}: "
+                f"computed in float32, written as {stored} unless --dtype says otherwise"
             )
     return warnings
 
@@ -83,7 +83,9 @@ def dtype_warnings(models: Models) -> list[str]:
 def reading_notes(models: Models) -> list[str]:
     """What is to be known of how the models were read, once each."""
     opened = [models.layout, models.base, *models.experts]
-    return list(dict.fromkeys(note for one in opened if one is not None for note in one.notes))
+    return list(
+        dict.fromkeys(note for model in opened if model is not None for note in model.notes)
+    )
 
 
 def tied_everywhere(models: Models, name: str) -> bool:
@@ -110,12 +112,12 @@ def _expert_count_faults(job: Job) -> list[Fault]:
     least, most = method.experts
     faults = []
     if count < least or (most is not None and count > most):
-        wanted = f"exactly {least}" if least == most else f"at least {least}"
+        bounds = f"exactly {least}" if least == most else f"at least {least}"
         noun = "expert" if least == 1 else "experts"
-        given = f"{count} {'is' if count == 1 else 'are'} given"
+        number = f"{count} {'is' if count == 1 else 'are'} given"
         faults.append(
             Fault(
-                f"{method.name} takes {wanted} {noun}, but {given}",
+                f"{method.name} takes {bounds} {noun}, but {number}",
                 "give as many experts as the method takes, or choose another method",
             )
         )
@@ -146,12 +148,12 @@ def check_quantised(models: Models, config: Mapping[str, Any]) -> None:
             f"{models.layout.source} is quantised (quantization_config in its config.json)"
         )
     opened = [models.layout, models.base, *(expert.whole for expert in models.experts)]
-    for model in dict.fromkeys(one for one in opened if one is not None):
-        found = signs(model.specs)
-        if found:
-            more = f" and {len(found) - 1} more tensors" if len(found) > 1 else ""
+    for model in dict.fromkeys(model for model in opened if model is not None):
+        marks = signs(model.specs)
+        if marks:
+            more = f" and {len(marks) - 1} more tensors" if len(marks) > 1 else ""
             faults.append(
-                f"{model.source} is quantised: {found[0].tensor} ({found[0].reason}){more}"
+                f"{model.source} is quantised: {marks[0].tensor} ({marks[0].reason}){more}"
             )
     if faults:
         raise StructureError(

@@ -14,16 +14,16 @@ from magmerge.engine.job import Findings
 KINDS = ("gains", "deltas", "statistics")
 
 
-def packed(found: Findings) -> bytes:
+def packed(findings: Findings) -> bytes:
     """The findings as a safetensors file, what could not be measured in its header."""
     tensors = {
         f"{kind}:{name}": tensor.contiguous()
         for kind in KINDS
-        for name, tensor in (getattr(found, kind) or {}).items()
+        for name, tensor in (getattr(findings, kind) or {}).items()
     }
-    uncovered = json.dumps([layer._asdict() for layer in found.uncovered])
+    uncovered = json.dumps([layer._asdict() for layer in findings.uncovered])
     content: bytes = save(
-        tensors, {"uncovered": uncovered, "measured": str(found.gains is not None)}
+        tensors, {"uncovered": uncovered, "measured": str(findings.gains is not None)}
     )
     return content
 

@@ -106,13 +106,17 @@ class Job:
         """Each model that is read."""
         models = self.models
         whole = [("merged", models.merged), ("base", models.base)]
-        inputs = [Input(role, one.source, one.files, one) for role, one in whole if one is not None]
+        inputs = [
+            Input(role, model.source, model.files, model)
+            for role, model in whole
+            if model is not None
+        ]
         named = {document.name for document in self.documents}
-        told = {one.name: self.recipe.experts.get(one.name) for one in models.experts}
+        told = {model.name: self.recipe.experts.get(model.name) for model in models.experts}
         sources = {name: path for name, path in told.items() if path in named}
         return inputs + [
-            Input("expert", sources.get(one.name) or one.source, one.files, one.whole)
-            for one in models.experts
+            Input("expert", sources.get(model.name) or model.source, model.files, model.whole)
+            for model in models.experts
         ]
 
     @property

@@ -149,8 +149,8 @@ def _counts(name: str) -> bool:
 def _differs(first: Checkpoint, second: Checkpoint, name: str) -> bool:
     if name not in first.specs or name not in second.specs:
         return False
-    one, other = first.specs[name], second.specs[name]
-    return one.shape != other.shape or not same_tensor(first, second, name)
+    spec, twin = first.specs[name], second.specs[name]
+    return spec.shape != twin.shape or not same_tensor(first, second, name)
 
 
 def check_base(
@@ -160,26 +160,26 @@ def check_base(
 
     Adapters are not judged: what they add fits any base of these shapes.
     """
-    experts = [one for one in experts if one.whole is not None]
+    experts = [expert for expert in experts if expert.whole is not None]
     if base is None or not experts:
         return ()
     layers = [layer for step in _chosen(steps) if (layer := _sample(base, experts, step))]
     if sum(origin.numel() for origin, _ in layers) < FEWEST:
         return ()
-    found = [_kinship(one.source, k, layers) for k, one in enumerate(experts)]
+    kinships = [_kinship(expert.source, k, layers) for k, expert in enumerate(experts)]
     notes = [
-        f"{one.source} has nothing in common with the base {base.source} (cosine of their weights "
-        f"{one.cosine:.2f}, |D| / |W_0| {one.distance:.2f}): the base has another initialisation, "
+        f"{expert.source} has nothing in common with the base {base.source} (cosine of their weights "
+        f"{expert.cosine:.2f}, |D| / |W_0| {expert.distance:.2f}): the base has another initialisation, "
         "or its layers or channels are in another order, and what is merged is no task vector; "
         "give the model that the experts were tuned from"
-        for one in found
-        if one.cosine < STRANGE
+        for expert in kinships
+        if expert.cosine < STRANGE
     ]
     notes += [
-        f"{one.source} is far from the base {base.source} (cosine of their weights "
-        f"{one.cosine:.2f}, |D| / |W_0| {one.distance:.2f}); was it really tuned from it?"
-        for one in found
-        if STRANGE <= one.cosine < FAR
+        f"{expert.source} is far from the base {base.source} (cosine of their weights "
+        f"{expert.cosine:.2f}, |D| / |W_0| {expert.distance:.2f}); was it really tuned from it?"
+        for expert in kinships
+        if STRANGE <= expert.cosine < FAR
     ]
     # Unrelated models share with each other what they have not with any base.
     return tuple(notes or _shared(base, len(experts), layers))
@@ -206,7 +206,7 @@ def _sample(base: Checkpoint, experts: Sequence[Expert], step: Step) -> Layer | 
         return None
     start = (size - count) // 2
     origin = base.read_part(name, start, start + count).double()
-    deltas = torch.stack([_delta(one, name, origin, start) for one in experts])
+    deltas = torch.stack([_delta(expert, name, origin, start) for expert in experts])
     if not bool(origin.isfinite().all() and deltas.isfinite().all() and origin.any()):
         return None
     return origin, deltas
@@ -251,6 +251,6 @@ def _shared(base: Checkpoint, count: int, layers: Sequence[Layer]) -> list[str]:
     ]
 
 
-def _cosine(one: Float[Tensor, "n"], other: Float[Tensor, "n"]) -> float:
-    norms = one.norm() * other.norm()
-    return float(one @ other / norms) if norms > 0 else 0.0
+def _cosine(first: Float[Tensor, "n"], second: Float[Tensor, "n"]) -> float:
+    norms = first.norm() * second.norm()
+    return float(first @ second / norms) if norms > 0 else 0.0

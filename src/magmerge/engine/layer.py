@@ -101,22 +101,22 @@ def calibrate_layer(
             delta, weight, xi, free, gated = solved, None, torch.ones_like(xi.mean()), [], []
             continue
         rows = _rows_first(deltas, step, 1), _rows_first(_spread(xi, step, delta) * delta, step, 0)
-        found = calibrator.fn(*rows, **keywords)
+        output = calibrator.fn(*rows, **keywords)
         if calibrator.returns == "delta":
-            delta, weight, xi = _rows_first(found, step, 0), None, torch.ones_like(xi.mean())
+            delta, weight, xi = _rows_first(output, step, 0), None, torch.ones_like(xi.mean())
             free, gated = [], []
         else:
             bounded = treatment.gated and calibrator.gated
-            factor = gate(found, step.sensitive) if bounded else found
+            factor = gate(output, step.sensitive) if bounded else output
             xi = xi * factor
-            free.append(_numbers(found))
+            free.append(_numbers(output))
             gated.append(_numbers(factor))
     scaled = _spread(xi, step, delta) * delta
     tally = Tally(
         xi=_numbers(xi),
         free=tuple(free),
         gated=tuple(gated),
-        experts=tuple(tuple(squares(one, piece.grain)) for one in deltas),
+        experts=tuple(tuple(squares(own, piece.grain)) for own in deltas),
         cosines=_cosines(_rows_first(deltas, step, 1)),
         before=before,
         after=tuple(squares(scaled, piece.grain)),

@@ -51,7 +51,7 @@ def coarsest(*cuts: Cut) -> Cut:
 
 def cut_for(step: Step, stages: Stages, limit: int) -> tuple[Piece, ...]:
     """The pieces of a layer that its merge and all its calibrators can take."""
-    cuts, kind = [cut_of(*one) for one in stages.treatment.of(step)], step.kind
+    cuts, kind = [cut_of(*item) for item in stages.treatment.of(step)], step.kind
     if stages.method is not None and step.action == "merge":
         cuts.append(cut_of(stages.method, stages.keywords_at(step)))
         if stages.method.kinds is None and kind == "experts":

@@ -133,7 +133,7 @@ def _steps(job: Job, name: str, kind: Kind, varying: Varying) -> list[Step]:
         and job.stages.treatment.acts_on(kind)
         and not matches(name, job.recipe.skip)
     )
-    models = [one for one in (job.models.layout, job.models.base) if one is not None]
+    models = [model for model in (job.models.layout, job.models.base) if model is not None]
     wide = any(name in model.specs and model.specs[name].dtype == "F64" for model in models)
     step = Step(
         spec,
@@ -156,7 +156,7 @@ def _by_rows(step: Step, models: Models) -> list[Step]:
     the base's.
     """
     name, shape = step.spec.name, step.spec.shape
-    holes = {place: one.absent.get(name, ()) for place, one in enumerate(models.experts)}
+    holes = {place: expert.absent.get(name, ()) for place, expert in enumerate(models.experts)}
     own = getattr(models.layout, "absent", {}).get(name, ())
     if not own and not any(holes.values()):
         return [step]

@@ -69,7 +69,7 @@ def publish(
         check_unchanged(job)
         inputs = _inputs(job, sink.settlers())
         record = document(job.recipe, inputs, account, (*held, RECIPE))
-        recipes = "---\n".join(one.to_yaml() for one in (*job.documents, job.recipe))
+        recipes = "---\n".join(each.to_yaml() for each in (*job.documents, job.recipe))
         beside = {RECORD: record.encode(), RECIPE: recipes.encode()}
         extra = {target.named(name): text for name, text in beside.items()}
         sink.publish({**files.texts, **extra, **report(record, target)})

@@ -76,7 +76,10 @@ class Reader:
         self, experts: Sequence[Expert], step: Step, piece: Piece, tensors: Tensor
     ) -> None:
         """All experts' weights at once: one conversion for models that are stored alike."""
-        models, name = [one.whole for one in experts if one.whole is not None], step.spec.name
+        models, name = (
+            [expert.whole for expert in experts if expert.whole is not None],
+            step.spec.name,
+        )
         start, stop = step.first + piece.start, step.first + piece.stop
         stored = torch_dtype(models[0].specs[name].dtype)
         size = (len(models), piece.stop - piece.start)

@@ -54,7 +54,7 @@ def open_job(
     _check_keys(recipe, models)
     live = check_samples(recipe, live)
     opened = open_models(recipe, models)
-    recipe = _resolved(recipe, opened, {one.name for one in documents})
+    recipe = _resolved(recipe, opened, {document.name for document in documents})
     if opened.union is not None and machine.device != CPU:
         raise ParameterError(
             f"adapters are merged on the cpu, not on {machine.device}",
@@ -141,14 +141,16 @@ def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
             layout = _under(opened[0].whole, names)
     if layout is None:
         raise MagmergeError("no model is given", remedy="name a base and some experts")
-    whole = [one for one in (layout, opened_base, opened_merged) if one is not None]
+    whole = [model for model in (layout, opened_base, opened_merged) if model is not None]
     return Models(layout, opened_base, opened, opened_merged, _stamps([*whole, *opened]))
 
 
 def experts_by_name(experts: Sequence[Model] | Mapping[str, Model]) -> dict[str, Model]:
     """Experts by name: the mapping's own keys, or the last part of each path, made unique."""
     if isinstance(experts, Mapping):
-        if any(hasattr(one, "dtype") and not hasattr(one, "modules") for one in experts.values()):
+        if any(
+            hasattr(model, "dtype") and not hasattr(model, "modules") for model in experts.values()
+        ):
             raise ParameterError(
                 "experts is one model, not several", remedy="put it into a list: experts=[model]"
             )
@@ -225,16 +227,16 @@ def _resolved(recipe: Recipe, models: Models, names: Container[str | None]) -> R
             f"an adapter on a base has no rank of inputs: its rank is {output.rank or 'not given'}",
             remedy="give a number (--rank 16), or --rank auto --energy 0.99",
         )
-    found = {"base": models.base, "merged": models.merged}
+    models_by_role = {"base": models.base, "merged": models.merged}
     roles = {
         role: path if model is None or path in names else model.source
-        for role, model in found.items()
+        for role, model in models_by_role.items()
         for path in (getattr(recipe, role),)
     }
     experts = {
-        one.name: path if path in names else one.source
-        for one in models.experts
-        for path in (recipe.experts[one.name],)
+        expert.name: path if path in names else expert.source
+        for expert in models.experts
+        for path in (recipe.experts[expert.name],)
     }
     return recipe.model_copy(update={**roles, "experts": experts, "output": output})
 

@@ -54,13 +54,13 @@ def run_job(
         return replace(result, path=_saved(result, target))
 
     def fill(sink: Sink) -> Account:
-        found = _findings(work, sink, inputs, measure)
-        outcomes = _outcomes(replace(work, findings=found), sink)
+        findings = _findings(work, sink, inputs, measure)
+        outcomes = _outcomes(replace(work, findings=findings), sink)
         told = [outcome.note for outcome in outcomes if outcome.note]
         records = [outcome.record for outcome in outcomes if outcome.record is not None]
         more = (*told, *correlations(job, records))
         warn(more)
-        return Account(records, (), (*notes, *more), found.uncovered)
+        return Account(records, (), (*notes, *more), findings.uncovered)
 
     if target is None:
         kept = MemorySink()
@@ -83,10 +83,10 @@ def _findings(work: Work, sink: Sink, inputs: Mapping[str, Any], measure: Measur
     known = None if before is None else unpacked(before)
     if known is not None:
         return known
-    found = measure(work, inputs)
+    findings = measure(work, inputs)
     if ledger is not None:
-        ledger.keep_findings(packed(found))
-    return found
+        ledger.keep_findings(packed(findings))
+    return findings
 
 
 def _outcomes(work: Work, sink: Sink) -> list[Outcome]:

@@ -134,7 +134,7 @@ def check_samples(recipe: Recipe, live: Live) -> Live:
 
 def in_its_order(recipe: Recipe) -> Recipe:
     """The recipe with its samples in forward order where a calibrator asks for that."""
-    items = [registry.calibrators.get(one.method) for one in recipe.calibrate]
+    items = [registry.calibrators.get(calibration.method) for calibration in recipe.calibrate]
     forward = any(item.needs == "inputs" and item.order == "forward" for item in items)
     if recipe.samples is None or not forward:
         return recipe
@@ -155,8 +155,8 @@ def with_origin(live: Live, recipe: Recipe, layout: Any, models: Models) -> Live
             )
         return replace(live, origin=layout)
     folders = [models.layout.folder, None if models.base is None else models.base.folder]
-    found = (f for f in folders if f is not None and (f / "config.json").is_file())
-    return replace(live, origin=next(found, None))
+    origins = (f for f in folders if f is not None and (f / "config.json").is_file())
+    return replace(live, origin=next(origins, None))
 
 
 def inputs_of(job: Job) -> dict[str, list[Inputs]]:

@@ -106,15 +106,15 @@ class Treatment:
     def weights_only(self) -> Treatment:
         """What of it can be done before anything is measured."""
         return replace(
-            self, calibrators=[one for one in self.calibrators if one[0].needs == "weights"]
+            self, calibrators=[part for part in self.calibrators if part[0].needs == "weights"]
         )
 
     def inputs_only(
         self, gains: Mapping[str, Tensor], sums: Mapping[str, Tensor] | None = None
     ) -> Treatment:
         """What of it needs these gains or sums."""
-        hungry = [one for one in self.calibrators if one[0].needs == "inputs"]
-        return replace(self, calibrators=hungry, gains=gains, sums=sums)
+        measured = [part for part in self.calibrators if part[0].needs == "inputs"]
+        return replace(self, calibrators=measured, gains=gains, sums=sums)
 
     def _gains_at(self, step: Step, piece: Piece) -> Tensor | None:
         if self.gains is None:

@@ -70,11 +70,11 @@ def run_step(bench: Bench, step: Step) -> Task[Outcome]:
         pieces = cut(step.spec.shape, step.kind, "entries", work.plan.piece)
         bad = yield jobs(bench, step, pieces, partial(_carry, bench, step))
         return Outcome(note=_note_of(work, step, [count for part in bad for count in part]))
-    found = yield from surveyed(bench, step)
+    survey = yield from surveyed(bench, step)
     pieces = cut_for(step, work.stages, work.plan.piece)
 
     def merge(piece: Piece) -> Tally:
-        done = treated(bench, step, found, piece)
+        done = treated(bench, step, survey, piece)
         bench.put(step, piece.start, done.weight)
         return done.tally
 
@@ -97,7 +97,7 @@ def jobs(
     return [Job(size, partial(call, stretch)) for stretch in stretches(pieces)]
 
 
-def treated(bench: Bench, step: Step, found: Keywords | None, piece: Piece) -> Calibrated:
+def treated(bench: Bench, step: Step, survey: Keywords | None, piece: Piece) -> Calibrated:
     """One piece, merged (or taken as it is) and calibrated, in the arithmetic's format."""
     work, reader = bench.work, bench.reader
     base = reader.base(step, piece)
@@ -110,8 +110,8 @@ def treated(bench: Bench, step: Step, found: Keywords | None, piece: Piece) -> C
                 weight = reader.merged(step, piece)
                 merged = Merged(weight - base, weight)
         else:
-            method, bound = method_for(work, step, piece, found, base)
-            tensors = reader.experts(step, piece, base, method.acts_on, seen=found is not None)
+            method, bound = method_for(work, step, piece, survey, base)
+            tensors = reader.experts(step, piece, base, method.acts_on, seen=survey is not None)
             merged = merge_layer(step, method, bound, base, tensors)
             deltas = tensors if method.acts_on == "deltas" else tensors - base
         done = calibrate_layer(step, piece, work.stages.treatment, base, deltas, merged)
@@ -119,7 +119,7 @@ def treated(bench: Bench, step: Step, found: Keywords | None, piece: Piece) -> C
 
 
 def method_for(
-    work: Work, step: Step, piece: Piece, found: Keywords | None, base: Tensor
+    work: Work, step: Step, piece: Piece, survey: Keywords | None, base: Tensor
 ) -> tuple[Method, dict[str, Any]]:
     """The method for this layer, and its function's keywords for this piece."""
     if step.action == "average":
@@ -137,7 +137,7 @@ def method_for(
         bound["start"] = step.first + piece.start
     if "base" in method.supplied:
         bound["base"] = base
-    return method, {**bound, **(found or {})}
+    return method, {**bound, **(survey or {})}
 
 
 def _keywords(work: Work, step: Step) -> dict[str, Any]:

@@ -38,15 +38,15 @@ class Varying:
 
     def choices(self, steps: Sequence[Step]) -> tuple[Choice, ...]:
         """Each value that they can have, with how many of the tensors take it."""
-        found = []
+        choices = []
         for parameter, items in self.items.items():
             names = [step.spec.name for step in steps if parameter in dict(step.params)]
             taken = [self._filters.item_for(items, name) for name in names]
-            found += [
-                Choice(parameter, item.filter, item.value, sum(one is item for one in taken))
+            choices += [
+                Choice(parameter, item.filter, item.value, sum(own is item for own in taken))
                 for item in items
             ]
-        return tuple(found)
+        return tuple(choices)
 
     def unused(self) -> list[str]:
         """Filters that no tensor takes."""

@@ -49,24 +49,28 @@ def run(
     check_documents(recipes)
     if out is None and resume:
         raise ParameterError("resume speaks of an output", remedy="name one: out=")
-    machine, names = machine or Machine(), [one.name for one in recipes]
-    inputs = [Path(path) for one in recipes for path in one.models.values() if path not in names]
+    machine, names = machine or Machine(), [document.name for document in recipes]
+    inputs = [
+        Path(path) for document in recipes for path in document.models.values() if path not in names
+    ]
     if out is not None:
         check_apart(named_path(out), inputs, overwrite=overwrite)
     resolved: list[Recipe] = []
     with shelf_for(out, len(recipes) - 1, resume=resume) as shelf:
         for place, document in enumerate(recipes):
             last = place == len(recipes) - 1
-            given = dict(models or {}) if last or len(recipes) == 1 else _of(document, models or {})
+            in_memory = (
+                dict(models or {}) if last or len(recipes) == 1 else _of(document, models or {})
+            )
             known = {name: shelf.place(number) for number, name in enumerate(names[:place])}
             results = {
                 key: known[path] for key, path in _named_models(document).items() if path in known
             }
-            given |= {
+            in_memory |= {
                 key: _result(folder, str(_named_models(document)[key]))
                 for key, folder in results.items()
             }
-            job = open_job(document, given, machine=machine, live=live, documents=resolved)
+            job = open_job(document, in_memory, machine=machine, live=live, documents=resolved)
             digests = {file: shelf.digest(file) for file in job.models.stamps if shelf.holds(file)}
             job = replace(job, digests=digests)
             where = out if last else shelf.place(place)
@@ -83,7 +87,7 @@ def _recipes(recipe: Recipe | Sequence[Recipe] | str | Path) -> list[Recipe]:
     if isinstance(recipe, str | Path):
         return read_recipes(recipe)
     recipes = [recipe] if isinstance(recipe, Recipe) else list(recipe)
-    if not recipes or not all(isinstance(one, Recipe) for one in recipes):
+    if not recipes or not all(isinstance(document, Recipe) for document in recipes):
         raise ParameterError(
             f"{recipe!r} is no recipe", remedy="give a Recipe, a list of such, or a file's path"
         )
@@ -105,7 +109,9 @@ def read_recipes(path: str | Path) -> list[Recipe]:
     try:
         contents = list(yaml.safe_load_all(file.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError) as error:
-        near = [one.name for one in file.parent.iterdir()] if file.parent.is_dir() else []
+        near = (
+            [neighbour.name for neighbour in file.parent.iterdir()] if file.parent.is_dir() else []
+        )
         told = suggestion(file.name, near) if near and not file.exists() else ""
         remedy = told if told.startswith("did you mean") else "check the path of the recipe"
         raise ParameterError("cannot be read", source=file, remedy=remedy) from error
@@ -132,7 +138,7 @@ def check_documents(recipes: Sequence[Recipe]) -> None:
             raise ParameterError(
                 f"two documents are named {recipe.name!r}", remedy="give each a name of its own"
             )
-        later = [path for one in recipes[place + 1 :] for path in one.models.values()]
+        later = [path for document in recipes[place + 1 :] for path in document.models.values()]
         if recipe.name not in later:
             raise ParameterError(
                 f"no document reads the result of {recipe.name!r}",

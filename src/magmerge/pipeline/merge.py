@@ -203,10 +203,10 @@ def plan(*, out: str | Path | None = None, overwrite: bool = False, **arguments:
 
 def plan_job(job: Job, target: Target | None = None) -> Plan:
     """The plan of a job, and whether there is room for its result."""
-    found = make_plan(job, target)
+    job_plan = make_plan(job, target)
     if target is not None:
-        check_space(target.path, found.disk)
-    return found
+        check_space(target.path, job_plan.disk)
+    return job_plan
 
 
 def _run(arguments: Mapping[str, Any]) -> Result:
@@ -235,7 +235,7 @@ def _job(arguments: Mapping[str, Any]) -> Job:
     roles = {role: arguments.get(role) for role in ("base", "merged")}
     recipe = _recipe(
         {
-            **{role: None if one is None else _described(one) for role, one in roles.items()},
+            **{role: None if model is None else _described(model) for role, model in roles.items()},
             "experts": {name: _described(model) for name, model in experts.items()},
             "method": method,
             "params": params,
@@ -256,7 +256,7 @@ def _job(arguments: Mapping[str, Any]) -> Job:
         arguments["offload"],
         arguments["progress"],
     )
-    models = {role: one for role, one in roles.items() if one is not None}
+    models = {role: model for role, model in roles.items() if model is not None}
     models |= {f"{EXPERT}{name}": model for name, model in experts.items()}
     return open_job(recipe, models, machine=machine, live=live)
 

@@ -29,9 +29,13 @@ def faults_of(recipe: Recipe, stages: Stages, union: AdapterUnion) -> list[Fault
         renamed(_kept(adapter, recipe), naming)
     faults = []
     for name in union.replaced:
-        owners = [one for one in union.adapters if name in one.whole]
-        if len({one.whole[name].shape for one in owners}) > 1 and not matches(name, recipe.ignore):
-            told = ", ".join(f"{list(one.whole[name].shape)} in {one.source}" for one in owners)
+        owners = [adapter for adapter in union.adapters if name in adapter.whole]
+        if len({adapter.whole[name].shape for adapter in owners}) > 1 and not matches(
+            name, recipe.ignore
+        ):
+            told = ", ".join(
+                f"{list(adapter.whole[name].shape)} in {adapter.source}" for adapter in owners
+            )
             faults.append(
                 Fault(
                     f"{name}, which the adapters replace as a whole, has shape {told}",
@@ -88,9 +92,9 @@ def _strangers(union: AdapterUnion) -> tuple[str, ...]:
                     "as they are, but are they for one base?"
                 )
     bases = {
-        str(one.config["base_model_name_or_path"])
-        for one in union.adapters
-        if one.config.get("base_model_name_or_path")
+        str(adapter.config["base_model_name_or_path"])
+        for adapter in union.adapters
+        if adapter.config.get("base_model_name_or_path")
     }
     if len(bases) > 1:
         named = ", ".join(printable(base) for base in sorted(bases))

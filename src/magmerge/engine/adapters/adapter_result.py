@@ -122,8 +122,10 @@ def result_of(work: Work, notes: tuple[str, ...], report: Report) -> AdapterResu
     lost = tuple(module for module in modules if isinstance(module, LostTensor))
     held = [module for module in modules if isinstance(module, ExtractedModule)]
     _check_held(job, held, lost)
-    norm = math.hypot(*(one.norm for one in held), *(one.norm for one in lost))
-    missed = math.hypot(*(one.norm * one.error for one in held), *(one.norm for one in lost))
+    norm = math.hypot(*(tensor.norm for tensor in held), *(tensor.norm for tensor in lost))
+    missed = math.hypot(
+        *(tensor.norm * tensor.error for tensor in held), *(tensor.norm for tensor in lost)
+    )
     more = _loss_notes(lost, norm)
     warn(more)
     extra = {"norm": norm, "error": missed / norm, "lost": [asdict(tensor) for tensor in lost]}

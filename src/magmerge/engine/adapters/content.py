@@ -54,10 +54,10 @@ def content_of(job: Job, plan: Plan, tensors: Mapping[str, Tensor]) -> Content:
         whole=replaced,
         metadata=union.adapters[0].metadata
         if taken
-        else {**_shared([one.metadata for one in union.adapters]), **origin(job)},
+        else {**_shared([adapter.metadata for adapter in union.adapters]), **origin(job)},
         config=union.adapters[0].config
         if taken
-        else _config([one.config for one in union.adapters if one.config], replaced),
+        else _config([adapter.config for adapter in union.adapters if adapter.config], replaced),
     )
     return rename_content(content, check_naming(naming or union.naming))
 
@@ -97,7 +97,9 @@ def _plain(name: str) -> str:
 def _config(many: Sequence[Mapping[str, Any]], whole: Mapping[str, Tensor]) -> dict[str, Any]:
     """What all have alike; of PEFT's settings of biases the widest, where there are any."""
     config = _shared(many)
-    settings = [one for one in ("all", "lora_only") if any(c.get("bias") == one for c in many)]
+    settings = [
+        setting for setting in ("all", "lora_only") if any(c.get("bias") == setting for c in many)
+    ]
     if settings and any(name.endswith(".bias") for name in whole):
         config["bias"] = settings[0]
     elif "bias" in config:

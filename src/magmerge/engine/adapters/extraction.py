@@ -68,34 +68,34 @@ def run_extraction(bench: Bench, step: Step) -> Task[Outcome]:
         # These pieces are always the same ones, so that their sums are.
         parts = stretches(cut(step.spec.shape, "other", "entries"))
         lost = merged_step(bench.work, step)
-        found = yield from surveyed(bench, lost)
-        squares = yield [Job(0, partial(_squares, bench, lost, found, part)) for part in parts]
+        survey = yield from surveyed(bench, lost)
+        squares = yield [Job(0, partial(_squares, bench, lost, survey, part)) for part in parts]
         norm = math.sqrt(math.fsum(squares))
         name, shape = step.spec.name, step.spec.shape
         return Outcome(module=LostTensor(name, shape, norm, step.reason) if norm else None)
-    found = yield from surveyed(bench, step)
+    survey = yield from surveyed(bench, step)
     pieces = cut_for(step, bench.work.stages, bench.work.plan.piece)
     experts = len(bench.work.models.experts)
     size = bytes_of_truncation(step, bench.work.stages, experts, pieces)
-    done = yield [Job(size, partial(_truncated, bench, step, found, pieces))]
+    done = yield [Job(size, partial(_truncated, bench, step, survey, pieces))]
     return done[0]  # type: ignore[no-any-return]
 
 
-def _squares(bench: Bench, step: Step, found: Keywords | None, pieces: Sequence[Piece]) -> float:
+def _squares(bench: Bench, step: Step, survey: Keywords | None, pieces: Sequence[Piece]) -> float:
     """Of the task vector's entries in these pieces, added in float64."""
     return math.fsum(
-        float(treated(bench, step, found, piece).delta.double().square().sum()) for piece in pieces
+        float(treated(bench, step, survey, piece).delta.double().square().sum()) for piece in pieces
     )
 
 
 def _truncated(
-    bench: Bench, step: Step, found: Keywords | None, pieces: Sequence[Piece]
+    bench: Bench, step: Step, survey: Keywords | None, pieces: Sequence[Piece]
 ) -> Outcome:
     """The factors of one layer's whole task vector, as they are stored."""
     stages, kept = bench.work.stages, MemorySink()
     tallies = []
     for piece in pieces:
-        done = treated(bench, step, found, piece)
+        done = treated(bench, step, survey, piece)
         kept.write(step, piece.start, done.delta)
         tallies.append(done.tally)
     kind = module_kind(step)

@@ -125,7 +125,7 @@ def _by_factors(bench: Bench, step: Step) -> _Cut:
         method, keywords = method_for(bench.work, step, _piece(base), None, base)
         merged = merge_layer(step, method, keywords, base, coords.deltas).delta
         values, vectors = spectrum(merged)
-        rank = _chosen(bench.work, values, max(one.down.shape[0] for one in factors))
+        rank = _chosen(bench.work, values, max(factor.down.shape[0] for factor in factors))
         up, down, error = truncate(merged, values, vectors, rank)
     return _Cut(up, down, coords.basis, coords.deltas, error, tuple(notes))
 
@@ -136,7 +136,7 @@ def _by_matrix(
     """A merge that needed the full matrix, which is `delta`."""
     factors, truncation = _factors(work, step), work.stages.truncation
     assert truncation is not None
-    largest = max(one.down.shape[0] for one in factors)
+    largest = max(factor.down.shape[0] for factor in factors)
     start = None if truncation.rank == "auto" else _leading_of_mean(factors)
     up, down, error = as_factors(delta, truncation, largest, start)
     coords = coordinates([*factors, LowRank(up, down, 1.0)])
@@ -156,15 +156,15 @@ def as_factors(
     """
     most = min(matrix.shape)
     if truncation.rank == "auto":
-        found = rank_by_energy(matrix, truncation.energy, most)
+        best = rank_by_energy(matrix, truncation.energy, most)
     else:
         rank = largest if truncation.rank is None else truncation.rank
         assert isinstance(rank, int)
-        found = best_rank(matrix, min(rank, most), start)
-    root = found.values.sqrt()
+        best = best_rank(matrix, min(rank, most), start)
+    root = best.values.sqrt()
     if not len(root):
-        return matrix.new_zeros(len(matrix), 1), matrix.new_zeros(1, matrix.shape[1]), found.error
-    return found.left * root, (found.right * root).T, found.error
+        return matrix.new_zeros(len(matrix), 1), matrix.new_zeros(1, matrix.shape[1]), best.error
+    return best.left * root, (best.right * root).T, best.error
 
 
 def _leading_of_mean(factors: Sequence[LowRank]) -> Float[Tensor, "in n"]:
@@ -213,8 +213,8 @@ def _finish(bench: Bench, step: Step, cut: _Cut) -> Outcome:
 
 
 def _factors(work: Work, step: Step) -> list[LowRank]:
-    experts = [one for one in work.models.experts if isinstance(one, AdapterTaskVectors)]
-    return [one.factors(step.spec.name) for one in experts]
+    experts = [expert for expert in work.models.experts if isinstance(expert, AdapterTaskVectors)]
+    return [expert.factors(step.spec.name) for expert in experts]
 
 
 def _union(work: Work) -> AdapterUnion:
