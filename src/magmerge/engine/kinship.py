@@ -168,9 +168,9 @@ def check_base(
         return ()
     kinships = [_kinship(expert.source, k, layers) for k, expert in enumerate(experts)]
     notes = [
-        f"{expert.source} has nothing in common with the base {base.source} (cosine of their weights "
-        f"{expert.cosine:.2f}, |D| / |W_0| {expert.distance:.2f}): the base has another initialisation, "
-        "or its layers or channels are in another order, and what is merged is no task vector; "
+        f"{expert.source} has nothing in common with the base {base.source} (cosine of their "
+        f"weights {expert.cosine:.2f}, |D| / |W_0| {expert.distance:.2f}): the base has another "
+        "initialisation, or its layers or channels are in another order, and what is merged is no task vector; "
         "give the model that the experts were tuned from"
         for expert in kinships
         if expert.cosine < STRANGE
