@@ -170,8 +170,8 @@ def check_base(
     notes = [
         f"{expert.source} has nothing in common with the base {base.source} (cosine of their "
         f"weights {expert.cosine:.2f}, |D| / |W_0| {expert.distance:.2f}): the base has another "
-        "initialisation, or its layers or channels are in another order, and what is merged is no task vector; "
-        "give the model that the experts were tuned from"
+        "initialisation, or its layers or channels are in another order, and what is merged is no "
+        "task vector; give the model that the experts were tuned from"
         for expert in kinships
         if expert.cosine < STRANGE
     ]

@@ -59,9 +59,7 @@ def run(
     with shelf_for(out, len(recipes) - 1, resume=resume) as shelf:
         for place, document in enumerate(recipes):
             last = place == len(recipes) - 1
-            in_memory = (
-                dict(models or {}) if last or len(recipes) == 1 else _of(document, models or {})
-            )
+            in_memory = dict(models or {}) if last else _of(document, models or {})
             known = {name: shelf.place(number) for number, name in enumerate(names[:place])}
             results = {
                 key: known[path] for key, path in _named_models(document).items() if path in known

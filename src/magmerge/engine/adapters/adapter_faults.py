@@ -30,12 +30,9 @@ def faults_of(recipe: Recipe, stages: Stages, union: AdapterUnion) -> list[Fault
     faults = []
     for name in union.replaced:
         owners = [adapter for adapter in union.adapters if name in adapter.whole]
-        if len({adapter.whole[name].shape for adapter in owners}) > 1 and not matches(
-            name, recipe.ignore
-        ):
-            told = ", ".join(
-                f"{list(adapter.whole[name].shape)} in {adapter.source}" for adapter in owners
-            )
+        shapes = [(list(adapter.whole[name].shape), adapter.source) for adapter in owners]
+        if any(shape != shapes[0][0] for shape, _ in shapes) and not matches(name, recipe.ignore):
+            told = ", ".join(f"{shape} in {source}" for shape, source in shapes)
             faults.append(
                 Fault(
                     f"{name}, which the adapters replace as a whole, has shape {told}",

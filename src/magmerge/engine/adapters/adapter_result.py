@@ -122,10 +122,9 @@ def result_of(work: Work, notes: tuple[str, ...], report: Report) -> AdapterResu
     lost = tuple(module for module in modules if isinstance(module, LostTensor))
     held = [module for module in modules if isinstance(module, ExtractedModule)]
     _check_held(job, held, lost)
-    norm = math.hypot(*(tensor.norm for tensor in held), *(tensor.norm for tensor in lost))
-    missed = math.hypot(
-        *(tensor.norm * tensor.error for tensor in held), *(tensor.norm for tensor in lost)
-    )
+    gone = [tensor.norm for tensor in lost]
+    norm = math.hypot(*(module.norm for module in held), *gone)
+    missed = math.hypot(*(module.norm * module.error for module in held), *gone)
     more = _loss_notes(lost, norm)
     warn(more)
     extra = {"norm": norm, "error": missed / norm, "lost": [asdict(tensor) for tensor in lost]}

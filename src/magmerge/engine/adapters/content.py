@@ -97,11 +97,10 @@ def _plain(name: str) -> str:
 def _config(many: Sequence[Mapping[str, Any]], whole: Mapping[str, Tensor]) -> dict[str, Any]:
     """What all have alike; of PEFT's settings of biases the widest, where there are any."""
     config = _shared(many)
-    settings = [
-        setting for setting in ("all", "lora_only") if any(c.get("bias") == setting for c in many)
-    ]
-    if settings and any(name.endswith(".bias") for name in whole):
-        config["bias"] = settings[0]
+    biases = [config.get("bias") for config in many]
+    widest = next((setting for setting in ("all", "lora_only") if setting in biases), None)
+    if widest and any(name.endswith(".bias") for name in whole):
+        config["bias"] = widest
     elif "bias" in config:
         config["bias"] = "none"
     return config
