@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from magmerge.core import registry
 from magmerge.core.errors import MagmergeError, ParameterError, UnknownNameError
 from magmerge.core.recipe import Recipe
 from magmerge.core.validation import check_calibrations, check_parameters, keywords
+from magmerge.pipeline.documents import read_recipes
 
 TIES = registry.methods.get("ties")
 
@@ -160,3 +163,27 @@ def test_a_recipes_mistakes_tell_where_a_key_belongs(line: str, problem: str, re
         Recipe.from_yaml(f"experts: [a, b]\n{line}", "my.yaml")
     assert problem in str(caught.value)
     assert remedy in caught.value.remedy
+
+
+def test_a_key_that_stands_twice_is_named_with_its_line() -> None:
+    with pytest.raises(ParameterError, match="'seed' stands twice") as raised:
+        Recipe.from_yaml("experts: [a, b]\nseed: 1\nmethod: ties\nseed: 2", "my.yaml")
+    assert "line 4" in str(raised.value)
+
+
+def test_names_of_experts_may_be_numbers() -> None:
+    assert Recipe.from_yaml("experts: {1: a, 2: b}").experts == {"1": "a", "2": "b"}
+
+
+def test_python_gets_the_same_errors_as_yaml() -> None:
+    with pytest.raises(UnknownNameError, match="unknown key 'sed'"):
+        Recipe(experts={"a": "a"}, sed=1)  # type: ignore[call-arg]
+    with pytest.raises(ParameterError, match="gate"):
+        Recipe(experts={"a": "a"}, gate="maybe")  # type: ignore[arg-type]
+
+
+def test_a_file_in_another_encoding_is_told_so(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("experts: [a]", encoding="utf-16")
+    with pytest.raises(ParameterError, match="no UTF-8 text"):
+        read_recipes(file)

@@ -16,7 +16,9 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -132,6 +134,9 @@ class Recipe(_Data):
         if not isinstance(content, dict):
             return content
         experts, calibrate = content.get("experts"), content.get("calibrate")
+        if isinstance(experts, dict):
+            # YAML reads a bare 1 as a number, and a name may be one.
+            experts = {str(n) if type(n) is int else n: path for n, path in experts.items()}
         if isinstance(experts, list) and all(isinstance(path, str) for path in experts):
             experts = named_by_path(experts)
         if isinstance(calibrate, str | dict):
@@ -147,6 +152,17 @@ class Recipe(_Data):
             output = {"kind": "adapter" if alone & set(output) else "model", **output}
         plain = {"experts": experts, "calibrate": calibrate, "samples": samples, "output": output}
         return {**content, **{key: value for key, value in plain.items() if value is not None}}
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_our_words(
+        cls, content: object, handler: ModelWrapValidatorHandler[Recipe], info: ValidationInfo
+    ) -> Recipe:
+        try:
+            return handler(content)
+        except ValidationError as error:
+            source = (info.context or {}).get("source", "the recipe")
+            raise explained(error, source, cls.model_fields) from error
 
     @field_validator("gate", mode="before")
     @classmethod
@@ -173,22 +189,42 @@ class Recipe(_Data):
 
     @classmethod
     def from_yaml(cls, text: str, source: str = "recipe") -> Recipe:
-        """Read a recipe; ParameterError for an unknown key or a wrong value."""
+        """Read one recipe; ParameterError for an unknown key or a wrong value."""
+        recipes = cls.all_from_yaml(text, source)
+        if len(recipes) > 1:
+            raise ParameterError(
+                f"it holds {len(recipes)} recipes", source=source, remedy="run the file as a whole"
+            )
+        return recipes[0]
+
+    @classmethod
+    def all_from_yaml(cls, text: str, source: str = "recipe") -> list[Recipe]:
+        """Every document of a file. It is read as data: no tag in it makes an object."""
         try:
-            content = yaml.safe_load(text)
+            contents = list(yaml.load_all(text, _Loader))
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ParameterError(
                 f"not YAML: {error}", source=source, remedy="mend the line it names"
             ) from error
-        return cls.checked(content, source)
+        contents = [content for content in contents if content is not None]
+        if not contents:
+            remedy = "write one: base, experts"
+            raise ParameterError("it holds no recipe", source=source, remedy=remedy)
+        return [cls.model_validate(content, context={"source": source}) for content in contents]
 
-    @classmethod
-    def checked(cls, content: object, source: str) -> Recipe:
-        """A recipe from what its file holds; ParameterError for an unknown key or wrong value."""
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            raise explained(error, source, cls.model_fields) from error
+
+class _Loader(yaml.SafeLoader):
+    """YAML as plain data; a key that stands twice is an error, where YAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        keys = reversed([key for key, _ in node.value])
+        twice = next((key for key in keys if names.count(str(key.value)) > 1), None)
+        if twice is not None and twice.value != "<<":
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice.value!r} stands twice", twice.start_mark
+            )
+        return super().construct_mapping(node, deep)
 
 
 def named_by_path(paths: Sequence[str]) -> dict[str, str]:

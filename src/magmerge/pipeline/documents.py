@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from magmerge import live, report
 from magmerge.checkpoints.loader import Model, adapts, open_checkpoint
 from magmerge.checkpoints.output.own_files import REPORT
@@ -99,28 +97,20 @@ def _of(recipe: Recipe, models: Mapping[str, Model]) -> dict[str, Model]:
 
 
 def read_recipes(path: str | Path) -> list[Recipe]:
-    """The documents of a recipe's file; ParameterError where it is none, with the key and remedy.
-
-    A file is read as data: no tag in it makes an object.
-    """
+    """The documents of a recipe's file; ParameterError, with key and remedy, where it is none."""
     file = Path(path)
     try:
-        contents = list(yaml.safe_load_all(file.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
-        near = (
-            [neighbour.name for neighbour in file.parent.iterdir()] if file.parent.is_dir() else []
-        )
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ParameterError(
+            "it is no UTF-8 text", source=file, remedy="save it as UTF-8"
+        ) from error
+    except OSError as error:
+        near = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
         told = suggestion(file.name, near) if near and not file.exists() else ""
         remedy = told if told.startswith("did you mean") else "check the path of the recipe"
         raise ParameterError("cannot be read", source=file, remedy=remedy) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ParameterError(
-            f"not YAML: {error}", source=file, remedy="mend the line it names"
-        ) from error
-    contents = [content for content in contents if content is not None]
-    if not contents:
-        raise ParameterError("it holds no recipe", source=file, remedy="write one: base, experts")
-    return [Recipe.checked(content, str(file)) for content in contents]
+    return Recipe.all_from_yaml(text, str(file))
 
 
 def check_documents(recipes: Sequence[Recipe]) -> None:

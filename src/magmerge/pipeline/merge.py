@@ -6,14 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from pydantic import ValidationError
-
 from magmerge.checkpoints.loader import Model
 from magmerge.checkpoints.output.target import Target, check_space
 from magmerge.core.errors import ParameterError
 from magmerge.core.filters import patterns
 from magmerge.core.machine import CPU, DEFAULT_MEMORY, Machine, Progress
-from magmerge.core.recipe import AdapterOutput, Calibration, ModelOutput, Recipe, explained
+from magmerge.core.recipe import AdapterOutput, Calibration, ModelOutput, Recipe
 from magmerge.core.types import Plan
 from magmerge.core.validation import check_calibrations, check_method, check_rank, read_sensitive
 from magmerge.engine.job import Job
@@ -285,10 +283,7 @@ def _output(arguments: Mapping[str, Any]) -> ModelOutput | AdapterOutput:
 
 
 def _recipe(fields: Mapping[str, Any]) -> Recipe:
-    try:
-        return check_recipe(Recipe(**fields))
-    except ValidationError as error:
-        raise explained(error, "the arguments", Recipe.model_fields) from error
+    return check_recipe(Recipe.model_validate(fields, context={"source": "the arguments"}))
 
 
 def _described(model: Model) -> str:
