@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-from magmerge.checkpoints.whole_expert import same_tensor, same_tensors
+from magmerge.checkpoints.experts import same_tensor, same_tensors
 from magmerge.core.errors import StructureError, shortened
 from magmerge.core.models import Checkpoint, Expert
 from magmerge.core.types import Step

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from magmerge.checkpoints.quantisation import signs
+from magmerge.checkpoints.kinds import quantisation_signs
 from magmerge.core import dtypes, registry
 from magmerge.core.errors import CheckpointError, Fault, StructureError
 from magmerge.core.filters import matches, values_of
@@ -149,12 +149,11 @@ def check_quantised(models: Models, config: Mapping[str, Any]) -> None:
         )
     opened = [models.layout, models.base, *(expert.whole for expert in models.experts)]
     for model in dict.fromkeys(one for one in opened if one is not None):
-        found = signs(model.specs)
+        found = quantisation_signs(model.specs)
         if found:
             more = f" and {len(found) - 1} more tensors" if len(found) > 1 else ""
-            faults.append(
-                f"{model.source} is quantised: {found[0].tensor} ({found[0].reason}){more}"
-            )
+            tensor, reason = next(iter(found.items()))
+            faults.append(f"{model.source} is quantised: {tensor} ({reason}){more}")
     if faults:
         raise StructureError(
             faults,

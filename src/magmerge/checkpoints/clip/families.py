@@ -48,13 +48,6 @@ class Entry(NamedTuple):
     layout: Layout = "plain"
 
 
-class Place(NamedTuple):
-    """Where a part is stored: under which name, as which of several."""
-
-    name: str
-    entry: Entry
-
-
 @dataclass(frozen=True, slots=True)
 class Family:
     """`fixed` has the names outside the layers; a name may begin with {vision} or {text}, the
@@ -165,8 +158,7 @@ class Naming:
         self.prefix = prefix
         self.variant = variant
         prefixes = zip(HALVES, family.variants[variant], strict=True)
-        known: dict[str, str] = {half: own for half, own in prefixes if own is not None}
-        self._known = known
+        known = self._known = {half: own for half, own in prefixes if own is not None}
         self._fixed = {
             prefix + name.format_map(known): entry
             for name, entry in family.fixed.items()
@@ -177,8 +169,8 @@ class Naming:
             for half, start in family.layers.items()
             if half in known
         }
-        self._places = {part: Place(n, e) for n, e in self._fixed.items() for part in e.parts}
-        self._inside = {part: Place(n, e) for n, e in family.inside.items() for part in e.parts}
+        self._names = {part: name for name, entry in self._fixed.items() for part in entry.parts}
+        self._inside = {part: name for name, own in family.inside.items() for part in own.parts}
 
     def anchors(self) -> list[str]:
         """The names of which every model with these names has one."""
@@ -199,19 +191,15 @@ class Naming:
                 return Entry(parts, inner.layout)
         return None
 
-    def place(self, part: str) -> Place | None:
-        """Where the family stores a part; None if it has none such."""
+    def name_of(self, part: str) -> str | None:
+        """The name of the tensor that the family stores a part in; None if it has none such."""
         half, _, inner = part.partition(".")
         number, _, rest = inner.partition(".")
         if not number.isdigit():
-            return self._places.get(part)
-        inside = self._inside.get(rest)
-        if inside is None or half not in self._layers:
+            return self._names.get(part)
+        if rest not in self._inside or half not in self._layers:
             return None
-        parts = tuple(f"{half}.{number}.{own}" for own in inside.entry.parts)
-        return Place(
-            f"{self._layers[half]}{number}.{inside.name}", Entry(parts, inside.entry.layout)
-        )
+        return f"{self._layers[half]}{number}.{self._inside[rest]}"
 
 
 def _half_of(name: str) -> str | None:
@@ -228,13 +216,11 @@ def family_of(names: Iterable[str]) -> str | None:
 
 
 def left_over(names: Iterable[str], own: Naming) -> list[str]:
-    """The names of weights that `own` does not know, and that another CLIP model has: one under
-    another prefix, or of another family.
-    """
+    """The weights that `own` does not know and another CLIP model has, or another prefix."""
     listed = list(names)
     strange = [name for name in listed if own.entry(name) is None]
     others = [*_candidates(strange), *_of_prefix(own.prefix)]
-    return [name for name in strange if any(_is_weight(naming, name) for naming in others)]
+    return [name for name in strange if any(is_weight(naming.entry(name)) for naming in others)]
 
 
 def _of_prefix(prefix: str) -> list[Naming]:
@@ -246,9 +232,8 @@ def _of_prefix(prefix: str) -> list[Naming]:
     ]
 
 
-def _is_weight(naming: Naming, name: str) -> bool:
-    """Whether the name is a layer's: names outside the layers, such as head.weight, are common."""
-    entry = naming.entry(name)
+def is_weight(entry: Entry | None) -> bool:
+    """Whether it is a layer's: names outside the layers, such as head.weight, are common."""
     return entry is not None and entry.parts[0].count(".") > 2
 
 

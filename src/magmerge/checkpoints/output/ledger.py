@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from magmerge.core import dtypes
 from magmerge.core.types import Shard, Step
+from magmerge.core.whole_file import replace_whole
 
 LEDGER, FINDINGS = ".ledger", ".findings"
 
@@ -51,8 +52,7 @@ class Ledger:
     def finished(
         self, steps: Mapping[str, Sequence[Step]], shards: tuple[Shard, ...]
     ) -> dict[str, Mapping[str, Any]]:
-        """The outcome of each step whose bytes are there and have the checksums that were noted.
-
+        """The outcome of each step whose bytes are there, with the checksums that were noted.
         `steps` are each one with those that share its memory: they have the same bytes.
         """
         outcomes = {}
@@ -64,10 +64,7 @@ class Ledger:
 
     def keep_findings(self, content: bytes) -> None:
         """What the passes before the last one found."""
-        text = hashlib.sha256(content).hexdigest().encode() + content
-        partial = self._findings.with_suffix(".partial")
-        partial.write_bytes(text)
-        os.replace(partial, self._findings)
+        replace_whole(self._findings, hashlib.sha256(content).hexdigest().encode() + content)
 
     def findings(self) -> bytes | None:
         """The same, if it is there and whole."""
@@ -80,20 +77,18 @@ class Ledger:
 
     def _lines(self) -> list[dict[str, Any]]:
         """The lines that were written whole."""
-        lines = []
+        lines: list[dict[str, Any]] = []
         try:
             text = self._path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
-            return []
+            return lines
         for line in text.splitlines():
-            try:
+            with suppress(ValueError, KeyError, TypeError, RecursionError):
                 entry = json.loads(line)
                 entry["parts"] = sorted(Part(*part) for part in entry["parts"])
                 whole = all(type(n) is int for part in entry["parts"] for n in part[:2])
                 if whole and isinstance(entry["step"], str) and isinstance(entry["outcome"], dict):
                     lines.append(entry)
-            except (ValueError, KeyError, TypeError, RecursionError):
-                continue
         return lines
 
 

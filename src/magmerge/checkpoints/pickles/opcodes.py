@@ -11,8 +11,15 @@ from io import BytesIO
 from mmap import mmap
 from typing import Any, TypeAlias
 
-from magmerge.checkpoints.pickles.dangers import MEMBER, named, refuse_member
-from magmerge.checkpoints.pickles.limits import Budget, DamagedError, RefusedError, spoken
+from magmerge.checkpoints.pickles.limits import (
+    MEMBER,
+    RUNS_MEMBER,
+    Budget,
+    DamagedError,
+    RefusedError,
+    named,
+    spoken,
+)
 from magmerge.checkpoints.pickles.rebuilders import build, call
 from magmerge.checkpoints.pickles.records import Global, Record, key_of
 
@@ -41,15 +48,13 @@ class Machine:
         self._stream = stream
 
     def load(self) -> Any:
-        """The object that the pickle describes; RefusedError for anything that is no sound pickle
-        of data.
-        """
+        """The object that the pickle describes; RefusedError where it is not sound."""
         try:
             for opcode, argument, _ in pickletools.genops(self._stream):  # type: ignore[arg-type]
                 self.budget.step()
                 HANDLERS[opcode.name](self, argument)
             if self.budget.names[MEMBER] and not self.budget.members:
-                raise refuse_member()
+                raise RefusedError(RUNS_MEMBER)
             return self.stack.pop()
         except RefusedError:
             raise
