@@ -28,7 +28,7 @@ KEPT_OPEN = 64
 COMPLETE = "fetch or save this file once more: it is not a complete safetensors file"
 
 
-class _Place(NamedTuple):
+class _Offset(NamedTuple):
     file: Path
     start: int
 
@@ -43,7 +43,7 @@ class SafetensorsCheckpoint:
         self.ties: MappingProxyType[str, str] = MappingProxyType({})
         self.kinds: MappingProxyType[str, Kind] = MappingProxyType({})
         self.notes: tuple[str, ...] = ()
-        self._places: dict[str, _Place] = {}
+        self._places: dict[str, _Offset] = {}
         self._handles = _Handles()
         specs: dict[str, TensorSpec] = {}
         for spec, place in itertools.chain(*map(read_header, self.files)):
@@ -120,7 +120,7 @@ def _read_into(handle: int, view: memoryview, file: Path, offset: int, name: str
         done += got
 
 
-def read_header(file: Path) -> list[tuple[TensorSpec, _Place]]:
+def read_header(file: Path) -> list[tuple[TensorSpec, _Offset]]:
     """The tensors that a file declares and where their bytes begin. safetensors' own reader checks
     the file (length, overlaps, holes, sizes); this takes the offsets, which it does not tell.
     """
@@ -144,7 +144,7 @@ def read_header(file: Path) -> list[tuple[TensorSpec, _Place]]:
                 remedy="convert the checkpoint to bfloat16 or float32 first",
             )
         spec = TensorSpec(name, tuple(entry["shape"]), entry["dtype"])
-        entries.append((spec, _Place(file, 8 + length + entry["data_offsets"][0])))
+        entries.append((spec, _Offset(file, 8 + length + entry["data_offsets"][0])))
     return entries
 
 

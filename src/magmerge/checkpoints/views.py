@@ -34,7 +34,7 @@ class Stretch(NamedTuple):
     turned: bool = False
 
 
-class View:
+class CheckpointView:
     """`checkpoint` with the tensors `specs`, each put together of its `stretches` when it is read.
 
     Only what a tensor is made of is read for it. Ties and kinds are known of what is one stored
@@ -119,14 +119,14 @@ def whole(spec: TensorSpec) -> tuple[Stretch, ...]:
     return (Stretch(spec.name, 0, math.prod(spec.shape)),)
 
 
-def under_names(checkpoint: Checkpoint, names: Mapping[str, str]) -> View:
+def under_names(checkpoint: Checkpoint, names: Mapping[str, str]) -> CheckpointView:
     """A checkpoint under other names; `names` maps each new name to the stored one."""
     stored = {new: checkpoint.specs[old] for new, old in names.items()}
     specs = {new: TensorSpec(new, spec.shape, spec.dtype) for new, spec in stored.items()}
-    return View(checkpoint, specs, {new: whole(spec) for new, spec in stored.items()})
+    return CheckpointView(checkpoint, specs, {new: whole(spec) for new, spec in stored.items()})
 
 
-def gather_rows(checkpoint: Checkpoint, rows: Mapping[str, Sequence[int]]) -> View:
+def gather_rows(checkpoint: Checkpoint, rows: Mapping[str, Sequence[int]]) -> CheckpointView:
     """`checkpoint` with the rows of some tensors gathered: row i of tensor t is its own row
     `rows[t][i]`, or is absent where that is ABSENT.
     """
@@ -140,7 +140,7 @@ def gather_rows(checkpoint: Checkpoint, rows: Mapping[str, Sequence[int]]) -> Vi
             Stretch(None if row == ABSENT else name, max(row, 0) * width, width) for row in order
         ]
     absent = {name: list(_holes(order)) for name, order in rows.items() if ABSENT in order}
-    return View(checkpoint, specs, stretches, absent)
+    return CheckpointView(checkpoint, specs, stretches, absent)
 
 
 def _holes(order: Sequence[int]) -> Iterator[range]:

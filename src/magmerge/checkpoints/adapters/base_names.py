@@ -36,7 +36,7 @@ from magmerge.core.version import __version__
 WEIGHT = ".weight"
 _ENCODERS = ("transformer.", "model.")
 """What a single file puts before the names inside a text encoder: transformers', open_clip's."""
-_OPEN_CLIP, _HF = map(families.Naming, (families.OPEN_CLIP, families.HF))
+_OPEN_CLIP, _HF = map(families.ClipNames, (families.OPEN_CLIP, families.HF))
 
 
 def nameless(base: Checkpoint, tensors: Collection[str], naming: Naming) -> frozenset[str]:

@@ -14,14 +14,14 @@ from magmerge.checkpoints.clip.families import (
     BIAS,
     BUFFERS,
     FAMILIES,
+    ClipNames,
     Entry,
-    Layout,
-    Naming,
+    PartLayout,
     left_over,
     ranks_of,
     recognise,
 )  # fmt: skip
-from magmerge.checkpoints.views import Stretch, View, whole
+from magmerge.checkpoints.views import CheckpointView, Stretch, whole
 from magmerge.core.errors import CheckpointError, UnknownNameError, printable, shortened, suggestion
 from magmerge.core.models import Checkpoint
 from magmerge.core.types import TensorSpec
@@ -39,7 +39,7 @@ COMPUTED = "it is computed from the configuration"
 TAKEN = "another tensor has its name"
 
 
-class _Part(NamedTuple):
+class _ClipPart(NamedTuple):
     """A part, with its shape as `family.py` says, and how it is stored."""
 
     stretch: Stretch
@@ -70,12 +70,12 @@ class PartMap:
         return True
 
 
-def assemble(specs: Mapping[str, TensorSpec], source: Naming, target: Naming) -> PartMap:
+def assemble(specs: Mapping[str, TensorSpec], source: ClipNames, target: ClipNames) -> PartMap:
     """How the tensors `specs`, named as in `source`, make those of `target`. What is no part of a
     CLIP model keeps its name; what is one by its name and not by its shape has no place.
     """
     part_map = PartMap()
-    parts: dict[str, _Part] = {}
+    parts: dict[str, _ClipPart] = {}
     unknown = []
     # Whatever a tensor's shape is, it may get another prefix.
     renamed = target.family.name == source.family.name
@@ -98,7 +98,7 @@ def assemble(specs: Mapping[str, TensorSpec], source: Naming, target: Naming) ->
     return part_map
 
 
-def _parts_of(spec: TensorSpec, entry: Entry) -> dict[str, _Part] | None:
+def _parts_of(spec: TensorSpec, entry: Entry) -> dict[str, _ClipPart] | None:
     """The parts that a stored tensor is; None where its shape is not that of such a tensor."""
     shape = _plain_shape(spec.shape, entry.layout)
     count = len(entry.parts)
@@ -108,18 +108,18 @@ def _parts_of(spec: TensorSpec, entry: Entry) -> dict[str, _Part] | None:
         shape = (shape[0] // count, *shape[1:])
     size, turned = math.prod(shape), entry.layout == "turned"
     return {
-        part: _Part(Stretch(spec.name, i * size, size), shape, spec.dtype, turned)
+        part: _ClipPart(Stretch(spec.name, i * size, size), shape, spec.dtype, turned)
         for i, part in enumerate(entry.parts)
     }
 
 
-def _is_sound(own_parts: Mapping[str, _Part]) -> bool:
+def _is_sound(own_parts: Mapping[str, _ClipPart]) -> bool:
     """Whether all parts have as many dimensions as such parts have."""
     pairs = [(ranks_of(name), len(part.shape)) for name, part in own_parts.items()]
     return all(ranks is None or rank in ranks for ranks, rank in pairs)
 
 
-def _put(part: str, parts: Mapping[str, _Part], target: Naming, part_map: PartMap) -> None:
+def _put(part: str, parts: Mapping[str, _ClipPart], target: ClipNames, part_map: PartMap) -> None:
     """Put the tensor together that this part belongs to, unless that is done."""
     own = parts[part].stretch.name
     assert own is not None
@@ -150,7 +150,7 @@ def _put(part: str, parts: Mapping[str, _Part], target: Naming, part_map: PartMa
     )
 
 
-def _add_zero_bias(parts: Mapping[str, _Part], target: Naming, part_map: PartMap) -> None:
+def _add_zero_bias(parts: Mapping[str, _ClipPart], target: ClipNames, part_map: PartMap) -> None:
     """timm's projection has a bias, which is zero for the others."""
     name, projection = target.name_of(BIAS), parts.get("vision.projection")
     if name is not None and projection is not None and BIAS not in parts:
@@ -159,7 +159,7 @@ def _add_zero_bias(parts: Mapping[str, _Part], target: Naming, part_map: PartMap
         part_map.stretches[name] = (Stretch(None, 0, out),)
 
 
-def _plain_shape(shape: Shape, layout: Layout) -> Shape | None:
+def _plain_shape(shape: Shape, layout: PartLayout) -> Shape | None:
     if layout == "plain":
         return shape
     if layout == "turned":
@@ -168,7 +168,7 @@ def _plain_shape(shape: Shape, layout: Layout) -> Shape | None:
     return shape[ones:] if len(shape) == 3 and shape[:ones] == (1,) * ones else None
 
 
-class ClipCheckpoint(View):
+class ClipCheckpoint(CheckpointView):
     """`checkpoint` with the tensors of `part_map`; those that it says are lent are `lender`'s.
 
     `left_out` names the stored tensors that are not in it, and why.
@@ -214,7 +214,7 @@ def in_family(checkpoint: Checkpoint, family: str) -> ClipCheckpoint:
             source=checkpoint.source,
             remedy="save each model to a file of its own",
         )
-    part_map = _assembled(checkpoint, source, Naming(FAMILIES[family]))
+    part_map = _assembled(checkpoint, source, ClipNames(FAMILIES[family]))
     lost = {}
     for name, reason in part_map.homeless.items():
         entry = source.entry(name)
@@ -263,7 +263,7 @@ def aligned(checkpoint: Checkpoint, base: Checkpoint) -> ClipCheckpoint | None:
     return ClipCheckpoint(checkpoint, part_map, base)
 
 
-def _assembled(checkpoint: Checkpoint, source: Naming, target: Naming) -> PartMap:
+def _assembled(checkpoint: Checkpoint, source: ClipNames, target: ClipNames) -> PartMap:
     """The part_map, with a bias of zeros left out where the target has none."""
     part_map = assemble(checkpoint.specs, source, target)
     bias = source.name_of(BIAS)

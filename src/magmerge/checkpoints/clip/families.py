@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
-Layout = Literal["plain", "turned", "token", "table"]
+PartLayout = Literal["plain", "turned", "token", "table"]
 """How a family stores a part: as it is; [in, out]; [1, 1, width]; [1, positions, width]."""
 HALVES = ("vision", "text")
 BUFFERS = frozenset(
@@ -45,7 +45,7 @@ class Entry(NamedTuple):
     """What one stored tensor is: one part, or several below each other."""
 
     parts: tuple[str, ...]
-    layout: Layout = "plain"
+    layout: PartLayout = "plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def _column(table: str, number: int) -> dict[str, Entry]:
                 key = name.replace("{v}", "{vision}").replace("{t}", "{text}").replace("*", kind)
                 before = entries[key].parts if key in entries else ()
                 parts = (*before, part.replace("*", kind))
-                entries[key] = Entry(parts, cast("Layout", layout or "plain"))
+                entries[key] = Entry(parts, cast("PartLayout", layout or "plain"))
     return entries
 
 
@@ -150,7 +150,7 @@ MOST_PREFIXES = 8
 """Under how many prefixes a family is looked for. A file with one model has one."""
 
 
-class Naming:
+class ClipNames:
     """One model's names: a family, the prefix of all its names, and the prefixes of its halves."""
 
     def __init__(self, family: Family, prefix: str = "", variant: int = 0) -> None:
@@ -215,7 +215,7 @@ def family_of(names: Iterable[str]) -> str | None:
     return None if naming is None else naming.family.name
 
 
-def left_over(names: Iterable[str], own: Naming) -> list[str]:
+def left_over(names: Iterable[str], own: ClipNames) -> list[str]:
     """The weights that `own` does not know and another CLIP model has, or another prefix."""
     listed = list(names)
     strange = [name for name in listed if own.entry(name) is None]
@@ -223,10 +223,10 @@ def left_over(names: Iterable[str], own: Naming) -> list[str]:
     return [name for name in strange if any(is_weight(naming.entry(name)) for naming in others)]
 
 
-def _of_prefix(prefix: str) -> list[Naming]:
+def _of_prefix(prefix: str) -> list[ClipNames]:
     """Every family and variant under one prefix."""
     return [
-        Naming(family, prefix, variant)
+        ClipNames(family, prefix, variant)
         for family in FAMILIES.values()
         for variant in range(len(family.variants))
     ]
@@ -237,7 +237,7 @@ def is_weight(entry: Entry | None) -> bool:
     return entry is not None and entry.parts[0].count(".") > 2
 
 
-def recognise(names: Iterable[str]) -> Naming | None:
+def recognise(names: Iterable[str]) -> ClipNames | None:
     """The naming that knows most of the names, among those that know a layer's attention."""
     listed = list(names)
     best, most = None, 0
@@ -249,7 +249,7 @@ def recognise(names: Iterable[str]) -> Naming | None:
     return best
 
 
-def _candidates(names: list[str]) -> list[Naming]:
+def _candidates(names: list[str]) -> list[ClipNames]:
     """Every family and variant with each prefix that one of its anchors is found under."""
     candidates = []
     for bare in _of_prefix(""):
@@ -261,6 +261,7 @@ def _candidates(names: list[str]) -> list[Naming]:
         }
         # Each is held against all names.
         candidates += [
-            Naming(bare.family, prefix, bare.variant) for prefix in list(prefixes)[:MOST_PREFIXES]
+            ClipNames(bare.family, prefix, bare.variant)
+            for prefix in list(prefixes)[:MOST_PREFIXES]
         ]
     return candidates

@@ -18,7 +18,7 @@ from magmerge.core.whole_file import replace_whole
 LEDGER, FINDINGS = ".ledger", ".findings"
 
 
-class Part(NamedTuple):
+class WrittenPart(NamedTuple):
     """Bytes of a tensor from the entry `start` on: how many, and their CRC-32, which tells a
     torn write and costs a quarter of what SHA-256 does."""
 
@@ -34,11 +34,11 @@ class Ledger:
         self._path = folder / LEDGER
         self._findings = folder / FINDINGS
         self._lock = threading.Lock()
-        self._parts: dict[str, list[Part]] = {}
+        self._parts: dict[str, list[WrittenPart]] = {}
 
     def note(self, step: Step, start: int, data: memoryview) -> None:
         """A part of a step was written."""
-        part = Part(start, len(data), f"{zlib.crc32(data):08x}")
+        part = WrittenPart(start, len(data), f"{zlib.crc32(data):08x}")
         with self._lock:
             self._parts.setdefault(step.key, []).append(part)
 
@@ -85,14 +85,14 @@ class Ledger:
         for line in text.splitlines():
             with suppress(ValueError, KeyError, TypeError, RecursionError):
                 entry = json.loads(line)
-                entry["parts"] = sorted(Part(*part) for part in entry["parts"])
+                entry["parts"] = sorted(WrittenPart(*part) for part in entry["parts"])
                 whole = all(type(n) is int for part in entry["parts"] for n in part[:2])
                 if whole and isinstance(entry["step"], str) and isinstance(entry["outcome"], dict):
                     lines.append(entry)
         return lines
 
 
-def _holds(folder: Path, step: Step, shards: tuple[Shard, ...], parts: list[Part]) -> bool:
+def _holds(folder: Path, step: Step, shards: tuple[Shard, ...], parts: list[WrittenPart]) -> bool:
     """Whether the step's file has these parts, and they are all of it."""
     width = dtypes.width(step.spec.dtype)
     first = step.first if step.whole is not None else 0

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from magmerge.checkpoints.pickles.limits import NESTED, Budget, DamagedError, RefusedError, spoken
-from magmerge.checkpoints.pickles.opcodes import Machine, Stream
+from magmerge.checkpoints.pickles.opcodes import PickleMachine, Stream
 from magmerge.checkpoints.pickles.rebuilders import REBUILDERS
 from magmerge.checkpoints.pickles.records import WIDTHS, Storage, stored
 
@@ -54,7 +54,7 @@ class _Archive:
         """The object that its pickle describes, and the names in it."""
         content = self._content(f"{self._top}/{PICKLE}", LONGEST_PICKLE)
         budget = Budget(len(content))
-        return Machine(io.BytesIO(content), budget, self._persistent).load(), budget.names
+        return PickleMachine(io.BytesIO(content), budget, self._persistent).load(), budget.names
 
     def _content(self, name: str, most: int) -> bytes:
         """The bytes of a small entry."""
@@ -161,7 +161,7 @@ class _Legacy:
         system = _plain(stream, budget)
         if isinstance(system, dict) and system.get("little_endian") is False:
             raise RefusedError("it was written on a big-endian machine")
-        content = Machine(stream, budget, self._persistent).load()
+        content = PickleMachine(stream, budget, self._persistent).load()
         self._place(_plain(stream, budget), stream.tell(), stream)
         return content
 
@@ -224,7 +224,7 @@ def _plain(stream: Stream, budget: Budget) -> Any:
     def refuse(_: Any) -> Any:
         raise DamagedError("it refers to a storage that a plain pickle cannot have")
 
-    return Machine(stream, budget, refuse).load()
+    return PickleMachine(stream, budget, refuse).load()
 
 
 def _nested(arguments: tuple[Any, ...], budget: Budget) -> Any:

@@ -83,12 +83,19 @@ def _set(arguments: tuple[Any, ...], budget: Budget) -> Any:
     return None if content is None else set(map(key_of, content))
 
 
-def _sequence(arguments: tuple[Any, ...], budget: Budget) -> tuple[Any, ...] | None:
+def _size(arguments: tuple[Any, ...], budget: Budget) -> Any:
+    """torch.Size"""
+    content = _sequence(arguments if len(arguments) == 1 else ((),), budget)
+    return None if content is None else tuple(content)
+
+
+def _sequence(arguments: tuple[Any, ...], budget: Budget) -> list[Any] | tuple[Any, ...] | None:
     """The one argument, if it is a list or a tuple."""
     if len(arguments) != 1 or not isinstance(arguments[0], list | tuple):
         return None
     budget.make(len(arguments[0]))
-    return tuple(arguments[0])
+    content: list[Any] | tuple[Any, ...] = arguments[0]
+    return content
 
 
 def _bytes(arguments: tuple[Any, ...], budget: Budget) -> Any:
@@ -173,7 +180,7 @@ REBUILDERS: dict[str, Rebuild] = {
     "_codecs.encode": _encode,
     "copyreg._reconstructor": _reconstructed,
     "copyreg.__newobj__": lambda a, budget: call(a[0], a[1:], budget) if a else None,
-    "torch.Size": lambda a, budget: _sequence(a if len(a) == 1 else ((),), budget),
+    "torch.Size": _size,
     "torch._utils._rebuild_tensor": _strided,
     "torch._utils._rebuild_tensor_v2": _strided,
     "torch._utils._rebuild_tensor_v3": _strided_with_dtype,

@@ -32,7 +32,7 @@ Roles: TypeAlias = dict[Role, str]
 """A module's keys by what they are to it."""
 
 
-class Key(NamedTuple):
+class AdapterKey(NamedTuple):
     """A key that belongs to an adapter. `style` is None where several write such a key; `refusal`
     says why it is refused, where it is of more than a low-rank task vector.
     """
@@ -88,22 +88,22 @@ _REFUSALS = tuple(
 )
 
 
-def read_key(key: str) -> Key | None:
+def read_key(key: str) -> AdapterKey | None:
     """What `key` says its tensor is; None where it is no adapter's."""
     for pattern, reason, in_files in _REFUSALS:
         match = pattern.fullmatch(key)
         if match and (not in_files or _style(match[1]) in ("kohya", "comfy")):
-            return Key(match[1], "up", _style(match[1]), reason)
+            return AdapterKey(match[1], "up", _style(match[1]), reason)
     for pattern, role, style in _FACTORS:
         if match := pattern.fullmatch(key):
-            return Key(match[1], role, style or _style(match[1]))
+            return AdapterKey(match[1], role, style or _style(match[1]))
     if _EMBEDDING.fullmatch(key):
-        return Key(key, "up", "peft")
+        return AdapterKey(key, "up", "peft")
     if match := _LYCORIS.fullmatch(key):
-        return Key(match[1], match[2], _style(match[1]))  # type: ignore[arg-type]
+        return AdapterKey(match[1], match[2], _style(match[1]))  # type: ignore[arg-type]
     if match := _ALPHA.fullmatch(key):
         style = _style(match[1])
-        return Key(match[1], "alpha", None if style == "diffusers" else style)
+        return AdapterKey(match[1], "alpha", None if style == "diffusers" else style)
     return None
 
 

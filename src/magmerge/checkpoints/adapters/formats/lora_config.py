@@ -69,7 +69,7 @@ def check_config(
         )
 
 
-class Origin(NamedTuple):
+class ScaleOrigin(NamedTuple):
     """Where a scale is from: what in an adapter is to blame for one of no use."""
 
     source: str
@@ -78,7 +78,7 @@ class Origin(NamedTuple):
     key: str
 
 
-def sound_scale(module: str, rank: int, config: Mapping[str, Any], origin: Origin) -> float:
+def sound_scale(module: str, rank: int, config: Mapping[str, Any], origin: ScaleOrigin) -> float:
     """alpha / r, or alpha / sqrt(r) (arXiv:2312.03732); AdapterError for one that is of no use."""
     source, entry, remedy, key = origin
     try:

@@ -18,7 +18,7 @@ from magmerge.checkpoints.adapters.formats.lora_config import (
     AGAINST,
     CONFIG,
     REFUSED_IN_FOLDERS,
-    Origin,
+    ScaleOrigin,
     check_config,
     config_fields,
     sound_scale,
@@ -128,7 +128,7 @@ def _module(checkpoint: Checkpoint, name: str, keys: _Keys, config: Mapping[str,
     shape = checkpoint.specs[roles["down"]].shape
     scale = 1.0
     if shape and shape[0]:
-        origin = Origin(checkpoint.source, CONFIG, f"restore lora_alpha in {CONFIG}", name)
+        origin = ScaleOrigin(checkpoint.source, CONFIG, f"restore lora_alpha in {CONFIG}", name)
         scale = sound_scale(name, shape[0], config, origin)
     module = stored_module(checkpoint, name, roles, scale)
     if name not in keys.embeddings:

@@ -15,7 +15,7 @@ from magmerge.checkpoints.adapters.formats.headers import stored_module
 from magmerge.checkpoints.adapters.formats.keys import Roles, by_module
 from magmerge.checkpoints.adapters.formats.lora_config import (
     AGAINST,
-    Origin,
+    ScaleOrigin,
     check_config,
     config_fields,
     sound_scale,
@@ -109,7 +109,7 @@ def _scale(
     shape = checkpoint.specs[roles["down"]].shape
     if config is None or not shape or not shape[0]:
         return None
-    origin = Origin(checkpoint.source, f"its header entry {ENTRY}", REMEDY, roles["down"])
+    origin = ScaleOrigin(checkpoint.source, f"its header entry {ENTRY}", REMEDY, roles["down"])
     return sound_scale(part.name, shape[0], config, origin)
 
 

@@ -157,7 +157,7 @@ def _to_kohya(modules: Mapping[str, ModuleSpec], to: Flavour) -> Composition:
     return composition
 
 
-def _named(part: Part, to: Flavour, family: ldm.Family | None, first: str) -> str | None:
+def _named(part: Part, to: Flavour, family: ldm.UNetFamily | None, first: str) -> str | None:
     """The name under `to`; `first` is what begins those of the first text encoder."""
     if part.component == "text_encoder":
         return _flattened(first, part.name, CLIP)
