@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from magmerge.checkpoints.torch_pickle import open_torch
+from magmerge.checkpoints.pickles.torch_pickle import open_torch
 from magmerge.core.errors import MagmergeError
 
 RESULTS = Path(__file__).parent / "results" / "fuzz_pickles.jsonl"

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from magmerge.checkpoints import open_checkpoint, open_expert
+from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.adapters.adapter_expert import AdapterExpert
+from magmerge.checkpoints.experts import open_expert
 from magmerge.core.models import Checkpoint
 from tests.adapters.files import product, write_adapter
 from tests.conftest import Shapes, State, random_state

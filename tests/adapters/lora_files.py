@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from magmerge.checkpoints.adapters.adapter_loader import open_adapter
-from magmerge.checkpoints.adapters.formats.files import encode
+from magmerge.checkpoints.adapters.formats.peft import encode
 from magmerge.checkpoints.adapters.nouns import Adapter, Content, LowRank
 from tests.adapters.module_names import Shapes
 

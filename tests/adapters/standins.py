@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from magmerge.checkpoints.adapters.formats.files import encode
+from magmerge.checkpoints.adapters.formats.peft import encode
 from magmerge.checkpoints.adapters.nouns import Content, LowRank
 
 Factors = Mapping[str, LowRank]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import magmerge
-from magmerge.checkpoints import open_checkpoint, open_expert
+from magmerge.checkpoints import open_checkpoint
+from magmerge.checkpoints.experts import open_expert
 from magmerge.core.errors import MagmergeError, StructureError
 from tests.adapters.base_cases import CASES, DIFFUSERS_FLUX, OF_SD1, Part, opened, shape_of
 from tests.adapters.files import factors, product, write_adapter

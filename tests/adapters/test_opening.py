@@ -14,8 +14,8 @@ from torch import Tensor
 
 from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.adapters.adapter_loader import open_adapter
-from magmerge.checkpoints.adapters.formats.files import encode
 from magmerge.checkpoints.adapters.formats.keys import is_adapter_file
+from magmerge.checkpoints.adapters.formats.peft import encode
 from magmerge.checkpoints.adapters.translation import rename_content, renamed
 from magmerge.core.errors import AdapterError, MagmergeError, NonFiniteError
 from tests.adapters import module_names as names

@@ -5,7 +5,7 @@ import torch
 
 import magmerge
 from magmerge.checkpoints import open_checkpoint
-from magmerge.checkpoints.loader import align
+from magmerge.checkpoints.experts import align
 from magmerge.core.errors import StructureError
 from tests.conftest import State
 

@@ -16,7 +16,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import magmerge
-from magmerge.checkpoints import open_checkpoint, open_expert
+from magmerge.checkpoints import open_checkpoint
+from magmerge.checkpoints.experts import open_expert
 from magmerge.core.errors import AdapterError, MagmergeError, StructureError
 from tests.conftest import State
 

@@ -10,7 +10,7 @@ import torch
 import magmerge
 from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.clip import aligned, family_of, in_family
-from magmerge.checkpoints.clip.families import Naming
+from magmerge.checkpoints.clip.families import ClipNames
 from magmerge.core.errors import CheckpointError, MagmergeWarning
 from tests.clip_files import clips
 from tests.clip_names.states import open_clip_state
@@ -66,14 +66,14 @@ def test_files_with_two_models_are_refused() -> None:
 
 def test_names_with_many_prefixes_are_looked_at_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = 0
-    entry = Naming.entry
+    entry = ClipNames.entry
 
-    def counting(self: Naming, name: str) -> object:
+    def counting(self: ClipNames, name: str) -> object:
         nonlocal asked
         asked += 1
         return entry(self, name)
 
-    monkeypatch.setattr(Naming, "entry", counting)
+    monkeypatch.setattr(ClipNames, "entry", counting)
     names = [f"x{i}.class_embedding" for i in range(2000)]
     assert family_of(names) is None
     assert asked < 100 * len(names)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import magmerge
 from magmerge import live
 from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint
-from magmerge.checkpoints.views import ABSENT, GatheredCheckpoint
+from magmerge.checkpoints.views import ABSENT, gather_rows
 from magmerge.core import registry
 from magmerge.core.parameters import Supplied
 from magmerge.core.recipe import AdapterOutput
@@ -224,7 +224,7 @@ def test_rows_that_some_experts_lack_are_merged_by_those_who_have_them(method: s
     base = random_state(0, shapes)
     experts = [tuned(base, k, size=0.1) for k in range(2)]
     rows = {"embed_tokens.weight": [0, 1, 2, 3, 4, 5, 6, 7, ABSENT, ABSENT]}
-    lacking = GatheredCheckpoint(MemoryCheckpoint(experts[1]), rows)
+    lacking = gather_rows(MemoryCheckpoint(experts[1]), rows)
     params = {"scope": "tensor"} if method == "ties" else {}
     merged = magmerge.merge(
         base=base, experts=[experts[0], lacking], method=method, params=params
@@ -251,7 +251,7 @@ def test_rows_that_the_base_lacks_are_the_mean_of_those_who_have_them() -> None:
     experts = [random_state(k, shapes) for k in range(2)]
     own = {"embed_tokens.weight": (4, 8), "layer.weight": (8, 8)}
     small = MemoryCheckpoint(random_state(7, own))
-    base = GatheredCheckpoint(small, {"embed_tokens.weight": [0, 1, 2, 3, ABSENT, ABSENT]})
+    base = gather_rows(small, {"embed_tokens.weight": [0, 1, 2, 3, ABSENT, ABSENT]})
     merged = magmerge.merge(base=base, experts=experts, method="task_arithmetic").state_dict()
     expected = (experts[0]["embed_tokens.weight"] + experts[1]["embed_tokens.weight"])[4:] / 2
     torch.testing.assert_close(merged["embed_tokens.weight"][4:], expected)

@@ -27,16 +27,17 @@ def file_digest(path: Path) -> str:
 
 
 class Memory(Generic[T]):
-    """What is known by key, in a small file in the user's cache folder (XDG_CACHE_HOME, ~/.cache).
-
-    `path` is that file, None for none. Where it cannot be read or written, or a value in it is not
-    `sound`, nothing is known.
+    """What is known by key, in the small file `path`, None for none. Where that cannot be read or
+    written, or a value in it is not `sound`, nothing is known.
     """
 
     def __init__(self, path: Path | None, sound: Callable[[Any], bool]) -> None:
-        self.path, self._known = path, _read(path)
-        if not all(map(sound, self._known.values())):
-            self._known = {}
+        self.path = path
+        self._known: dict[str, T] = {}
+        with suppress(OSError, ValueError, RecursionError):
+            content = None if path is None else json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(content, dict) and all(map(sound, content.values())):
+                self._known = content
 
     def get(self, key: str | None) -> T | None:
         """What is known of a key; None is the key of what cannot be remembered."""
@@ -58,10 +59,7 @@ class Memory(Generic[T]):
 
 
 class DigestMemory(Memory[str]):
-    """Digests by a file's device, inode, size and time of change.
-
-    So that trying several merges of the same models reads them for their digests once.
-    """
+    """Digests by a file's device, inode, size and times, so that it is read for its digest once."""
 
     def __init__(self, path: Path | None = None) -> None:
         path = default_path() if path is None else path
@@ -94,13 +92,3 @@ def stamp(file: Path) -> str:
     state = file.stat()
     times = state.st_mtime_ns, state.st_ctime_ns
     return ":".join(map(str, (state.st_dev, state.st_ino, state.st_size, *times)))
-
-
-def _read(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}

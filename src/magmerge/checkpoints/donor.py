@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from magmerge.checkpoints.kinds import RESTORE, read_config, read_json, read_model_config
+from magmerge.checkpoints.kinds import (
+    RESTORE,
+    read_config,
+    read_errors,
+    read_json,
+    read_model_config,
+)
 from magmerge.core import dtypes
 from magmerge.core.errors import CheckpointError, OutputError, shortened
 from magmerge.core.models import Checkpoint
@@ -33,10 +40,8 @@ TOKENS = ("embed_tokens", "word_embeddings", "wte", "embed_in", "tok_embeddings"
 
 
 def companion_files(folder: Path | None) -> dict[str, Path]:
-    """The files of a model folder that are no weights, by their path within it.
-
-    A sentence encoder's modules.json names subfolders; those that lie inside are taken too. Code
-    (.py) is never copied.
+    """The files of a model folder that are no weights, by their path within it. A sentence
+    encoder's modules.json names subfolders inside, which are taken too. Code (.py) is never copied.
     """
     if folder is None:
         return {}
@@ -45,7 +50,8 @@ def companion_files(folder: Path | None) -> dict[str, Path]:
         f"{start}{path.name}": path
         for start, place in folders.items()
         for path in sorted(place.iterdir())
-        if _is_companion(path)
+        if path.suffix in SUFFIXES and path.name not in LEFT_OUT and path.is_file()
+        if not path.name.startswith(".") and not path.name.endswith(".index.json")
     }
 
 
@@ -53,12 +59,8 @@ def read_companions(files: dict[str, Path], dtype: str | None) -> dict[str, byte
     """Their contents; config.json says the output's dtype where a new one was asked for."""
     contents = {}
     for name, path in files.items():
-        try:
+        with read_errors(path):
             contents[name] = path.read_bytes()
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot be read: {error.strerror}", source=path, remedy="check its permissions"
-            ) from error
     if dtype is not None and "config.json" in contents:
         config = read_json(files["config.json"], RESTORE)
         spoken = {key: dtypes.torch_name(dtype) for key in DTYPE_KEYS if key in config}
@@ -81,10 +83,12 @@ def check_donor(donor: Path, layout: Checkpoint) -> None:
         return
     own, other = read_model_config(layout), read_config(donor)
     rows = _token_rows(layout, own)
-    faults = [*_config_faults(own, other, layout, rows)]
-    faults += _tokenizer_faults(donor, layout.folder, max(rows, default=None))
-    if faults:
-        problem, remedy = faults[0]
+    highest = max(rows, default=None)
+    checks = (
+        _config_faults(own, other, layout, rows),
+        _tokenizer_faults(donor, layout.folder, highest),
+    )
+    for problem, remedy in itertools.chain(*checks):
         raise OutputError(problem, source=donor, remedy=f"name a donor {remedy}")
 
 
@@ -94,15 +98,11 @@ def _config_faults(
     """What is wrong with the donor's config, and what another one would have to be."""
     for key in IDENTITY:
         if own.get(key) and other.get(key) and own[key] != other[key]:
-            yield (
-                f"its config.json says {key} {other[key]!r}, but the model's says {own[key]!r}",
-                "of the same architecture",
-            )
+            text = f"its config.json says {key} {other[key]!r}, but the model's says {own[key]!r}"
+            yield text, "of the same architecture"
     if other.get("quantization_config"):
-        yield (
-            "its config.json has a quantization_config, and what is written is not quantised",
-            "that is not quantised",
-        )
+        text = "its config.json has a quantization_config, and what is written is not quantised"
+        yield text, "that is not quantised"
     sizes, theirs = _sizes(own), _sizes(other)
     tables = [spec.shape for name, spec in layout.specs.items() if "position" in name]
     counts = [shape[0] for shape in tables if shape]
@@ -111,17 +111,13 @@ def _config_faults(
         if key in own and own[key] in counts:
             sizes[key], theirs[key] = own[key], other.get(key, own[key])
     for key in [key for key in theirs if key in sizes and theirs[key] != sizes[key]]:
-        yield (
-            f"its config.json says {key} {theirs[key]}, but the model's says {sizes[key]}",
-            "that was made for a model of these shapes",
-        )
+        text = f"its config.json says {key} {theirs[key]}, but the model's says {sizes[key]}"
+        yield text, "that was made for a model of these shapes"
     tokens = theirs.get("vocab_size")
     if not own and rows and tokens not in rows:
-        yield (
-            f"its config.json says vocab_size {tokens}, but the model's embeddings have "
-            f"{' or '.join(map(str, sorted(rows)))} rows",
-            "that was made for a vocabulary of this size",
-        )
+        own_rows = f"the model's embeddings have {' or '.join(map(str, sorted(rows)))} rows"
+        text = f"its config.json says vocab_size {tokens}, but {own_rows}"
+        yield text, "that was made for a vocabulary of this size"
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,11 +146,8 @@ def _tokenizer_faults(donor: Path, own: Path | None, rows: int | None) -> Iterat
         yield f"its tokenizer gives ids up to {highest}, but the model has {rows} tokens", wish
     moved = [token for token, number in theirs.items() if ours.get(token, number) != number]
     if moved:
-        yield (
-            f"its tokenizer gives other ids to {len(moved)} tokens of the model's own: "
-            f"{shortened(sorted(moved))}",
-            wish,
-        )
+        text = f"its tokenizer gives other ids to {len(moved)} tokens of the model's own"
+        yield f"{text}: {shortened(sorted(moved))}", wish
 
 
 def _vocabulary(folder: Path) -> dict[str, int]:
@@ -184,16 +177,6 @@ def _tokenizer_vocabulary(content: Mapping[str, Any]) -> dict[str, int]:
 
 def _numbers(content: Mapping[str, Any]) -> dict[str, int]:
     return {token: number for token, number in content.items() if isinstance(number, int)}
-
-
-def _is_companion(path: Path) -> bool:
-    return (
-        path.is_file()
-        and path.suffix in SUFFIXES
-        and path.name not in LEFT_OUT
-        and not path.name.endswith(".index.json")
-        and not path.name.startswith(".")
-    )
 
 
 def _module_folders(folder: Path) -> list[str]:

@@ -1,11 +1,13 @@
 """What a tensor is to its model, told from its header and its model's configuration; and whether
-the output head and the token embedding are one matrix, stored once.
+it is quantised, or is output head and token embedding at once.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +25,39 @@ HEAD_PARENTS = frozenset({"cls", "classifier", "classification_head"})
 TOP_LEVEL_HEADS = frozenset({"fc", "_fc"})
 
 RESTORE = "restore the model's config.json"
-CONV1D = {
-    "gpt2": frozenset({"c_attn", "q_attn", "c_proj", "c_fc"}),
-    "openai-gpt": frozenset({"c_attn", "c_proj", "c_fc"}),
-    "imagegpt": frozenset({"c_attn", "q_attn", "c_proj", "c_fc"}),
-    "decision_transformer": frozenset({"c_attn", "q_attn", "c_proj", "c_fc"}),
-}
-"""Model types whose linear layers are stored as [in, out], and these layers' names."""
+CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+CONV1D = frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
+"""Layers that models of these types store as [in, out]."""
 WITH_A_HEAD = (
     "ForCausalLM", "LMHeadModel", "WithLMHead", "ForConditionalGeneration", "ForMaskedLM",
     "ForPreTraining",
 )  # fmt: skip
 """What the names of transformers' classes end in that predict tokens."""
+
+INTEGERS = frozenset({"U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
+PACKING = INTEGERS - {"I64", "U64"}
+"""Formats that numbers of few bits are packed into."""
+PACKED = frozenset(
+    {
+        "weight", "qweight", "q_weight", "weight_packed", "quantized_weight", "in_proj_weight",
+        "W_q", "_data", "qdata", "weight:qdata", "_weight_qdata", "trellis", "Qidxs",
+    }
+)  # fmt: skip
+"""Last parts of names of tensors that hold such numbers where they are integers."""
+BESIDE = (".absmax", ".SCB", ".scale", "._scale", "_scale", "_scales", "_scale_inv", "_scale_2")
+"""Endings, after an integer tensor's own name, of what its entries are multiplied with."""
+MARKS = (
+    (".SCB", "bitsandbytes, 8 bits"),
+    (".weight.absmax", "bitsandbytes, 4 bits"),
+    (".quant_map", "bitsandbytes, 4 bits"),
+    (".qzeros", "GPTQ or AWQ"),
+    (".suh", "EXL3"),
+    (".centroids.weight", "VPTQ"),
+)
+"""Endings of names that nothing but a quantised model has."""
+PAIRS = (("_blocks", "_scales"), (".B", ".s"), (".codes", ".codebooks"))
+"""Endings of an integer tensor's name, and what stands in its place beside it: MXFP4, Marlin, AQLM.
+"""
 
 
 def kinds_of(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Kind]:
@@ -69,6 +92,17 @@ def read_json(
     return content
 
 
+@contextmanager
+def read_errors(path: Path | str) -> Iterator[None]:
+    """Turns an error of the system while a file is read into a CheckpointError."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot be read: {error.strerror}", source=path, remedy="check its permissions"
+        ) from error
+
+
 def _kind(spec: TensorSpec, specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> Kind:
     dimensions = len(spec.shape)
     if spec.dtype not in dtypes.FLOATS:
@@ -90,9 +124,12 @@ def _kind(spec: TensorSpec, specs: Mapping[str, TensorSpec], config: Mapping[str
 def _matrix_kind(spec: TensorSpec, path: list[str], config: Mapping[str, Any]) -> Kind:
     if _is_head(path):
         return "head"
-    if _has_a_row_for_each_token(spec, config):
+    # Rows as many as tokens tell, where that number cannot be another dimension of the model.
+    tokens = config.get("vocab_size")
+    others = [config[key] for key in config if key.endswith("size") and key != "vocab_size"]
+    if tokens == spec.shape[0] and tokens not in others:
         return "embedding"
-    if _module(path) in CONV1D.get(str(config.get("model_type")), ()):
+    if _module(path) in CONV1D and config.get("model_type") in CONV1D_MODELS:
         return "transposed"
     return "other" if "table" in path[-1].split("_") else "matrix"
 
@@ -115,13 +152,6 @@ def _is_head(path: list[str]) -> bool:
     return _module(path) in HEADS or not HEAD_PARENTS.isdisjoint(path[:-1])
 
 
-def _has_a_row_for_each_token(spec: TensorSpec, config: Mapping[str, Any]) -> bool:
-    """Rows as many as tokens, where that number cannot be another dimension of the model."""
-    tokens = config.get("vocab_size")
-    others = [config[key] for key in config if key.endswith("size") and key != "vocab_size"]
-    return tokens == spec.shape[0] and tokens not in others
-
-
 def _is_statistics(spec: TensorSpec, specs: Mapping[str, TensorSpec]) -> bool:
     """torch's batch norms store a mean and a variance beside each other, under fixed names."""
     layer, _, last = spec.name.rpartition(".")
@@ -134,8 +164,7 @@ def _is_statistics(spec: TensorSpec, specs: Mapping[str, TensorSpec]) -> bool:
 
 def shared_embeddings(checkpoint: Checkpoint) -> frozenset[str]:
     """The token embeddings that are the output head too; none where the head is stored apart.
-
-    Config or memory tell it: a class that predicts tokens, and no head with a row for each token.
+    Config or memory tell it.
     """
     config = read_model_config(checkpoint)
     kinds = kinds_of(checkpoint, config)
@@ -150,16 +179,11 @@ def shared_embeddings(checkpoint: Checkpoint) -> frozenset[str]:
     # Of positions there may be as many as tokens.
     tables = {name for name in rows if kinds[name] == "embedding" and "position" not in name}
     embeddings = {name for name in tables if "wpe" not in name.split(".")}
-    if not _predicts_tokens(config) or any(kinds[name] == "head" for name in rows):
-        return frozenset(tied)
-    return frozenset(tied | embeddings)
-
-
-def _predicts_tokens(config: Mapping[str, Any]) -> bool:
-    classes = config.get("architectures")
+    classes, predicts = config.get("architectures"), config.get("tie_word_embeddings") is True
     if isinstance(classes, list) and classes:
-        return any(str(name).endswith(WITH_A_HEAD) for name in classes)
-    return config.get("tie_word_embeddings") is True
+        predicts = any(str(name).endswith(WITH_A_HEAD) for name in classes)
+    apart = any(kinds[name] == "head" for name in rows)
+    return frozenset(tied | embeddings if predicts and not apart else tied)
 
 
 def _tokens(config: Mapping[str, Any], matrices: Mapping[str, TensorSpec]) -> int | None:
@@ -169,3 +193,26 @@ def _tokens(config: Mapping[str, Any], matrices: Mapping[str, TensorSpec]) -> in
     rows = {spec.shape[0] for spec in matrices.values()}
     sizes = [part.get("vocab_size") for part in parts]
     return next((size for size in sizes if isinstance(size, int) and size in rows), None)
+
+
+def quantisation_signs(specs: Mapping[str, TensorSpec]) -> dict[str, str]:
+    """The tensors that tell that a model is quantised, and how. Most such files carry no config."""
+    reasons = {name: _quantisation(name, spec, specs) for name, spec in specs.items()}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def _quantisation(name: str, spec: TensorSpec, specs: Mapping[str, TensorSpec]) -> str | None:
+    four = "bitsandbytes, 4 bits" if ".quant_state." in name else None
+    mark = four or next((kind for ending, kind in MARKS if name.endswith(ending)), None)
+    if spec.dtype in dtypes.QUANTISED:
+        return dtypes.torch_name(spec.dtype)
+    if mark is not None or spec.dtype not in PACKING or math.prod(spec.shape) <= 1:
+        return mark
+    # An integer tensor may be a packed weight.
+    pairs = [f"{name}{ending}" for ending in BESIDE]
+    pairs += [f"{name.removesuffix(end)}{other}" for end, other in PAIRS if name.endswith(end)]
+    beside = next((pair for pair in pairs if pair in specs), None)
+    if beside is None and name.rpartition(".")[2] not in PACKED:
+        return None
+    where = "where weights are" if beside is None else f"beside {beside}"
+    return f"{dtypes.torch_name(spec.dtype)} {where}"

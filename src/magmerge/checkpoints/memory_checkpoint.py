@@ -34,10 +34,9 @@ class MemoryCheckpoint:
         self.files = files
         self.notes = notes
         self.kinds = MappingProxyType(dict(kinds or {}))
-        self._tensors = {name: _checked(name, tensor, source) for name, tensor in tensors.items()}
-        self.specs = MappingProxyType(
-            {name: _spec(name, tensor, source) for name, tensor in self._tensors.items()}
-        )
+        specs = {name: _spec(name, tensor, source) for name, tensor in tensors.items()}
+        self.specs = MappingProxyType(specs)
+        self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
         self.ties = MappingProxyType(_ties(self._tensors))
 
     def read(self, name: str) -> Tensor:
@@ -60,9 +59,8 @@ def _flat(tensor: Tensor, start: int, stop: int) -> Tensor:
 
 
 def from_module(module: nn.Module) -> MemoryCheckpoint:
-    """A module's state, with the kinds of layer that its classes tell.
-
-    One that PEFT has wrapped is seen as the model within, under that model's own names.
+    """A module's state, with the kinds its classes tell; of one that PEFT has wrapped, the model's
+    within.
     """
     state, kinds = module.state_dict(), _module_kinds(module)
     if any(".base_layer." in name for name in state):
@@ -78,9 +76,8 @@ def from_module(module: nn.Module) -> MemoryCheckpoint:
 
 
 def from_expert(module: nn.Module) -> MemoryCheckpoint:
-    """A module's state as it computes: with what PEFT has put beside its weights merged into them.
-
-    A module that PEFT has wrapped is copied for that; it is not changed itself.
+    """A module's state as it computes: with what PEFT has put beside its weights merged into a
+    copy.
     """
     layers = wrapped_layers(module)
     if all(layer.disable_adapters for layer in layers if hasattr(layer, "disable_adapters")):
@@ -89,9 +86,8 @@ def from_expert(module: nn.Module) -> MemoryCheckpoint:
     copied: Any = copy.deepcopy(module)
     if hasattr(copied, "merge_and_unload"):
         merged = from_module(copied.merge_and_unload())
-        return MemoryCheckpoint(
-            {name: merged.read(name) for name in merged.specs}, _source(module), kinds=merged.kinds
-        )
+        tensors = {name: merged.read(name) for name in merged.specs}
+        return MemoryCheckpoint(tensors, _source(module), kinds=merged.kinds)
     raise CheckpointError(
         "PEFT has put an adapter into it, and it cannot be merged from outside",
         source=_source(module),
@@ -145,7 +141,8 @@ def _within(name: str) -> str:
     return plain.replace(".original_module.", ".")
 
 
-def _checked(name: object, tensor: object, source: str) -> Tensor:
+def _spec(name: object, tensor: object, source: str) -> TensorSpec:
+    """The tensor's header; CheckpointError for what is no tensor of a name, or cannot be stored."""
     import torch
 
     if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or tensor.is_meta:
@@ -155,10 +152,6 @@ def _checked(name: object, tensor: object, source: str) -> Tensor:
             source=source,
             remedy="pass state_dict() of a model that is loaded, or a mapping of such",
         )
-    return tensor.detach()
-
-
-def _spec(name: str, tensor: Tensor, source: str) -> TensorSpec:
     code = dtypes.code_of(tensor.dtype)
     strided = str(tensor.layout) == "torch.strided"
     if code is None or not strided:
@@ -174,17 +167,13 @@ def _spec(name: str, tensor: Tensor, source: str) -> TensorSpec:
 
 def _ties(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Each name whose tensor is the very memory of an earlier one, to that earlier name."""
-    seen: dict[tuple[object, ...], str] = {}
-    ties = {}
+    first: dict[tuple[object, ...], str] = {}
+    ties: dict[str, str] = {}
     for name, tensor in tensors.items():
-        if tensor.numel() == 0 or tensor.device.type == "meta":
-            continue
-        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        if place in seen:
-            ties[name] = seen[place]
-        else:
-            seen[place] = name
-    return ties
+        if tensor.numel():
+            place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+            ties[name] = first.setdefault(place, name)
+    return {name: origin for name, origin in ties.items() if name != origin}
 
 
 def _module_kinds(module: nn.Module) -> dict[str, Kind]:

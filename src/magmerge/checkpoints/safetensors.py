@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from magmerge.checkpoints.kinds import read_errors
 from magmerge.core import dtypes
 from magmerge.core.errors import CheckpointError
 from magmerge.core.models import Checkpoint
@@ -26,7 +28,7 @@ KEPT_OPEN = 64
 COMPLETE = "fetch or save this file once more: it is not a complete safetensors file"
 
 
-class _Place(NamedTuple):
+class _Offset(NamedTuple):
     file: Path
     start: int
 
@@ -41,20 +43,19 @@ class SafetensorsCheckpoint:
         self.ties: MappingProxyType[str, str] = MappingProxyType({})
         self.kinds: MappingProxyType[str, Kind] = MappingProxyType({})
         self.notes: tuple[str, ...] = ()
-        self._places: dict[str, _Place] = {}
+        self._places: dict[str, _Offset] = {}
         self._handles = _Handles()
         specs: dict[str, TensorSpec] = {}
-        for file in self.files:
-            for spec, place in read_header(file):
-                if spec.name in specs:
-                    raise CheckpointError(
-                        f"it is also in {self._places[spec.name].file.name}",
-                        source=file,
-                        tensor=spec.name,
-                        remedy="remove the shard that does not belong to this checkpoint",
-                    )
-                specs[spec.name] = spec
-                self._places[spec.name] = place
+        for spec, place in itertools.chain(*map(read_header, self.files)):
+            if spec.name in specs:
+                raise CheckpointError(
+                    f"it is also in {self._places[spec.name].file.name}",
+                    source=place.file,
+                    tensor=spec.name,
+                    remedy="remove the shard that does not belong to this checkpoint",
+                )
+            specs[spec.name] = spec
+            self._places[spec.name] = place
         self.specs = MappingProxyType(specs)
 
     def read(self, name: str) -> Tensor:
@@ -87,13 +88,11 @@ class _Handles:
 
     @contextmanager
     def opened(self, file: Path) -> Iterator[int]:
+        with self.lock:
+            if file not in self._open and _Handles.count < KEPT_OPEN:
+                self._open[file] = os.open(file, os.O_RDONLY)
+                _Handles.count += 1
         handle = self._open.get(file)
-        if handle is None:
-            with self.lock:
-                handle = self._open.get(file)
-                if handle is None and _Handles.count < KEPT_OPEN:
-                    handle = self._open[file] = os.open(file, os.O_RDONLY)
-                    _Handles.count += 1
         if handle is not None:
             yield handle
             return
@@ -115,20 +114,15 @@ def _read_into(handle: int, view: memoryview, file: Path, offset: int, name: str
     while done < len(view):
         got = os.preadv(handle, [view[done:]], offset + done)
         if not got:
-            raise CheckpointError(
-                "the file has become shorter while it was read",
-                source=file,
-                tensor=name,
-                remedy="keep the inputs unchanged while magmerge runs",
-            )
+            problem = "the file has become shorter while it was read"
+            remedy = "keep the inputs unchanged while magmerge runs"
+            raise CheckpointError(problem, source=file, tensor=name, remedy=remedy)
         done += got
 
 
-def read_header(file: Path) -> list[tuple[TensorSpec, _Place]]:
-    """The tensors that a file declares and where their bytes begin.
-
-    safetensors' own reader checks the file (length, overlaps, holes, sizes); this only takes the
-    offsets, which that reader does not tell.
+def read_header(file: Path) -> list[tuple[TensorSpec, _Offset]]:
+    """The tensors that a file declares and where their bytes begin. safetensors' own reader checks
+    the file (length, overlaps, holes, sizes); this takes the offsets, which it does not tell.
     """
     _validate(file)
     with file.open("rb") as stream:
@@ -150,7 +144,7 @@ def read_header(file: Path) -> list[tuple[TensorSpec, _Place]]:
                 remedy="convert the checkpoint to bfloat16 or float32 first",
             )
         spec = TensorSpec(name, tuple(entry["shape"]), entry["dtype"])
-        entries.append((spec, _Place(file, 8 + length + entry["data_offsets"][0])))
+        entries.append((spec, _Offset(file, 8 + length + entry["data_offsets"][0])))
     return entries
 
 
@@ -199,13 +193,9 @@ def check_against_index(checkpoint: Checkpoint, weight_map: dict[str, str]) -> N
 def _validate(file: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
-    try:
+    with read_errors(file):
         # safetensors' own message for a file that may not be read is that it does not exist.
         file.open("rb").close()
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot be read: {error.strerror}", source=file, remedy="check its permissions"
-        ) from error
     try:
         with safe_open(file, framework="numpy"):
             pass

@@ -1,12 +1,16 @@
-"""A model seen with other names than its own, or with its rows in another order."""
+"""A model seen otherwise than it is stored: under other names, its rows in another order, its
+tensors cut, put together and turned.
+"""
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from magmerge.core.dtypes import torch_dtype
 from magmerge.core.models import Checkpoint
@@ -19,13 +23,31 @@ ABSENT = -1
 """What stands for the row of a token that the model has not."""
 
 
-class View:
-    """What all views of `checkpoint` have of it. `names` maps those of its tensors that are seen
-    as they are to their names here; ties and kinds of others are not known.
+class Stretch(NamedTuple):
+    """One part: `size` entries of the stored tensor `name` from `start` on, as they follow each
+    other in memory; if `turned`, of the transposed tensor. Without a name: zeros.
+    """
+
+    name: str | None
+    start: int
+    size: int
+    turned: bool = False
+
+
+class CheckpointView:
+    """`checkpoint` with the tensors `specs`, each put together of its `stretches` when it is read.
+
+    Only what a tensor is made of is read for it. Ties and kinds are known of what is one stored
+    tensor, or rows of one. `absent` tells the rows that the model has not, which read as zeros: no
+    vote is not a zero.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, specs: Mapping[str, TensorSpec], names: Mapping[str, str]
+        self,
+        checkpoint: Checkpoint,
+        specs: Mapping[str, TensorSpec],
+        stretches: Mapping[str, Sequence[Stretch]],
+        absent: Mapping[str, Sequence[range]] = MappingProxyType({}),
     ) -> None:
         self._checkpoint = checkpoint
         self.source: str = checkpoint.source
@@ -33,6 +55,25 @@ class View:
         self.files: tuple[Path, ...] = checkpoint.files
         self.notes: tuple[str, ...] = checkpoint.notes
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(dict(specs))
+        self.absent = absent
+        self._stretches = stretches
+        self._stored = {
+            name: parts[0].name
+            for name, parts in stretches.items()
+            if len(parts) == 1
+            and parts[0].name is not None
+            and not parts[0].turned
+            and parts[0].size == math.prod(checkpoint.specs[parts[0].name].shape)
+        }
+        self._ends = {
+            name: list(itertools.accumulate(stretch.size for stretch in parts))
+            for name, parts in stretches.items()
+        }
+        names = {stored: name for name, stored in self._stored.items()}
+        # Rows of a tensor under its own name are still that tensor.
+        names |= {
+            n: n for n, parts in stretches.items() if {part.name for part in parts} <= {n, None}
+        }
         ties = {a: b for a, b in checkpoint.ties.items() if a in names and b in names}
         self.ties: Mapping[str, str] = {names[a]: names[b] for a, b in ties.items()}
         self.kinds: Mapping[str, Kind] = {
@@ -46,74 +87,65 @@ class View:
 
     def read_part(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """Entries [start, stop) of the flattened tensor, in memory of their own or in `out`."""
-        raise NotImplementedError
-
-    def _room(self, name: str, size: int, out: Tensor | None) -> Tensor:
-        """`out`, or as much memory as the tensor's dtype needs for `size` entries."""
+        if name in self._stored:
+            return self._checkpoint.read_part(self._stored[name], start, stop, out)
         import torch
 
-        dtype = torch_dtype(self.specs[name].dtype)
-        return torch.empty(size, dtype=dtype) if out is None else out
+        if out is None:
+            out = torch.empty(stop - start, dtype=torch_dtype(self.specs[name].dtype))
+        stretches, ends = self._stretches[name], self._ends[name]
+        for place in range(bisect.bisect_right(ends, start), len(stretches)):
+            begin = ends[place] - stretches[place].size
+            if begin >= stop:
+                break
+            first, last = max(start, begin), min(stop, ends[place])
+            self._fill(out[first - start : last - start], stretches[place], first - begin)
+        return out
+
+    def _fill(self, out: Tensor, stretch: Stretch, start: int) -> None:
+        """The entries of a stretch from `start` on, as many as `out` has room for."""
+        stop = start + out.numel()
+        if stretch.name is None:
+            out.zero_()
+        elif stretch.turned:
+            out.copy_(self._checkpoint.read(stretch.name).t().reshape(-1)[start:stop])
+        else:
+            begin = stretch.start
+            self._checkpoint.read_part(stretch.name, begin + start, begin + stop, out)
 
 
-class RenamedCheckpoint(View):
+def whole(spec: TensorSpec) -> tuple[Stretch, ...]:
+    """A stored tensor as it is."""
+    return (Stretch(spec.name, 0, math.prod(spec.shape)),)
+
+
+def under_names(checkpoint: Checkpoint, names: Mapping[str, str]) -> CheckpointView:
     """A checkpoint under other names; `names` maps each new name to the stored one."""
-
-    def __init__(self, checkpoint: Checkpoint, names: Mapping[str, str]) -> None:
-        self._names = dict(names)
-        stored = {new: checkpoint.specs[old] for new, old in names.items()}
-        specs = {new: TensorSpec(new, spec.shape, spec.dtype) for new, spec in stored.items()}
-        super().__init__(checkpoint, specs, {old: new for new, old in names.items()})
-
-    def read(self, name: str) -> Tensor:
-        """The tensor that is `name` here."""
-        return self._checkpoint.read(self._names[name])
-
-    def read_part(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
-        """Entries [start, stop) of the tensor that is `name` here."""
-        return self._checkpoint.read_part(self._names[name], start, stop, out)
+    stored = {new: checkpoint.specs[old] for new, old in names.items()}
+    specs = {new: TensorSpec(new, spec.shape, spec.dtype) for new, spec in stored.items()}
+    return CheckpointView(checkpoint, specs, {new: whole(spec) for new, spec in stored.items()})
 
 
-class GatheredCheckpoint(View):
+def gather_rows(checkpoint: Checkpoint, rows: Mapping[str, Sequence[int]]) -> CheckpointView:
     """`checkpoint` with the rows of some tensors gathered: row i of tensor t is its own row
     `rows[t][i]`, or is absent where that is ABSENT.
-
-    An absent row reads as zeros, and `absent` tells it: no vote is not a zero.
     """
-
-    def __init__(self, checkpoint: Checkpoint, rows: Mapping[str, Sequence[int]]) -> None:
-        self._rows = rows
-        specs = dict(checkpoint.specs)
-        for name, order in rows.items():
-            specs[name] = TensorSpec(name, (len(order), *specs[name].shape[1:]), specs[name].dtype)
-        super().__init__(checkpoint, specs, {name: name for name in specs})
-        self.absent: Mapping[str, Sequence[range]] = MappingProxyType(
-            {name: list(_holes(order)) for name, order in rows.items() if ABSENT in order}
-        )
-
-    def read_part(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
-        """Entries [start, stop) of the flattened tensor, in memory of their own or in `out`."""
-        if name not in self._rows:
-            return self._checkpoint.read_part(name, start, stop, out)
-        out = self._room(name, stop - start, out)
-        order, row = self._rows[name], math.prod(self.specs[name].shape[1:])
-        for place in range(start // row, -(-stop // row)):
-            first, last = max(start, place * row), min(stop, (place + 1) * row)
-            part = out[first - start : last - start]
-            if order[place] == ABSENT:
-                part.zero_()
-            else:
-                shift = (order[place] - place) * row
-                self._checkpoint.read_part(name, first + shift, last + shift, part)
-        return out
+    specs = dict(checkpoint.specs)
+    stretches: dict[str, Sequence[Stretch]] = {name: whole(spec) for name, spec in specs.items()}
+    for name, order in rows.items():
+        spec = specs[name]
+        specs[name] = TensorSpec(name, (len(order), *spec.shape[1:]), spec.dtype)
+        width = math.prod(spec.shape[1:])
+        stretches[name] = [
+            Stretch(None if row == ABSENT else name, max(row, 0) * width, width) for row in order
+        ]
+    absent = {name: list(_holes(order)) for name, order in rows.items() if ABSENT in order}
+    return CheckpointView(checkpoint, specs, stretches, absent)
 
 
 def _holes(order: Sequence[int]) -> Iterator[range]:
     """The runs of rows that are absent."""
-    start = None
-    for place, row in enumerate([*order, 0]):
-        if row == ABSENT and start is None:
-            start = place
-        elif row != ABSENT and start is not None:
-            yield range(start, place)
-            start = None
+    for lacking, run in itertools.groupby(range(len(order)), lambda place: order[place] == ABSENT):
+        places = list(run)
+        if lacking:
+            yield range(places[0], places[-1] + 1)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from magmerge.checkpoints.quantisation import signs
+from magmerge.checkpoints.kinds import quantisation_signs
 from magmerge.core import dtypes, registry
 from magmerge.core.errors import CheckpointError, Fault, StructureError
 from magmerge.core.filters import matches, values_of
@@ -149,12 +149,11 @@ def check_quantised(models: Models, config: Mapping[str, Any]) -> None:
         )
     opened = [models.layout, models.base, *(expert.whole for expert in models.experts)]
     for model in dict.fromkeys(model for model in opened if model is not None):
-        marks = signs(model.specs)
-        if marks:
-            more = f" and {len(marks) - 1} more tensors" if len(marks) > 1 else ""
-            faults.append(
-                f"{model.source} is quantised: {marks[0].tensor} ({marks[0].reason}){more}"
-            )
+        signs = quantisation_signs(model.specs)
+        if signs:
+            more = f" and {len(signs) - 1} more tensors" if len(signs) > 1 else ""
+            tensor, reason = next(iter(signs.items()))
+            faults.append(f"{model.source} is quantised: {tensor} ({reason}){more}")
     if faults:
         raise StructureError(
             faults,

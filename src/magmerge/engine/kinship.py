@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from magmerge.checkpoints.whole_expert import same_tensor, same_tensors
+from magmerge.checkpoints.experts import same_tensor, same_tensors
 from magmerge.core import dtypes
 from magmerge.core.errors import StructureError, shortened
 from magmerge.core.models import Checkpoint, Expert

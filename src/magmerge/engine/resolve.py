@@ -8,7 +8,8 @@ from pathlib import Path
 from magmerge.checkpoints import adapters, clip
 from magmerge.checkpoints.digests import stamp
 from magmerge.checkpoints.donor import check_donor
-from magmerge.checkpoints.loader import BASE, Model, open_expert, open_whole
+from magmerge.checkpoints.experts import BASE, open_expert, open_whole
+from magmerge.checkpoints.loader import Model
 from magmerge.core.errors import (
     MagmergeError,
     OutputError,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from magmerge.checkpoints.clip import family_of
 from magmerge.checkpoints.loader import adapts, open_checkpoint
-from magmerge.checkpoints.torch_pickle import TorchCheckpoint
+from magmerge.checkpoints.pickles.torch_pickle import TorchCheckpoint
 from magmerge.core.errors import ParameterError
 from magmerge.core.machine import Machine, Progress
 from magmerge.core.recipe import AdapterOutput, ModelOutput, Recipe

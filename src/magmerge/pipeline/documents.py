@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from magmerge import live, report
+from magmerge.checkpoints.digests import file_digest
 from magmerge.checkpoints.loader import Model, adapts, open_checkpoint
 from magmerge.checkpoints.output.own_files import REPORT
 from magmerge.checkpoints.output.shelf import shelf_for
-from magmerge.checkpoints.output.target import Target, check_apart
+from magmerge.checkpoints.output.target import Target, check_apart_and_free
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
 from magmerge.core.errors import MissingExtraError, ParameterError, suggestion
 from magmerge.core.machine import Machine
@@ -52,7 +53,7 @@ def run(
         Path(path) for document in recipes for path in document.models.values() if path not in names
     ]
     if out is not None:
-        check_apart(named_path(out), inputs, overwrite=overwrite)
+        check_apart_and_free(named_path(out), inputs, overwrite=overwrite)
     resolved: list[Recipe] = []
     with shelf_for(out, len(recipes) - 1, resume=resume) as shelf:
         for place, document in enumerate(recipes):
@@ -67,7 +68,7 @@ def run(
                 for key, folder in results.items()
             }
             job = open_job(document, in_memory, machine=machine, live=live, documents=resolved)
-            digests = {file: shelf.digest(file) for file in job.models.stamps if shelf.holds(file)}
+            digests = {file: file_digest(file) for file in job.models.stamps if shelf.holds(file)}
             job = replace(job, digests=digests)
             where = out if last else shelf.place(place)
             target = None

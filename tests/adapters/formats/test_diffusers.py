@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from magmerge.checkpoints.adapters.adapter_loader import open_adapter
-from magmerge.checkpoints.adapters.formats.files import encode
+from magmerge.checkpoints.adapters.formats.peft import encode
 from magmerge.checkpoints.adapters.translation import rename_content, renamed
 from magmerge.core.errors import AdapterError
 from tests.adapters import module_names as names

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from magmerge.checkpoints.adapters.formats.files import encode
+from magmerge.checkpoints.adapters.formats.peft import encode
 from magmerge.checkpoints.adapters.nouns import Content, LowRank
 from magmerge.checkpoints.adapters.translation import rename_content
 from magmerge.core.errors import AdapterError

@@ -286,7 +286,7 @@ def test_an_adapter_of_replaced_tensors_alone_cannot_be_written() -> None:
     modules = {"unet.conv_in": LowRank(torch.ones(2, 1), torch.ones(1, 2), 1.0)}
     whole = {"text_encoder.text_model.final_layer_norm.weight": torch.ones(2)}
     content = Content("peft", modules, {"unet.conv_in": "linear"}, whole)
-    from magmerge.checkpoints.adapters.formats.files import encode
+    from magmerge.checkpoints.adapters.formats.peft import encode
 
     with pytest.raises(AdapterError, match="adapts no module"):
         encode(content)

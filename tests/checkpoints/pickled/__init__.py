@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from magmerge.checkpoints.torch_pickle import load_file
+from magmerge.checkpoints.pickles.torch_pickle import load_file
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from magmerge.checkpoints.pickles.limits import Budget, RefusedError
-from magmerge.checkpoints.pickles.opcodes import Machine
+from magmerge.checkpoints.pickles.opcodes import PickleMachine
 from magmerge.core.errors import CheckpointError
 from tests.checkpoints.pickled import load_tensors
 from tests.checkpoints.pickled.bombs import BOMBS, PROTO
@@ -89,7 +89,7 @@ def test_atoms_and_containers_come_out_as_pickle_makes_them() -> None:
     held.append(held[-3])
     for protocol in range(6):
         content = pickle.dumps(held, protocol=protocol)
-        found = Machine(io.BytesIO(content), Budget(len(content)), lambda _: None).load()
+        found = PickleMachine(io.BytesIO(content), Budget(len(content)), lambda _: None).load()
         assert found[:13] == held[:13]
         assert set(found[13]) == held[13]
         assert set(found[14]) == held[14]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from magmerge.checkpoints.torch_pickle import load_file
+from magmerge.checkpoints.pickles.torch_pickle import load_file
 from magmerge.core.errors import CheckpointError
 from tests.checkpoints.pickled import load_tensors
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 
 import magmerge
-from magmerge.checkpoints.torch_pickle import load_file
+from magmerge.checkpoints.pickles.torch_pickle import load_file
 from tests.checkpoints.pickled import load_tensors
 from tests.clip_files import clips
 

@@ -9,17 +9,15 @@ from magmerge.core.lazy import front
 if TYPE_CHECKING:
     from magmerge.checkpoints.adapters.adapter_expert import AdapterExpert
     from magmerge.checkpoints.adapters.adapter_loader import open_adapter
-    from magmerge.checkpoints.adapters.formats.files import encode
     from magmerge.checkpoints.adapters.union import adapters_alone
 
-__all__ = ["AdapterExpert", "adapters_alone", "encode", "open_adapter"]
+__all__ = ["AdapterExpert", "adapters_alone", "open_adapter"]
 
 __getattr__ = front(
     __name__,
     {
         "AdapterExpert": "adapter_expert",
         "adapters_alone": "union",
-        "encode": "formats.files",
         "open_adapter": "adapter_loader",
     },
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 from magmerge.checkpoints.adapters.factored import TILE, rows_between
 from magmerge.checkpoints.adapters.nouns import Adapter, LowRank
 from magmerge.checkpoints.adapters.placement import Place, Placement, base_name, find, mismatch
-from magmerge.checkpoints.kinds import kinds_of, read_model_config, shared_embeddings
+from magmerge.checkpoints.kinds import shared_embeddings
 from magmerge.core.errors import Fault
 from magmerge.core.models import OWN_BASE, Checkpoint, Expert
 from magmerge.core.pieces import cut
@@ -49,20 +49,22 @@ class AdapterExpert:
         self.notes = adapter.notes
         self.faults: list[Fault] = []
         self.absent: Mapping[str, Sequence[range]] = MappingProxyType({})
-        placement = find(
-            adapter.modules,
-            adapter.naming,
-            base,
-            kinds_of(base, read_model_config(base)),
-            fan_in_fan_out=bool(adapter.config.get("fan_in_fan_out")),
-        )
+        placement = find(adapter, base)
         self._read = lru_cache(KEPT)(adapter.read)
         self._places: dict[str, list[Place]] = {}
         for place in placement.places:
             self._places.setdefault(place.tensor, []).append(place)
         self._replaced = self._replacements(base)
-        lacking = self._report(placement, base, self._check_tied(placement, base))
-        self.specs = self._specs(base, lacking)
+        whole = [key for key in adapter.whole if base_name(key, base) is None]
+        bare = [key for key in whole if key.removesuffix(".weight") not in placement.lacking]
+        lacking = [*placement.lacking, *bare]
+        heads = self._tied_heads(lacking, base)
+        lacking = self._report(placement, base, [name for name in lacking if name not in heads])
+        specs = dict(base.specs)
+        for target, key in self._replaced.items():
+            specs[target] = TensorSpec(target, adapter.whole[key].shape, adapter.whole[key].dtype)
+        specs |= {name: TensorSpec(name, (), "F32") for name in lacking}
+        self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
         self.untouched = frozenset(set(base.specs) - set(self._places) - set(self._replaced))
 
     def weight(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
@@ -70,25 +72,27 @@ class AdapterExpert:
         return self.delta(name, base, start, out).add_(base)
 
     def delta(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
-        """scale * up @ down in the rows of each module, in the dtype of `base`; or the replaced
-        tensor less the base's; or zeros.
+        """Entries of scale * up @ down, of a replaced tensor less the base's, or zeros, like
+        `base`.
         """
         if name in self._replaced:
             key, stop = self._replaced[name], start + base.numel()
             whole = moved(self.adapter.read_whole_part(key, start, stop), base, out).sub_(base)
-            if name in self._places:
-                product = torch.zeros_like(base, memory_format=torch.contiguous_format)
-                for place in self._places[name]:
-                    _put_rows(self._read(place.module), place, product.view(-1), start)
-                whole += product
-            return whole
+            return (
+                whole if name not in self._places else whole.add_(self._product(name, base, start))
+            )
+        result = self._product(name, base, start, out)
+        return result if out is None or out is result else out.copy_(result)
+
+    def _product(self, name: str, base: Tensor, start: int, out: Tensor | None = None) -> Tensor:
+        """The same of the modules alone; in `out` if that is contiguous."""
         if out is None or not out.is_contiguous():
             result = torch.zeros(base.shape, dtype=base.dtype, device=base.device)
         else:
             result = out.zero_()
         for place in self._places.get(name, ()):
             _put_rows(self._read(place.module), place, result.view(-1), start)
-        return result if out is None or out is result else out.copy_(result)
+        return result
 
     def changes_nothing(self, base: Checkpoint | None, names: Collection[str]) -> bool:  # noqa: ARG002 - its factors tell
         """Whether every module has a factor of zeros, as in an adapter that was never trained."""
@@ -127,10 +131,10 @@ class AdapterExpert:
                 replaced[target] = key
         return replaced
 
-    def _check_tied(self, placement: Placement, base: Checkpoint) -> frozenset[str]:
-        """A fault where the adapter changes embedding or head, which the base has one matrix for.
+    def _tied_heads(self, lacking: Sequence[str], base: Checkpoint) -> frozenset[str]:
+        """What of `lacking` is the head, which is the embedding in the base; and a fault of it.
 
-        PEFT runs them as different matrices then. What of `_lacking` these are.
+        PEFT runs them as different matrices then, whichever of them the adapter changes.
         """
         shared = shared_embeddings(base)
         if not shared or self.adapter.config.get("ensure_weight_tying"):
@@ -145,7 +149,7 @@ class AdapterExpert:
         shapes = {base.specs[name].shape for name in shared}
         own = {name: spec.shape for name, spec in self.adapter.whole.items()}
         own |= {name: spec.shape for name, spec in self.adapter.modules.items()}
-        heads = [name for name in self._lacking(placement, base) if own[name] in shapes]
+        heads = [name for name in lacking if own[name] in shapes]
         for name in heads if not touched else ():
             self._note(
                 f"{name}: {self.name} changes the head, and in the base {base.source} "
@@ -154,20 +158,11 @@ class AdapterExpert:
             )
         return frozenset(heads)
 
-    def _lacking(self, placement: Placement, base: Checkpoint) -> list[str]:
-        """The modules and replaced tensors that the base has no place for."""
-        whole = [key for key in self.adapter.whole if base_name(key, base) is None]
-        bare = [key for key in whole if key.removesuffix(".weight") not in placement.lacking]
-        return [*placement.lacking, *bare]
-
-    def _report(self, placement: Placement, base: Checkpoint, heads: frozenset[str]) -> list[str]:
-        """Put into `faults` what does not fit; what the base lacks, but for `heads`."""
+    def _report(self, placement: Placement, base: Checkpoint, lacking: list[str]) -> list[str]:
+        """Put into `faults` what does not fit; what of `lacking` the plan is to tell."""
         ending = ".weight" if self.adapter.naming == "peft" else ""
-        lacking = [
-            f"{name}{ending}" if name in self.adapter.modules else name
-            for name in self._lacking(placement, base)
-            if name not in heads
-        ]
+        modules = self.adapter.modules
+        lacking = [f"{name}{ending}" if name in modules else name for name in lacking]
         seems = mismatch(self.adapter, placement, base)
         if seems is not None:
             self._note(f"{self.name} seems to be for another base: {seems}", OWN_BASE)
@@ -179,10 +174,9 @@ class AdapterExpert:
             )
             lacking = []
         for module, tensor, shape in placement.misfits:
-            own = list(self.adapter.modules[module].shape)
             self._note(
-                f"{tensor}: the task vector {own} of {self.name} does not fit the base's "
-                f"{list(shape)} ({module})",
+                f"{tensor}: the task vector {list(modules[module].shape)} of {self.name} does not "
+                f"fit the base's {list(shape)} ({module})",
                 "give the base that this adapter was trained on",
             )
         for tensor, places in self._places.items():
@@ -193,15 +187,6 @@ class AdapterExpert:
 
     def _note(self, text: str, remedy: str) -> None:
         self.faults.append(Fault(text, remedy))
-
-    def _specs(self, base: Checkpoint, lacking: list[str]) -> Mapping[str, TensorSpec]:
-        specs = dict(base.specs)
-        for target, key in self._replaced.items():
-            own = self.adapter.whole[key]
-            specs[target] = TensorSpec(target, own.shape, own.dtype)
-        for name in lacking:
-            specs[name] = TensorSpec(name, (), "F32")
-        return MappingProxyType(specs)
 
 
 def _put_rows(factors: LowRank, place: Place, part: Tensor, start: int) -> None:

@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from magmerge.checkpoints.adapters.formats.diffusers import read_diffusers
 from magmerge.checkpoints.adapters.formats.keys import PEFT, style_of
-from magmerge.checkpoints.adapters.formats.kohya import read_kohya
 from magmerge.checkpoints.adapters.formats.lora_config import CONFIG, read_config
 from magmerge.checkpoints.adapters.formats.peft import read_peft
-from magmerge.checkpoints.adapters.names.vocabulary import COMPONENTS, canonical, is_text
+from magmerge.checkpoints.adapters.formats.single_files import read_diffusers, read_kohya
+from magmerge.checkpoints.adapters.names.vocabulary import COMPONENTS, Part, canonical, is_text
 from magmerge.checkpoints.adapters.nouns import Adapter, Module, Replacement
 from magmerge.checkpoints.loader import open_checkpoint
 from magmerge.core.errors import AdapterError, EmptyCheckpointError
 from magmerge.core.models import Checkpoint
+from magmerge.core.types import Naming
 
 TRAINED = (
     "non_lora_trainables.bin",
@@ -43,7 +43,12 @@ def open_adapter(path: str | Path) -> Adapter:
     the models of a diffusion pipeline. What the format is, keys and header tell, never the file's
     name. AdapterError, with the key and the remedy, for anything that is no sound adapter.
     """
-    adapter = _opened(path)
+    place = Path(path)
+    parts = [name for name in COMPONENTS if (place / name / CONFIG).is_file()] if str(path) else []
+    if str(path) and (place / CONFIG).is_file():
+        adapter = _open_peft(place)
+    else:
+        adapter = _join(place, parts) if parts else _open_file(path)
     for name in (*adapter.modules, *adapter.whole):
         if not name.isprintable():
             raise AdapterError(
@@ -53,16 +58,6 @@ def open_adapter(path: str | Path) -> Adapter:
     return adapter
 
 
-def _opened(path: str | Path) -> Adapter:
-    place = Path(path)
-    if not str(path) or not place.is_dir():
-        return _open_file(path)
-    if (place / CONFIG).is_file():
-        return _open_peft(place)
-    parts = [name for name in COMPONENTS if (place / name / CONFIG).is_file()]
-    return _joined(place, parts) if parts else _open_file(place)
-
-
 def _open_file(path: str | Path) -> Adapter:
     checkpoint = open_checkpoint(path)
     metadata = read_metadata(checkpoint)
@@ -70,16 +65,13 @@ def _open_file(path: str | Path) -> Adapter:
     if style in ("kohya", "comfy"):
         return read_kohya(checkpoint, metadata)
     if style != "peft":
-        return read_diffusers(
-            checkpoint, metadata, "diffusers" if style == "diffusers" else "diffusers_old"
-        )
+        naming: Naming = "diffusers" if style == "diffusers" else "diffusers_old"
+        return read_diffusers(checkpoint, metadata, naming)
     beside = checkpoint.files[0].parent
     if not (beside / CONFIG).is_file():
-        raise AdapterError(
-            f"its keys are PEFT's, and no {CONFIG} says how they are scaled",
-            source=checkpoint.source,
-            remedy=f"put the adapter's {CONFIG} beside the file",
-        )
+        problem = f"its keys are PEFT's, and no {CONFIG} says how they are scaled"
+        remedy = f"put the adapter's {CONFIG} beside the file"
+        raise AdapterError(problem, source=checkpoint.source, remedy=remedy)
     return _with_config(checkpoint, beside)
 
 
@@ -94,7 +86,7 @@ def _with_config(checkpoint: Checkpoint, folder: Path) -> Adapter:
     return _with_other_weights(adapter, folder)
 
 
-def _joined(folder: Path, components: list[str]) -> Adapter:
+def _join(folder: Path, components: list[str]) -> Adapter:
     """PEFT's folders of several models as one adapter; names begin with the folder's."""
     stored: dict[str, Module] = {}
     replaced: dict[str, Replacement] = {}
@@ -102,10 +94,10 @@ def _joined(folder: Path, components: list[str]) -> Adapter:
     metadata: dict[str, str] = {}
     for component, part in parts.items():
         for name, module in part.stored.items():
-            own = f"{component}.{canonical(name) if is_text(component) else name}"
+            own = str(Part(component, canonical(name) if is_text(component) else name))
             stored[own] = module._replace(spec=replace(module.spec, name=own))
         for name, (_, checkpoint, key) in part.replaced.items():
-            own = f"{component}.{name}"
+            own = str(Part(component, name))
             replaced[own] = Replacement.of(checkpoint, key, own)
         metadata |= part.metadata
     files = tuple(file for part in parts.values() for file in part.files)
@@ -115,21 +107,15 @@ def _joined(folder: Path, components: list[str]) -> Adapter:
 
 
 def _with_other_weights(adapter: Adapter, folder: Path) -> Adapter:
-    """`adapter` with the tensors that its folder holds besides; a note for files that are not read.
-
-    AdapterError where such a tensor is in the adapter too.
-    """
+    """`adapter` with the tensors that its folder holds besides; AdapterError for one in both."""
     trained = tuple(folder / name for name in TRAINED if (folder / name).is_file())
     replaced = dict(adapter.replaced)
     for file in trained:
         for name, tensor in _tensors(file).items():
             if name in replaced or name.removesuffix(".weight") in adapter.stored:
-                raise AdapterError(
-                    f"it is in the adapter beside {file.name} too",
-                    source=adapter.source,
-                    tensor=name,
-                    remedy=f"remove {file.name} from the folder if it is of another training",
-                )
+                problem = f"it is in the adapter beside {file.name} too"
+                remedy = f"remove {file.name} from the folder if it is of another training"
+                raise AdapterError(problem, source=adapter.source, tensor=name, remedy=remedy)
             replaced[name] = tensor
     notes = tuple(
         f"{file} lies beside the adapter and is not read"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
@@ -26,7 +25,8 @@ from magmerge.checkpoints.adapters.nouns import (
     height,
     whole,
 )
-from magmerge.checkpoints.adapters.translation import composed, in_memory, rename_content
+from magmerge.checkpoints.adapters.translation import compose, in_memory, rename_content
+from magmerge.checkpoints.clip import families
 from magmerge.core.components import FLUX_BARE, PREFIXES, component_of, layout_of
 from magmerge.core.errors import AdapterError
 from magmerge.core.models import Checkpoint
@@ -36,13 +36,7 @@ from magmerge.core.version import __version__
 WEIGHT = ".weight"
 _ENCODERS = ("transformer.", "model.")
 """What a single file puts before the names inside a text encoder: transformers', open_clip's."""
-_BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
-_INSIDE = {
-    "attn.out_proj.weight": "self_attn.out_proj",
-    "mlp.c_fc.weight": "mlp.fc1",
-    "mlp.c_proj.weight": "mlp.fc2",
-}
-_FUSED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_OPEN_CLIP, _HF = map(families.ClipNames, (families.OPEN_CLIP, families.HF))
 
 
 def nameless(base: Checkpoint, tensors: Collection[str], naming: Naming) -> frozenset[str]:
@@ -108,7 +102,7 @@ def _diffusion(base: Checkpoint, content: Content, naming: Naming) -> Content:
         ]
         if any(part.module is not None for part in rows):
             composition.add(name, rows)
-    adapter = composed(in_memory(content), composition, "diffusers")
+    adapter = compose(in_memory(content), composition, "diffusers")
     return rename_content(
         Content(
             naming="diffusers",
@@ -132,35 +126,22 @@ def rows_of(base: Checkpoint) -> dict[str, tuple[Rows, ...]]:
         if len(spec.shape) < 2:
             continue
         module = ModuleSpec(name, "linear", spec.shape, 0, 1.0, spec.dtype)
+        own = inner.removesuffix(WEIGHT)
+        theirs: str | None = None
         if is_text(component):
-            _add_text_module(inner, component, module, composition)
-        elif inner.endswith(".weight"):
-            _add_image_module(inner.removesuffix(".weight"), component, module, composition)
+            prefix = next((start for start in _ENCODERS if inner.startswith(start)), "")
+            layer = _in_layer(inner.removeprefix(prefix), module)
+            for part, rows in layer.items():
+                composition.add(f"{component}.{part}", (rows,))
+            theirs = None if layer else canonical(own.removeprefix(prefix))
+        elif component == "unet":
+            theirs = own if UNET.has(own) else ldm.to_diffusers(own)
+        elif inner.endswith(WEIGHT):
+            fused = flux.split(name, flat(own), module, composition, "transformer.")
+            theirs = own if not fused and TRANSFORMER.has(own) else None
+        if theirs is not None and inner.endswith(WEIGHT):
+            composition.add(f"{component}.{theirs}", whole(name, module))
     return composition.rows
-
-
-def _add_text_module(
-    inner: str, component: str, module: ModuleSpec, composition: Composition
-) -> None:
-    prefix = next((start for start in _ENCODERS if inner.startswith(start)), "")
-    inner = inner.removeprefix(prefix)
-    fused = _split_encoder(inner, module, composition, f"{component}.")
-    if not fused and inner.endswith(".weight"):
-        own = canonical(inner.removesuffix(".weight"))
-        composition.add(f"{component}.{own}", whole(module.name, module))
-
-
-def _add_image_module(
-    inner: str, component: str, module: ModuleSpec, composition: Composition
-) -> None:
-    if component == "unet":
-        theirs = inner if UNET.has(inner) else ldm.to_diffusers(inner)
-        if theirs is not None:
-            composition.add(f"unet.{theirs}", whole(module.name, module))
-        return
-    fused = flux.split(module.name, flat(inner), module, composition, "transformer.")
-    if not fused and TRANSFORMER.has(inner):
-        composition.add(f"transformer.{inner}", whole(module.name, module))
 
 
 def _inside(base: Checkpoint) -> Iterator[tuple[str, str, str]]:
@@ -192,22 +173,14 @@ def _lone_component(base: Checkpoint) -> str | None:
     return part.component
 
 
-def _split_encoder(inner: str, spec: ModuleSpec, composition: Composition, prefix: str) -> bool:
-    """Add to `composition` what CLIP has for a tensor that is `inner` in open_clip's encoder; False
-    if it has no such module. The new names begin with `prefix`.
-    """
-    match = _BLOCK.fullmatch(inner)
-    if match is None:
-        return False
-    layer = f"{prefix}text_model.encoder.layers.{match[1]}."
-    if match[2] in _INSIDE:
-        composition.add(f"{layer}{_INSIDE[match[2]]}", whole(spec.name, spec))
-    elif match[2] == "attn.in_proj_weight" and spec.shape[0] % 3 == 0:
-        third = spec.shape[0] // 3
-        for place, part in enumerate(_FUSED):
-            composition.add(
-                f"{layer}{part}", (Rows(spec.name, place * third, (place + 1) * third),)
-            )
-    else:
-        return False
-    return True
+def _in_layer(inner: str, spec: ModuleSpec) -> dict[str, Rows]:
+    """CLIP's modules, and their rows, that a tensor in a layer of open_clip's encoder holds."""
+    entry = _OPEN_CLIP.entry(inner)
+    if entry is None or not families.is_weight(entry) or spec.shape[0] % len(entry.parts):
+        return {}
+    height = spec.shape[0] // len(entry.parts)
+    names = [(_HF.name_of(part) or "").removesuffix(WEIGHT) for part in entry.parts]
+    return {
+        name: Rows(spec.name, place * height, (place + 1) * height)
+        for place, name in enumerate(names)
+    }

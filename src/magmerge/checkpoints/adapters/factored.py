@@ -27,14 +27,6 @@ class Coordinates(NamedTuple):
     basis: Tensor
 
 
-class Truncated(NamedTuple):
-    """The best `up @ down` of its rank; `error` is relative to the norm of what it stands for."""
-
-    up: Tensor
-    down: Tensor
-    error: float
-
-
 def coordinates(factors: Sequence[LowRank]) -> Coordinates:
     """The task vectors scale B A of K adapters, in float32, without building any of them.
 
@@ -52,9 +44,7 @@ def coordinates(factors: Sequence[LowRank]) -> Coordinates:
 
 
 def spectrum(delta: Float[Tensor, "out d"]) -> tuple[Float[Tensor, "n"], Float[Tensor, "m n"]]:
-    """Singular values that are not zero, largest first, and the singular vectors of the shorter
-    side, in float64, from the Gram matrix of that side.
-    """
+    """Singular values but zeros, falling, and the shorter side's vectors, in float64."""
     scale = power_of_two(delta)
     short = delta if delta.shape[1] <= delta.shape[0] else delta.T.contiguous()
     values, vectors = eigen(gram(short / scale, torch.float64))
@@ -67,8 +57,9 @@ def truncate(
     values: Float[Tensor, "n"],
     vectors: Float[Tensor, "m n"],
     rank: int,
-) -> Truncated:
-    """The nearest matrix of rank `rank` (Eckart and Young 1936), in factors of equal size.
+) -> tuple[Tensor, Tensor, float]:
+    """The nearest matrix of rank `rank` (Eckart and Young 1936) as up and down factors of equal
+    size, and its error relative to the norm of `delta`.
 
     `values` and `vectors` are the spectrum of `delta`: with V_r its first right singular vectors
     the nearest is (D V_r) V_r^T, with U_r its left ones U_r (U_r^T D).
@@ -78,12 +69,12 @@ def truncate(
     lost = float(values[rank:].square().sum())
     error = (lost / whole) ** 0.5 if whole > 0 else 0.0
     if rank == 0:
-        return Truncated(delta.new_zeros(len(delta), 1), delta.new_zeros(1, delta.shape[1]), error)
+        return delta.new_zeros(len(delta), 1), delta.new_zeros(1, delta.shape[1]), error
     root = kept.sqrt()
     axes = vectors[:, :rank]
     if delta.shape[1] <= delta.shape[0]:
-        return Truncated(delta @ (axes / root).float(), (axes * root).T.float(), error)
-    return Truncated((axes * root).float(), (axes / root).T.float() @ delta, error)
+        return delta @ (axes / root).float(), (axes * root).T.float(), error
+    return (axes * root).float(), (axes / root).T.float() @ delta, error
 
 
 def rows_between(left: Tensor, right: Tensor, start: int, stop: int) -> Tensor:

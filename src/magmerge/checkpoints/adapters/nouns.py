@@ -43,9 +43,7 @@ class LowRank(NamedTuple):
 
 
 class Module(NamedTuple):
-    """One adapted module: its header, and what reads its factors: up [out, rank], down [rank, in,
-    *kernel], in their stored dtype or, if computed from several, in float32.
-    """
+    """One adapted module: its header, and what reads its factors, stored ones or in float32."""
 
     spec: ModuleSpec
     read: Callable[[], LowRank]
@@ -125,10 +123,7 @@ def height(rows: Sequence[Rows]) -> int:
 
 @dataclass(slots=True)
 class Composition:
-    """Each module of the new naming with its rows in order, and what could not be named.
-
-    `kinds` and `shapes` follow from the sources.
-    """
+    """Each module of the new naming with its rows in order, and what could not be named."""
 
     rows: dict[str, tuple[Rows, ...]] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)

@@ -15,17 +15,14 @@ from magmerge.checkpoints.adapters.base_names import rows_of
 from magmerge.checkpoints.adapters.names.naming import in_parts, to_diffusers
 from magmerge.checkpoints.adapters.names.vocabulary import flat
 from magmerge.checkpoints.adapters.nouns import Adapter, ModuleSpec, Rows, height, whole
+from magmerge.checkpoints.kinds import kinds_of, read_model_config
 from magmerge.core.components import DIFFUSION, layout_of
 from magmerge.core.models import Checkpoint
-from magmerge.core.types import Kind, Naming, TensorSpec
+from magmerge.core.types import Naming, TensorSpec
 
-_IMAGE_MODELS = (
-    "lora_unet_",
-    "lora_transformer_",
-    "unet.",
-    "transformer.",
-    DIFFUSION,
-    "diffusion_model.",
+_IMAGE_MODELS = re.compile(
+    rf"(?:lora_unet_|lora_transformer_|unet\.|transformer\.|(?:{re.escape(DIFFUSION)})"
+    r"|diffusion_model\.)"
 )
 """What an adapter's names for the modules of an image model begin with."""
 INPUTS = {768: "an SD1", 1024: "an SD2", 2048: "an SDXL"}
@@ -53,32 +50,25 @@ class Place(NamedTuple):
 
 @dataclass(slots=True)
 class Placement:
-    """Each module's places; the modules that the base lacks; the module, tensor and shape of the
-    rows in it where a task vector does not fit.
-    """
+    """Modules' places; those the base lacks; module, tensor and shape of its rows that misfit."""
 
     places: list[Place] = field(default_factory=list)
     lacking: list[str] = field(default_factory=list)
     misfits: list[tuple[str, str, tuple[int, ...]]] = field(default_factory=list)
 
 
-def find(
-    modules: Mapping[str, ModuleSpec],
-    naming: Naming,
-    base: Checkpoint,
-    kinds: Mapping[str, Kind],
-    *,
-    fan_in_fan_out: bool = False,
-) -> Placement:
-    """Every module in the base, by whole tensors or by rows of tensors that fuse several modules.
-
-    `kinds` are those of the base's tensors. `fan_in_fan_out` decides about square matrices only,
-    and only where their kind is not known: PEFT saves one value for modules of both sorts.
-    """
-    placement = Placement()
-    turnable = {name for name, kind in kinds.items() if kind == "transposed" or fan_in_fan_out}
-    pairs = _pairs(modules, naming, base)
+def find(adapter: Adapter, base: Checkpoint) -> Placement:
+    """Every module in the base, by whole tensors or by rows of those that fuse several modules."""
+    placement, modules = Placement(), adapter.modules
+    kinds = kinds_of(base, read_model_config(base))
+    # Decides about square matrices only: PEFT saves one value for modules of both sorts.
+    every = bool(adapter.config.get("fan_in_fan_out"))
+    turnable = {name for name, kind in kinds.items() if kind == "transposed" or every}
+    pairs = _pairs(modules, adapter.naming, base)
+    rows: Counter[str | None] = Counter()
     for own, theirs in pairs:
+        for part in own:
+            rows[part.module] += part.stop - part.start
         module, tensor = modules[own[0].module or ""], base.specs[theirs[0].module or ""]
         if _is_whole(own, module.shape) and _is_whole(theirs, tensor.shape):
             turned = _is_turned(module, tensor, tensor.name in turnable)
@@ -88,7 +78,7 @@ def find(
             continue
         _check(placement, module, tensor, (height(theirs), *tensor.shape[1:]), own)
         placement.places += _overlaid(own, theirs)
-    placement.lacking = _unplaced(modules, [own for own, _ in pairs])
+    placement.lacking = [name for name, spec in modules.items() if rows[name] < spec.shape[0]]
     return placement
 
 
@@ -128,15 +118,6 @@ def _family(names: Iterable[str], inputs: int | None) -> str | None:
 def _inputs(specs: Mapping[str, ModuleSpec] | Mapping[str, TensorSpec]) -> int | None:
     shapes = (spec.shape for name, spec in specs.items() if _CROSS.fullmatch(name))
     return next((shape[1] for shape in shapes if len(shape) == 2), None)
-
-
-def _unplaced(modules: Mapping[str, ModuleSpec], placed: Sequence[Sequence[Rows]]) -> list[str]:
-    """Modules of which the base lacks some rows, or all."""
-    rows = Counter[str | None]()
-    for own in placed:
-        for part in own:
-            rows[part.module] += part.stop - part.start
-    return [name for name, spec in modules.items() if rows[name] < spec.shape[0]]
 
 
 def _check(
@@ -179,25 +160,21 @@ def _overlaid(own: Sequence[Rows], theirs: Sequence[Rows]) -> Iterator[Place]:
     """The same rows told as a module's and as the base's, cut wherever either changes."""
     left, right = list(own), list(theirs)
     while left and right:
-        mine, its = left[0], right[0]
+        mine, its = left.pop(0), right.pop(0)
         rows = min(mine.stop - mine.start, its.stop - its.start)
         yield Place(mine.module or "", mine.start, its.module or "", its.start, rows)
-        left[0] = mine._replace(start=mine.start + rows)
-        right[0] = its._replace(start=its.start + rows)
-        left = left if left[0].start < left[0].stop else left[1:]
-        right = right if right[0].start < right[0].stop else right[1:]
+        for queue, part in ((left, mine), (right, its)):
+            if part.start + rows < part.stop:
+                queue.insert(0, part._replace(start=part.start + rows))
 
 
 def _pairs(
     modules: Mapping[str, ModuleSpec], naming: Naming, base: Checkpoint
 ) -> list[tuple[tuple[Rows, ...], tuple[Rows, ...]]]:
     """Rows of the adapter's modules, and the rows of the base's tensors that they stand for."""
-    direct: dict[str, str] = {}
-    if naming == "peft" and not in_parts(modules):
-        for name in modules:
-            tensor = base_name(f"{name}.weight", base)
-            if tensor is not None:
-                direct[name] = tensor
+    alike = modules if naming == "peft" and not in_parts(modules) else ()
+    tensors = {name: base_name(f"{name}.weight", base) for name in alike}
+    direct = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     rest = {name: spec for name, spec in modules.items() if name not in direct}
     theirs = rows_of(base) if rest else {}
     pairs: list[tuple[tuple[Rows, ...], tuple[Rows, ...]]] = []
@@ -230,8 +207,8 @@ def _by_own_names(modules: Sequence[str], base: Checkpoint) -> dict[str, str]:
     known = {spoken: name for name, spoken in names.items() if often[spoken] == 1}
     tensors = {}
     for module in modules:
-        prefix = next((start for start in _IMAGE_MODELS if module.startswith(start)), None)
-        tensor = None if prefix is None else known.get(flat(module.removeprefix(prefix)))
+        prefix = _IMAGE_MODELS.match(module)
+        tensor = known.get(flat(module[prefix.end() :])) if prefix else None
         if tensor is not None:
             tensors[module] = base.ties.get(tensor, tensor)
     return tensors

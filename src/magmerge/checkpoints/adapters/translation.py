@@ -5,7 +5,7 @@ Modules are put together from rows of another's, each task vector exactly.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -43,17 +43,13 @@ def renamed(adapter: Adapter, naming: Naming) -> Adapter:
     from equal down factors, or from all of them where they differ. AdapterError lists every module
     that has no name there.
     """
-    if adapter.naming == naming:
-        return adapter
-    if adapter.naming not in _DIFFUSERS:
+    if adapter.naming != naming and adapter.naming not in _DIFFUSERS:
         composition = to_diffusers(adapter.naming, adapter.modules)
-        _check(composition, adapter, naming)
-        adapter = composed(adapter, composition, "diffusers")
+        adapter = compose(_nameable(adapter, composition, naming), composition, "diffusers")
     if adapter.naming == naming:
         return adapter
     composition = from_diffusers(naming, adapter.modules)
-    _check(composition, adapter, naming)
-    return composed(adapter, composition, naming)
+    return compose(_nameable(adapter, composition, naming), composition, naming)
 
 
 def rename_content(content: Content, naming: Naming) -> Content:
@@ -64,15 +60,10 @@ def rename_content(content: Content, naming: Naming) -> Content:
     # Where scales differ, parts are put together in float32.
     dtype = next(iter(content.modules.values())).up.dtype
     factors = {name: adapter.read(name) for name in adapter.modules}
-    return replace(
-        content,
-        naming=naming,
-        modules={
-            n: LowRank(up.to(dtype), down.to(dtype), s) for n, (up, down, s) in factors.items()
-        },
-        kinds={name: spec.kind for name, spec in adapter.modules.items()},
-        config=content.config if naming == "peft" else {},
-    )
+    modules = {n: LowRank(up.to(dtype), down.to(dtype), s) for n, (up, down, s) in factors.items()}
+    kinds = {name: spec.kind for name, spec in adapter.modules.items()}
+    config = content.config if naming == "peft" else {}
+    return replace(content, naming=naming, modules=modules, kinds=kinds, config=config)
 
 
 def common_naming(adapters: Sequence[Adapter]) -> list[Adapter]:
@@ -107,18 +98,11 @@ def in_memory(content: Content) -> Adapter:
         stored[name] = Module(spec, partial(LowRank, *factors))
     whole = MemoryCheckpoint(content.whole)
     replaced = {name: Replacement.of(whole, name, name) for name in content.whole}
-    return Adapter(
-        "the finished adapter",
-        (),
-        content.naming,
-        stored,
-        replaced,
-        content.metadata,
-        content.config,
-    )
+    names = "the finished adapter", (), content.naming
+    return Adapter(*names, stored, replaced, content.metadata, content.config)
 
 
-def composed(adapter: Adapter, composition: Composition, naming: Naming) -> Adapter:
+def compose(adapter: Adapter, composition: Composition, naming: Naming) -> Adapter:
     """`adapter` with the modules of `composition`, read as lazily as it is itself.
 
     Only where several modules become one are their down factors read at once: the rank is that of
@@ -129,17 +113,11 @@ def composed(adapter: Adapter, composition: Composition, naming: Naming) -> Adap
         groups = _groups(adapter, rows)
         spec = _spec(name, rows, [[adapter.modules[own] for own in group] for group in groups])
         stored[name] = Module(spec, partial(_read, adapter, rows, groups, spec))
-    return Adapter(
-        adapter.source,
-        adapter.files,
-        naming,
-        stored,
-        metadata=adapter.metadata,
-        notes=adapter.notes,
-    )
+    return replace(adapter, naming=naming, stored=stored, replaced={}, config={})
 
 
-def _check(composition: Composition, adapter: Adapter, naming: Naming) -> None:
+def _nameable(adapter: Adapter, composition: Composition, naming: Naming) -> Adapter:
+    """The adapter; AdapterError unless all of it has a place in `composition`."""
     faults = [*composition.faults]
     faults += [f"{name}: {naming} has no place for replaced tensors" for name in adapter.whole]
     if faults:
@@ -151,6 +129,7 @@ def _check(composition: Composition, adapter: Adapter, naming: Naming) -> None:
             remedy="drop --format (naming=) to keep the adapter's own, or leave these out "
             "with --ignore (ignore=)",
         )
+    return adapter
 
 
 def _groups(adapter: Adapter, rows: Sequence[Rows]) -> Groups:
@@ -159,32 +138,26 @@ def _groups(adapter: Adapter, rows: Sequence[Rows]) -> Groups:
         return [names]
     import torch
 
-    downs: list[Tensor] = []
-    groups: Groups = []
+    groups: list[tuple[Tensor, list[str]]] = []
     for name in names:
         down = adapter.read(name).down
-        for known, group in zip(downs, groups, strict=True):
+        for known, group in groups:
             if known.dtype == down.dtype and torch.equal(known, down):
                 group.append(name)
                 break
         else:
-            downs.append(down)
-            groups.append([name])
-    return groups
+            groups.append((down, [name]))
+    return [group for _, group in groups]
 
 
 def _spec(name: str, rows: Sequence[Rows], groups: Sequence[Sequence[ModuleSpec]]) -> ModuleSpec:
     specs = [spec for group in groups for spec in group]
     first = specs[0]
-    alike = len({spec.scale for spec in specs}) == 1
-    return ModuleSpec(
-        name=name,
-        kind=first.kind,
-        shape=(height(rows), *first.shape[1:]),
-        rank=sum(group[0].rank for group in groups),
-        scale=first.scale if alike else 1.0,
-        dtype=first.dtype if alike and len({spec.dtype for spec in specs}) == 1 else "F32",
-    )
+    shape, rank = (height(rows), *first.shape[1:]), sum(group[0].rank for group in groups)
+    if len({spec.scale for spec in specs}) > 1:
+        return ModuleSpec(name, first.kind, shape, rank, 1.0, "F32")
+    dtype = first.dtype if len({spec.dtype for spec in specs}) == 1 else "F32"
+    return ModuleSpec(name, first.kind, shape, rank, first.scale, dtype)
 
 
 def _read(adapter: Adapter, rows: Sequence[Rows], groups: Groups, spec: ModuleSpec) -> LowRank:
@@ -194,26 +167,18 @@ def _read(adapter: Adapter, rows: Sequence[Rows], groups: Groups, spec: ModuleSp
     if len(rows) == 1 and first.module is not None:
         up, down, scale = factors[first.module]
         return LowRank(up[first.start : first.stop].contiguous(), down, scale)
-    return _put_together(rows, groups, factors, spec)
-
-
-def _put_together(
-    rows: Sequence[Rows], groups: Groups, factors: Mapping[str, LowRank], spec: ModuleSpec
-) -> LowRank:
-    """The rows below each other; a group's are in the columns of its own down factor."""
     import torch
 
     formats = {tensor.dtype for up, down, _ in factors.values() for tensor in (up, down)}
     alike = all(factor.scale == spec.scale for factor in factors.values())
     dtype = formats.pop() if alike and len(formats) == 1 else torch.float32
     downs = [factors[group[0]].down.to(dtype) for group in groups]
-    columns = {}
-    start = 0
+    # The rows are below each other; a group's are in the columns of its own down factor.
+    columns, start = {}, 0
     for group, down in zip(groups, downs, strict=True):
         columns.update(dict.fromkeys(group, slice(start, start + len(down))))
         start += len(down)
-    up = torch.zeros(spec.shape[0], start, dtype=dtype)
-    at = 0
+    up, at = torch.zeros(spec.shape[0], start, dtype=dtype), 0
     for part in rows:
         stop = at + part.stop - part.start
         if part.module is not None:

@@ -24,9 +24,8 @@ from magmerge.core.types import Kind, Naming, TensorSpec
 
 
 class AdapterUnion:
-    """The modules of several adapters as the tensors of a model of zeros.
-
-    `naming` is that of the first adapter's file, `adapters` are all of them under one naming.
+    """The modules of several adapters, all under one naming, as the tensors of a model of zeros.
+    `naming` is that of the first adapter's file.
     """
 
     source = "the adapters"
@@ -41,15 +40,12 @@ class AdapterUnion:
         self.modules: dict[str, ModuleSpec] = {}
         self.replaced: dict[str, TensorSpec] = {}
         for adapter in adapters:
-            for name, module in adapter.modules.items():
-                self.modules.setdefault(name, module)
-            for name, spec in _in_float32(adapter.whole).items():
-                self.replaced.setdefault(name, spec)
+            # The first adapter that has a module tells of it.
+            self.modules = {**self.modules, **adapter.modules, **self.modules}
+            self.replaced = {**self.replaced, **_in_float32(adapter.whole), **self.replaced}
         self.specs = MappingProxyType({**_in_float32(self.modules), **self.replaced})
-        self.kinds: Mapping[str, Kind] = {
-            **{name: _kind(module) for name, module in self.modules.items()},
-            **dict.fromkeys(self.replaced, "other"),
-        }
+        kinds = {name: _kind(module) for name, module in self.modules.items()}
+        self.kinds: Mapping[str, Kind] = {**kinds, **dict.fromkeys(self.replaced, "other")}
 
     def read(self, name: str) -> Tensor:
         """Zeros."""
@@ -104,14 +100,14 @@ class AdapterTaskVectors:
 
     def delta(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
         """Entries of scale B A from `start` on, as many as `base` has and in its shape."""
+        stop = start + base.numel()
         if name in self.adapter.whole:
-            part = self.adapter.read_whole_part(name, start, start + base.numel()).to(base)
-            part = part.reshape(base.shape)
-            return part if out is None else out.copy_(part)
-        factors = self.factors(name)
-        if not factors.up.shape[1]:
+            part = self.adapter.read_whole_part(name, start, stop)
+        elif name not in self.adapter.modules:
             return torch.zeros_like(base) if out is None else out.zero_()
-        part = rows_between(factors.up, factors.down, start, start + base.numel())
+        else:
+            factors = self.factors(name)
+            part = rows_between(factors.up, factors.down, start, stop)
         part = part.reshape(base.shape)
         return part.to(base) if out is None else out.copy_(part)
 
@@ -123,10 +119,9 @@ class AdapterTaskVectors:
         """Whether both have the same factors for the same modules."""
         if not isinstance(other, AdapterTaskVectors):
             return False
-        mine, theirs = self.adapter.modules, other.adapter.modules
-        if set(mine) != set(theirs) or any(mine[n].rank != theirs[n].rank for n in mine):
-            return False
-        return all(
+        # Factors of other ranks have other shapes, which are not equal either.
+        mine = self.adapter.modules
+        return mine.keys() == other.adapter.modules.keys() and all(
             torch.equal(a.up, b.up) and torch.equal(a.down, b.down)
             for a, b in ((self.factors(name), other.factors(name)) for name in mine)
         )
@@ -156,11 +151,8 @@ def adapters_alone(
     opened = [open_adapter(str(model)) for model in adapters.values()]
     alike = common_naming(opened)
     union = AdapterUnion(alike, opened[0].naming)
-    experts = [
-        AdapterTaskVectors(name, adapter, union)
-        for name, adapter in zip(adapters, alike, strict=True)
-    ]
-    return union, experts
+    pairs = zip(adapters, alike, strict=True)
+    return union, [AdapterTaskVectors(name, adapter, union) for name, adapter in pairs]
 
 
 def _in_float32(

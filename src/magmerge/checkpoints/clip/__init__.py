@@ -7,24 +7,12 @@ from typing import TYPE_CHECKING
 from magmerge.core.lazy import front
 
 if TYPE_CHECKING:
-    from magmerge.checkpoints.clip.clip_checkpoint import ClipCheckpoint, aligned, in_family
-    from magmerge.checkpoints.clip.families import FAMILIES, family_of
+    from magmerge.checkpoints.clip.clip_checkpoint import aligned, in_family
+    from magmerge.checkpoints.clip.families import family_of
 
-__all__ = [
-    "ClipCheckpoint",
-    "FAMILIES",
-    "aligned",
-    "family_of",
-    "in_family",
-]
+__all__ = ["aligned", "family_of", "in_family"]
 
 __getattr__ = front(
     __name__,
-    {
-        "ClipCheckpoint": "clip_checkpoint",
-        "FAMILIES": "families",
-        "aligned": "clip_checkpoint",
-        "family_of": "families",
-        "in_family": "clip_checkpoint",
-    },
+    {"aligned": "clip_checkpoint", "family_of": "families", "in_family": "clip_checkpoint"},
 )

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
-Layout = Literal["plain", "turned", "token", "table"]
+PartLayout = Literal["plain", "turned", "token", "table"]
 """How a family stores a part: as it is; [in, out]; [1, 1, width]; [1, positions, width]."""
 HALVES = ("vision", "text")
 BUFFERS = frozenset(
@@ -45,14 +45,7 @@ class Entry(NamedTuple):
     """What one stored tensor is: one part, or several below each other."""
 
     parts: tuple[str, ...]
-    layout: Layout = "plain"
-
-
-class Place(NamedTuple):
-    """Where a part is stored: under which name, as which of several."""
-
-    name: str
-    entry: Entry
+    layout: PartLayout = "plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +111,7 @@ def _column(table: str, number: int) -> dict[str, Entry]:
                 key = name.replace("{v}", "{vision}").replace("{t}", "{text}").replace("*", kind)
                 before = entries[key].parts if key in entries else ()
                 parts = (*before, part.replace("*", kind))
-                entries[key] = Entry(parts, cast("Layout", layout or "plain"))
+                entries[key] = Entry(parts, cast("PartLayout", layout or "plain"))
     return entries
 
 
@@ -157,7 +150,7 @@ MOST_PREFIXES = 8
 """Under how many prefixes a family is looked for. A file with one model has one."""
 
 
-class Naming:
+class ClipNames:
     """One model's names: a family, the prefix of all its names, and the prefixes of its halves."""
 
     def __init__(self, family: Family, prefix: str = "", variant: int = 0) -> None:
@@ -165,8 +158,7 @@ class Naming:
         self.prefix = prefix
         self.variant = variant
         prefixes = zip(HALVES, family.variants[variant], strict=True)
-        known: dict[str, str] = {half: own for half, own in prefixes if own is not None}
-        self._known = known
+        known = self._known = {half: own for half, own in prefixes if own is not None}
         self._fixed = {
             prefix + name.format_map(known): entry
             for name, entry in family.fixed.items()
@@ -177,8 +169,8 @@ class Naming:
             for half, start in family.layers.items()
             if half in known
         }
-        self._places = {part: Place(n, e) for n, e in self._fixed.items() for part in e.parts}
-        self._inside = {part: Place(n, e) for n, e in family.inside.items() for part in e.parts}
+        self._names = {part: name for name, entry in self._fixed.items() for part in entry.parts}
+        self._inside = {part: name for name, own in family.inside.items() for part in own.parts}
 
     def anchors(self) -> list[str]:
         """The names of which every model with these names has one."""
@@ -199,19 +191,15 @@ class Naming:
                 return Entry(parts, inner.layout)
         return None
 
-    def place(self, part: str) -> Place | None:
-        """Where the family stores a part; None if it has none such."""
+    def name_of(self, part: str) -> str | None:
+        """The name of the tensor that the family stores a part in; None if it has none such."""
         half, _, inner = part.partition(".")
         number, _, rest = inner.partition(".")
         if not number.isdigit():
-            return self._places.get(part)
-        inside = self._inside.get(rest)
-        if inside is None or half not in self._layers:
+            return self._names.get(part)
+        if rest not in self._inside or half not in self._layers:
             return None
-        parts = tuple(f"{half}.{number}.{own}" for own in inside.entry.parts)
-        return Place(
-            f"{self._layers[half]}{number}.{inside.name}", Entry(parts, inside.entry.layout)
-        )
+        return f"{self._layers[half]}{number}.{self._inside[rest]}"
 
 
 def _half_of(name: str) -> str | None:
@@ -227,32 +215,29 @@ def family_of(names: Iterable[str]) -> str | None:
     return None if naming is None else naming.family.name
 
 
-def left_over(names: Iterable[str], own: Naming) -> list[str]:
-    """The names of weights that `own` does not know, and that another CLIP model has: one under
-    another prefix, or of another family.
-    """
+def left_over(names: Iterable[str], own: ClipNames) -> list[str]:
+    """The weights that `own` does not know and another CLIP model has, or another prefix."""
     listed = list(names)
     strange = [name for name in listed if own.entry(name) is None]
     others = [*_candidates(strange), *_of_prefix(own.prefix)]
-    return [name for name in strange if any(_is_weight(naming, name) for naming in others)]
+    return [name for name in strange if any(is_weight(naming.entry(name)) for naming in others)]
 
 
-def _of_prefix(prefix: str) -> list[Naming]:
+def _of_prefix(prefix: str) -> list[ClipNames]:
     """Every family and variant under one prefix."""
     return [
-        Naming(family, prefix, variant)
+        ClipNames(family, prefix, variant)
         for family in FAMILIES.values()
         for variant in range(len(family.variants))
     ]
 
 
-def _is_weight(naming: Naming, name: str) -> bool:
-    """Whether the name is a layer's: names outside the layers, such as head.weight, are common."""
-    entry = naming.entry(name)
+def is_weight(entry: Entry | None) -> bool:
+    """Whether it is a layer's: names outside the layers, such as head.weight, are common."""
     return entry is not None and entry.parts[0].count(".") > 2
 
 
-def recognise(names: Iterable[str]) -> Naming | None:
+def recognise(names: Iterable[str]) -> ClipNames | None:
     """The naming that knows most of the names, among those that know a layer's attention."""
     listed = list(names)
     best, most = None, 0
@@ -264,7 +249,7 @@ def recognise(names: Iterable[str]) -> Naming | None:
     return best
 
 
-def _candidates(names: list[str]) -> list[Naming]:
+def _candidates(names: list[str]) -> list[ClipNames]:
     """Every family and variant with each prefix that one of its anchors is found under."""
     candidates = []
     for bare in _of_prefix(""):
@@ -276,6 +261,7 @@ def _candidates(names: list[str]) -> list[Naming]:
         }
         # Each is held against all names.
         candidates += [
-            Naming(bare.family, prefix, bare.variant) for prefix in list(prefixes)[:MOST_PREFIXES]
+            ClipNames(bare.family, prefix, bare.variant)
+            for prefix in list(prefixes)[:MOST_PREFIXES]
         ]
     return candidates

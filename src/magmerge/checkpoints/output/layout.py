@@ -36,7 +36,8 @@ def lay_out(
         for number, group in enumerate(groups):
             header, offsets = _header(group, metadata.get(part, {}))
             places |= {name: (len(shards), offset) for name, offset in offsets.items()}
-            name = _name(file, number, len(groups))
+            stem, count = file.removesuffix(SUFFIX), len(groups)
+            name = file if count == 1 else f"{stem}-{number + 1:05}-of-{count:05}{SUFFIX}"
             size = len(header) + sum(dtypes.nbytes(spec) for spec in group)
             shards.append(Shard(f"{part}/{name}" if part else name, header, size))
         for i, step in enumerate(steps):
@@ -47,9 +48,7 @@ def lay_out(
 
 
 def index_of(steps: Sequence[Step], shards: Sequence[Shard]) -> dict[str, str]:
-    """The index file's text by its name, in Hugging Face's format; empty where one shard needs
-    none.
-    """
+    """The index file's text by its name, as Hugging Face has it; empty for one shard."""
     if len(shards) == 1 or FIRST not in shards[0].file:
         return {}
     stem = shards[0].file.rpartition(FIRST)[0]
@@ -73,18 +72,10 @@ def _fill(tensors: Sequence[TensorSpec], shard_size: int | None) -> list[list[Te
     return groups
 
 
-def _name(file: str, number: int, count: int) -> str:
-    stem = file.removesuffix(SUFFIX)
-    return file if count == 1 else f"{stem}-{number + 1:05}-of-{count:05}{SUFFIX}"
-
-
 def _header(
     tensors: Sequence[TensorSpec], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, int]]:
-    """A safetensors header, and each tensor's offset from the beginning of the file.
-
-    As safetensors writes it: wider formats first, then by name, so that data is aligned.
-    """
+    """A safetensors header, wider formats first as safetensors has it; each tensor's offset."""
     specs = sorted(tensors, key=lambda spec: (-dtypes.width(spec.dtype), spec.name))
     entries: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     offsets, position = {}, 0

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from magmerge.core import dtypes
 from magmerge.core.types import Shard, Step
+from magmerge.core.whole_file import replace_whole
 
 LEDGER, FINDINGS = ".ledger", ".findings"
 
 
-class Part(NamedTuple):
+class WrittenPart(NamedTuple):
     """Bytes of a tensor from the entry `start` on: how many, and their CRC-32, which tells a
     torn write and costs a quarter of what SHA-256 does."""
 
@@ -33,11 +34,11 @@ class Ledger:
         self._path = folder / LEDGER
         self._findings = folder / FINDINGS
         self._lock = threading.Lock()
-        self._parts: dict[str, list[Part]] = {}
+        self._parts: dict[str, list[WrittenPart]] = {}
 
     def note(self, step: Step, start: int, data: memoryview) -> None:
         """A part of a step was written."""
-        part = Part(start, len(data), f"{zlib.crc32(data):08x}")
+        part = WrittenPart(start, len(data), f"{zlib.crc32(data):08x}")
         with self._lock:
             self._parts.setdefault(step.key, []).append(part)
 
@@ -51,8 +52,7 @@ class Ledger:
     def finished(
         self, steps: Mapping[str, Sequence[Step]], shards: tuple[Shard, ...]
     ) -> dict[str, Mapping[str, Any]]:
-        """The outcome of each step whose bytes are there and have the checksums that were noted.
-
+        """The outcome of each step whose bytes are there, with the checksums that were noted.
         `steps` are each one with those that share its memory: they have the same bytes.
         """
         outcomes = {}
@@ -64,10 +64,7 @@ class Ledger:
 
     def keep_findings(self, content: bytes) -> None:
         """What the passes before the last one found."""
-        text = hashlib.sha256(content).hexdigest().encode() + content
-        partial = self._findings.with_suffix(".partial")
-        partial.write_bytes(text)
-        os.replace(partial, self._findings)
+        replace_whole(self._findings, hashlib.sha256(content).hexdigest().encode() + content)
 
     def findings(self) -> bytes | None:
         """The same, if it is there and whole."""
@@ -80,24 +77,22 @@ class Ledger:
 
     def _lines(self) -> list[dict[str, Any]]:
         """The lines that were written whole."""
-        lines = []
+        lines: list[dict[str, Any]] = []
         try:
             text = self._path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
-            return []
+            return lines
         for line in text.splitlines():
-            try:
+            with suppress(ValueError, KeyError, TypeError, RecursionError):
                 entry = json.loads(line)
-                entry["parts"] = sorted(Part(*part) for part in entry["parts"])
+                entry["parts"] = sorted(WrittenPart(*part) for part in entry["parts"])
                 whole = all(type(n) is int for part in entry["parts"] for n in part[:2])
                 if whole and isinstance(entry["step"], str) and isinstance(entry["outcome"], dict):
                     lines.append(entry)
-            except (ValueError, KeyError, TypeError, RecursionError):
-                continue
         return lines
 
 
-def _holds(folder: Path, step: Step, shards: tuple[Shard, ...], parts: list[Part]) -> bool:
+def _holds(folder: Path, step: Step, shards: tuple[Shard, ...], parts: list[WrittenPart]) -> bool:
     """Whether the step's file has these parts, and they are all of it."""
     width = dtypes.width(step.spec.dtype)
     first = step.first if step.whole is not None else 0

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +32,13 @@ NOBODYS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 
 def check_replaceable(folder: Path, own: Collection[str]) -> None:
     """OutputError, which lists them, if `folder` holds what magmerge neither wrote nor would write.
-
-    `own` are the paths, from the folder, of the files that are about to be written there.
+    `own` are the files that are about to be written there.
     """
     others = foreign(folder, own)
     if others:
-        raise OutputError(
-            "it holds other things than a model that magmerge wrote, so it is never replaced: "
-            f"{shortened(others)}",
-            source=folder,
-            remedy="choose another output, or move these away yourself",
-        )
+        problem = "it holds other things than a model that magmerge wrote, so it is never replaced"
+        remedy = "choose another output, or move these away yourself"
+        raise output_error(folder, f"{problem}: {shortened(others)}", remedy)
 
 
 def foreign(folder: Path, own: Collection[str]) -> list[str]:
@@ -56,10 +55,7 @@ def foreign(folder: Path, own: Collection[str]) -> list[str]:
 
 
 def discard(folder: Path, own: Collection[str], refuge: Path) -> None:
-    """Remove a replaced folder; what is not magmerge's in it moves to the folder `refuge`.
-
-    There is such a thing only where somebody put it there after the last look.
-    """
+    """Remove a replaced folder; what somebody put there after the last look moves to `refuge`."""
     for path in foreign(folder, own):
         (refuge / path).parent.mkdir(parents=True, exist_ok=True)
         if not os.path.lexists(refuge / path):
@@ -86,11 +82,44 @@ def check_document(file: Path, *, overwrite: bool) -> None:
 
 def not_own(file: Path) -> OutputError:
     """That a file is somebody's, and stays."""
-    return OutputError(
-        "it is no file of magmerge's, so it is never replaced",
-        source=file,
-        remedy="name another output, or move that file away yourself",
-    )
+    problem = "it is no file of magmerge's, so it is never replaced"
+    return output_error(file, problem, "name another output, or move that file away yourself")
+
+
+def output_error(source: Path, problem: str, remedy: str) -> OutputError:
+    """That something cannot be written, and what to do about it."""
+    return OutputError(problem, source=source, remedy=remedy)
+
+
+@contextmanager
+def disk_errors(target: Path, left: str = "") -> Iterator[None]:
+    """Turns the operating system's errors into one message; `left` ends its remedies."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"cannot be written: {error.strerror}"
+        remedy = "choose a folder that you may write to"
+        if left and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            problem = "no space left on the disk"
+            remedy = "free some space or choose another output"
+        raise output_error(target, problem, f"{remedy}{left}") from error
+
+
+def lock_file(path: Path, target: Path, *, moves: bool = False) -> int:
+    """The handle of a lock that is this run's alone; OutputError where another run has it. `moves`:
+    another run may publish or remove it after it is opened.
+    """
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mine = not moves or os.fstat(lock).st_ino == os.stat(path).st_ino
+    except OSError:
+        mine = False
+    if not mine:
+        os.close(lock)
+        remedy = "wait until that run has ended, or choose another output"
+        raise output_error(target, "another magmerge run is writing it now", remedy)
+    return lock
 
 
 def tells(record: Path, file: str) -> bool:
@@ -121,19 +150,17 @@ def _foreign(folder: Path, prefix: str, known: Collection[str]) -> Iterator[str]
 def _named(folder: Path) -> set[str]:
     """The files that the folder's own record and index name, and these themselves."""
     record = _object(folder / RECORD)
-    names = {RECORD, REPORT} if "magmerge" in record else set()
+    content = [record] if "magmerge" in record else []
+    names = {RECORD, REPORT} if content else set()
     if names and "modules" in record:
         names |= ADAPTER
     elif names and "files" not in record:
         # Records of before they told it.
         names.add("model.safetensors")
-    content = [record] if names else []
-    for file in folder.glob(f"*{INDEX}"):
-        index = _object(file)
-        if "weight_map" in index:
-            names.add(file.name)
-            content.append(index)
-    for listed in (entry.get(key) for entry in content for key in LISTS):
+    indices = {file.name: _object(file) for file in folder.glob(f"*{INDEX}")}
+    indices = {name: index for name, index in indices.items() if "weight_map" in index}
+    names |= indices.keys()
+    for listed in (entry.get(key) for entry in (*content, *indices.values()) for key in LISTS):
         files = listed.values() if isinstance(listed, dict) else listed
         if isinstance(files, Iterable):
             names |= {name for name in files if isinstance(name, str)}

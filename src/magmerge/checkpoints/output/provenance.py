@@ -21,9 +21,7 @@ from magmerge.core.version import __version__
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What was done: each layer's record, each module's of an adapter, what a reader should know,
-    the layers that could not be measured, and entries of one verb alone.
-    """
+    """What was done to layers and modules, what a reader should know, what was not measured."""
 
     records: Sequence[LayerRecord] = ()
     modules: Sequence[Any] = ()
@@ -78,11 +76,6 @@ def content_digest(model: Checkpoint) -> str:
 
 def _finite(record: dict[str, Any]) -> dict[str, Any]:
     """The record with null for a norm beyond the largest float."""
-    return {
-        key: [_finite(factor) for factor in value]
-        if key == "factors"
-        else None
-        if isinstance(value, float) and not math.isfinite(value)
-        else value
-        for key, value in record.items()
-    }
+    infinite = {k: None for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)}
+    factors = {"factors": list(map(_finite, record["factors"]))} if "factors" in record else {}
+    return record | infinite | factors

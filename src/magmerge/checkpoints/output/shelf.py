@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import atexit
-import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-from magmerge.checkpoints.digests import file_digest
-from magmerge.checkpoints.output.own_files import foreign
-from magmerge.core.errors import OutputError
+from magmerge.checkpoints.output.own_files import disk_errors, foreign, lock_file, output_error
 
 MARK = ".magmerge"
 """The file that tells a shelf from a folder of the user's; it holds the lock."""
 
 
-class Shelf:
+class Shelf(NamedTuple):
     """A folder with a result for each document but the last, by its number."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    folder: Path
 
     def place(self, number: int) -> Path:
         """Where the result of this document is."""
@@ -32,10 +29,6 @@ class Shelf:
     def holds(self, file: Path) -> bool:
         """Whether a file is of a result here."""
         return self.folder in file.parents
-
-    def digest(self, file: Path) -> str:
-        """SHA-256 of a file here, which is gone when the last document is done."""
-        return file_digest(file)
 
 
 @contextmanager
@@ -70,31 +63,11 @@ def shelf_for(out: str | Path | None, count: int, *, resume: bool) -> Iterator[S
 def _taken(folder: Path, target: Path) -> int:
     """The shelf's lock; the shelf is made where there is none."""
     if folder.is_symlink() or (folder.exists() and not (folder / MARK).is_file()):
-        raise OutputError(
-            "it stands where magmerge would put the results of earlier documents",
-            source=folder,
-            remedy="move it away, or choose another output",
-        )
-    try:
+        problem = "it stands where magmerge would put the results of earlier documents"
+        raise output_error(folder, problem, "move it away, or choose another output")
+    with disk_errors(target):
         folder.mkdir(parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-        lock = os.open(folder / MARK, flags, 0o600)
-    except OSError as error:
-        raise OutputError(
-            f"cannot be written: {error.strerror}",
-            source=target,
-            remedy="choose a folder that you may write to",
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        raise OutputError(
-            "another magmerge run is writing it now",
-            source=target,
-            remedy="wait until that run has ended, or choose another output",
-        ) from error
-    return lock
+        return lock_file(folder / MARK, target)
 
 
 def _clear(shelf: Shelf, count: int) -> None:

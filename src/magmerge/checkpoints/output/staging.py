@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import shutil
 import sys
@@ -11,15 +10,23 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from magmerge.checkpoints.output.ledger import FINDINGS, LEDGER
-from magmerge.checkpoints.output.own_files import discard, files_in, is_own_record
-from magmerge.checkpoints.output.target import Target, check_free, check_siblings, record_beside
+from magmerge.checkpoints.output.own_files import (
+    RECIPE,
+    RECORD,
+    REPORT,
+    discard,
+    disk_errors,
+    files_in,
+    is_own_record,
+    lock_file,
+    output_error,
+)
+from magmerge.checkpoints.output.target import Target
 from magmerge.core.errors import OutputError
 
 LOCK, KEY = ".lock", ".job"
 NOTES = (KEY, LEDGER, FINDINGS)
 """Files that tell how far the work is."""
-BESIDE = ("magmerge.json", "magmerge.yaml", "report.html")
-"""Files beside a single one, after its name: its provenance, and a calibration's report."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
@@ -35,7 +42,7 @@ class Staging:
     def __init__(self, target: Target, key: str = "", files: Collection[str] = ()) -> None:
         self.files = frozenset({*files, LOCK, *NOTES})
         self.key, self.resume, self.resumed = key, target.resume, False
-        self.target, self.single, self.overwrite = target.path, target.single, target.overwrite
+        self.place, self.target, self.single = target, target.path, target.single
         self.own = target.own
         self.folder = self.target.parent / f".{self.target.name}.magmerge-partial"
         self._old = self.target.parent / f".{self.target.name}.magmerge-old"
@@ -43,19 +50,17 @@ class Staging:
 
     def __enter__(self) -> Staging:
         try:
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            self._acquire()
-            self.resumed = self.resume and self._read_key() == self.key and self._is_plain()
-            self._clear()
-            (self.folder / KEY).write_text(self.key, encoding="utf-8")
-            check_free(self.target, overwrite=self.overwrite, own=self.own)
-        except OSError as error:
-            self._abandon()
-            raise OutputError(
-                f"cannot be written: {error.strerror}",
-                source=self.target,
-                remedy="choose a folder that you may write to",
-            ) from error
+            with disk_errors(self.target):
+                self.target.parent.mkdir(parents=True, exist_ok=True)
+                if self.folder.is_symlink():
+                    problem = "a link stands where magmerge would work"
+                    raise output_error(self.folder, problem, "remove that link")
+                self.folder.mkdir(exist_ok=True)
+                self._lock = lock_file(self.folder / LOCK, self.target, moves=True)
+                self.resumed = self.resume and self._read_key() == self.key and self._is_plain()
+                self._clear()
+                (self.folder / KEY).write_text(self.key, encoding="utf-8")
+                self.place.check_free(self.own)
         except OutputError:
             self._abandon()
             raise
@@ -67,10 +72,7 @@ class Staging:
         self._abandon()
 
     def _is_plain(self) -> bool:
-        """Whether nothing but files of this run's own names lies here: no link, no folder for one.
-
-        Whatever else does was put there by somebody, and is no part of a result.
-        """
+        """Whether no link and nothing but files of this run's own names lies here."""
         for place, folders, names in os.walk(self.folder):
             for name in (*folders, *names):
                 path = Path(place) / name
@@ -91,11 +93,13 @@ class Staging:
         for name in NOTES:
             (self.folder / name).unlink(missing_ok=True)
         self.own |= files_in(self.folder)
-        self._check_kind()
-        check_free(self.target, overwrite=self.overwrite, own=self.own)
+        # A folder may have come to stand where a file should go, or the other way round.
+        if self.target.exists() and self.target.is_dir() == self.single:
+            problem = "something else was put there while magmerge was at work"
+            raise output_error(self.target, problem, "move it away, or choose another output")
+        self.place.check_free(self.own)
         if self.single:
-            beside = [self.target.parent / name for name in siblings]
-            check_siblings(self.target, beside, overwrite=self.overwrite)
+            self.place.check_siblings(siblings)
             named = (*siblings, self.target.name)
             retired = self._retired(named)
             for name in named:
@@ -114,54 +118,21 @@ class Staging:
         sync_folder(self.target.parent)
         self._release()
 
-    def _check_kind(self) -> None:
-        """OutputError if a folder came to stand where a file should go, or the other way round."""
-        if self.target.exists() and self.target.is_dir() == self.single:
-            raise OutputError(
-                "something else was put there while magmerge was at work",
-                source=self.target,
-                remedy="move it away, or choose another output",
-            )
-
     def _retired(self, named: Collection[str]) -> list[Path]:
         """What a result that is replaced has beside it, and this one has not."""
-        if not self.overwrite or not is_own_record(record_beside(self.target)):
+        if not self.place.overwrite or not is_own_record(self.place.record):
             return []
-        names = (f"{self.target.stem}.{beside}" for beside in BESIDE)
+        names = map(self.place.named, (RECORD, RECIPE, REPORT))
         return [self.target.parent / name for name in names if name not in named]
 
     def _replace(self) -> None:
         """Exchange the folders in one step where the system can, else in two."""
-        if _exchange(self.folder, self.target):
-            discard(self.folder, self.own, self.target)
-            return
-        os.rename(self.target, self._old)
-        os.rename(self.folder, self.target)
-        discard(self._old, self.own, self.target)
-
-    def _acquire(self) -> None:
-        if self.folder.is_symlink():
-            raise OutputError(
-                "a link stands where magmerge would work",
-                source=self.folder,
-                remedy="remove that link",
-            )
-        self.folder.mkdir(exist_ok=True)
-        lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Another run may have published or removed this very lock since it was opened.
-            mine = os.fstat(lock).st_ino == os.stat(self.folder / LOCK).st_ino
-        except OSError:
-            mine = False
-        if not mine:
-            os.close(lock)
-            raise OutputError(
-                "another magmerge run is writing it now",
-                source=self.target,
-                remedy="wait until that run has ended, or choose another output",
-            )
-        self._lock = lock
+        old = self.folder
+        if not _exchange(self.folder, self.target):
+            os.rename(self.target, self._old)
+            os.rename(self.folder, self.target)
+            old = self._old
+        discard(old, self.own, self.target)
 
     def _abandon(self) -> None:
         """Remove what is unfinished, while the lock is still held."""

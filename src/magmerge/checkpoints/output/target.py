@@ -14,12 +14,13 @@ from magmerge.checkpoints.output.own_files import (
     check_replaceable,
     is_own_record,
     not_own,
+    output_error,
     tells,
 )
 from magmerge.core.dtypes import spoken_size
-from magmerge.core.errors import OutputError
 
 UNWRITTEN = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf"})
+TAKEN, REPLACE = "it exists already", "pass --yes (overwrite=True) to replace it"
 RESERVE = 16 << 20
 """Bytes left free on the disk beside the result's own."""
 
@@ -53,102 +54,61 @@ class Target:
         """The target, checked: OutputError where it is taken or is one of `inputs`."""
         path = Path(out)
         # A link is followed once, here: what is renamed in the end is what it leads to.
-        indirect = path.is_symlink() or ".." in path.parts
-        path = path.resolve() if indirect else path
+        if path.is_symlink() or ".." in path.parts:
+            path = path.resolve()
         target = cls(path, single, path.name if single else weights, frozenset(), overwrite, resume)
         beside = {target.named(name) for name in (RECORD, RECIPE, REPORT)}
         target = replace(target, own=frozenset({*own, *beside}))
-        check_target(path, inputs, single=single, overwrite=overwrite, own=target.own)
-        if single:
-            check_siblings(path, [path.parent / name for name in beside], overwrite=overwrite)
+        if path.suffix in UNWRITTEN:
+            problem = f"magmerge writes no {path.suffix} files"
+            raise output_error(path, problem, "name a folder, or a file ending in .safetensors")
+        try:
+            check_apart(path, inputs)
+            if single and path.is_dir():
+                raise output_error(path, "it is a folder", "name a file, or drop the suffix")
+            if not single and path.is_file():
+                remedy = "name a folder, or a file ending in .safetensors"
+                raise output_error(path, "it is a file", remedy)
+            target.check_free(target.own)
+        except OSError as error:
+            problem = f"cannot be used: {error.strerror}"
+            raise output_error(path, problem, "choose another output") from error
+        target.check_siblings(beside)
         return target
 
     def named(self, name: str) -> str:
-        """What a file beside the tensors is called, from the target's folder: FILE, or STEM.FILE
-        beside a single file.
+        """A file beside the tensors, from the target's folder: FILE, or STEM.FILE beside a single
+        file.
         """
         return f"{self.path.stem}.{name}" if self.single else name
 
+    @property
+    def record(self) -> Path:
+        """The record beside a single file."""
+        return self.path.parent / f"{self.path.stem}.{RECORD}"
 
-def check_target(
-    target: Path,
-    inputs: Iterable[Path],
-    *,
-    single: bool,
-    overwrite: bool,
-    own: Collection[str] = (),
-) -> None:
-    """OutputError unless `target` is free, or may be replaced: no input, asked for, and nobody's.
+    def check_siblings(self, names: Iterable[str]) -> None:
+        """OutputError where a file beside a single one may not be written."""
+        for file in [self.path.parent / name for name in names] if self.single else ():
+            if file.is_dir():
+                problem = "it is a folder, and the result needs a file there"
+                raise output_error(file, problem, "move it away, or choose another output")
+            if not file.exists():
+                continue
+            unknown = file.name.endswith(f".{RECIPE}") and not tells(self.record, RECIPE)
+            if unknown or not is_own_record(self.record):
+                raise not_own(file)
+            if not self.overwrite:
+                raise output_error(file, TAKEN, REPLACE)
 
-    `own` are the files that a folder will have, by their paths from it.
-    """
-    if target.suffix in UNWRITTEN:
-        raise OutputError(
-            f"magmerge writes no {target.suffix} files",
-            source=target,
-            remedy="name a folder, or a file ending in .safetensors",
-        )
-    try:
-        _check_apart(target, inputs)
-        if single and target.is_dir():
-            raise OutputError(
-                "it is a folder", source=target, remedy="name a file, or drop the suffix"
-            )
-        if not single and target.is_file():
-            raise OutputError(
-                "it is a file",
-                source=target,
-                remedy="name a folder, or a file ending in .safetensors",
-            )
-        check_free(target, overwrite=overwrite, own=own)
-    except OSError as error:
-        raise OutputError(
-            f"cannot be used: {error.strerror}", source=target, remedy="choose another output"
-        ) from error
-
-
-def check_siblings(target: Path, files: Iterable[Path], *, overwrite: bool) -> None:
-    """OutputError where what belongs beside the single file `target` cannot be written there.
-
-    A folder is there, or a file that is not to be replaced, or one that is not magmerge's.
-    """
-    for file in files:
-        if file.is_dir():
-            raise OutputError(
-                "it is a folder, and the result needs a file there",
-                source=file,
-                remedy="move it away, or choose another output",
-            )
-        if not file.exists():
-            continue
-        record = record_beside(target)
-        if not is_own_record(record) or (
-            file.name.endswith(f".{RECIPE}") and not tells(record, RECIPE)
-        ):
-            raise not_own(file)
-        if not overwrite:
-            raise _taken(file)
-
-
-def record_beside(target: Path) -> Path:
-    """The record of the single file `target`."""
-    return target.parent / f"{target.stem}.magmerge.json"
-
-
-def check_free(target: Path, *, overwrite: bool, own: Collection[str]) -> None:
-    """OutputError if something is at `target` that is not to be replaced."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    if target.is_dir():
-        check_replaceable(target, own)
-    if not overwrite:
-        raise _taken(target)
-
-
-def _taken(path: Path) -> OutputError:
-    return OutputError(
-        "it exists already", source=path, remedy="pass --yes (overwrite=True) to replace it"
-    )
+    def check_free(self, own: Collection[str]) -> None:
+        """OutputError if something is there that may not be replaced; `own` are our files."""
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        if self.path.is_dir():
+            check_replaceable(self.path, own)
+        if not self.overwrite:
+            raise output_error(self.path, TAKEN, REPLACE)
 
 
 def check_space(target: Path, size: int) -> None:
@@ -156,33 +116,27 @@ def check_space(target: Path, size: int) -> None:
     place = next(parent for parent in target.resolve().parents if parent.exists())
     free = shutil.disk_usage(place).free
     if free < size + RESERVE:
-        raise OutputError(
-            f"the result needs {spoken_size(size)}, but {spoken_size(free)} are free there",
-            source=target,
-            remedy="free some space, choose another disk, or a smaller --dtype",
-        )
+        problem = f"the result needs {spoken_size(size)}, but {spoken_size(free)} are free there"
+        remedy = "free some space, choose another disk, or a smaller --dtype"
+        raise output_error(target, problem, remedy)
 
 
-def check_apart(target: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
-    """OutputError where `target` is an input, or is there and may not be replaced."""
-    _check_apart(target, inputs)
-    taken = target.is_dir() and any(target.iterdir())
-    if not overwrite and (taken or target.is_file()):
-        raise _taken(target)
-
-
-def _check_apart(target: Path, inputs: Iterable[Path]) -> None:
+def check_apart(target: Path, inputs: Iterable[Path]) -> None:
+    """OutputError where `target` is the current folder or one of `inputs`, or holds it."""
     real = target.resolve()
     if real == Path.cwd():
-        raise OutputError(
-            "it is the current folder", source=target, remedy="name a folder of its own"
-        )
+        raise output_error(target, "it is the current folder", "name a folder of its own")
     for path in inputs:
         # A link in a download cache is an input as well as the file that it leads to.
         for place in (path.resolve(), path.parent.resolve() / path.name):
             if real == place or real in place.parents:
-                raise OutputError(
-                    f"it is the input {path}, or holds it",
-                    source=target,
-                    remedy="choose an output apart from all inputs",
-                )
+                problem = f"it is the input {path}, or holds it"
+                raise output_error(target, problem, "choose an output apart from all inputs")
+
+
+def check_apart_and_free(target: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
+    """OutputError where `target` is an input, or is there and may not be replaced."""
+    check_apart(target, inputs)
+    taken = target.is_dir() and any(target.iterdir())
+    if not overwrite and (taken or target.is_file()):
+        raise output_error(target, TAKEN, REPLACE)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -16,10 +15,10 @@ from torch import Tensor
 
 from magmerge.checkpoints.output.layout import index_of
 from magmerge.checkpoints.output.ledger import Ledger
+from magmerge.checkpoints.output.own_files import disk_errors, output_error
 from magmerge.checkpoints.output.staging import Staging, sync_folder
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
 from magmerge.core import dtypes
-from magmerge.core.errors import OutputError
 from magmerge.core.types import Shard, Step
 
 T = TypeVar("T")
@@ -53,8 +52,7 @@ class MemorySink:
 
 class FileSink:
     """Writes each tensor at its offset in a staged file; `publish` verifies all and names them.
-
-    `ledger` has what a run before this one finished, and takes note of what this one does.
+    `ledger` has what is finished, in this run or in one before it.
     """
 
     def __init__(self, steps: Sequence[Step], shards: Sequence[Shard], staging: Staging) -> None:
@@ -67,12 +65,16 @@ class FileSink:
         self.ledger = Ledger(staging.folder)
 
     def resumed(self, read: Callable[[Mapping[str, Any]], T]) -> dict[str, T]:
-        """What became of the steps whose bytes are there already, by their keys; none of them is to
-        be written again. One whose outcome `read` refuses (ValueError) counts as not there.
+        """What became of the steps whose bytes are there already, by key. One whose outcome `read`
+        refuses (ValueError) is to be written again.
         """
         if not self._staging.resumed:
             return {}
-        steps = {step.key: (step, *self._twins(step)) for step in self._steps if not step.twin}
+        steps = {
+            step.key: (step, *(other for other in self._steps if other.twin == step.spec.name))
+            for step in self._steps
+            if not step.twin
+        }
         outcomes = {}
         for key, told in self.ledger.finished(steps, self._shards).items():
             try:
@@ -83,9 +85,6 @@ class FileSink:
                 self._count(step, dtypes.nbytes(step.spec))
         return outcomes
 
-    def _twins(self, step: Step) -> list[Step]:
-        return [other for other in self._steps if other.twin == step.spec.name]
-
     def __enter__(self) -> FileSink:
         with self._explained():
             for shard in self._shards:
@@ -93,7 +92,8 @@ class FileSink:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with _opened(path, os.O_RDWR | os.O_CREAT) as handle:
                     os.ftruncate(handle, min(shard.size, os.fstat(handle).st_size))
-                    _reserve(handle, shard.size)
+                    # A full disk is found before the work. macOS can only set the size.
+                    getattr(os, "posix_fallocate", _set_size)(handle, 0, shard.size)
                     _write_at(handle, memoryview(shard.header), 0)
         return self
 
@@ -127,9 +127,8 @@ class FileSink:
         """Write the `extra` files, verify, and give the result its final name."""
         assert self._settled == {shard.file for shard in self._shards}
         with self._explained():
-            extra = dict(extra)
-            for name, text in index_of(self._steps, self._shards).items():
-                extra[name] = text.encode()
+            index = index_of(self._steps, self._shards)
+            extra = {**extra, **{name: text.encode() for name, text in index.items()}}
             for name, content in extra.items():
                 path = self._staging.folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,44 +149,18 @@ class FileSink:
             expected = {step.spec.name: step.tensor for step in own}
             file = self._staging.folder / shard.file
             specs = SafetensorsCheckpoint([file], str(self._staging.target)).specs
-            odd = {name for name in expected | specs if expected.get(name) != specs.get(name)}
-            odd |= {
-                step.spec.name
-                for step in own
-                if self._written.get(f"{step.part}/{step.spec.name}") != dtypes.nbytes(step.tensor)
+            sizes = {
+                step.spec.name: self._written.get(f"{step.part}/{step.spec.name}") for step in own
             }
+            odd = {name for name in expected | specs if expected.get(name) != specs.get(name)}
+            odd |= {name for name, spec in expected.items() if sizes[name] != dtypes.nbytes(spec)}
             if odd:
-                raise OutputError(
-                    f"the written files are not as planned: {', '.join(sorted(odd))}",
-                    source=self._staging.target,
-                    remedy="report this; nothing was left at the output",
-                )
+                problem = f"the written files are not as planned: {', '.join(sorted(odd))}"
+                remedy = "report this; nothing was left at the output"
+                raise output_error(self._staging.target, problem, remedy)
 
-    def _explained(self) -> DiskErrors:
-        return DiskErrors(self._staging.target)
-
-
-class DiskErrors:
-    """Turns the operating system's errors into one message with a remedy."""
-
-    def __init__(self, target: Path) -> None:
-        self._target = target
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise OutputError(
-                "no space left on the disk" if full else f"cannot be written: {error.strerror}",
-                source=self._target,
-                remedy=(
-                    "free some space or choose another output; nothing was left behind"
-                    if full
-                    else "choose a folder that you may write to; nothing was left behind"
-                ),
-            ) from error
+    def _explained(self) -> AbstractContextManager[None]:
+        return disk_errors(self._staging.target, "; nothing was left behind")
 
 
 @contextmanager
@@ -200,12 +173,8 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
         os.close(handle)
 
 
-def _reserve(handle: int, size: int) -> None:
-    """Take the space now: a full disk is found before the work. macOS can only set the size."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(handle, 0, size)
-    else:
-        os.ftruncate(handle, size)
+def _set_size(handle: int, _: int, size: int) -> None:
+    os.ftruncate(handle, size)
 
 
 def _write_at(handle: int, data: memoryview, offset: int) -> None:

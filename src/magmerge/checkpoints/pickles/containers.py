@@ -9,12 +9,12 @@ import itertools
 import mmap
 import zipfile
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from magmerge.checkpoints.pickles.limits import NESTED, Budget, DamagedError, RefusedError, spoken
-from magmerge.checkpoints.pickles.opcodes import Machine, Stream
+from magmerge.checkpoints.pickles.opcodes import PickleMachine, Stream
+from magmerge.checkpoints.pickles.rebuilders import REBUILDERS
 from magmerge.checkpoints.pickles.records import WIDTHS, Storage, stored
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -28,49 +28,35 @@ LOCAL, LOCAL_MAGIC = 30, b"PK\x03\x04"
 ENCRYPTED = 1
 
 
-class _Short:
+class _Short(io.BufferedReader):
     """A file of which no more than a list of entries is read at once."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-
-    def read(self, size: int = -1) -> bytes:
-        if size > LONGEST_DIRECTORY:
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > LONGEST_DIRECTORY:
             raise RefusedError(f"its list of entries has {size:,} bytes")
-        return self._stream.read(LONGEST_DIRECTORY if size < 0 else size)
-
-    def seek(self, position: int, whence: int = 0) -> int:
-        return self._stream.seek(position, whence)
-
-    def tell(self) -> int:
-        return self._stream.tell()
-
-    def seekable(self) -> bool:
-        return True
+        return super().read(LONGEST_DIRECTORY if size is None or size < 0 else size)
 
 
-class Archive:
+class _Archive:
     """The entries of one file, each found to be stored whole and within the file."""
 
     def __init__(self, file: Path, stream: BinaryIO, size: int) -> None:
         self._file, self._stream, self._size = file, stream, size
         self._storages: dict[tuple[str, str | None, int], Storage] = {}
         self._roots: dict[str, Storage] = {}
-        self._entries = _entries(stream)
+        self._entries = _entries(file)
         self._top = _top_folder(self._entries)
         order = f"{self._top}/byteorder"
-        if order in self._entries and self.content(order, 16) != b"little":
+        if order in self._entries and self._content(order, 16) != b"little":
             raise RefusedError("it was written on a big-endian machine")
 
-    def pickle(self) -> bytes:
-        """Its pickle."""
-        return self.content(f"{self._top}/{PICKLE}", LONGEST_PICKLE)
+    def read(self) -> tuple[Any, Counter[str]]:
+        """The object that its pickle describes, and the names in it."""
+        content = self._content(f"{self._top}/{PICKLE}", LONGEST_PICKLE)
+        budget = Budget(len(content))
+        return PickleMachine(io.BytesIO(content), budget, self._persistent).load(), budget.names
 
-    def read(self, content: bytes, budget: Budget) -> Any:
-        """The object that its pickle describes."""
-        return Machine(io.BytesIO(content), budget, self._persistent).load()
-
-    def content(self, name: str, most: int) -> bytes:
+    def _content(self, name: str, most: int) -> bytes:
         """The bytes of a small entry."""
         start, size = self._place(name)
         if size > most:
@@ -79,12 +65,7 @@ class Archive:
         return self._stream.read(size)
 
     def _persistent(self, reference: Any) -> Any:
-        if not isinstance(reference, tuple) or len(reference) != 5 or reference[0] != "storage":
-            raise DamagedError("it refers to a storage in no known way")
-        kind, key, _, count = reference[1:]
-        if not isinstance(key, str):
-            raise DamagedError("a storage's key is no text")
-        storage = stored(kind, count, self._file)
+        key, storage, _ = _storage(reference, (5,), self._file)
         known = self._storages.setdefault((key, storage.dtype, storage.size), storage)
         if known.root is None:
             # Types and sizes of one entry are views of it, so its bytes are there once.
@@ -129,9 +110,9 @@ class Archive:
         return start, entry.file_size
 
 
-def _entries(stream: BinaryIO) -> dict[str, zipfile.ZipInfo]:
+def _entries(file: Path) -> dict[str, zipfile.ZipInfo]:
     try:
-        with zipfile.ZipFile(cast("BinaryIO", _Short(stream))) as archive:
+        with file.open("rb", buffering=0) as stream, zipfile.ZipFile(_Short(stream)) as archive:
             listed = archive.infolist()
     except RefusedError:
         raise
@@ -163,7 +144,7 @@ def _top_folder(entries: dict[str, zipfile.ZipInfo]) -> str:
     return tops[0]
 
 
-class Legacy:
+class _Legacy:
     """A file of that format; `home` is where its bytes are, `size` how many they are."""
 
     def __init__(self, home: Path | bytes, size: int) -> None:
@@ -180,23 +161,17 @@ class Legacy:
         system = _plain(stream, budget)
         if isinstance(system, dict) and system.get("little_endian") is False:
             raise RefusedError("it was written on a big-endian machine")
-        content = Machine(stream, budget, self._persistent).load()
+        content = PickleMachine(stream, budget, self._persistent).load()
         self._place(_plain(stream, budget), stream.tell(), stream)
         return content
 
     def _persistent(self, reference: Any) -> Any:
-        if not isinstance(reference, tuple) or len(reference) < 2:
-            raise DamagedError("it refers to a storage in no known way")
-        if reference[0] == "module":
+        if isinstance(reference, tuple) and len(reference) > 1 and reference[0] == "module":
             # A class, beside the text of its source.
             return reference[1]
-        if reference[0] != "storage" or len(reference) not in (5, 6):
-            raise DamagedError("it refers to a storage in no known way")
-        kind, key, _, count, *view = reference[1:]
-        if not isinstance(key, str):
-            raise DamagedError("a storage's key is no text")
-        storage = self._storages.setdefault(key, stored(kind, count, self._home))
-        return self._view(storage, view[0]) if view and view[0] is not None else storage
+        key, storage, view = _storage(reference, (5, 6), self._home)
+        storage = self._storages.setdefault(key, storage)
+        return storage if view is None else self._view(storage, view)
 
     def _view(self, root: Storage, reference: Any) -> Storage:
         """A part of a storage: key, first entry, number of entries."""
@@ -205,11 +180,9 @@ class Legacy:
         )
         if not sound or not all(isinstance(n, int) and n >= 0 for n in reference[1:]):
             raise DamagedError("it refers to a part of a storage in no known way")
-        width = WIDTHS[root.dtype or "uint8"]
-        part = Storage(
-            root.dtype, reference[2] * width, self._home, None, root, reference[1] * width
-        )
-        return self._views.setdefault(reference[0], part)
+        key, *numbers = reference
+        shift, size = (number * WIDTHS[root.dtype or "uint8"] for number in numbers)
+        return self._views.setdefault(key, Storage(root.dtype, size, self._home, None, root, shift))
 
     def _place(self, keys: Any, position: int, stream: Stream) -> None:
         """Say where each storage is: its number of entries in 8 bytes, then the entries."""
@@ -232,39 +205,53 @@ class Legacy:
             stream.seek(position)
 
 
+def _storage(
+    reference: Any, lengths: tuple[int, ...], home: Path | bytes
+) -> tuple[str, Storage, Any]:
+    """A storage that a pickle refers to: its key, itself, and which part of it is meant, if any."""
+    known = isinstance(reference, tuple) and len(reference) in lengths
+    if not known or reference[0] != "storage":
+        raise DamagedError("it refers to a storage in no known way")
+    _, kind, key, _, count, view = (*reference, None)[:6]
+    if not isinstance(key, str):
+        raise DamagedError("a storage's key is no text")
+    return key, stored(kind, count, home), view
+
+
 def _plain(stream: Stream, budget: Budget) -> Any:
-    return Machine(stream, budget, no_storages).load()
+    """The object of a pickle that can have no storages beside it."""
+
+    def refuse(_: Any) -> Any:
+        raise DamagedError("it refers to a storage that a plain pickle cannot have")
+
+    return PickleMachine(stream, budget, refuse).load()
 
 
-def no_storages(_: Any) -> Any:
-    """For pickles that can have no storages beside them."""
-    raise DamagedError("it refers to a storage that a plain pickle cannot have")
-
-
-def read_nested(content: bytes, budget: Budget) -> Any:
-    """The object in the bytes of a whole file of this format."""
+def _nested(arguments: tuple[Any, ...], budget: Budget) -> Any:
+    """A storage within a plain pickle: the bytes of a whole file in the legacy format."""
+    if len(arguments) != 1 or not isinstance(arguments[0], bytes):
+        return None
+    (content,) = arguments
+    # The same bytes can be read any number of times.
+    budget.convert(len(content))
     budget.depth += 1
     if budget.depth > NESTED:
         raise RefusedError(f"it has pickles within pickles, more than {NESTED} deep")
     stream = io.BytesIO(content)
-    magic = _plain(stream, budget)
-    if magic != MAGIC:
+    if _plain(stream, budget) != MAGIC:
         raise DamagedError("the bytes of a storage are not in torch's format")
-    held = Legacy(content, len(content)).read(stream, budget)
+    held = _Legacy(content, len(content)).read(stream, budget)
     budget.depth -= 1
     return held
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
-    """What a file holds, and how often it names each class and function."""
-
-    held: Any
-    names: Counter[str]
+# Of all rebuilders this one alone reads a container, so it is added here.
+REBUILDERS["torch.storage._load_from_bytes"] = _nested
 
 
-def read(file: Path) -> Content:
-    """The records of a zip file, of a file in the legacy format, or of a plain pickle.
+def read(file: Path) -> tuple[Any, Counter[str]]:
+    """The records of a zip file, a file in the legacy format, or a plain pickle; and how often it
+    names each class and function.
 
     RefusedError for anything else, and for what cannot be read without running code.
     """
@@ -274,10 +261,7 @@ def read(file: Path) -> Content:
     with file.open("rb") as stream:
         head = stream.read(TAR_AT + len(TAR))
         if head.startswith(LOCAL_MAGIC):
-            archive = Archive(file, stream, size)
-            pickle = archive.pickle()
-            budget = Budget(len(pickle))
-            return Content(archive.read(pickle, budget), budget.names)
+            return _Archive(file, stream, size).read()
         if head[TAR_AT:] == TAR:
             raise RefusedError(
                 "it is a tar file, as torch wrote them before 2017",
@@ -285,7 +269,7 @@ def read(file: Path) -> Content:
             )
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             budget = Budget(size)
-            held = Machine(mapped, budget, no_storages).load()
+            held = _plain(mapped, budget)
             if isinstance(held, int) and held == MAGIC:
-                held = Legacy(file, size).read(mapped, budget)
-            return Content(held, budget.names)
+                held = _Legacy(file, size).read(mapped, budget)
+            return held, budget.names

@@ -11,8 +11,15 @@ from io import BytesIO
 from mmap import mmap
 from typing import Any, TypeAlias
 
-from magmerge.checkpoints.pickles.dangers import MEMBER, named, refuse_member
-from magmerge.checkpoints.pickles.limits import Budget, DamagedError, RefusedError, spoken
+from magmerge.checkpoints.pickles.limits import (
+    MEMBER,
+    RUNS_MEMBER,
+    Budget,
+    DamagedError,
+    RefusedError,
+    named,
+    spoken,
+)
 from magmerge.checkpoints.pickles.rebuilders import build, call
 from magmerge.checkpoints.pickles.records import Global, Record, key_of
 
@@ -29,7 +36,7 @@ Persistent = Callable[[Any], Any]
 """From the id of what is stored outside the pickle to what stands for it."""
 
 
-class Machine:
+class PickleMachine:
     """Reads one pickle from where the stream is, and leaves the stream behind it."""
 
     def __init__(self, stream: Stream, budget: Budget, persistent: Persistent) -> None:
@@ -41,15 +48,13 @@ class Machine:
         self._stream = stream
 
     def load(self) -> Any:
-        """The object that the pickle describes; RefusedError for anything that is no sound pickle
-        of data.
-        """
+        """The object that the pickle describes; RefusedError where it is not sound."""
         try:
             for opcode, argument, _ in pickletools.genops(self._stream):  # type: ignore[arg-type]
                 self.budget.step()
                 HANDLERS[opcode.name](self, argument)
             if self.budget.names[MEMBER] and not self.budget.members:
-                raise refuse_member()
+                raise RefusedError(RUNS_MEMBER)
             return self.stack.pop()
         except RefusedError:
             raise
@@ -83,13 +88,13 @@ class Machine:
         return items
 
 
-def _integer(machine: Machine, argument: int) -> None:
+def _integer(machine: PickleMachine, argument: int) -> None:
     if argument.bit_length() > LONGEST_INTEGER:
         raise RefusedError(f"it holds an integer of {argument.bit_length():,} bits")
     machine.push(argument)
 
 
-def _pop(machine: Machine, _: Any) -> None:
+def _pop(machine: PickleMachine, _: Any) -> None:
     # pickle's own machine lets a POP take the mark where nothing is above it.
     if machine.stack:
         machine.pop(1)
@@ -97,20 +102,20 @@ def _pop(machine: Machine, _: Any) -> None:
         machine.marked()
 
 
-def _mark(machine: Machine, _: Any) -> None:
+def _mark(machine: PickleMachine, _: Any) -> None:
     machine.budget.make()
     machine.marks.append(machine.stack)
     machine.stack = []
 
 
-def _put(machine: Machine, index: int) -> None:
+def _put(machine: PickleMachine, index: int) -> None:
     if not 0 <= index < LAST_MEMO:
         raise DamagedError(f"it numbers an object {spoken(index)}")
     machine.budget.step(MEMO_STEPS)
     machine.memo[index] = machine.stack[-1]
 
 
-def _get(machine: Machine, index: int) -> None:
+def _get(machine: PickleMachine, index: int) -> None:
     if index not in machine.memo:
         raise DamagedError(f"it asks for object {spoken(index)}, which it does not have")
     machine.push(machine.memo[index])
@@ -122,7 +127,7 @@ def _pairs(items: list[Any]) -> dict[Any, Any]:
     return {key_of(items[i]): items[i + 1] for i in range(0, len(items), 2)}
 
 
-def _set_items(machine: Machine, items: list[Any]) -> None:
+def _set_items(machine: PickleMachine, items: list[Any]) -> None:
     owner = machine.stack[-1]
     entries = owner.entries if isinstance(owner, Record) else owner
     if not isinstance(entries, dict):
@@ -130,7 +135,7 @@ def _set_items(machine: Machine, items: list[Any]) -> None:
     entries.update(_pairs(items))
 
 
-def _append(machine: Machine, items: list[Any]) -> None:
+def _append(machine: PickleMachine, items: list[Any]) -> None:
     owner = machine.stack[-1]
     elements = owner.elements if isinstance(owner, Record) else owner
     if not isinstance(elements, list):
@@ -138,7 +143,7 @@ def _append(machine: Machine, items: list[Any]) -> None:
     elements.extend(items)
 
 
-def _add_items(machine: Machine, _: Any) -> None:
+def _add_items(machine: PickleMachine, _: Any) -> None:
     items = machine.marked()
     owner = machine.stack[-1]
     if not isinstance(owner, set):
@@ -146,12 +151,12 @@ def _add_items(machine: Machine, _: Any) -> None:
     owner.update(map(key_of, items))
 
 
-def _global(machine: Machine, argument: str) -> None:
+def _global(machine: PickleMachine, argument: str) -> None:
     module, _, name = argument.partition(" ")
     _name(machine, module, name)
 
 
-def _stack_global(machine: Machine, _: Any) -> None:
+def _stack_global(machine: PickleMachine, _: Any) -> None:
     module, name = machine.pop(2)
     if not isinstance(module, str) or not isinstance(name, str):
         raise DamagedError("it asks for something whose name is no text")
@@ -159,19 +164,19 @@ def _stack_global(machine: Machine, _: Any) -> None:
     _name(machine, module, name)
 
 
-def _name(machine: Machine, module: str, name: str) -> None:
+def _name(machine: PickleMachine, module: str, name: str) -> None:
     whole = named(module, name)
     machine.budget.names[whole] += 1
     machine.make(Global(whole))
 
 
-def _call(machine: Machine, function: Any, arguments: Any) -> None:
+def _call(machine: PickleMachine, function: Any, arguments: Any) -> None:
     if not isinstance(arguments, tuple):
         raise DamagedError("it calls something with no tuple of arguments")
     machine.make(call(function, arguments, machine.budget))
 
 
-def _new_with_keywords(machine: Machine, _: Any) -> None:
+def _new_with_keywords(machine: PickleMachine, _: Any) -> None:
     kind, arguments, keywords = machine.pop(3)
     if not isinstance(arguments, tuple) or not isinstance(keywords, dict):
         raise DamagedError("it makes something of no arguments")
@@ -179,33 +184,35 @@ def _new_with_keywords(machine: Machine, _: Any) -> None:
     _call(machine, kind, (*arguments, keywords))
 
 
-def _instance(machine: Machine, argument: str) -> None:
+def _instance(machine: PickleMachine, argument: str) -> None:
     items = machine.marked()
     _global(machine, argument)
     _call(machine, machine.stack.pop(), tuple(items))
 
 
-def _object(machine: Machine, _: Any) -> None:
+def _object(machine: PickleMachine, _: Any) -> None:
     kind, *items = machine.marked()
     _call(machine, kind, tuple(items))
 
 
-def _build(machine: Machine, _: Any) -> None:
+def _build(machine: PickleMachine, _: Any) -> None:
     (state,) = machine.pop(1)
     machine.stack[-1] = build(machine.stack[-1], state, machine.budget)
 
 
-def _outside(_: Machine, __: Any) -> None:
+def _outside(_: PickleMachine, __: Any) -> None:
     raise RefusedError("it refers to what is outside the file")
 
 
-HANDLERS: dict[str, Callable[[Machine, Any], None]] = {
+HANDLERS: dict[str, Callable[[PickleMachine, Any], None]] = {
     **dict.fromkeys(("INT", "BININT", "BININT1", "BININT2"), _integer),
     **dict.fromkeys(("LONG", "LONG1", "LONG4"), _integer),
-    **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), Machine.push),
-    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"), Machine.push),
-    **dict.fromkeys(("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"), Machine.push),
-    **dict.fromkeys(("FLOAT", "BINFLOAT"), Machine.push),
+    **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), PickleMachine.push),
+    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"), PickleMachine.push),
+    **dict.fromkeys(
+        ("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"), PickleMachine.push
+    ),
+    **dict.fromkeys(("FLOAT", "BINFLOAT"), PickleMachine.push),
     **dict.fromkeys(("PROTO", "FRAME", "STOP", "READONLY_BUFFER"), lambda _, __: None),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _put),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _get),

@@ -7,18 +7,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from magmerge.checkpoints.pickles import numpy_arrays
-from magmerge.checkpoints.pickles.dangers import MEMBER, member_of, refuse_member
-from magmerge.checkpoints.pickles.limits import Budget, DamagedError
+from magmerge.checkpoints.pickles.limits import (
+    MEMBER,
+    RUNS_MEMBER,
+    Budget,
+    DamagedError,
+    RefusedError,
+    member_of,
+)
 from magmerge.checkpoints.pickles.records import (
+    ARRAY_REBUILDERS,
     ArrayDtype,
     ArrayRecord,
     Global,
     Record,
     Storage,
     TensorRecord,
+    as_tensor,
     key_of,
     name_of_dtype,
+    set_order,
+    set_state,
     tensor_record,
 )
 
@@ -34,9 +43,7 @@ def call(function: Any, arguments: tuple[Any, ...], budget: Budget) -> Any:
     if not isinstance(function, Global):
         return Record(A_CALL, arguments)
     rebuild = REBUILDERS.get(function.name)
-    if rebuild is None:
-        return Record(function.name, arguments)
-    value = rebuild(arguments, budget)
+    value = None if rebuild is None else rebuild(arguments, budget)
     return Record(function.name, arguments) if value is None else value
 
 
@@ -47,9 +54,9 @@ def build(owner: Any, state: Any, budget: Budget) -> Any:
             raise DamagedError("an object is given its state twice")
         owner.state = state
     elif isinstance(owner, ArrayRecord):
-        numpy_arrays.set_state(owner, state, budget)
+        set_state(owner, state, budget)
     elif isinstance(owner, ArrayDtype):
-        numpy_arrays.set_order(owner, state)
+        set_order(owner, state)
     elif not isinstance(owner, TensorRecord | dict | set | Storage):
         # Attributes of a tensor, or of a mapping (a state dictionary's _metadata), are no data.
         raise DamagedError(f"it gives a state to a {type(owner).__name__}")
@@ -72,11 +79,23 @@ def _dictionary(arguments: tuple[Any, ...], budget: Budget) -> Any:
 
 
 def _set(arguments: tuple[Any, ...], budget: Budget) -> Any:
-    content = arguments[0] if arguments else ()
-    if len(arguments) > 1 or not isinstance(content, list | tuple):
+    content = _sequence(arguments or ((),), budget)
+    return None if content is None else set(map(key_of, content))
+
+
+def _size(arguments: tuple[Any, ...], budget: Budget) -> Any:
+    """torch.Size"""
+    content = _sequence(arguments if len(arguments) == 1 else ((),), budget)
+    return None if content is None else tuple(content)
+
+
+def _sequence(arguments: tuple[Any, ...], budget: Budget) -> list[Any] | tuple[Any, ...] | None:
+    """The one argument, if it is a list or a tuple."""
+    if len(arguments) != 1 or not isinstance(arguments[0], list | tuple):
         return None
-    budget.make(len(content))
-    return set(map(key_of, content))
+    budget.make(len(arguments[0]))
+    content: list[Any] | tuple[Any, ...] = arguments[0]
+    return content
 
 
 def _bytes(arguments: tuple[Any, ...], budget: Budget) -> Any:
@@ -101,19 +120,8 @@ def _encode(arguments: tuple[Any, ...], budget: Budget) -> Any:
     return text.encode("latin-1")
 
 
-def _size(arguments: tuple[Any, ...], budget: Budget) -> Any:
-    """torch.Size"""
-    content = arguments[0] if len(arguments) == 1 else ()
-    if not isinstance(content, list | tuple):
-        return None
-    budget.make(len(content))
-    return tuple(content)
-
-
 def _strided(arguments: tuple[Any, ...], _: Budget) -> Any:
-    """_rebuild_tensor and _rebuild_tensor_v2: storage, offset, shape, strides, and what is no
-    data.
-    """
+    """_rebuild_tensor and _rebuild_tensor_v2: storage, offset, shape, strides, and no data."""
     return tensor_record(arguments[:4], None, arguments[6] if len(arguments) > 6 else None)
 
 
@@ -129,7 +137,7 @@ def _moved(arguments: tuple[Any, ...], _: Budget) -> Any:
     if len(arguments) < 2:
         return None
     data, dtype = arguments[:2]
-    value = numpy_arrays.as_tensor(data) if isinstance(data, ArrayRecord) else data
+    value = as_tensor(data) if isinstance(data, ArrayRecord) else data
     same = isinstance(value, TensorRecord) and value.dtype == name_of_dtype(dtype)
     return value if same else None
 
@@ -141,31 +149,19 @@ def _typed(arguments: tuple[Any, ...], budget: Budget) -> Any:
     return call(arguments[0], arguments[2], budget)
 
 
-def _nested(arguments: tuple[Any, ...], budget: Budget) -> Any:
-    """A storage within a plain pickle: the bytes of a file in torch's legacy format."""
-    if len(arguments) != 1 or not isinstance(arguments[0], bytes):
-        return None
-    from magmerge.checkpoints.pickles.containers import read_nested
-
-    # The same bytes can be read any number of times.
-    budget.convert(len(arguments[0]))
-    return read_nested(arguments[0], budget)
-
-
 def _reconstructed(arguments: tuple[Any, ...], _: Budget) -> Any:
     """copyreg._reconstructor: a class, its base class, and the base's value."""
-    if not arguments or not isinstance(arguments[0], Global):
-        return None
-    return Record(arguments[0].name, arguments[1:])
+    known = arguments and isinstance(arguments[0], Global)
+    return Record(arguments[0].name, arguments[1:]) if known else None
 
 
 def _member(arguments: tuple[Any, ...], budget: Budget) -> Any:
     """getattr of a class and a name: a member of an enumeration."""
     if len(arguments) != 2 or not isinstance(arguments[1], str):
-        raise refuse_member()
+        raise RefusedError(RUNS_MEMBER)
     owner, name = arguments
     if not isinstance(owner, Global | Record) or owner.name == MEMBER:
-        raise refuse_member()
+        raise RefusedError(RUNS_MEMBER)
     budget.members += 1
     budget.convert(len(owner.name) + len(name))
     return Record(member_of(owner.name, name), ())
@@ -196,8 +192,7 @@ REBUILDERS: dict[str, Rebuild] = {
     "torch._utils._rebuild_xla_tensor": _moved,
     "torch._tensor._rebuild_from_type_v2": _typed,
     "torch._tensor._rebuild_from_type": _typed,
-    "torch.storage._load_from_bytes": _nested,
-    **numpy_arrays.REBUILDERS,
+    **ARRAY_REBUILDERS,
 }
 
 CARRIERS = ("numpy", "builtins", "collections", "copyreg", "_codecs")

@@ -7,8 +7,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from magmerge.checkpoints.pickles.limits import EmptyError, RefusedError, spoken
-from magmerge.checkpoints.pickles.numpy_arrays import as_tensor
-from magmerge.checkpoints.pickles.records import ArrayRecord, Global, OddKey, Record, TensorRecord
+from magmerge.checkpoints.pickles.records import (
+    ArrayRecord,
+    Global,
+    OddKey,
+    Record,
+    TensorRecord,
+    as_tensor,
+)
 
 WRAPPERS = (
     "state_dict", "model_state_dict", "model", "model_state", "module", "net", "network", "params",
@@ -27,6 +33,7 @@ a name is.
 """
 LOOKED_AT, CHARACTERS = 2_000_000, 1 << 26
 """Entries of all modules, and characters of all names: modules may share what is in them."""
+ENDLESS = "its modules are in each other without end"
 LISTED = 8
 """How many keys a message lists."""
 KINDS = {
@@ -43,9 +50,7 @@ OF_DTYPE = "torch._utils._rebuild_tensor_v3"
 
 class ModelState:
     """Tensors by name in the order of state_dict(), and the classes of the modules they are of.
-
-    `holds` is what the file holds, in words: a class, or a state dictionary. `note` is what a
-    reader should know of it.
+    `holds` says in words what the file holds, `note` what a reader should know of it.
     """
 
     def __init__(self, holds: str) -> None:
@@ -54,14 +59,7 @@ class ModelState:
         self.tensors: dict[str, TensorRecord] = {}
         self.classes: set[str] = set()
         self._arrays: dict[ArrayRecord, TensorRecord | None] = {}
-        self._entries = 0
         self._characters = 0
-
-    def look_at(self, entries: int) -> None:
-        """So many entries more of a module; RefusedError where they have no end."""
-        self._entries += entries
-        if self._entries > LOOKED_AT:
-            raise RefusedError("its modules are in each other without end")
 
     def joined(self, prefix: str, key: str) -> str:
         """The name of a module's part; RefusedError where its names have no end."""
@@ -123,12 +121,11 @@ def _average(entries: Mapping[Any, Any], raw: Any) -> ModelState | None:
         model = collect(value)
     except RefusedError as error:
         raise _unread(key, error.problem) from error
-    if raw is None:
+    beside = None if raw is None else set(collect(raw).tensors)
+    if set(model.tensors) != beside:
         model.unwrap()
-    elif set(model.tensors) != set(collect(raw).tensors):
-        model.unwrap()
-        if set(model.tensors) != set(collect(raw).tensors):
-            raise _unread(key, "they are not those of the model beside it")
+    if beside is not None and set(model.tensors) != beside:
+        raise _unread(key, "they are not those of the model beside it")
     model.holds = f"{model.holds}, the average under {spoken(key)}"
     if raw is not None:
         model.note = (
@@ -139,12 +136,8 @@ def _average(entries: Mapping[Any, Any], raw: Any) -> ModelState | None:
 
 def _averages(entries: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
     """What is called an average and holds tensors, also in the state of a trainer's callbacks."""
-    parts = [entries]
-    parts += [
-        _entries_of(callback) or {}
-        for callback in (_entries_of(entries.get(CALLBACKS)) or {}).values()
-    ]
-    for part in parts:
+    callbacks = (_entries_of(entries.get(CALLBACKS)) or {}).values()
+    for part in (entries, *(_entries_of(callback) or {} for callback in callbacks)):
         for key, value in part.items():
             words = re.split(r"[^a-z]+", key.lower()) if isinstance(key, str) else ()
             lone = isinstance(value, TensorRecord | ArrayRecord)
@@ -189,21 +182,23 @@ def _of_state(entries: Mapping[Any, Any], holds: str) -> ModelState:
 
 def _of_module(root: Record) -> ModelState:
     model = ModelState(root.name)
-    seen = 0
+    seen = entries = 0
     waiting: list[tuple[str, Any, int]] = [("", root, 0)]
     while waiting:
         prefix, module, depth = waiting.pop()
         seen += 1
         if depth > DEEPEST or seen > MOST:
-            raise RefusedError("its modules are in each other without end")
+            raise RefusedError(ENDLESS)
         if not _is_module(module):
             raise RefusedError(f"its module {spoken(prefix[:-1])} is {_spoken(module)}")
         model.classes.add(module.name)
-        model.look_at(sum(len(module.state[part]) for part in PARTS))
+        entries += sum(len(module.state[part]) for part in PARTS)
+        if entries > LOOKED_AT:
+            raise RefusedError(ENDLESS)
         _add_own(model, module, prefix)
         inner = [
-            (model.joined(prefix, f"{key}."), value, depth + 1)
-            for key, value in _part(module, "_modules")
+            (model.joined(prefix, f"{_name(key)}."), value, depth + 1)
+            for key, value in module.state["_modules"].items()
             if value is not None
         ]
         # A stack gives back the last one first.
@@ -219,17 +214,12 @@ def _add_own(model: ModelState, module: Record, prefix: str) -> None:
     if not isinstance(passing, set | frozenset):
         passing = ()
     for part in ("_parameters", "_buffers"):
-        for key, value in _part(module, part):
-            if value is None or (part == "_buffers" and key in passing):
+        for key, value in module.state[part].items():
+            if value is None or (part == "_buffers" and _name(key) in passing):
                 continue
-            name = model.joined(prefix, key)
+            name = model.joined(prefix, _name(key))
             if not model.add(name, value):
                 raise RefusedError(f"its {spoken(name)} is {_spoken(value)}")
-
-
-def _part(module: Record, part: str) -> Iterator[tuple[str, Any]]:
-    for key, value in module.state[part].items():
-        yield _name(key), value
 
 
 def _is_module(value: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from magmerge.checkpoints.adapters.formats.files import encode
+from magmerge.checkpoints.adapters.formats.peft import encode
 from magmerge.checkpoints.adapters.nouns import Content
 from magmerge.checkpoints.output.provenance import Account
 from magmerge.checkpoints.output.target import Target

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from magmerge.checkpoints.adapters.base_names import WEIGHT, OnBase
 from magmerge.checkpoints.adapters.base_names import content_of as content_on_base
-from magmerge.checkpoints.adapters.formats.files import encode
+from magmerge.checkpoints.adapters.formats.peft import encode
 from magmerge.checkpoints.adapters.nouns import Content, LowRank
 from magmerge.checkpoints.adapters.translation import rename_content
 from magmerge.checkpoints.output.target import Target

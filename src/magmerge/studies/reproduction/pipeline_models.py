@@ -11,8 +11,8 @@ from pathlib import Path
 from torch import Tensor
 
 from magmerge.checkpoints import open_checkpoint
-from magmerge.checkpoints.loader import align
-from magmerge.checkpoints.views import RenamedCheckpoint
+from magmerge.checkpoints.experts import align
+from magmerge.checkpoints.views import under_names
 from magmerge.core.errors import CheckpointError, MagmergeError
 from magmerge.core.extras import needed
 from magmerge.core.machine import Progress
@@ -77,7 +77,7 @@ def aligned(path: Path, origin: Checkpoint) -> Checkpoint:
             source=path,
             remedy="check that it is a fine-tune of this base",
         )
-    return RenamedCheckpoint(expert, {name: name for name in names})
+    return under_names(expert, {name: name for name in names})
 
 
 def find_here(pipeline: Pipeline, role: str, folder: Path | None) -> Path | None:

@@ -28,9 +28,7 @@ _THREE_BY_THREE = re.compile(
 
 
 class _Form(NamedTuple):
-    """What the factors make: `trained` is the rank that alpha is divided by, `product` the name of
-    a function in `products`.
-    """
+    """What the factors make by which function of `products`; alpha is divided by `trained`."""
 
     shape: tuple[int, ...]
     rank: int
@@ -52,10 +50,8 @@ def stored_module(
     if scale is None or "alpha" in roles:
         own = group.scale(form.trained)
         if scale is not None and not math.isclose(own, scale, rel_tol=1e-6):
-            raise group.fault(
-                f"its alpha makes the scale {own:g}, and the file's entries {scale:g}",
-                roles["alpha"],
-            )
+            problem = f"its alpha makes the scale {own:g}, and the file's entries {scale:g}"
+            raise group.fault(problem, roles["alpha"])
         scale = own
     first = checkpoint.specs[roles[form.roles[0]]]
     kind: ModuleKind = "linear" if len(form.shape) == 2 else "convolution"
@@ -76,12 +72,9 @@ def _finite(checkpoint: Checkpoint, key: str) -> Tensor:
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
         from magmerge.linalg.finite import count_of_bad
 
-        raise NonFiniteError(
-            count_of_bad(tensor),
-            source=checkpoint.source,
-            tensor=key,
-            remedy="use a sound copy of this adapter",
-        )
+        remedy = "use a sound copy of this adapter"
+        problem = count_of_bad(tensor)
+        raise NonFiniteError(problem, source=checkpoint.source, tensor=key, remedy=remedy)
     return tensor
 
 
@@ -122,9 +115,8 @@ class _Group:
             return 1.0
         spec = self.checkpoint.specs[key]
         if math.prod(spec.shape) != 1 or spec.dtype not in dtypes.FLOATS | {"I64", "I32", "I16"}:
-            raise self.fault(
-                f"an alpha is one number, and this is {spec.dtype} {list(spec.shape)}", key
-            )
+            problem = f"an alpha is one number, and this is {spec.dtype} {list(spec.shape)}"
+            raise self.fault(problem, key)
         alpha = float(self.checkpoint.read(key).reshape(()).item())
         return checked_scale(alpha, alpha / rank, self.checkpoint.source, key)
 
@@ -133,11 +125,8 @@ class _Group:
             if spec.dtype not in dtypes.FLOATS:
                 raise self.fault(f"its format {spec.dtype} is none to compute with", spec.name)
             if not 2 <= len(spec.shape) <= 5:
-                raise self.fault(
-                    "a factor has two dimensions, or four for an image's convolution, and this is "
-                    f"{list(spec.shape)}",
-                    spec.name,
-                )
+                needed = "a factor has two dimensions, or four for an image's convolution"
+                raise self.fault(f"{needed}, and this is {list(spec.shape)}", spec.name)
         kinds = {"plain" if role in PLAIN else role.partition("_")[0] for role in self.factors}
         if len(kinds) > 1:
             raise self.fault(f"{self.name} has factors of several kinds", min(self.roles.values()))
@@ -157,11 +146,9 @@ class _Group:
             return _Form((up.shape[0], *down.shape[1:]), rank, rank, ("up", "down"), "plain")
         self._check_sizes(mid)
         if mid.shape[:2] != (rank, rank) or math.prod(down.shape[2:]) != 1 or len(mid.shape) < 3:
-            raise self.fault(
-                f"the factor in the middle is {list(mid.shape)}, between {list(up.shape)} and "
-                f"{list(down.shape)}",
-                mid.name,
-            )
+            outer = f"{list(up.shape)} and {list(down.shape)}"
+            problem = f"the factor in the middle is {list(mid.shape)}, between {outer}"
+            raise self.fault(problem, mid.name)
         shape = (up.shape[0], down.shape[1], *mid.shape[2:])
         return _Form(shape, rank, rank, ("up", "down", "mid"), "tucker")
 
@@ -209,10 +196,9 @@ class _Group:
         """The factors' headers; AdapterError where one is missing."""
         missing = [role for role in roles if role not in self.factors]
         if missing:
-            raise self.fault(
-                f"half of a pair is missing: {self.name} has no {' and no '.join(missing)} factor",
-                next(iter(self.roles.values())),
-            )
+            lacking = f"{self.name} has no {' and no '.join(missing)} factor"
+            key = next(iter(self.roles.values()))
+            raise self.fault(f"half of a pair is missing: {lacking}", key)
         return [self.factors[role] for role in roles]
 
     def _matrices(self, *roles: Role) -> list[TensorSpec]:
@@ -220,10 +206,8 @@ class _Group:
         self._check_sizes(*specs)
         for spec in specs:
             if len(spec.shape) != 2:
-                raise self.fault(
-                    f"a factor of LoHa or LoKr is a matrix, and this is {list(spec.shape)}",
-                    spec.name,
-                )
+                problem = f"a factor of LoHa or LoKr is a matrix, and this is {list(spec.shape)}"
+                raise self.fault(problem, spec.name)
         return specs
 
     def _check_sizes(self, *specs: TensorSpec) -> None:
@@ -233,9 +217,8 @@ class _Group:
 
     def _check_rank(self, left: TensorSpec, rank: int) -> None:
         if left.shape[1] != rank:
-            raise self.fault(
-                f"its rank is {left.shape[1]}, and that of its other half {rank}", left.name
-            )
+            problem = f"its rank is {left.shape[1]}, and that of its other half {rank}"
+            raise self.fault(problem, left.name)
 
     def _unfolded(self, columns: int) -> tuple[int, ...]:
         """[in, 3, 3] for such a convolution whose in times 9 is `columns`; else [columns]."""

@@ -32,18 +32,15 @@ Roles: TypeAlias = dict[Role, str]
 """A module's keys by what they are to it."""
 
 
-class Key(NamedTuple):
-    """A key that belongs to an adapter. `style` is None where several write such a key."""
+class AdapterKey(NamedTuple):
+    """A key that belongs to an adapter. `style` is None where several write such a key; `refusal`
+    says why it is refused, where it is of more than a low-rank task vector.
+    """
 
     module: str
     role: Role
     style: Style | None
-
-
-class Refusal(NamedTuple):
-    """A key of an adapter that is more than a low-rank task vector, and why it is refused."""
-
-    reason: str
+    refusal: str = ""
 
 
 PEFT = "base_model.model."
@@ -84,38 +81,29 @@ _REFUSED_IN_FILES = (
     (r"set_weight|reshape_weight", "it replaces or reshapes the base's weight"),
 )
 """Endings that a model's own layers might have: telling only after an adapter's kind of name."""
-_REFUSALS, _REFUSALS_IN_FILES = (
-    tuple((re.compile(rf"(.+)\.(?:{ending})"), why) for ending, why in table)
+_REFUSALS = tuple(
+    (re.compile(rf"(.+)\.(?:{ending})"), why, table is _REFUSED_IN_FILES)
     for table in (_REFUSED, _REFUSED_IN_FILES)
+    for ending, why in table
 )
 
 
-def read_key(key: str) -> Key | Refusal | None:
+def read_key(key: str) -> AdapterKey | None:
     """What `key` says its tensor is; None where it is no adapter's."""
-    refusal = _refusal(key)
-    if refusal is not None:
-        return refusal
+    for pattern, reason, in_files in _REFUSALS:
+        match = pattern.fullmatch(key)
+        if match and (not in_files or _style(match[1]) in ("kohya", "comfy")):
+            return AdapterKey(match[1], "up", _style(match[1]), reason)
     for pattern, role, style in _FACTORS:
         if match := pattern.fullmatch(key):
-            return Key(match[1], role, style or _style(match[1]))
+            return AdapterKey(match[1], role, style or _style(match[1]))
     if _EMBEDDING.fullmatch(key):
-        return Key(key, "up", "peft")
+        return AdapterKey(key, "up", "peft")
     if match := _LYCORIS.fullmatch(key):
-        return Key(match[1], match[2], _style(match[1]))  # type: ignore[arg-type]
+        return AdapterKey(match[1], match[2], _style(match[1]))  # type: ignore[arg-type]
     if match := _ALPHA.fullmatch(key):
         style = _style(match[1])
-        return Key(match[1], "alpha", None if style == "diffusers" else style)
-    return None
-
-
-def _refusal(key: str) -> Refusal | None:
-    for pattern, reason in _REFUSALS:
-        if pattern.fullmatch(key):
-            return Refusal(reason)
-    for pattern, reason in _REFUSALS_IN_FILES:
-        match = pattern.fullmatch(key)
-        if match and _style(match[1]) in ("kohya", "comfy"):
-            return Refusal(reason)
+        return AdapterKey(match[1], "alpha", None if style == "diffusers" else style)
     return None
 
 
@@ -129,7 +117,8 @@ def _style(module: str) -> Style:
 
 def is_adapter_file(checkpoint: Checkpoint) -> bool:
     """Whether any key is one that only adapters have, of a format that is read or refused."""
-    return any(_is_evidence(read_key(key)) for key in checkpoint.specs)
+    keys = map(read_key, checkpoint.specs)
+    return any(key is not None and key.style is not None for key in keys)
 
 
 def style_of(checkpoint: Checkpoint) -> Style:
@@ -137,16 +126,16 @@ def style_of(checkpoint: Checkpoint) -> Style:
     if not checkpoint.specs:
         raise AdapterError("it holds no tensors", source=checkpoint.source, remedy=AGAIN)
     keys = {name: read_key(name) for name in checkpoint.specs}
-    if not any(map(_is_evidence, keys.values())):
+    if not is_adapter_file(checkpoint):
         raise AdapterError(
             f"it is no adapter: none of its keys is one's ({shortened(list(keys))})",
             source=checkpoint.source,
             remedy="name a LoRA file, or merge whole models with their base",
         )
     for name, key in keys.items():
-        if isinstance(key, Refusal):
+        if key is not None and key.refusal:
             raise AdapterError(
-                f"refused: {key.reason}",
+                f"refused: {key.refusal}",
                 source=checkpoint.source,
                 tensor=name,
                 remedy="merge it into its base with the program that made it, and give the whole "
@@ -155,22 +144,17 @@ def style_of(checkpoint: Checkpoint) -> Style:
     check_known([name for name, key in keys.items() if key is None], checkpoint.source)
     styles: dict[Style, str] = {}
     for name, key in keys.items():
-        if isinstance(key, Key) and key.style is not None:
+        if key is not None and key.style is not None:
             styles.setdefault(key.style, name)
     if len(styles) > 1:
-        text = " and ".join(
-            f"{STYLES[style]} ({printable(name)})" for style, name in styles.items()
-        )
+        pairs = styles.items()
+        text = " and ".join(f"{STYLES[style]} ({printable(name)})" for style, name in pairs)
         raise AdapterError(
             f"it mixes keys of several formats: {text}",
             source=checkpoint.source,
             remedy="split the file by format: only the adapter's author knows which part counts",
         )
     return next(iter(styles))
-
-
-def _is_evidence(key: Key | Refusal | None) -> bool:
-    return isinstance(key, Refusal) or (key is not None and key.style is not None)
 
 
 def check_known(unknown: Sequence[str], source: str) -> None:
@@ -188,14 +172,11 @@ def by_module(checkpoint: Checkpoint, canonical: Callable[[str], str]) -> dict[s
     modules: dict[str, Roles] = {}
     for name in checkpoint.specs:
         key = read_key(name)
-        assert isinstance(key, Key)
+        assert key is not None
         roles = modules.setdefault(canonical(key.module), {})
         if key.role in roles:
-            raise second_key(
-                f"it is the same factor of the same module as {printable(roles[key.role])}",
-                checkpoint.source,
-                name,
-            )
+            problem = f"it is the same factor of the same module as {printable(roles[key.role])}"
+            raise second_key(problem, checkpoint.source, name)
         roles[key.role] = name
     return modules
 

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from magmerge.checkpoints.adapters.formats.headers import checked_scale
 from magmerge.checkpoints.adapters.formats.keys import AGAIN
@@ -69,20 +69,18 @@ def check_config(
         )
 
 
-def sound_scale(
-    module: str,
-    rank: int,
-    config: Mapping[str, Any],
-    source: str,
-    *,
-    entry: str,
-    remedy: str,
-    key: str,
-) -> float:
-    """alpha / r, or alpha / sqrt(r) for a rank-stabilised adapter (arXiv:2312.03732).
+class ScaleOrigin(NamedTuple):
+    """Where a scale is from: what in an adapter is to blame for one of no use."""
 
-    AdapterError, which says that `entry` is to blame, for a scale that is of no use.
-    """
+    source: str
+    entry: str
+    remedy: str
+    key: str
+
+
+def sound_scale(module: str, rank: int, config: Mapping[str, Any], origin: ScaleOrigin) -> float:
+    """alpha / r, or alpha / sqrt(r) (arXiv:2312.03732); AdapterError for one that is of no use."""
+    source, entry, remedy, key = origin
     try:
         alpha = _by_pattern(module, config.get("alpha_pattern"), config.get("lora_alpha"))
         plain = isinstance(alpha, int | float) and not isinstance(alpha, bool)
@@ -98,10 +96,7 @@ def sound_scale(
 
 
 def _by_pattern(module: str, patterns: Any, default: Any) -> Any:
-    """PEFT's rule: the first pattern that matches the whole path, or its end after a dot.
-
-    ValueError for a table that is none, and for patterns that could take for ever.
-    """
+    """PEFT's rule: the first pattern that matches the path or its end after a dot."""
     if not isinstance(patterns or {}, dict):
         raise ValueError(f"a pattern table is {patterns!r}")
     for pattern, value in (patterns or {}).items():
@@ -128,7 +123,8 @@ def _is_endless(pattern: str, module: str) -> bool:
 def config_fields(modules: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
     """PEFT's settings for modules of these ranks and scales: alpha is scale times rank."""
     ranks = {name: rank for name, (rank, _) in modules.items()}
-    alphas = {name: _number(rank * scale) for name, (rank, scale) in modules.items()}
+    products = {name: rank * scale for name, (rank, scale) in modules.items()}
+    alphas = {name: int(a) if a == int(a) else a for name, a in products.items()}
     rank, alpha = _most_common(ranks), _most_common(alphas)
     return {
         "r": rank,
@@ -139,10 +135,6 @@ def config_fields(modules: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
         "use_rslora": False,
         "init_lora_weights": True,
     }
-
-
-def _number(value: float) -> float:
-    return int(value) if value == int(value) else value
 
 
 def _most_common(values: Mapping[str, Value]) -> Value:
@@ -158,12 +150,7 @@ def _patterns(values: Mapping[str, Value], usual: Value) -> dict[str, Value]:
     """
     unusual = {name: values[name] for name in sorted(values) if values[name] != usual}
     plain = all(re.fullmatch(r"[\w.-]+", name) for name in unusual)
-    if plain and not any(_meets_another(name, values, unusual) for name in values):
+    ends = [(name, name[at + 1 :]) for name in values for at, c in enumerate(name) if c == "."]
+    if plain and all(unusual.get(end, values[name]) == values[name] for name, end in ends):
         return unusual
     return {f"^{re.escape(name)}": value for name, value in unusual.items()}
-
-
-def _meets_another(name: str, values: Mapping[str, Value], unusual: Mapping[str, Value]) -> bool:
-    """Whether the end of the name, after a dot, is a pattern of another value."""
-    ends = [name[at + 1 :] for at, letter in enumerate(name) if letter == "."]
-    return any(end in unusual and unusual[end] != values[name] for end in ends)

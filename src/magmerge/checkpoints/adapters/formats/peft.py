@@ -1,4 +1,6 @@
-"""PEFT's folders: adapter_config.json and base_model.model.M.lora_A.weight beside it."""
+"""PEFT's folders: adapter_config.json and base_model.model.M.lora_A.weight beside it; and the files
+of an adapter under any naming.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +12,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from magmerge.checkpoints.adapters.formats.diffusers import other_entries
 from magmerge.checkpoints.adapters.formats.headers import stored_module
 from magmerge.checkpoints.adapters.formats.keys import AGAIN, PEFT, Roles, check_known, second_key
 from magmerge.checkpoints.adapters.formats.lora_config import (
     AGAINST,
     CONFIG,
     REFUSED_IN_FOLDERS,
+    ScaleOrigin,
     check_config,
     config_fields,
     sound_scale,
 )
+from magmerge.checkpoints.adapters.formats.single_files import (
+    other_entries,
+    write_diffusers,
+    write_kohya,
+)
 from magmerge.checkpoints.adapters.names.naming import in_parts
-from magmerge.checkpoints.adapters.names.vocabulary import Part, prefixed
+from magmerge.checkpoints.adapters.names.vocabulary import prefixed
 from magmerge.checkpoints.adapters.nouns import Adapter, Content, Encoded, Module, Replacement
 from magmerge.core.errors import AdapterError
 from magmerge.core.models import Checkpoint
@@ -58,23 +65,20 @@ def read_peft(
     AdapterError for anything but plain LoRA, and for keys that do not go together.
     """
     check_config(config, checkpoint.source, REFUSED_IN_FOLDERS)
-    keys = _sorted(checkpoint)
+    keys = _sort_keys(checkpoint)
     stored = {name: _module(checkpoint, name, keys, config) for name in keys.modules}
     replaced = {name: Replacement.of(checkpoint, key, name) for name, key in keys.replaced.items()}
     return Adapter(checkpoint.source, tuple(files), "peft", stored, replaced, metadata, config)
 
 
-def _sorted(adapter: Checkpoint) -> _Keys:
+def _sort_keys(adapter: Checkpoint) -> _Keys:
     """What each key of an adapter is; AdapterError for half pairs, unknown keys, keys twice."""
     keys = _Keys()
     for key in adapter.specs:
         if _MAGNITUDE.search(key):
-            raise AdapterError(
-                "refused: a DoRA magnitude or a LoRA bias",
-                source=adapter.source,
-                tensor=key,
-                remedy="merge it into its base with PEFT and give the whole model",
-            )
+            problem = "refused: a DoRA magnitude or a LoRA bias"
+            remedy = "merge it into its base with PEFT and give the whole model"
+            raise AdapterError(problem, source=adapter.source, tensor=key, remedy=remedy)
         path = key.removeprefix(PEFT)
         match = _FACTOR.match(path)
         if match is None:
@@ -96,10 +100,9 @@ def _sorted(adapter: Checkpoint) -> _Keys:
         raise AdapterError("it holds no tensors", source=adapter.source, remedy=AGAIN)
     factors = {key for roles in keys.modules.values() for key in roles.values()}
     known = factors | keys.spare | set(keys.replaced.values())
-    for key in adapter.specs:
-        if key not in known:
-            problem = "another key is of the same factor of the same module"
-            raise second_key(problem, adapter.source, key)
+    for key in [key for key in adapter.specs if key not in known]:
+        problem = "another key is of the same factor of the same module"
+        raise second_key(problem, adapter.source, key)
     strange = [key for key in keys.replaced.values() if not key.startswith(PEFT) or not factors]
     check_known(strange, adapter.source)
     return keys
@@ -125,34 +128,53 @@ def _module(checkpoint: Checkpoint, name: str, keys: _Keys, config: Mapping[str,
     shape = checkpoint.specs[roles["down"]].shape
     scale = 1.0
     if shape and shape[0]:
-        remedy = f"restore lora_alpha in {CONFIG}"
-        scale = sound_scale(
-            name, shape[0], config, checkpoint.source, entry=CONFIG, remedy=remedy, key=name
-        )
+        origin = ScaleOrigin(checkpoint.source, CONFIG, f"restore lora_alpha in {CONFIG}", name)
+        scale = sound_scale(name, shape[0], config, origin)
     module = stored_module(checkpoint, name, roles, scale)
     if name not in keys.embeddings:
         return module
     return module._replace(spec=dataclasses.replace(module.spec, kind="embedding"))
 
 
-def write_peft(content: Content) -> dict[str, Encoded]:
+def encode(content: Content) -> dict[str, Encoded]:
+    """The files that hold an adapter, by the folder that they belong in.
+
+    One file under "" for the namings of single files. For PEFT, a folder with its
+    adapter_config.json for each model of a pipeline; under "" if there is only one. AdapterError
+    for an adapter without modules, and for what the format has no place for: replaced tensors and
+    embeddings in any but PEFT's.
+    """
+    if not content.modules:
+        raise AdapterError("an adapter without modules", remedy="merge adapters that have some")
+    if content.naming == "peft":
+        return _folders(content)
+    embeddings = [name for name, kind in content.kinds.items() if kind == "embedding"]
+    homeless = [*content.whole, *embeddings]
+    if homeless:
+        raise AdapterError(
+            f"the {content.naming} format has no place for {', '.join(homeless)}",
+            remedy="write the adapter as a PEFT folder",
+        )
+    kohya = content.naming not in ("diffusers", "diffusers_old")
+    return {"": write_kohya(content) if kohya else write_diffusers(content)}
+
+
+def _folders(content: Content) -> dict[str, Encoded]:
     """One folder's files for each model; "" is the name where there is only one."""
     if not in_parts([*content.modules, *content.whole]):
         return {"": _folder(content)}
-    components = dict.fromkeys(_part(name).component for name in (*content.modules, *content.whole))
+    names = (*content.modules, *content.whole)
+    components = dict.fromkeys(name.partition(".")[0] for name in names)
     return {component: _folder(_inside(component, content)) for component in components}
 
 
 def _inside(component: str, content: Content) -> Content:
-    """What of an adapter is of one model, and what an input of several folders had in this one's
-    configuration.
-    """
+    """What of an adapter is of one model, with the configuration of that model's own folder."""
 
     def own(table: Mapping[str, T]) -> dict[str, T]:
-        parts = {name: _part(name) for name in table}
-        return {
-            parts[n].name: entry for n, entry in table.items() if parts[n].component == component
-        }
+        parts = {name: prefixed(name) for name in table}
+        own_parts = {n: part for n, part in parts.items() if part and part.component == component}
+        return {part.name: table[name] for name, part in own_parts.items()}
 
     config = content.config.get(component)
     return dataclasses.replace(
@@ -162,12 +184,6 @@ def _inside(component: str, content: Content) -> Content:
         whole=own(content.whole),
         config=config if isinstance(config, Mapping) else {},
     )
-
-
-def _part(name: str) -> Part:
-    part = prefixed(name)
-    assert part is not None
-    return part
 
 
 def _folder(content: Content) -> Encoded:

@@ -116,9 +116,7 @@ def stored_factors(content: Content, *, unscaled: bool = False) -> Iterator[tupl
 
 
 def _own(tensor: Tensor, seen: set[int]) -> Tensor:
-    """The tensor, copied where another that is written has the same memory: safetensors refuses
-    those.
-    """
+    """The tensor, copied where another shares its memory: safetensors refuses those."""
     dense = tensor.contiguous()
     storage = dense.untyped_storage()
     if storage.data_ptr() in seen or storage.nbytes() != dense.numel() * dense.element_size():

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-Family = Literal["sd", "sdxl"]
+UNetFamily = Literal["sd", "sdxl"]
 
 _RESNET = {
     "in_layers.0": "norm1",
@@ -17,7 +17,10 @@ _RESNET = {
     "skip_connection": "conv_shortcut",
 }
 _UPSAMPLER = "up_blocks.0.upsamplers.0.conv"
-_UPSAMPLERS: dict[Family, str] = {"sd": "output_blocks.2.1.conv", "sdxl": "output_blocks.2.2.conv"}
+_UPSAMPLERS: dict[UNetFamily, str] = {
+    "sd": "output_blocks.2.1.conv",
+    "sdxl": "output_blocks.2.2.conv",
+}
 """The first: it comes after the attention, or in its place where the first level has none."""
 _MODULES = {
     "input_blocks.0.0": "conv_in",
@@ -60,7 +63,7 @@ def to_diffusers(name: str) -> str | None:
     return _MODULES.get(name) or _inside(name, _PLACES, _RESNET)
 
 
-def from_diffusers(name: str, family: Family | None) -> str | None:
+def from_diffusers(name: str, family: UNetFamily | None) -> str | None:
     """The first authors' name of one of diffusers' modules; None if it has none.
 
     `family` tells where the first upsampler stands; where it is not known that module has no name.
@@ -83,7 +86,7 @@ def _inside(name: str, places: Mapping[str, str], resnet: Mapping[str, str]) -> 
     return None
 
 
-def family_of(names: Iterable[str]) -> Family | None:
+def family_of(names: Iterable[str]) -> UNetFamily | None:
     """Which U-Net diffusers' names are of; None where they do not tell.
 
     XL has three levels, attention on the last two, in several blocks each; 1 and 2 have four,

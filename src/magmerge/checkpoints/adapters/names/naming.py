@@ -80,15 +80,11 @@ def in_parts(names: Iterable[str]) -> bool:
 def _is_lone(names: Iterable[str]) -> bool:
     """Whether all modules are of one model that is known by their names alone, or is no encoder."""
     parts = [prefixed(name) for name in names]
-    components = {part.component for part in parts if part is not None}
-    if None in parts or len(components) != 1:
-        return False
-    return all(_is_plain(part) for part in parts if part is not None)
-
-
-def _is_plain(part: Part) -> bool:
-    plain = lone(part.name)
-    return plain == part or (plain is None and part.component in ("unet", "transformer"))
+    image = ("unet", "transformer")
+    return len({part and part.component for part in parts}) == 1 and all(
+        part and lone(part.name) in (part, None if part.component in image else part)
+        for part in parts
+    )
 
 
 def flavour(names: Iterable[str]) -> Flavour:
@@ -113,7 +109,9 @@ def _from_kohya(modules: Mapping[str, ModuleSpec]) -> Composition:
         if match is None:
             composition.rename(name, None, spec, UNKNOWN)
         elif match[1].startswith("te"):
-            part = _encoder(match[1], match[2], third)
+            components = {"te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
+            inner = CLIP.read(match[2]) or T5.read(match[2])
+            part = None if inner is None else Part(components.get(match[1], third), inner)
             composition.rename(name, None if part is None else str(part), spec, UNKNOWN)
         elif not flux.split(name, match[2], spec, composition, "transformer."):
             part = _image_model(match[2])
@@ -129,16 +127,8 @@ def _image_model(flat_name: str) -> Part | None:
     return None if name is None else Part("transformer", name)
 
 
-def _encoder(tag: str, flat_name: str, third: str) -> Part | None:
-    components = {"te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
-    name = CLIP.read(flat_name) or T5.read(flat_name)
-    return None if name is None else Part(components.get(tag, third), name)
-
-
 def _third_encoder(names: Iterable[str]) -> str:
-    """What lora_te3, which is T5, is to diffusers: Flux' second encoder, or the third of Stable
-    Diffusion 3.
-    """
+    """What lora_te3, which is T5, is to diffusers: Flux' second encoder, or SD 3's third."""
     text = list(names)
     if any(name.startswith("lora_te2_") for name in text):
         return "text_encoder_3"
@@ -167,7 +157,7 @@ def _to_kohya(modules: Mapping[str, ModuleSpec], to: Flavour) -> Composition:
     return composition
 
 
-def _named(part: Part, to: Flavour, family: ldm.Family | None, first: str) -> str | None:
+def _named(part: Part, to: Flavour, family: ldm.UNetFamily | None, first: str) -> str | None:
     """The name under `to`; `first` is what begins those of the first text encoder."""
     if part.component == "text_encoder":
         return _flattened(first, part.name, CLIP)

@@ -20,6 +20,7 @@ COMPONENTS = (
 )  # fmt: skip
 """What diffusers calls the models of a pipeline that adapters are trained on."""
 
+_INDEX = re.compile(r"0|[1-9][0-9]*")
 _BARE_CLIP = re.compile(r"encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])")
 
 
@@ -142,9 +143,7 @@ def flat(dotted: str) -> str:
 
 
 def dotted(flat_name: str, vocabulary: Vocabulary) -> str | None:
-    """The only dotted name of segments in `vocabulary` that is written so; None where none is, or
-    more than one.
-    """
+    """The only dotted name of segments in `vocabulary` that is written so; None if not just one."""
     if len(flat_name) > LONGEST:
         return None
     tokens = flat_name.split("_")
@@ -158,13 +157,9 @@ def dotted(flat_name: str, vocabulary: Vocabulary) -> str | None:
             if numbers is None or stop + numbers > len(tokens):
                 continue
             indices = tokens[stop : stop + numbers]
-            if all(_is_index(index) for index in indices):
+            if all(_INDEX.fullmatch(index) for index in indices):
                 head = ".".join([segment, *indices])
                 tails = rest[stop + numbers]
                 rest[start] += [f"{head}.{tail}" if tail else head for tail in tails]
         rest[start] = rest[start][:2]
     return rest[0][0] if len(rest[0]) == 1 else None
-
-
-def _is_index(token: str) -> bool:
-    return token.isascii() and token.isdigit() and (token == "0" or token[0] != "0")

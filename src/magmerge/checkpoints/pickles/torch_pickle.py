@@ -1,13 +1,23 @@
-"""From records of tensors to tensors: views of a mapped file, or of bytes in a pickle."""
+"""torch files (.bin, .pt, .pth): their tensors, and never anything that would run code.
+
+Tensors are views of a mapped file, or of bytes in a pickle.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from magmerge.checkpoints.pickles.limits import DamagedError, spoken
+from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint
+from magmerge.checkpoints.pickles.containers import read
+from magmerge.checkpoints.pickles.limits import DamagedError, EmptyError, RefusedError, spoken
+from magmerge.checkpoints.pickles.rebuilders import is_data
 from magmerge.checkpoints.pickles.records import WIDTHS, Storage, TensorRecord
+from magmerge.checkpoints.pickles.state import collect
+from magmerge.core.errors import CheckpointError, EmptyCheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor, UntypedStorage
@@ -16,7 +26,67 @@ MOST_REPEATED = 1 << 22
 """Entries of a tensor that repeats the same bytes, as expand() makes them."""
 
 
-class Realiser:
+class TorchFile(NamedTuple):
+    """One file's tensors, what it holds in words, how often it names what no tensor came from
+    (`passed`), and what a reader should know of it.
+    """
+
+    tensors: Mapping[str, Tensor]
+    holds: str
+    passed: Mapping[str, int]
+    note: str | None = None
+
+
+class TorchCheckpoint(MemoryCheckpoint):
+    """The tensors of torch files, left on the disk until they are read where the format allows."""
+
+    def __init__(self, opened: Mapping[Path, TorchFile], source: str, folder: Path | None) -> None:
+        tensors: dict[str, Tensor] = {}
+        for file, content in opened.items():
+            for name, tensor in content.tensors.items():
+                if name in tensors:
+                    raise CheckpointError(
+                        "it is also in another file of this checkpoint",
+                        source=file,
+                        tensor=name,
+                        remedy="remove the file that does not belong to this checkpoint",
+                    )
+                tensors[name] = tensor
+        notes = tuple(f"{file}: {own.note}" for file, own in opened.items() if own.note)
+        super().__init__(tensors, source, folder=folder, files=tuple(opened), notes=notes)
+        self.holds = ", ".join(dict.fromkeys(file.holds for file in opened.values()))
+        self.passed: Mapping[str, int] = MappingProxyType(
+            {name: count for file in opened.values() for name, count in file.passed.items()}
+        )
+
+
+def open_torch(files: Iterable[Path], source: str, folder: Path | None = None) -> TorchCheckpoint:
+    """The tensors of torch files; each is a zip or legacy file of torch, or a plain pickle, and
+    holds a state dictionary, a whole module, or either under a key like "model"; or
+    CheckpointError.
+    """
+    return TorchCheckpoint({file: load_file(file) for file in files}, source, folder)
+
+
+def load_file(file: Path) -> TorchFile:
+    """One torch file; CheckpointError if it holds no model, or reading it would run code."""
+    try:
+        held, names = read(file)
+        model = collect(held)
+        realiser = _Realiser()
+        tensors = {name: realiser.tensor(record) for name, record in model.tensors.items()}
+    except RefusedError as error:
+        kind = EmptyCheckpointError if isinstance(error, EmptyError) else CheckpointError
+        raise kind(f"refused: {error.problem}", source=file, remedy=error.remedy) from error
+    passed = {
+        name: count
+        for name, count in names.items()
+        if name not in model.classes and not is_data(name)
+    }
+    return TorchFile(tensors, model.holds, passed, model.note)
+
+
+class _Realiser:
     """Makes tensors; those of one storage share its memory, so tied ones stay tied."""
 
     def __init__(self) -> None:

@@ -1,6 +1,7 @@
-"""diffusers' files: unet.M.lora_A.weight, and the older M.processor.to_k_lora.down.weight.
+"""Single files: diffusers' (unet.M.lora_A.weight, and the older M.processor.to_k_lora.down.weight)
+and those in kohya's manner (lora_unet_M.lora_down.weight, .lora_up.weight and .alpha).
 
-Their header's entry lora_adapter_metadata holds PEFT's settings, by component.
+The entry lora_adapter_metadata in the header of diffusers' holds PEFT's settings, by component.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from magmerge.checkpoints.adapters.formats.headers import stored_module
 from magmerge.checkpoints.adapters.formats.keys import Roles, by_module
 from magmerge.checkpoints.adapters.formats.lora_config import (
     AGAINST,
+    ScaleOrigin,
     check_config,
     config_fields,
     sound_scale,
 )
-from magmerge.checkpoints.adapters.names.vocabulary import COMPONENTS, is_text, lone, prefixed
+from magmerge.checkpoints.adapters.names.naming import flavour
+from magmerge.checkpoints.adapters.names.vocabulary import COMPONENTS, flat, is_text, lone, prefixed
 from magmerge.checkpoints.adapters.nouns import Adapter, Content, Encoded
 from magmerge.core.errors import AdapterError, shortened
 from magmerge.core.models import Checkpoint
@@ -31,6 +34,8 @@ ENTRY = "lora_adapter_metadata"
 REMEDY = f"remove the entry {ENTRY} from the header, or restore it"
 _TEXT_LEAVES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 _OLD_ATTENTION = re.compile(r"(.+\.attn\d?)\.(to_q|to_k|to_v|to_out\.0|add_k_proj|add_v_proj)")
+_COMFY_ENCODERS = {"clip_l": "lora_te1_", "clip_g": "lora_te2_", "t5xxl": "lora_te3_"}
+_COMFY_TEXT = re.compile(r"text_encoders\.([a-z0-9_]+)\.transformer\.(.+)")
 
 
 def read_diffusers(checkpoint: Checkpoint, metadata: Mapping[str, str], naming: Naming) -> Adapter:
@@ -38,7 +43,7 @@ def read_diffusers(checkpoint: Checkpoint, metadata: Mapping[str, str], naming: 
 
     AdapterError for modules of no diffusion model, and for settings other than plain LoRA's.
     """
-    modules = by_module(checkpoint, canonical)
+    modules = by_module(checkpoint, diffusers_name)
     strange = [name for name in modules if prefixed(name) is None]
     if strange:
         raise AdapterError(
@@ -55,7 +60,7 @@ def read_diffusers(checkpoint: Checkpoint, metadata: Mapping[str, str], naming: 
     return Adapter(checkpoint.source, checkpoint.files, naming, stored, metadata=metadata)
 
 
-def canonical(module: str) -> str:
+def diffusers_name(module: str) -> str:
     """The new name of a module, with its component: unet.mid_block.attentions.0.proj_in.
 
     Older files leave the component out, and call a projection attn1.processor.to_out_lora.
@@ -73,10 +78,7 @@ def canonical(module: str) -> str:
 
 
 def _configs(metadata: Mapping[str, str], source: str) -> dict[str, dict[str, Any]]:
-    """PEFT's settings of each component; under "" those of a file that names no component.
-
-    AdapterError for an entry that is no JSON object, and for settings other than plain LoRA's.
-    """
+    """PEFT's settings of each component, under "" of a file that names none; or an AdapterError."""
     if ENTRY not in metadata:
         return {}
     try:
@@ -107,10 +109,8 @@ def _scale(
     shape = checkpoint.specs[roles["down"]].shape
     if config is None or not shape or not shape[0]:
         return None
-    entry, key = f"its header entry {ENTRY}", roles["down"]
-    return sound_scale(
-        part.name, shape[0], config, checkpoint.source, entry=entry, remedy=REMEDY, key=key
-    )
+    origin = ScaleOrigin(checkpoint.source, f"its header entry {ENTRY}", REMEDY, roles["down"])
+    return sound_scale(part.name, shape[0], config, origin)
 
 
 def write_diffusers(content: Content) -> Encoded:
@@ -130,10 +130,9 @@ def write_diffusers(content: Content) -> Encoded:
 
 
 def _entries(content: Content) -> dict[str, str]:
-    """The header's entries for the content once its scales are in the up factors.
-
-    The settings are told anew where the input told them, and where ranks differ: from them a
-    loader would guess other scales.
+    """The header's entries for the content once its scales are in the up factors. The settings are
+    told anew where the input told them, and where ranks differ: from them a loader would guess
+    other scales.
     """
     metadata = other_entries(content)
     before = _configs(content.metadata, "the adapter")
@@ -162,9 +161,7 @@ def other_entries(content: Content) -> dict[str, str]:
 
 
 def _old_start(name: str) -> str:
-    """A key of the old files up to down or up: that of an attention's projection names its
-    processor.
-    """
+    """A key of the old files up to down or up: an attention's projection names its processor."""
     part = prefixed(name)
     if part is not None and is_text(part.component):
         return f"{name}.lora_linear_layer"
@@ -176,3 +173,43 @@ def _old_start(name: str) -> str:
 
 def _fault(problem: str, source: str) -> AdapterError:
     return AdapterError(f"its header entry {ENTRY} {problem}", source=source, remedy=REMEDY)
+
+
+def read_kohya(checkpoint: Checkpoint, metadata: Mapping[str, str]) -> Adapter:
+    """The adapter of a file in kohya's manner, or in ComfyUI's: other prefixes, and dots."""
+    modules = by_module(checkpoint, kohya_name)
+    stored = {name: stored_module(checkpoint, name, roles) for name, roles in modules.items()}
+    return Adapter(checkpoint.source, checkpoint.files, flavour(stored), stored, metadata=metadata)
+
+
+def kohya_name(module: str) -> str:
+    """kohya's name for a module, of ComfyUI's name or its own."""
+    if module.startswith("diffusion_model."):
+        return f"lora_unet_{flat(module.removeprefix('diffusion_model.'))}"
+    text = _COMFY_TEXT.fullmatch(module)
+    return f"{_COMFY_ENCODERS[text[1]]}{flat(text[2])}" if text else module
+
+
+def write_kohya(content: Content) -> Encoded:
+    """One file: for each module its factors, and alpha such that alpha / rank is its scale."""
+    import torch
+
+    from magmerge.checkpoints.adapters.formats.products import stored_factors
+
+    tensors: dict[str, Tensor] = {}
+    alphas: dict[str, float] = {}
+    for name, (up, down, scale) in stored_factors(content):
+        tensors[f"{name}.lora_down.weight"] = down
+        tensors[f"{name}.lora_up.weight"] = up
+        alphas[name] = scale * down.shape[0]
+        tensors[f"{name}.alpha"] = torch.tensor(alphas[name], dtype=torch.float32)
+    ranks = {len(factors.down) for factors in content.modules.values()}
+    metadata = {key: text for key, text in content.metadata.items() if key != ENTRY}
+    values: dict[str, set[int] | set[float]] = {
+        "ss_network_dim": ranks,
+        "ss_network_alpha": set(alphas.values()),
+    }
+    for key in values.keys() & metadata.keys():
+        # kohya's word for several values.
+        metadata[key] = str(*values[key]) if len(values[key]) == 1 else "Dynamic"
+    return Encoded(tensors, metadata, {})

@@ -1,0 +1,153 @@
+"""Models by their roles: experts, whole or as adapters, and bases and merged models, always whole.
+
+Whether two models are the same is told as early as their first difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from magmerge.checkpoints import adapters, clip
+from magmerge.checkpoints.kinds import INTEGERS
+from magmerge.checkpoints.loader import Model, adapts_parts, is_adapter, open_checkpoint
+from magmerge.checkpoints.memory_checkpoint import from_expert, wrapped_layers
+from magmerge.checkpoints.views import under_names
+from magmerge.core import dtypes
+from magmerge.core.errors import CheckpointError, Fault
+from magmerge.core.models import Checkpoint, Expert
+from magmerge.core.pieces import cut
+from magmerge.core.types import TensorSpec
+from magmerge.linalg.device import moved
+
+BASE = "base"
+WHOLE = INTEGERS | {"BOOL"}
+
+
+class FullExpert:
+    """An expert that is a checkpoint of its own."""
+
+    def __init__(self, name: str, checkpoint: Checkpoint) -> None:
+        self.name = name
+        self.whole: Checkpoint = checkpoint
+        self.source: str = checkpoint.source
+        self.files: tuple[Path, ...] = checkpoint.files
+        self.notes: tuple[str, ...] = checkpoint.notes
+        self.specs: Mapping[str, TensorSpec] = checkpoint.specs
+        self.ties: Mapping[str, str] = checkpoint.ties
+        self.untouched: frozenset[str] = frozenset()
+        self.faults: list[Fault] = []
+        self.absent: Mapping[str, Sequence[range]] = getattr(checkpoint, "absent", {})
+
+    def changes_nothing(self, base: Checkpoint | None, names: Collection[str]) -> bool:
+        """Whether it is the base, in the tensors `names`."""
+        return base is not None and same_tensors(self.whole, base, names)
+
+    def equals(self, other: Expert, names: Collection[str]) -> bool:
+        """Whether both are the same tensors."""
+        return other.whole is not None and same_tensors(self.whole, other.whole, names)
+
+    def weight(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
+        """The tensor's own entries, like those of `base`."""
+        return moved(self.whole.read_part(name, start, start + base.numel()), base, out)
+
+    def delta(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
+        """The same entries less the base's."""
+        return self.weight(name, base, start, out).sub_(base)
+
+
+def open_expert(name: str, model: Model, base: Checkpoint | None) -> Expert:
+    """Open one expert: a whole model, or a LoRA adapter as task vectors on `base`."""
+    in_parts = isinstance(model, str | Path) and adapts_parts(Path(model))
+    if hasattr(model, "named_modules"):
+        # One that PEFT has wrapped counts with what its adapter adds.
+        model = from_expert(cast("nn.Module", model))
+    checkpoint = None if in_parts else open_checkpoint(model)
+    if checkpoint is not None and not is_adapter(checkpoint):
+        return FullExpert(name, checkpoint if base is None else align(checkpoint, base))
+    if not isinstance(model, str | Path):
+        raise CheckpointError(
+            "it holds the factors of an adapter, and no file says how they are scaled",
+            source=None if checkpoint is None else checkpoint.source,
+            remedy="give the adapter's file, or its folder with adapter_config.json",
+        )
+    if base is None:
+        raise CheckpointError(
+            "an adapter is a change of a base model, and no base is given",
+            source=model,
+            remedy="name the base with --base (base=)",
+        )
+    return adapters.AdapterExpert(name, adapters.open_adapter(model), base)
+
+
+def open_whole(role: str, model: Model) -> Checkpoint:
+    """Open a base or a merged model, which cannot be an adapter; of a wrapped base its inside."""
+    module = cast("nn.Module", model) if hasattr(model, "named_modules") else None
+    if role != BASE and module is not None and wrapped_layers(module):
+        raise CheckpointError(
+            f"PEFT has wrapped it, and the {role} must be a plain model",
+            source=f"a {type(model).__name__} in memory",
+            remedy="pass model.merge_and_unload()",
+        )
+    checkpoint = open_checkpoint(model)
+    if is_adapter(checkpoint):
+        raise CheckpointError(
+            f"it is a LoRA adapter, and the {role} must be a whole model",
+            source=checkpoint.source,
+            remedy="give the adapter as an expert, and the model that it was trained on as base",
+        )
+    return checkpoint
+
+
+def align(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
+    """`checkpoint` under the base's names, where one of them wraps the model once more.
+
+    A classifier's bert.encoder... becomes the bare encoder's encoder..., or the other way round,
+    if that matches more of the base's names than the names as they are. So does a CLIP model of
+    another family of names. Other names stay.
+    """
+    best, matched = checkpoint, len(set(checkpoint.specs) & set(base.specs))
+    for wrapper in sorted({name.partition(".")[0] for name in (*checkpoint.specs, *base.specs)}):
+        inner = {name: name.removeprefix(f"{wrapper}.") for name in checkpoint.specs}
+        outer = {name: f"{wrapper}.{name}" for name in checkpoint.specs}
+        for renamed in (inner, outer):
+            names = {new if new in base.specs else old: old for old, new in renamed.items()}
+            hits = len(set(names) & set(base.specs))
+            if len(names) == len(renamed) and hits > matched:
+                best, matched = under_names(checkpoint, names), hits
+    if matched < len(base.specs):
+        other = clip.aligned(checkpoint, base)
+        if other is not None and len(set(other.specs) & set(base.specs)) > matched:
+            return other
+    return best
+
+
+def same_tensors(first: Checkpoint, second: Checkpoint, names: Collection[str]) -> bool:
+    """Whether the tensors `names` are equal. Small ones first: most pairs differ there."""
+    if any(name not in first.specs or name not in second.specs for name in names):
+        return False
+    if any(first.specs[name].shape != second.specs[name].shape for name in names):
+        return False
+    by_size = sorted(names, key=lambda name: (dtypes.nbytes(first.specs[name]), name))
+    return bool(names) and all(same_tensor(first, second, name) for name in by_size)
+
+
+def same_tensor(first: Checkpoint, second: Checkpoint, name: str) -> bool:
+    """Whether a tensor has the same values in both, looked at piece by piece."""
+    codes = {first.specs[name].dtype, second.specs[name].dtype}
+    wide = torch.float64
+    if "C64" in codes:
+        wide = torch.complex128
+    elif codes <= WHOLE:
+        wide = torch.int64
+    return all(
+        torch.equal(
+            first.read_part(name, piece.start, piece.stop).to(wide),
+            second.read_part(name, piece.start, piece.stop).to(wide),
+        )
+        for piece in cut(first.specs[name].shape, "other", "entries")
+    )
