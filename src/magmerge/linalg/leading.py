@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from magmerge.linalg.spectral import (
     TOLERANCE,
+    Triplets,
     above_cut,
     decompose,
     eigen,
@@ -27,28 +26,17 @@ UNRESOLVED = 4.0
 """What a symmetric eigensolver neglects between neighbours, in spacings of its largest value."""
 
 
-class Leading(NamedTuple):
-    """U, S and V of the leading singular triplets, S descending; those that count as zero left out.
-
-    `error` estimates the relative error (Frobenius) of the spaces that U and V span.
-    """
-
-    left: Tensor
-    values: Tensor
-    right: Tensor
-    error: float
-
-
 def leading(
     matrix: Float[Tensor, "m n"],
     count: int,
     tolerance: float = TOLERANCE,
     whole: float | None = None,
-) -> Leading:
+) -> Triplets:
     """The first `count` singular triplets, those above RANK_CUT times the largest singular value.
 
     With `whole`, the cut is that share of it instead: the norm of what `matrix` is the rest of.
-    The spaces of U and V are what is exact: directions whose singular values (nearly) agree may be
+    Those that count as zero are left out; the error is an estimate of that of the spaces that U and
+    V span. These spaces are what is exact: directions whose singular values (nearly) agree may be
     any basis of theirs, the same one on both sides. In order of preference: eigenvectors of the
     smaller Gram matrix by iteration in float32, all of them in float64, and the decomposition.
     """
@@ -58,19 +46,18 @@ def leading(
     scale = power_of_two(matrix)
     unit = matrix / scale
     if not bool(unit.any()):
-        return Leading(unit[:, :0], unit[0, :0], unit.T[:, :0], 0.0)
+        return Triplets(unit[:, :0], unit[0, :0], unit.T[:, :0])
     largest = None if whole is None else whole / scale
-    triplets: Leading | None = None
+    triplets: Triplets | None = None
     if unit.dtype == torch.float32 and worth_iterating(unit.shape[1], count):
         triplets = _by_eigenvectors(unit, count, torch.float32, tolerance, largest)
     if triplets is None:
         triplets = _by_eigenvectors(unit, count, torch.float64, tolerance, largest)
     if triplets is None:
-        left, values, right = decompose(unit, "leading singular directions are too ill defined")
-        rank = min(count, above_cut(values, largest))
-        triplets = Leading(left[:, :rank], values[:rank], right[:, :rank], 0.0)
+        triplets = decompose(unit, "leading singular directions are too ill defined")
+        triplets = triplets.first(min(count, above_cut(triplets.values, largest)))
     left, values, right = (part.to(matrix.dtype) for part in triplets[:3])
-    return Leading(left, values * scale, right, triplets.error)
+    return Triplets(left, values * scale, right, triplets.error)
 
 
 def _by_eigenvectors(
@@ -79,7 +66,7 @@ def _by_eigenvectors(
     dtype: torch.dtype,
     tolerance: float,
     largest: float | None,
-) -> Leading | None:
+) -> Triplets | None:
     """From A^T A = V S^2 V^T, U = A V S^-1; None where its error may exceed the tolerance.
 
     In float32 by iteration; what that finds well is the space of V and some further directions.
@@ -102,11 +89,11 @@ def _by_eigenvectors(
         return None
     kept = vectors[:, :block]
     if not single:
-        return Leading(rowwise(unit, kept / values[:rank]), values[:rank], kept, error)
+        return Triplets(rowwise(unit, kept / values[:rank]), values[:rank], kept, error)
     images = unit @ kept
     values, turn = eigen(gram(images, torch.float64))
     values, turn = values[:rank], turn[:, :rank]
-    return Leading(images @ (turn / values).to(dtype), values, kept @ turn.to(dtype), error)
+    return Triplets(images @ (turn / values).to(dtype), values, kept @ turn.to(dtype), error)
 
 
 def leading_error(

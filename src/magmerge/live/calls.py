@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from magmerge.core.errors import MagmergeError
 from magmerge.data.rows import Inputs
-from magmerge.live.coverage import Followed
-from magmerge.live.layers import Call
+from magmerge.live.layers import Call, Layer
 
-Listener = Callable[[Followed, Call], None]
+Listener = Callable[[Layer, Call], None]
 CROSS = ("EncDecAttention", "encoder_attn", "crossattention", "cross_attn", "multihead_attn")
 """Parts of paths of attention between decoder and encoder."""
 OF_ENCODER = ("k", "v", "k_proj", "v_proj", "key", "value")
@@ -33,7 +32,7 @@ class Observation:
     the model's layers is not observed.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[Followed]) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[Layer]) -> None:
         self._model, self._layers = model, layers
         self._own = threading.local()
 
@@ -41,8 +40,8 @@ class Observation:
     def watched(self) -> Iterator[None]:
         """Within it the layers are watched; afterwards no trace of that is left in the model."""
         handles = [
-            followed.layer.module.register_forward_pre_hook(self._hook(followed), with_kwargs=True)
-            for followed in self._layers
+            layer.module.register_forward_pre_hook(self._hook(layer), with_kwargs=True)
+            for layer in self._layers
         ]
         try:
             yield
@@ -61,15 +60,15 @@ class Observation:
         finally:
             self._own.listener = None
 
-    def _hook(self, followed: Followed) -> Callable[..., None]:
+    def _hook(self, layer: Layer) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             listener = getattr(self._own, "listener", None)
             if listener is None:
                 return
             self._own.listener = None
             try:
-                masks = for_layer(followed.layer.name, self._own.masks)
-                listener(followed, Call(args, kwargs, masks))
+                masks = for_layer(layer.name, self._own.masks)
+                listener(layer, Call(args, kwargs, masks))
             finally:
                 self._own.listener = listener
 

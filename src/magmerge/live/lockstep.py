@@ -6,8 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from magmerge.live.calls import Listener
-from magmerge.live.coverage import Followed
-from magmerge.live.layers import Call
+from magmerge.live.layers import Call, Layer
 
 Arrivals = Sequence[tuple[int, Call]]
 """Which runs have come to a layer, and with what."""
@@ -21,7 +20,7 @@ class _WaitingRun:
     """One run in its own thread, which computes only within `step`; `at` is where it waits."""
 
     def __init__(self, run: Callable[[Listener], object], settled: set[str]) -> None:
-        self.at: tuple[Followed, Call] | None = None
+        self.at: tuple[Layer, Call] | None = None
         self._run, self._settled = run, settled
         self._go, self._rest = threading.Semaphore(0), threading.Semaphore(0)
         self._error: BaseException | None = None
@@ -43,8 +42,8 @@ class _WaitingRun:
         self._go.release()
         self._thread.join()
 
-    def _listen(self, layer: Followed, call: Call) -> None:
-        if layer.layer.name not in self._settled:
+    def _listen(self, layer: Layer, call: Call) -> None:
+        if layer.name not in self._settled:
             self.at = layer, call
             self._rest.release()
             self._wait()
@@ -70,7 +69,7 @@ class _WaitingRun:
 def in_lockstep(
     runs: Sequence[Callable[[Listener], object]],
     order: Sequence[str],
-    settle: Callable[[Followed, Arrivals], None],
+    settle: Callable[[Layer, Arrivals], None],
 ) -> None:
     """Runs that come to each layer together, so that it can be changed before any passes it.
 
@@ -87,10 +86,10 @@ def in_lockstep(
             state.step()
         while places := [(n, *state.at) for n, state in enumerate(states) if state.at is not None]:
             layers = [layer for _, layer, _ in places]
-            first = min(layers, key=lambda layer: rank.get(layer.layer.name, len(rank)))
+            first = min(layers, key=lambda layer: rank.get(layer.name, len(rank)))
             here = [(n, call) for n, layer, call in places if layer is first]
             settle(first, here)
-            settled.add(first.layer.name)
+            settled.add(first.name)
             for n, _ in here:
                 states[n].step()
     finally:

@@ -27,14 +27,6 @@ FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError)
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
 
 
-def build_model(
-    folder: str | Path, *, model_class: str | None, dtype: torch.dtype, device: str | torch.device
-) -> nn.Module:
-    """The model of a folder with its weights, in evaluation mode; see `bare_model`."""
-    model = bare_model(folder, model_class=model_class, loaded=True)
-    return model.to(device=device, dtype=dtype).eval()
-
-
 def bare_model(
     source: str | Path | nn.Module,
     *,

@@ -96,7 +96,7 @@ def drop_survey(
     """The sums that the L1 rescaling of `dropped` matches."""
     if rescale != "l1":
         return None
-    return L1Ratios(lambda run, start, _: dropped(run, p, seeds, start))
+    return l1_survey(lambda run, start, _: dropped(run, p, seeds, start))
 
 
 def drop_factors(
@@ -138,7 +138,7 @@ def dropped_by_rank(
     ]
     if rescale == "l1":
         flat = [delta.reshape(-1) for delta in kept]
-        survey = L1Ratios(lambda run, at, _: [row[at : at + run.shape[1]] for row in flat])
+        survey = l1_survey(lambda run, at, _: [row[at : at + run.shape[1]] for row in flat])
         for delta, ratio in zip(kept, surveyed(survey, deltas)["ratios"], strict=True):
             delta.mul_(ratio)
     return kept
@@ -205,7 +205,7 @@ def band_survey(
     thresholds = LayerThreshold(entries, band_ranks(entries, density, gamma))
     if rescale != "l1":
         return thresholds
-    return L1Ratios(lambda run, start, first: _band(run, first["thresholds"], start), thresholds)
+    return l1_survey(lambda run, start, first: _band(run, first["thresholds"], start), thresholds)
 
 
 def banded(
@@ -244,26 +244,21 @@ def _band(deltas: Float[Tensor, "K *shape"], thresholds: Sequence[Any], start: i
     return kept
 
 
-class L1Ratios(LayerSums):
+def l1_survey(sparsify: Sparsify, first: Survey | None = None) -> LayerSums:
     """For each expert the factor sum|D_k| / sum|what stays of D_k|, as the keyword `ratios`.
 
-    `sparsify` says what stays. Where that takes a survey of its own, give it as `first`: its sweeps
-    are made before, and what it finds is handed to `sparsify`, and to the method's function too.
+    1 where either is zero. `sparsify` says what stays; what a survey `first` finds is handed to it.
     """
 
-    def __init__(self, sparsify: Sparsify, first: Survey | None = None) -> None:
-        super().__init__(self._magnitudes, lambda total: {"ratios": l1_ratios(*total)}, first)
-        self._sparsify = sparsify
-
-    def _magnitudes(self, start: int, run: Tensor) -> Tensor:
-        kept = self._sparsify(run, start, self.earlier())
+    def magnitudes_of(start: int, run: Tensor, earlier: Mapping[str, Any]) -> Tensor:
+        kept = sparsify(run, start, earlier)
         return torch.stack([_magnitude(run), torch.stack([_magnitude(part) for part in kept])])
 
+    def ratios(total: Tensor) -> Mapping[str, Any]:
+        pairs = total.T.tolist()
+        return {"ratios": [b / a if a > 0 and b > 0 else 1.0 for b, a in pairs]}
 
-def l1_ratios(before: Float[Tensor, "K"], after: Float[Tensor, "K"]) -> list[float]:
-    """before / after, and 1 where either is zero."""
-    pairs = zip(before.tolist(), after.tolist(), strict=True)
-    return [b / a if a > 0 and b > 0 else 1.0 for b, a in pairs]
+    return LayerSums(magnitudes_of, ratios, first)
 
 
 def _magnitude(run: Tensor) -> Tensor:
