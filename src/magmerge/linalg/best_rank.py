@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from magmerge.linalg.leading import leading
+from magmerge.linalg.leading import block_for, leading
 from magmerge.linalg.spectral import Triplets, decompose, gram, power_of_two, svd
-from magmerge.linalg.subspace import block_for
 
 SMALL = 256
 """Directions up to which a decomposition of the matrix is the quicker way."""
@@ -69,7 +68,7 @@ def best_rank(
     some = int((triplets.values > NOTHING[matrix.dtype] * triplets.values[0]).sum())
     parts = triplets.first(min(rank, some))[:3]
     left, values, right = (part.to(matrix.dtype).contiguous() for part in parts)
-    return _measured(matrix, Triplets(left, values * scale, right))
+    return _with_error(matrix, Triplets(left, values * scale, right))
 
 
 def rank_by_energy(matrix: Float[Tensor, "m n"], energy: float, limit: int) -> Triplets:
@@ -91,7 +90,7 @@ def rank_by_energy(matrix: Float[Tensor, "m n"], energy: float, limit: int) -> T
     kept = rank_for_energy(best.values, whole, energy)
     if kept == len(best.values):
         return best
-    return _measured(matrix, best.first(kept))
+    return _with_error(matrix, best.first(kept))
 
 
 def rank_for_energy(values: Float[Tensor, "r"], whole: float, energy: float) -> int:
@@ -144,7 +143,7 @@ def _triplets(
         return triplets
     triplets = leading(unit, rank)
     values = triplets.values
-    complete = len(values) == rank or _measured(unit, triplets).error <= NOTHING[unit.dtype]
+    complete = len(values) == rank or _with_error(unit, triplets).error <= NOTHING[unit.dtype]
     if complete and float(values[-1]) > SQUARED * float(values[0]):
         return triplets
     return decompose(unit, f"of {rank} singular values the last are near rounding")
@@ -210,10 +209,10 @@ def _left_over(unit: Float[Tensor, "m n"], triplets: Triplets, rank: int, whole:
     triplets = triplets.first(rank)
     left = whole - _squares(triplets.values.double())
     measured = left <= SUBTRACTED**2 * whole
-    return whole * _measured(unit, triplets).error ** 2 if measured else left
+    return whole * _with_error(unit, triplets).error ** 2 if measured else left
 
 
-def _measured(matrix: Float[Tensor, "m n"], triplets: Triplets) -> Triplets:
+def _with_error(matrix: Float[Tensor, "m n"], triplets: Triplets) -> Triplets:
     """The triplets with the error of their product."""
     left, values, right, _ = triplets
     # Their product rounded to float32 would be other factors than those that are returned.

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from magmerge.core.types import Uncovered
-from magmerge.live.compound import AttentionLayer, MixtureLayer, is_mixture
+from magmerge.live.compound import APART, AttentionLayer, MixtureLayer, is_mixture
 from magmerge.live.layers import (
     FEATURES_LAST,
     KnownLayer,
@@ -25,9 +25,7 @@ CHANNELS_FIRST = (
     nn.InstanceNorm2d, nn.InstanceNorm3d,
 )  # fmt: skip
 PLAIN = (nn.Linear, nn.Embedding, *CHANNELS_FIRST, *FEATURES_LAST)
-ATTENTION = frozenset(
-    {"in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight"}
-)
+ATTENTION = frozenset({"in_proj_weight", "in_proj_bias", *APART})
 """Parameters of torch's attention that are followed, beside those of out_proj."""
 
 

@@ -43,7 +43,7 @@ class Sums:
     """
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, int, int], list[tuple[float, int]]] = defaultdict(list)
+        self._gains: dict[tuple[str, int, int], list[tuple[float, int]]] = defaultdict(list)
         self.failed: dict[str, str] = {}
         self.called: set[str] = set()
         self.settled: dict[str, str] = {}
@@ -54,7 +54,7 @@ class Sums:
         """Add what was gathered from one run's inputs; the layer counts as measured."""
         known = self._inputs.get((layer, expert))
         self._inputs[layer, expert] = part if known is None else known + part
-        self._found[layer, 0, expert].append((1.0, 1))
+        self._gains[layer, 0, expert].append((1.0, 1))
 
     def take_inputs(self, layer: str, experts: int) -> Tensor | None:
         """The sums [K, ...] over a layer's inputs, which are forgotten: they are large."""
@@ -69,22 +69,22 @@ class Sums:
     def add(self, layer: str, part: int, expert: int, gains: Tensor) -> None:
         """Take note of the gains of some tokens; those that are zero or not finite tell nothing."""
         known = gains[gains.isfinite() & (gains > 0)].double()
-        self._found[layer, part, expert].append((float(known.sum()), known.numel()))
+        self._gains[layer, part, expert].append((float(known.sum()), known.numel()))
 
     def join(self, other: Sums) -> None:
         """Add what another run found."""
-        for key, values in other._found.items():
-            self._found[key] += values
+        for key, values in other._gains.items():
+            self._gains[key] += values
         self.failed.update(other.failed)
         self.called |= other.called
 
     def measured_by(self, layer: str) -> set[int]:
         """The experts whose samples came to a layer while it was measured."""
-        return {expert for name, _, expert in self._found if name == layer}
+        return {expert for name, _, expert in self._gains if name == layer}
 
     def mean(self, layers: Sequence[str], part: int, expert: int) -> float:
         """The mean gain over the tokens that came to any of `layers`; NaN if there was none."""
-        values = [value for name in layers for value in self._found.get((name, part, expert), ())]
+        values = [value for name in layers for value in self._gains.get((name, part, expert), ())]
         count = sum(number for _, number in values)
         return math.fsum(total for total, _ in values) / count if count else math.nan
 

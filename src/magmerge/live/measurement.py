@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from magmerge.checkpoints.kinds import read_model_config
 from magmerge.core.errors import MagmergeError
@@ -18,6 +18,7 @@ from magmerge.data.rows import Inputs
 from magmerge.engine.job import Findings, Work
 from magmerge.engine.layer import Calibrated, Merged, calibrate_layer
 from magmerge.engine.stages import Treatment
+from magmerge.live.calls import run as run_model
 from magmerge.live.coverage import follow
 from magmerge.live.gains import (
     GainEstimate,
@@ -33,8 +34,8 @@ from magmerge.live.gains import (
 from magmerge.live.layers import Layer
 from magmerge.live.live_merge import live_merge
 from magmerge.live.module_weights import at_rest
-from magmerge.live.statistics import reestimate
 
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 Calls = Mapping[int, Sequence[Inputs]]
 """The inputs of each expert, by its place."""
 
@@ -200,3 +201,31 @@ class Measurement:
                 remedy="look for NaN and infinity in the samples, or give the model that was "
                 "merged",
             )
+
+
+def reestimate(model: nn.Module, inputs: Calls, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Mean and variance of every batch norm over all inputs, by the tensors' names in `names`.
+
+    Every call of the model counts alike. The model's own statistics are changed.
+    """
+    norms = [(path, module) for path, module in model.named_modules() if isinstance(module, NORMS)]
+    if not norms:
+        raise MagmergeError(
+            "this model has no batch norms", remedy="drop --batchnorm (batchnorm=True)"
+        )
+    with ExitStack() as stack, torch.no_grad():
+        for _, module in norms:
+            stack.callback(setattr, module, "momentum", module.momentum)
+            stack.callback(setattr, module, "training", False)
+            module.reset_running_stats()
+            module.momentum, module.training = None, True
+        for calls in inputs.values():
+            for call in calls:
+                run_model(model, call, "an expert")
+    tensors = {}
+    for path, module in norms:
+        for kind in ("running_mean", "running_var"):
+            name = f"{path}.{kind}" if path else kind
+            if name in names:
+                tensors[names[name]] = getattr(module, kind).detach().float().cpu().clone()
+    return tensors

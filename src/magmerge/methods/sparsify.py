@@ -131,11 +131,17 @@ def dropped_by_rank(
     if density == 1 or deltas[0].numel() == 0:
         return list(deltas)
     check_chances(density=density, epsilon=epsilon)
-    ladder = chances_by_rank(deltas[0].numel() // _rows(deltas[0]), density, epsilon)
-    kept = [
-        _drop_by_rank(delta, ladder, rescale == "inverse", seed, start)
-        for delta, seed in zip(deltas, _seeds(deltas, seeds), strict=True)
-    ]
+    # A vector is one row.
+    count = len(deltas[0]) if deltas.ndim > 2 else 1
+    ladder = chances_by_rank(deltas[0].numel() // count, density, epsilon)
+    kept = []
+    for delta, seed in zip(deltas, _seeds(deltas, seeds), strict=True):
+        rows = delta.reshape(count, -1)
+        chances = by_rank(rows, ladder)
+        draws = uniforms(seed, rows.shape, start).to(chances)
+        # 1 where the draw is below the chance, else 0.
+        stays = draws.neg_().add_(chances).sign_().clamp_(min=0).mul_(rows)
+        kept.append((stays.div_(chances) if rescale == "inverse" else stays).reshape(delta.shape))
     if rescale == "l1":
         flat = [delta.reshape(-1) for delta in kept]
         survey = l1_survey(lambda run, at, _: [row[at : at + run.shape[1]] for row in flat])
@@ -144,35 +150,12 @@ def dropped_by_rank(
     return kept
 
 
-def _drop_by_rank(
-    delta: Float[Tensor, "*shape"],
-    ladder: Float[Tensor, "columns"],
-    divide: bool,
-    seed: int,
-    start: int,
-) -> Float[Tensor, "*shape"]:
-    """D_k with entries dropped by rank; what stays is divided by its chance to if `divide`."""
-    rows = delta.reshape(_rows(delta), -1)
-    chances = by_rank(rows, ladder)
-    draws = uniforms(seed, rows.shape, start).to(chances)
-    # 1 where the draw is below the chance, else 0.
-    kept = draws.neg_().add_(chances).sign_().clamp_(min=0).mul_(rows)
-    if divide:
-        kept.div_(chances)
-    return kept.reshape(delta.shape)
-
-
 def chances_by_rank(count: int, density: float, epsilon: float) -> Float[Tensor, "count"]:
     """The chance to stay of each rank, from the smallest entry to the largest."""
     if count == 1:
         return torch.full((1,), density, dtype=torch.float64)
     steps = torch.arange(count, dtype=torch.float64) / (count - 1)
     return density - epsilon + 2 * epsilon * steps
-
-
-def _rows(delta: Tensor) -> int:
-    """How many rows a tensor has; a vector is one."""
-    return len(delta) if delta.ndim > 1 else 1
 
 
 def _seeds(deltas: Sequence[Tensor] | Tensor, seeds: Seeds) -> Sequence[int]:
