@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from magmerge.core.journal import listening
-from magmerge.linalg.leading import leading
-from magmerge.linalg.subspace import leading_eigenvectors
+from magmerge.linalg.leading import leading, leading_eigenvectors
 from tests.linalg.matrices import SHAPES, SPECTRA, distance, slow_triplets, with_spectrum
 
 # Half of equal singular values are no defined directions.

@@ -13,12 +13,12 @@ from torch import Tensor
 from magmerge.core.journal import listening
 from magmerge.linalg.best_rank import (
     SMALL,
-    Factored,
     best_rank,
     rank_by_energy,
     rank_for_energy,
     relative_error,
 )
+from magmerge.linalg.spectral import Triplets
 from tests.linalg.matrices import SHAPES, SPECTRA, with_spectrum
 
 FLOAT32 = 2e-7
@@ -32,7 +32,7 @@ def best_error(matrix: Tensor, rank: int) -> float:
     return float(values[rank:].norm()) / whole if whole else 0.0
 
 
-def measured_error(matrix: Tensor, found: Factored) -> float:
+def measured_error(matrix: Tensor, found: Triplets) -> float:
     product = (found.left.double() * found.values.double()) @ found.right.double().T
     whole = float(matrix.double().norm())
     return float((matrix.double() - product).norm()) / whole if whole else 0.0
@@ -48,7 +48,7 @@ def of_values(values: Tensor, shape: tuple[int, int] = (400, 320)) -> Tensor:
     return ((left * values.double()) @ right.T).float()
 
 
-def check(matrix: Tensor, rank: int) -> Factored:
+def check(matrix: Tensor, rank: int) -> Triplets:
     found = best_rank(matrix, rank)
     left, values, right, error = found
     count = len(values)

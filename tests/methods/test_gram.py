@@ -9,7 +9,7 @@ import torch
 from magmerge.linalg.survey import surveyed
 from magmerge.methods.combine import weighted_sum
 from magmerge.methods.gram import gram_of, gram_survey, norms_and_cosines
-from magmerge.methods.sparsify import L1Ratios, l1_ratios
+from magmerge.methods.sparsify import l1_survey
 from tests.methods.pieces_law import UNIT, large_layer
 
 
@@ -60,11 +60,13 @@ def test_it_is_the_weighted_sum() -> None:
 
 def test_l1_ratios_give_the_magnitudes_back() -> None:
     layer = large_layer(2)
-    survey = L1Ratios(lambda run, start, found: run.clamp(min=0))
+    survey = l1_survey(lambda run, start, found: run.clamp(min=0))
     ratios = surveyed(survey, layer)["ratios"]
     for one, ratio in zip(layer.double(), ratios, strict=True):
         assert math.isclose(one.abs().sum() / one.clamp(min=0).sum(), ratio, rel_tol=1e-9)
 
 
 def test_what_is_gone_altogether_is_not_rescaled() -> None:
-    assert l1_ratios(torch.tensor([2.0, 0.0, 3.0]), torch.tensor([1.0, 0.0, 0.0])) == [2, 1, 1]
+    layer = torch.tensor([[1.0, -1.0], [0.0, 0.0], [-1.0, -2.0]])
+    survey = l1_survey(lambda run, start, found: run.clamp(min=0))
+    assert surveyed(survey, layer)["ratios"] == [2, 1, 1]

@@ -13,7 +13,7 @@ from magmerge.core.errors import ParameterError
 from magmerge.core.parameters import Supplied
 from magmerge.core.registry import register_calibrator
 from magmerge.core.types import Cut, Kind
-from magmerge.linalg.row_norms import row_scale
+from magmerge.linalg.row_norms import row_norms
 
 Norm = Annotated[
     Literal["l2", "l1"], Doc("the norm of a change in features; l1 is that of the authors' code")
@@ -37,14 +37,7 @@ def measure(
     or NaN where either change is: such tokens tell nothing.
     """
     order = 2 if norm == "l2" else 1
-    return _lengths(expert, order) / _lengths(merged, order)
-
-
-def _lengths(rows: Tensor, order: int) -> Tensor:
-    # Powers of two keep squares from underflow and are put back without rounding.
-    scale = row_scale(rows)
-    lengths: Tensor = torch.linalg.vector_norm(rows / scale.unsqueeze(-1), order, dim=-1)
-    return lengths * scale
+    return row_norms(expert, order) / row_norms(merged, order)
 
 
 def cut_by(**_: object) -> Cut:

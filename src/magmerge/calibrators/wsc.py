@@ -57,25 +57,22 @@ def wsc(
     are the a_k; sphere: xi = mean_k |a_k| / |d|. Returns xi [rows], or a scalar with granularity
     "layer", which takes the layer as one row. Rows where d or all a_k are zero keep xi = 1.
     """
-    flatten = _as_one_row if granularity == "layer" else as_rows
-    rows = flatten(merged)
+    if granularity == "layer":
+        deltas, merged = deltas.unsqueeze(1), merged.unsqueeze(0)
+    rows = as_rows(merged)
     # Powers of two for each row let no square underflow, and are put back without rounding.
     size = row_scale(rows)
-    reach = torch.stack([row_scale(flatten(delta)) for delta in deltas]).amax(dim=0)
+    reach = torch.stack([row_scale(as_rows(delta)) for delta in deltas]).amax(dim=0)
     rows = rows / size.unsqueeze(-1)
-    norms = torch.stack([row_norms(flatten(delta) / reach.unsqueeze(-1)) for delta in deltas])
+    norms = torch.stack([row_norms(as_rows(delta) / reach.unsqueeze(-1)) for delta in deltas])
     radius, length = norms.mean(dim=0), row_norms(rows)
     if target == "sphere":
         factor = radius / torch.where(length > 0, length, 1.0)
     else:
-        axes = (flatten(delta) / reach.unsqueeze(-1) for delta in deltas)
+        axes = (as_rows(delta) / reach.unsqueeze(-1) for delta in deltas)
         factor = _ellipsoid(rows, axes, norms, radius)
     factor = torch.where((length > 0) & (radius > 0), factor * (reach / size), 1.0)
     return factor.reshape(()) if granularity == "layer" else factor
-
-
-def _as_one_row(layer: Float[Tensor, "rows *rest"]) -> Float[Tensor, "1 entries"]:
-    return layer.reshape(1, -1)
 
 
 def _ellipsoid(

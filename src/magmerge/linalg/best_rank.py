@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from magmerge.linalg.leading import leading
-from magmerge.linalg.spectral import decompose, gram, power_of_two, svd
-from magmerge.linalg.subspace import block_for
+from magmerge.linalg.leading import block_for, leading
+from magmerge.linalg.spectral import Triplets, decompose, gram, power_of_two, svd
 
 SMALL = 256
 """Directions up to which a decomposition of the matrix is the quicker way."""
@@ -42,23 +40,13 @@ ROUNDING = 1e-6
 """What float32 rounding may take from a share of the squared norm."""
 
 
-class Factored(NamedTuple):
-    """U [m, r], S [r] descending and V [n, r], orthonormal: A is about U diag(S) V^T.
-
-    `error` is |A - U diag(S) V^T| / |A| (Frobenius), of these very factors; 0 for a matrix of
-    zeros.
-    """
-
-    left: Tensor
-    values: Tensor
-    right: Tensor
-    error: float
-
-
 def best_rank(
     matrix: Float[Tensor, "m n"], rank: int, start: Float[Tensor, "n k"] | None = None
-) -> Factored:
+) -> Triplets:
     """The nearest matrix of this rank (Eckart and Young 1936), or of a lower one that is as near.
+
+    U and V are orthonormal; the error is |A - U diag(S) V^T| / |A| (Frobenius) of these very
+    factors, 0 for a matrix of zeros.
 
     By randomised subspace iteration (Halko, Martinsson and Tropp 2011, arXiv:0909.4061, algorithm
     4.4) until what more of it would gain, as extrapolated, is below OPTIMAL of the squared error,
@@ -75,17 +63,15 @@ def best_rank(
     rank = min(rank, *matrix.shape)
     if rank <= 0 or not bool(unit.any()):
         nothing = float(bool(unit.any()))
-        return Factored(unit[:, :0], unit.new_empty(0), unit.T[:, :0], nothing)
-    left, values, right = _triplets(unit, rank, start)
-    kept = min(rank, int((values > NOTHING[matrix.dtype] * values[0]).sum()))
-    left, values, right = (
-        part[..., :kept].to(matrix.dtype).contiguous() for part in (left, values, right)
-    )
-    values = values * scale
-    return Factored(left, values, right, _error(matrix, left, values, right))
+        return Triplets(unit[:, :0], unit.new_empty(0), unit.T[:, :0], nothing)
+    triplets = _triplets(unit, rank, start)
+    some = int((triplets.values > NOTHING[matrix.dtype] * triplets.values[0]).sum())
+    parts = triplets.first(min(rank, some))[:3]
+    left, values, right = (part.to(matrix.dtype).contiguous() for part in parts)
+    return _with_error(matrix, Triplets(left, values * scale, right))
 
 
-def rank_by_energy(matrix: Float[Tensor, "m n"], energy: float, limit: int) -> Factored:
+def rank_by_energy(matrix: Float[Tensor, "m n"], energy: float, limit: int) -> Triplets:
     """The same at the least rank that holds `energy` of the squared norm, up to `limit`.
 
     The rank that is tried grows fourfold until it is enough.
@@ -104,8 +90,7 @@ def rank_by_energy(matrix: Float[Tensor, "m n"], energy: float, limit: int) -> F
     kept = rank_for_energy(best.values, whole, energy)
     if kept == len(best.values):
         return best
-    left, values, right = best.left[:, :kept], best.values[:kept], best.right[:, :kept]
-    return Factored(left, values, right, _error(matrix, left, values, right))
+    return _with_error(matrix, best.first(kept))
 
 
 def rank_for_energy(values: Float[Tensor, "r"], whole: float, energy: float) -> int:
@@ -149,17 +134,18 @@ def relative_error(
 
 def _triplets(
     unit: Float[Tensor, "m n"], rank: int, start: Float[Tensor, "n k"] | None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Triplets:
     """At least the first `rank` singular triplets, or all that are not rounding."""
     if min(unit.shape) <= SMALL:
         return svd(unit)
     triplets = _by_iteration(unit, rank, start) if _iterated(min(unit.shape), rank) else None
     if triplets is not None:
         return triplets
-    left, values, right, _ = leading(unit, rank)
-    complete = len(values) == rank or _error(unit, left, values, right) <= NOTHING[unit.dtype]
+    triplets = leading(unit, rank)
+    values = triplets.values
+    complete = len(values) == rank or _with_error(unit, triplets).error <= NOTHING[unit.dtype]
     if complete and float(values[-1]) > SQUARED * float(values[0]):
-        return left, values, right
+        return triplets
     return decompose(unit, f"of {rank} singular values the last are near rounding")
 
 
@@ -169,7 +155,7 @@ def _iterated(directions: int, rank: int) -> bool:
 
 def _by_iteration(
     unit: Float[Tensor, "m n"], rank: int, start: Float[Tensor, "n k"] | None
-) -> tuple[Tensor, Tensor, Tensor] | None:
+) -> Triplets | None:
     """The triplets by subspace iteration, None where it does not settle.
 
     Where A is of low rank but for little, a block in float32 holds that little only by chance.
@@ -183,12 +169,12 @@ def _by_iteration(
     triplets = _settled(unit, block, rank, nothing)
     if triplets is not None and unit.dtype == torch.float32 and nothing < triplets.error <= COARSE:
         triplets = _settled(unit.double(), triplets.right.double(), rank, nothing)
-    return triplets and triplets[:3]
+    return triplets
 
 
 def _settled(
     unit: Float[Tensor, "m n"], block: Float[Tensor, "n b"], rank: int, nothing: float
-) -> Factored | None:
+) -> Triplets | None:
     """The block's triplets, once more steps would not lessen the error of the first `rank`."""
     whole = sum(_squares(part.double()) for part in torch.split(unit, _rows(unit)))
     before, growth = whole, whole
@@ -196,7 +182,7 @@ def _settled(
         basis = _orthonormal(unit @ block)
         block, triangle = torch.linalg.qr(unit.T @ basis)
         turn, values, other = torch.linalg.svd(triangle.T)
-        triplets = Factored(basis @ turn, values, block @ other.T, 0.0)
+        triplets = Triplets(basis @ turn, values, block @ other.T)
         left = _left_over(unit, triplets, rank, whole)
         last, growth = growth, before - left
         settled = step >= LEAST and _to_come(growth, last) <= OPTIMAL * left
@@ -218,22 +204,20 @@ def _orthonormal(block: Float[Tensor, "m b"]) -> Float[Tensor, "m b"]:
     return basis
 
 
-def _left_over(unit: Float[Tensor, "m n"], triplets: Factored, rank: int, whole: float) -> float:
+def _left_over(unit: Float[Tensor, "m n"], triplets: Triplets, rank: int, whole: float) -> float:
     """|A - U S V^T|^2 of the first `rank` triplets; measured where a difference would cancel."""
-    first, values, second = (part[..., :rank] for part in triplets[:3])
-    left = whole - _squares(values.double())
+    triplets = triplets.first(rank)
+    left = whole - _squares(triplets.values.double())
     measured = left <= SUBTRACTED**2 * whole
-    return whole * _error(unit, first, values, second) ** 2 if measured else left
+    return whole * _with_error(unit, triplets).error ** 2 if measured else left
 
 
-def _error(
-    matrix: Float[Tensor, "m n"],
-    left: Float[Tensor, "m r"],
-    values: Float[Tensor, "r"],
-    right: Float[Tensor, "n r"],
-) -> float:
+def _with_error(matrix: Float[Tensor, "m n"], triplets: Triplets) -> Triplets:
+    """The triplets with the error of their product."""
+    left, values, right, _ = triplets
     # Their product rounded to float32 would be other factors than those that are returned.
-    return relative_error(matrix, left.double() * values.double(), right.T)
+    error = relative_error(matrix, left.double() * values.double(), right.T)
+    return triplets._replace(error=error)
 
 
 def _to_come(growth: float, before: float) -> float:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from magmerge.core.errors import ParameterError
-
-CPU = "cpu"
+from magmerge.core.machine import CPU
 
 
 def moved(tensor: Tensor, like: Tensor, out: Tensor | None = None) -> Tensor:
@@ -27,39 +26,31 @@ def moved(tensor: Tensor, like: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 class Device:
-    """Takes tensors in and gives them back; the processor, where the tensors are already."""
+    """Takes tensors in and gives them back; on the processor they are where they are.
 
-    def empty(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-        """Memory there, to be filled."""
-        return torch.empty(shape, dtype=dtype)
+    On a CUDA device each thread has a stream of its own, and copies through pinned memory.
+    """
 
-    def take(self, tensor: Tensor) -> Tensor:
-        """The tensor in this machine's memory, finished."""
-        return tensor
-
-    def queue(self) -> AbstractContextManager[object]:
-        """Within it a thread's work runs beside that of the others."""
-        return nullcontext()
-
-
-class Accelerator(Device):
-    """A CUDA device. Each thread has a stream of its own, and copies through pinned memory."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, name: str = CPU) -> None:
+        self._device = torch.device(name)
         self._own = threading.local()
 
     def empty(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        """Memory there, to be filled."""
         return torch.empty(shape, dtype=dtype, device=self._device)
 
     def take(self, tensor: Tensor) -> Tensor:
+        """The tensor in this machine's memory, finished."""
+        if not tensor.is_cuda:
+            return tensor
         out = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         out.copy_(tensor, non_blocking=True)
         self._stream().synchronize()
         return out
 
     def queue(self) -> AbstractContextManager[object]:
-        return torch.cuda.stream(self._stream())
+        """Within it a thread's work runs beside that of the others."""
+        return nullcontext() if self._device.type == CPU else torch.cuda.stream(self._stream())
 
     def _stream(self) -> torch.cuda.Stream:
         if not hasattr(self._own, "stream"):
@@ -81,4 +72,4 @@ def open_device(name: str | torch.device) -> Device:
             f"there is no device {name}: torch {torch.__version__} sees {count} CUDA devices",
             remedy="use --device cpu, or install the torch build for your GPU",
         )
-    return Accelerator(torch.device("cuda", number))
+    return Device(f"cuda:{number}")

@@ -42,19 +42,15 @@ def uniforms(seed: int, shape: Sequence[int], start: int = 0) -> Float[Tensor, "
     return (draws.to(torch.float32) * 2.0**-24).reshape(tuple(shape))
 
 
-def keep_bits(seed: int, count: int, keep: float, start: int = 0) -> Int[Tensor, "count"]:
-    """-1, which is all bits set, for each place that is kept (probability `keep`), else 0."""
-    if keep >= 1:
-        return torch.full((count,), -1, dtype=torch.int32)
-    draws = integers(seed, count, start)
-    return draws.sub_(round(keep * 2**BITS)).bitwise_right_shift_(BITS)
-
-
 def drop(
     values: Float[Tensor, "*shape"], seed: int, keep: float, start: int = 0
 ) -> Float[Tensor, "*shape"]:
     """`values` with each entry kept with probability `keep`, else zero."""
-    bits = keep_bits(seed, values.numel(), keep, start).to(values.device).reshape(values.shape)
+    if keep >= 1:
+        return values.clone()
+    # -1, which is all bits set, for each place that is kept, else 0.
+    bits = integers(seed, values.numel(), start).sub_(round(keep * 2**BITS))
+    bits = bits.bitwise_right_shift_(BITS).to(values.device).reshape(values.shape)
     if values.dtype == torch.float32:
         return values.contiguous().view(torch.int32).bitwise_and(bits).view(torch.float32)
     return values * bits.bool()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
 
 import torch
 from jaxtyping import Float
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from magmerge.linalg.spectral import (
     TOLERANCE,
+    Triplets,
     above_cut,
     decompose,
     eigen,
@@ -19,24 +20,22 @@ from magmerge.linalg.spectral import (
     rowwise,
     undecided,
 )
-from magmerge.linalg.subspace import leading_eigenvectors, worth_iterating
 
 MARGIN = 16
-"""Directions beyond the wanted ones, at least, among which float32 results are sorted out."""
+"""Directions beyond the first ones, at least, that are iterated on: among them float32 results are
+sorted out."""
+START = 3
+"""Plain multiplications with the Gram matrix before the first look."""
+DEGREE = 12
+"""Highest degree of one Chebyshev filter; higher ones would lose the weaker directions."""
+BUDGET = 18
+"""Multiplications, after the first look, that cost about as much as a full decomposition."""
+RESIDUAL = 4e-6
+"""Share of other directions, on average, that may be left in the wanted ones."""
+HOPELESS = 1e-5
+"""Such a share that rounding alone leaves, from which on another dtype is needed."""
 UNRESOLVED = 4.0
 """What a symmetric eigensolver neglects between neighbours, in spacings of its largest value."""
-
-
-class Leading(NamedTuple):
-    """U, S and V of the leading singular triplets, S descending; those that count as zero left out.
-
-    `error` estimates the relative error (Frobenius) of the spaces that U and V span.
-    """
-
-    left: Tensor
-    values: Tensor
-    right: Tensor
-    error: float
 
 
 def leading(
@@ -44,11 +43,12 @@ def leading(
     count: int,
     tolerance: float = TOLERANCE,
     whole: float | None = None,
-) -> Leading:
+) -> Triplets:
     """The first `count` singular triplets, those above RANK_CUT times the largest singular value.
 
     With `whole`, the cut is that share of it instead: the norm of what `matrix` is the rest of.
-    The spaces of U and V are what is exact: directions whose singular values (nearly) agree may be
+    Those that count as zero are left out; the error is an estimate of that of the spaces that U and
+    V span. These spaces are what is exact: directions whose singular values (nearly) agree may be
     any basis of theirs, the same one on both sides. In order of preference: eigenvectors of the
     smaller Gram matrix by iteration in float32, all of them in float64, and the decomposition.
     """
@@ -58,19 +58,18 @@ def leading(
     scale = power_of_two(matrix)
     unit = matrix / scale
     if not bool(unit.any()):
-        return Leading(unit[:, :0], unit[0, :0], unit.T[:, :0], 0.0)
+        return Triplets(unit[:, :0], unit[0, :0], unit.T[:, :0])
     largest = None if whole is None else whole / scale
-    triplets: Leading | None = None
+    triplets: Triplets | None = None
     if unit.dtype == torch.float32 and worth_iterating(unit.shape[1], count):
         triplets = _by_eigenvectors(unit, count, torch.float32, tolerance, largest)
     if triplets is None:
         triplets = _by_eigenvectors(unit, count, torch.float64, tolerance, largest)
     if triplets is None:
-        left, values, right = decompose(unit, "leading singular directions are too ill defined")
-        rank = min(count, above_cut(values, largest))
-        triplets = Leading(left[:, :rank], values[:rank], right[:, :rank], 0.0)
+        triplets = decompose(unit, "leading singular directions are too ill defined")
+        triplets = triplets.first(min(count, above_cut(triplets.values, largest)))
     left, values, right = (part.to(matrix.dtype) for part in triplets[:3])
-    return Leading(left, values * scale, right, triplets.error)
+    return Triplets(left, values * scale, right, triplets.error)
 
 
 def _by_eigenvectors(
@@ -79,7 +78,7 @@ def _by_eigenvectors(
     dtype: torch.dtype,
     tolerance: float,
     largest: float | None,
-) -> Leading | None:
+) -> Triplets | None:
     """From A^T A = V S^2 V^T, U = A V S^-1; None where its error may exceed the tolerance.
 
     In float32 by iteration; what that finds well is the space of V and some further directions.
@@ -102,11 +101,11 @@ def _by_eigenvectors(
         return None
     kept = vectors[:, :block]
     if not single:
-        return Leading(rowwise(unit, kept / values[:rank]), values[:rank], kept, error)
+        return Triplets(rowwise(unit, kept / values[:rank]), values[:rank], kept, error)
     images = unit @ kept
     values, turn = eigen(gram(images, torch.float64))
     values, turn = values[:rank], turn[:, :rank]
-    return Leading(images @ (turn / values).to(dtype), values, kept @ turn.to(dtype), error)
+    return Triplets(images @ (turn / values).to(dtype), values, kept @ turn.to(dtype), error)
 
 
 def leading_error(
@@ -141,3 +140,94 @@ def leading_error(
 def _over_gaps(first: Float[Tensor, "n"], second: Float[Tensor, "k"]) -> float:
     """Root of the sum of 1 / (a - b)^2 over all a of the first and b of the second."""
     return float((first.unsqueeze(1) - second).reciprocal().norm())
+
+
+def leading_eigenvectors(
+    product: Float[Tensor, "n n"], count: int
+) -> tuple[Float[Tensor, "b"], Float[Tensor, "n b"], float] | None:
+    """Singular values and vectors, the first `count` and some more, and the error that is left.
+
+    A random block is multiplied by Chebyshev polynomials of the Gram matrix that are small below
+    the block's least Ritz value (Zhou et al. 2006, Self-consistent-field calculations using
+    Chebyshev-filtered subspace iteration). None where a full decomposition is not slower: where
+    the block would be more than an eighth of all directions, or they differ too little in size.
+    The error is infinite where they differ so much that rounding in this dtype hides the last.
+    """
+    n = len(product)
+    block = block_for(count)
+    if not worth_iterating(n, count):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(n, block, generator=generator, dtype=product.dtype).to(product.device)
+    for _ in range(START):
+        vectors = product @ vectors
+        vectors /= vectors.norm()
+    budget = BUDGET
+    while True:
+        values, vectors, residuals = _ritz(product, vectors)
+        gaps = values[:count] - values[-1]
+        spacing = torch.finfo(values.dtype).eps * values[0]
+        floor = _share(spacing.expand(count) / 8, gaps) if bool(values[-1] > 0) else math.inf
+        if floor > HOPELESS:
+            return values.clamp(min=0).sqrt(), vectors, math.inf
+        remaining = _share(residuals[:count], gaps)
+        if remaining < max(RESIDUAL, 2 * floor):
+            return values.sqrt(), vectors, remaining
+        degree = _degree(float(values[count - 1] / values[-1]), remaining)
+        if degree > budget:
+            return None
+        budget -= min(degree, DEGREE)
+        vectors = _filtered(product, vectors, values, min(degree, DEGREE))
+
+
+def block_for(count: int) -> int:
+    """How many directions to iterate on for the first `count`."""
+    return count + max(MARGIN, count // 2)
+
+
+def worth_iterating(directions: int, count: int) -> bool:
+    """Whether so few of all directions are wanted that iterations may be faster."""
+    return count > 0 and 8 * block_for(count) <= directions
+
+
+def _share(residuals: Float[Tensor, "k"], gaps: Float[Tensor, "k"]) -> float:
+    """Root mean square of residuals over gaps: the sines of the angles to the wanted space."""
+    return float((residuals / gaps).square().mean().sqrt())
+
+
+def _degree(ratio: float, remaining: float) -> int:
+    """Of the filter that brings the error from `remaining` to the goal, with some to spare."""
+    gain = math.log(4 * max(remaining, RESIDUAL) / RESIDUAL)
+    return 1 + math.ceil(gain / math.acosh(max(2 * ratio - 1, 1 + 1e-9)))
+
+
+def _ritz(
+    product: Float[Tensor, "n n"], block: Float[Tensor, "n b"]
+) -> tuple[Float[Tensor, "b"], Float[Tensor, "n b"], Float[Tensor, "b"]]:
+    """Ritz values, descending, and vectors of the block's span, with the norms of residuals."""
+    basis = torch.linalg.qr(block)[0]
+    images = product @ basis
+    values, turn = torch.linalg.eigh(basis.T @ images)
+    values, turn = values.flip(0), turn.flip(1)
+    vectors = basis @ turn
+    residuals = torch.addcmul(images @ turn, vectors, values, value=-1)
+    return values, vectors, torch.linalg.vector_norm(residuals, dim=0)
+
+
+def _filtered(
+    product: Float[Tensor, "n n"],
+    vectors: Float[Tensor, "n b"],
+    values: Float[Tensor, "b"],
+    degree: int,
+) -> Float[Tensor, "n b"]:
+    """The Chebyshev polynomial of `degree` for [0, least value], about 1 at the top."""
+    middle = float(values[-1]) / 2
+    first = middle / (float(values[0]) - middle)
+    scale, before = first, vectors
+    now = torch.addmm(before, product, before, beta=-middle).mul_(first / middle)
+    for _ in range(degree - 1):
+        following = 1 / (2 / first - scale)
+        after = torch.addmm(now, product, now, beta=-middle).mul_(2 * following / middle)
+        before, now = now, after.sub_(before, alpha=scale * following)
+        scale = following
+    return now

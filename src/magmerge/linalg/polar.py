@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magmerge.core.journal import listening, note
-from magmerge.linalg.leading import Leading
 from magmerge.linalg.spectral import (
     TOLERANCE,
+    Triplets,
     above_cut,
     decompose,
     eigen,
@@ -120,17 +120,15 @@ def _well_conditioned(product: Float[Tensor, "n n"]) -> bool:
 
 
 def _by_decomposition(unit: Float[Tensor, "m n"]) -> Polar:
-    left, values, right = decompose(
-        unit, "a polar factor is too ill conditioned for its Gram matrix"
-    )
-    rank = above_cut(values)
-    factor = left[:, :rank] @ right[:, :rank].T
-    parts = factor.to(unit.dtype), float(values[:rank].sum())
-    return Polar(*parts, sensitivity(values, rank, len(unit)))
+    whole = decompose(unit, "a polar factor is too ill conditioned for its Gram matrix")
+    rank = above_cut(whole.values)
+    left, values, right, _ = whole.first(rank)
+    factor = (left @ right.T).to(unit.dtype)
+    return Polar(factor, float(values.sum()), sensitivity(whole.values, rank, len(unit)))
 
 
 def orthogonalised(
-    find: Callable[[torch.dtype, float], Sequence[Leading]], dtype: torch.dtype
+    find: Callable[[torch.dtype, float], Sequence[Triplets]], dtype: torch.dtype
 ) -> tuple[Float[Tensor, "m r"], Float[Tensor, "r"], Float[Tensor, "n r"]]:
     """Triplets of several matrices side by side, U and V each replaced by its polar factor.
 

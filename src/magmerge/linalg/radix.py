@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,23 +23,12 @@ from magmerge.linalg.selection import (
     magnitude_bits,
     next_below,
     places_of,
+    tally,
 )
 
 CROWD = 1 << 22
 """Values in all tallies beyond which only their total is kept."""
-
-Key = tuple[int, int]
-"""Which row of the view, and which of the ranks."""
-
-
-def keep_all() -> Threshold:
-    """The threshold that every entry is beyond."""
-    return Threshold(0.0, 0)
-
-
-def keep_none() -> Threshold:
-    """The threshold that no entry is beyond."""
-    return Threshold(math.inf, 0)
+KEEP_ALL, KEEP_NONE = Threshold(0.0, 0), Threshold(math.inf, 0)
 
 
 class Finding(NamedTuple):
@@ -102,10 +92,33 @@ class ValueTally:
             quota -= here
         raise AssertionError("there are fewer such entries than are sought")
 
-    def count_of(self, value: float) -> int:
-        """How many entries have this value."""
-        values, counts = self.columns()
-        return int(counts[values == value].sum())
+
+@dataclass(slots=True)
+class Search:
+    """One threshold on its way to be known, of one row of the view and one of the ranks.
+
+    `rank` is that among the entries whose upper half is `high`, and `lower` counts their lower
+    halves. `tally` has the values that are near, and `mark` stands for `value` in it. `quota` of
+    the entries equal to `value` are among the largest (0: all); the last of them is in the piece
+    `last`, and they end at `until`.
+    """
+
+    rank: int = 0
+    high: int = 0
+    lower: Tensor = field(default_factory=lambda: torch.zeros(HALF_BINS, dtype=torch.int64))
+    tally: ValueTally = field(default_factory=ValueTally)
+    value: float = 0.0
+    mark: float | int = 0
+    quota: int = 0
+    last: Finding | None = None
+    until: int = 0
+
+    def choose(self) -> None:
+        """The value, once the lower halves are counted."""
+        low, quota = bin_of_rank(self.lower, self.rank)
+        self.value, self.mark = float_of_bits(self.high, low), low
+        if self.value and quota < int(self.lower[low]):
+            self.quota = quota
 
 
 class ModelThreshold:
@@ -118,7 +131,7 @@ class ModelThreshold:
     many are among the largest.
     """
 
-    scope: Literal["model"] = "model"
+    scope: Literal["layer", "model"] = "model"
     samples = 0
 
     def __init__(
@@ -126,142 +139,122 @@ class ModelThreshold:
         ranks: Callable[[int], Sequence[int]],
         view: Callable[[Tensor], Iterable[Tensor]],
     ) -> None:
-        self._ranks_of = ranks
-        self._view = view
+        self._ranks_of, self._view = ranks, view
         self._lock = threading.Lock()
-        self._stage: Literal["upper", "lower", "equal", "place", "done"] = "upper"
-        self._entries = 0
+        self._stage: Literal["bracket", "upper", "lower", "equal", "place", "done"] = "upper"
+        self._dtype = torch.float32
+        self._entries, self._rows = 0, 0
         self._ranks: Sequence[int] = ()
-        self._upper: list[Tensor] = []
-        self._bins: dict[Key, tuple[int, int]] = {}
-        self._lower: dict[Key, Tensor] = {}
-        self._tallies: dict[Key, ValueTally] = {}
+        self._upper: dict[int, Tensor] = {}
+        self._searches: dict[tuple[int, int], Search] = {}
         self._crowded = False
-        self._values: dict[Key, float] = {}
-        self._quotas: dict[Key, int] = {}
-        self._last: dict[Key, tuple[Finding, int]] = {}
-        self._until: dict[Key, int] = {}
 
     @property
     def passes(self) -> int:
-        """At least how many sweeps are still to be made."""
-        return ("done", "place", "equal", "lower", "upper").index(self._stage)
+        """1 while there is a sweep to be made."""
+        return int(self._stage != "done")
 
     def prepare(self, sample: Float[Tensor, "K samples"]) -> None:
         raise NotImplementedError("it takes no sample")
 
     def wants(self, name: str, start: int, stop: int) -> bool:
         """All pieces at first, then those in which equal entries run out."""
+        lasts = [search.last for search in self._searches.values() if search.last is not None]
         return self._stage != "place" or any(
-            finding.name == name and start < finding.stop and finding.start < stop
-            for finding, _ in self._last.values()
+            last.name == name and start < last.stop and last.start < stop for last in lasts
         )
 
     def observe(self, name: str, start: int, tensors: Float[Tensor, "K *shape"]) -> None:
         """Count one piece's magnitudes; counts add up to the same in any order."""
         for t, values in enumerate(self._view(tensors)):
-            row = values.to(torch.float32)
+            row = values.to(self._dtype)
             if self._stage == "upper":
-                counts = torch.bincount(magnitude_bits(row) >> HALF, minlength=HALF_BINS)
-                self._count_upper(t, counts.cpu(), len(row))
-                continue
+                self._count_upper(t, row)
             for r in range(len(self._ranks)):
-                key = (t, r)
-                if self._stage == "lower" and key in self._bins:
-                    self._count_lower(key, name, start, row)
-                elif self._stage == "equal" and key in self._quotas:
-                    counts = torch.tensor([count_equal(row, self._values[key])])
-                    self._add(key, name, start, row, torch.zeros(1, dtype=torch.int32), counts)
-                elif self._stage == "place" and key in self._last:
-                    self._find_place(key, name, start, row)
+                search = self._searches.get((t, r))
+                if search is not None:
+                    self._look(search, name, start, row)
 
     def conclude(self) -> None:
         """Find the bins, then the values, then where equal entries run out."""
         if self._stage == "upper":
             self._find_bins()
-            self._stage = "lower" if self._bins else "done"
         elif self._stage == "lower":
-            lows = {key: self._find_value(key) for key in self._bins}
-            self._lower.clear()
-            if self._crowded and self._quotas:
+            for search in self._searches.values():
+                search.choose()
+            if self._crowded and any(search.quota for search in self._searches.values()):
                 self._crowded, self._stage = False, "equal"
+                for search in self._searches.values():
+                    search.mark = 0
             else:
-                self._find_pieces(lows)
+                self._find_pieces()
         elif self._stage == "equal":
-            self._find_pieces(dict.fromkeys(self._quotas, 0))
+            self._find_pieces()
         else:
             self._stage = "done"
 
     def found(self, name: str) -> Mapping[str, Any]:
         """One list of thresholds for each rank, with one for each row of the view."""
-        rows, ranks = range(len(self._upper)), enumerate(self._ranks)
-        return {
-            "thresholds": [[self._threshold((t, r), rank, name) for t in rows] for r, rank in ranks]
-        }
+        ranks, rows = range(len(self._ranks)), range(self._rows)
+        return {"thresholds": [[self._threshold((t, r), name) for t in rows] for r in ranks]}
 
-    def _threshold(self, key: Key, rank: int, name: str) -> Threshold:
-        if rank <= 0:
-            return keep_none()
-        if rank >= self._entries or self._values[key] == 0:
-            return keep_all()
-        value, last = self._values[key], self._last.get(key)
-        if last is None or name < last[0].name:
-            return Threshold(next_below(value, torch.float32), 0, rounded=True)
-        until = self._until[key] if name == last[0].name else 0
-        return Threshold(value, until, rounded=True)
+    def _threshold(self, key: tuple[int, int], name: str) -> Threshold:
+        search = self._searches.get(key)
+        if self._ranks[key[1]] <= 0:
+            return KEEP_NONE
+        if search is None or search.value == 0:
+            return KEEP_ALL
+        rounded = self._dtype == torch.float32
+        if search.last is None or name < search.last.name:
+            return Threshold(next_below(search.value, self._dtype), 0, rounded)
+        return Threshold(search.value, search.until if name == search.last.name else 0, rounded)
 
-    def _count_upper(self, t: int, counts: Tensor, entries: int) -> None:
+    def _count_upper(self, t: int, row: Tensor) -> None:
+        counts = torch.bincount(magnitude_bits(row) >> HALF, minlength=HALF_BINS).cpu()
         with self._lock:
-            while len(self._upper) <= t:
-                self._upper.append(torch.zeros(HALF_BINS, dtype=torch.int64))
-            self._upper[t] += counts
-            self._entries += entries if t == 0 else 0
+            self._rows = max(self._rows, t + 1)
+            self._upper[t] = self._upper[t] + counts if t in self._upper else counts
+            self._entries += len(row) if t == 0 else 0
 
     def _find_bins(self) -> None:
         self._ranks = self._ranks_of(self._entries)
-        for t, counts in enumerate(self._upper):
+        for t, counts in self._upper.items():
             for r, rank in enumerate(self._ranks):
                 if 0 < rank < self._entries:
-                    self._bins[t, r] = bin_of_rank(counts, rank)
-                    self._lower[t, r] = torch.zeros(HALF_BINS, dtype=torch.int64)
+                    high, within = bin_of_rank(counts, rank)
+                    self._searches[t, r] = Search(within, high)
+        self._stage = "lower" if self._searches else "done"
 
-    def _count_lower(self, key: Key, name: str, start: int, row: Tensor) -> None:
-        halves = lower_halves(magnitude_bits(row), self._bins[key][0]).cpu()
-        values, counts = torch.unique(halves, return_counts=True)
-        with self._lock:
-            self._lower[key].index_add_(0, values.long(), counts)
-        self._add(key, name, start, row, values.to(torch.int32), counts)
+    def _look(self, search: Search, name: str, start: int, row: Tensor) -> None:
+        """What the sweep that is being made looks for in one row of a piece."""
+        if self._stage == "lower":
+            values, counts = tally(lower_halves(magnitude_bits(row), search.high))
+            with self._lock:
+                search.lower.index_add_(0, values.long(), counts)
+            self._keep(search, name, start, row, values, counts)
+        elif self._stage == "equal" and search.quota:
+            counts = torch.tensor([count_equal(row, search.value)])
+            self._keep(search, name, start, row, torch.zeros(1, dtype=torch.int32), counts)
+        elif self._stage == "place" and search.last and search.last[:2] == (name, start):
+            search.until = start + int(places_of(row, search.value)[search.quota - 1]) + 1
 
-    def _add(
-        self, key: Key, name: str, start: int, row: Tensor, values: Tensor, counts: Tensor
+    def _keep(
+        self, search: Search, name: str, start: int, row: Tensor, values: Tensor, counts: Tensor
     ) -> None:
         with self._lock:
             if self._crowded:
                 return
-            tally = self._tallies.setdefault(key, ValueTally())
-            tally.add(name, start, start + len(row), 0, values, counts)
-            if sum(other.count for other in self._tallies.values()) > CROWD:
+            search.tally.add(name, start, start + len(row), 0, values, counts)
+            if sum(other.tally.count for other in self._searches.values()) > CROWD:
                 self._crowded = True
-                self._tallies.clear()
+                for other in self._searches.values():
+                    other.tally = ValueTally()
 
-    def _find_value(self, key: Key) -> int:
-        """The threshold's lower half; how many equal entries are among the largest, if not all."""
-        high, rank = self._bins[key]
-        low, quota = bin_of_rank(self._lower[key], rank)
-        self._values[key] = float_of_bits(high, low)
-        if quota < int(self._lower[key][low]):
-            self._quotas[key] = quota
-        return low
-
-    def _find_pieces(self, sought: Mapping[Key, int]) -> None:
-        """The piece in which the last equal entry is that is among the largest."""
-        for key, quota in self._quotas.items():
-            self._last[key] = self._tallies[key].last_of(sought[key], quota)
-        self._tallies.clear()
-        self._stage = "place" if self._last else "done"
-
-    def _find_place(self, key: Key, name: str, start: int, row: Tensor) -> None:
-        finding, quota = self._last[key]
-        if (finding.name, finding.start) == (name, start):
-            place = int(places_of(row, self._values[key])[quota - 1])
-            self._until[key] = start + place + 1
+    def _find_pieces(self) -> None:
+        """The pieces in which the last equal entries are that are among the largest."""
+        for search in self._searches.values():
+            if search.quota:
+                search.last, search.quota = search.tally.last_of(search.mark, search.quota)
+            search.tally, search.lower = ValueTally(), torch.empty(0)
+        sought = any(search.quota for search in self._searches.values())
+        self._stage = "place" if sought else "done"

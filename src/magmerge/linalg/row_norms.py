@@ -18,10 +18,12 @@ def as_rows(tensor: Float[Tensor, "rows *rest"]) -> Float[Tensor, "rows columns"
     return tensor.reshape(tensor.shape[0], -1)
 
 
-def row_norms(rows: Float[Tensor, "*batch rows columns"]) -> Float[Tensor, "*batch rows"]:
-    """Euclidean norm of each row, without underflow: |s x| = s |x| down to the least float."""
+def row_norms(
+    rows: Float[Tensor, "*batch rows columns"], order: int = 2
+) -> Float[Tensor, "*batch rows"]:
+    """Norm of each row, Euclidean or of another order, without underflow: |s x| = s |x|."""
     scale = row_scale(rows)
-    norms: Tensor = torch.linalg.vector_norm(rows / scale.unsqueeze(-1), dim=-1)
+    norms: Tensor = torch.linalg.vector_norm(rows / scale.unsqueeze(-1), order, dim=-1)
     return norms * scale
 
 

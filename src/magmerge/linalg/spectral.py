@@ -8,6 +8,8 @@ float32, then float64, then the singular value decomposition itself.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -25,6 +27,23 @@ SOLVER = 3.0
 """Rounding of an eigensolver beside that of the product, as measured; see `noise`."""
 ROWS = 1024
 BLOCKS = 4
+
+
+class Triplets(NamedTuple):
+    """U [m, r], S [r] descending and V [n, r] of a matrix A: singular triplets, or some of them.
+
+    `error`: where it is known, a relative one (Frobenius); of what, the function that gives it
+    says.
+    """
+
+    left: Tensor
+    values: Tensor
+    right: Tensor
+    error: float = 0.0
+
+    def first(self, rank: int) -> Triplets:
+        """The first `rank` of them."""
+        return Triplets(self.left[:, :rank], self.values[:rank], self.right[:, :rank], self.error)
 
 
 def power_of_two(tensor: Float[Tensor, "*shape"]) -> float:
@@ -104,17 +123,13 @@ def undecided(values: Float[Tensor, "n"], largest: float | None = None) -> bool:
     return bool(((values - cut).abs() < NEAR_CUT * cut).any())
 
 
-def decompose(
-    matrix: Float[Tensor, "m n"], why: str
-) -> tuple[Float[Tensor, "m r"], Float[Tensor, "r"], Float[Tensor, "n r"]]:
+def decompose(matrix: Float[Tensor, "m n"], why: str) -> Triplets:
     """The slow path, U, S and V of a singular value decomposition in float64, with a note."""
     note(f"singular value decomposition used: {why}")
     return svd(matrix)
 
 
-def svd(
-    matrix: Float[Tensor, "m n"],
-) -> tuple[Float[Tensor, "m r"], Float[Tensor, "r"], Float[Tensor, "n r"]]:
+def svd(matrix: Float[Tensor, "m n"]) -> Triplets:
     """U, S and V of a singular value decomposition in float64, S descending."""
     exact = matrix.double()
     try:
@@ -122,5 +137,5 @@ def svd(
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         # Divide and conquer may fail on a matrix and not on its transpose.
         right, values, left = torch.linalg.svd(exact.T.contiguous(), full_matrices=False)
-        return left.T, values, right
-    return left, values, right.T
+        return Triplets(left.T, values, right)
+    return Triplets(left, values, right.T)

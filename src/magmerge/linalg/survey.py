@@ -13,8 +13,9 @@ from torch import Tensor
 from magmerge.core.parameters import UNIT
 from magmerge.core.traits import Survey
 
-Measure = Callable[[int, Tensor], Tensor]
-"""From a run's first place and its entries [K, run] to the float64 numbers that are added up."""
+Measure = Callable[[int, Tensor, Mapping[str, Any]], Tensor]
+"""From a run's first place, its entries [K, run] and what the survey before found to the float64
+numbers that are added up."""
 
 
 class LayerSums:
@@ -23,7 +24,7 @@ class LayerSums:
     Runs are summed as they are, whatever the pieces they come in, and their sums are added without
     rounding. So the total depends neither on the pieces nor on their order. `keywords` makes of the
     total what the method's function gets. The sweeps of a survey `first` are made before, and what
-    it finds is `earlier()`, and goes to the method's function too.
+    it finds goes to `measure`, and to the method's function too.
     """
 
     scope: Literal["layer"] = "layer"
@@ -35,14 +36,11 @@ class LayerSums:
         first: Survey | None = None,
     ) -> None:
         self._measure, self._keywords, self._first = measure, keywords, first
+        self.samples = 0 if first is None else first.samples
         self._name = ""
         self._parts: dict[int, list[float]] = {}
         self._shape: tuple[int, ...] = ()
         self._result: Mapping[str, Any] | None = None
-
-    @property
-    def samples(self) -> int:
-        return 0 if self._first is None else self._first.samples
 
     @property
     def passes(self) -> int:
@@ -65,7 +63,8 @@ class LayerSums:
             return
         flat = tensors.reshape(len(tensors), -1)
         for first in range(0, max(1, flat.shape[1]), UNIT):
-            total = self._measure(start + first, flat[:, first : first + UNIT])
+            run = flat[:, first : first + UNIT]
+            total = self._measure(start + first, run, self._earlier())
             # As numbers: many small tensors, which outlive the pieces, would leave the memory of
             # the pieces in splinters.
             self._parts[start + first] = total.reshape(-1).tolist()
@@ -85,10 +84,9 @@ class LayerSums:
     def found(self, name: str) -> Mapping[str, Any]:  # noqa: ARG002 - the protocol's
         """What the sums, and the survey before, give to the method's function."""
         assert self._result is not None
-        return {**self.earlier(), **self._result}
+        return {**self._earlier(), **self._result}
 
-    def earlier(self) -> Mapping[str, Any]:
-        """What the survey before found."""
+    def _earlier(self) -> Mapping[str, Any]:
         return {} if self._first is None else self._first.found(self._name)
 
     def _before(self) -> Survey | None:

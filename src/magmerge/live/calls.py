@@ -8,7 +8,8 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,10 +17,9 @@ from torch import Tensor, nn
 
 from magmerge.core.errors import MagmergeError
 from magmerge.data.rows import Inputs
-from magmerge.live.coverage import Followed
-from magmerge.live.layers import Call
+from magmerge.live.layers import Call, Layer
 
-Listener = Callable[[Followed, Call], None]
+Listener = Callable[[Layer, Call], None]
 CROSS = ("EncDecAttention", "encoder_attn", "crossattention", "cross_attn", "multihead_attn")
 """Parts of paths of attention between decoder and encoder."""
 OF_ENCODER = ("k", "v", "k_proj", "v_proj", "key", "value")
@@ -33,22 +33,19 @@ class Observation:
     the model's layers is not observed.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[Followed]) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[Layer]) -> None:
         self._model, self._layers = model, layers
         self._own = threading.local()
 
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Within it the layers are watched; afterwards no trace of that is left in the model."""
-        handles = [
-            followed.layer.module.register_forward_pre_hook(self._hook(followed), with_kwargs=True)
-            for followed in self._layers
-        ]
-        try:
+        with ExitStack() as stack:
+            for layer in self._layers:
+                hook = partial(self._tell, layer)
+                handle = layer.module.register_forward_pre_hook(hook, with_kwargs=True)
+                stack.callback(handle.remove)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def run(self, inputs: Inputs, listener: Listener, whose: str) -> Any:
         """The model's output; `whose` samples these are is for messages."""
@@ -61,19 +58,17 @@ class Observation:
         finally:
             self._own.listener = None
 
-    def _hook(self, followed: Followed) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            listener = getattr(self._own, "listener", None)
-            if listener is None:
-                return
-            self._own.listener = None
-            try:
-                masks = for_layer(followed.layer.name, self._own.masks)
-                listener(followed, Call(args, kwargs, masks))
-            finally:
-                self._own.listener = listener
-
-        return hook
+    def _tell(
+        self, layer: Layer, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        listener = getattr(self._own, "listener", None)
+        if listener is None:
+            return
+        self._own.listener = None
+        try:
+            listener(layer, Call(args, kwargs, for_layer(layer.name, self._own.masks)))
+        finally:
+            self._own.listener = listener
 
 
 def run(model: nn.Module, inputs: Inputs, whose: str) -> Any:

@@ -90,9 +90,9 @@ class MixtureLayer(Layer):
     tokens an expert gets is in the call: token features, chosen experts and their weights.
     """
 
-    def __init__(self, name: str, module: nn.Module) -> None:
-        super().__init__(name, module)
-        self._count = int(module.gate_up_proj.shape[0])  # type: ignore[index]
+    @property
+    def _count(self) -> int:
+        return int(self.module.gate_up_proj.shape[0])  # type: ignore[index]
 
     def rows(self, parameter: str, /) -> Tensor | int:
         first = 0 if parameter.startswith("gate_up_proj") else self._count

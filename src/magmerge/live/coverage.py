@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
 from magmerge.core.types import Uncovered
-from magmerge.live.compound import AttentionLayer, MixtureLayer, is_mixture
-from magmerge.live.layers import KnownLayer, Layer, TokenLayer, TrialLayer, is_turned
+from magmerge.live.compound import APART, AttentionLayer, MixtureLayer, is_mixture
+from magmerge.live.layers import (
+    FEATURES_LAST,
+    KnownLayer,
+    Layer,
+    TokenLayer,
+    TrialLayer,
+    is_turned,
+)
 from magmerge.live.row_groups import row_groups
 
 CHANNELS_FIRST = (
@@ -17,43 +24,32 @@ CHANNELS_FIRST = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.InstanceNorm1d,
     nn.InstanceNorm2d, nn.InstanceNorm3d,
 )  # fmt: skip
-EMBEDDED_LAST = (nn.LayerNorm, nn.RMSNorm)
-PLAIN = (nn.Linear, nn.Embedding, *CHANNELS_FIRST, *EMBEDDED_LAST)
-ATTENTION = frozenset(
-    {"in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight"}
-)
+PLAIN = (nn.Linear, nn.Embedding, *CHANNELS_FIRST, *FEATURES_LAST)
+ATTENTION = frozenset({"in_proj_weight", "in_proj_bias", *APART})
 """Parameters of torch's attention that are followed, beside those of out_proj."""
-
-
-class Followed(NamedTuple):
-    """A layer, and its parameters' names in the module to their tensors' in the checkpoint."""
-
-    layer: Layer
-    tensors: Mapping[str, str]
 
 
 def follow(
     model: nn.Module, names: Mapping[str, str], config: Mapping[str, Any]
-) -> tuple[list[Followed], list[Uncovered]]:
+) -> tuple[list[Layer], list[Uncovered]]:
     """The layers that hold the parameters `names` (the model's name to the checkpoint's).
 
     A parameter that several modules share is followed in each.
     """
-    layers: list[Followed] = []
+    layers: list[Layer] = []
     taken: set[str] = set()
     for path, module in model.named_modules(remove_duplicate=True):
-        local = _tensors_of(path, module, names)
-        if not local or f"{path}." in taken:
+        tensors = _tensors_of(path, module, names)
+        if not tensors or path in taken:
             continue
-        layer = _layer(path, module, config)
-        if isinstance(layer, AttentionLayer):
-            taken.add(f"{path}.out_proj.")
-        layers.append(Followed(layer, local))
-    followed = {name for item in layers for name in item.tensors.values()}
+        layers.append(_layer(path, module, tensors, config))
+        if isinstance(layers[-1], AttentionLayer):
+            taken.add(f"{path}.out_proj")
+    covered = {name for layer in layers for name in layer.tensors.values()}
     return layers, [
         Uncovered(stored, "the model that was run has no module for it")
         for stored in dict.fromkeys(names.values())
-        if stored not in followed
+        if stored not in covered
     ]
 
 
@@ -67,24 +63,23 @@ def _tensors_of(path: str, module: nn.Module, names: Mapping[str, str]) -> dict[
     return {name: names[prefix + name] for name in local if prefix + name in names}
 
 
-def _layer(path: str, module: nn.Module, config: Mapping[str, Any]) -> Layer:
+def _layer(
+    path: str, module: nn.Module, tensors: Mapping[str, str], config: Mapping[str, Any]
+) -> Layer:
     if isinstance(module, nn.MultiheadAttention):
-        return AttentionLayer(path, module)
+        return AttentionLayer(path, module, tensors)
     if is_mixture(module):
-        return MixtureLayer(path, module)
+        return MixtureLayer(path, module, tensors)
     rows, linear = None, isinstance(module, nn.Linear) or is_turned(module)
     if linear:
         weight: Any = module.weight
-        outputs, inputs = weight.shape
-        if is_turned(module):
-            outputs, inputs = inputs, outputs
+        outputs, inputs = reversed(weight.shape) if is_turned(module) else weight.shape
         rows = row_groups(path.removesuffix(".base_layer"), inputs, outputs, config)
     if not _is_plain(module):
-        return TrialLayer(path, module, rows)
+        return TrialLayer(path, module, tensors, rows)
     if linear or isinstance(module, nn.Embedding):
-        return TokenLayer(path, module, rows)
-    last = len(module.normalized_shape) if isinstance(module, EMBEDDED_LAST) else 0
-    return KnownLayer(path, module, features=last)
+        return TokenLayer(path, module, tensors, rows)
+    return KnownLayer(path, module, tensors)
 
 
 def _is_plain(module: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +17,8 @@ from magmerge.core.types import Uncovered
 from magmerge.data.rows import Inputs
 from magmerge.engine.executors import local
 from magmerge.live.calls import Listener, Observation
-from magmerge.live.coverage import Followed
-from magmerge.live.layers import Call, NotLinearError, TokenLayer, tokens_of
-from magmerge.live.live_merge import TaskVectors
+from magmerge.live.layers import Call, Layer, NotLinearError, TokenLayer, tokens_of
+from magmerge.live.live_merge import LiveMerge
 from magmerge.live.lockstep import Arrivals, in_lockstep
 
 Measure = Callable[[Tensor, Tensor], Tensor]
@@ -43,7 +43,7 @@ class Sums:
     """
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, int, int], list[tuple[float, int]]] = defaultdict(list)
+        self._gains: dict[tuple[str, int, int], list[tuple[float, int]]] = defaultdict(list)
         self.failed: dict[str, str] = {}
         self.called: set[str] = set()
         self.settled: dict[str, str] = {}
@@ -54,7 +54,7 @@ class Sums:
         """Add what was gathered from one run's inputs; the layer counts as measured."""
         known = self._inputs.get((layer, expert))
         self._inputs[layer, expert] = part if known is None else known + part
-        self._found[layer, 0, expert].append((1.0, 1))
+        self._gains[layer, 0, expert].append((1.0, 1))
 
     def take_inputs(self, layer: str, experts: int) -> Tensor | None:
         """The sums [K, ...] over a layer's inputs, which are forgotten: they are large."""
@@ -69,39 +69,37 @@ class Sums:
     def add(self, layer: str, part: int, expert: int, gains: Tensor) -> None:
         """Take note of the gains of some tokens; those that are zero or not finite tell nothing."""
         known = gains[gains.isfinite() & (gains > 0)].double()
-        self._found[layer, part, expert].append((float(known.sum()), known.numel()))
+        self._gains[layer, part, expert].append((float(known.sum()), known.numel()))
 
     def join(self, other: Sums) -> None:
         """Add what another run found."""
-        for key, values in other._found.items():
-            self._found[key] += values
+        for key, values in other._gains.items():
+            self._gains[key] += values
         self.failed.update(other.failed)
         self.called |= other.called
 
     def measured_by(self, layer: str) -> set[int]:
         """The experts whose samples came to a layer while it was measured."""
-        return {expert for name, _, expert in self._found if name == layer}
+        return {expert for name, _, expert in self._gains if name == layer}
 
     def mean(self, layers: Sequence[str], part: int, expert: int) -> float:
         """The mean gain over the tokens that came to any of `layers`; NaN if there was none."""
-        values = [value for name in layers for value in self._found.get((name, part, expert), ())]
+        values = [value for name in layers for value in self._gains.get((name, part, expert), ())]
         count = sum(number for _, number in values)
         return math.fsum(total for total, _ in values) / count if count else math.nan
 
 
-Listen = Callable[[Sums, int, Followed, Call], None]
+Listen = Callable[[Sums, int, Layer, Call], None]
 """Takes note of one call of a layer, by an expert's samples."""
 
 
 def measure_once(
     model: nn.Module,
-    layers: Sequence[Followed],
+    layers: Sequence[Layer],
     inputs: Mapping[int, Sequence[Inputs]],
     listen: Listen,
     names: Sequence[str],
-    *,
-    threads: int,
-    done: Callable[[object], None] | None = None,
+    machine: Machine,
 ) -> Sums:
     """Run the model once on each expert's inputs and measure every layer as it is.
 
@@ -115,22 +113,21 @@ def measure_once(
         return sums
 
     calls = [partial(run, expert, call) for expert, many in inputs.items() for call in many]
-    total = Sums()
+    total, done = Sums(), machine.counter("running the merged model", len(calls))
     with observation.watched():
-        for sums in local.run(local.single(calls), Machine(threads), done=done):
+        for sums in local.run(local.single(calls), machine, done=done):
             total.join(sums)
     return total
 
 
 def measure_forward(
     model: nn.Module,
-    layers: Sequence[Followed],
+    layers: Sequence[Layer],
     inputs: Mapping[int, Sequence[Inputs]],
     listen: Listen,
     names: Sequence[str],
-    correct: Callable[[Followed, Sums], None],
-    *,
-    done: Callable[[object], None] | None = None,
+    machine: Machine,
+    correct: Callable[[Layer, Sums], None],
 ) -> Sums:
     """Measure layer after layer; `correct` changes each before the model's runs go on past it.
 
@@ -140,20 +137,21 @@ def measure_forward(
     """
     observation = Observation(model, layers)
     runs = [(expert, call) for expert, many in inputs.items() for call in many]
-    total = Sums()
+    total, done = Sums(), machine.counter("calibrating in forward order", len(layers))
 
-    def settle(followed: Followed, arrivals: Arrivals) -> None:
-        name = followed.layer.name
+    def settle(layer: Layer, arrivals: Arrivals) -> None:
+        name = layer.name
         total.called.add(name)
-        left = {p: t for p, t in followed.tensors.items() if t not in total.settled}
+        left = {p: t for p, t in layer.tensors.items() if t not in total.settled}
         if left:
             total.settled.update(dict.fromkeys(left.values(), name))
-            here = Followed(followed.layer, left)
+            here = copy.copy(layer)
+            here.tensors = left
             for place, call in arrivals:
                 listen(total, runs[place][0], here, call)
             correct(here, total)
         if done is not None:
-            done(followed)
+            done(layer)
 
     def run(expert: int, call: Inputs, listener: Listener) -> object:
         return observation.run(call, listener, names[expert])
@@ -175,8 +173,8 @@ def trace(
     for expert, call in runs:
         last: list[str] = []
 
-        def listen(followed: Followed, _: Call, last: list[str] = last, by: int = expert) -> None:
-            name = followed.layer.name
+        def listen(layer: Layer, _: Call, last: list[str] = last, by: int = expert) -> None:
+            name = layer.name
             if name not in order:
                 order.insert(order.index(last[-1]) + 1 if last else 0, name)
             last.append(name)
@@ -190,9 +188,8 @@ FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, As
 """What a module may raise when it is called with other parameters than its own."""
 
 
-def note_inputs(gather: Gather, sums: Sums, expert: int, followed: Followed, call: Call) -> None:
+def note_inputs(gather: Gather, sums: Sums, expert: int, layer: Layer, call: Call) -> None:
     """Take note of what is gathered from a linear layer's inputs; others stay as they are."""
-    layer = followed.layer
     sums.called.add(layer.name)
     if not isinstance(layer, TokenLayer) or isinstance(layer.module, nn.Embedding):
         kind = type(layer.module).__name__
@@ -203,25 +200,24 @@ def note_inputs(gather: Gather, sums: Sums, expert: int, followed: Followed, cal
 
 
 def note_gains(
-    changes: TaskVectors,
+    merge: LiveMerge,
     measure: Measure,
     sums: Sums,
     expert: int,
-    followed: Followed,
+    layer: Layer,
     call: Call,
 ) -> None:
     """Take note of the gains of a layer's outputs."""
-    layer = followed.layer
     sums.called.add(layer.name)
     if layer.name in sums.failed:
         return
     device = next(layer.module.parameters()).device
 
     def origin(parameter: str) -> Tensor:
-        return changes.base(followed.tensors[parameter]).to(device)
+        return merge.base(layer.tensors[parameter]).to(device)
 
-    own = {p: changes.expert(expert, t).to(device) for p, t in followed.tensors.items()}
-    merged = {p: changes.merged(t).to(device) for p, t in followed.tensors.items()}
+    own = {p: merge.expert(expert, t).to(device) for p, t in layer.tensors.items()}
+    merged = {p: merge.merged(t).to(device) for p, t in layer.tensors.items()}
     try:
         both = layer.changes(call, own, origin), layer.changes(call, merged, origin)
         for (part, mine), (_, joint) in zip(*both, strict=True):
@@ -235,26 +231,26 @@ def note_gains(
 
 
 def conclude(
-    layers: Sequence[Followed], uncovered: Sequence[Uncovered], sums: Sums, experts: int
+    layers: Sequence[Layer], uncovered: Sequence[Uncovered], sums: Sums, experts: int
 ) -> GainEstimate:
     """The gains of every tensor; a tensor that several layers share has one for all of them.
 
     A layer where the merge or the experts change nothing has none, and needs none.
     """
-    holders: dict[str, list[Followed]] = defaultdict(list)
-    for followed in layers:
-        name = followed.layer.name
-        for tensor in followed.tensors.values():
+    holders: dict[str, list[Layer]] = defaultdict(list)
+    for layer in layers:
+        name = layer.name
+        for tensor in layer.tensors.values():
             if name not in sums.failed and name == sums.settled.get(tensor, name):
-                holders[tensor].append(followed)
+                holders[tensor].append(layer)
     gains = {tensor: gains_of(tensor, own, sums, experts) for tensor, own in holders.items()}
     seen = {name: value for name, value in gains.items() if not bool(value.isnan().all())}
     finite = {name for name, value in gains.items() if bool(value.isfinite().any())}
     blind = [Uncovered(name, reason) for name, reason in sums.failed.items()]
     blind += [
-        Uncovered(followed.layer.name, "no sample came to it")
-        for followed in layers
-        if followed.layer.name not in sums.called and finite.isdisjoint(followed.tensors.values())
+        Uncovered(layer.name, "no sample came to it")
+        for layer in layers
+        if layer.name not in sums.called and finite.isdisjoint(layer.tensors.values())
     ]
     blind += [
         Uncovered(name, "in forward order only some experts' samples came to it in time")
@@ -263,11 +259,10 @@ def conclude(
     return GainEstimate(seen, [*uncovered, *dict.fromkeys(blind)])
 
 
-def gains_of(tensor: str, layers: Sequence[Followed], sums: Sums, experts: int) -> Tensor:
+def gains_of(tensor: str, layers: Sequence[Layer], sums: Sums, experts: int) -> Tensor:
     """A tensor's gains from the layers that hold it: [K], or [K, rows] where rows have parts."""
-    names = [followed.layer.name for followed in layers]
-    local_name = next(p for p, t in layers[0].tensors.items() if t == tensor)
-    rows = layers[0].layer.rows(local_name)
+    names = [layer.name for layer in layers]
+    rows = layers[0].rows(next(p for p, t in layers[0].tensors.items() if t == tensor))
     parts = [rows] if isinstance(rows, int) else sorted(set(rows.tolist()))
     table = torch.tensor(
         [[sums.mean(names, part, expert) for part in parts] for expert in range(experts)],

@@ -18,6 +18,10 @@ CHUNK = 1 << 22
 """Entries of output that are computed at once where tokens do not depend on each other."""
 
 
+FEATURES_LAST = (nn.LayerNorm, nn.RMSNorm)
+"""Norms over the last axes of what they are given; in all else the features are the second axis."""
+
+
 class NotLinearError(MagmergeError):
     """A layer's output is no tensor, or does not change in proportion to its parameters."""
 
@@ -41,12 +45,19 @@ Pieces = Iterator[tuple[int, Tensor]]
 class Layer:
     """A module, or some parameters of one, that have factors of their own.
 
-    `name` is the module's path in the model; `rows` is the part of the layer, with a factor of its
-    own, that each output row belongs to, None where all are one part.
+    `name` is the module's path in the model; `tensors` are those of the checkpoint, by the names of
+    its parameters in the module; `rows` is the part of the layer, with a factor of its own, that
+    each output row belongs to, None where all are one part.
     """
 
-    def __init__(self, name: str, module: nn.Module, rows: Tensor | None = None) -> None:
-        self.name, self.module, self._rows = name, module, rows
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        tensors: Mapping[str, str],
+        rows: Tensor | None = None,
+    ) -> None:
+        self.name, self.module, self.tensors, self._rows = name, module, tensors, rows
 
     def rows(self, _parameter: str, /) -> Tensor | int:
         """The part that each output row of a parameter belongs to, or the one all belong to."""
@@ -94,13 +105,8 @@ class TokenLayer(Layer):
 class KnownLayer(Layer):
     """A norm or a convolution of torch's own, whose forward is linear in its parameters.
 
-    Its forward is called with the changes in the parameters' place. `features` is how many axes of
-    its output at the end are features; 0 where they are the second axis.
+    Its forward is called with the changes in the parameters' place.
     """
-
-    def __init__(self, name: str, module: nn.Module, *, features: int) -> None:
-        super().__init__(name, module)
-        self._features = features
 
     def changes(self, call: Call, deltas: Deltas, _origin: Origin, /) -> Pieces:
         own = self.module.named_parameters(recurse=False)
@@ -114,7 +120,9 @@ class KnownLayer(Layer):
         out = stand_in.forward(
             *map(_widened, call.args), **{name: _widened(value) for name, value in keywords}
         )
-        out = out.movedim(1, -1) if self._features == 0 else out.flatten(-self._features)
+        last = isinstance(self.module, FEATURES_LAST)
+        module: Any = self.module
+        out = out.flatten(-len(module.normalized_shape)) if last else out.movedim(1, -1)
         yield 0, tokens_of(out, call.masks)
 
 

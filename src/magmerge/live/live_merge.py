@@ -17,7 +17,7 @@ from magmerge.core.types import Plan
 from magmerge.engine.job import Job, Models, Work
 from magmerge.engine.passes import bench_for, run_pass
 from magmerge.engine.steps import Bench
-from magmerge.live.module_weights import ModelSink, load, matched, take_off_pooler
+from magmerge.live.module_weights import ModelSink, matched, take_off_pooler
 from magmerge.live.modules import bare_model, empty_model
 from magmerge.live.offload import Offload
 
@@ -25,13 +25,28 @@ from magmerge.live.offload import Offload
 class LiveMerge(NamedTuple):
     """A live model, its parameters' names to those of their tensors, and the merge's tensors.
 
-    `offload` is what brings weights into memory, if they are not there.
+    What merge and experts changed is read anew each time. `offload` is what brings weights into
+    memory, if they are not there.
     """
 
     model: nn.Module
     names: Mapping[str, str]
     weights: Mapping[str, Tensor]
+    models: Models
     offload: Offload | None = None
+
+    def base(self, name: str) -> Tensor:
+        """The base's weight."""
+        assert self.models.base is not None
+        return self.models.base.read(name).float()
+
+    def merged(self, name: str) -> Tensor:
+        """The merge's task vector."""
+        return self.weights[name].float().cpu() - self.base(name)
+
+    def expert(self, index: int, name: str) -> Tensor:
+        """The task vector of expert `index`."""
+        return self.models.experts[index].delta(name, self.base(name))
 
 
 def live_merge(work: Work) -> LiveMerge:
@@ -41,23 +56,22 @@ def live_merge(work: Work) -> LiveMerge:
     the model runs in bfloat16.
     """
     first, job = _from_weights(work), work.job
-    if job.machine.offload:
-        return _block_by_block(first)
-    model = _bare(job).float()
+    model, precision, device = _model(job), _precision(job), job.machine.device
     shapes = {step.spec.name: step.spec.shape for step in work.plan.steps}
     names = matched(model, shapes, "the merge")
     take_off_pooler(model, shapes)
+    if job.machine.offload:
+        transient = TransientWeights(first)
+        offload = Offload(model, names, transient, precision, device)
+        return LiveMerge(model, names, transient, work.models, offload)
     _check_ties(names, model, work)
-    if _precision(job) == torch.float32:
-        _fill(bench_for(first, ModelSink(model, names)), names.values())
-        model = model.to(job.machine.device).eval()
-        own = model.state_dict()
-        return LiveMerge(model, names, {tensor: own[name] for name, tensor in names.items()})
-    sink = MemorySink()
-    _fill(bench_for(first, sink), names.values())
-    load(model, sink.tensors, "the merge")
-    in_precision(model, _precision(job))
-    return LiveMerge(model.to(job.machine.device).eval(), names, sink.tensors)
+    _fill(bench_for(first, ModelSink(model, names)), names.values())
+    if precision == torch.float32:
+        model = model.to(device)
+    own = model.state_dict()
+    in_precision(model, precision)
+    weights = {tensor: own[name] for name, tensor in names.items()}
+    return LiveMerge(model.to(device).eval(), names, weights, work.models)
 
 
 def _precision(job: Job) -> torch.dtype:
@@ -68,41 +82,25 @@ def _precision(job: Job) -> torch.dtype:
     )
 
 
-def _origin(job: Job) -> tuple[nn.Module | Path | None, str | None, str | None]:
-    """The module or folder that the merge is run as, its class in transformers, its builder."""
-    live, samples = job.live, job.recipe.samples
-    build = None if samples is None else samples.build
-    if live.module is not None:
-        return live.module, None, build
-    return live.origin, None if samples is None else samples.model, build
-
-
-def _bare(job: Job) -> nn.Module:
-    origin, model_class, build = _origin(job)
+def _model(job: Job) -> nn.Module:
+    """What the merge is run as, still without its weights; without memory for them to offload."""
+    samples, live = job.recipe.samples, job.live
+    model_class, build = (None, None) if samples is None else (samples.model, samples.build)
+    origin = live.origin if live.module is None else live.module
+    if job.machine.offload:
+        if isinstance(origin, nn.Module) or (origin is None and not build):
+            raise ParameterError(
+                "a module in memory cannot be run block by block",
+                remedy="give the base as a folder with config.json, or leave out offload",
+            )
+        return empty_model(origin or Path(), model_class=model_class, build=build).eval()
     if origin is None and build is None:
         raise MagmergeError(
             "this calibration runs the merged model, and nothing tells what these tensors are",
             remedy="give a folder with config.json, a torch module (model=), or the function that "
             "builds the model (build=, --build package.module:function)",
         )
-    return bare_model(origin or "", model_class=model_class, build=build)
-
-
-def _block_by_block(first: Work) -> LiveMerge:
-    origin, model_class, build = _origin(first.job)
-    if isinstance(origin, nn.Module) or (origin is None and not build):
-        raise ParameterError(
-            "a module in memory cannot be run block by block",
-            remedy="give the base as a folder with config.json, or leave out offload",
-        )
-    model = empty_model(origin or Path(), model_class=model_class, build=build).eval()
-    shapes = {step.spec.name: step.spec.shape for step in first.plan.steps}
-    names = matched(model, shapes, "the merge")
-    take_off_pooler(model, shapes)
-    weights = TransientWeights(first)
-    device = first.job.machine.device
-    offload = Offload(model, names, weights.bring, weights.drop, _precision(first.job), device)
-    return LiveMerge(model, names, weights, offload)
+    return bare_model(origin or "", model_class=model_class, build=build).float()
 
 
 def _from_weights(work: Work) -> Work:
@@ -201,24 +199,3 @@ class TransientWeights(Mapping[str, Tensor]):
         sink = MemorySink()
         _fill(replace(self._bench, sink=sink), names, only=True)
         return sink.tensors
-
-
-class TaskVectors:
-    """What merge and experts changed, read anew each time it is asked for."""
-
-    def __init__(self, models: Models, weights: Mapping[str, Tensor]) -> None:
-        assert models.base is not None
-        self._base, self._experts = models.base, models.experts
-        self._weights = weights
-
-    def base(self, name: str) -> Tensor:
-        """The base's weight."""
-        return self._base.read(name).float()
-
-    def merged(self, name: str) -> Tensor:
-        """The merge's task vector."""
-        return self._weights[name].float().cpu() - self.base(name)
-
-    def expert(self, index: int, name: str) -> Tensor:
-        """The task vector of expert `index`."""
-        return self._experts[index].delta(name, self.base(name))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 
 from magmerge.live.calls import Listener
-from magmerge.live.coverage import Followed
-from magmerge.live.layers import Call
+from magmerge.live.layers import Call, Layer
 
 Arrivals = Sequence[tuple[int, Call]]
 """Which runs have come to a layer, and with what."""
@@ -21,56 +21,52 @@ class _WaitingRun:
     """One run in its own thread, which computes only within `step`; `at` is where it waits."""
 
     def __init__(self, run: Callable[[Listener], object], settled: set[str]) -> None:
-        self.at: tuple[Followed, Call] | None = None
+        self.at: tuple[Layer, Call] | None = None
         self._run, self._settled = run, settled
-        self._go, self._rest = threading.Semaphore(0), threading.Semaphore(0)
-        self._error: BaseException | None = None
-        self._stop = False
+        self._go: SimpleQueue[bool] = SimpleQueue()
+        self._rest: SimpleQueue[tuple[Layer, Call] | BaseException | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._main, daemon=True)
         self._thread.start()
 
     def step(self) -> None:
         """Compute until the run waits at a layer or ends."""
         self.at = None
-        self._go.release()
-        self._rest.acquire()
-        if self._error is not None:
-            raise self._error
+        self._go.put(True)
+        place = self._rest.get()
+        if isinstance(place, BaseException):
+            raise place
+        self.at = place
 
     def close(self) -> None:
         """End the run where it waits."""
-        self._stop = True
-        self._go.release()
+        self._go.put(False)
         self._thread.join()
 
-    def _listen(self, layer: Followed, call: Call) -> None:
-        if layer.layer.name not in self._settled:
-            self.at = layer, call
-            self._rest.release()
+    def _listen(self, layer: Layer, call: Call) -> None:
+        if layer.name not in self._settled:
+            self._rest.put((layer, call))
             self._wait()
 
     def _wait(self) -> None:
-        self._go.acquire()
-        if self._stop:
+        if not self._go.get():
             raise _StopError
 
     def _main(self) -> None:
+        end: BaseException | None = None
         try:
             self._wait()
             self._run(self._listen)
         except _StopError:
             pass
         except BaseException as error:
-            self._error = error
-        finally:
-            self.at = None
-            self._rest.release()
+            end = error
+        self._rest.put(end)
 
 
 def in_lockstep(
     runs: Sequence[Callable[[Listener], object]],
     order: Sequence[str],
-    settle: Callable[[Followed, Arrivals], None],
+    settle: Callable[[Layer, Arrivals], None],
 ) -> None:
     """Runs that come to each layer together, so that it can be changed before any passes it.
 
@@ -87,10 +83,10 @@ def in_lockstep(
             state.step()
         while places := [(n, *state.at) for n, state in enumerate(states) if state.at is not None]:
             layers = [layer for _, layer, _ in places]
-            first = min(layers, key=lambda layer: rank.get(layer.layer.name, len(rank)))
+            first = min(layers, key=lambda layer: rank.get(layer.name, len(rank)))
             here = [(n, call) for n, layer, call in places if layer is first]
             settle(first, here)
-            settled.add(first.layer.name)
+            settled.add(first.name)
             for n, _ in here:
                 states[n].step()
     finally:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from magmerge.checkpoints.kinds import read_model_config
 from magmerge.core.errors import MagmergeError
@@ -18,7 +18,8 @@ from magmerge.data.rows import Inputs
 from magmerge.engine.job import Findings, Work
 from magmerge.engine.layer import Calibrated, Merged, calibrate_layer
 from magmerge.engine.stages import Treatment
-from magmerge.live.coverage import Followed, follow
+from magmerge.live.calls import run as run_model
+from magmerge.live.coverage import follow
 from magmerge.live.gains import (
     GainEstimate,
     Listen,
@@ -30,10 +31,11 @@ from magmerge.live.gains import (
     note_gains,
     note_inputs,
 )
-from magmerge.live.live_merge import TaskVectors, live_merge
+from magmerge.live.layers import Layer
+from magmerge.live.live_merge import live_merge
 from magmerge.live.module_weights import at_rest
-from magmerge.live.statistics import reestimate
 
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 Calls = Mapping[int, Sequence[Inputs]]
 """The inputs of each expert, by its place."""
 
@@ -73,7 +75,6 @@ class Measurement:
         self.experts = [expert.name for expert in work.models.experts]
         self.steps = {step.spec.name: step for step in work.plan.steps}
         self.deltas: dict[str, Tensor] = {}
-        self._changes = TaskVectors(work.models, self.merge.weights)
         self._treatment = work.stages.treatment
         self._calibrator, self._params = next(
             (calibrator, params)
@@ -103,24 +104,21 @@ class Measurement:
 
     def measure(self, calls: Calls, order: str) -> Sums:
         """Gains of all layers as they are, or in forward order, each before those after it."""
-        machine, run = self.work.job.machine, (self.merge.model, self.layers, calls)
+        run, machine = (self.merge.model, self.layers, calls), self.work.job.machine
         if order == "once":
-            done = machine.counter("running the merged model", sum(map(len, calls.values())))
-            listen = self._listen_to_changes()
-            return measure_once(*run, listen, self.experts, threads=machine.count, done=done)
+            return measure_once(*run, self._listen_to_changes(), self.experts, machine)
         known: dict[str, Tensor] = {}
         if self.merge.offload is not None:
             self.merge.offload.finish = partial(self._finish, known)
         count = len(self.experts)
 
-        def correct(followed: Followed, sums: Sums) -> None:
-            tensors = followed.tensors.values()
-            gains = {name: gains_of(name, [followed], sums, count) for name in tensors}
+        def correct(layer: Layer, sums: Sums) -> None:
+            tensors = layer.tensors.values()
+            gains = {name: gains_of(name, [layer], sums, count) for name in tensors}
             known.update(gains)
-            self._set(followed, gains, sums.take_inputs(followed.layer.name, count))
+            self._set(layer, gains, sums.take_inputs(layer.name, count))
 
-        done = machine.counter("calibrating in forward order", len(self.layers))
-        return measure_forward(*run, self._listen(), self.experts, correct, done=done)
+        return measure_forward(*run, self._listen(), self.experts, machine, correct)
 
     def _listen(self) -> Listen:
         """What is noted of a layer's calls: the inputs that a calibrator solves from, or gains."""
@@ -133,7 +131,7 @@ class Measurement:
     def _listen_to_changes(self) -> Listen:
         measure = self._calibrator.measure
         assert measure is not None
-        return partial(note_gains, self._changes, partial(measure, **self._params))
+        return partial(note_gains, self.merge, partial(measure, **self._params))
 
     def _finish(self, gains: Mapping[str, Tensor], name: str, tensor: Tensor) -> Tensor:
         """A tensor that is brought in once more, calibrated as it was before."""
@@ -147,30 +145,28 @@ class Measurement:
             self.merge.offload.finish = partial(self._finish, gains)
             return
         left = dict(gains)
-        for followed in self.layers:
+        for layer in self.layers:
             # What several layers share is set with the first.
-            own = {name: left.pop(name) for name in followed.tensors.values() if name in left}
-            self._set(followed, own)
+            own = {name: left.pop(name) for name in layer.tensors.values() if name in left}
+            self._set(layer, own)
 
-    def _set(
-        self, followed: Followed, gains: Mapping[str, Tensor], inputs: Tensor | None = None
-    ) -> None:
+    def _set(self, layer: Layer, gains: Mapping[str, Tensor], inputs: Tensor | None = None) -> None:
         """Calibrate one layer of the live merge; `inputs` are sums over what it is fed."""
         sums = None if inputs is None else dict.fromkeys(gains, inputs)
         treatment = self._treatment.inputs_only(gains, sums)
-        for local, tensor in followed.tensors.items():
+        for local, tensor in layer.tensors.items():
             if tensor in gains:
                 calibrated = self._calibrated(tensor, treatment)
                 if sums is not None and treatment.of(self.steps[tensor]):
                     self.deltas[tensor] = calibrated.delta
                 with torch.no_grad():
-                    followed.layer.module.get_parameter(local).copy_(calibrated.weight)
+                    layer.module.get_parameter(local).copy_(calibrated.weight)
 
     def _calibrated(self, name: str, treatment: Treatment) -> Calibrated:
-        step, base, merged = self.steps[name], self._changes.base(name), self._changes.merged(name)
+        step, base, merged = self.steps[name], self.merge.base(name), self.merge.merged(name)
         deltas = torch.empty(len(self.experts), *base.shape)
         for index, delta in enumerate(deltas):
-            delta.copy_(self._changes.expert(index, name))
+            delta.copy_(self.merge.expert(index, name))
         piece = Piece(0, base.numel(), step.spec.shape, UNIT)
         return calibrate_layer(step, piece, treatment, base, deltas, Merged(merged))
 
@@ -205,3 +201,31 @@ class Measurement:
                 remedy="look for NaN and infinity in the samples, or give the model that was "
                 "merged",
             )
+
+
+def reestimate(model: nn.Module, inputs: Calls, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Mean and variance of every batch norm over all inputs, by the tensors' names in `names`.
+
+    Every call of the model counts alike. The model's own statistics are changed.
+    """
+    norms = [(path, module) for path, module in model.named_modules() if isinstance(module, NORMS)]
+    if not norms:
+        raise MagmergeError(
+            "this model has no batch norms", remedy="drop --batchnorm (batchnorm=True)"
+        )
+    with ExitStack() as stack, torch.no_grad():
+        for _, module in norms:
+            stack.callback(setattr, module, "momentum", module.momentum)
+            stack.callback(setattr, module, "training", False)
+            module.reset_running_stats()
+            module.momentum, module.training = None, True
+        for calls in inputs.values():
+            for call in calls:
+                run_model(model, call, "an expert")
+    tensors = {}
+    for path, module in norms:
+        for kind in ("running_mean", "running_var"):
+            name = f"{path}.{kind}" if path else kind
+            if name in names:
+                tensors[names[name]] = getattr(module, kind).detach().float().cpu().clone()
+    return tensors

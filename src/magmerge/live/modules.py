@@ -15,24 +15,11 @@ import torch
 from torch import nn
 
 from magmerge.checkpoints.kinds import read_config
-from magmerge.core.errors import (
-    CheckpointError,
-    ParameterError,
-    UnknownNameError,
-    suggestion,
-)
+from magmerge.core.errors import CheckpointError, ParameterError, UnknownNameError, suggestion
 from magmerge.core.extras import needed
 
 FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError)
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
-
-
-def build_model(
-    folder: str | Path, *, model_class: str | None, dtype: torch.dtype, device: str | torch.device
-) -> nn.Module:
-    """The model of a folder with its weights, in evaluation mode; see `bare_model`."""
-    model = bare_model(folder, model_class=model_class, loaded=True)
-    return model.to(device=device, dtype=dtype).eval()
 
 
 def bare_model(
@@ -52,7 +39,17 @@ def bare_model(
         return copy.deepcopy(source)
     if build is not None:
         return _call(build)
-    return _from_transformers(Path(source), model_class, loaded=loaded)
+    folder = Path(source)
+    with quiet_transformers() as transformers:
+        kind = _class_of(transformers, folder, model_class)
+        if not loaded and not any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES):
+            return _configured(transformers, kind, folder)
+        try:
+            return kind.from_pretrained(  # type: ignore[no-any-return]
+                folder, dtype=torch.float32, trust_remote_code=False
+            )
+        except FAILURES as error:
+            raise _unloadable(folder, error) from error
 
 
 def empty_model(source: Path, *, model_class: str | None, build: str | None) -> nn.Module:
@@ -66,19 +63,6 @@ def empty_model(source: Path, *, model_class: str | None, build: str | None) -> 
     # Each parameter was emptied by itself, those that are tied too.
     model.tie_weights()  # type: ignore[operator]
     return model
-
-
-def _from_transformers(folder: Path, model_class: str | None, *, loaded: bool) -> nn.Module:
-    with quiet_transformers() as transformers:
-        kind = _class_of(transformers, folder, model_class)
-        if not loaded and not any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES):
-            return _configured(transformers, kind, folder)
-        try:
-            return kind.from_pretrained(  # type: ignore[no-any-return]
-                folder, dtype=torch.float32, trust_remote_code=False
-            )
-        except FAILURES as error:
-            raise _unloadable(folder, error) from error
 
 
 def _configured(transformers: Any, kind: Any, folder: Path) -> nn.Module:

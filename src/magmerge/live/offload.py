@@ -6,38 +6,42 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from magmerge.live.units import Unit, units_of
 
-Bring = Callable[[Collection[str]], Mapping[str, Tensor]]
-"""From names of tensors to the tensors, in float32."""
 Hook = Callable[..., None]
+
+
+class Weights(Protocol):
+    """Tensors by name, in float32, which are in memory from `bring` to `drop`."""
+
+    def bring(self, names: Collection[str]) -> Mapping[str, Tensor]: ...
+
+    def drop(self, names: Collection[str]) -> None: ...
 
 
 class Offload:
     """Brings each block's parameters in before it runs, and puts them away after it.
 
-    The model's parameters have no data of their own. `names` maps them to tensors, which `bring`
-    gives and `drop` lets go. Parameters that are in no block are brought in once, and stay. One
-    that is away has no entries, so that whatever uses it outside its block fails.
+    The model's parameters have no data of their own. `names` maps them to tensors of `weights`.
+    Parameters that are in no block are brought in once, and stay. One that is away has no entries,
+    so that whatever uses it outside its block fails. `finish` makes of each tensor what is used.
     """
 
     def __init__(
         self,
         model: nn.Module,
         names: Mapping[str, str],
-        bring: Bring,
-        drop: Callable[[Collection[str]], None],
+        weights: Weights,
         dtype: torch.dtype,
-        device: str,
+        where: str,
     ) -> None:
-        self.dtype, self.device = dtype, torch.device(device)
-        self._model, self._names = model, names
-        self._bring, self._drop = bring, drop
+        self.dtype, self.device = dtype, torch.device(where)
+        self._model, self._names, self._weights = model, names, weights
         self._users: Counter[str] = Counter()
         self._lock = threading.Lock()
         self.finish: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor
@@ -83,7 +87,7 @@ class Offload:
     def _put_away(self, names: Collection[str]) -> None:
         for name in names:
             _set(self._model, name, torch.empty(0, dtype=self.dtype, device=self.device))
-        self._drop([self._names[name] for name in names])
+        self._weights.drop([self._names[name] for name in names])
 
     def _of(self, unit: Unit) -> list[str]:
         """The parameters of a block, by their names in the model."""
@@ -91,7 +95,7 @@ class Offload:
         return [f"{unit.path}.{name}" for name, _ in local]
 
     def _place(self, names: Collection[str]) -> None:
-        brought = self._bring([self._names[name] for name in names])
+        brought = self._weights.bring([self._names[name] for name in names])
         for name in names:
             tensor = self.finish(self._names[name], brought[self._names[name]])
             _set(self._model, name, tensor.to(self.device, self.dtype, copy=True))
@@ -100,10 +104,10 @@ class Offload:
         """Buffers are small: they are all there from the start."""
         own = {n: buffer for n, buffer in self._model.named_buffers() if n in self._names}
         stored = [self._names[name] for name in own]
-        brought = self._bring(stored)
+        brought = self._weights.bring(stored)
         for name, buffer in own.items():
             buffer.copy_(brought[self._names[name]])
-        self._drop(stored)
+        self._weights.drop(stored)
         for module in self._model.modules():
             for name, local in module._buffers.items():
                 if local is not None:

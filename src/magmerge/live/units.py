@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -40,7 +41,7 @@ def _units(path: str, module: nn.Module) -> Iterator[Unit]:
             yield Unit(inner, child)
 
 
-class RunMemory:
+class RunRecord:
     """What each unit put out in one run of the model, call after call."""
 
     def __init__(self) -> None:
@@ -56,44 +57,36 @@ class RunMemory:
                 return number
         return 0
 
+    @contextmanager
+    def recording(self, model: nn.Module) -> Iterator[None]:
+        """Within it the model's run is kept."""
+        with ExitStack() as stack:
+            for path, module in units_of(model):
 
-@contextmanager
-def remembering(model: nn.Module, memory: RunMemory) -> Iterator[None]:
-    """Within it the model's run is kept in `memory`."""
+                def keep(_: nn.Module, __: Any, output: Any, path: str = path) -> None:
+                    self.calls.append((path, copy.deepcopy(output)))
 
-    with ExitStack() as stack:
-        for path, module in units_of(model):
+                stack.callback(module.register_forward_hook(keep).remove)
+            yield
 
-            def keep(_: nn.Module, __: Any, output: Any, path: str = path) -> None:
-                memory.calls.append((path, copy.deepcopy(output)))
+    @contextmanager
+    def resuming(self, model: nn.Module, call: int) -> Iterator[None]:
+        """Within it the model's run takes what its units put out before `call` from here."""
+        numbers = itertools.count()
 
-            stack.callback(module.register_forward_hook(keep).remove)
-        yield
-
-
-@contextmanager
-def resuming(model: nn.Module, memory: RunMemory, call: int) -> Iterator[None]:
-    """Within it the model's run takes what its units put out before `call` from `memory`."""
-    numbers = itertools.count()
-
-    def replay(module: nn.Module, path: str) -> Any:
-        forward = module.forward
-
-        def run(*args: Any, **kwargs: Any) -> Any:
+        def replay(forward: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> Any:
             number = next(numbers)
             if number >= call:
                 return forward(*args, **kwargs)
-            known, output = memory.calls[number]
+            known, output = self.calls[number]
             assert known == path, "the model runs through its blocks in another order"
             # What comes after may change it in place.
             return copy.deepcopy(output)
 
-        return run
-
-    with ExitStack() as stack:
-        for path, module in units_of(model):
-            own = {name: value for name, value in module.__dict__.items() if name == "forward"}
-            module.__dict__["forward"] = replay(module, path)
-            stack.callback(module.__dict__.update, own)
-            stack.callback(module.__dict__.pop, "forward")
-        yield
+        with ExitStack() as stack:
+            for path, module in units_of(model):
+                own = {name: value for name, value in module.__dict__.items() if name == "forward"}
+                module.__dict__["forward"] = partial(replay, module.forward, path)
+                stack.callback(module.__dict__.update, own)
+                stack.callback(module.__dict__.pop, "forward")
+            yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated
 
 import torch
@@ -46,13 +45,15 @@ def arcee_fusion(
         return delta.clone()
     rows = delta.reshape(-1, delta.shape[-1]) if delta.ndim > 1 else delta.reshape(1, -1)
     importance = torch.empty_like(rows)
-    for part in _blocks(*rows.shape):
+    step = max(1, BLOCK // rows.shape[1])
+    for first in range(0, len(rows), step):
+        part = slice(first, first + step)
         before = None if base is None else base.reshape(rows.shape)[part]
         torch.mul(rows[part].abs(), divergence(rows[part], before), out=importance[part])
     count = importance.numel()
     places = [count - (count - 1) * quarter // 4 for quarter in (1, 2, 3)]
-    first, median, third = nth_largest(importance.reshape(-1), *places)
-    bound = torch.tensor(median + SPREAD * (third - first), dtype=delta.dtype, device=delta.device)
+    low, median, high = nth_largest(importance.reshape(-1), *places)
+    bound = torch.tensor(median + SPREAD * (high - low), dtype=delta.dtype, device=delta.device)
     return delta * (importance >= bound).reshape(delta.shape)
 
 
@@ -65,9 +66,3 @@ def divergence(
     new = (before + deltas).softmax(dim=-1).add_(FLOOR)
     ratio = (new / old).log_()
     return ratio.mul_(new).sum(dim=-1, keepdim=True).to(deltas.dtype)
-
-
-def _blocks(rows: int, columns: int) -> Iterator[slice]:
-    step = max(1, BLOCK // columns)
-    for first in range(0, rows, step):
-        yield slice(first, first + step)

@@ -21,7 +21,7 @@ def gram_survey(*, experts: int = 2, **_: object) -> LayerSums | None:
     """Gathers the Gram matrix G_ij = <D_i, D_j> of a layer, as `gram`; None for one expert."""
     if experts == 1:
         return None
-    return LayerSums(lambda _, run: inner_products(run), lambda total: {"gram": total})
+    return LayerSums(lambda _, run, __: inner_products(run), lambda total: {"gram": total})
 
 
 def inner_products(run: Float[Tensor, "K entries"]) -> Float[Tensor, "K K"]:

@@ -12,10 +12,10 @@ from typing_extensions import Doc
 
 from magmerge.core.parameters import Lambda
 from magmerge.core.registry import register_method
-from magmerge.linalg.leading import Leading, leading
+from magmerge.linalg.leading import leading
 from magmerge.linalg.polar import orthogonalised, polar
 from magmerge.linalg.row_norms import as_rows
-from magmerge.linalg.spectral import summed
+from magmerge.linalg.spectral import Triplets, summed
 from magmerge.methods.matrices import MATRICES, scaled_mean
 
 CommonFraction = Annotated[
@@ -78,7 +78,7 @@ def iso_cts(
     common, own = shares(directions, len(deltas), common_fraction)
     total = as_rows(summed(deltas))
 
-    def find(dtype: torch.dtype, tolerance: float) -> list[Leading]:
+    def find(dtype: torch.dtype, tolerance: float) -> list[Triplets]:
         shared = leading(total.to(dtype), common, tolerance)
         matrices = (as_rows(delta).to(dtype) for delta in deltas) if own else ()
         return [*(residual(matrix, shared.left, own, tolerance) for matrix in matrices), shared]
@@ -97,7 +97,7 @@ def shares(directions: int, experts: int, fraction: float) -> tuple[int, int]:
 
 def residual(
     delta: Float[Tensor, "m n"], common: Float[Tensor, "m c"], count: int, tolerance: float
-) -> Leading:
+) -> Triplets:
     """The first `count` triplets of what `delta` has outside the `common` left directions.
 
     The difference has the rounding of all of `delta`, which weighs more where little is left of it.

@@ -13,9 +13,9 @@ from magmerge.core.parameters import Weights
 from magmerge.core.registry import register_method
 from magmerge.core.traits import Survey
 from magmerge.core.types import Cut
-from magmerge.methods.combine import expert_weights, total_weight, weighted_sum
-from magmerge.methods.gram import GramMatrix, gram_of, gram_survey, norms_and_cosines
-from magmerge.methods.slerp import arc_shares
+from magmerge.methods.combine import expert_weights, total_weight
+from magmerge.methods.gram import GramMatrix, gram_survey
+from magmerge.methods.slerp import arc_shares, on_arc
 
 COLINEAR = 1 - 2.0**-24
 """Cosine beyond which vectors are one line to the precision of float32."""
@@ -72,10 +72,7 @@ def nuslerp(
     t = expert_weights(deltas, weights)[1] / total_weight(deltas, weights)
     if not flatten and deltas.ndim > 1:
         return _by_vector(deltas, t, 0 if row_wise else -1)
-    norms, cosines = norms_and_cosines(gram_of(deltas, gram))
-    cosine = cosines[0, 1] if bool((norms > 0).all()) else torch.ones_like(cosines[0, 1])
-    first, second = arc_shares(cosine, t, COLINEAR)
-    return weighted_sum(deltas, [float(first), float(second)])
+    return on_arc(deltas, gram, t, COLINEAR)
 
 
 def _by_vector(deltas: Float[Tensor, "2 *shape"], t: float, axis: int) -> Float[Tensor, "*shape"]:

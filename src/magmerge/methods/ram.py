@@ -45,7 +45,7 @@ def survey(*, r: float = 0.1, alpha: float = 0.2, epsilon: float = 1e-5, **_: ob
     def keywords(total: Tensor) -> Mapping[str, Any]:
         return {"boosts": [_boost(s, u, r, alpha) for s, u in total.T.tolist()]}
 
-    return LayerSums(lambda _, run: overlaps(run, epsilon), keywords)
+    return LayerSums(lambda _, run, __: overlaps(run, epsilon), keywords)
 
 
 @register_method(

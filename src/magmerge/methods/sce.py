@@ -28,10 +28,11 @@ def survey(
     energy_floor: float = 0.0,
     **_: object,
 ) -> Survey | None:
-    """The threshold of the variance, and the experts' shares of the energy."""
+    """The threshold of the variance, then the experts' shares of the energy beyond it."""
     if experts == 1 or entries == 0:
         return None
-    return SceSurvey(entries, select_topk, energy_floor)
+    first = VarianceThreshold(entries, select_topk) if select_topk < 1 else None
+    return LayerSums(_energies, lambda total: _shares(total, entries, energy_floor), first)
 
 
 @register_method(
@@ -66,10 +67,16 @@ def sce(
     mergekit weighs most models alike (energy_floor 1e-6); its plus sign for sums of zero, and its
     loss of a sole expert, are left out.
     """
-    if len(deltas) == 1 or deltas[0].numel() == 0:
+    own = survey(
+        experts=len(deltas),
+        entries=deltas[0].numel(),
+        select_topk=select_topk,
+        energy_floor=energy_floor,
+    )
+    if own is None:
         return deltas[0].clone()
     if shares is None:
-        result = surveyed(SceSurvey(deltas[0].numel(), select_topk, energy_floor), deltas)
+        result = surveyed(own, deltas)
         threshold, shares = result.get("threshold"), result["shares"]
     return elected_merge(selected(deltas, threshold, start), shares, "plain", normalize=True)
 
@@ -95,13 +102,13 @@ class VarianceThreshold(LayerThreshold):
     def observe(self, name: str, start: int, tensors: Float[Tensor, "K *shape"]) -> None:
         """Rank one piece by its variance."""
         ranked = variances(tensors)
-        if not self._chosen:
+        if self._stage == "bracket":
             self._varying[start] = count_above(ranked[0], 0.0)
         super().observe(name, start, ranked)
 
     def conclude(self) -> None:
         """Count what varies, and choose the threshold."""
-        if not self._chosen:
+        if self._stage == "bracket":
             self._set_rank(sum(self._varying.values()))
         super().conclude()
 
@@ -111,19 +118,6 @@ class VarianceThreshold(LayerThreshold):
 
     def _set_rank(self, varying: int) -> None:
         self._ranks = [max(1, whole_share(self._topk, varying)) if varying else self._entries]
-
-
-class SceSurvey(LayerSums):
-    """First the threshold of the variance, then the energies of what is beyond it."""
-
-    def __init__(self, entries: int, select_topk: float, energy_floor: float) -> None:
-        first = VarianceThreshold(entries, select_topk) if select_topk < 1 else None
-        super().__init__(self._energies, lambda total: _shares(total, entries, energy_floor), first)
-
-    def _energies(self, start: int, run: Tensor) -> Tensor:
-        kept = selected(run, self.earlier().get("threshold"), start).to(torch.float64)
-        energies: Tensor = torch.linalg.vecdot(kept, kept)
-        return energies
 
 
 def variances(tensors: Float[Tensor, "K *shape"]) -> Float[Tensor, "1 entries"]:
@@ -148,6 +142,12 @@ def selected(
         return deltas.clone()
     mask = largest(variances(deltas), threshold, start).sign_()
     return deltas * mask.reshape(deltas.shape[1:])
+
+
+def _energies(start: int, run: Tensor, earlier: Mapping[str, Any]) -> Tensor:
+    kept = selected(run, earlier.get("threshold"), start).to(torch.float64)
+    energies: Tensor = torch.linalg.vecdot(kept, kept)
+    return energies
 
 
 def _shares(energies: Tensor, entries: int, floor: float) -> Mapping[str, Any]:

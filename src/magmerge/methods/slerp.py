@@ -50,10 +50,16 @@ def slerp(
     # At the ends the interpolation is one of the experts to the last bit.
     if t in (0.0, 1.0):
         return weights[int(t)].clone()
-    norms, cosines = norms_and_cosines(gram_of(weights, gram))
+    return on_arc(weights, gram, t, PARALLEL)
+
+
+def on_arc(
+    tensors: Float[Tensor, "2 *shape"], gram: GramMatrix, t: float, parallel: float
+) -> Float[Tensor, "*shape"]:
+    """The interpolation of two whole tensors; linear where one is zero."""
+    norms, cosines = norms_and_cosines(gram_of(tensors, gram))
     cosine = cosines[0, 1] if bool((norms > 0).all()) else torch.ones_like(cosines[0, 1])
-    first, second = arc_shares(cosine, t, PARALLEL)
-    return weighted_sum(weights, [float(first), float(second)])
+    return weighted_sum(tensors, [float(share) for share in arc_shares(cosine, t, parallel)])
 
 
 def arc_shares(

@@ -96,7 +96,7 @@ def drop_survey(
     """The sums that the L1 rescaling of `dropped` matches."""
     if rescale != "l1":
         return None
-    return L1Ratios(lambda run, start, _: dropped(run, p, seeds, start))
+    return l1_survey(lambda run, start, _: dropped(run, p, seeds, start))
 
 
 def drop_factors(
@@ -131,35 +131,23 @@ def dropped_by_rank(
     if density == 1 or deltas[0].numel() == 0:
         return list(deltas)
     check_chances(density=density, epsilon=epsilon)
-    ladder = chances_by_rank(deltas[0].numel() // _rows(deltas[0]), density, epsilon)
-    kept = [
-        _drop_by_rank(delta, ladder, rescale == "inverse", seed, start)
-        for delta, seed in zip(deltas, _seeds(deltas, seeds), strict=True)
-    ]
+    # A vector is one row.
+    count = len(deltas[0]) if deltas.ndim > 2 else 1
+    ladder = chances_by_rank(deltas[0].numel() // count, density, epsilon)
+    kept = []
+    for delta, seed in zip(deltas, _seeds(deltas, seeds), strict=True):
+        rows = delta.reshape(count, -1)
+        chances = by_rank(rows, ladder)
+        draws = uniforms(seed, rows.shape, start).to(chances)
+        # 1 where the draw is below the chance, else 0.
+        stays = draws.neg_().add_(chances).sign_().clamp_(min=0).mul_(rows)
+        kept.append((stays.div_(chances) if rescale == "inverse" else stays).reshape(delta.shape))
     if rescale == "l1":
         flat = [delta.reshape(-1) for delta in kept]
-        survey = L1Ratios(lambda run, at, _: [row[at : at + run.shape[1]] for row in flat])
+        survey = l1_survey(lambda run, at, _: [row[at : at + run.shape[1]] for row in flat])
         for delta, ratio in zip(kept, surveyed(survey, deltas)["ratios"], strict=True):
             delta.mul_(ratio)
     return kept
-
-
-def _drop_by_rank(
-    delta: Float[Tensor, "*shape"],
-    ladder: Float[Tensor, "columns"],
-    divide: bool,
-    seed: int,
-    start: int,
-) -> Float[Tensor, "*shape"]:
-    """D_k with entries dropped by rank; what stays is divided by its chance to if `divide`."""
-    rows = delta.reshape(_rows(delta), -1)
-    chances = by_rank(rows, ladder)
-    draws = uniforms(seed, rows.shape, start).to(chances)
-    # 1 where the draw is below the chance, else 0.
-    kept = draws.neg_().add_(chances).sign_().clamp_(min=0).mul_(rows)
-    if divide:
-        kept.div_(chances)
-    return kept.reshape(delta.shape)
 
 
 def chances_by_rank(count: int, density: float, epsilon: float) -> Float[Tensor, "count"]:
@@ -168,11 +156,6 @@ def chances_by_rank(count: int, density: float, epsilon: float) -> Float[Tensor,
         return torch.full((1,), density, dtype=torch.float64)
     steps = torch.arange(count, dtype=torch.float64) / (count - 1)
     return density - epsilon + 2 * epsilon * steps
-
-
-def _rows(delta: Tensor) -> int:
-    """How many rows a tensor has; a vector is one."""
-    return len(delta) if delta.ndim > 1 else 1
 
 
 def _seeds(deltas: Sequence[Tensor] | Tensor, seeds: Seeds) -> Sequence[int]:
@@ -205,7 +188,7 @@ def band_survey(
     thresholds = LayerThreshold(entries, band_ranks(entries, density, gamma))
     if rescale != "l1":
         return thresholds
-    return L1Ratios(lambda run, start, first: _band(run, first["thresholds"], start), thresholds)
+    return l1_survey(lambda run, start, first: _band(run, first["thresholds"], start), thresholds)
 
 
 def banded(
@@ -244,26 +227,21 @@ def _band(deltas: Float[Tensor, "K *shape"], thresholds: Sequence[Any], start: i
     return kept
 
 
-class L1Ratios(LayerSums):
+def l1_survey(sparsify: Sparsify, first: Survey | None = None) -> LayerSums:
     """For each expert the factor sum|D_k| / sum|what stays of D_k|, as the keyword `ratios`.
 
-    `sparsify` says what stays. Where that takes a survey of its own, give it as `first`: its sweeps
-    are made before, and what it finds is handed to `sparsify`, and to the method's function too.
+    1 where either is zero. `sparsify` says what stays; what a survey `first` finds is handed to it.
     """
 
-    def __init__(self, sparsify: Sparsify, first: Survey | None = None) -> None:
-        super().__init__(self._magnitudes, lambda total: {"ratios": l1_ratios(*total)}, first)
-        self._sparsify = sparsify
-
-    def _magnitudes(self, start: int, run: Tensor) -> Tensor:
-        kept = self._sparsify(run, start, self.earlier())
+    def magnitudes_of(start: int, run: Tensor, earlier: Mapping[str, Any]) -> Tensor:
+        kept = sparsify(run, start, earlier)
         return torch.stack([_magnitude(run), torch.stack([_magnitude(part) for part in kept])])
 
+    def ratios(total: Tensor) -> Mapping[str, Any]:
+        pairs = total.T.tolist()
+        return {"ratios": [b / a if a > 0 and b > 0 else 1.0 for b, a in pairs]}
 
-def l1_ratios(before: Float[Tensor, "K"], after: Float[Tensor, "K"]) -> list[float]:
-    """before / after, and 1 where either is zero."""
-    pairs = zip(before.tolist(), after.tolist(), strict=True)
-    return [b / a if a > 0 and b > 0 else 1.0 for b, a in pairs]
+    return LayerSums(magnitudes_of, ratios, first)
 
 
 def _magnitude(run: Tensor) -> Tensor:

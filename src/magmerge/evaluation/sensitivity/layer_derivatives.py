@@ -20,21 +20,20 @@ from magmerge.evaluation.sensitivity.layer_trials import (
     call,
     kept_features,
 )
-from magmerge.live.coverage import Followed
-from magmerge.live.layers import with_parameters
+from magmerge.live.layers import Layer, with_parameters
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def takes(followed: Followed) -> bool:
+def takes(layer: Layer) -> bool:
     """Whether the layer is one whose change in output has the shape of its output."""
-    module = followed.layer.module
+    module = layer.module
     return isinstance(module, LINEAR) or type(module).__name__ == "Conv1D"
 
 
 def by_derivative(
     model: nn.Module,
-    layers: Sequence[Followed],
+    layers: Sequence[Layer],
     batches: Sequence[LabelledBatch],
     score: Criterion,
     deltas: MergedDelta,
@@ -58,8 +57,8 @@ def by_derivative(
         )
     generator = torch.Generator().manual_seed(seed)
     layers, foreign = [layer for layer in layers if takes(layer)], set[str]()
-    slopes: dict[str, list[Tensor]] = {layer.layer.name: [] for layer in layers}
-    curves: dict[str, list[Tensor]] = {layer.layer.name: [] for layer in layers}
+    slopes: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
+    curves: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
     for number, batch in enumerate(batches):
         with _extended(layers, deltas, batch.inputs.rows, foreign) as shares, torch.enable_grad():
             output = call(model, batch)
@@ -92,7 +91,7 @@ def by_derivative(
 
 @contextmanager
 def _extended(
-    layers: Sequence[Followed], deltas: MergedDelta, rows: int, foreign: set[str]
+    layers: Sequence[Layer], deltas: MergedDelta, rows: int, foreign: set[str]
 ) -> Iterator[dict[str, Tensor]]:
     """Within it each layer adds, for every row, a share of its task vector's output: zero of it.
 
@@ -100,12 +99,12 @@ def _extended(
     has no rows of the batch are put into `foreign`.
     """
     shares, handles = {}, []
-    for followed in layers:
-        parameter = next(followed.layer.module.parameters())
+    for layer in layers:
+        parameter = next(layer.module.parameters())
         share = torch.zeros(rows, device=parameter.device, requires_grad=True)
-        shares[followed.layer.name] = share
-        hook = _adding(followed, deltas, share, foreign)
-        module = followed.layer.module
+        shares[layer.name] = share
+        hook = _adding(layer, deltas, share, foreign)
+        module = layer.module
         handles.append(module.register_forward_hook(hook, with_kwargs=True))
     try:
         yield shares
@@ -115,18 +114,18 @@ def _extended(
 
 
 def _adding(
-    followed: Followed, deltas: MergedDelta, share: Tensor, foreign: set[str]
+    layer: Layer, deltas: MergedDelta, share: Tensor, foreign: set[str]
 ) -> Callable[..., Tensor]:
     def hook(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor:
         if output.ndim < 2 or len(output) % len(share) or not len(output):
-            foreign.add(followed.layer.name)
+            foreign.add(layer.name)
             return output
         own = dict(module.named_parameters(recurse=False))
         change = {
-            local: deltas(followed.tensors[local]).to(parameter)
-            if local in followed.tensors
+            local: deltas(layer.tensors[local]).to(parameter)
+            if local in layer.tensors
             else torch.zeros_like(parameter)
             for local, parameter in own.items()
         }

@@ -17,8 +17,8 @@ from magmerge.data.rows import Inputs
 from magmerge.evaluation.classification import Head, features_of, with_head
 from magmerge.evaluation.entries import Features
 from magmerge.live.calls import run
-from magmerge.live.coverage import Followed
-from magmerge.live.units import RunMemory, remembering, resuming
+from magmerge.live.layers import Layer
+from magmerge.live.units import RunRecord
 
 CriterionName = Literal["drift", "loss", "accuracy"]
 
@@ -146,12 +146,12 @@ MergedDelta = Callable[[str], Tensor]
 
 def run_all(
     model: nn.Module, batches: Sequence[LabelledBatch]
-) -> tuple[list[Any], list[RunMemory]]:
+) -> tuple[list[Any], list[RunRecord]]:
     """Every batch's output, and what the model's blocks put out on the way."""
     outputs, memories = [], []
     for batch in batches:
-        memory = RunMemory()
-        with remembering(model, memory), torch.no_grad():
+        memory = RunRecord()
+        with memory.recording(model), torch.no_grad():
             outputs.append(call(model, batch))
         memories.append(memory)
     return outputs, memories
@@ -164,7 +164,7 @@ def call(model: nn.Module, batch: LabelledBatch) -> Any:
 
 def by_trial(
     model: nn.Module,
-    layers: Sequence[Followed],
+    layers: Sequence[Layer],
     batches: Sequence[LabelledBatch],
     score: Criterion,
     deltas: MergedDelta,
@@ -180,15 +180,15 @@ def by_trial(
     outputs, memories = run_all(model, batches)
     before = _overall(score, outputs, batches)
     harms = {}
-    for followed in layers:
-        with _enlarged(followed, deltas, factor), torch.no_grad():
+    for layer in layers:
+        with _enlarged(layer, deltas, factor), torch.no_grad():
             changed = []
             for batch, memory in zip(batches, memories, strict=True):
-                with resuming(model, memory, memory.first(followed.layer.name)):
+                with memory.resuming(model, memory.first(layer.name)):
                     changed.append(call(model, batch))
-        harms[followed.layer.name] = _overall(score, changed, batches) - before
+        harms[layer.name] = _overall(score, changed, batches) - before
         if done is not None:
-            done(followed)
+            done(layer)
     return harms
 
 
@@ -201,14 +201,14 @@ def _overall(score: Criterion, outputs: Sequence[Any], batches: Sequence[Labelle
 
 
 @contextmanager
-def _enlarged(followed: Followed, deltas: MergedDelta, factor: float) -> Iterator[None]:
+def _enlarged(layer: Layer, deltas: MergedDelta, factor: float) -> Iterator[None]:
     """Within it the layer has `factor` times its task vector; afterwards the very same weights."""
     own: Mapping[str, nn.Parameter] = {
-        local: followed.layer.module.get_parameter(local) for local in followed.tensors
+        local: layer.module.get_parameter(local) for local in layer.tensors
     }
     kept = {local: parameter.detach().clone() for local, parameter in own.items()}
     with torch.no_grad():
-        for local, tensor in followed.tensors.items():
+        for local, tensor in layer.tensors.items():
             own[local].add_(deltas(tensor).to(own[local]), alpha=factor - 1)
     try:
         yield

@@ -45,8 +45,9 @@ from magmerge.evaluation.sensitivity.layer_trials import (
     run_all,
 )
 from magmerge.evaluation.task_scores import class_numbers
-from magmerge.live.coverage import Followed, follow
-from magmerge.live.live_merge import LiveMerge, TaskVectors, live_merge
+from magmerge.live.coverage import follow
+from magmerge.live.layers import Layer
+from magmerge.live.live_merge import LiveMerge, live_merge
 from magmerge.live.module_weights import at_rest
 from magmerge.pipeline.merge import Experts
 
@@ -156,9 +157,9 @@ def sensitivity(
     layers = _layers(active, plan)
     with at_rest(active.model):
         judge = _judge(score, active.model, batches, head, features)
-        deltas = TaskVectors(job.models, active.weights).merged
+        deltas = active.merged
         harms = _try_all(active.model, layers, batches, judge, deltas, mode, seed, job.machine)
-    stored = {layer.layer.name: _stored_name(layer) for layer in layers}
+    stored = {layer.name: _stored_name(layer) for layer in layers}
     harms = {stored[name]: worse for name, worse in harms.items()}
     result = Sensitivity(
         score, mode, FACTOR, alpha, sum(batch.inputs.rows for batch in batches), options.seed,
@@ -172,7 +173,7 @@ def sensitivity(
 
 def _try_all(
     live: nn.Module,
-    layers: Sequence[Followed],
+    layers: Sequence[Layer],
     batches: Sequence[LabelledBatch],
     judge: Criterion,
     deltas: MergedDelta,
@@ -268,7 +269,7 @@ def _batches(
     return [LabelledBatch(call, part) for call, part in zip(inputs, parts, strict=True)]
 
 
-def _layers(active: LiveMerge, plan: Plan) -> list[Followed]:
+def _layers(active: LiveMerge, plan: Plan) -> list[Layer]:
     """Layers with a matrix that experts change."""
     merged = {step.spec.name: step.kind for step in plan.steps if step.action == "merge"}
     names = {name: stored for name, stored in active.names.items() if stored in merged}
@@ -276,9 +277,9 @@ def _layers(active: LiveMerge, plan: Plan) -> list[Followed]:
     return [layer for layer in layers if any(merged[t] in MATRICES for t in layer.tensors.values())]
 
 
-def _stored_name(followed: Followed) -> str:
+def _stored_name(layer: Layer) -> str:
     """A layer's name as its tensors have it, which --sensitive takes."""
-    tensor = next(iter(followed.tensors.values()))
+    tensor = next(iter(layer.tensors.values()))
     return tensor.rpartition(".")[0] or tensor
 
 

@@ -13,7 +13,7 @@ import torch
 from rich.text import Text
 
 from magmerge.core.errors import OutputError
-from magmerge.live.modules import build_model
+from magmerge.live.modules import bare_model
 from magmerge.report.terminal_tables import plain
 from magmerge.studies.reproduction.merges import models_a_round
 from magmerge.studies.reproduction.pipeline_models import find_here, missing_models
@@ -86,7 +86,8 @@ def seconds_a_row(kind: str, base: Path, dtype: str | None, device: str) -> floa
     model_class = "CLIPVisionModelWithProjection" if kind == "vision" else None
     code = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     try:
-        module = build_model(base, model_class=model_class, dtype=code, device=device)
+        module = bare_model(base, model_class=model_class, loaded=True)
+        module = module.to(device=device, dtype=code).eval()
         call = _trial(module, kind)
         with torch.inference_mode():
             call()
