@@ -20,10 +20,9 @@ import torch
 from magmerge.core.errors import MagmergeError, MagmergeWarning, ParameterError, UnknownNameError
 from magmerge.core.errors import suggestion as near
 from magmerge.core.extras import needed
-from magmerge.core.machine import Progress
 from magmerge.engine.result import Result
+from magmerge.evaluation.live_model import Hardware
 from magmerge.evaluation.metrics import Z
-from magmerge.evaluation.runner import Hardware
 from magmerge.evaluation.scores import Scores, TaskScore
 from magmerge.live.modules import quiet_transformers
 
@@ -72,12 +71,7 @@ class LmEval:
 
 
 def run_harness(
-    models: Sequence[Any],
-    question: LmEval,
-    machine: Hardware,
-    *,
-    allow_code: bool = False,
-    progress: Progress | None = None,
+    models: Sequence[Any], question: LmEval, machine: Hardware, *, allow_code: bool = False
 ) -> list[Scores]:
     """Measure model folders on tasks of lm-evaluation-harness: a row for each task and metric.
 
@@ -105,7 +99,7 @@ def run_harness(
                 "dtype": str(machine.format or torch.float32).removeprefix("torch."),
                 "trust_remote_code": False,
             }
-            with _bars(progress), _explained(folder, question):
+            with _bars(machine), _explained(folder, question):
                 results = harness.simple_evaluate(
                     model="hf",
                     model_args=model,
@@ -126,15 +120,15 @@ def run_harness(
 
 
 @contextmanager
-def _bars(progress: Progress | None) -> Iterator[None]:
-    """The bars over the harness's requests go to `progress`; none of its bars is drawn."""
+def _bars(machine: Hardware) -> Iterator[None]:
+    """The bars over the harness's requests are told as progress; none of its bars is drawn."""
     tqdm: Any = import_module("tqdm").tqdm
     bars = import_module("datasets.utils")
 
     class Bar(tqdm):  # type: ignore[misc]
         def display(self, *_: Any, **__: Any) -> None:
-            if progress is not None and self.total:
-                progress("evaluating", min(self.n, self.total), self.total)
+            if self.total:
+                machine.tell("evaluating", min(self.n, self.total), self.total)
 
     def silent(items: Any = (), *_: Any, **__: Any) -> Any:
         return tqdm(items, disable=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from magmerge.core.errors import MagmergeError
 from magmerge.data import DataError, Inputs
-from magmerge.evaluation.runner import Batch, forward, takes
+from magmerge.evaluation.runner import Batch, forward
 
 BATCH = 32
 LOGITS = 1 << 25
@@ -189,9 +190,10 @@ def _logits(
     """For each piece the logits that predict its tokens from `first` on: [tokens, words]."""
     length = max(len(piece.tokens) for piece in pieces) - 1
     kwargs: dict[str, Any] = dict(inputs.kwargs)
-    if takes(module, "use_cache"):
+    parameters = signature(module.forward).parameters
+    if "use_cache" in parameters:
         kwargs["use_cache"] = False
-    if takes(module, "logits_to_keep"):
+    if "logits_to_keep" in parameters:
         kwargs["logits_to_keep"] = length - min(piece.first for piece in pieces) + 1
     output = forward(module, Inputs((), kwargs, len(pieces)))
     logits = getattr(output, "logits", output)

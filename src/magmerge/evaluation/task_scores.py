@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -122,15 +122,6 @@ SCORES = {"f1": metrics.f1, "matthews": metrics.matthews}
 CORRELATIONS = {"pearson": metrics.pearson, "spearman": metrics.spearman}
 
 
-class Measured(NamedTuple):
-    """A score with its 95 % interval, and how many rows it is of."""
-
-    score: float
-    low: float
-    high: float
-    rows: int
-
-
 def data_source(name: str, entry: TaskEntry, split: str, suite: Path) -> tuple[str, str | None]:
     """Where a task's rows of this split are, and the split to read there if there are several."""
     known = entry.data if isinstance(entry.data, dict) else {WHOLE: entry.data}
@@ -239,19 +230,17 @@ def following(text: str, choice: str) -> str:
     return choice if text[-1:].isspace() or choice[:1].isspace() else f" {choice}"
 
 
-def measured(metric: str, task: Prepared, answers: Tensor) -> Measured:
-    """The score of what was found for each row, in the rows' order."""
+def measured(metric: str, task: Prepared, answers: Tensor) -> tuple[float, float, float]:
+    """The score of what was answered for each row, in the rows' order, and its 95 % interval."""
     if task.labels is None or metric in CORRELATIONS:
         score_of = CORRELATIONS.get(metric, metrics.perplexity)
-        one, other = answers.double().T if task.labels is None else (task.labels, answers.double())
-        interval = metrics.of_rows(score_of, one, other)
-        return Measured(float(score_of(one, other)), *interval, task.count)
+        columns = answers.double().T if task.labels is None else (task.labels, answers.double())
+        return float(score_of(*columns)), *metrics.of_rows(score_of, *columns)
     predictions, classes = answers[:, 0].long(), int(answers[:, 1].max())
     check_range(int(task.labels.min()), int(task.labels.max()), classes, task.source)
     if metric == "accuracy":
         right = int((predictions == task.labels).sum())
-        return Measured(right / task.count, *metrics.wilson(right, task.count), task.count)
+        return right / task.count, *metrics.wilson(right, task.count)
     of_counts = SCORES[metric]
     score = float(of_counts(*metrics.count(task.labels, predictions, classes)))
-    interval = metrics.of_classes(of_counts, task.labels, predictions, classes)
-    return Measured(score, *interval, task.count)
+    return score, *metrics.of_classes(of_counts, task.labels, predictions, classes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,7 +19,7 @@ from magmerge.engine.result import Result
 from magmerge.evaluation import open_suite
 from magmerge.evaluation.calibration_samples import SampleSource, calibration_split, sample_source
 from magmerge.evaluation.harness import LmEval, run_harness
-from magmerge.evaluation.runner import Hardware
+from magmerge.evaluation.live_model import Hardware
 from magmerge.evaluation.scores import TaskScore
 from magmerge.evaluation.task_suite import Suite
 from magmerge.pipeline.merge import merge
@@ -63,7 +63,9 @@ class SuiteMeasure:
         """All models on an expert's tasks, in one pass over their data where memory allows."""
         machine, tasks = self._machine, self.tasks_of(expert)
         scores = self.suite.evaluate_all(
-            models, tasks=tasks, progress=_named(self._progress, expert), **asdict(machine)
+            models,
+            tasks=tasks,
+            **{**asdict(machine), "progress": _named(self._progress, expert)},
         )
         return {name: {task: own[task] for task in tasks} for name, own in scores.items()}
 
@@ -106,10 +108,9 @@ class HarnessMeasure:
             scores = run_harness(
                 list(models.values()),
                 LmEval((task,), include=self._pipeline.include),
-                self._machine,
+                replace(self._machine, progress=_named(self._progress, task)),
                 # A pipeline with task files is refused without the user's word.
                 allow_code=True,
-                progress=_named(self._progress, task),
             )
             for name, result in zip(models, scores, strict=True):
                 rows[name][task] = result.tasks[0]
