@@ -9,14 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from magmerge.core.errors import ParameterError
 from magmerge.evaluation.sensitivity.layer_trials import (
-    Criterion,
     Drift,
-    Errors,
     LabelledBatch,
     Loss,
     MergedDelta,
+    Trial,
     call,
     kept_features,
 )
@@ -26,22 +24,8 @@ from magmerge.live.layers import with_parameters
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def takes(followed: Followed) -> bool:
-    """Whether the layer is one whose change in output has the shape of its output."""
-    module = followed.layer.module
-    return isinstance(module, LINEAR) or type(module).__name__ == "Conv1D"
-
-
 def by_derivative(
-    model: nn.Module,
-    layers: Sequence[Followed],
-    batches: Sequence[LabelledBatch],
-    score: Criterion,
-    deltas: MergedDelta,
-    *,
-    factor: float,
-    seed: int,
-    done: Callable[[object], None] | None = None,
+    trial: Trial, seed: int, done: Callable[[object], None] | None = None
 ) -> dict[str, float]:
     """What `by_trial` measures, to second order in factor - 1, from one run of each batch.
 
@@ -52,17 +36,15 @@ def by_derivative(
     random direction of the features. Layers of other kinds than linear ones and convolutions are
     left out.
     """
-    if isinstance(score, Errors):
-        raise ParameterError(
-            "accuracy has no derivative", remedy="score by loss or drift, or take --mode exact"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    layers, foreign = [layer for layer in layers if takes(layer)], set[str]()
+    score, generator = trial.score, torch.Generator().manual_seed(seed)
+    layers = [layer for layer in trial.layers if _is_linear(layer.layer.module)]
     slopes: dict[str, list[Tensor]] = {layer.layer.name: [] for layer in layers}
     curves: dict[str, list[Tensor]] = {layer.layer.name: [] for layer in layers}
-    for number, batch in enumerate(batches):
-        with _extended(layers, deltas, batch.inputs.rows, foreign) as shares, torch.enable_grad():
-            output = call(model, batch)
+    foreign = set[str]()
+    for number, batch in enumerate(trial.batches):
+        rows = batch.inputs.rows
+        with _extended(layers, trial.deltas, rows, foreign) as shares, torch.enable_grad():
+            output = call(trial.model, batch)
             inputs = list(shares.values())
             if isinstance(score, Loss):
                 losses = score.rows(output, batch, number)
@@ -77,17 +59,20 @@ def by_derivative(
             curves[name].append(other.square())
         if done is not None:
             done(batch)
-    step = factor - 1
-    harms = {}
-    for name in foreign:
-        slopes.pop(name)
-    for name, slope in slopes.items():
+    step, harms = trial.factor - 1, {}
+    for name in [name for name in slopes if name not in foreign]:
         curvature = float(torch.cat(curves[name]).double().mean())
         if isinstance(score, Drift):
             harms[name] = abs(step) * curvature**0.5
         else:
-            harms[name] = step * float(torch.cat(slope).double().mean()) + step**2 * curvature / 2
+            slope = float(torch.cat(slopes[name]).double().mean())
+            harms[name] = step * slope + step**2 * curvature / 2
     return harms
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a change of its weights changes its output by one of the output's shape."""
+    return isinstance(module, LINEAR) or type(module).__name__ == "Conv1D"
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -144,6 +144,17 @@ MergedDelta = Callable[[str], Tensor]
 """The merge's task vector of a tensor, by its name."""
 
 
+class Trial(NamedTuple):
+    """A live merge, the layers that are ranked on batches by a score, and each one's change."""
+
+    model: nn.Module
+    layers: Sequence[Followed]
+    batches: Sequence[LabelledBatch]
+    score: Criterion
+    deltas: MergedDelta
+    factor: float
+
+
 def run_all(
     model: nn.Module, batches: Sequence[LabelledBatch]
 ) -> tuple[list[Any], list[RunMemory]]:
@@ -162,46 +173,36 @@ def call(model: nn.Module, batch: LabelledBatch) -> Any:
     return run(model, batch.inputs, "the generic data set")
 
 
-def by_trial(
-    model: nn.Module,
-    layers: Sequence[Followed],
-    batches: Sequence[LabelledBatch],
-    score: Criterion,
-    deltas: MergedDelta,
-    *,
-    factor: float,
-    done: Callable[[object], None] | None = None,
-) -> dict[str, float]:
-    """By how much the score rises when a layer's task vector alone is multiplied by `factor`.
+def by_trial(trial: Trial, done: Callable[[object], None] | None = None) -> dict[str, float]:
+    """By how much the score rises when a layer's task vector alone is multiplied by the factor.
 
     arXiv:2512.19320, the sensitive layers, with a factor of 1.1. Blocks before the changed one are
     not run again: they put out what they did.
     """
-    outputs, memories = run_all(model, batches)
-    before = _overall(score, outputs, batches)
+    outputs, memories = run_all(trial.model, trial.batches)
+    before = _overall(trial, outputs)
     harms = {}
-    for followed in layers:
-        with _enlarged(followed, deltas, factor), torch.no_grad():
+    for followed in trial.layers:
+        name = followed.layer.name
+        with _enlarged(followed, trial), torch.no_grad():
             changed = []
-            for batch, memory in zip(batches, memories, strict=True):
-                with resuming(model, memory, memory.first(followed.layer.name)):
-                    changed.append(call(model, batch))
-        harms[followed.layer.name] = _overall(score, changed, batches) - before
+            for batch, memory in zip(trial.batches, memories, strict=True):
+                with resuming(trial.model, memory, memory.first(name)):
+                    changed.append(call(trial.model, batch))
+        harms[name] = _overall(trial, changed) - before
         if done is not None:
             done(followed)
     return harms
 
 
-def _overall(score: Criterion, outputs: Sequence[Any], batches: Sequence[LabelledBatch]) -> float:
-    rows = [
-        score.rows(output, batch, number)
-        for number, (output, batch) in enumerate(zip(outputs, batches, strict=True))
-    ]
-    return score.overall(torch.cat(rows))
+def _overall(trial: Trial, outputs: Sequence[Any]) -> float:
+    calls = enumerate(zip(outputs, trial.batches, strict=True))
+    rows = [trial.score.rows(output, batch, number) for number, (output, batch) in calls]
+    return trial.score.overall(torch.cat(rows))
 
 
 @contextmanager
-def _enlarged(followed: Followed, deltas: MergedDelta, factor: float) -> Iterator[None]:
+def _enlarged(followed: Followed, trial: Trial) -> Iterator[None]:
     """Within it the layer has `factor` times its task vector; afterwards the very same weights."""
     own: Mapping[str, nn.Parameter] = {
         local: followed.layer.module.get_parameter(local) for local in followed.tensors
@@ -209,7 +210,7 @@ def _enlarged(followed: Followed, deltas: MergedDelta, factor: float) -> Iterato
     kept = {local: parameter.detach().clone() for local, parameter in own.items()}
     with torch.no_grad():
         for local, tensor in followed.tensors.items():
-            own[local].add_(deltas(tensor).to(own[local]), alpha=factor - 1)
+            own[local].add_(trial.deltas(tensor).to(own[local]), alpha=trial.factor - 1)
     try:
         yield
     finally:

@@ -39,7 +39,7 @@ from magmerge.evaluation.sensitivity.layer_trials import (
     Errors,
     LabelledBatch,
     Loss,
-    MergedDelta,
+    Trial,
     by_trial,
     kept_features,
     run_all,
@@ -157,7 +157,12 @@ def sensitivity(
     with at_rest(active.model):
         judge = _judge(score, active.model, batches, head, features)
         deltas = TaskVectors(job.models, active.weights).merged
-        harms = _try_all(active.model, layers, batches, judge, deltas, mode, seed, job.machine)
+        trial = Trial(active.model, layers, batches, judge, deltas, FACTOR)
+        if mode == "exact":
+            harms = by_trial(trial, machine.counter("trying layers", len(layers)))
+        else:
+            done = machine.counter("taking derivatives", len(batches))
+            harms = by_derivative(trial, seed, done)
     stored = {layer.layer.name: _stored_name(layer) for layer in layers}
     harms = {stored[name]: worse for name, worse in harms.items()}
     result = Sensitivity(
@@ -168,24 +173,6 @@ def sensitivity(
     if out is not None:
         result.save(out, overwrite=overwrite)
     return result
-
-
-def _try_all(
-    live: nn.Module,
-    layers: Sequence[Followed],
-    batches: Sequence[LabelledBatch],
-    judge: Criterion,
-    deltas: MergedDelta,
-    mode: str,
-    seed: int,
-    machine: Machine,
-) -> dict[str, float]:
-    """Each layer's harm, in the mode that is asked for."""
-    if mode == "exact":
-        done = machine.counter("trying layers", len(layers))
-        return by_trial(live, layers, batches, judge, deltas, factor=FACTOR, done=done)
-    done = machine.counter("taking derivatives", len(batches))
-    return by_derivative(live, layers, batches, judge, deltas, factor=FACTOR, seed=seed, done=done)
 
 
 def _job(

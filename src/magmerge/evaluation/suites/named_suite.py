@@ -12,7 +12,7 @@ from torch import Tensor
 
 from magmerge.checkpoints import open_checkpoint
 from magmerge.core.errors import MagmergeWarning, ParameterError
-from magmerge.core.machine import Progress
+from magmerge.core.machine import Machine, Progress
 from magmerge.data.pixels import PROCESSOR
 from magmerge.evaluation.entries import Features
 from magmerge.evaluation.suites.classifiers import cut_head
@@ -138,7 +138,7 @@ def suite(
         root = Path(data).expanduser()
         local = {key: local_data(key, task, root) for key, task in parts.items()}
     if known.kind == "vision":
-        headed = _vision(parts, base, paths, projection, progress)
+        headed = _vision(parts, base, paths, projection, Machine(progress=progress))
     else:
         headed = _text(parts, paths)
     notes = [note for key, task in parts.items() for note in _notes(key, task, paths, local)]
@@ -187,7 +187,7 @@ def _vision(
     base: Path,
     experts: Mapping[str, Path],
     projection: Projection,
-    progress: Progress | None,
+    machine: Machine,
 ) -> Headed:
     """Zero-shot heads on the image embeddings, or on the pooled output of a bare encoder."""
     if not (base / PROCESSOR).is_file():
@@ -196,14 +196,10 @@ def _vision(
             source=base,
             remedy="put the CLIP's own there: images are prepared as it says",
         )
-    maker = ZeroShot(base, projected=projection == "base")
+    maker = ZeroShot(base, machine, projected=projection == "base")
     for path in experts.values() if projection == "model" else ():
         _check_projection(path)
-    heads = {
-        name: maker.head(task, progress)
-        for name, task in tasks.items()
-        if isinstance(task, ImageTask)
-    }
+    heads = {name: maker.head(task) for name, task in tasks.items() if isinstance(task, ImageTask)}
     model = {"class": "CLIPVisionModelWithProjection", "features": "embeds"}
     if projection == "base":
         model = {"class": "CLIPVisionModel", "features": "pooler"}

@@ -19,7 +19,7 @@ from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.digests import DigestMemory, default_path
 from magmerge.checkpoints.kinds import read_config
 from magmerge.core.errors import CheckpointError, ParameterError
-from magmerge.core.machine import Progress
+from magmerge.core.machine import Machine
 from magmerge.core.models import Checkpoint
 from magmerge.core.whole_file import replace_whole
 from magmerge.data.tokens import FILES, open_tokenizer, token_limit
@@ -42,8 +42,15 @@ class ZeroShot:
     vision encoder.
     """
 
-    def __init__(self, base: Path, *, projected: bool = False, cache: Path | None = None) -> None:
-        self.base, self._projected = base, projected
+    def __init__(
+        self,
+        base: Path,
+        machine: Machine | None = None,
+        *,
+        projected: bool = False,
+        cache: Path | None = None,
+    ) -> None:
+        self.base, self._projected, self._machine = base, projected, machine or Machine()
         digests = default_path()
         self._cache = cache or (None if digests is None else digests.with_name("heads"))
         self.checkpoint = _open_clip(base)
@@ -51,7 +58,7 @@ class ZeroShot:
         self._digests: list[Any] | None = None
         self.built = 0
 
-    def head(self, task: ImageTask, progress: Progress | None = None) -> dict[str, Tensor]:
+    def head(self, task: ImageTask) -> dict[str, Tensor]:
         """The task's head as a head file holds it: `weight` [classes, features]."""
         place = None
         if self._cache is not None:
@@ -61,7 +68,7 @@ class ZeroShot:
                 return known
         if self._encoder is None:
             self._encoder = _TextEncoder(self.base)
-        weight = self._encoder.head(task.classes, task.templates, progress)
+        weight = self._encoder.head(task.classes, task.templates, self._machine)
         self.built += 1
         if self._projected:
             weight = weight @ self.checkpoint.read(PROJECTION).float()
@@ -142,7 +149,7 @@ class _TextEncoder:
 
     @torch.inference_mode()
     def head(
-        self, classes: Sequence[str], templates: Sequence[str], progress: Progress | None
+        self, classes: Sequence[str], templates: Sequence[str], machine: Machine
     ) -> Float[Tensor, "classes features"]:
         """Each class's mean normalised text embedding, normalised again, times the logit scale.
 
@@ -153,8 +160,8 @@ class _TextEncoder:
         output = []
         for start in range(0, len(prompts), BATCH):
             output.append(self._embeddings(prompts[start : start + BATCH]))
-            if progress is not None:
-                progress("encoding prompts", min(start + BATCH, len(prompts)), len(prompts))
+            if machine.progress is not None:
+                machine.progress("encoding prompts", min(start + BATCH, len(prompts)), len(prompts))
         means = torch.cat(output).reshape(len(classes), len(templates), -1).mean(dim=1)
         weight: Tensor = self._scale * means / means.norm(dim=-1, keepdim=True)
         return weight.float().clone()
