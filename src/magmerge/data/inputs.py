@@ -67,15 +67,7 @@ def calibration_inputs(
     options = options or SampleOptions()
     inputs = {}
     for name, source in data.items():
-        rows = read_samples(
-            source,
-            name=name,
-            field=options.text_field,
-            samples=options.samples,
-            seed=options.seed,
-            allow_test=options.allow_test,
-            split=options.split,
-        )
+        rows = read_samples(source, options.draw(name))
         for note in rows.notes:
             warnings.warn(note, MagmergeWarning, stacklevel=2)
         inputs[name] = prepare(rows, folder, options.preparation, options.batch)

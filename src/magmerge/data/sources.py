@@ -7,10 +7,10 @@ from pathlib import Path
 
 from magmerge.core.errors import suggestion
 from magmerge.data import idx, image_folder, library
-from magmerge.data.draw import SampleDraw, check_count, draw, draw_ready
+from magmerge.data.draw import draw, draw_ready
 from magmerge.data.program_inputs import from_memory
 from magmerge.data.ready_files import ArrayFile, ReadyFile, TensorFile
-from magmerge.data.rows import DataError, Rows, Source
+from magmerge.data.rows import DataError, Rows, SampleDraw, Source
 from magmerge.data.sample_table import Table
 from magmerge.data.splits import COLUMN, Split
 from magmerge.data.text_tables import ImageList, JsonLines, Separated, TextLines
@@ -30,37 +30,22 @@ READY: Mapping[str, Callable[[Path], ReadyFile]] = {
 }
 
 
-def read_samples(
-    source: Source,
-    *,
-    name: str,
-    field: str | None = None,
-    samples: int | None = 8,
-    seed: int = 0,
-    allow_test: bool = False,
-    split: str | None = None,
-    label_field: str | None = None,
-    pair_field: str | None = None,
-) -> Rows:
-    """Draw `samples` rows (None: all, in their order) from a source; `name` is whose they are.
+def read_samples(source: Source, how: SampleDraw) -> Rows:
+    """Draw rows from a source, without replacement; a larger draw extends a smaller one.
 
     `source` is a file (.jsonl, .csv, .tsv, .txt, .npy, .safetensors, .images, an idx file of
     images, SVHN's .mat), a folder of images, a folder saved by datasets, or a data set's name:
     NAME, NAME:CONFIG or NAME:CONFIG:SPLIT. What is given in memory (a tensor, a mapping of keywords
     to tensors, a list of texts, an iterable of model inputs) is used as it is and whole.
-    Rows are drawn without replacement by (seed, name), and a larger draw extends a smaller one.
-    Rows whose column `split` says test are not drawn. Labels are read only from `label_field`, if
-    it is given (of a folder of images: the classes' folders). With `pair_field` a row is a pair of
-    texts, the second from that column. DataError for what cannot be read,
-    for too few rows, and for the test split, unless `allow_test`.
+    Rows whose column `split` says test are not drawn. Labels are read only where their column is
+    named (of a folder of images: the classes' folders). DataError for what cannot be read, for too
+    few rows, and for the test split, unless it is allowed.
     """
-    check_count(samples, seed)
-    part = Split(split, allow_test)
-    how = SampleDraw(name, samples, seed, field, label_field, pair_field, part)
+    part = Split(how.split, how.allow_test)
     if library.is_data_set(source):
-        return draw(library.open_object(source, f"the data of {name}", part), how)
+        return draw(library.open_object(source, f"the data of {how.name}", part), how)
     if not isinstance(source, str | Path):
-        return from_memory(source, name)
+        return from_memory(source, how.name)
     content = _open(source, part)
     return draw(content, how) if isinstance(content, Table) else draw_ready(content, how)
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from magmerge.checkpoints import open_checkpoint
 from magmerge.core.errors import CheckpointError, MagmergeError
-from magmerge.data import Images, Inputs, Preparation, Rows, Texts, prepare
+from magmerge.data.inputs import prepare
 from magmerge.data.pixels import Pixels, open_processor
-from magmerge.data.rows import Picture
+from magmerge.data.rows import Images, Inputs, Picture, Preparation, Rows, Texts
 from magmerge.evaluation.entries import Features
 from magmerge.evaluation.runner import Batch, forward
 

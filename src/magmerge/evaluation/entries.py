@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 
 from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.core.recipe import explained
-from magmerge.data import Preparation
+from magmerge.data.rows import Preparation
 
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "perplexity"]
 Features = Literal["mean", "cls", "pooler", "embeds", "output"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from magmerge.core.errors import MagmergeError
-from magmerge.data import DataError, Inputs
+from magmerge.data.rows import DataError, Inputs
 from magmerge.evaluation.runner import Batch, forward
 
 BATCH = 32

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from magmerge.core import dtypes
 from magmerge.core.errors import MagmergeError
 from magmerge.core.machine import CPU, Machine
-from magmerge.data import Inputs
+from magmerge.data.rows import Inputs
 from magmerge.engine.executors import local
 from magmerge.evaluation.live_model import Hardware, LiveModel, ModelWeights, evaluating
 from magmerge.live.calls import placed

@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from magmerge.core.errors import MagmergeWarning, ParameterError, suggestion
-from magmerge.data import DataError, Rows, Texts, has_splits, read_samples
+from magmerge.data.rows import DataError, Rows, SampleDraw, Texts
+from magmerge.data.sources import has_splits, read_samples
 from magmerge.data.tokens import open_tokenizer, token_limit
 from magmerge.evaluation import metrics
 from magmerge.evaluation.classification import class_batches, read_head
@@ -165,16 +166,11 @@ def _rows(
     name: str, entry: TaskEntry, source: str, part: str | None, label_field: str | None
 ) -> Rows:
     """All rows with one column beside their texts or images."""
-    return read_samples(
-        source,
-        name=name,
-        field=entry.text_field,
-        samples=None,
-        allow_test=True,
-        split=part,
-        label_field=label_field,
-        pair_field=entry.pair_field,
-    )
+    how = SampleDraw(
+        name, None, field=entry.text_field, label_field=label_field, pair_field=entry.pair_field,
+        split=part, allow_test=True,
+    )  # fmt: skip
+    return read_samples(source, how)
 
 
 def _headed(

@@ -21,8 +21,9 @@ from magmerge.core.recipe import Samples as RecipeSamples
 from magmerge.core.types import Plan
 from magmerge.core.version import __version__
 from magmerge.core.whole_file import write_whole
-from magmerge.data import SampleOptions, read_samples
-from magmerge.data import prepare as prepare_rows
+from magmerge.data.inputs import prepare as prepare_rows
+from magmerge.data.rows import SampleOptions
+from magmerge.data.sources import read_samples
 from magmerge.engine.distinct import doubts
 from magmerge.engine.job import Job, Live, Work
 from magmerge.engine.notes import warn
@@ -232,16 +233,7 @@ def _batches(
     label_field: str | None,
     classes: Sequence[str] | None,
 ) -> list[LabelledBatch]:
-    rows = read_samples(
-        data,
-        name="generic",
-        field=options.text_field,
-        samples=options.samples,
-        seed=options.seed,
-        allow_test=options.allow_test,
-        split=options.split,
-        label_field=label_field,
-    )
+    rows = read_samples(data, options.draw("generic", label_field))
     warn(rows.notes)
     inputs = prepare_rows(rows, job.models.layout.folder, options.preparation, options.batch)
     if label_field is None:

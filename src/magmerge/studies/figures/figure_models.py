@@ -16,7 +16,7 @@ from torch import Tensor
 
 from magmerge.checkpoints import open_checkpoint
 from magmerge.core.errors import MagmergeWarning, ParameterError, UnknownNameError, suggestion
-from magmerge.data import Inputs
+from magmerge.data.rows import Inputs
 from magmerge.engine.result import Result
 from magmerge.evaluation.calibration_samples import SampleSource, calibration_split, sample_source
 from magmerge.evaluation.entries import SuiteEntry, resolved

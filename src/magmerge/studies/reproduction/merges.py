@@ -14,7 +14,8 @@ from magmerge.checkpoints.output.own_files import foreign
 from magmerge.core.dtypes import nbytes, parse_size
 from magmerge.core.errors import ParameterError
 from magmerge.core.machine import Progress
-from magmerge.data import Inputs, Preparation, has_splits
+from magmerge.data.rows import Inputs, Preparation, SampleDraw
+from magmerge.data.sources import has_splits
 from magmerge.engine.result import Result
 from magmerge.evaluation import open_suite
 from magmerge.evaluation.calibration_samples import SampleSource, calibration_split, sample_source
@@ -98,8 +99,8 @@ class HarnessMeasure:
                 remedy="leave fsc and dsc out of --spaces",
             )
         split = "train" if has_splits(entry.data) else None
-        how = Preparation(max_length=LONGEST)
-        return SampleSource(expert, entry.data, split, entry.text_field, preparation=how)
+        draw = SampleDraw(expert, field=entry.text_field, split=split)
+        return SampleSource(entry.data, draw, Preparation(max_length=LONGEST))
 
     def measure(self, models: Mapping[str, Any], expert: str) -> dict[str, dict[str, TaskScore]]:
         """Each model on the tasks of a skill, by each task's first metric."""
