@@ -44,6 +44,12 @@ class TaskScore:
         above, below = (self.expert, self.score) if lower else (self.score, self.expert)
         return above / below if below else None
 
+    def document(self) -> dict[str, Any]:
+        """The same as JSON holds it."""
+        content = asdict(self)
+        seconds = content.pop("seconds")
+        return {**content, "relative": self.relative, "seconds": seconds}
+
 
 @dataclass(frozen=True, slots=True)
 class Scores:
@@ -82,14 +88,7 @@ class Scores:
             "suite": self.suite,
             "split": self.split,
             "model": self.model,
-            "tasks": [
-                {
-                    **{key: value for key, value in asdict(task).items() if key != "seconds"},
-                    "relative": task.relative,
-                    "seconds": task.seconds,
-                }
-                for task in self.tasks
-            ],
+            "tasks": [task.document() for task in self.tasks],
             "mean": {"score": self.mean, "relative": self.relative},
             "seconds": self.seconds,
         }

@@ -143,21 +143,18 @@ def chosen(suite: Definition, selection: Iterable[str] | None) -> dict[str, Imag
 
 def task_name(suite: Definition, title: str) -> str:
     """The suite's own name of a task; UnknownNameError with a suggestion where it has none."""
-    known = {}
-    for name in suite.tasks:
-        for spelling in spellings(name, task(suite.kind, name)):
-            known[folded(spelling)] = name
+    facts = {name: task(suite.kind, name) for name in suite.tasks}
+    known = {
+        folded(spelling): name
+        for name, each in facts.items()
+        for spelling in (name, *each.spellings)
+    }
     if folded(title) not in known:
         raise UnknownNameError(
             f"the suite {suite.name} has no task {title!r}",
             remedy=suggestion(title, suite.tasks),
         )
     return known[folded(title)]
-
-
-def spellings(name: str, facts: SuiteTask) -> Sequence[str]:
-    """A task's own name and all others."""
-    return (name, *facts.spellings)
 
 
 def named_suites() -> list[dict[str, Any]]:

@@ -141,7 +141,11 @@ def suite(
         headed = _vision(parts, base, paths, projection, Machine(progress=progress))
     else:
         headed = _text(parts, paths)
-    notes = [note for key, task in parts.items() for note in _notes(key, task, paths, local)]
+    notes: list[str] = []
+    for key, task in parts.items():
+        notes += [f"{key}: {task.note}"] if task.note is not None and key not in local else []
+        reason = leaked(key, paths[key]) if key in paths else None
+        notes += [] if reason is None else [reason]
     notes += headed.notes
     content: dict[str, Any] = {"suite": name, "base": str(base.resolve()), "model": headed.model}
     if known.kind == "text":
@@ -248,17 +252,6 @@ def _text(tasks: Mapping[str, SuiteTask], experts: Mapping[str, Path]) -> Headed
     return Headed(heads, {"class": "AutoModel", "features": next(iter(kinds))}, 0, notes, measured)
 
 
-def _notes(
-    name: str, task: SuiteTask, experts: Mapping[str, Path], local: Mapping[str, Local]
-) -> list[str]:
-    """What a reader should know of a task and its expert."""
-    result = []
-    if task.note is not None and name not in local:
-        result.append(f"{name}: {task.note}")
-    reason = leaked(name, experts[name]) if name in experts else None
-    return result if reason is None else [*result, reason]
-
-
 def _entries(
     tasks: Mapping[str, SuiteTask], local: Mapping[str, Local], headed: Headed, place: Path
 ) -> tuple[dict[str, dict[str, Any]], list[NamedTask]]:
@@ -274,8 +267,8 @@ def _entries(
                 split: write_list(place, name, split, rows) for split, rows in result.lists.items()
             }
             origin, classes = result.kind, result.classes
-        shared: dict[str, Any] = {"title": task.title, "data": data}
-        shared["head"] = f"{HEADS}/{name}.safetensors"
+        head = f"{HEADS}/{name}.safetensors"
+        shared: dict[str, Any] = {"title": task.title, "data": data, "head": head}
         if classes:
             shared["classes"] = list(classes)
         shared |= _columns(task, local.get(name))
