@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from magmerge.core.errors import MagmergeWarning, ParameterError, suggestion
+from magmerge.core.errors import ParameterError, suggestion
 from magmerge.data.rows import DataError, Rows, SampleDraw, Texts
 from magmerge.data.sources import has_splits, read_samples
 from magmerge.data.tokens import open_tokenizer, token_limit
+from magmerge.engine.notes import warn
 from magmerge.evaluation import metrics
-from magmerge.evaluation.classification import class_batches, read_head
+from magmerge.evaluation.classification import Answer, Reading, class_batches, read_head
 from magmerge.evaluation.entries import WHOLE, SuiteEntry, TaskEntry, resolved
 from magmerge.evaluation.language import choice_batches, text_batches
 from magmerge.evaluation.runner import Prepared
@@ -30,57 +31,6 @@ def class_numbers(
     """Labels as numbers from 0: whole numbers as they are, words by their place in `names`."""
     places = {name.strip(): place for place, name in enumerate(names or ())}
     return torch.tensor([_number(label, places, source) for label in labels], dtype=torch.int64)
-
-
-def values_of(labels: Sequence[Any], source: str) -> Float[Tensor, "rows"]:
-    """Labels of a regression, in float64; DataError for one that is no finite number."""
-    return torch.tensor([_value(label, source) for label in labels], dtype=torch.float64)
-
-
-def choices_of(rows: Sequence[Any], source: str) -> list[tuple[str, ...]]:
-    """Each row's own choices: a list of two texts or more, or JSON of one, as a table has it."""
-    return [_choices(content, number, source) for number, content in enumerate(rows, start=1)]
-
-
-def right_choices(
-    labels: Sequence[Any], choices: Sequence[Sequence[str]], source: str
-) -> Int[Tensor, "rows"]:
-    """The place of each row's right choice, which is told by its number from 0 or by its text."""
-    content = [
-        int(class_numbers([label], own, source)[0])
-        for label, own in zip(labels, choices, strict=True)
-    ]
-    return torch.tensor(content, dtype=torch.int64)
-
-
-def _value(label: Any, source: str) -> float:
-    try:
-        value = float(label)
-    except (ValueError, TypeError, OverflowError):
-        value = math.nan
-    if not math.isfinite(value) or isinstance(label, bool):
-        raise DataError(
-            f"the label {str(label)!r} is no number",
-            source=source,
-            remedy="name the column of the numbers with label_field",
-        )
-    return value
-
-
-def _choices(content: Any, number: int, source: str) -> tuple[str, ...]:
-    if isinstance(content, str):
-        try:
-            content = json.loads(content)
-        except (ValueError, RecursionError):
-            content = None
-    sound = isinstance(content, list | tuple) and len(content) > 1
-    if not sound or not all(isinstance(choice, str) and choice.strip() for choice in content):
-        raise DataError(
-            f"row {number} has no list of two choices or more",
-            source=source,
-            remedy='write them as a list of texts, such as ["yes", "no"]',
-        )
-    return tuple(content)
 
 
 def _number(label: Any, places: dict[str, int], source: str) -> int:
@@ -105,6 +55,52 @@ def _number(label: Any, places: dict[str, int], source: str) -> int:
         )
     check_range(number, number, len(places) or None, source)
     return number
+
+
+def values_of(labels: Sequence[Any], source: str) -> Float[Tensor, "rows"]:
+    """Labels of a regression, in float64; DataError for one that is no finite number."""
+    values = []
+    for label in labels:
+        with suppress(ValueError, TypeError, OverflowError):
+            value = float(label)
+            if math.isfinite(value) and not isinstance(label, bool):
+                values.append(value)
+                continue
+        raise DataError(
+            f"the label {str(label)!r} is no number",
+            source=source,
+            remedy="name the column of the numbers with label_field",
+        )
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def choices_of(rows: Sequence[Any], source: str) -> list[tuple[str, ...]]:
+    """Each row's own choices: a list of two texts or more, or JSON of one, as a table has it."""
+    choices = []
+    for number, content in enumerate(rows, start=1):
+        own: Any = content
+        if isinstance(content, str):
+            own = None
+            with suppress(ValueError, RecursionError):
+                own = json.loads(content)
+        sound = isinstance(own, list | tuple) and len(own) > 1
+        if not sound or not all(isinstance(choice, str) and choice.strip() for choice in own):
+            raise DataError(
+                f"row {number} has no list of two choices or more",
+                source=source,
+                remedy='write them as a list of texts, such as ["yes", "no"]',
+            )
+        choices.append(tuple(own))
+    return choices
+
+
+def right_choices(
+    labels: Sequence[Any], choices: Sequence[Sequence[str]], source: str
+) -> Int[Tensor, "rows"]:
+    """The place of each row's right choice, which is told by its number from 0 or by its text."""
+    pairs = zip(labels, choices, strict=True)
+    places = [int(class_numbers([label], own, source)[0]) for label, own in pairs]
+    return torch.tensor(places, dtype=torch.int64)
 
 
 def check_range(least: int, greatest: int, classes: int | None, source: str) -> None:
@@ -147,46 +143,43 @@ def prepare_task(
     """
     entry = suite.tasks[name]
     source, part = data_source(name, entry, split, path)
-    label_field = None if entry.kind == "perplexity" else entry.label_field
-    rows = _rows(name, entry, source, part, label_field)
-    for note in rows.notes:
-        warnings.warn(note, MagmergeWarning, stacklevel=2)
+
+    def read(label_field: str | None) -> Rows:
+        """All rows with one column beside their texts or images."""
+        how = SampleDraw(
+            name, None, field=entry.text_field, label_field=label_field,
+            pair_field=entry.pair_field, split=part, allow_test=True,
+        )  # fmt: skip
+        return read_samples(source, how)
+
+    rows = read(None if entry.kind == "perplexity" else entry.label_field)
+    warn(rows.notes)
     if entry.kind in ("classes", "values"):
         return _headed(entry, suite, path, rows, folder)
     choices = None
     if entry.choices is not None:
         choices = [entry.choices] * len(rows)
     elif entry.choices_field is not None:
-        column = _rows(name, entry, source, part, entry.choices_field).labels or ()
-        choices = choices_of(column, rows.source)
+        choices = choices_of(read(entry.choices_field).labels or (), rows.source)
     return _language(entry, suite, rows, folder, choices)
-
-
-def _rows(
-    name: str, entry: TaskEntry, source: str, part: str | None, label_field: str | None
-) -> Rows:
-    """All rows with one column beside their texts or images."""
-    how = SampleDraw(
-        name, None, field=entry.text_field, label_field=label_field, pair_field=entry.pair_field,
-        split=part, allow_test=True,
-    )  # fmt: skip
-    return read_samples(source, how)
 
 
 def _headed(
     entry: TaskEntry, suite: SuiteEntry, path: Path, rows: Rows, folder: Path | None
 ) -> Prepared:
     head = None if entry.head is None else read_head(resolved(path.parent, entry.head))
-    options, features = suite.preparation(entry), suite.features(entry)
+    labels = rows.labels or ()
     if entry.kind == "values":
-        values = values_of(rows.labels or (), rows.source)
-        batches = class_batches(rows, folder, options, features, head, "values")
-        return Prepared(batches, len(rows), values, rows.source)
-    labels = class_numbers(rows.labels or (), entry.classes or rows.classes, rows.source)
-    if head is not None:
-        check_range(int(labels.min()), int(labels.max()), len(head.weight), rows.source)
-    batches = class_batches(rows, folder, options, features, head)
-    return Prepared(batches, len(rows), labels, rows.source)
+        answer: Answer = "values"
+        targets = values_of(labels, rows.source)
+    else:
+        answer = "classes"
+        targets = class_numbers(labels, entry.classes or rows.classes, rows.source)
+        if head is not None:
+            check_range(int(targets.min()), int(targets.max()), len(head.weight), rows.source)
+    reading = Reading(suite.features(entry), head, answer)
+    batches = class_batches(rows, folder, suite.preparation(entry), reading)
+    return Prepared(batches, len(rows), targets, rows.source)
 
 
 def _language(
