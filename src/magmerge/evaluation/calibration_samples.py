@@ -49,9 +49,8 @@ def calibration_split(suite: Suite, task: str) -> tuple[str, str | None]:
 
 def sample_source(suite: Suite, name: str, source: str, split: str | None = None) -> SampleSource:
     """Samples read and prepared as the rows of the task of that name, if there is one."""
-    whole, entry = suite.entry, suite.entry.tasks.get(name)
-    if entry is None:
-        how = Preparation(whole.max_length, whole.image_size, whole.mean, whole.std)
-        return SampleSource(source, SampleDraw(name), how)
-    draw = SampleDraw(name, field=entry.text_field, pair_field=entry.pair_field, split=split)
-    return SampleSource(source, draw, whole.preparation(entry))
+    entry, draw = suite.entry.tasks.get(name), SampleDraw(name)
+    if entry is not None:
+        field, pair_field = entry.text_field, entry.pair_field
+        draw = replace(draw, split=split, field=field, pair_field=pair_field)
+    return SampleSource(source, draw, suite.entry.preparation(entry))

@@ -119,9 +119,9 @@ class SuiteEntry(BaseModel):
     std: tuple[FiniteFloat, FiniteFloat, FiniteFloat] | None = None
     tasks: dict[str, TaskEntry] = Field(min_length=1)
 
-    def preparation(self, task: TaskEntry) -> Preparation:
-        """How a task's texts or images become inputs."""
-        length = task.max_length or self.max_length
+    def preparation(self, task: TaskEntry | None) -> Preparation:
+        """How texts or images become inputs, of a task or of none."""
+        length = (task and task.max_length) or self.max_length
         return Preparation(length, self.image_size, self.mean, self.std)
 
     def features(self, task: TaskEntry) -> Features:

@@ -72,7 +72,7 @@ class Errors(Loss):
 class Drift:
     """How far the model's last features move, as a share of their length; root of mean squares."""
 
-    def __init__(self, reference: Mapping[int, Tensor]) -> None:
+    def __init__(self, reference: Sequence[Tensor]) -> None:
         self._reference = reference
 
     def rows(self, output: Any, batch: LabelledBatch, number: int) -> Tensor:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
@@ -206,24 +206,20 @@ def _described(model: Model) -> str:
 
 
 def _check(score: str, mode: str, alpha: int, label_field: str | None) -> None:
-    if score not in ("drift", "loss", "accuracy"):
-        raise ParameterError(f"the score is {score!r}", remedy="it is drift, loss or accuracy")
-    if mode not in ("exact", "fast"):
-        raise ParameterError(f"the mode is {mode!r}", remedy="it is exact or fast")
-    if not isinstance(alpha, int) or alpha < 1:
-        raise ParameterError(f"alpha is {alpha}", remedy="name one layer or more")
-    if score == "accuracy" and mode == "fast":
-        raise ParameterError(
-            "accuracy has no derivative", remedy="score by loss or drift, or take --mode exact"
-        )
-    if score == "accuracy" and label_field is None:
-        raise ParameterError(
-            "accuracy needs labels", remedy="name their column with --label-field (label_field=)"
-        )
-    if score == "drift" and label_field is not None:
-        raise ParameterError(
-            "drift looks at no labels", remedy="drop --label-field, or score by loss or accuracy"
-        )
+    labels = "name their column with --label-field (label_field=)"
+    unlabelled = "drop --label-field, or score by loss or accuracy"
+    for wrong, problem, remedy in (
+        (score not in get_args(CriterionName), f"the score is {score!r}",
+         "it is drift, loss or accuracy"),
+        (mode not in ("exact", "fast"), f"the mode is {mode!r}", "it is exact or fast"),
+        (not isinstance(alpha, int) or alpha < 1, f"alpha is {alpha}", "name one layer or more"),
+        (score == "accuracy" and mode == "fast", "accuracy has no derivative",
+         "score by loss or drift, or take --mode exact"),
+        (score == "accuracy" and label_field is None, "accuracy needs labels", labels),
+        (score == "drift" and label_field is not None, "drift looks at no labels", unlabelled),
+    ):  # fmt: skip
+        if wrong:
+            raise ParameterError(problem, remedy=remedy)
 
 
 def _batches(
@@ -270,11 +266,7 @@ def _judge(
 ) -> Criterion:
     if score == "drift":
         outputs, _ = run_all(live, batches)
-        return Drift(
-            {
-                number: kept_features(output, batch.inputs)
-                for number, (output, batch) in enumerate(zip(outputs, batches, strict=True))
-            }
-        )
+        calls = zip(outputs, batches, strict=True)
+        return Drift([kept_features(output, batch.inputs) for output, batch in calls])
     opened = None if head is None else read_head(str(head))
     return (Loss if score == "loss" else Errors)(opened, features)

@@ -100,12 +100,6 @@ class Definition(BaseModel):
     tasks: tuple[str, ...] = Field(min_length=1)
 
 
-KINDS: Mapping[SuiteKind, type[ImageTask] | type[TextTask]] = {
-    "vision": ImageTask,
-    "text": TextTask,
-}
-
-
 @cache
 def definitions() -> Mapping[str, Definition]:
     """All suites by name."""
@@ -116,7 +110,8 @@ def definitions() -> Mapping[str, Definition]:
 @cache
 def task(kind: SuiteKind, name: str) -> ImageTask | TextTask:
     """The facts of a task."""
-    return KINDS[kind].model_validate(_read(kind, f"{name}.yaml"))
+    facts = ImageTask if kind == "vision" else TextTask
+    return facts.model_validate(_read(kind, f"{name}.yaml"))
 
 
 def definition(name: str) -> Definition:
