@@ -15,7 +15,7 @@ from magmerge.core.recipe import explained
 from magmerge.evaluation.entries import WHOLE, SuiteEntry
 from magmerge.evaluation.harness import LmEval, run_harness
 from magmerge.evaluation.live_model import Hardware, Measurable
-from magmerge.evaluation.scores import Scores, save_all
+from magmerge.evaluation.scores import Scores, save_document
 from magmerge.evaluation.task_suite import Suite, open_suite
 
 NAME = "quick look"
@@ -134,10 +134,9 @@ def evaluate(
             split=split, tasks=tasks, progress=progress, **machine,
         )  # fmt: skip
         scores = list(results.values())
-    if out is not None and many:
-        save_all(scores, out, overwrite=overwrite)
-    elif out is not None:
-        scores[0].save(out, overwrite=overwrite)
+    if out is not None:
+        documents = [row.document() for row in scores]
+        save_document(documents if many else documents[0], out, overwrite=overwrite)
     return scores if many else scores[0]
 
 

@@ -95,15 +95,11 @@ class Scores:
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the document in one step; OutputError where the file exists or cannot be made."""
-        return _write(path, self.document(), overwrite=overwrite)
+        return save_document(self.document(), path, overwrite=overwrite)
 
 
-def save_all(scores: Sequence[Scores], path: str | Path, *, overwrite: bool = False) -> Path:
-    """The same for several models: a list of their documents."""
-    return _write(path, [row.document() for row in scores], overwrite=overwrite)
-
-
-def _write(path: str | Path, content: Any, *, overwrite: bool) -> Path:
+def save_document(content: Any, path: str | Path, *, overwrite: bool) -> Path:
+    """Write scores, of one model or of several, as JSON."""
     target = Path(path)
     check_document(target, overwrite=overwrite)
     write_whole(target, json.dumps(content, indent=1, allow_nan=False) + "\n")

@@ -85,43 +85,39 @@ def _extended(
     has no rows of the batch are put into `foreign`.
     """
     shares, handles = {}, []
+
+    def adding(followed: Followed, share: Tensor) -> Callable[..., Tensor]:
+        def hook(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        ) -> Tensor:
+            if output.ndim < 2 or len(output) % len(share) or not len(output):
+                foreign.add(followed.layer.name)
+                return output
+            change = {
+                local: deltas(followed.tensors[local]).to(parameter)
+                if local in followed.tensors
+                else torch.zeros_like(parameter)
+                for local, parameter in module.named_parameters(recurse=False)
+            }
+            moved = with_parameters(module, change).forward(*args, **kwargs)
+            # Some models hand all tokens of a batch to a layer as one row each.
+            weights = share.repeat_interleave(len(moved) // len(share))
+            extended: Tensor = output + weights.reshape(-1, *[1] * (moved.ndim - 1)) * moved
+            return extended
+
+        return hook
+
     for followed in layers:
-        parameter = next(followed.layer.module.parameters())
-        share = torch.zeros(rows, device=parameter.device, requires_grad=True)
-        shares[followed.layer.name] = share
-        hook = _adding(followed, deltas, share, foreign)
         module = followed.layer.module
-        handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        device = next(module.parameters()).device
+        share = torch.zeros(rows, device=device, requires_grad=True)
+        shares[followed.layer.name] = share
+        handles.append(module.register_forward_hook(adding(followed, share), with_kwargs=True))
     try:
         yield shares
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _adding(
-    followed: Followed, deltas: MergedDelta, share: Tensor, foreign: set[str]
-) -> Callable[..., Tensor]:
-    def hook(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> Tensor:
-        if output.ndim < 2 or len(output) % len(share) or not len(output):
-            foreign.add(followed.layer.name)
-            return output
-        own = dict(module.named_parameters(recurse=False))
-        change = {
-            local: deltas(followed.tensors[local]).to(parameter)
-            if local in followed.tensors
-            else torch.zeros_like(parameter)
-            for local, parameter in own.items()
-        }
-        moved = with_parameters(module, change).forward(*args, **kwargs)
-        # Some models hand all tokens of a batch to a layer as one row each.
-        weights = share.repeat_interleave(len(moved) // len(share))
-        extended: Tensor = output + weights.reshape(-1, *[1] * (moved.ndim - 1)) * moved
-        return extended
-
-    return hook
 
 
 def _gradients(rows: Tensor, shares: Sequence[Tensor], *, keep: bool) -> list[Tensor]:

@@ -72,8 +72,13 @@ class Errors(Loss):
 class Drift:
     """How far the model's last features move, as a share of their length; root of mean squares."""
 
-    def __init__(self, reference: Sequence[Tensor]) -> None:
-        self._reference = reference
+    def __init__(self) -> None:
+        self._reference: list[Tensor] = []
+
+    def start(self, outputs: Sequence[Any], batches: Sequence[LabelledBatch]) -> None:
+        """Measure from these outputs on."""
+        calls = zip(outputs, batches, strict=True)
+        self._reference = [kept_features(output, batch.inputs) for output, batch in calls]
 
     def rows(self, output: Any, batch: LabelledBatch, number: int) -> Tensor:
         """The square of the share."""
@@ -155,19 +160,6 @@ class Trial(NamedTuple):
     factor: float
 
 
-def run_all(
-    model: nn.Module, batches: Sequence[LabelledBatch]
-) -> tuple[list[Any], list[RunMemory]]:
-    """Every batch's output, and what the model's blocks put out on the way."""
-    outputs, memories = [], []
-    for batch in batches:
-        memory = RunMemory()
-        with remembering(model, memory), torch.no_grad():
-            outputs.append(call(model, batch))
-        memories.append(memory)
-    return outputs, memories
-
-
 def call(model: nn.Module, batch: LabelledBatch) -> Any:
     """The model's output."""
     return run(model, batch.inputs, "the generic data set")
@@ -179,7 +171,14 @@ def by_trial(trial: Trial, done: Callable[[object], None] | None = None) -> dict
     arXiv:2512.19320, the sensitive layers, with a factor of 1.1. Blocks before the changed one are
     not run again: they put out what they did.
     """
-    outputs, memories = run_all(trial.model, trial.batches)
+    outputs, memories = [], []
+    for batch in trial.batches:
+        memory = RunMemory()
+        with remembering(trial.model, memory), torch.no_grad():
+            outputs.append(call(trial.model, batch))
+        memories.append(memory)
+    if isinstance(trial.score, Drift):
+        trial.score.start(outputs, trial.batches)
     before = _overall(trial, outputs)
     harms = {}
     for followed in trial.layers:

@@ -34,7 +34,6 @@ from magmerge.evaluation.classification import read_head
 from magmerge.evaluation.entries import Features
 from magmerge.evaluation.sensitivity.layer_derivatives import by_derivative
 from magmerge.evaluation.sensitivity.layer_trials import (
-    Criterion,
     CriterionName,
     Drift,
     Errors,
@@ -42,8 +41,6 @@ from magmerge.evaluation.sensitivity.layer_trials import (
     Loss,
     Trial,
     by_trial,
-    kept_features,
-    run_all,
 )
 from magmerge.evaluation.task_scores import class_numbers
 from magmerge.live.coverage import Followed, follow
@@ -156,7 +153,8 @@ def sensitivity(
     active = live_merge(Work(job, plan))
     layers = _layers(active, plan)
     with at_rest(active.model):
-        judge = _judge(score, active.model, batches, head, features)
+        reading = (None if head is None else read_head(str(head)), features)
+        judge = Drift() if score == "drift" else (Loss if score == "loss" else Errors)(*reading)
         deltas = TaskVectors(job.models, active.weights).merged
         trial = Trial(active.model, layers, batches, judge, deltas, FACTOR)
         if mode == "exact":
@@ -255,18 +253,3 @@ def _stored_name(followed: Followed) -> str:
     """A layer's name as its tensors have it, which --sensitive takes."""
     tensor = next(iter(followed.tensors.values()))
     return tensor.rpartition(".")[0] or tensor
-
-
-def _judge(
-    score: CriterionName,
-    live: nn.Module,
-    batches: Sequence[LabelledBatch],
-    head: str | Path | None,
-    features: Features,
-) -> Criterion:
-    if score == "drift":
-        outputs, _ = run_all(live, batches)
-        calls = zip(outputs, batches, strict=True)
-        return Drift([kept_features(output, batch.inputs) for output, batch in calls])
-    opened = None if head is None else read_head(str(head))
-    return (Loss if score == "loss" else Errors)(opened, features)
