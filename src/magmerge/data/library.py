@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -105,12 +106,9 @@ def is_data_set(source: object) -> bool:
 def open_saved(folder: Path, split: Split) -> LibraryTable:
     """The split of a data set that `save_to_disk` wrote."""
     library = needed("datasets", "a folder saved by datasets")
-    data = _loaded(
-        lambda: library.load_from_disk(str(folder)),
-        str(folder),
-        "datasets cannot load it",
-        "save it anew with save_to_disk, or give its rows as JSON Lines",
-    )
+    remedy = "save it anew with save_to_disk, or give its rows as JSON Lines"
+    with _explained(str(folder), "datasets cannot load it", remedy):
+        data = library.load_from_disk(str(folder))
     return open_object(data, str(folder), split)
 
 
@@ -146,20 +144,20 @@ def open_named(text: str, split: Split) -> LibraryTable:
     part = own or split.name or TRAIN
     split.check(text, part)
     library = needed("datasets", f"{name} is no file or folder here; a data set's name")
-    configs = () if config is None else (config,)
-    data = _loaded(
-        lambda: library.load_dataset(name, *configs, split=part),
-        text,
-        "it is no file or folder here, and datasets cannot load it",
+    problem = "it is no file or folder here, and datasets cannot load it"
+    remedy = (
         "check the path or the name; without a network, save the data set with save_to_disk "
-        "elsewhere and give its folder",
+        "elsewhere and give its folder"
     )
-    return LibraryTable(data, text)
+    configs = () if config is None else (config,)
+    with _explained(text, problem, remedy):
+        return LibraryTable(library.load_dataset(name, *configs, split=part), text)
 
 
-def _loaded(load: Callable[[], Any], source: str, problem: str, remedy: str) -> Any:
+@contextmanager
+def _explained(source: str, problem: str, remedy: str) -> Iterator[None]:
     try:
-        return load()
+        yield
     except Exception as error:
         text = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(f"{problem}: {text}", source=source, remedy=remedy) from error

@@ -99,6 +99,11 @@ class Definition(BaseModel):
     kind: SuiteKind
     tasks: tuple[str, ...] = Field(min_length=1)
 
+    @property
+    def facts(self) -> dict[str, ImageTask | TextTask]:
+        """The facts of its tasks, in order."""
+        return {name: task(self.kind, name) for name in self.tasks}
+
 
 @cache
 def definitions() -> Mapping[str, Definition]:
@@ -129,20 +134,18 @@ def chosen(suite: Definition, selection: Iterable[str] | None) -> dict[str, Imag
 
     UnknownNameError with a suggestion for a name that the suite does not have.
     """
-    tasks = {name: task(suite.kind, name) for name in suite.tasks}
     if selection is None:
-        return tasks
+        return suite.facts
     names = {task_name(suite, name) for name in selection}
-    return {name: facts for name, facts in tasks.items() if name in names}
+    return {name: facts for name, facts in suite.facts.items() if name in names}
 
 
 def task_name(suite: Definition, title: str) -> str:
     """The suite's own name of a task; UnknownNameError with a suggestion where it has none."""
-    facts = {name: task(suite.kind, name) for name in suite.tasks}
     known = {
         folded(spelling): name
-        for name, each in facts.items()
-        for spelling in (name, *each.spellings)
+        for name, facts in suite.facts.items()
+        for spelling in (name, *facts.spellings)
     }
     if folded(title) not in known:
         raise UnknownNameError(
@@ -162,7 +165,7 @@ def named_suites() -> list[dict[str, Any]]:
         {
             "suite": suite.name,
             "kind": suite.kind,
-            "tasks": [entry(name, each) for name, each in chosen(suite, None).items()],
+            "tasks": [entry(name, each) for name, each in suite.facts.items()],
         }
         for suite in definitions().values()
     ]

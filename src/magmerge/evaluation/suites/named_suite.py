@@ -201,24 +201,20 @@ def _vision(
             remedy="put the CLIP's own there: images are prepared as it says",
         )
     maker = ZeroShot(base, machine, projected=projection == "base")
-    for path in experts.values() if projection == "model" else ():
-        _check_projection(path)
+    for expert in experts.values() if projection == "model" else ():
+        names = open_checkpoint(expert).specs
+        # transformers' bare vision encoder, and the heads go on the projection.
+        if PROJECTION not in names and any("pre_layrnorm" in name for name in names):
+            raise ParameterError(
+                f"it is a vision encoder without {PROJECTION}",
+                source=expert,
+                remedy="add --projection base (projection='base'), which takes the base's",
+            )
     heads = {name: maker.head(task) for name, task in tasks.items() if isinstance(task, ImageTask)}
     model = {"class": "CLIPVisionModelWithProjection", "features": "embeds"}
     if projection == "base":
         model = {"class": "CLIPVisionModel", "features": "pooler"}
     return Headed(heads, model, maker.built, [], experts)
-
-
-def _check_projection(expert: Path) -> None:
-    """ParameterError for transformers' bare vision encoder: the heads go on its projection."""
-    names = open_checkpoint(expert).specs
-    if PROJECTION not in names and any("pre_layrnorm" in name for name in names):
-        raise ParameterError(
-            f"it is a vision encoder without {PROJECTION}",
-            source=expert,
-            remedy="add --projection base (projection='base'), which takes the base's",
-        )
 
 
 def _text(tasks: Mapping[str, SuiteTask], experts: Mapping[str, Path]) -> Headed:

@@ -6,8 +6,8 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -54,20 +54,19 @@ class ZeroShot:
         digests = default_path()
         self._cache = cache or (None if digests is None else digests.with_name("heads"))
         self.checkpoint = _open_clip(base)
-        self._encoder: _TextEncoder | None = None
-        self._digests: list[Any] | None = None
         self.built = 0
 
     def head(self, task: ImageTask) -> dict[str, Tensor]:
         """The task's head as a head file holds it: `weight` [classes, features]."""
         place = None
         if self._cache is not None:
-            place = self._cache / f"{self._key(task)}.safetensors"
+            # The name is a digest of the encoder's files, the classes and the prompts.
+            parts = [VERSION, self._projected, self._digests, task.classes, task.templates]
+            key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+            place = self._cache / f"{key}.safetensors"
             known = _cached(place, len(task.classes))
             if known is not None:
                 return known
-        if self._encoder is None:
-            self._encoder = _TextEncoder(self.base)
         weight = self._encoder.head(task.classes, task.templates, self._machine)
         self.built += 1
         if self._projected:
@@ -79,16 +78,18 @@ class ZeroShot:
                 replace_whole(place, save(head))
         return head
 
-    def _key(self, task: ImageTask) -> str:
-        """A digest of the encoder's files, the names and the prompts."""
-        if self._digests is None:
-            memory = DigestMemory()
-            beside = [self.base / name for name in ENCODER if (self.base / name).is_file()]
-            files = [*self.checkpoint.files, *beside]
-            self._digests = [[file.name, memory.digest(file)] for file in files]
-            memory.save()
-        parts = [VERSION, self._projected, self._digests, task.classes, task.templates]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    @cached_property
+    def _encoder(self) -> _TextEncoder:
+        return _TextEncoder(self.base)
+
+    @cached_property
+    def _digests(self) -> list[list[str]]:
+        memory = DigestMemory()
+        beside = [self.base / name for name in ENCODER if (self.base / name).is_file()]
+        files = [*self.checkpoint.files, *beside]
+        digests = [[file.name, memory.digest(file)] for file in files]
+        memory.save()
+        return digests
 
 
 def _cached(path: Path, classes: int) -> dict[str, Tensor] | None:
@@ -141,10 +142,15 @@ class _TextEncoder:
                 self._model, output = transformers.CLIPTextModelWithProjection.from_pretrained(
                     base, dtype=torch.float32, local_files_only=True, output_loading_info=True
                 )
+                if output["missing_keys"]:
+                    raise ValueError(f"it lacks {min(output['missing_keys'])}")
             except (OSError, ValueError, KeyError, RuntimeError) as error:
-                raise _unloadable(base, str(error).partition("\n")[0]) from error
-        if output["missing_keys"]:
-            raise _unloadable(base, f"it lacks {sorted(output['missing_keys'])[0]}")
+                problem = str(error).partition("\n")[0]
+                raise CheckpointError(
+                    f"its text encoder cannot be loaded: {problem}",
+                    source=base,
+                    remedy="give a folder that CLIPTextModelWithProjection.from_pretrained loads",
+                ) from error
         self._model.eval()
 
     @torch.inference_mode()
@@ -175,11 +181,3 @@ class _TextEncoder:
         embeddings: Tensor = output.text_embeds.double()
         normalised: Tensor = embeddings / embeddings.norm(dim=-1, keepdim=True)
         return normalised
-
-
-def _unloadable(base: Path, problem: str) -> CheckpointError:
-    return CheckpointError(
-        f"its text encoder cannot be loaded: {problem}",
-        source=base,
-        remedy="give a folder that CLIPTextModelWithProjection.from_pretrained loads",
-    )
