@@ -116,25 +116,13 @@ def wilson(right: int, rows: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def of_classes(
-    score: Callable[[Tensor, Tensor, Tensor], Tensor],
-    labels: Tensor,
-    predictions: Tensor,
-    classes: int,
-) -> tuple[float, float]:
-    """The percentile bootstrap interval over rows, of a score of classes."""
-    parts = [
-        score(*count(labels[rows], predictions[rows], classes)) for rows in resampled(len(labels))
-    ]
-    return _percentiles(torch.cat(parts))
-
-
-def of_rows(
+def bootstrap(
     score: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor
 ) -> tuple[float, float]:
     """The percentile bootstrap interval over rows (texts), of a score of two columns."""
-    parts = [score(first[rows], second[rows]) for rows in resampled(len(first))]
-    return _percentiles(torch.cat(parts))
+    scores = torch.cat([score(first[rows], second[rows]) for rows in resampled(len(first))])
+    low, high = torch.quantile(scores, torch.tensor([0.025, 0.975], dtype=scores.dtype)).tolist()
+    return low, high
 
 
 def resampled(rows: int) -> Iterator[Tensor]:
@@ -144,8 +132,3 @@ def resampled(rows: int) -> Iterator[Tensor]:
         draws = min(step, RESAMPLES - start)
         words = integers(SEED, draws * rows, start * rows).long()
         yield ((words * rows) >> BITS).reshape(draws, rows)
-
-
-def _percentiles(scores: Tensor) -> tuple[float, float]:
-    low, high = torch.quantile(scores, torch.tensor([0.025, 0.975], dtype=scores.dtype)).tolist()
-    return low, high

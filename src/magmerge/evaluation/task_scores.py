@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -221,15 +221,20 @@ def following(text: str, choice: str) -> str:
 
 def measured(metric: str, task: Prepared, answers: Tensor) -> tuple[float, float, float]:
     """The score of what was answered for each row, in the rows' order, and its 95 % interval."""
-    if task.labels is None or metric in CORRELATIONS:
-        score_of = CORRELATIONS.get(metric, metrics.perplexity)
-        columns = answers.double().T if task.labels is None else (task.labels, answers.double())
-        return float(score_of(*columns)), *metrics.of_rows(score_of, *columns)
-    predictions, classes = answers[:, 0].long(), int(answers[:, 1].max())
-    check_range(int(task.labels.min()), int(task.labels.max()), classes, task.source)
-    if metric == "accuracy":
-        right = int((predictions == task.labels).sum())
-        return right / task.count, *metrics.wilson(right, task.count)
-    of_counts = SCORES[metric]
-    score = float(of_counts(*metrics.count(task.labels, predictions, classes)))
-    return score, *metrics.of_classes(of_counts, task.labels, predictions, classes)
+    score: Callable[[Tensor, Tensor], Tensor]
+    if task.labels is None:
+        score, (first, second) = metrics.perplexity, answers.double().T
+    elif metric in CORRELATIONS:
+        score, first, second = CORRELATIONS[metric], task.labels, answers.double()
+    else:
+        first, second, classes = task.labels, answers[:, 0].long(), int(answers[:, 1].max())
+        check_range(int(first.min()), int(first.max()), classes, task.source)
+        if metric == "accuracy":
+            right = int((second == first).sum())
+            return right / task.count, *metrics.wilson(right, task.count)
+        of_counts = SCORES[metric]
+
+        def score(labels: Tensor, predictions: Tensor) -> Tensor:
+            return of_counts(*metrics.count(labels, predictions, classes))
+
+    return float(score(first, second)), *metrics.bootstrap(score, first, second)
