@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from magmerge.core.extras import needed
-from magmerge.data.rows import DataError
+from magmerge.data import splits
+from magmerge.data.rows import DataError, SampleDraw
 from magmerge.data.sample_table import Column, SampleRow, Table
-from magmerge.data.splits import TRAIN, Split
 
 MARKS = ("dataset_dict.json", "dataset_info.json", "state.json")
 """What `save_to_disk` leaves in a folder."""
@@ -103,46 +103,46 @@ def is_data_set(source: object) -> bool:
     )
 
 
-def open_saved(folder: Path, split: Split) -> LibraryTable:
+def open_saved(folder: Path, how: SampleDraw) -> LibraryTable:
     """The split of a data set that `save_to_disk` wrote."""
     library = needed("datasets", "a folder saved by datasets")
     remedy = "save it anew with save_to_disk, or give its rows as JSON Lines"
     with _explained(str(folder), "datasets cannot load it", remedy):
         data = library.load_from_disk(str(folder))
-    return open_object(data, str(folder), split)
+    return open_object(data, str(folder), how)
 
 
-def open_object(data: Any, source: str, split: Split) -> LibraryTable:
+def open_object(data: Any, source: str, how: SampleDraw) -> LibraryTable:
     """The split of a Dataset, which may know which it is, or of a DatasetDict."""
     if isinstance(data, Mapping):
-        return LibraryTable(data[split.among(data, source)], source)
+        return LibraryTable(data[splits.among(how, data, source)], source)
     if not hasattr(data, "select_columns") or not hasattr(data, "__len__"):
         raise DataError("it is streamed", source=source, remedy="load it without streaming")
     own = None if data.split is None else str(data.split)
-    split.check(source, own)
-    if split.name not in (None, own):
+    splits.check_split(how, source, own)
+    if how.split not in (None, own):
         raise DataError(
-            f"it has no split {split.name!r}, it is {f'the split {own!r}' if own else 'one whole'}",
+            f"it has no split {how.split!r}, it is {f'the split {own!r}' if own else 'one whole'}",
             source=source,
             remedy="leave --split (split=) out",
         )
     return LibraryTable(data, source)
 
 
-def open_named(text: str, split: Split) -> LibraryTable:
+def open_named(text: str, how: SampleDraw) -> LibraryTable:
     """The split (default train) of a data set that `datasets` finds under this name.
 
     `text` is as `split_name` reads it; a split that it says itself is the one.
     """
     name, config, own = split_name(text)
-    if own is not None and split.name not in (None, own):
+    if own is not None and how.split not in (None, own):
         raise DataError(
-            f"it says the split {own!r}, and {split.name!r} is wanted",
+            f"it says the split {own!r}, and {how.split!r} is wanted",
             source=text,
             remedy="leave the split out of the name, or leave --split (split=) out",
         )
-    part = own or split.name or TRAIN
-    split.check(text, part)
+    part = own or how.split or splits.TRAIN
+    splits.check_split(how, text, part)
     library = needed("datasets", f"{name} is no file or folder here; a data set's name")
     problem = "it is no file or folder here, and datasets cannot load it"
     remedy = (

@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from magmerge.core.errors import suggestion
-from magmerge.data import idx, image_folder, library
+from magmerge.data import idx, image_folder, library, splits
 from magmerge.data.draw import draw, draw_ready
 from magmerge.data.program_inputs import from_memory
 from magmerge.data.ready_files import ArrayFile, ReadyFile, TensorFile
 from magmerge.data.rows import DataError, Rows, SampleDraw, Source
 from magmerge.data.sample_table import Table
-from magmerge.data.splits import COLUMN, Split
 from magmerge.data.text_tables import ImageList, JsonLines, Separated, TextLines
 
 TABLES: Mapping[str, Callable[[Path], Table]] = {
@@ -41,12 +40,11 @@ def read_samples(source: Source, how: SampleDraw) -> Rows:
     named (of a folder of images: the classes' folders). DataError for what cannot be read, for too
     few rows, and for the test split, unless it is allowed.
     """
-    part = Split(how.split, how.allow_test)
     if library.is_data_set(source):
-        return draw(library.open_object(source, f"the data of {how.name}", part), how)
+        return draw(library.open_object(source, f"the data of {how.name}", how), how)
     if not isinstance(source, str | Path):
         return from_memory(source, how.name)
-    content = _open(source, part)
+    content = _open(source, how)
     return draw(content, how) if isinstance(content, Table) else draw_ready(content, how)
 
 
@@ -62,22 +60,22 @@ def has_splits(source: str | Path) -> bool:
     if path.suffix.lower() in {*READY, *WHOLE} or idx.is_images(path):
         return False
     if path.is_file():
-        return COLUMN in getattr(_open_file(path, None), "columns", ())
+        return splits.COLUMN in getattr(_open_file(path, None), "columns", ())
     return library.split_name(str(source))[2] is None
 
 
-def _open(source: str | Path, split: Split) -> Table | ReadyFile:
+def _open(source: str | Path, how: SampleDraw) -> Table | ReadyFile:
     """The table or file of ready inputs behind a path or name; DataError if there is none."""
     path = Path(source).expanduser()
-    split.check_path(path)
-    split.check(str(path), split.name)
+    splits.check_path(how, path)
+    splits.check_split(how, str(path), how.split)
     try:
         if path.is_dir() and library.is_saved(path):
-            return library.open_saved(path, split)
+            return library.open_saved(path, how)
         if path.is_dir():
-            return image_folder.open_folder(path, split)
+            return image_folder.open_folder(path, how)
         if path.is_file():
-            return _open_file(path, split.name)
+            return _open_file(path, how.split)
     except (OSError, ValueError) as error:
         # A ValueError is a NUL byte in the path.
         raise DataError(f"cannot be read: {error}", source=path, remedy="check the path") from error
@@ -92,7 +90,7 @@ def _open(source: str | Path, split: Split) -> Table | ReadyFile:
             source=path,
             remedy=remedy if remedy.startswith("did you mean") else "check the path",
         )
-    return library.open_named(str(source), split)
+    return library.open_named(str(source), how)
 
 
 def _open_file(path: Path, split: str | None) -> Table | ReadyFile:
@@ -106,9 +104,9 @@ def _open_file(path: Path, split: str | None) -> Table | ReadyFile:
             remedy=f"{suggestion(suffix, [*TABLES, *READY])}; or give a folder of images",
         )
     content = TABLES[suffix](path) if suffix in TABLES else READY[suffix](path)
-    if split is not None and COLUMN not in getattr(content, "columns", ()):
+    if split is not None and splits.COLUMN not in getattr(content, "columns", ()):
         raise DataError(
-            f"it has no split {split!r}: it has no column {COLUMN!r}",
+            f"it has no split {split!r}: it has no column {splits.COLUMN!r}",
             source=path,
             remedy="name the split's own file, and leave --split (split=) out",
         )

@@ -65,20 +65,15 @@ def batches_ahead(
     yield from waiting
 
 
-def in_order(batches: Sequence[Batch], lines: Sequence[Tensor]) -> Tensor:
-    """The lines of all batches in the order of the rows."""
-    rows = torch.tensor([row for batch in batches for row in batch.rows])
-    return torch.cat(list(lines))[rows.argsort()]
-
-
 def copied(inputs: Inputs) -> Inputs:
     """Inputs that a model may change in place: the next one gets them as they were."""
 
-    def copy(part: Any) -> Any:
-        return part.clone() if isinstance(part, Tensor) else part
-
-    kwargs = {key: copy(part) for key, part in inputs.kwargs.items()}
-    return Inputs(tuple(map(copy, inputs.args)), kwargs, inputs.rows)
+    args = tuple(part.clone() if isinstance(part, Tensor) else part for part in inputs.args)
+    kwargs = {
+        key: part.clone() if isinstance(part, Tensor) else part
+        for key, part in inputs.kwargs.items()
+    }
+    return Inputs(args, kwargs, inputs.rows)
 
 
 def forward(module: nn.Module, inputs: Inputs) -> Any:
@@ -140,7 +135,9 @@ class Runner:
             pool = stack.enter_context(ThreadPoolExecutor(workers))
             jobs = (partial(call, *job) for job in batches_ahead(task.batches, pool, workers))
             lines = local.run(local.single(jobs), threads=lanes, done=self._count)
-        return [in_order(task.batches, own) for own in zip(*lines, strict=True)]
+        # From the order of the batches to that of the rows.
+        order = torch.tensor([row for batch in task.batches for row in batch.rows]).argsort()
+        return [torch.cat(own)[order] for own in zip(*lines, strict=True)]
 
     def _count(self, lines: Sequence[Tensor]) -> None:
         self._done += len(lines)

@@ -162,7 +162,11 @@ class Suite:
         """Everything read and checked that can be before the long work."""
         lot = Lot(models, {}, {}, {})
         for number, name in enumerate(names, start=1):
-            lot.tasks[name] = self._prepare(name, split, folder)
+            # Tasks that differ in their metric alone are one task for the model.
+            task = (self.entry.tasks[name].question, split, folder)
+            if task not in self._prepared:
+                self._prepared[task] = prepare_task(name, self.entry, self.path, split, folder)
+            lot.tasks[name] = self._prepared[task]
             machine.tell("reading tasks", number, len(names))
         live, (first, *others) = self._lives[0], models.values()
         live.put(first, machine)
@@ -181,13 +185,6 @@ class Suite:
                 else:
                     lot.experts[name] = known
         return lot
-
-    def _prepare(self, name: str, split: str, folder: Path | None) -> Prepared:
-        # Tasks that differ in their metric alone are one task for the model.
-        key = (self.entry.tasks[name].question, split, folder)
-        if key not in self._prepared:
-            self._prepared[key] = prepare_task(name, self.entry, self.path, split, folder)
-        return self._prepared[key]
 
     def _measure(
         self, models: Sequence[ModelWeights], lot: Lot, names: Sequence[str], runner: Runner
