@@ -74,7 +74,7 @@ def test_the_bootstrap_is_that_of_a_loop(
     labels, guessed = drawn(classes, 60, seed=5)
     scores = [
         scored(name, labels[rows], guessed[rows], classes)
-        for chunk in metrics.resampled(60)
+        for chunk in metrics.resamples(60)
         for rows in chunk
     ]
     assert len(scores) == metrics.RESAMPLES
@@ -98,7 +98,7 @@ def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
 
 
 def test_resamples_are_uniform() -> None:
-    rows = torch.cat(list(metrics.resampled(10)))
+    rows = torch.cat(list(metrics.resamples(10)))
     shares = torch.bincount(rows.flatten(), minlength=10) / rows.numel()
     assert torch.allclose(shares, torch.full((10,), 0.1), atol=0.01)
 

@@ -38,7 +38,7 @@ class LibraryTable(Table):
         own = [name for name in columns if name in self.columns]
         images = [name for name in own if self.columns[name] == "image"]
         data = self._data.select_columns([name for name in own if name not in images])
-        stored = {name: self._undecoded(name) for name in images}
+        stored = {name: self._files(name) for name in images}
         for row in map(int, rows):
             try:
                 values = dict(data[row]) if data.column_names else {}
@@ -50,7 +50,7 @@ class LibraryTable(Table):
             images_here = {n: StoredPicture(part, row, n, place) for n, part in stored.items()}
             yield SampleRow(f"row {row}", values | images_here)
 
-    def _undecoded(self, column: str) -> Any:
+    def _files(self, column: str) -> Any:
         """A column with its images as bytes or paths: `datasets` would decode any format."""
         data = self._data.select_columns([column])
         return data.cast_column(column, replace(data.features[column], decode=False))
@@ -107,7 +107,7 @@ def open_saved(folder: Path, how: SampleDraw) -> LibraryTable:
     """The split of a data set that `save_to_disk` wrote."""
     library = needed("datasets", "a folder saved by datasets")
     remedy = "save it anew with save_to_disk, or give its rows as JSON Lines"
-    with _explained(str(folder), "datasets cannot load it", remedy):
+    with _failures(str(folder), "datasets cannot load it", remedy):
         data = library.load_from_disk(str(folder))
     return open_object(data, str(folder), how)
 
@@ -150,12 +150,12 @@ def open_named(text: str, how: SampleDraw) -> LibraryTable:
         "elsewhere and give its folder"
     )
     configs = () if config is None else (config,)
-    with _explained(text, problem, remedy):
+    with _failures(text, problem, remedy):
         return LibraryTable(library.load_dataset(name, *configs, split=part), text)
 
 
 @contextmanager
-def _explained(source: str, problem: str, remedy: str) -> Iterator[None]:
+def _failures(source: str, problem: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:

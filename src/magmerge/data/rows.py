@@ -67,7 +67,7 @@ class Tensors:
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class Calls:
     """Calls of the model that a program gave; they are used as they are."""
 
     calls: tuple[Inputs, ...]
@@ -86,7 +86,7 @@ class Rows:
 
     name: str
     source: str
-    content: Texts | Images | Tensors | Given
+    content: Texts | Images | Tensors | Calls
     labels: tuple[Any, ...] | None = None
     classes: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()

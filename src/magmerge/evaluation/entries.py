@@ -155,7 +155,7 @@ def read_yaml(path: Path, remedy: str) -> Any:
         ) from error
 
 
-def chosen_tasks(suite: SuiteEntry, tasks: Sequence[str] | None, source: str) -> list[str]:
+def task_names(suite: SuiteEntry, tasks: Sequence[str] | None, source: str) -> list[str]:
     """The names of the tasks asked for, in the suite's order; None for all."""
     for name in tasks or ():
         if name not in suite.tasks:
@@ -165,7 +165,7 @@ def chosen_tasks(suite: SuiteEntry, tasks: Sequence[str] | None, source: str) ->
     return [name for name in suite.tasks if tasks is None or name in tasks]
 
 
-def resolved(folder: Path, text: str) -> str:
+def path_of(folder: Path, text: str) -> str:
     """A path of the suite as seen from here; a data set's name stays as it is."""
     path = Path(text).expanduser()
     inside = folder / path

@@ -96,7 +96,7 @@ def run_harness(
         for folder in folders:
             start = time.monotonic()
             model = {"pretrained": str(folder), "dtype": dtype, "trust_remote_code": False}
-            with _explained(folder, question):
+            with _failures(folder, question):
                 results = harness.simple_evaluate(
                     model="hf",
                     model_args=model,
@@ -205,13 +205,13 @@ def _rows(results: Mapping[str, Any], tasks: Sequence[str], seconds: float) -> I
     """A row for each task and metric; a group without own scores gives those of its tasks."""
     table, members = results["results"], results.get("group_subtasks") or {}
 
-    def measured(name: str) -> list[str]:
+    def with_scores(name: str) -> list[str]:
         """The task or group itself, or those of its members, that have scores."""
         if name in table and any(_metrics(table[name])):
             return [name]
-        return [task for member in members.get(name, ()) for task in measured(member)]
+        return [task for member in members.get(name, ()) for task in with_scores(member)]
 
-    names = [name for task in tasks for name in measured(task)]
+    names = [name for task in tasks for name in with_scores(task)]
     # Tags are no groups: their tasks are found under names that were not asked for.
     names = names or list(table)
     missing = [name for name in table if not any(name in _below(task, members) for task in tasks)]
@@ -246,7 +246,7 @@ def _metrics(row: Mapping[str, Any]) -> Iterator[tuple[str, float, float | None]
 
 
 @contextmanager
-def _explained(folder: Path, question: LmEval) -> Iterator[None]:
+def _failures(folder: Path, question: LmEval) -> Iterator[None]:
     """One message for whatever the harness raises."""
     try:
         yield

@@ -125,7 +125,7 @@ def open_weights(model: Measurable, base: Path | None) -> ModelWeights:
     return _of_checkpoint(checkpoint, checkpoint.source, checkpoint.folder)
 
 
-def renamed(weights: ModelWeights, module: nn.Module) -> ModelWeights:
+def in_names_of(weights: ModelWeights, module: nn.Module) -> ModelWeights:
     """The weights under the module's names, where both are CLIP models of different families.
 
     Hugging Face, open_clip (OpenAI's own) and timm name and fuse the same tensors differently.
@@ -171,7 +171,7 @@ class LiveModel:
         self._module, self._key = None, ()
         if module is None:
             module = self._build(place[0], weights.name)
-        load(module, renamed(weights, module).read(), weights.name)
+        load(module, in_names_of(weights, module).read(), weights.name)
         self._module, self._key = module.to(dtype=place[1], device=place[2]), key
         return self._module
 
@@ -179,7 +179,7 @@ class LiveModel:
         """StructureError where weights do not fit the module that is there, if it is for them."""
         alike = self._key[:3] == self._place(weights, machine)
         if self._module is not None and weights.module is None and alike:
-            matched(self._module, renamed(weights, self._module).shapes, weights.name)
+            matched(self._module, in_names_of(weights, self._module).shapes, weights.name)
 
     def another(self) -> LiveModel:
         """One for a further model at the same time."""

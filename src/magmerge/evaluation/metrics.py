@@ -120,12 +120,12 @@ def bootstrap(
     score: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor
 ) -> tuple[float, float]:
     """The percentile bootstrap interval over rows (texts), of a score of two columns."""
-    scores = torch.cat([score(first[rows], second[rows]) for rows in resampled(len(first))])
+    scores = torch.cat([score(first[rows], second[rows]) for rows in resamples(len(first))])
     low, high = torch.quantile(scores, torch.tensor([0.025, 0.975], dtype=scores.dtype)).tolist()
     return low, high
 
 
-def resampled(rows: int) -> Iterator[Tensor]:
+def resamples(rows: int) -> Iterator[Tensor]:
     """RESAMPLES draws of `rows` rows with replacement, the same for each number of rows."""
     step = max(1, CHUNK // rows)
     for start in range(0, RESAMPLES, step):

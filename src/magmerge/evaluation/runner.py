@@ -65,7 +65,7 @@ def batches_ahead(
     yield from waiting
 
 
-def copied(inputs: Inputs) -> Inputs:
+def copy_of(inputs: Inputs) -> Inputs:
     """Inputs that a model may change in place: the next one gets them as they were."""
 
     args = tuple(part.clone() if isinstance(part, Tensor) else part for part in inputs.args)
@@ -123,7 +123,7 @@ class Runner:
 
         @torch.inference_mode()
         def call(batch: Batch, inputs: Future[Inputs]) -> list[Tensor]:
-            return [batch.measure(module, copied(inputs.result())) for module in modules]
+            return [batch.measure(module, copy_of(inputs.result())) for module in modules]
 
         workers = Machine(self._machine.workers).count
         # A GPU runs one batch at a time by itself.

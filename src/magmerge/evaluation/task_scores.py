@@ -20,7 +20,7 @@ from magmerge.data.tokens import open_tokenizer, token_limit
 from magmerge.engine.notes import warn
 from magmerge.evaluation import metrics
 from magmerge.evaluation.classification import Answer, Reading, class_batches, read_head
-from magmerge.evaluation.entries import WHOLE, SuiteEntry, TaskEntry, resolved
+from magmerge.evaluation.entries import WHOLE, SuiteEntry, TaskEntry, path_of
 from magmerge.evaluation.language import choice_batches, text_batches
 from magmerge.evaluation.runner import Prepared
 
@@ -122,7 +122,7 @@ CORRELATIONS = {"pearson": metrics.pearson, "spearman": metrics.spearman}
 def data_source(name: str, entry: TaskEntry, split: str, suite: Path) -> tuple[str, str | None]:
     """Where a task's rows of this split are, and the split to read there if there are several."""
     known = entry.data if isinstance(entry.data, dict) else {WHOLE: entry.data}
-    if isinstance(entry.data, str) and has_splits(resolved(suite.parent, entry.data)):
+    if isinstance(entry.data, str) and has_splits(path_of(suite.parent, entry.data)):
         known = {split: entry.data}
     if split not in known:
         raise ParameterError(
@@ -130,7 +130,7 @@ def data_source(name: str, entry: TaskEntry, split: str, suite: Path) -> tuple[s
             source=suite,
             remedy=f"choose one with --split (split=): {', '.join(known)}",
         )
-    source = resolved(suite.parent, known[split])
+    source = path_of(suite.parent, known[split])
     return source, split if has_splits(source) else None
 
 
@@ -155,7 +155,7 @@ def prepare_task(
     rows = read(None if entry.kind == "perplexity" else entry.label_field)
     warn(rows.notes)
     if entry.kind in ("classes", "values"):
-        return _headed(entry, suite, path, rows, folder)
+        return _with_head(entry, suite, path, rows, folder)
     choices = None
     if entry.choices is not None:
         choices = [entry.choices] * len(rows)
@@ -164,10 +164,10 @@ def prepare_task(
     return _language(entry, suite, rows, folder, choices)
 
 
-def _headed(
+def _with_head(
     entry: TaskEntry, suite: SuiteEntry, path: Path, rows: Rows, folder: Path | None
 ) -> Prepared:
-    head = None if entry.head is None else read_head(resolved(path.parent, entry.head))
+    head = None if entry.head is None else read_head(path_of(path.parent, entry.head))
     labels = rows.labels or ()
     if entry.kind == "values":
         answer: Answer = "values"
@@ -219,7 +219,7 @@ def following(text: str, choice: str) -> str:
     return choice if text[-1:].isspace() or choice[:1].isspace() else f" {choice}"
 
 
-def measured(metric: str, task: Prepared, answers: Tensor) -> tuple[float, float, float]:
+def score_of(metric: str, task: Prepared, answers: Tensor) -> tuple[float, float, float]:
     """The score of what was answered for each row, in the rows' order, and its 95 % interval."""
     score: Callable[[Tensor, Tensor], Tensor]
     if task.labels is None:

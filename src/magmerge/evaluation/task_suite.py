@@ -18,7 +18,7 @@ from magmerge.checkpoints.adapters.formats.lora_config import CONFIG
 from magmerge.checkpoints.digests import DigestMemory, Memory, default_path
 from magmerge.core.errors import ParameterError
 from magmerge.core.version import __version__
-from magmerge.evaluation.entries import WHOLE, SuiteEntry, chosen_tasks, read_suite, resolved
+from magmerge.evaluation.entries import WHOLE, SuiteEntry, path_of, read_suite, task_names
 from magmerge.evaluation.live_model import (
     Hardware,
     LiveModel,
@@ -28,7 +28,7 @@ from magmerge.evaluation.live_model import (
 )
 from magmerge.evaluation.runner import Prepared, Runner
 from magmerge.evaluation.scores import Scores, TaskScore
-from magmerge.evaluation.task_scores import data_source, measured, prepare_task
+from magmerge.evaluation.task_scores import data_source, prepare_task, score_of
 
 DONATED = ("*.json", "*.txt", "*.model", "*.spm")
 """Files beside the weights that decide what a model makes of texts and images."""
@@ -84,7 +84,7 @@ class Suite:
                 "(allow_code=True)",
             )
         base = self.entry.base
-        self.base = None if base is None else Path(resolved(self.path.parent, base))
+        self.base = None if base is None else Path(path_of(self.path.parent, base))
         if self.base is not None and not self.base.is_dir():
             raise ParameterError(
                 "the suite's base is no folder",
@@ -126,7 +126,7 @@ class Suite:
         start, setting = time.monotonic(), Hardware(**machine)
         if not models:
             raise ParameterError("there is no model", remedy="give one at least")
-        names = chosen_tasks(self.entry, tasks, str(self.path))
+        names = task_names(self.entry, tasks, str(self.path))
         opened = {name: open_weights(model, self.base) for name, model in models.items()}
         folders: dict[Path | None, dict[str, ModelWeights]] = {}
         for name, weights in opened.items():
@@ -177,7 +177,7 @@ class Suite:
             if entry.expert_score is not None and split == WHOLE:
                 lot.experts[name] = entry.expert_score
             elif entry.expert is not None:
-                path = resolved(self.path.parent, entry.expert)
+                path = path_of(self.path.parent, entry.expert)
                 key = self._key(name, path, split, machine)
                 known = self._memory.get(key)
                 if known is None:
@@ -203,7 +203,7 @@ class Suite:
                 for member, answer in zip(members, answers, strict=True):
                     for name in group:
                         entry = self.entry.tasks[name]
-                        score, low, high = measured(entry.metric, task, answer)
+                        score, low, high = score_of(entry.metric, task, answer)
                         member[name] = TaskScore(
                             name, entry.title or name, entry.metric, score, low, high, task.count,
                             lot.experts.get(name), share if name == group[0] else 0.0,
@@ -222,7 +222,7 @@ class Suite:
         parts.append(entry.model_dump(mode="json", exclude=outside))
         paths = [Path(source)]
         if entry.head is not None:
-            paths.append(Path(resolved(self.path.parent, entry.head)))
+            paths.append(Path(path_of(self.path.parent, entry.head)))
         if build is not None:
             paths.append(_code(build))
         try:

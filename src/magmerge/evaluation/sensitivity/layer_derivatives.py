@@ -43,7 +43,7 @@ def by_derivative(
     foreign = set[str]()
     for number, batch in enumerate(trial.batches):
         rows = batch.inputs.rows
-        with _extended(layers, trial.deltas, rows, foreign) as shares, torch.enable_grad():
+        with _with_shares(layers, trial.deltas, rows, foreign) as shares, torch.enable_grad():
             output = call(trial.model, batch)
             inputs = list(shares.values())
             if isinstance(score, Loss):
@@ -53,7 +53,7 @@ def by_derivative(
                 second = _gradients(drawn, inputs, keep=False)
             else:
                 first = [torch.zeros_like(share) for share in inputs]
-                second = _gradients(_projected(output, batch, generator), inputs, keep=False)
+                second = _gradients(_projection(output, batch, generator), inputs, keep=False)
         for name, gradient, other in zip(shares, first, second, strict=True):
             slopes[name].append(gradient)
             curves[name].append(other.square())
@@ -76,7 +76,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _extended(
+def _with_shares(
     layers: Sequence[Followed], deltas: MergedDelta, rows: int, foreign: set[str]
 ) -> Iterator[dict[str, Tensor]]:
     """Within it each layer adds, for every row, a share of its task vector's output: zero of it.
@@ -149,7 +149,7 @@ def _drawn_losses(logits: Tensor, batch: LabelledBatch, generator: torch.Generat
     return means
 
 
-def _projected(output: Any, batch: LabelledBatch, generator: torch.Generator) -> Tensor:
+def _projection(output: Any, batch: LabelledBatch, generator: torch.Generator) -> Tensor:
     """Each row's features along a random direction, as a share of their length."""
     features = kept_features(output, batch.inputs).flatten(1)
     length = features.detach().square().sum(1).sqrt().clamp(min=torch.finfo(features.dtype).tiny)

@@ -183,7 +183,7 @@ def by_trial(trial: Trial, done: Callable[[object], None] | None = None) -> dict
     harms = {}
     for followed in trial.layers:
         name = followed.layer.name
-        with _enlarged(followed, trial), torch.no_grad():
+        with _with_factor(followed, trial), torch.no_grad():
             changed = []
             for batch, memory in zip(trial.batches, memories, strict=True):
                 with resuming(trial.model, memory, memory.first(name)):
@@ -201,7 +201,7 @@ def _overall(trial: Trial, outputs: Sequence[Any]) -> float:
 
 
 @contextmanager
-def _enlarged(followed: Followed, trial: Trial) -> Iterator[None]:
+def _with_factor(followed: Followed, trial: Trial) -> Iterator[None]:
     """Within it the layer has `factor` times its task vector; afterwards the very same weights."""
     own: Mapping[str, nn.Parameter] = {
         local: followed.layer.module.get_parameter(local) for local in followed.tensors

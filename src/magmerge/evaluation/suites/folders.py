@@ -194,11 +194,11 @@ def _listed(folder: Path, task: ImageTask) -> Local | None:
     if not lists:
         return None
     names = ClassNames(task)
-    numbered = {split: _numbered(rows, names, folder) for split, rows in lists.items()}
+    numbered = {split: _numbers(rows, names, folder) for split, rows in lists.items()}
     return Local(f"the authors' lists of {task.layout}", {}, numbered, task.classes)
 
 
-def _numbered(rows: Sequence[Listed], names: ClassNames, folder: Path) -> list[tuple[Path, int]]:
+def _numbers(rows: Sequence[Listed], names: ClassNames, folder: Path) -> list[tuple[Path, int]]:
     known: dict[str | int, int] = {}
     for _, label in rows:
         if label not in known:

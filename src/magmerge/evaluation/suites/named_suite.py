@@ -89,13 +89,13 @@ LONGEST = 128
 """Tokens of a text, at most, as in the published runs on GLUE."""
 
 
-class Headed(NamedTuple):
+class SuiteHeads(NamedTuple):
     """Heads, the model that they go on, how many were built, and what a reader should know.
 
     `experts` are those that the suite names to compare with.
     """
 
-    heads: Heads
+    tensors: Heads
     model: dict[str, str]
     built: int
     notes: list[str]
@@ -138,25 +138,25 @@ def suite(
         root = Path(data).expanduser()
         local = {key: local_data(key, task, root) for key, task in parts.items()}
     if known.kind == "vision":
-        headed = _vision(parts, base, paths, projection, Machine(progress=progress))
+        heads = _vision(parts, base, paths, projection, Machine(progress=progress))
     else:
-        headed = _text(parts, paths)
+        heads = _text(parts, paths)
     notes: list[str] = []
     for key, task in parts.items():
         notes += [f"{key}: {task.note}"] if task.note is not None and key not in local else []
         reason = leaked(key, paths[key]) if key in paths else None
         notes += [] if reason is None else [reason]
-    notes += headed.notes
-    content: dict[str, Any] = {"suite": name, "base": str(base.resolve()), "model": headed.model}
+    notes += heads.notes
+    content: dict[str, Any] = {"suite": name, "base": str(base.resolve()), "model": heads.model}
     if known.kind == "text":
         content["max_length"] = LONGEST
     with suite_folder(folder, overwrite=overwrite) as place:
-        write_heads(place, headed.heads)
-        entries, listed = _entries(parts, local, headed, place)
+        write_heads(place, heads.tensors)
+        entries, listed = _entries(parts, local, heads, place)
         write_suite(place, {**content, "tasks": entries})
     for note in notes:
         warnings.warn(note, MagmergeWarning, stacklevel=2)
-    return NamedSuite(name, folder, tuple(listed), headed.built, tuple(notes))
+    return NamedSuite(name, folder, tuple(listed), heads.built, tuple(notes))
 
 
 def _experts(
@@ -192,7 +192,7 @@ def _vision(
     experts: Mapping[str, Path],
     projection: Projection,
     machine: Machine,
-) -> Headed:
+) -> SuiteHeads:
     """Zero-shot heads on the image embeddings, or on the pooled output of a bare encoder."""
     if not (base / PROCESSOR).is_file():
         raise ParameterError(
@@ -214,10 +214,10 @@ def _vision(
     model = {"class": "CLIPVisionModelWithProjection", "features": "embeds"}
     if projection == "base":
         model = {"class": "CLIPVisionModel", "features": "pooler"}
-    return Headed(heads, model, maker.built, [], experts)
+    return SuiteHeads(heads, model, maker.built, [], experts)
 
 
-def _text(tasks: Mapping[str, SuiteTask], experts: Mapping[str, Path]) -> Headed:
+def _text(tasks: Mapping[str, SuiteTask], experts: Mapping[str, Path]) -> SuiteHeads:
     """Heads cut out of the experts, all on the same part of the encoder's output."""
     heads: Heads = {}
     notes: list[str] = []
@@ -245,11 +245,13 @@ def _text(tasks: Mapping[str, SuiteTask], experts: Mapping[str, Path]) -> Headed
             f"the experts of {' and '.join(kinds.values())} are of different families",
             remedy="make a suite for each family of encoders",
         )
-    return Headed(heads, {"class": "AutoModel", "features": next(iter(kinds))}, 0, notes, measured)
+    return SuiteHeads(
+        heads, {"class": "AutoModel", "features": next(iter(kinds))}, 0, notes, measured
+    )
 
 
 def _entries(
-    tasks: Mapping[str, SuiteTask], local: Mapping[str, Local], headed: Headed, place: Path
+    tasks: Mapping[str, SuiteTask], local: Mapping[str, Local], heads: SuiteHeads, place: Path
 ) -> tuple[dict[str, dict[str, Any]], list[NamedTask]]:
     """The suite file's tasks, an entry for each metric, and what they are for people."""
     entries, listed = {}, []
@@ -268,8 +270,8 @@ def _entries(
         if classes:
             shared["classes"] = list(classes)
         shared |= _columns(task, local.get(name))
-        if name in headed.experts:
-            shared["expert"] = str(headed.experts[name].resolve())
+        if name in heads.experts:
+            shared["expert"] = str(heads.experts[name].resolve())
         metrics = task.metrics if isinstance(task, TextTask) else ("accuracy",)
         for number, metric in enumerate(metrics):
             entry = name if number == 0 else f"{name}-{metric}"

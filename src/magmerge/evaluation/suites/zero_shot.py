@@ -64,7 +64,7 @@ class ZeroShot:
             parts = [VERSION, self._projected, self._digests, task.classes, task.templates]
             key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
             place = self._cache / f"{key}.safetensors"
-            known = _cached(place, len(task.classes))
+            known = _head_at(place, len(task.classes))
             if known is not None:
                 return known
         weight = self._encoder.head(task.classes, task.templates, self._machine)
@@ -92,7 +92,7 @@ class ZeroShot:
         return digests
 
 
-def _cached(path: Path, classes: int) -> dict[str, Tensor] | None:
+def _head_at(path: Path, classes: int) -> dict[str, Tensor] | None:
     """A head as it was kept; None where there is none, or it is spoilt."""
     try:
         head: dict[str, Tensor] = load_file(path)
