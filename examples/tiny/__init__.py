@@ -16,7 +16,9 @@ from examples.tiny.images import draw_images
 from examples.tiny.language import HARNESS, TESTED, skill_entry, write_skills
 from examples.tiny.words import ROWS, as_rows, draw_texts
 
-from magmerge.data import Preparation, prepare, read_samples
+from magmerge.data.inputs import prepare
+from magmerge.data.rows import Preparation, SampleDraw
+from magmerge.data.sources import read_samples
 from magmerge.evaluation.suites.definitions import ImageTask, TextTask, task
 from magmerge.evaluation.suites.zero_shot import ZeroShot
 from magmerge.studies.reproduction.pipelines import Pipeline, find_pipeline
@@ -80,7 +82,9 @@ def _lesson(name: str, base: Path, data: Path, heads: ZeroShot, seed: int) -> Le
     assert isinstance(found, ImageTask)
     folders = [one.replace("/", " ") for one in (found.folders or found.classes)[:CLASSES]]
     draw_images(data / name, name, folders, seed)
-    rows = read_samples(data / name / "train", name=name, samples=None, label_field="label")
+    rows = read_samples(
+        data / name / "train", SampleDraw(name=name, samples=None, label_field="label")
+    )
     (inputs,) = prepare(rows, base, Preparation(), batch=len(rows))
     labels = torch.tensor([folders.index(str(label)) for label in rows.labels or ()])
     return Lesson(inputs.kwargs["pixel_values"], labels, heads.head(found)["weight"], seed)

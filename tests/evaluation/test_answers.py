@@ -13,6 +13,7 @@ import magmerge
 from magmerge.core.errors import MagmergeError
 from magmerge.evaluation import classification, open_suite
 from magmerge.evaluation.classification import read_head
+from magmerge.evaluation.task_scores import prepare_task
 from tests.evaluation.models import (
     WIDTH,
     bert_suite,
@@ -128,7 +129,7 @@ def test_images_of_a_data_set_are_decoded_when_they_are_measured(
     opened = open_suite(suite)
     decode = datasets.Image.decode_example
     monkeypatch.setattr(datasets.Image, "decode_example", lambda *_, **__: pytest.fail("decoded"))
-    opened._prepare("two", "test", tmp_path / "base")
+    prepare_task("two", opened.entry, opened.path, "test", tmp_path / "base")
     monkeypatch.setattr(datasets.Image, "decode_example", decode)
     found = opened.evaluate(tmp_path / "base", workers=2)
     assert found["two"].count == 12

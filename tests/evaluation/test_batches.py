@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from magmerge.data import Inputs
+from magmerge.data.rows import Inputs
 from magmerge.evaluation.runner import AHEAD, Batch, batches_ahead
 
 

@@ -26,6 +26,15 @@ def scored(name: str, labels: torch.Tensor, guessed: torch.Tensor, classes: int)
     return float(getattr(metrics, name)(*metrics.count(labels, guessed, classes)))
 
 
+def interval(
+    name: str, labels: torch.Tensor, guessed: torch.Tensor, classes: int
+) -> tuple[float, float]:
+    def score(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return getattr(metrics, name)(*metrics.count(first, second, classes))
+
+    return metrics.bootstrap(score, labels, guessed)
+
+
 @pytest.mark.filterwarnings("ignore:A single label was found")
 @pytest.mark.parametrize("classes", [2, 3, 7])
 @pytest.mark.parametrize("rows", [1, 2, 9, 300])
@@ -65,16 +74,16 @@ def test_the_bootstrap_is_that_of_a_loop(
     labels, guessed = drawn(classes, 60, seed=5)
     scores = [
         scored(name, labels[rows], guessed[rows], classes)
-        for chunk in metrics.resampled(60)
+        for chunk in metrics.resamples(60)
         for rows in chunk
     ]
     assert len(scores) == metrics.RESAMPLES
     expected = torch.quantile(torch.tensor(scores).double(), torch.tensor([0.025, 0.975]).double())
-    found = metrics.of_classes(getattr(metrics, name), labels, guessed, classes)
+    found = interval(name, labels, guessed, classes)
     assert found == pytest.approx(expected.tolist(), abs=1e-6)
     assert found[0] < scored(name, labels, guessed, classes) < found[1]
     monkeypatch.setattr(metrics, "CHUNK", 1000)
-    assert metrics.of_classes(getattr(metrics, name), labels, guessed, classes) == found
+    assert interval(name, labels, guessed, classes) == found
 
 
 def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
@@ -83,13 +92,13 @@ def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
         generator = torch.Generator().manual_seed(seed)
         tokens = torch.randint(5, 40, (80,), generator=generator).double()
         losses = tokens * (2 + 0.5 * torch.randn(80, generator=generator).double())
-        low, high = metrics.of_rows(metrics.perplexity, losses, tokens)
+        low, high = metrics.bootstrap(metrics.perplexity, losses, tokens)
         covered += low < math.exp(2) < high
     assert 88 <= covered <= 99
 
 
 def test_resamples_are_uniform() -> None:
-    rows = torch.cat(list(metrics.resampled(10)))
+    rows = torch.cat(list(metrics.resamples(10)))
     shares = torch.bincount(rows.flatten(), minlength=10) / rows.numel()
     assert torch.allclose(shares, torch.full((10,), 0.1), atol=0.01)
 
@@ -121,7 +130,7 @@ def test_the_interval_of_a_correlation_holds_it() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.randn(200, generator=generator, dtype=torch.float64)
     predictions = labels + torch.randn(200, generator=generator, dtype=torch.float64)
-    low, high = metrics.of_rows(metrics.pearson, labels, predictions)
+    low, high = metrics.bootstrap(metrics.pearson, labels, predictions)
     # Fisher's interval, which is right for normal variables.
     score = float(metrics.pearson(labels, predictions))
     middle, half = math.atanh(score), 1.96 / math.sqrt(197)

@@ -13,7 +13,7 @@ from torch.nn.functional import log_softmax
 
 import magmerge
 from magmerge.core.errors import MagmergeError, ParameterError
-from magmerge.data import DataError
+from magmerge.data.rows import DataError
 from magmerge.evaluation.evaluator import Columns, quick_suite
 from magmerge.evaluation.task_scores import choices_of, right_choices, values_of
 from tests.evaluation.models import save_llama, save_rows, save_suite, texts

@@ -15,7 +15,7 @@ from torch import nn
 
 import magmerge
 from magmerge.core.errors import MagmergeError, OutputError, ParameterError
-from magmerge.data import DataError
+from magmerge.data.rows import DataError
 from magmerge.evaluation import live_model as weights
 from magmerge.evaluation import open_suite
 from tests.evaluation.models import WIDTH, bert_suite, save_bert, save_rows, texts

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import magmerge
 from magmerge.core.errors import MagmergeError, ParameterError, UnknownNameError
-from magmerge.data import DataError
+from magmerge.data.rows import DataError
 from magmerge.evaluation import open_suite
 from tests.evaluation.models import WIDTH, bert_suite
 

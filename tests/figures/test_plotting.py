@@ -278,7 +278,7 @@ def test_two_metrics_of_a_task_share_its_samples(tmp_path: Path) -> None:
     content["tasks"]["three-f1"] = {**first, "metric": "f1", "text_field": "whole"}
     path.write_text(yaml.safe_dump(content))
     opened = figure_inputs(open_suite(path))
-    assert [draw.name for draw in opened.draws["three"]] == ["three"]
+    assert [source.draw.name for source in opened.draws["three"]] == ["three"]
     assert sum(call.rows for call in opened.samples(3, 0)["three"]) == 3
 
 

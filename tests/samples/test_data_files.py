@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from magmerge.core.errors import MagmergeError, UnknownNameError
-from magmerge.data import DataError, Preparation, has_splits, prepare, read_samples
 from magmerge.data.idx import MOST, read_idx
+from magmerge.data.inputs import prepare
+from magmerge.data.rows import DataError, Preparation, SampleDraw
+from magmerge.data.sources import has_splits, read_samples
 from tests.samples.models import save_tokenizer
 from tests.suites.clips import idx_bytes, save_idx
 
@@ -25,13 +27,13 @@ PIXELS = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)
 @pytest.mark.parametrize("packed", [False, True])
 def test_idx_files_hold_what_was_written(tmp_path: Path, packed: bool) -> None:
     path, _ = save_idx(tmp_path, "train", PIXELS, [7, 0, 9], packed=packed)
-    rows = read_samples(path, name="a", samples=None, label_field="label")
+    rows = read_samples(path, SampleDraw(name="a", samples=None, label_field="label"))
     assert rows.labels == (7, 0, 9)
     assert all(
         np.array_equal(np.asarray(image), wanted)
         for image, wanted in zip(rows.content.values, PIXELS, strict=True)
     )
-    assert read_samples(path, name="a", samples=2).labels is None
+    assert read_samples(path, SampleDraw(name="a", samples=2)).labels is None
     assert not has_splits(path)
     options = Preparation(image_size=4, mean=(0.5,) * 3, std=(0.5,) * 3)
     assert prepare(rows, None, options)[0].args[0].shape == (3, 3, 4, 4)
@@ -56,7 +58,7 @@ def test_broken_idx_files(tmp_path: Path, content: bytes, message: str) -> None:
         path = tmp_path / f"{name}-images-idx3-ubyte{'.gz' if written is not content else ''}"
         path.write_bytes(written)
         with pytest.raises(DataError, match=message):
-            read_samples(path, name="a", samples=1)
+            read_samples(path, SampleDraw(name="a", samples=1))
 
 
 def test_no_more_is_unpacked_than_the_header_claims(tmp_path: Path) -> None:
@@ -74,11 +76,11 @@ def test_no_more_is_unpacked_than_the_header_claims(tmp_path: Path) -> None:
 def test_labels_must_be_there_and_fit(tmp_path: Path) -> None:
     images, labels = save_idx(tmp_path, "train", PIXELS, [1, 2])
     with pytest.raises(DataError, match=r"it has 2 labels, and .* has 3 images"):
-        read_samples(images, name="a", samples=None, label_field="label")
+        read_samples(images, SampleDraw(name="a", samples=None, label_field="label"))
     labels.unlink()
-    assert len(read_samples(images, name="a", samples=None)) == 3
+    assert len(read_samples(images, SampleDraw(name="a", samples=None))) == 3
     with pytest.raises(DataError, match="the file of its labels is not there"):
-        read_samples(images, name="a", samples=None, label_field="label")
+        read_samples(images, SampleDraw(name="a", samples=None, label_field="label"))
 
 
 @given(
@@ -119,15 +121,17 @@ def save_list(folder: Path, lines: list[Any]) -> Path:
 def test_lists_of_images(tmp_path: Path) -> None:
     lines = [{"image": "2.png", "label": 5}, {"image": str(tmp_path / "0.png"), "label": 6}]
     path = save_list(tmp_path, lines)
-    rows = read_samples(path, name="a", samples=None, label_field="label")
+    rows = read_samples(path, SampleDraw(name="a", samples=None, label_field="label"))
     assert rows.content.values == (tmp_path / "2.png", tmp_path / "0.png")
     assert rows.labels == (5, 6)
     assert not has_splits(path)
     for wrong in ({"label": 1}, {"image": ""}, {"image": 3}, {"image": "a\0b"}):
         with pytest.raises(DataError, match="line 1 names no image"):
-            read_samples(save_list(tmp_path, [wrong]), name="a")
+            read_samples(save_list(tmp_path, [wrong]), SampleDraw(name="a"))
     options = Preparation(image_size=4, mean=(0.5,) * 3, std=(0.5,) * 3)
-    absent = read_samples(save_list(tmp_path, [{"image": "9.png"}]), name="a", samples=1)
+    absent = read_samples(
+        save_list(tmp_path, [{"image": "9.png"}]), SampleDraw(name="a", samples=1)
+    )
     with pytest.raises(DataError, match="no image that Pillow reads"):
         prepare(absent, None, options)
 
@@ -145,11 +149,11 @@ def test_broken_matrices(tmp_path: Path) -> None:
     ):
         scipy.savemat(path, content)
         with pytest.raises(DataError, match=r"X is|no X and y|no digits"):
-            read_samples(path, name="a")
+            read_samples(path, SampleDraw(name="a"))
     for broken in (b"", b"MATLAB 5.0 MAT-file" + bytes(200), b"\xff" * 300):
         path.write_bytes(broken)
         with pytest.raises(DataError, match="it holds no X and y"):
-            read_samples(path, name="a")
+            read_samples(path, SampleDraw(name="a"))
 
 
 def test_names_of_data_sets_say_configuration_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +166,7 @@ def test_names_of_data_sets_say_configuration_and_split(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     for source in ("a/b", "a/b:c", "a/b:c:dev", "a/b::train[:80%]"):
-        read_samples(source, name="a", samples=1)
+        read_samples(source, SampleDraw(name="a", samples=1))
     assert asked == [
         ("a/b", "train"), ("a/b", "c", "train"), ("a/b", "c", "dev"), ("a/b", "train[:80%]"),
     ]  # fmt: skip
@@ -170,10 +174,10 @@ def test_names_of_data_sets_say_configuration_and_split(monkeypatch: pytest.Monk
     assert not has_splits("a/b:c:dev")
     for source in ("a/b:c:test", "a/b::test[:10]"):
         with pytest.raises(DataError, match="names the test split"):
-            read_samples(source, name="a", samples=1)
-        read_samples(source, name="a", samples=1, allow_test=True)
+            read_samples(source, SampleDraw(name="a", samples=1))
+        read_samples(source, SampleDraw(name="a", samples=1, allow_test=True))
     with pytest.raises(DataError, match="it says the split 'dev', and 'train' is wanted"):
-        read_samples("a/b:c:dev", name="a", samples=1, split="train")
+        read_samples("a/b:c:dev", SampleDraw(name="a", samples=1, split="train"))
 
 
 def test_pairs_of_texts(tmp_path: Path) -> None:
@@ -186,16 +190,16 @@ def test_pairs_of_texts(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     options = {"name": "a", "samples": None, "field": "one", "label_field": "label"}
-    found = read_samples(path, pair_field="two", **options)
+    found = read_samples(path, SampleDraw(pair_field="two", **options))
     assert (found.content.values, found.content.pairs) == (("a b", "good", ""), ("c", "", "bad"))
     assert found.labels == (1, 0, 0)
     assert "1 rows without text" in found.notes[0]
-    assert read_samples(path, **options).content.pairs is None
+    assert read_samples(path, SampleDraw(**options)).content.pairs is None
     (inputs,) = prepare(found, save_tokenizer(tmp_path / "model"))
     ids = inputs.kwargs["input_ids"].tolist()
     assert ids == [[2, 4, 5, 3, 6, 3], [2, 14, 3, 3, 0, 0], [2, 3, 15, 3, 0, 0]]
     assert inputs.rows == 3
     with pytest.raises(UnknownNameError, match="no column 'tow'"):
-        read_samples(path, pair_field="tow", **options)
+        read_samples(path, SampleDraw(pair_field="tow", **options))
     with pytest.raises(DataError, match="column 'label' holds no text"):
-        read_samples(path, pair_field="label", name="a", samples=None, field="one")
+        read_samples(path, SampleDraw(pair_field="label", name="a", samples=None, field="one"))

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from magmerge.core.errors import MagmergeError
-from magmerge.data import DataError, Preparation, prepare, read_samples
+from magmerge.data.inputs import prepare
+from magmerge.data.rows import DataError, Preparation, SampleDraw
+from magmerge.data.sources import read_samples
 
 PLAIN = Preparation(image_size=4, mean=(0.5,) * 3, std=(0.5,) * 3)
 GOOD = b'{"text": "a"}\n'
@@ -52,7 +54,7 @@ def test_broken_files_name_the_place(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
-        read_samples(tmp_path / name, name="a", samples=2)
+        read_samples(tmp_path / name, SampleDraw(name="a", samples=2))
     assert caught.value.remedy
 
 
@@ -65,7 +67,7 @@ def test_a_line_without_end_is_not_read_whole(
     for name in ("a.jsonl", "a.csv", "a.txt"):
         (tmp_path / name).write_bytes(b"text\n" + b"a" * (1 << 21))
         with pytest.raises(DataError, match="line 2 is longer than 1 MiB"):
-            read_samples(tmp_path / name, name="a")
+            read_samples(tmp_path / name, SampleDraw(name="a"))
 
 
 @pytest.mark.parametrize(
@@ -77,14 +79,14 @@ def test_a_line_without_end_is_not_read_whole(
 def test_arrays_that_are_no_numbers_are_refused(tmp_path: Path, array: np.ndarray) -> None:
     np.save(tmp_path / "a.npy", array, allow_pickle=True)
     with pytest.raises(DataError, match="refused"):
-        read_samples(tmp_path / "a.npy", name="a", samples=1)
+        read_samples(tmp_path / "a.npy", SampleDraw(name="a", samples=1))
 
 
 def test_images_that_are_bombs_or_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "pets"
     folder.mkdir()
     Image.new("RGB", (40, 40)).save(folder / "a.png")
-    rows = read_samples(folder, name="a", samples=1)
+    rows = read_samples(folder, SampleDraw(name="a", samples=1))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(DataError, match=r"refused.*decompression bomb"):
         prepare(rows, None, PLAIN)
@@ -119,7 +121,7 @@ def survives(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     for samples, label in ((1, None), (None, "label"), (3, None)):
         try:
-            rows = read_samples(path, name="a", samples=samples, label_field=label)
+            rows = read_samples(path, SampleDraw(name="a", samples=samples, label_field=label))
             assert len(rows) == (samples or len(rows))
         except MagmergeError as error:
             assert str(error)
@@ -201,7 +203,7 @@ def test_any_image_file(tmp_path: Path, kind: str, cut: int, place: int, byte: i
     folder = tmp_path / "pets"
     folder.mkdir(exist_ok=True)
     (folder / "a.png").write_bytes(bytes(content))
-    rows = read_samples(folder, name="a", samples=1)
+    rows = read_samples(folder, SampleDraw(name="a", samples=1))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:

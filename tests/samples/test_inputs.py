@@ -13,21 +13,16 @@ import torch
 from PIL import Image
 
 from magmerge.core.errors import MagmergeWarning, ParameterError
-from magmerge.data import (
-    DataError,
-    Preparation,
-    SampleOptions,
-    calibration_inputs,
-    prepare,
-    read_samples,
-)
+from magmerge.data.inputs import calibration_inputs, prepare
+from magmerge.data.rows import DataError, Preparation, SampleDraw, SampleOptions
+from magmerge.data.sources import read_samples
 from tests.samples.models import save_tokenizer
 
 PLAIN = Preparation(image_size=4, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
 
 
 def test_texts_are_padded_within_their_batch_and_masked(tmp_path: Path) -> None:
-    rows = read_samples(["a b c", "a", "a b c d e f", "zzz"], name="x")
+    rows = read_samples(["a b c", "a", "a b c d e f", "zzz"], SampleDraw(name="x"))
     first, second = prepare(rows, save_tokenizer(tmp_path), batch=2)
     assert first.kwargs["input_ids"].tolist() == [[2, 4, 5, 6, 3], [2, 4, 3, 0, 0]]
     assert first.kwargs["attention_mask"].tolist() == [[1] * 5, [1, 1, 1, 0, 0]]
@@ -40,14 +35,14 @@ def test_texts_are_padded_within_their_batch_and_masked(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_without_padding_masks_it_all_the_same(tmp_path: Path) -> None:
-    rows = read_samples(["a b c", "a"], name="x")
+    rows = read_samples(["a b c", "a"], SampleDraw(name="x"))
     found = prepare(rows, save_tokenizer(tmp_path, causal=True))[0].kwargs
     assert found["attention_mask"].sum(dim=1).tolist() == [4, 2]
     assert (found["input_ids"][found["attention_mask"] == 0] == 2).all()
 
 
 def test_the_length_is_the_models_own_limit(tmp_path: Path) -> None:
-    rows = read_samples(["a " * 1000], name="x")
+    rows = read_samples(["a " * 1000], SampleDraw(name="x"))
 
     def length(folder: Path) -> int:
         return prepare(rows, folder)[0].kwargs["input_ids"].shape[1]
@@ -60,7 +55,7 @@ def test_the_length_is_the_models_own_limit(tmp_path: Path) -> None:
 
 
 def test_no_tokenizer_is_an_error_with_both_remedies(tmp_path: Path) -> None:
-    rows = read_samples(["a"], name="x")
+    rows = read_samples(["a"], SampleDraw(name="x"))
     for folder in (None, tmp_path):
         with pytest.raises(DataError, match="no tokenizer") as caught:
             prepare(rows, folder)
@@ -79,7 +74,7 @@ def test_remote_code_of_a_tokenizer_is_never_run(tmp_path: Path) -> None:
     file.write_text(json.dumps(config))
     (tmp_path / "code.py").write_text("raise SystemExit('this was run')")
     try:
-        prepare(read_samples(["a"], name="x"), tmp_path)
+        prepare(read_samples(["a"], SampleDraw(name="x")), tmp_path)
     except DataError as error:
         assert "cannot be loaded" in str(error)
 
@@ -97,7 +92,7 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def test_images_by_size_mean_and_deviation(pictures: Path) -> None:
-    rows = read_samples(pictures, name="x", samples=None)
+    rows = read_samples(pictures, SampleDraw(name="x", samples=None))
     found = prepare(rows, None, PLAIN)[0].args[0]
     assert found.shape == (4, 3, 4, 4)
     assert found.dtype == torch.float32
@@ -118,13 +113,13 @@ def test_images_by_size_mean_and_deviation(pictures: Path) -> None:
      {"image_size": 4, "mean": (0,) * 3, "std": (0,) * 3}],
 )  # fmt: skip
 def test_wrong_image_options_are_told(pictures: Path, options: dict) -> None:
-    rows = read_samples(pictures, name="x", samples=1)
+    rows = read_samples(pictures, SampleDraw(name="x", samples=1))
     with pytest.raises(ParameterError):
         prepare(rows, None, Preparation(**options))
 
 
 def test_images_by_the_models_own_processor(pictures: Path, tmp_path: Path) -> None:
-    rows = read_samples(pictures, name="x", samples=None)
+    rows = read_samples(pictures, SampleDraw(name="x", samples=None))
     with pytest.raises(DataError, match="preprocessor_config") as caught:
         prepare(rows, tmp_path)
     assert "--image-size" in caught.value.remedy
@@ -142,11 +137,11 @@ def test_images_by_the_models_own_processor(pictures: Path, tmp_path: Path) -> N
 
 
 def test_ready_tensors_are_cut_into_batches() -> None:
-    rows = read_samples({"x": torch.arange(5), "y": torch.ones(5, 2)}, name="x")
+    rows = read_samples({"x": torch.arange(5), "y": torch.ones(5, 2)}, SampleDraw(name="x"))
     found = prepare(rows, None, batch=2)
     assert [call.kwargs["x"].tolist() for call in found] == [[0, 1], [2, 3], [4]]
     assert [call.rows for call in found] == [2, 2, 1]
-    calls = read_samples([torch.ones(7, 2)], name="x")
+    calls = read_samples([torch.ones(7, 2)], SampleDraw(name="x"))
     assert [call.rows for call in prepare(calls, None, batch=2)] == [7]
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from magmerge.core.errors import MagmergeError
-from magmerge.data import DataError
+from magmerge.data.rows import DataError
 from magmerge.evaluation.suites.definitions import ClassNames, folded, order_of, task
 
 

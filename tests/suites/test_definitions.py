@@ -89,7 +89,7 @@ def test_every_file_belongs_to_a_suite_and_the_suites_grow() -> None:
 def test_spellings_of_all_tasks_of_a_suite_differ() -> None:
     for suite in definitions.definitions().values():
         seen = [
-            {folded(one) for one in definitions.spellings(name, definitions.task(suite.kind, name))}
+            {folded(text) for text in (name, *definitions.task(suite.kind, name).spellings)}
             for name in suite.tasks
         ]
         assert len(set.union(*seen)) == sum(map(len, seen))

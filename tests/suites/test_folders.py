@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from magmerge.core.errors import MagmergeError
-from magmerge.data import DataError, read_samples
+from magmerge.data.rows import DataError, SampleDraw
+from magmerge.data.sources import read_samples
 from magmerge.evaluation.suites.definitions import task
 from magmerge.evaluation.suites.folders import Local, local_data
 from magmerge.evaluation.suites.layouts import LAYOUTS
@@ -187,7 +188,8 @@ def test_cars_and_house_numbers_in_matlabs_format(tmp_path: Path) -> None:
         scipy.savemat(tmp_path / "SVHN" / f"{split}_32x32.mat", content)
     local = found("svhn", tmp_path)
     rows: Any = read_samples(
-        local.sources["test"], name="a", samples=None, label_field="label", allow_test=True
+        local.sources["test"],
+        SampleDraw(name="a", samples=None, label_field="label", allow_test=True),
     )
     assert rows.labels == (1, 0, 3, 9)
     assert np.array_equal(np.asarray(rows.content.values[2]), images[..., 2])
@@ -207,10 +209,12 @@ def test_idx_files(
         save_idx(tmp_path / folder, part, images, [1, 2, 3], packed=packed)
     local = found(name, tmp_path)
     source = local.sources["test"]
-    rows = read_samples(source, name="a", samples=None, label_field="label", allow_test=True)
+    rows = read_samples(
+        source, SampleDraw(name="a", samples=None, label_field="label", allow_test=True)
+    )
     assert rows.labels == ((0, 1, 2) if name == "emnist" else (1, 2, 3))
     with pytest.raises(DataError, match="names the test split"):
-        read_samples(source, name="a")
+        read_samples(source, SampleDraw(name="a"))
     (tmp_path / folder / f"{test}-labels-idx1-ubyte{'.gz' if packed else ''}").unlink()
     with pytest.raises(DataError, match="the file of its labels is not there"):
         found(name, tmp_path)
@@ -240,7 +244,9 @@ def test_saved_data_sets_must_have_the_tasks_order(tmp_path: Path) -> None:
     local = found("rotten_tomatoes", tmp_path / "right", "text")
     assert set(local.sources) == {"train", "validation", "test"}
     source = local.sources["test"]
-    rows = read_samples(source, name="a", samples=None, label_field="label", allow_test=True)
+    rows = read_samples(
+        source, SampleDraw(name="a", samples=None, label_field="label", allow_test=True)
+    )
     assert rows.labels == (1,)
     save("wrong", names[::-1])
     with pytest.raises(DataError, match="numbered in another order"):

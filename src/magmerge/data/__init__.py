@@ -7,54 +7,10 @@ from typing import TYPE_CHECKING
 from magmerge.core.lazy import front
 
 if TYPE_CHECKING:
-    from magmerge.data.inputs import calibration_inputs, prepare
-    from magmerge.data.rows import (
-        DataError,
-        Given,
-        Images,
-        Inputs,
-        Preparation,
-        Rows,
-        SampleOptions,
-        Source,
-        Tensors,
-        Texts,
-    )
-    from magmerge.data.sources import has_splits, read_samples
+    from magmerge.data.inputs import calibration_inputs
+    from magmerge.data.rows import SampleOptions
 
-__all__ = [
-    "DataError",
-    "Given",
-    "Images",
-    "Inputs",
-    "Preparation",
-    "Rows",
-    "SampleOptions",
-    "Source",
-    "Tensors",
-    "Texts",
-    "calibration_inputs",
-    "has_splits",
-    "prepare",
-    "read_samples",
-]
+__all__ = ["SampleOptions", "calibration_inputs"]
 
-__getattr__ = front(
-    __name__,
-    {
-        "DataError": "rows",
-        "Given": "rows",
-        "Images": "rows",
-        "Inputs": "rows",
-        "Preparation": "rows",
-        "Rows": "rows",
-        "SampleOptions": "rows",
-        "Source": "rows",
-        "Tensors": "rows",
-        "Texts": "rows",
-        "calibration_inputs": "inputs",
-        "has_splits": "sources",
-        "prepare": "inputs",
-        "read_samples": "sources",
-    },
-)
+# A merge without samples imports neither.
+__getattr__ = front(__name__, {"SampleOptions": "rows", "calibration_inputs": "inputs"})

@@ -4,32 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
+from magmerge.core.errors import UnknownNameError, suggestion
 from magmerge.data import splits
 from magmerge.data.ready_files import ReadyFile
-from magmerge.data.rows import DataError, Images, Rows, Texts
+from magmerge.data.rows import DataError, Images, Rows, SampleDraw, Texts
 from magmerge.data.sample_table import SampleRow, Table
 from magmerge.linalg.draws import derive_seed
 
 LEAST_READ = 64
 """Rows that are looked at in one go, at least, where some may have to be passed over."""
-
-
-class SampleDraw(NamedTuple):
-    """What is to be drawn of a source; see `read_samples`."""
-
-    name: str
-    samples: int | None
-    seed: int
-    field: str | None
-    label_field: str | None
-    pair_field: str | None
-    split: splits.Split
 
 
 def drawing_order(seed: int, name: str, count: int) -> npt.NDArray[np.int64]:
@@ -40,16 +28,6 @@ def drawing_order(seed: int, name: str, count: int) -> npt.NDArray[np.int64]:
     """
     keys = np.random.SFC64(derive_seed(seed, "samples", name)).random_raw(count)
     return np.argsort(keys, kind="stable").astype(np.int64)
-
-
-def check_count(samples: int | None, seed: int) -> None:
-    """ParameterError unless `samples` is at least 1 (or None for all) and `seed` an integer."""
-    if samples is not None and (not isinstance(samples, int) or samples < 1):
-        raise ParameterError(
-            f"{samples} samples", remedy="draw one or more with --samples (samples=)"
-        )
-    if not isinstance(seed, int):
-        raise ParameterError(f"the seed is {seed!r}", remedy="give a whole number")
 
 
 def draw_ready(file: ReadyFile, how: SampleDraw) -> Rows:
@@ -72,7 +50,7 @@ def draw(table: Table, how: SampleDraw) -> Rows:
     columns += [splits.COLUMN] if by_split else []
     values, seconds, labels, empty = [], [], [], 0
     for row in _candidates(table, how, columns):
-        if by_split and not _of_split(row, how.split):
+        if by_split and not _of_split(row, how):
             continue
         value = _value(table, row, field)
         second = "" if how.pair_field is None else _value(table, row, how.pair_field, second=True)
@@ -86,8 +64,8 @@ def draw(table: Table, how: SampleDraw) -> Rows:
         if len(values) == how.samples:
             break
     if len(values) < (how.samples or 1):
-        spared = by_split and not (how.split.name or how.split.allow_test)
-        raise _too_few(table.source, how.samples or 1, len(values), how.split.name, spared=spared)
+        spared = by_split and not (how.split or how.allow_test)
+        raise _too_few(table.source, how.samples or 1, len(values), how.split, spared=spared)
     notes = (f"{table.source}: {empty} rows without text were passed over",) if empty else ()
     content: Texts | Images = Images(tuple(values))
     if isinstance(values[0], str):
@@ -132,12 +110,12 @@ def _candidates(table: Table, how: SampleDraw, columns: Sequence[str]) -> Iterat
         step = max(2 * step, LEAST_READ)
 
 
-def _of_split(row: SampleRow, split: splits.Split) -> bool:
-    """Whether a row says that it is of the split that is asked for; never of test unasked."""
+def _of_split(row: SampleRow, how: SampleDraw) -> bool:
+    """Whether a row says that it is of the split to read; never of test unless that is allowed."""
     own = row.values.get(splits.COLUMN)
-    if split.name is not None:
-        return own == split.name
-    return split.allow_test or not isinstance(own, str) or not splits.names_test(own)
+    if how.split is not None:
+        return own == how.split
+    return how.allow_test or not isinstance(own, str) or not splits.names_test(own)
 
 
 def _value(table: Table, row: SampleRow, field: str, *, second: bool = False) -> Any:

@@ -10,7 +10,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -103,8 +103,15 @@ def read_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
     """
     try:
         with gzip.open(path) if path.name.endswith(PACKED) else path.open("rb") as stream:
-            shape = _header(stream, path, dimensions)
+            mark, sizes = stream.read(4), stream.read(4 * dimensions)
+            if mark != bytes([0, 0, BYTES, dimensions]):
+                raise _broken(path, f"no idx file of bytes in {dimensions} dimensions")
+            if len(sizes) != 4 * dimensions:
+                raise _broken(path, "its header is cut off")
+            shape = tuple(np.frombuffer(sizes, ">u4").tolist())
             claimed = math.prod(shape)
+            if not 0 < claimed <= MOST:
+                raise _broken(path, f"its header claims the shape {list(shape)}")
             content = stream.read(claimed + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise _broken(path, f"it cannot be read: {error}") from error
@@ -112,18 +119,6 @@ def read_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
         many = "more" if len(content) > claimed else str(len(content))
         raise _broken(path, f"its header claims {claimed} bytes, and {many} are there")
     return np.frombuffer(content, np.uint8).reshape(shape)
-
-
-def _header(stream: Any | BinaryIO, path: Path, dimensions: int) -> tuple[int, ...]:
-    if stream.read(4) != bytes([0, 0, BYTES, dimensions]):
-        raise _broken(path, f"no idx file of bytes in {dimensions} dimensions")
-    sizes: bytes = stream.read(4 * dimensions)
-    if len(sizes) != 4 * dimensions:
-        raise _broken(path, "its header is cut off")
-    shape = tuple(int(size) for size in np.frombuffer(sizes, ">u4"))
-    if min(shape) < 1 or math.prod(shape) > MOST:
-        raise _broken(path, f"its header claims the shape {list(shape)}")
-    return shape
 
 
 def open_digits(path: Path) -> ImageArray:

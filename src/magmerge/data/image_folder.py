@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from magmerge.data import splits
-from magmerge.data.rows import DataError
+from magmerge.data.rows import DataError, SampleDraw
 from magmerge.data.sample_table import SampleRow, Table
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".ppm", ".bmp", ".tif", ".tiff"})
@@ -47,14 +47,14 @@ def images(folder: Path) -> list[Path]:
     )
 
 
-def open_folder(folder: Path, split: splits.Split) -> ImageFolder:
+def open_folder(folder: Path, how: SampleDraw) -> ImageFolder:
     """The folder itself, or that of the split where its folders are splits and not classes."""
     names = split_folders(folder)
     if names:
-        return ImageFolder(folder / split.among(names, str(folder)))
-    if split.name is not None:
+        return ImageFolder(folder / splits.among(how, names, str(folder)))
+    if how.split is not None:
         raise DataError(
-            f"it has no split {split.name!r}: its folders are no splits",
+            f"it has no split {how.split!r}: its folders are no splits",
             source=folder,
             remedy="name the split's own folder, and leave --split out",
         )

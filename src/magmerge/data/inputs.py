@@ -10,7 +10,7 @@ from typing import Any
 from magmerge.core.errors import MagmergeWarning, ParameterError
 from magmerge.data.pixels import open_processor
 from magmerge.data.rows import (
-    Given,
+    Calls,
     Images,
     Inputs,
     Preparation,
@@ -37,7 +37,7 @@ def prepare(
     if not isinstance(batch, int) or batch < 1:
         raise ParameterError(f"a batch of {batch!r} rows", remedy="give one row or more")
     content = rows.content
-    if isinstance(content, Given):
+    if isinstance(content, Calls):
         return list(content.calls)
     pieces = [slice(start, start + batch) for start in range(0, len(content), batch)]
     if isinstance(content, Texts):
@@ -67,15 +67,7 @@ def calibration_inputs(
     options = options or SampleOptions()
     inputs = {}
     for name, source in data.items():
-        rows = read_samples(
-            source,
-            name=name,
-            field=options.text_field,
-            samples=options.samples,
-            seed=options.seed,
-            allow_test=options.allow_test,
-            split=options.split,
-        )
+        rows = read_samples(source, options.draw(name))
         for note in rows.notes:
             warnings.warn(note, MagmergeWarning, stacklevel=2)
         inputs[name] = prepare(rows, folder, options.preparation, options.batch)

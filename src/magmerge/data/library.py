@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from magmerge.core.extras import needed
-from magmerge.data.rows import DataError
+from magmerge.data import splits
+from magmerge.data.rows import DataError, SampleDraw
 from magmerge.data.sample_table import Column, SampleRow, Table
-from magmerge.data.splits import TRAIN, Split
 
 MARKS = ("dataset_dict.json", "dataset_info.json", "state.json")
 """What `save_to_disk` leaves in a folder."""
@@ -37,7 +38,7 @@ class LibraryTable(Table):
         own = [name for name in columns if name in self.columns]
         images = [name for name in own if self.columns[name] == "image"]
         data = self._data.select_columns([name for name in own if name not in images])
-        stored = {name: self._undecoded(name) for name in images}
+        stored = {name: self._files(name) for name in images}
         for row in map(int, rows):
             try:
                 values = dict(data[row]) if data.column_names else {}
@@ -49,7 +50,7 @@ class LibraryTable(Table):
             images_here = {n: StoredPicture(part, row, n, place) for n, part in stored.items()}
             yield SampleRow(f"row {row}", values | images_here)
 
-    def _undecoded(self, column: str) -> Any:
+    def _files(self, column: str) -> Any:
         """A column with its images as bytes or paths: `datasets` would decode any format."""
         data = self._data.select_columns([column])
         return data.cast_column(column, replace(data.features[column], decode=False))
@@ -102,64 +103,61 @@ def is_data_set(source: object) -> bool:
     )
 
 
-def open_saved(folder: Path, split: Split) -> LibraryTable:
+def open_saved(folder: Path, how: SampleDraw) -> LibraryTable:
     """The split of a data set that `save_to_disk` wrote."""
     library = needed("datasets", "a folder saved by datasets")
-    data = _loaded(
-        lambda: library.load_from_disk(str(folder)),
-        str(folder),
-        "datasets cannot load it",
-        "save it anew with save_to_disk, or give its rows as JSON Lines",
-    )
-    return open_object(data, str(folder), split)
+    remedy = "save it anew with save_to_disk, or give its rows as JSON Lines"
+    with _failures(str(folder), "datasets cannot load it", remedy):
+        data = library.load_from_disk(str(folder))
+    return open_object(data, str(folder), how)
 
 
-def open_object(data: Any, source: str, split: Split) -> LibraryTable:
+def open_object(data: Any, source: str, how: SampleDraw) -> LibraryTable:
     """The split of a Dataset, which may know which it is, or of a DatasetDict."""
     if isinstance(data, Mapping):
-        return LibraryTable(data[split.among(data, source)], source)
+        return LibraryTable(data[splits.among(how, data, source)], source)
     if not hasattr(data, "select_columns") or not hasattr(data, "__len__"):
         raise DataError("it is streamed", source=source, remedy="load it without streaming")
     own = None if data.split is None else str(data.split)
-    split.check(source, own)
-    if split.name not in (None, own):
+    splits.check_split(how, source, own)
+    if how.split not in (None, own):
         raise DataError(
-            f"it has no split {split.name!r}, it is {f'the split {own!r}' if own else 'one whole'}",
+            f"it has no split {how.split!r}, it is {f'the split {own!r}' if own else 'one whole'}",
             source=source,
             remedy="leave --split (split=) out",
         )
     return LibraryTable(data, source)
 
 
-def open_named(text: str, split: Split) -> LibraryTable:
+def open_named(text: str, how: SampleDraw) -> LibraryTable:
     """The split (default train) of a data set that `datasets` finds under this name.
 
     `text` is as `split_name` reads it; a split that it says itself is the one.
     """
     name, config, own = split_name(text)
-    if own is not None and split.name not in (None, own):
+    if own is not None and how.split not in (None, own):
         raise DataError(
-            f"it says the split {own!r}, and {split.name!r} is wanted",
+            f"it says the split {own!r}, and {how.split!r} is wanted",
             source=text,
             remedy="leave the split out of the name, or leave --split (split=) out",
         )
-    part = own or split.name or TRAIN
-    split.check(text, part)
+    part = own or how.split or splits.TRAIN
+    splits.check_split(how, text, part)
     library = needed("datasets", f"{name} is no file or folder here; a data set's name")
-    configs = () if config is None else (config,)
-    data = _loaded(
-        lambda: library.load_dataset(name, *configs, split=part),
-        text,
-        "it is no file or folder here, and datasets cannot load it",
+    problem = "it is no file or folder here, and datasets cannot load it"
+    remedy = (
         "check the path or the name; without a network, save the data set with save_to_disk "
-        "elsewhere and give its folder",
+        "elsewhere and give its folder"
     )
-    return LibraryTable(data, text)
+    configs = () if config is None else (config,)
+    with _failures(text, problem, remedy):
+        return LibraryTable(library.load_dataset(name, *configs, split=part), text)
 
 
-def _loaded(load: Callable[[], Any], source: str, problem: str, remedy: str) -> Any:
+@contextmanager
+def _failures(source: str, problem: str, remedy: str) -> Iterator[None]:
     try:
-        return load()
+        yield
     except Exception as error:
         text = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(f"{problem}: {text}", source=source, remedy=remedy) from error

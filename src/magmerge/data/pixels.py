@@ -45,7 +45,7 @@ def open_processor(folder: Path | None, options: Preparation, source: str) -> Pi
     processor = from_folder("AutoImageProcessor", folder, "image processor", INSTEAD)
 
     def pixels(images: Sequence[Picture]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        pictures = [decoded(image) for image in images]
+        pictures = [decode(image) for image in images]
         try:
             return (), dict(processor(pictures, return_tensors="pt"))
         except Exception as error:
@@ -86,7 +86,7 @@ class _Plain:
             raise ParameterError(f"std is {list(std)}", remedy="give deviations above 0")
 
     def __call__(self, images: Sequence[Picture]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        return (torch.stack([self._pixels(decoded(image)) for image in images]),), {}
+        return (torch.stack([self._pixels(decode(image)) for image in images]),), {}
 
     def _pixels(self, image: Any) -> Tensor:
         scale = max(self._height / image.height, self._width / image.width)
@@ -107,7 +107,7 @@ class _Plain:
         return torch.from_numpy((values - self._mean) / self._std).permute(2, 0, 1).contiguous()
 
 
-def decoded(image: Picture) -> Any:
+def decode(image: Picture) -> Any:
     """The image in RGB, turned as its file says; DataError if it is broken or far too large."""
     library = needed("PIL.Image", "reading images")
     turned = needed("PIL.ImageOps", "reading images").exif_transpose

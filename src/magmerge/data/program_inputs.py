@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from magmerge.data.ready_files import by_keyword
-from magmerge.data.rows import DataError, Given, Inputs, Rows, Source, Tensors, Texts
+from magmerge.data.rows import Calls, DataError, Inputs, Rows, Source, Tensors, Texts
 
 
 def from_memory(source: Source, name: str) -> Rows:
@@ -38,7 +38,7 @@ def from_memory(source: Source, name: str) -> Rows:
     calls = tuple(_call(item, where) for item in items)
     if not calls:
         raise DataError("it is empty", source=where, remedy="give one input of the model at least")
-    return Rows(name, where, Given(calls))
+    return Rows(name, where, Calls(calls))
 
 
 def _call(item: Any, where: str) -> Inputs:

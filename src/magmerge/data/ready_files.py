@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from magmerge.data.rows import DataError, Tensors
@@ -133,8 +134,6 @@ class TensorFile:
         return tensor.float() if tensor.is_floating_point() else tensor
 
     def _stream(self) -> Any:
-        from safetensors import SafetensorError, safe_open
-
         try:
             return safe_open(self.source, framework="pt")
         except (SafetensorError, OSError, ValueError) as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from magmerge.core.errors import MagmergeError
+from magmerge.core.errors import MagmergeError, ParameterError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -67,7 +67,7 @@ class Tensors:
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class Calls:
     """Calls of the model that a program gave; they are used as they are."""
 
     calls: tuple[Inputs, ...]
@@ -86,7 +86,7 @@ class Rows:
 
     name: str
     source: str
-    content: Texts | Images | Tensors | Given
+    content: Texts | Images | Tensors | Calls
     labels: tuple[Any, ...] | None = None
     classes: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
@@ -107,6 +107,33 @@ class Preparation:
     image_size: int | tuple[int, int] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SampleDraw:
+    """Which rows of a source are read: `samples` of them by (seed, name), None for all in order.
+
+    `field` is the column of the texts or images, `label_field` that of labels; with `pair_field` a
+    row is a pair of texts, the second from that column. `split` is the part of the source, that of
+    test only where it is allowed. ParameterError for a number or a seed that is none.
+    """
+
+    name: str
+    samples: int | None = 8
+    seed: int = 0
+    field: str | None = None
+    label_field: str | None = None
+    pair_field: str | None = None
+    split: str | None = None
+    allow_test: bool = False
+
+    def __post_init__(self) -> None:
+        if self.samples is not None and (not isinstance(self.samples, int) or self.samples < 1):
+            raise ParameterError(
+                f"{self.samples} samples", remedy="draw one or more with --samples (samples=)"
+            )
+        if not isinstance(self.seed, int):
+            raise ParameterError(f"the seed is {self.seed!r}", remedy="give a whole number")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +164,13 @@ class SampleOptions:
             if field.name not in ("samples", "seed")
             and (value := getattr(self, field.name)) != field.default
         }
+
+    def draw(self, name: str, label_field: str | None = None) -> SampleDraw:
+        """The part that says which rows are read of the source of that name."""
+        return SampleDraw(
+            name, self.samples, self.seed, self.text_field, label_field,
+            split=self.split, allow_test=self.allow_test,
+        )  # fmt: skip
 
     @property
     def preparation(self) -> Preparation:

@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from magmerge.core.errors import suggestion
-from magmerge.data import idx, image_folder, library
-from magmerge.data.draw import SampleDraw, check_count, draw, draw_ready
+from magmerge.data import idx, image_folder, library, splits
+from magmerge.data.draw import draw, draw_ready
 from magmerge.data.program_inputs import from_memory
 from magmerge.data.ready_files import ArrayFile, ReadyFile, TensorFile
-from magmerge.data.rows import DataError, Rows, Source
+from magmerge.data.rows import DataError, Rows, SampleDraw, Source
 from magmerge.data.sample_table import Table
-from magmerge.data.splits import COLUMN, Split
 from magmerge.data.text_tables import ImageList, JsonLines, Separated, TextLines
 
 TABLES: Mapping[str, Callable[[Path], Table]] = {
@@ -30,38 +29,22 @@ READY: Mapping[str, Callable[[Path], ReadyFile]] = {
 }
 
 
-def read_samples(
-    source: Source,
-    *,
-    name: str,
-    field: str | None = None,
-    samples: int | None = 8,
-    seed: int = 0,
-    allow_test: bool = False,
-    split: str | None = None,
-    label_field: str | None = None,
-    pair_field: str | None = None,
-) -> Rows:
-    """Draw `samples` rows (None: all, in their order) from a source; `name` is whose they are.
+def read_samples(source: Source, how: SampleDraw) -> Rows:
+    """Draw rows from a source, without replacement; a larger draw extends a smaller one.
 
     `source` is a file (.jsonl, .csv, .tsv, .txt, .npy, .safetensors, .images, an idx file of
     images, SVHN's .mat), a folder of images, a folder saved by datasets, or a data set's name:
     NAME, NAME:CONFIG or NAME:CONFIG:SPLIT. What is given in memory (a tensor, a mapping of keywords
     to tensors, a list of texts, an iterable of model inputs) is used as it is and whole.
-    Rows are drawn without replacement by (seed, name), and a larger draw extends a smaller one.
-    Rows whose column `split` says test are not drawn. Labels are read only from `label_field`, if
-    it is given (of a folder of images: the classes' folders). With `pair_field` a row is a pair of
-    texts, the second from that column. DataError for what cannot be read,
-    for too few rows, and for the test split, unless `allow_test`.
+    Rows whose column `split` says test are not drawn. Labels are read only where their column is
+    named (of a folder of images: the classes' folders). DataError for what cannot be read, for too
+    few rows, and for the test split, unless it is allowed.
     """
-    check_count(samples, seed)
-    part = Split(split, allow_test)
-    how = SampleDraw(name, samples, seed, field, label_field, pair_field, part)
     if library.is_data_set(source):
-        return draw(library.open_object(source, f"the data of {name}", part), how)
+        return draw(library.open_object(source, f"the data of {how.name}", how), how)
     if not isinstance(source, str | Path):
-        return from_memory(source, name)
-    content = _open(source, part)
+        return from_memory(source, how.name)
+    content = _open(source, how)
     return draw(content, how) if isinstance(content, Table) else draw_ready(content, how)
 
 
@@ -77,22 +60,22 @@ def has_splits(source: str | Path) -> bool:
     if path.suffix.lower() in {*READY, *WHOLE} or idx.is_images(path):
         return False
     if path.is_file():
-        return COLUMN in getattr(_open_file(path, None), "columns", ())
+        return splits.COLUMN in getattr(_open_file(path, None), "columns", ())
     return library.split_name(str(source))[2] is None
 
 
-def _open(source: str | Path, split: Split) -> Table | ReadyFile:
+def _open(source: str | Path, how: SampleDraw) -> Table | ReadyFile:
     """The table or file of ready inputs behind a path or name; DataError if there is none."""
     path = Path(source).expanduser()
-    split.check_path(path)
-    split.check(str(path), split.name)
+    splits.check_path(how, path)
+    splits.check_split(how, str(path), how.split)
     try:
         if path.is_dir() and library.is_saved(path):
-            return library.open_saved(path, split)
+            return library.open_saved(path, how)
         if path.is_dir():
-            return image_folder.open_folder(path, split)
+            return image_folder.open_folder(path, how)
         if path.is_file():
-            return _open_file(path, split.name)
+            return _open_file(path, how.split)
     except (OSError, ValueError) as error:
         # A ValueError is a NUL byte in the path.
         raise DataError(f"cannot be read: {error}", source=path, remedy="check the path") from error
@@ -107,7 +90,7 @@ def _open(source: str | Path, split: Split) -> Table | ReadyFile:
             source=path,
             remedy=remedy if remedy.startswith("did you mean") else "check the path",
         )
-    return library.open_named(str(source), split)
+    return library.open_named(str(source), how)
 
 
 def _open_file(path: Path, split: str | None) -> Table | ReadyFile:
@@ -121,9 +104,9 @@ def _open_file(path: Path, split: str | None) -> Table | ReadyFile:
             remedy=f"{suggestion(suffix, [*TABLES, *READY])}; or give a folder of images",
         )
     content = TABLES[suffix](path) if suffix in TABLES else READY[suffix](path)
-    if split is not None and COLUMN not in getattr(content, "columns", ()):
+    if split is not None and splits.COLUMN not in getattr(content, "columns", ()):
         raise DataError(
-            f"it has no split {split!r}: it has no column {COLUMN!r}",
+            f"it has no split {split!r}: it has no column {splits.COLUMN!r}",
             source=path,
             remedy="name the split's own file, and leave --split (split=) out",
         )

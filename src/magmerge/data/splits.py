@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
-from magmerge.data.rows import DataError
+from magmerge.data.rows import DataError, SampleDraw
 
 TRAIN = "train"
 TEST = "test"
@@ -32,40 +31,36 @@ def is_test_path(path: Path) -> bool:
     return names_test(path.name) or any(part.lower() == TEST for part in path.parts[:-1])
 
 
-class Split(NamedTuple):
-    """The name of the split to read, None for a source's own; whether it may be that of test."""
+def check_split(how: SampleDraw, source: str, name: str | None) -> None:
+    """DataError where `name` is a test split and that is not allowed."""
+    if name is not None and names_test(name):
+        _refuse(how, source, f"the split {name!r}")
 
-    name: str | None
-    allow_test: bool = False
 
-    def check(self, source: str, name: str | None) -> None:
-        """DataError where `name` is a test split and that is not allowed."""
-        if name is not None and names_test(name):
-            self._refuse(source, f"the split {name!r}")
+def check_path(how: SampleDraw, path: Path) -> None:
+    """DataError where the path names a test split and that is not allowed."""
+    if is_test_path(path):
+        _refuse(how, str(path), "this path")
 
-    def check_path(self, path: Path) -> None:
-        """DataError where the path names a test split and that is not allowed."""
-        if is_test_path(path):
-            self._refuse(str(path), "this path")
 
-    def among(self, names: Iterable[str], source: str) -> str:
-        """The split to read of those named: the one asked for, else `train`."""
-        names = list(names)
-        own = TRAIN if self.name is None else self.name
-        if own not in names:
-            raise DataError(
-                f"it has no split {own!r}",
-                source=source,
-                remedy=f"choose one with --split (split=): {', '.join(names)}",
-            )
-        self.check(source, own)
-        return own
+def among(how: SampleDraw, names: Iterable[str], source: str) -> str:
+    """The split to read of those of these names: that of the draw, else `train`."""
+    names, own = list(names), how.split if how.split is not None else TRAIN
+    if own not in names:
+        raise DataError(
+            f"it has no split {own!r}",
+            source=source,
+            remedy=f"choose one with --split (split=): {', '.join(names)}",
+        )
+    check_split(how, source, own)
+    return own
 
-    def _refuse(self, source: str, what: str) -> None:
-        if not self.allow_test:
-            raise DataError(
-                f"{what} names the test split; what is tuned on it can no longer be measured on it",
-                source=source,
-                remedy="give training or validation data, or insist with --allow-test "
-                "(allow_test=True)",
-            )
+
+def _refuse(how: SampleDraw, source: str, what: str) -> None:
+    if not how.allow_test:
+        raise DataError(
+            f"{what} names the test split; what is tuned on it can no longer be measured on it",
+            source=source,
+            remedy="give training or validation data, or insist with --allow-test "
+            "(allow_test=True)",
+        )

@@ -33,7 +33,9 @@ class TextLines(Table):
         self.source, self._path = str(path), path
         self._starts, self._numbers = array("q"), array("Q")
         with self._stream() as stream:
-            self._survey(stream)
+            for start, number in self._survey(stream):
+                self._starts.append(start)
+                self._numbers.append(number)
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -44,16 +46,13 @@ class TextLines(Table):
                 stream.seek(self._starts[row])
                 yield self._row(stream, self._numbers[row])
 
-    def _survey(self, stream: BinaryIO) -> None:
+    def _survey(self, stream: BinaryIO) -> Iterator[tuple[int, int]]:
+        """Where each row begins, and the number of its first line."""
         start = 0
         for number, raw in self._lines(stream):
             if self.blank or not raw.isspace():
-                self._add(start, number)
+                yield start, number
             start += len(raw)
-
-    def _add(self, start: int, number: int) -> None:
-        self._starts.append(start)
-        self._numbers.append(number)
 
     def _row(self, stream: BinaryIO, number: int) -> SampleRow:
         return SampleRow(f"line {number}", {"text": self._text(stream.readline(LIMIT + 1), number)})
@@ -136,7 +135,7 @@ class ImageList(JsonLines):
 class Separated(TextLines):
     """CSV or TSV with a header; a record may have several lines."""
 
-    def _survey(self, stream: BinaryIO) -> None:
+    def _survey(self, stream: BinaryIO) -> Iterator[tuple[int, int]]:
         header = self._text(stream.readline(LIMIT), 1)
         marks = "\t" if self._path.suffix.lower() == ".tsv" else DELIMITERS
         self._delimiter = next((mark for mark in marks if mark in header), marks[0])
@@ -145,7 +144,7 @@ class Separated(TextLines):
         self._header = next(records, (0, 1, 1, []))[-1]
         first: list[str] = []
         for start, number, _, values in records:
-            self._add(start, number)
+            yield start, number
             first = first or values
         twice = sorted({name for name in self._header if self._header.count(name) > 1})
         if twice:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from magmerge.core.errors import ParameterError
-from magmerge.data import Inputs, Preparation, prepare, read_samples
+from magmerge.data.inputs import prepare
+from magmerge.data.rows import Inputs, Preparation, SampleDraw
+from magmerge.data.sources import read_samples
 from magmerge.engine.notes import warn
 from magmerge.evaluation.task_scores import data_source
 from magmerge.evaluation.task_suite import Suite
@@ -17,26 +19,15 @@ SPLITS = ("calibration", "train")
 
 @dataclass(frozen=True, slots=True)
 class SampleSource:
-    """Where the samples of one task come from; `name` is what the draw depends on."""
+    """Where the samples of one task come from; what is drawn depends on `draw.name`."""
 
-    name: str
     source: str
-    split: str | None = None
-    text_field: str | None = None
-    pair_field: str | None = None
-    preparation: Preparation = field(default_factory=Preparation)
+    draw: SampleDraw
+    preparation: Preparation
 
     def inputs(self, samples: int, seed: int, folder: Path | None) -> list[Inputs]:
         """`samples` rows as a model's inputs, never test rows; `folder` has the tokenizer."""
-        rows = read_samples(
-            self.source,
-            name=self.name,
-            field=self.text_field,
-            pair_field=self.pair_field,
-            samples=samples,
-            seed=seed,
-            split=self.split,
-        )
+        rows = read_samples(self.source, replace(self.draw, samples=samples, seed=seed))
         warn(rows.notes)
         return prepare(rows, folder, self.preparation)
 
@@ -58,9 +49,8 @@ def calibration_split(suite: Suite, task: str) -> tuple[str, str | None]:
 
 def sample_source(suite: Suite, name: str, source: str, split: str | None = None) -> SampleSource:
     """Samples read and prepared as the rows of the task of that name, if there is one."""
-    whole, entry = suite.entry, suite.entry.tasks.get(name)
-    if entry is None:
-        how = Preparation(whole.max_length, whole.image_size, whole.mean, whole.std)
-        return SampleSource(name, source, preparation=how)
-    preparation = whole.preparation(entry)
-    return SampleSource(name, source, split, entry.text_field, entry.pair_field, preparation)
+    entry, draw = suite.entry.tasks.get(name), SampleDraw(name)
+    if entry is not None:
+        field, pair_field = entry.text_field, entry.pair_field
+        draw = replace(draw, split=split, field=field, pair_field=pair_field)
+    return SampleSource(source, draw, suite.entry.preparation(entry))

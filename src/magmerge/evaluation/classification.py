@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from magmerge.checkpoints import open_checkpoint
 from magmerge.core.errors import CheckpointError, MagmergeError
-from magmerge.data import Images, Inputs, Preparation, Rows, Texts, prepare
+from magmerge.data.inputs import prepare
 from magmerge.data.pixels import Pixels, open_processor
-from magmerge.data.rows import Picture
+from magmerge.data.rows import Images, Inputs, Picture, Preparation, Rows, Texts
 from magmerge.evaluation.entries import Features
 from magmerge.evaluation.runner import Batch, forward
 
@@ -45,18 +45,26 @@ class Head:
         return int(first.shape[-1])
 
 
+class Reading(NamedTuple):
+    """How an answer is read off a module's output: which part of it, the head on that, its kind."""
+
+    features: Features
+    head: Head | None
+    answer: Answer
+
+    def measure(self, module: nn.Module, inputs: Inputs) -> Tensor:
+        """The predicted class of each row and how many there are, [rows, 2], or its value."""
+        values = features_of(forward(module, inputs), inputs, self.features)
+        logits = values if self.head is None else with_head(values, self.head)
+        return READINGS[self.answer](logits, inputs.rows, type(module).__name__)
+
+
 def class_batches(
-    rows: Rows,
-    folder: Path | None,
-    options: Preparation,
-    features: Features,
-    head: Head | None,
-    answer: Answer = "classes",
+    rows: Rows, folder: Path | None, options: Preparation, reading: Reading
 ) -> tuple[Batch, ...]:
     """All rows in batches; texts of like length together, the long ones first.
 
-    Images are decoded when a batch's inputs are asked for, all else is prepared now. A batch is
-    measured as the predicted class of each row and how many there are, [rows, 2], or as values.
+    Images are decoded when a batch's inputs are asked for, all else is prepared now.
     """
     order, content = list(range(len(rows))), rows.content
     calls: list[tuple[int, Callable[[], Inputs]]]
@@ -66,13 +74,18 @@ def class_batches(
         calls = [(len(part), partial(_decoded, part, pixels)) for part in parts]
     else:
         if isinstance(content, Texts):
-            order = _longest_first(content)
-            rows = replace(rows, content=_reordered(content, order))
-        calls = [
-            (call.rows, partial(_same, call)) for call in prepare(rows, folder, options, BATCH)
-        ]
-    measure, left = partial(_measured, features, head, answer), iter(order)
-    return tuple(Batch(tuple(islice(left, count)), inputs, measure) for count, inputs in calls)
+            columns = [part for part in (content.values, content.pairs) if part is not None]
+            # By length in letters, of a pair that of both texts.
+            order.sort(key=lambda row: -sum(len(column[row]) for column in columns))
+            rows = replace(
+                rows, content=Texts(*(tuple(column[row] for row in order) for column in columns))
+            )
+        prepared = prepare(rows, folder, options, BATCH)
+        calls = [(call.rows, partial(_same, call)) for call in prepared]
+    left = iter(order)
+    return tuple(
+        Batch(tuple(islice(left, count)), inputs, reading.measure) for count, inputs in calls
+    )
 
 
 def _decoded(pictures: tuple[Picture, ...], pixels: Pixels) -> Inputs:
@@ -81,28 +94,6 @@ def _decoded(pictures: tuple[Picture, ...], pixels: Pixels) -> Inputs:
 
 def _same(inputs: Inputs) -> Inputs:
     return inputs
-
-
-def _measured(
-    features: Features, head: Head | None, answer: Answer, module: nn.Module, inputs: Inputs
-) -> Tensor:
-    values = features_of(forward(module, inputs), inputs, features)
-    logits = values if head is None else with_head(values, head)
-    return READINGS[answer](logits, inputs.rows, type(module).__name__)
-
-
-def _longest_first(texts: Texts) -> list[int]:
-    """The rows by length in letters, of a pair that of both texts."""
-    seconds = texts.pairs or ("",) * len(texts)
-    lengths = [
-        len(first) + len(second) for first, second in zip(texts.values, seconds, strict=True)
-    ]
-    return sorted(range(len(texts)), key=lambda row: -lengths[row])
-
-
-def _reordered(texts: Texts, order: list[int]) -> Texts:
-    pairs = None if texts.pairs is None else tuple(texts.pairs[row] for row in order)
-    return Texts(tuple(texts.values[row] for row in order), pairs)
 
 
 def read_head(path: str) -> Head:
@@ -153,23 +144,22 @@ def with_head(
 
 def _classes(logits: Tensor, rows: int, model: str) -> Tensor:
     if logits.dim() != 2 or len(logits) != rows:
-        raise MagmergeError(
-            f"the model's output has shape {list(logits.shape)}, not one logit a class",
-            source=model,
-            remedy="name a head for the task, or a model class that ends in a classifier",
-        )
+        remedy = "name a head for the task, or a model class that ends in a classifier"
+        raise _misshapen(logits, "one logit a class", model, remedy)
     best = logits.argmax(dim=-1).cpu()
     return torch.stack([best, torch.full_like(best, logits.shape[-1])], dim=-1)
 
 
 def _values(logits: Tensor, rows: int, model: str) -> Tensor:
     if logits.shape not in ((rows, 1), (rows,)):
-        raise MagmergeError(
-            f"the model's output has shape {list(logits.shape)}, not one value a row",
-            source=model,
-            remedy="name a head with one output for the task, or a model class that ends in one",
-        )
+        remedy = "name a head with one output for the task, or a model class that ends in one"
+        raise _misshapen(logits, "one value a row", model, remedy)
     return logits.reshape(rows).cpu()
+
+
+def _misshapen(logits: Tensor, what: str, model: str, remedy: str) -> MagmergeError:
+    problem = f"the model's output has shape {list(logits.shape)}, not {what}"
+    return MagmergeError(problem, source=model, remedy=remedy)
 
 
 READINGS: Mapping[Answer, Callable[[Tensor, int, str], Tensor]] = {
@@ -179,7 +169,7 @@ READINGS: Mapping[Answer, Callable[[Tensor, int, str], Tensor]] = {
 
 
 def features_of(output: Any, inputs: Inputs, part: Features) -> Tensor:
-    """The wanted part of a module's output, in float32."""
+    """A part of a module's output, in float32."""
     return READERS[part](output, inputs).float()
 
 
@@ -215,17 +205,13 @@ def _embeds(output: Any, _inputs: Inputs) -> Tensor:
 def _plain(output: Any, _inputs: Inputs) -> Tensor:
     tensors = [getattr(output, "logits", output)]
     if not isinstance(tensors[0], Tensor):
-        tensors = [part for part in _parts(output) if isinstance(part, Tensor)]
+        parts = output.values() if isinstance(output, Mapping) else output
+        sequence = isinstance(output, Mapping | list | tuple)
+        tensors = [part for part in parts if isinstance(part, Tensor)] if sequence else []
     if len(tensors) != 1:
         raise _lacking(output, "logits", "use features: mean, cls or pooler, with a head")
     tensor: Tensor = tensors[0]
     return tensor.flatten(1) if tensor.dim() > 2 and tensor.shape[2:].numel() == 1 else tensor
-
-
-def _parts(output: Any) -> list[Any]:
-    if isinstance(output, Mapping):
-        return list(output.values())
-    return list(output) if isinstance(output, list | tuple) else []
 
 
 def _hidden(output: Any) -> Tensor:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 
 from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.core.recipe import explained
-from magmerge.data import Preparation
+from magmerge.data.rows import Preparation
 
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "perplexity"]
 Features = Literal["mean", "cls", "pooler", "embeds", "output"]
@@ -119,9 +119,9 @@ class SuiteEntry(BaseModel):
     std: tuple[FiniteFloat, FiniteFloat, FiniteFloat] | None = None
     tasks: dict[str, TaskEntry] = Field(min_length=1)
 
-    def preparation(self, task: TaskEntry) -> Preparation:
-        """How a task's texts or images become inputs."""
-        length = task.max_length or self.max_length
+    def preparation(self, task: TaskEntry | None) -> Preparation:
+        """How texts or images become inputs, of a task or of none."""
+        length = (task and task.max_length) or self.max_length
         return Preparation(length, self.image_size, self.mean, self.std)
 
     def features(self, task: TaskEntry) -> Features:
@@ -155,7 +155,7 @@ def read_yaml(path: Path, remedy: str) -> Any:
         ) from error
 
 
-def chosen_tasks(suite: SuiteEntry, tasks: Sequence[str] | None, source: str) -> list[str]:
+def task_names(suite: SuiteEntry, tasks: Sequence[str] | None, source: str) -> list[str]:
     """The names of the tasks asked for, in the suite's order; None for all."""
     for name in tasks or ():
         if name not in suite.tasks:
@@ -165,7 +165,7 @@ def chosen_tasks(suite: SuiteEntry, tasks: Sequence[str] | None, source: str) ->
     return [name for name in suite.tasks if tasks is None or name in tasks]
 
 
-def resolved(folder: Path, text: str) -> str:
+def path_of(folder: Path, text: str) -> str:
     """A path of the suite as seen from here; a data set's name stays as it is."""
     path = Path(text).expanduser()
     inside = folder / path

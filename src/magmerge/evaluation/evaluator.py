@@ -14,9 +14,8 @@ from magmerge.core.machine import Progress
 from magmerge.core.recipe import explained
 from magmerge.evaluation.entries import WHOLE, SuiteEntry
 from magmerge.evaluation.harness import LmEval, run_harness
-from magmerge.evaluation.live_model import Measurable
-from magmerge.evaluation.runner import Hardware
-from magmerge.evaluation.scores import Scores, save_all
+from magmerge.evaluation.live_model import Hardware, Measurable
+from magmerge.evaluation.scores import Scores, save_document
 from magmerge.evaluation.task_suite import Suite, open_suite
 
 NAME = "quick look"
@@ -120,11 +119,9 @@ def evaluate(
     _one_of(suite=suite, perplexity_or_questions=[*perplexity, *questions], lm_eval=lm_eval)
     if out is not None:
         check_document(Path(out), overwrite=overwrite)
-    setting = Hardware(**machine)
+    setting = Hardware(**machine, progress=progress)
     if lm_eval:
-        scores = run_harness(
-            models, LmEval.of(lm_eval), setting, allow_code=allow_code, progress=progress
-        )
+        scores = run_harness(models, LmEval.of(lm_eval), setting, allow_code=allow_code)
     else:
         named = Columns(**{key: name for key, name in (columns or {}).items() if name})
         if suite is None:
@@ -137,10 +134,9 @@ def evaluate(
             split=split, tasks=tasks, progress=progress, **machine,
         )  # fmt: skip
         scores = list(results.values())
-    if out is not None and many:
-        save_all(scores, out, overwrite=overwrite)
-    elif out is not None:
-        scores[0].save(out, overwrite=overwrite)
+    if out is not None:
+        documents = [row.document() for row in scores]
+        save_document(documents if many else documents[0], out, overwrite=overwrite)
     return scores if many else scores[0]
 
 

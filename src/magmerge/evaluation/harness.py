@@ -20,10 +20,9 @@ import torch
 from magmerge.core.errors import MagmergeError, MagmergeWarning, ParameterError, UnknownNameError
 from magmerge.core.errors import suggestion as near
 from magmerge.core.extras import needed
-from magmerge.core.machine import Progress
 from magmerge.engine.result import Result
+from magmerge.evaluation.live_model import Hardware
 from magmerge.evaluation.metrics import Z
-from magmerge.evaluation.runner import Hardware
 from magmerge.evaluation.scores import Scores, TaskScore
 from magmerge.live.modules import quiet_transformers
 
@@ -38,8 +37,8 @@ class LmEval:
     """What lm-evaluation-harness is asked for.
 
     `tasks` are names of its tasks, groups or tags; `include` is a folder with task files of one's
-    own, which it reads. `limit` rows of each task are
-    measured (default: all), with `num_fewshot` examples before each (default: the task's own).
+    own. `limit` rows of each task are measured (default: all), with `num_fewshot` examples before
+    each (default: the task's own).
     """
 
     tasks: tuple[str, ...]
@@ -72,12 +71,7 @@ class LmEval:
 
 
 def run_harness(
-    models: Sequence[Any],
-    question: LmEval,
-    machine: Hardware,
-    *,
-    allow_code: bool = False,
-    progress: Progress | None = None,
+    models: Sequence[Any], question: LmEval, machine: Hardware, *, allow_code: bool = False
 ) -> list[Scores]:
     """Measure model folders on tasks of lm-evaluation-harness: a row for each task and metric.
 
@@ -96,16 +90,13 @@ def run_harness(
         )
     harness, all_scores = needed("lm_eval", "--lm-eval"), []
     seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
-    with _quiet():
+    dtype = str(machine.format or torch.float32).removeprefix("torch.")
+    with _quiet(machine):
         tasks = _task_index(question)
         for folder in folders:
             start = time.monotonic()
-            model = {
-                "pretrained": str(folder),
-                "dtype": str(machine.format or torch.float32).removeprefix("torch."),
-                "trust_remote_code": False,
-            }
-            with _bars(progress), _explained(folder, question):
+            model = {"pretrained": str(folder), "dtype": dtype, "trust_remote_code": False}
+            with _failures(folder, question):
                 results = harness.simple_evaluate(
                     model="hf",
                     model_args=model,
@@ -126,20 +117,23 @@ def run_harness(
 
 
 @contextmanager
-def _bars(progress: Progress | None) -> Iterator[None]:
-    """The bars over the harness's requests go to `progress`; none of its bars is drawn."""
+def _quiet(machine: Hardware) -> Iterator[None]:
+    """Without the harness's log and bars; the bar over its requests is told as progress."""
     tqdm: Any = import_module("tqdm").tqdm
-    bars = import_module("datasets.utils")
+    bars, log = import_module("datasets.utils"), logging.getLogger("lm_eval")
 
     class Bar(tqdm):  # type: ignore[misc]
         def display(self, *_: Any, **__: Any) -> None:
-            if progress is not None and self.total:
-                progress("evaluating", min(self.n, self.total), self.total)
+            if self.total:
+                machine.tell("evaluating", min(self.n, self.total), self.total)
 
     def silent(items: Any = (), *_: Any, **__: Any) -> Any:
         return tqdm(items, disable=True)
 
     with ExitStack() as stack:
+        stack.enter_context(quiet_transformers())
+        stack.callback(log.setLevel, log.level)
+        log.setLevel(logging.CRITICAL)
         if not bars.are_progress_bars_disabled():
             bars.disable_progress_bars()
             stack.callback(bars.enable_progress_bars)
@@ -210,7 +204,14 @@ def _task_index(question: LmEval) -> Any:
 def _rows(results: Mapping[str, Any], tasks: Sequence[str], seconds: float) -> Iterator[TaskScore]:
     """A row for each task and metric; a group without own scores gives those of its tasks."""
     table, members = results["results"], results.get("group_subtasks") or {}
-    names = [name for task in tasks for name in _with_scores(task, table, members)]
+
+    def with_scores(name: str) -> list[str]:
+        """The task or group itself, or those of its members, that have scores."""
+        if name in table and any(_metrics(table[name])):
+            return [name]
+        return [task for member in members.get(name, ()) for task in with_scores(member)]
+
+    names = [name for task in tasks for name in with_scores(task)]
     # Tags are no groups: their tasks are found under names that were not asked for.
     names = names or list(table)
     missing = [name for name in table if not any(name in _below(task, members) for task in tasks)]
@@ -225,16 +226,6 @@ def _rows(results: Mapping[str, Any], tasks: Sequence[str], seconds: float) -> I
             low, high = (None, None) if error is None else (score - Z * error, score + Z * error)
             total = rows if isinstance(rows, int) else int(table[name].get("sample_len") or 0)
             yield TaskScore(name, name, metric, score, low, high, total, None, seconds / count)
-
-
-def _with_scores(
-    name: str, table: Mapping[str, Any], members: Mapping[str, Sequence[str]]
-) -> list[str]:
-    if name in table and any(_metrics(table[name])):
-        return [name]
-    return [
-        task for member in members.get(name, ()) for task in _with_scores(member, table, members)
-    ]
 
 
 def _below(name: str, members: Mapping[str, Sequence[str]]) -> set[str]:
@@ -255,25 +246,24 @@ def _metrics(row: Mapping[str, Any]) -> Iterator[tuple[str, float, float | None]
 
 
 @contextmanager
-def _explained(folder: Path, question: LmEval) -> Iterator[None]:
+def _failures(folder: Path, question: LmEval) -> Iterator[None]:
     """One message for whatever the harness raises."""
     try:
         yield
     except MagmergeError:
         raise
     except Exception as error:
-        names = ", ".join(question.tasks)
-        if any(
-            mark in type(cause).__name__.lower() for cause in _causes(error) for mark in OFFLINE
-        ):
+        names, line = ", ".join(question.tasks), _first_line(error)
+        kinds = [type(cause).__name__.lower() for cause in _causes(error)]
+        if any(mark in kind for kind in kinds for mark in OFFLINE):
             raise MagmergeError(
-                f"the data of {names} cannot be fetched: {_first_line(error)}",
+                f"the data of {names} cannot be fetched: {line}",
                 source=SUITE,
                 remedy="run it once with a network, which keeps the data in the cache, or give a "
                 "task with data of your own (--lm-eval-include)",
             ) from error
         raise MagmergeError(
-            f"{SUITE} fails on {names}: {type(error).__name__}: {_first_line(error)}",
+            f"{SUITE} fails on {names}: {type(error).__name__}: {line}",
             source=folder,
             remedy="see that the task's data is there and that transformers loads the model",
         ) from error
@@ -290,16 +280,3 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _first_line(error: Exception) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the harness's log, which is not for users."""
-    log = logging.getLogger("lm_eval")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        with quiet_transformers():
-            yield
-    finally:
-        log.setLevel(level)

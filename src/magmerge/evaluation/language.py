@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from magmerge.core.errors import MagmergeError
-from magmerge.data import DataError, Inputs
-from magmerge.evaluation.runner import Batch, forward, takes
+from magmerge.data.rows import DataError, Inputs
+from magmerge.evaluation.runner import Batch, forward
 
 BATCH = 32
 LOGITS = 1 << 25
@@ -37,10 +38,9 @@ def _best_next(
     pieces: Sequence[TokenSpan], choices: Sequence[Sequence[int]], module: nn.Module, inputs: Inputs
 ) -> Tensor:
     """Of choices of one token, which one call tells: the best, and how many: [rows, 2]."""
-    lines = []
-    for (_, logits), tokens in zip(_logits(module, inputs, pieces), choices, strict=True):
-        lines.append([int(logits[-1, list(tokens)].float().argmax()), len(tokens)])
-    return torch.tensor(lines)
+    rows = zip(_logits(module, inputs, pieces), choices, strict=True)
+    best = [int(logits[-1, list(tokens)].float().argmax()) for (_, logits), tokens in rows]
+    return torch.tensor([best, list(map(len, choices))]).T
 
 
 def _best_piece(
@@ -97,15 +97,14 @@ def choice_batches(
         ]
         return _batch(rows, pieces, _best_piece, [len(tails[row]) for row in rows])
 
-    words = len(tokenizer)
-    lengths = [len(prompt) + 1 for prompt in prompts]
-    parts = list(_grouped(sorted(single), lengths, words, following))
-    longer = [row for row in range(len(prompts)) if row not in single]
-    lengths = [
-        (len(prompt) + max(map(len, tails[row]))) * len(tails[row])
-        for row, prompt in enumerate(prompts)
+    words, longer = len(tokenizer), set(range(len(prompts))) - single
+    short = [len(prompt) + 1 for prompt in prompts]
+    long = [
+        (len(prompt) + max(map(len, own))) * len(own)
+        for prompt, own in zip(prompts, tails, strict=True)
     ]
-    return (*parts, *_grouped(longer, lengths, words, whole))
+    batches = _grouped(sorted(single), short, words, following)
+    return (*batches, *_grouped(sorted(longer), long, words, whole))
 
 
 def _tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -189,9 +188,10 @@ def _logits(
     """For each piece the logits that predict its tokens from `first` on: [tokens, words]."""
     length = max(len(piece.tokens) for piece in pieces) - 1
     kwargs: dict[str, Any] = dict(inputs.kwargs)
-    if takes(module, "use_cache"):
+    parameters = signature(module.forward).parameters
+    if "use_cache" in parameters:
         kwargs["use_cache"] = False
-    if takes(module, "logits_to_keep"):
+    if "logits_to_keep" in parameters:
         kwargs["logits_to_keep"] = length - min(piece.first for piece in pieces) + 1
     output = forward(module, Inputs((), kwargs, len(pieces)))
     logits = getattr(output, "logits", output)

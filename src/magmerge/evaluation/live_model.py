@@ -16,15 +16,51 @@ from torch import Tensor, nn
 from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.clip import family_of, in_family
 from magmerge.checkpoints.loader import is_adapter
+from magmerge.core import dtypes
 from magmerge.core.errors import ParameterError
+from magmerge.core.machine import CPU, DEFAULT_MEMORY, Machine, Progress
 from magmerge.core.models import Checkpoint
 from magmerge.engine.result import Result
 from magmerge.evaluation.entries import ModelEntry
+from magmerge.linalg.device import open_device
 from magmerge.live.module_weights import load, matched
 from magmerge.live.modules import WEIGHT_FILES, bare_model
 from magmerge.pipeline.merge import merge
 
 Measurable: TypeAlias = str | Path | Mapping[str, Tensor] | nn.Module | Result
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What the arithmetic is done with, and who hears of it; only the dtype changes a score.
+
+    A module of the user's own keeps device and dtype where they are None. Raises ParameterError or
+    UnknownNameError for what there is not.
+    """
+
+    threads: int | None = None
+    workers: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    memory: str | int = DEFAULT_MEMORY
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and (not isinstance(self.workers, int) or self.workers < 1):
+            raise ParameterError(f"{self.workers} workers", remedy="give one worker or more")
+        open_device(self.device or CPU)
+        Machine(self.threads, self.memory)
+        dtypes.parse_float_dtype(str(self.dtype or "float32"))
+
+    @property
+    def format(self) -> torch.dtype | None:
+        """The dtype as torch has it."""
+        return dtypes.torch_dtype(dtypes.parse_float_dtype(self.dtype)) if self.dtype else None
+
+    def tell(self, label: str, done: int, total: int) -> None:
+        """Say how far the work is."""
+        if self.progress is not None:
+            self.progress(label, done, total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +109,7 @@ def open_weights(model: Measurable, base: Path | None) -> ModelWeights:
         return ModelWeights(f"a {type(model).__name__}", module=model)
     if isinstance(model, Result):
         name = repr(model) if model.path is None else str(model.path)
-        folder = model.path if _is_folder(model.path) else None
+        folder = model.path if model.path is not None and model.path.is_dir() else None
         shapes = {step.spec.name: step.spec.shape for step in model.plan.steps}
         return ModelWeights(name, model.state_dict, shapes, folder)
     checkpoint = open_checkpoint(model)
@@ -89,7 +125,7 @@ def open_weights(model: Measurable, base: Path | None) -> ModelWeights:
     return _of_checkpoint(checkpoint, checkpoint.source, checkpoint.folder)
 
 
-def renamed(weights: ModelWeights, module: nn.Module) -> ModelWeights:
+def in_names_of(weights: ModelWeights, module: nn.Module) -> ModelWeights:
     """The weights under the module's names, where both are CLIP models of different families.
 
     Hugging Face, open_clip (OpenAI's own) and timm name and fuse the same tensors differently.
@@ -115,10 +151,6 @@ def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     return {name: spec.shape for name, spec in checkpoint.specs.items()}
 
 
-def _is_folder(path: Path | None) -> bool:
-    return path is not None and path.is_dir()
-
-
 class LiveModel:
     """One module for all models that are measured in turn."""
 
@@ -127,38 +159,37 @@ class LiveModel:
         self._module: nn.Module | None = None
         self._key: tuple[Any, ...] = ()
 
-    def put(
-        self, weights: ModelWeights, dtype: torch.dtype | None, device: str | None
-    ) -> nn.Module:
+    def put(self, weights: ModelWeights, machine: Hardware) -> nn.Module:
         """The module with these weights; StructureError where they do not fit it."""
         if weights.module is not None:
-            return _as_it_is(weights.module, dtype, device)
+            return _as_it_is(weights.module, machine)
         # Buffers and poolers that a model does not store would keep the last model's values.
-        key = (*self._place(weights, dtype, device), frozenset(weights.shapes))
+        place = self._place(weights, machine)
+        key = (*place, frozenset(weights.shapes))
         module = self._module if self._key == key else None
         # A model that does not fit, and the one of other names, leave their place.
         self._module, self._key = None, ()
         if module is None:
-            module = self._build(key[0], weights.name)
-        fitting = renamed(weights, module)
-        load(module, fitting.read(), weights.name)
-        self._module, self._key = module.to(dtype=key[1], device=key[2]), key
+            module = self._build(place[0], weights.name)
+        load(module, in_names_of(weights, module).read(), weights.name)
+        self._module, self._key = module.to(dtype=place[1], device=place[2]), key
         return self._module
 
-    def check(self, weights: ModelWeights, dtype: torch.dtype | None, device: str | None) -> None:
+    def check(self, weights: ModelWeights, machine: Hardware) -> None:
         """StructureError where weights do not fit the module that is there, if it is for them."""
-        alike = self._key[:3] == self._place(weights, dtype, device)
+        alike = self._key[:3] == self._place(weights, machine)
         if self._module is not None and weights.module is None and alike:
-            matched(self._module, renamed(weights, self._module).shapes, weights.name)
+            matched(self._module, in_names_of(weights, self._module).shapes, weights.name)
 
     def another(self) -> LiveModel:
         """One for a further model at the same time."""
         return LiveModel(self._entry, self._base)
 
     def _place(
-        self, weights: ModelWeights, dtype: torch.dtype | None, device: str | None
+        self, weights: ModelWeights, machine: Hardware
     ) -> tuple[Path | None, torch.dtype, str]:
-        return self._base or weights.folder, dtype or torch.float32, device or "cpu"
+        folder = self._base or weights.folder
+        return folder, machine.format or torch.float32, machine.device or CPU
 
     def _build(self, donor: Path | None, source: str) -> nn.Module:
         entry = self._entry
@@ -175,12 +206,11 @@ class LiveModel:
         ).eval()
 
 
-def _as_it_is(module: nn.Module, dtype: torch.dtype | None, device: str | None) -> nn.Module:
+def _as_it_is(module: nn.Module, machine: Hardware) -> nn.Module:
     """The user's own module, which is neither moved nor changed."""
     like = next(module.parameters(), torch.empty(0))
-    if dtype not in (None, like.dtype) or (
-        device is not None and torch.device(device).type != like.device.type
-    ):
+    device = like.device.type if machine.device is None else torch.device(machine.device).type
+    if (machine.format or like.dtype, device) != (like.dtype, like.device.type):
         raise ParameterError(
             f"the module computes in {like.dtype} on {like.device}",
             source=f"a {type(module).__name__}",

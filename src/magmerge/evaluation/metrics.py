@@ -13,6 +13,7 @@ from torch import Tensor
 from magmerge.linalg.draws import BITS, derive_seed, integers
 
 Classes = Int[Tensor, "*resamples classes"]
+Draws = Int[Tensor, "*resamples rows"]
 Values = Float[Tensor, "*resamples rows"]
 
 
@@ -24,14 +25,18 @@ class Counts(NamedTuple):
     actual: Tensor
 
 
-def count(labels: Int[Tensor, "rows"], predictions: Int[Tensor, "rows"], classes: int) -> Counts:
-    """The counts of one set of predictions."""
-    right = labels[labels == predictions]
-    return Counts(
-        torch.bincount(right, minlength=classes),
-        torch.bincount(predictions, minlength=classes),
-        torch.bincount(labels, minlength=classes),
-    )
+def count(labels: Draws, predictions: Draws, classes: int) -> Counts:
+    """The counts of each set of predictions, resampled or not."""
+    sets = labels.shape[:-1]
+    # The classes of each set have numbers of their own.
+    shift = torch.arange(sets.numel()).reshape(*sets, 1) * classes
+
+    def tally(values: Tensor, kept: Tensor | None = None) -> Tensor:
+        weights = None if kept is None else kept.flatten().double()
+        sums = torch.bincount((values + shift).flatten(), weights, sets.numel() * classes)
+        return sums.reshape(*sets, classes).long()
+
+    return Counts(tally(labels, labels == predictions), tally(predictions), tally(labels))
 
 
 def f1(right: Classes, predicted: Classes, actual: Classes) -> Float[Tensor, "*resamples"]:
@@ -71,10 +76,9 @@ def pearson(labels: Values, predictions: Values) -> Float[Tensor, "*resamples"]:
 
     0 where all labels, or all predictions, are the same.
     """
-    one = _centred(labels)
-    other = _centred(predictions)
-    spread = (one**2).sum(dim=-1) * (other**2).sum(dim=-1)
-    ratio = (one * other).sum(dim=-1) / spread.clamp(min=torch.finfo(spread.dtype).tiny).sqrt()
+    first, second = _centred(labels), _centred(predictions)
+    spread = (first**2).sum(dim=-1) * (second**2).sum(dim=-1)
+    ratio = (first * second).sum(dim=-1) / spread.clamp(min=torch.finfo(spread.dtype).tiny).sqrt()
     return torch.where(spread > 0, ratio.clamp(-1, 1), 0.0)
 
 
@@ -112,46 +116,19 @@ def wilson(right: int, rows: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def of_classes(
-    score: Callable[[Tensor, Tensor, Tensor], Tensor],
-    labels: Tensor,
-    predictions: Tensor,
-    classes: int,
-) -> tuple[float, float]:
-    """The percentile bootstrap interval over rows, of a score of classes."""
-    scores = []
-    for rows in resampled(len(labels)):
-        drawn, guessed = labels[rows], predictions[rows]
-        shift = torch.arange(len(rows)).unsqueeze(-1) * classes
-
-        def tally(values: Tensor, weights: Tensor | None = None, shift: Tensor = shift) -> Tensor:
-            flat = (values + shift).flatten()
-            kept = None if weights is None else weights.flatten().double()
-            counts = torch.bincount(flat, kept, minlength=shift.numel() * classes)
-            return counts.reshape(-1, classes).long()
-
-        counts = Counts(tally(drawn, drawn == guessed), tally(guessed), tally(drawn))
-        scores.append(score(*counts))
-    return _percentiles(torch.cat(scores))
-
-
-def of_rows(
-    score: Callable[[Tensor, Tensor], Tensor], one: Tensor, other: Tensor
+def bootstrap(
+    score: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor
 ) -> tuple[float, float]:
     """The percentile bootstrap interval over rows (texts), of a score of two columns."""
-    parts = [score(one[rows], other[rows]) for rows in resampled(len(one))]
-    return _percentiles(torch.cat(parts))
+    scores = torch.cat([score(first[rows], second[rows]) for rows in resamples(len(first))])
+    low, high = torch.quantile(scores, torch.tensor([0.025, 0.975], dtype=scores.dtype)).tolist()
+    return low, high
 
 
-def resampled(rows: int) -> Iterator[Tensor]:
+def resamples(rows: int) -> Iterator[Tensor]:
     """RESAMPLES draws of `rows` rows with replacement, the same for each number of rows."""
     step = max(1, CHUNK // rows)
     for start in range(0, RESAMPLES, step):
         draws = min(step, RESAMPLES - start)
         words = integers(SEED, draws * rows, start * rows).long()
         yield ((words * rows) >> BITS).reshape(draws, rows)
-
-
-def _percentiles(scores: Tensor) -> tuple[float, float]:
-    low, high = torch.quantile(scores, torch.tensor([0.025, 0.975], dtype=scores.dtype)).tolist()
-    return low, high

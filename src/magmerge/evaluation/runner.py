@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from magmerge.core import dtypes
-from magmerge.core.errors import MagmergeError, ParameterError
-from magmerge.core.machine import CPU, Machine, Progress
-from magmerge.core.machine import DEFAULT_MEMORY as DEFAULT
-from magmerge.data import Inputs
+from magmerge.core.errors import MagmergeError
+from magmerge.core.machine import CPU, Machine
+from magmerge.data.rows import Inputs
 from magmerge.engine.executors import local
-from magmerge.evaluation.live_model import LiveModel, ModelWeights, evaluating
-from magmerge.linalg.device import open_device
+from magmerge.evaluation.live_model import Hardware, LiveModel, ModelWeights, evaluating
 from magmerge.live.calls import placed
 
 AHEAD = 2
@@ -67,20 +65,15 @@ def batches_ahead(
     yield from waiting
 
 
-def in_order(batches: Sequence[Batch], lines: Sequence[Tensor]) -> Tensor:
-    """The lines of all batches in the order of the rows."""
-    rows = torch.tensor([row for batch in batches for row in batch.rows])
-    return torch.cat(list(lines))[rows.argsort()]
-
-
-def copied(inputs: Inputs) -> Inputs:
+def copy_of(inputs: Inputs) -> Inputs:
     """Inputs that a model may change in place: the next one gets them as they were."""
 
-    def copy(part: Any) -> Any:
-        return part.clone() if isinstance(part, Tensor) else part
-
-    kwargs = {key: copy(part) for key, part in inputs.kwargs.items()}
-    return Inputs(tuple(map(copy, inputs.args)), kwargs, inputs.rows)
+    args = tuple(part.clone() if isinstance(part, Tensor) else part for part in inputs.args)
+    kwargs = {
+        key: part.clone() if isinstance(part, Tensor) else part
+        for key, part in inputs.kwargs.items()
+    }
+    return Inputs(args, kwargs, inputs.rows)
 
 
 def forward(module: nn.Module, inputs: Inputs) -> Any:
@@ -98,55 +91,15 @@ def forward(module: nn.Module, inputs: Inputs) -> Any:
         ) from error
 
 
-def takes(module: nn.Module, name: str) -> bool:
-    """Whether the module's forward has a parameter of this name."""
-    return name in inspect.signature(module.forward).parameters
-
-
 def _shape(value: Any) -> str:
     return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
-
-
-@dataclass(frozen=True, slots=True)
-class Hardware:
-    """What the arithmetic is done with; none of it changes a score, but for the dtype.
-
-    Raises ParameterError or UnknownNameError for what there is not.
-    """
-
-    threads: int | None = None
-    workers: int | None = None
-    device: str | None = None
-    dtype: str | None = None
-    memory: str | int = DEFAULT
-
-    def __post_init__(self) -> None:
-        if self.workers is not None and (not isinstance(self.workers, int) or self.workers < 1):
-            raise ParameterError(f"{self.workers} workers", remedy="give one worker or more")
-        open_device(self.device or CPU)
-        Machine(self.threads)
-        dtypes.parse_size(self.memory)
-        dtypes.parse_float_dtype(str(self.dtype or "float32"))
-
-    @property
-    def format(self) -> torch.dtype | None:
-        """The dtype as torch has it."""
-        return dtypes.torch_dtype(dtypes.parse_float_dtype(self.dtype)) if self.dtype else None
-
-    @property
-    def lanes(self) -> int:
-        """How many batches are at work at once: a GPU runs one at a time by itself."""
-        return Machine(self.threads).count if (self.device or CPU) == CPU else 1
 
 
 class Runner:
     """Measures models on tasks; `total` is the number of batches that progress counts to."""
 
-    def __init__(
-        self, lives: list[LiveModel], machine: Hardware, progress: Progress | None, total: int
-    ) -> None:
-        self._lives, self._machine, self._progress = lives, machine, progress
-        self._total, self._done = total, 0
+    def __init__(self, lives: list[LiveModel], machine: Hardware, total: int) -> None:
+        self._lives, self._machine, self._total, self._done = lives, machine, total, 0
 
     def groups(self, models: Sequence[ModelWeights]) -> Iterator[list[nn.Module]]:
         """As many of the models at once as fit into memory, at least one, until none is left.
@@ -155,35 +108,37 @@ class Runner:
         """
         room, left = dtypes.parse_size(self._machine.memory), list(models)
         while left:
-            count, size = 1, left[0].size(self._machine.format)
-            while count < len(left) and size + left[count].size(self._machine.format) <= room:
-                size += left[count].size(self._machine.format)
-                count += 1
+            sizes = accumulate(weights.size(self._machine.format) for weights in left)
+            count = max(1, sum(size <= room for size in sizes))
             while len(self._lives) < count:
                 self._lives.append(self._lives[0].another())
+            group, left = left[:count], left[count:]
             yield [
-                live.put(weights, self._machine.format, self._machine.device)
-                for live, weights in zip(self._lives, left[:count], strict=False)
+                live.put(weights, self._machine)
+                for live, weights in zip(self._lives, group, strict=False)
             ]
-            left = left[count:]
 
     def answers(self, modules: Sequence[nn.Module], task: Prepared) -> list[Tensor]:
         """What each module makes of each row, in one pass: the same bits for any threads."""
 
         @torch.inference_mode()
         def call(batch: Batch, inputs: Future[Inputs]) -> list[Tensor]:
-            return [batch.measure(module, copied(inputs.result())) for module in modules]
+            return [batch.measure(module, copy_of(inputs.result())) for module in modules]
 
         workers = Machine(self._machine.workers).count
+        # A GPU runs one batch at a time by itself.
+        on_cpu = (self._machine.device or CPU) == CPU
+        lanes = Machine(self._machine.threads).count if on_cpu else 1
         with ExitStack() as stack:
             for module in modules:
                 stack.enter_context(evaluating(module))
             pool = stack.enter_context(ThreadPoolExecutor(workers))
             jobs = (partial(call, *job) for job in batches_ahead(task.batches, pool, workers))
-            lines = local.run(local.single(jobs), Machine(self._machine.lanes), done=self._count)
-        return [in_order(task.batches, own) for own in zip(*lines, strict=True)]
+            lines = local.run(local.single(jobs), Machine(lanes), done=self._count)
+        # From the order of the batches to that of the rows.
+        order = torch.tensor([row for batch in task.batches for row in batch.rows]).argsort()
+        return [torch.cat(own)[order] for own in zip(*lines, strict=True)]
 
     def _count(self, lines: Sequence[Tensor]) -> None:
         self._done += len(lines)
-        if self._progress is not None:
-            self._progress("evaluating", self._done, self._total)
+        self._machine.tell("evaluating", self._done, self._total)

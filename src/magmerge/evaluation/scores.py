@@ -44,6 +44,12 @@ class TaskScore:
         above, below = (self.expert, self.score) if lower else (self.score, self.expert)
         return above / below if below else None
 
+    def document(self) -> dict[str, Any]:
+        """The same as JSON holds it."""
+        content = asdict(self)
+        seconds = content.pop("seconds")
+        return {**content, "relative": self.relative, "seconds": seconds}
+
 
 @dataclass(frozen=True, slots=True)
 class Scores:
@@ -82,29 +88,18 @@ class Scores:
             "suite": self.suite,
             "split": self.split,
             "model": self.model,
-            "tasks": [
-                {
-                    **{key: value for key, value in asdict(task).items() if key != "seconds"},
-                    "relative": task.relative,
-                    "seconds": task.seconds,
-                }
-                for task in self.tasks
-            ],
+            "tasks": [task.document() for task in self.tasks],
             "mean": {"score": self.mean, "relative": self.relative},
             "seconds": self.seconds,
         }
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the document in one step; OutputError where the file exists or cannot be made."""
-        return _write(path, self.document(), overwrite=overwrite)
+        return save_document(self.document(), path, overwrite=overwrite)
 
 
-def save_all(scores: Sequence[Scores], path: str | Path, *, overwrite: bool = False) -> Path:
-    """The same for several models: a list of their documents."""
-    return _write(path, [row.document() for row in scores], overwrite=overwrite)
-
-
-def _write(path: str | Path, content: Any, *, overwrite: bool) -> Path:
+def save_document(content: Any, path: str | Path, *, overwrite: bool) -> Path:
+    """Write scores, of one model or of several, as JSON."""
     target = Path(path)
     check_document(target, overwrite=overwrite)
     write_whole(target, json.dumps(content, indent=1, allow_nan=False) + "\n")

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from magmerge.core.errors import printable
-from magmerge.evaluation.scores import LOWER_IS_BETTER
+from magmerge.evaluation.scores import LOWER_IS_BETTER, Scores, TaskScore
 from magmerge.evaluation.suites import NamedSuite
 from magmerge.report.terminal_tables import plain, table
 
-if TYPE_CHECKING:
-    from magmerge.evaluation import Scores, TaskScore
-
-
 PERCENT = frozenset({"accuracy", "f1", "acc", "acc_norm", "exact_match"})
 """Metrics that people read in percent."""
+MEAN = "accuracy"
+"""A mean is told as this metric is."""
 NUMBERS = ("rows", "score", "95 % interval", "expert", "of expert", "s")
 
 
@@ -40,7 +38,7 @@ def scores_table(scores: Scores) -> Table:
             f"{task.seconds:.1f}",
         )
     if len(scores.tasks) > 1:
-        mean = "" if scores.mean is None else f"{100 * scores.mean:.1f}"
+        mean = _spoken(MEAN, scores.mean)
         relative = ["", _percent(scores.relative)] if known else []
         seconds = f"{sum(task.seconds for task in scores.tasks):.1f}"
         grid.add_row(plain("mean", "bold"), "", "", plain(mean, "bold"), "", *relative, seconds)
@@ -54,26 +52,21 @@ def scores_heading(scores: Scores) -> Text:
 
 def comparison_table(scores: Sequence[Scores]) -> Table:
     """A row for each model, a column for each task, and the means; the best of a column is bold."""
-    tasks = [(task.task, task.title, task.metric) for task in scores[0].tasks]
-    repeated = len({task for task, _, _ in tasks}) < len(tasks)
-    names = [f"{task} {metric}" if repeated else task for task, _, metric in tasks]
-    means = ["mean"] if len(tasks) > 1 else []
-    grid = table(
-        "", "model", *(printable(name) for name in (*names, *means)), numbers=names + means
-    )
+    tasks = scores[0].tasks
+    repeated = len({task.task for task in tasks}) < len(tasks)
+    names = [printable(f"{task.task} {task.metric}" if repeated else task.task) for task in tasks]
+    columns = [(task.metric, [_score_of(model, task) for model in scores]) for task in tasks]
+    if len(tasks) > 1:
+        names.append("mean")
+        columns.append((MEAN, [model.mean for model in scores]))
+    grid = table("", "model", *names, numbers=names)
     grid.title = None
-    columns = [[_score_of(model, task, metric) for model in scores] for task, _, metric in tasks]
-    best = [_best(values, metric) for values, (_, _, metric) in zip(columns, tasks, strict=True)]
-    mean = [model.mean for model in scores]
+    best = [_best(values, metric) for metric, values in columns]
     for row, model in enumerate(scores):
         cells = [
             plain(_spoken(metric, values[row]), "bold" if values[row] == top else "")
-            for values, top, (_, _, metric) in zip(columns, best, tasks, strict=True)
+            for (metric, values), top in zip(columns, best, strict=True)
         ]
-        if means:
-            top = _best(mean, "mean")
-            text = "" if mean[row] is None else f"{100 * (mean[row] or 0):.1f}"
-            cells.append(plain(text, "bold" if mean[row] == top else ""))
         grid.add_row(plain(model.model), *cells)
     return grid
 
@@ -103,9 +96,9 @@ def _where(scores: Scores) -> str:
     return f"the {scores.split} split of {scores.suite}" if scores.split else scores.suite
 
 
-def _score_of(scores: Scores, task: str, metric: str) -> float | None:
+def _score_of(scores: Scores, task: TaskScore) -> float | None:
     known = {(row.task, row.metric): row.score for row in scores.tasks}
-    return known.get((task, metric))
+    return known.get((task.task, task.metric))
 
 
 def _best(values: Sequence[float | None], metric: str) -> float | None:
@@ -140,12 +133,8 @@ def suite_table(suite: NamedSuite) -> Table:
     """A row for each entry of a suite that was written, with where its test data is."""
     grid = table(f"suite {suite.name}", "task", "metric", "classes", "data", numbers=["classes"])
     for task in suite.tasks:
-        grid.add_row(
-            plain(f"{task.title} ({task.name})"),
-            task.metric,
-            str(task.classes or ""),
-            plain(task.origin),
-        )
+        title, origin = plain(f"{task.title} ({task.name})"), plain(task.origin)
+        grid.add_row(title, task.metric, str(task.classes or ""), origin)
     return grid
 
 

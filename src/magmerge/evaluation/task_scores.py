@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from magmerge.core.errors import MagmergeWarning, ParameterError, suggestion
-from magmerge.data import DataError, Rows, Texts, has_splits, read_samples
+from magmerge.core.errors import ParameterError, suggestion
+from magmerge.data.rows import DataError, Rows, SampleDraw, Texts
+from magmerge.data.sources import has_splits, read_samples
 from magmerge.data.tokens import open_tokenizer, token_limit
+from magmerge.engine.notes import warn
 from magmerge.evaluation import metrics
-from magmerge.evaluation.classification import class_batches, read_head
-from magmerge.evaluation.entries import WHOLE, SuiteEntry, TaskEntry, resolved
+from magmerge.evaluation.classification import Answer, Reading, class_batches, read_head
+from magmerge.evaluation.entries import WHOLE, SuiteEntry, TaskEntry, path_of
 from magmerge.evaluation.language import choice_batches, text_batches
 from magmerge.evaluation.runner import Prepared
 
@@ -29,57 +31,6 @@ def class_numbers(
     """Labels as numbers from 0: whole numbers as they are, words by their place in `names`."""
     places = {name.strip(): place for place, name in enumerate(names or ())}
     return torch.tensor([_number(label, places, source) for label in labels], dtype=torch.int64)
-
-
-def values_of(labels: Sequence[Any], source: str) -> Float[Tensor, "rows"]:
-    """Labels of a regression, in float64; DataError for one that is no finite number."""
-    return torch.tensor([_value(label, source) for label in labels], dtype=torch.float64)
-
-
-def choices_of(rows: Sequence[Any], source: str) -> list[tuple[str, ...]]:
-    """Each row's own choices: a list of two texts or more, or JSON of one, as a table has it."""
-    return [_choices(content, number, source) for number, content in enumerate(rows, start=1)]
-
-
-def right_choices(
-    labels: Sequence[Any], choices: Sequence[Sequence[str]], source: str
-) -> Int[Tensor, "rows"]:
-    """The place of each row's right choice, which is told by its number from 0 or by its text."""
-    content = [
-        int(class_numbers([label], own, source)[0])
-        for label, own in zip(labels, choices, strict=True)
-    ]
-    return torch.tensor(content, dtype=torch.int64)
-
-
-def _value(label: Any, source: str) -> float:
-    try:
-        value = float(label)
-    except (ValueError, TypeError, OverflowError):
-        value = math.nan
-    if not math.isfinite(value) or isinstance(label, bool):
-        raise DataError(
-            f"the label {str(label)!r} is no number",
-            source=source,
-            remedy="name the column of the numbers with label_field",
-        )
-    return value
-
-
-def _choices(content: Any, number: int, source: str) -> tuple[str, ...]:
-    if isinstance(content, str):
-        try:
-            content = json.loads(content)
-        except (ValueError, RecursionError):
-            content = None
-    sound = isinstance(content, list | tuple) and len(content) > 1
-    if not sound or not all(isinstance(choice, str) and choice.strip() for choice in content):
-        raise DataError(
-            f"row {number} has no list of two choices or more",
-            source=source,
-            remedy='write them as a list of texts, such as ["yes", "no"]',
-        )
-    return tuple(content)
 
 
 def _number(label: Any, places: dict[str, int], source: str) -> int:
@@ -106,6 +57,52 @@ def _number(label: Any, places: dict[str, int], source: str) -> int:
     return number
 
 
+def values_of(labels: Sequence[Any], source: str) -> Float[Tensor, "rows"]:
+    """Labels of a regression, in float64; DataError for one that is no finite number."""
+    values = []
+    for label in labels:
+        with suppress(ValueError, TypeError, OverflowError):
+            value = float(label)
+            if math.isfinite(value) and not isinstance(label, bool):
+                values.append(value)
+                continue
+        raise DataError(
+            f"the label {str(label)!r} is no number",
+            source=source,
+            remedy="name the column of the numbers with label_field",
+        )
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def choices_of(rows: Sequence[Any], source: str) -> list[tuple[str, ...]]:
+    """Each row's own choices: a list of two texts or more, or JSON of one, as a table has it."""
+    choices = []
+    for number, content in enumerate(rows, start=1):
+        own: Any = content
+        if isinstance(content, str):
+            own = None
+            with suppress(ValueError, RecursionError):
+                own = json.loads(content)
+        sound = isinstance(own, list | tuple) and len(own) > 1
+        if not sound or not all(isinstance(choice, str) and choice.strip() for choice in own):
+            raise DataError(
+                f"row {number} has no list of two choices or more",
+                source=source,
+                remedy='write them as a list of texts, such as ["yes", "no"]',
+            )
+        choices.append(tuple(own))
+    return choices
+
+
+def right_choices(
+    labels: Sequence[Any], choices: Sequence[Sequence[str]], source: str
+) -> Int[Tensor, "rows"]:
+    """The place of each row's right choice, which is told by its number from 0 or by its text."""
+    pairs = zip(labels, choices, strict=True)
+    places = [int(class_numbers([label], own, source)[0]) for label, own in pairs]
+    return torch.tensor(places, dtype=torch.int64)
+
+
 def check_range(least: int, greatest: int, classes: int | None, source: str) -> None:
     """DataError where a label is below 0, or not below the number of classes."""
     if least < 0 or (classes is not None and greatest >= classes):
@@ -122,19 +119,10 @@ SCORES = {"f1": metrics.f1, "matthews": metrics.matthews}
 CORRELATIONS = {"pearson": metrics.pearson, "spearman": metrics.spearman}
 
 
-class Measured(NamedTuple):
-    """A score with its 95 % interval, and how many rows it is of."""
-
-    score: float
-    low: float
-    high: float
-    rows: int
-
-
 def data_source(name: str, entry: TaskEntry, split: str, suite: Path) -> tuple[str, str | None]:
     """Where a task's rows of this split are, and the split to read there if there are several."""
     known = entry.data if isinstance(entry.data, dict) else {WHOLE: entry.data}
-    if isinstance(entry.data, str) and has_splits(resolved(suite.parent, entry.data)):
+    if isinstance(entry.data, str) and has_splits(path_of(suite.parent, entry.data)):
         known = {split: entry.data}
     if split not in known:
         raise ParameterError(
@@ -142,7 +130,7 @@ def data_source(name: str, entry: TaskEntry, split: str, suite: Path) -> tuple[s
             source=suite,
             remedy=f"choose one with --split (split=): {', '.join(known)}",
         )
-    source = resolved(suite.parent, known[split])
+    source = path_of(suite.parent, known[split])
     return source, split if has_splits(source) else None
 
 
@@ -155,51 +143,43 @@ def prepare_task(
     """
     entry = suite.tasks[name]
     source, part = data_source(name, entry, split, path)
-    label_field = None if entry.kind == "perplexity" else entry.label_field
-    rows = _rows(name, entry, source, part, label_field)
-    for note in rows.notes:
-        warnings.warn(note, MagmergeWarning, stacklevel=2)
+
+    def read(label_field: str | None) -> Rows:
+        """All rows with one column beside their texts or images."""
+        how = SampleDraw(
+            name, None, field=entry.text_field, label_field=label_field,
+            pair_field=entry.pair_field, split=part, allow_test=True,
+        )  # fmt: skip
+        return read_samples(source, how)
+
+    rows = read(None if entry.kind == "perplexity" else entry.label_field)
+    warn(rows.notes)
     if entry.kind in ("classes", "values"):
-        return _headed(entry, suite, path, rows, folder)
+        return _with_head(entry, suite, path, rows, folder)
     choices = None
     if entry.choices is not None:
         choices = [entry.choices] * len(rows)
     elif entry.choices_field is not None:
-        column = _rows(name, entry, source, part, entry.choices_field).labels or ()
-        choices = choices_of(column, rows.source)
+        choices = choices_of(read(entry.choices_field).labels or (), rows.source)
     return _language(entry, suite, rows, folder, choices)
 
 
-def _rows(
-    name: str, entry: TaskEntry, source: str, part: str | None, label_field: str | None
-) -> Rows:
-    """All rows with one column beside their texts or images."""
-    return read_samples(
-        source,
-        name=name,
-        field=entry.text_field,
-        samples=None,
-        allow_test=True,
-        split=part,
-        label_field=label_field,
-        pair_field=entry.pair_field,
-    )
-
-
-def _headed(
+def _with_head(
     entry: TaskEntry, suite: SuiteEntry, path: Path, rows: Rows, folder: Path | None
 ) -> Prepared:
-    head = None if entry.head is None else read_head(resolved(path.parent, entry.head))
-    options, features = suite.preparation(entry), suite.features(entry)
+    head = None if entry.head is None else read_head(path_of(path.parent, entry.head))
+    labels = rows.labels or ()
     if entry.kind == "values":
-        values = values_of(rows.labels or (), rows.source)
-        batches = class_batches(rows, folder, options, features, head, "values")
-        return Prepared(batches, len(rows), values, rows.source)
-    labels = class_numbers(rows.labels or (), entry.classes or rows.classes, rows.source)
-    if head is not None:
-        check_range(int(labels.min()), int(labels.max()), len(head.weight), rows.source)
-    batches = class_batches(rows, folder, options, features, head)
-    return Prepared(batches, len(rows), labels, rows.source)
+        answer: Answer = "values"
+        targets = values_of(labels, rows.source)
+    else:
+        answer = "classes"
+        targets = class_numbers(labels, entry.classes or rows.classes, rows.source)
+        if head is not None:
+            check_range(int(targets.min()), int(targets.max()), len(head.weight), rows.source)
+    reading = Reading(suite.features(entry), head, answer)
+    batches = class_batches(rows, folder, suite.preparation(entry), reading)
+    return Prepared(batches, len(rows), targets, rows.source)
 
 
 def _language(
@@ -239,19 +219,22 @@ def following(text: str, choice: str) -> str:
     return choice if text[-1:].isspace() or choice[:1].isspace() else f" {choice}"
 
 
-def measured(metric: str, task: Prepared, answers: Tensor) -> Measured:
-    """The score of what was found for each row, in the rows' order."""
-    if task.labels is None or metric in CORRELATIONS:
-        score_of = CORRELATIONS.get(metric, metrics.perplexity)
-        one, other = answers.double().T if task.labels is None else (task.labels, answers.double())
-        interval = metrics.of_rows(score_of, one, other)
-        return Measured(float(score_of(one, other)), *interval, task.count)
-    predictions, classes = answers[:, 0].long(), int(answers[:, 1].max())
-    check_range(int(task.labels.min()), int(task.labels.max()), classes, task.source)
-    if metric == "accuracy":
-        right = int((predictions == task.labels).sum())
-        return Measured(right / task.count, *metrics.wilson(right, task.count), task.count)
-    of_counts = SCORES[metric]
-    score = float(of_counts(*metrics.count(task.labels, predictions, classes)))
-    interval = metrics.of_classes(of_counts, task.labels, predictions, classes)
-    return Measured(score, *interval, task.count)
+def score_of(metric: str, task: Prepared, answers: Tensor) -> tuple[float, float, float]:
+    """The score of what was answered for each row, in the rows' order, and its 95 % interval."""
+    score: Callable[[Tensor, Tensor], Tensor]
+    if task.labels is None:
+        score, (first, second) = metrics.perplexity, answers.double().T
+    elif metric in CORRELATIONS:
+        score, first, second = CORRELATIONS[metric], task.labels, answers.double()
+    else:
+        first, second, classes = task.labels, answers[:, 0].long(), int(answers[:, 1].max())
+        check_range(int(first.min()), int(first.max()), classes, task.source)
+        if metric == "accuracy":
+            right = int((second == first).sum())
+            return right / task.count, *metrics.wilson(right, task.count)
+        of_counts = SCORES[metric]
+
+        def score(labels: Tensor, predictions: Tensor) -> Tensor:
+            return of_counts(*metrics.count(labels, predictions, classes))
+
+    return float(score(first, second)), *metrics.bootstrap(score, first, second)

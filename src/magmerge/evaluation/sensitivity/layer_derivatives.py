@@ -9,14 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from magmerge.core.errors import ParameterError
 from magmerge.evaluation.sensitivity.layer_trials import (
-    Criterion,
     Drift,
-    Errors,
     LabelledBatch,
     Loss,
     MergedDelta,
+    Trial,
     call,
     kept_features,
 )
@@ -25,22 +23,8 @@ from magmerge.live.layers import Layer, with_parameters
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def takes(layer: Layer) -> bool:
-    """Whether the layer is one whose change in output has the shape of its output."""
-    module = layer.module
-    return isinstance(module, LINEAR) or type(module).__name__ == "Conv1D"
-
-
 def by_derivative(
-    model: nn.Module,
-    layers: Sequence[Layer],
-    batches: Sequence[LabelledBatch],
-    score: Criterion,
-    deltas: MergedDelta,
-    *,
-    factor: float,
-    seed: int,
-    done: Callable[[object], None] | None = None,
+    trial: Trial, seed: int, done: Callable[[object], None] | None = None
 ) -> dict[str, float]:
     """What `by_trial` measures, to second order in factor - 1, from one run of each batch.
 
@@ -51,17 +35,15 @@ def by_derivative(
     random direction of the features. Layers of other kinds than linear ones and convolutions are
     left out.
     """
-    if isinstance(score, Errors):
-        raise ParameterError(
-            "accuracy has no derivative", remedy="score by loss or drift, or take --mode exact"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    layers, foreign = [layer for layer in layers if takes(layer)], set[str]()
+    score, generator = trial.score, torch.Generator().manual_seed(seed)
+    layers = [layer for layer in trial.layers if _is_linear(layer.module)]
     slopes: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
     curves: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
-    for number, batch in enumerate(batches):
-        with _extended(layers, deltas, batch.inputs.rows, foreign) as shares, torch.enable_grad():
-            output = call(model, batch)
+    foreign = set[str]()
+    for number, batch in enumerate(trial.batches):
+        rows = batch.inputs.rows
+        with _with_shares(layers, trial.deltas, rows, foreign) as shares, torch.enable_grad():
+            output = call(trial.model, batch)
             inputs = list(shares.values())
             if isinstance(score, Loss):
                 losses = score.rows(output, batch, number)
@@ -70,27 +52,30 @@ def by_derivative(
                 second = _gradients(drawn, inputs, keep=False)
             else:
                 first = [torch.zeros_like(share) for share in inputs]
-                second = _gradients(_projected(output, batch, generator), inputs, keep=False)
+                second = _gradients(_projection(output, batch, generator), inputs, keep=False)
         for name, gradient, other in zip(shares, first, second, strict=True):
             slopes[name].append(gradient)
             curves[name].append(other.square())
         if done is not None:
             done(batch)
-    step = factor - 1
-    harms = {}
-    for name in foreign:
-        slopes.pop(name)
-    for name, slope in slopes.items():
+    step, harms = trial.factor - 1, {}
+    for name in [name for name in slopes if name not in foreign]:
         curvature = float(torch.cat(curves[name]).double().mean())
         if isinstance(score, Drift):
             harms[name] = abs(step) * curvature**0.5
         else:
-            harms[name] = step * float(torch.cat(slope).double().mean()) + step**2 * curvature / 2
+            slope = float(torch.cat(slopes[name]).double().mean())
+            harms[name] = step * slope + step**2 * curvature / 2
     return harms
 
 
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a change of its weights changes its output by one of the output's shape."""
+    return isinstance(module, LINEAR) or type(module).__name__ == "Conv1D"
+
+
 @contextmanager
-def _extended(
+def _with_shares(
     layers: Sequence[Layer], deltas: MergedDelta, rows: int, foreign: set[str]
 ) -> Iterator[dict[str, Tensor]]:
     """Within it each layer adds, for every row, a share of its task vector's output: zero of it.
@@ -99,43 +84,39 @@ def _extended(
     has no rows of the batch are put into `foreign`.
     """
     shares, handles = {}, []
+
+    def adding(layer: Layer, share: Tensor) -> Callable[..., Tensor]:
+        def hook(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        ) -> Tensor:
+            if output.ndim < 2 or len(output) % len(share) or not len(output):
+                foreign.add(layer.name)
+                return output
+            change = {
+                local: deltas(layer.tensors[local]).to(parameter)
+                if local in layer.tensors
+                else torch.zeros_like(parameter)
+                for local, parameter in module.named_parameters(recurse=False)
+            }
+            moved = with_parameters(module, change).forward(*args, **kwargs)
+            # Some models hand all tokens of a batch to a layer as one row each.
+            weights = share.repeat_interleave(len(moved) // len(share))
+            extended: Tensor = output + weights.reshape(-1, *[1] * (moved.ndim - 1)) * moved
+            return extended
+
+        return hook
+
     for layer in layers:
-        parameter = next(layer.module.parameters())
-        share = torch.zeros(rows, device=parameter.device, requires_grad=True)
-        shares[layer.name] = share
-        hook = _adding(layer, deltas, share, foreign)
         module = layer.module
-        handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        device = next(module.parameters()).device
+        share = torch.zeros(rows, device=device, requires_grad=True)
+        shares[layer.name] = share
+        handles.append(module.register_forward_hook(adding(layer, share), with_kwargs=True))
     try:
         yield shares
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _adding(
-    layer: Layer, deltas: MergedDelta, share: Tensor, foreign: set[str]
-) -> Callable[..., Tensor]:
-    def hook(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> Tensor:
-        if output.ndim < 2 or len(output) % len(share) or not len(output):
-            foreign.add(layer.name)
-            return output
-        own = dict(module.named_parameters(recurse=False))
-        change = {
-            local: deltas(layer.tensors[local]).to(parameter)
-            if local in layer.tensors
-            else torch.zeros_like(parameter)
-            for local, parameter in own.items()
-        }
-        moved = with_parameters(module, change).forward(*args, **kwargs)
-        # Some models hand all tokens of a batch to a layer as one row each.
-        weights = share.repeat_interleave(len(moved) // len(share))
-        extended: Tensor = output + weights.reshape(-1, *[1] * (moved.ndim - 1)) * moved
-        return extended
-
-    return hook
 
 
 def _gradients(rows: Tensor, shares: Sequence[Tensor], *, keep: bool) -> list[Tensor]:
@@ -167,7 +148,7 @@ def _drawn_losses(logits: Tensor, batch: LabelledBatch, generator: torch.Generat
     return means
 
 
-def _projected(output: Any, batch: LabelledBatch, generator: torch.Generator) -> Tensor:
+def _projection(output: Any, batch: LabelledBatch, generator: torch.Generator) -> Tensor:
     """Each row's features along a random direction, as a share of their length."""
     features = kept_features(output, batch.inputs).flatten(1)
     length = features.detach().square().sum(1).sqrt().clamp(min=torch.finfo(features.dtype).tiny)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -72,8 +72,13 @@ class Errors(Loss):
 class Drift:
     """How far the model's last features move, as a share of their length; root of mean squares."""
 
-    def __init__(self, reference: Mapping[int, Tensor]) -> None:
-        self._reference = reference
+    def __init__(self) -> None:
+        self._reference: list[Tensor] = []
+
+    def start(self, outputs: Sequence[Any], batches: Sequence[LabelledBatch]) -> None:
+        """Measure from these outputs on."""
+        calls = zip(outputs, batches, strict=True)
+        self._reference = [kept_features(output, batch.inputs) for output, batch in calls]
 
     def rows(self, output: Any, batch: LabelledBatch, number: int) -> Tensor:
         """The square of the share."""
@@ -144,17 +149,15 @@ MergedDelta = Callable[[str], Tensor]
 """The merge's task vector of a tensor, by its name."""
 
 
-def run_all(
-    model: nn.Module, batches: Sequence[LabelledBatch]
-) -> tuple[list[Any], list[RunRecord]]:
-    """Every batch's output, and what the model's blocks put out on the way."""
-    outputs, memories = [], []
-    for batch in batches:
-        memory = RunRecord()
-        with memory.recording(model), torch.no_grad():
-            outputs.append(call(model, batch))
-        memories.append(memory)
-    return outputs, memories
+class Trial(NamedTuple):
+    """A live merge, the layers that are ranked on batches by a score, and each one's change."""
+
+    model: nn.Module
+    layers: Sequence[Layer]
+    batches: Sequence[LabelledBatch]
+    score: Criterion
+    deltas: MergedDelta
+    factor: float
 
 
 def call(model: nn.Module, batch: LabelledBatch) -> Any:
@@ -162,46 +165,43 @@ def call(model: nn.Module, batch: LabelledBatch) -> Any:
     return run(model, batch.inputs, "the generic data set")
 
 
-def by_trial(
-    model: nn.Module,
-    layers: Sequence[Layer],
-    batches: Sequence[LabelledBatch],
-    score: Criterion,
-    deltas: MergedDelta,
-    *,
-    factor: float,
-    done: Callable[[object], None] | None = None,
-) -> dict[str, float]:
-    """By how much the score rises when a layer's task vector alone is multiplied by `factor`.
+def by_trial(trial: Trial, done: Callable[[object], None] | None = None) -> dict[str, float]:
+    """By how much the score rises when a layer's task vector alone is multiplied by the factor.
 
     arXiv:2512.19320, the sensitive layers, with a factor of 1.1. Blocks before the changed one are
     not run again: they put out what they did.
     """
-    outputs, memories = run_all(model, batches)
-    before = _overall(score, outputs, batches)
+    outputs, memories = [], []
+    for batch in trial.batches:
+        memory = RunRecord()
+        with memory.recording(trial.model), torch.no_grad():
+            outputs.append(call(trial.model, batch))
+        memories.append(memory)
+    if isinstance(trial.score, Drift):
+        trial.score.start(outputs, trial.batches)
+    before = _overall(trial, outputs)
     harms = {}
-    for layer in layers:
-        with _enlarged(layer, deltas, factor), torch.no_grad():
+    for layer in trial.layers:
+        name = layer.name
+        with _with_factor(layer, trial), torch.no_grad():
             changed = []
-            for batch, memory in zip(batches, memories, strict=True):
-                with memory.resuming(model, memory.first(layer.name)):
-                    changed.append(call(model, batch))
-        harms[layer.name] = _overall(score, changed, batches) - before
+            for batch, memory in zip(trial.batches, memories, strict=True):
+                with memory.resuming(trial.model, memory.first(name)):
+                    changed.append(call(trial.model, batch))
+        harms[name] = _overall(trial, changed) - before
         if done is not None:
             done(layer)
     return harms
 
 
-def _overall(score: Criterion, outputs: Sequence[Any], batches: Sequence[LabelledBatch]) -> float:
-    rows = [
-        score.rows(output, batch, number)
-        for number, (output, batch) in enumerate(zip(outputs, batches, strict=True))
-    ]
-    return score.overall(torch.cat(rows))
+def _overall(trial: Trial, outputs: Sequence[Any]) -> float:
+    calls = enumerate(zip(outputs, trial.batches, strict=True))
+    rows = [trial.score.rows(output, batch, number) for number, (output, batch) in calls]
+    return trial.score.overall(torch.cat(rows))
 
 
 @contextmanager
-def _enlarged(layer: Layer, deltas: MergedDelta, factor: float) -> Iterator[None]:
+def _with_factor(layer: Layer, trial: Trial) -> Iterator[None]:
     """Within it the layer has `factor` times its task vector; afterwards the very same weights."""
     own: Mapping[str, nn.Parameter] = {
         local: layer.module.get_parameter(local) for local in layer.tensors
@@ -209,7 +209,7 @@ def _enlarged(layer: Layer, deltas: MergedDelta, factor: float) -> Iterator[None
     kept = {local: parameter.detach().clone() for local, parameter in own.items()}
     with torch.no_grad():
         for local, tensor in layer.tensors.items():
-            own[local].add_(deltas(tensor).to(own[local]), alpha=factor - 1)
+            own[local].add_(trial.deltas(tensor).to(own[local]), alpha=trial.factor - 1)
     try:
         yield
     finally:

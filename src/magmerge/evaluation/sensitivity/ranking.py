@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
@@ -21,8 +21,9 @@ from magmerge.core.recipe import Samples as RecipeSamples
 from magmerge.core.types import Plan
 from magmerge.core.version import __version__
 from magmerge.core.whole_file import write_whole
-from magmerge.data import SampleOptions, read_samples
-from magmerge.data import prepare as prepare_rows
+from magmerge.data.inputs import prepare as prepare_rows
+from magmerge.data.rows import SampleOptions
+from magmerge.data.sources import read_samples
 from magmerge.engine.job import Job, Live, Work
 from magmerge.engine.kinship import doubts
 from magmerge.engine.notes import warn
@@ -33,16 +34,13 @@ from magmerge.evaluation.classification import read_head
 from magmerge.evaluation.entries import Features
 from magmerge.evaluation.sensitivity.layer_derivatives import by_derivative
 from magmerge.evaluation.sensitivity.layer_trials import (
-    Criterion,
     CriterionName,
     Drift,
     Errors,
     LabelledBatch,
     Loss,
-    MergedDelta,
+    Trial,
     by_trial,
-    kept_features,
-    run_all,
 )
 from magmerge.evaluation.task_scores import class_numbers
 from magmerge.live.coverage import follow
@@ -156,9 +154,15 @@ def sensitivity(
     active = live_merge(Work(job, plan))
     layers = _layers(active, plan)
     with at_rest(active.model):
-        judge = _judge(score, active.model, batches, head, features)
+        reading = (None if head is None else read_head(str(head)), features)
+        judge = Drift() if score == "drift" else (Loss if score == "loss" else Errors)(*reading)
         deltas = active.merged
-        harms = _try_all(active.model, layers, batches, judge, deltas, mode, seed, job.machine)
+        trial = Trial(active.model, layers, batches, judge, deltas, FACTOR)
+        if mode == "exact":
+            harms = by_trial(trial, machine.counter("trying layers", len(layers)))
+        else:
+            done = machine.counter("taking derivatives", len(batches))
+            harms = by_derivative(trial, seed, done)
     stored = {layer.name: _stored_name(layer) for layer in layers}
     harms = {stored[name]: worse for name, worse in harms.items()}
     result = Sensitivity(
@@ -169,24 +173,6 @@ def sensitivity(
     if out is not None:
         result.save(out, overwrite=overwrite)
     return result
-
-
-def _try_all(
-    live: nn.Module,
-    layers: Sequence[Layer],
-    batches: Sequence[LabelledBatch],
-    judge: Criterion,
-    deltas: MergedDelta,
-    mode: str,
-    seed: int,
-    machine: Machine,
-) -> dict[str, float]:
-    """Each layer's harm, in the mode that is asked for."""
-    if mode == "exact":
-        done = machine.counter("trying layers", len(layers))
-        return by_trial(live, layers, batches, judge, deltas, factor=FACTOR, done=done)
-    done = machine.counter("taking derivatives", len(batches))
-    return by_derivative(live, layers, batches, judge, deltas, factor=FACTOR, seed=seed, done=done)
 
 
 def _job(
@@ -219,24 +205,20 @@ def _described(model: Model) -> str:
 
 
 def _check(score: str, mode: str, alpha: int, label_field: str | None) -> None:
-    if score not in ("drift", "loss", "accuracy"):
-        raise ParameterError(f"the score is {score!r}", remedy="it is drift, loss or accuracy")
-    if mode not in ("exact", "fast"):
-        raise ParameterError(f"the mode is {mode!r}", remedy="it is exact or fast")
-    if not isinstance(alpha, int) or alpha < 1:
-        raise ParameterError(f"alpha is {alpha}", remedy="name one layer or more")
-    if score == "accuracy" and mode == "fast":
-        raise ParameterError(
-            "accuracy has no derivative", remedy="score by loss or drift, or take --mode exact"
-        )
-    if score == "accuracy" and label_field is None:
-        raise ParameterError(
-            "accuracy needs labels", remedy="name their column with --label-field (label_field=)"
-        )
-    if score == "drift" and label_field is not None:
-        raise ParameterError(
-            "drift looks at no labels", remedy="drop --label-field, or score by loss or accuracy"
-        )
+    labels = "name their column with --label-field (label_field=)"
+    unlabelled = "drop --label-field, or score by loss or accuracy"
+    for wrong, problem, remedy in (
+        (score not in get_args(CriterionName), f"the score is {score!r}",
+         "it is drift, loss or accuracy"),
+        (mode not in ("exact", "fast"), f"the mode is {mode!r}", "it is exact or fast"),
+        (not isinstance(alpha, int) or alpha < 1, f"alpha is {alpha}", "name one layer or more"),
+        (score == "accuracy" and mode == "fast", "accuracy has no derivative",
+         "score by loss or drift, or take --mode exact"),
+        (score == "accuracy" and label_field is None, "accuracy needs labels", labels),
+        (score == "drift" and label_field is not None, "drift looks at no labels", unlabelled),
+    ):  # fmt: skip
+        if wrong:
+            raise ParameterError(problem, remedy=remedy)
 
 
 def _batches(
@@ -246,16 +228,7 @@ def _batches(
     label_field: str | None,
     classes: Sequence[str] | None,
 ) -> list[LabelledBatch]:
-    rows = read_samples(
-        data,
-        name="generic",
-        field=options.text_field,
-        samples=options.samples,
-        seed=options.seed,
-        allow_test=options.allow_test,
-        split=options.split,
-        label_field=label_field,
-    )
+    rows = read_samples(data, options.draw("generic", label_field))
     warn(rows.notes)
     inputs = prepare_rows(rows, job.models.layout.folder, options.preparation, options.batch)
     if label_field is None:
@@ -281,22 +254,3 @@ def _stored_name(layer: Layer) -> str:
     """A layer's name as its tensors have it, which --sensitive takes."""
     tensor = next(iter(layer.tensors.values()))
     return tensor.rpartition(".")[0] or tensor
-
-
-def _judge(
-    score: CriterionName,
-    live: nn.Module,
-    batches: Sequence[LabelledBatch],
-    head: str | Path | None,
-    features: Features,
-) -> Criterion:
-    if score == "drift":
-        outputs, _ = run_all(live, batches)
-        return Drift(
-            {
-                number: kept_features(output, batch.inputs)
-                for number, (output, batch) in enumerate(zip(outputs, batches, strict=True))
-            }
-        )
-    opened = None if head is None else read_head(str(head))
-    return (Loss if score == "loss" else Errors)(opened, features)

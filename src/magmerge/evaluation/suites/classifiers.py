@@ -48,7 +48,11 @@ def cut_head(name: str, task: TextTask, expert: Path) -> CutHead:
     dense layer, tanh and a last layer on the first token. CheckpointError for any other, and where
     the order of its labels cannot be told.
     """
-    config, checkpoint = _config(expert), open_checkpoint(expert)
+    if not expert.is_dir():
+        raise ParameterError(
+            "it is no folder", source=expert, remedy="give the expert's folder with its config.json"
+        )
+    config, checkpoint = read_config(expert), open_checkpoint(expert)
     features: Features
     pooled = any(spec.endswith(POOLER) for spec in checkpoint.specs)
     if config.get("model_type") == "bert" and PLAIN["weight"] in checkpoint.specs and pooled:
@@ -71,10 +75,8 @@ def cut_head(name: str, task: TextTask, expert: Path) -> CutHead:
 
 def _read(checkpoint: Checkpoint, names: Mapping[str, str]) -> dict[str, Tensor]:
     """The head's tensors in float32; a bias that is not there is zero."""
-    tensors = {}
-    for own, stored in names.items():
-        if stored in checkpoint.specs:
-            tensors[own] = checkpoint.read(stored).float()
+    there = {own: stored for own, stored in names.items() if stored in checkpoint.specs}
+    tensors = {own: checkpoint.read(stored).float() for own, stored in there.items()}
     for own in [key for key in names if key.endswith("bias") and key not in tensors]:
         tensors[own] = torch.zeros(len(tensors[f"{own.removesuffix('bias')}weight"]))
     if tensors["weight"].dim() != 2 or tensors["bias"].shape != tensors["weight"].shape[:1]:
@@ -131,11 +133,3 @@ def _untold(expert: Path, problem: str) -> CheckpointError:
         source=expert / "config.json",
         remedy="name the task's classes in id2label, each at the number of its row of the head",
     )
-
-
-def _config(expert: Path) -> Mapping[str, Any]:
-    if not expert.is_dir():
-        raise ParameterError(
-            "it is no folder", source=expert, remedy="give the expert's folder with its config.json"
-        )
-    return read_config(expert)

@@ -99,11 +99,10 @@ class Definition(BaseModel):
     kind: SuiteKind
     tasks: tuple[str, ...] = Field(min_length=1)
 
-
-KINDS: Mapping[SuiteKind, type[ImageTask] | type[TextTask]] = {
-    "vision": ImageTask,
-    "text": TextTask,
-}
+    @property
+    def facts(self) -> dict[str, ImageTask | TextTask]:
+        """The facts of its tasks, in order."""
+        return {name: task(self.kind, name) for name in self.tasks}
 
 
 @cache
@@ -116,7 +115,8 @@ def definitions() -> Mapping[str, Definition]:
 @cache
 def task(kind: SuiteKind, name: str) -> ImageTask | TextTask:
     """The facts of a task."""
-    return KINDS[kind].model_validate(_read(kind, f"{name}.yaml"))
+    facts = ImageTask if kind == "vision" else TextTask
+    return facts.model_validate(_read(kind, f"{name}.yaml"))
 
 
 def definition(name: str) -> Definition:
@@ -134,30 +134,25 @@ def chosen(suite: Definition, selection: Iterable[str] | None) -> dict[str, Imag
 
     UnknownNameError with a suggestion for a name that the suite does not have.
     """
-    tasks = {name: task(suite.kind, name) for name in suite.tasks}
     if selection is None:
-        return tasks
+        return suite.facts
     names = {task_name(suite, name) for name in selection}
-    return {name: facts for name, facts in tasks.items() if name in names}
+    return {name: facts for name, facts in suite.facts.items() if name in names}
 
 
 def task_name(suite: Definition, title: str) -> str:
     """The suite's own name of a task; UnknownNameError with a suggestion where it has none."""
-    known = {}
-    for name in suite.tasks:
-        for spelling in spellings(name, task(suite.kind, name)):
-            known[folded(spelling)] = name
+    known = {
+        folded(spelling): name
+        for name, facts in suite.facts.items()
+        for spelling in (name, *facts.spellings)
+    }
     if folded(title) not in known:
         raise UnknownNameError(
             f"the suite {suite.name} has no task {title!r}",
             remedy=suggestion(title, suite.tasks),
         )
     return known[folded(title)]
-
-
-def spellings(name: str, facts: SuiteTask) -> Sequence[str]:
-    """A task's own name and all others."""
-    return (name, *facts.spellings)
 
 
 def named_suites() -> list[dict[str, Any]]:
@@ -170,7 +165,7 @@ def named_suites() -> list[dict[str, Any]]:
         {
             "suite": suite.name,
             "kind": suite.kind,
-            "tasks": [entry(name, each) for name, each in chosen(suite, None).items()],
+            "tasks": [entry(name, each) for name, each in suite.facts.items()],
         }
         for suite in definitions().values()
     ]

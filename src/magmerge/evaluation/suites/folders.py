@@ -17,12 +17,10 @@ from magmerge.evaluation.suites.definitions import (
     ClassNames,
     ImageTask,
     SuiteTask,
-    TextTask,
     folded,
     order_of,
-    spellings,
 )
-from magmerge.evaluation.suites.layouts import LAYOUTS, Listed, lists_of, missing
+from magmerge.evaluation.suites.layouts import LAYOUTS, Listed, lists_of
 
 FOLDERS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
 """What folders of the suite's splits are called."""
@@ -49,24 +47,31 @@ class Local(NamedTuple):
 def local_data(name: str, task: SuiteTask, root: Path) -> Local:
     """The task's data under `root`; DataError where there is none, or it does not fit the task."""
     folder = _folder_of(name, task, root)
+    local: Local | None
     if (folder / MARKS[0]).is_file():
-        return _saved(folder, task)
-    if isinstance(task, TextTask):
-        return _tables(folder, task)
-    assert isinstance(task, ImageTask)
-    return (
-        _image_folders(folder, task)
-        or _idx(name, folder, task)
-        or _digits(folder, task)
-        or _listed(folder, task)
-        or _refused(name, folder, task)
-    )
+        local = _saved(folder, task)
+    elif isinstance(task, ImageTask):
+        local = _image_folders(folder, task) or _arrays(name, folder, task) or _listed(folder, task)
+        if local is None:
+            raise _unread(name, folder, task)
+    else:
+        local = _tables(folder, task)
+    absent = [split for split in (TRAIN, TEST) if split not in {*local.sources, *local.lists}]
+    if absent:
+        raise DataError(
+            f"there is no data of its {absent[0]} split",
+            source=folder,
+            remedy=f"put it beside the {TRAIN if absent[0] == TEST else TEST} split, in the same "
+            "layout",
+        )
+    return local
 
 
 def _folder_of(name: str, task: SuiteTask, root: Path) -> Path:
     if not root.is_dir():
         raise DataError("it is no folder", source=root, remedy="check the path given to --data")
-    known = {folded(spelling) for spelling in spellings(name, task)}
+    spellings = (name, *task.spellings)
+    known = set(map(folded, spellings))
     if isinstance(task, ImageTask) and task.layout == "cifar":
         known.add(folded("cifar-10-batches-py" if name == "cifar10" else "cifar-100-python"))
     places = [path for path in sorted(root.iterdir()) if path.is_dir()]
@@ -82,7 +87,7 @@ def _folder_of(name: str, task: SuiteTask, root: Path) -> Path:
     raise DataError(
         f"there is no folder for the task {name}",
         source=root,
-        remedy=f"name it {', '.join(spellings(name, task))}; or leave the task out with --task "
+        remedy=f"name it {', '.join(spellings)}; or leave the task out with --task "
         "(tasks=), or leave --data (data=) out to take the data from the hub",
     )
 
@@ -90,7 +95,6 @@ def _folder_of(name: str, task: SuiteTask, root: Path) -> Path:
 def _saved(folder: Path, task: SuiteTask) -> Local:
     """A DatasetDict that `save_to_disk` wrote: each split is a folder of its own."""
     sources = {split: folder / hub for split, hub in task.splits.items() if is_saved(folder / hub)}
-    _check_splits(folder, sources)
     for path in sources.values():
         names = _stored_classes(path, task.label)
         if names is not None and task.classes:
@@ -115,7 +119,7 @@ def _stored_classes(folder: Path, label: str) -> list[str] | None:
     return names if words and not all(label.isdigit() for label in names) else None
 
 
-def _tables(folder: Path, task: TextTask) -> Local:
+def _tables(folder: Path, task: SuiteTask) -> Local:
     """train, validation and test in files of rows; a split may have the hub's name of it."""
     sources: dict[str, Path] = {}
     for split in (TRAIN, TEST, "validation"):
@@ -127,7 +131,6 @@ def _tables(folder: Path, task: TextTask) -> Local:
             if matches and matches[0] not in sources.values():
                 sources[split] = matches[0]
                 break
-    _check_splits(folder, sources)
     return Local("files of rows", sources, {}, task.classes)
 
 
@@ -149,7 +152,6 @@ def _image_folders(folder: Path, task: ImageTask) -> Local | None:
             remedy="rename val to test if its images are those of the official test split, as in "
             "the folders of mlfoundations/task_vectors",
         )
-    _check_splits(folder, sources)
     names = ClassNames(task)
     matches = [(name, path) for path in sources.values() for name in _classes_in(path)]
     for name, path in matches:
@@ -162,38 +164,26 @@ def _classes_in(folder: Path) -> list[str]:
     return [path.name for path in inner if images(path)]
 
 
-def _idx(name: str, folder: Path, task: ImageTask) -> Local | None:
-    """MNIST's own files, in the folder or in raw/, packed or not."""
-    if task.layout != "idx":
+def _arrays(name: str, folder: Path, task: ImageTask) -> Local | None:
+    """One file of all images a split: MNIST's own, packed or not, or SVHN's."""
+    kind, places, ends = "SVHN's .mat files", [folder], [""]
+    files = {split: f"{split}_32x32.mat" for split in (TRAIN, TEST)}
+    if task.layout == "idx":
+        kind, ends = "idx files", ["", idx.PACKED]
+        places = [folder / inner for inner in ("", "raw", "raw/gzip", "gzip")]
+        prefix, test = (EMNIST, "test") if name == "emnist" else ("", "t10k")
+        files = {TRAIN: f"{prefix}train-{idx.IMAGES}", TEST: f"{prefix}{test}-{idx.IMAGES}"}
+    elif task.layout != "svhn":
         return None
-    prefix, test = (EMNIST, "test") if name == "emnist" else ("", "t10k")
-    places = [folder, folder / "raw", folder / "raw" / "gzip", folder / "gzip"]
     sources = {}
-    for split, part in ((TRAIN, "train"), (TEST, test)):
-        stem = f"{prefix}{part}-{idx.IMAGES}"
-        files = [place / f"{stem}{end}" for place in places for end in ("", idx.PACKED)]
-        sources[split] = next((file for file in files if file.is_file()), files[0])
-    local = _local("idx files", folder, task, sources)
-    for file in () if local is None else local.sources.values():
-        idx.labels_beside(file)
-    return local
-
-
-def _local(kind: str, folder: Path, task: SuiteTask, files: Mapping[str, Path]) -> Local | None:
-    """Data in one file for each split; None where none of them is there."""
-    sources = {split: file for split, file in files.items() if file.is_file()}
-    if not sources:
-        return None
-    _check_splits(folder, sources)
-    return Local(kind, sources, {}, task.classes)
-
-
-def _digits(folder: Path, task: ImageTask) -> Local | None:
-    """SVHN's train_32x32.mat and test_32x32.mat."""
-    if task.layout != "svhn":
-        return None
-    files = {split: folder / f"{split}_32x32.mat" for split in (TRAIN, TEST)}
-    return _local("SVHN's .mat files", folder, task, files)
+    for split, stem in files.items():
+        paths = [place / f"{stem}{end}" for place in places for end in ends]
+        present = [path for path in paths if path.is_file()]
+        if present:
+            sources[split] = present[0]
+    for path in sources.values() if task.layout == "idx" else ():
+        idx.labels_beside(path)
+    return Local(kind, sources, {}, task.classes) if sources else None
 
 
 def _listed(folder: Path, task: ImageTask) -> Local | None:
@@ -203,13 +193,12 @@ def _listed(folder: Path, task: ImageTask) -> Local | None:
     lists = lists_of(task.layout, folder)
     if not lists:
         return None
-    _check_splits(folder, lists)
     names = ClassNames(task)
-    numbered = {split: _numbered(rows, names, folder) for split, rows in lists.items()}
+    numbered = {split: _numbers(rows, names, folder) for split, rows in lists.items()}
     return Local(f"the authors' lists of {task.layout}", {}, numbered, task.classes)
 
 
-def _numbered(rows: Sequence[Listed], names: ClassNames, folder: Path) -> list[tuple[Path, int]]:
+def _numbers(rows: Sequence[Listed], names: ClassNames, folder: Path) -> list[tuple[Path, int]]:
     known: dict[str | int, int] = {}
     for _, label in rows:
         if label not in known:
@@ -222,7 +211,7 @@ def _numbered(rows: Sequence[Listed], names: ClassNames, folder: Path) -> list[t
             source=folder,
             remedy="get the data anew, as its authors publish it",
         )
-    absent = missing(rows)
+    absent = [path for path, _ in rows if not path.is_file()]
     if absent:
         raise DataError(
             f"{len(absent)} of {len(rows)} images of its lists are not there, {absent[0]} for one",
@@ -232,10 +221,10 @@ def _numbered(rows: Sequence[Listed], names: ClassNames, folder: Path) -> list[t
     return [(path, known[label]) for path, label in rows]
 
 
-def _refused(name: str, folder: Path, task: ImageTask) -> Local:
+def _unread(name: str, folder: Path, task: ImageTask) -> DataError:
     """The error for a folder of no layout that is read."""
     if task.layout == "cifar" and any((folder / mark).exists() for mark in PICKLED):
-        raise DataError(
+        return DataError(
             "refused: CIFAR's python files are pickles, which can run code",
             source=folder,
             remedy=f"save the images as {name}/train/CLASS/*.png and {name}/test/CLASS/*.png, or "
@@ -243,19 +232,8 @@ def _refused(name: str, folder: Path, task: ImageTask) -> Local:
         )
     known = f"{name}/train/CLASS/*.png with {name}/test/CLASS/*.png, a folder of save_to_disk"
     lay = f", or the layout of torchvision's {task.spellings[0]}" if task.layout else ""
-    raise DataError(
+    return DataError(
         f"there is no data for the task {name} that is read here",
         source=folder,
         remedy=f"it takes {known}{lay if task.layout != 'cifar' else ''}",
     )
-
-
-def _check_splits(folder: Path, matches: Mapping[str, object]) -> None:
-    absent = [split for split in (TRAIN, TEST) if split not in matches]
-    if absent:
-        raise DataError(
-            f"there is no data of its {absent[0]} split",
-            source=folder,
-            remedy=f"put it beside the {TRAIN if absent[0] == TEST else TEST} split, in the same "
-            "layout",
-        )

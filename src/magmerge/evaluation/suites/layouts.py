@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from magmerge.core.errors import printable
 from magmerge.core.extras import needed
@@ -20,63 +20,85 @@ MOST = 1 << 24
 """Bytes of a list, at most."""
 
 
-def dtd(base: Path) -> Lists:
-    """images/CLASS/*.jpg with labels/{train,val,test}1.txt, the official partition 1.
+def _splits(prefix: str) -> dict[str, Sequence[str]]:
+    names = {"train": "train", "validation": "val", "test": "test"}
+    return {split: (f"{prefix}-{name}.txt",) for split, name in names.items()}
 
-    Train and validation images together are the train split (3760), as published runs have it; no
-    image of the test list (1880) is among them.
+
+class Listing(NamedTuple):
+    """Lists of images, a line each: by split the files, whose lines together are the split.
+
+    `row` makes of a line the image's path in the first of the folders `places` that is there, and
+    its class.
     """
-    lists = {split: _lines(base / "labels" / f"{split}1.txt") for split in ("train", "val", "test")}
-    rows = {
-        split: [(_inside(base / "images", line), line.partition("/")[0]) for line in lines]
-        for split, lines in lists.items()
-    }
-    splits = {"train": rows["train"] + rows["val"], "test": rows["test"]}
-    seen = {path for path, _ in splits["train"]} & {path for path, _ in splits["test"]}
-    if seen:
+
+    files: Mapping[str, Sequence[str]]
+    row: Callable[[str], tuple[str, str]]
+    places: Sequence[str] = ("",)
+
+
+def _of_sun397(line: str) -> tuple[str, str]:
+    name = line.lstrip("/")
+    return name, name.rpartition("/")[0]
+
+
+def _of_pets(line: str) -> tuple[str, str]:
+    name = line.split(maxsplit=1)[0]
+    return f"{name}.jpg", name.rpartition("_")[0]
+
+
+def _by_name(line: str) -> tuple[str, str]:
+    """A file's name, whose class is what comes before the last underscore."""
+    kind = line.rpartition("_")[0]
+    return f"{kind}/{line}", kind
+
+
+LISTINGS: Mapping[str, Listing] = {
+    # The official partition 1. Train and validation images together are the train split (3760),
+    # as published runs have it; no image of the test list (1880) is among them.
+    "dtd": Listing(
+        {"train": ("labels/train1.txt", "labels/val1.txt"), "test": ("labels/test1.txt",)},
+        lambda line: (line, line.partition("/")[0]),
+        ("images",),
+    ),
+    # The official partition 1.
+    "sun397": Listing({"train": ("Training_01.txt",), "test": ("Testing_01.txt",)}, _of_sun397),
+    # The lists of arXiv:1911.06721.
+    "resisc45": Listing(_splits("resisc45"), _by_name, ("NWPU-RESISC45", "")),
+    # The same; the data has no official split: published runs drew one at random, not this.
+    "eurosat": Listing(_splits("eurosat"), _by_name, ("2750", "EuroSAT/2750", "")),
+    "food101": Listing(
+        {"train": ("meta/train.txt",), "test": ("meta/test.txt",)},
+        lambda line: (f"{line}.jpg", line.partition("/")[0]),
+        ("images",),
+    ),
+    "pets": Listing(
+        {"train": ("annotations/trainval.txt",), "test": ("annotations/test.txt",)},
+        _of_pets,
+        ("images",),
+    ),
+}
+
+
+def _listed(layout: str, base: Path) -> Lists:
+    """The rows of each split's lists; lines that begin with # are comments."""
+    files, row, places = LISTINGS[layout]
+    images = next((base / place for place in places if (base / place).is_dir()), base / places[0])
+    lists: dict[str, list[Listed]] = {}
+    for split, names in files.items():
+        # Lists that mark no folder may be there for some splits alone.
+        paths = [base / name for name in names if LAYOUTS[layout][0] or (base / name).is_file()]
+        lines = [line for path in paths for line in _lines(path) if not line.startswith("#")]
+        if paths:
+            lists[split] = [(_inside(images, name), kind) for name, kind in map(row, lines)]
+    train, test = ({path for path, _ in lists.get(split, ())} for split in ("train", "test"))
+    if layout == "dtd" and train & test:
         raise DataError(
-            f"{len(seen)} images of the test list are in a training list too",
+            f"{len(train & test)} images of the test list are in a training list too",
             source=base / "labels",
             remedy="get the lists of DTD anew (dtd-r1.0.1.tar.gz)",
         )
-    return splits
-
-
-def sun397(base: Path) -> Lists:
-    """a/abbey/*.jpg with Training_01.txt and Testing_01.txt, the official partition 1."""
-    return _listed(
-        {"train": base / "Training_01.txt", "test": base / "Testing_01.txt"},
-        lambda line: (_inside(base, line.lstrip("/")), line.lstrip("/").rpartition("/")[0]),
-    )
-
-
-def resisc45(folder: Path) -> Lists:
-    """NWPU-RESISC45/CLASS/CLASS_001.jpg with resisc45-{train,val,test}.txt of arXiv:1911.06721."""
-    base = folder / "NWPU-RESISC45"
-    return _by_name(folder, "resisc45", base if base.is_dir() else folder)
-
-
-def eurosat(folder: Path) -> Lists:
-    """2750/CLASS/CLASS_1.jpg with eurosat-{train,val,test}.txt of arXiv:1911.06721.
-
-    The data has no official split; published runs drew one at random, which is not this.
-    """
-    places = [folder / "2750", folder / "EuroSAT" / "2750", folder]
-    return _by_name(folder, "eurosat", next(place for place in places if place.is_dir()))
-
-
-def _by_name(folder: Path, prefix: str, base: Path) -> Lists:
-    """Lists of file names whose class is what comes before the last underscore."""
-    files = {
-        split: folder / f"{prefix}-{name}.txt"
-        for split, name in (("train", "train"), ("validation", "val"), ("test", "test"))
-    }
-
-    def row(line: str) -> Listed:
-        kind = line.rpartition("_")[0]
-        return _inside(base, f"{kind}/{line}"), kind
-
-    return _listed({split: file for split, file in files.items() if file.is_file()}, row)
+    return lists
 
 
 def gtsrb(base: Path) -> Lists:
@@ -93,7 +115,9 @@ def gtsrb(base: Path) -> Lists:
         )
     rows = csv.DictReader(_lines(truth), delimiter=";")
     test = [_signed(base / "Final_Test" / "Images", row, truth) for row in rows]
-    return {"train": list(_of_folders(train)), "test": test}
+    folders = sorted(path for path in train.iterdir() if path.is_dir())
+    listed = [(image, inner.name) for inner in folders for image in images(inner)]
+    return {"train": listed, "test": test}
 
 
 def _signed(base: Path, row: Mapping[str, Any], source: Path) -> Listed:
@@ -103,81 +127,47 @@ def _signed(base: Path, row: Mapping[str, Any], source: Path) -> Listed:
     return _inside(base, str(name)), str(number)
 
 
-def food101(base: Path) -> Lists:
-    """images/CLASS/NUMBER.jpg with meta/train.txt and meta/test.txt."""
-    return _listed(
-        {split: base / "meta" / f"{split}.txt" for split in ("train", "test")},
-        lambda line: (_inside(base / "images", f"{line}.jpg"), line.partition("/")[0]),
-    )
-
-
-def pets(base: Path) -> Lists:
-    """images/Breed_1.jpg with annotations/trainval.txt and annotations/test.txt."""
-
-    def row(line: str) -> Listed | None:
-        name = line.split(maxsplit=1)[0]
-        listed = _inside(base / "images", f"{name}.jpg"), name.rpartition("_")[0]
-        return None if line.startswith("#") else listed
-
-    names = (("train", "trainval"), ("test", "test"))
-    return _listed({split: base / "annotations" / f"{name}.txt" for split, name in names}, row)
-
-
 def cars(base: Path) -> Lists:
     """cars_train, cars_test, devkit/cars_train_annos.mat and cars_test_annos_withlabels.mat."""
     files = {
         "train": base / "devkit" / "cars_train_annos.mat",
         "test": base / "cars_test_annos_withlabels.mat",
     }
-    return {
-        split: list(_annotations(path, base / f"cars_{split}")) for split, path in files.items()
-    }
+    return {split: _annotations(path, base / f"cars_{split}") for split, path in files.items()}
 
 
-def _annotations(path: Path, images: Path) -> Iterator[Listed]:
+def _annotations(path: Path, images: Path) -> list[Listed]:
     reader = needed("scipy.io", "the annotations of Stanford Cars")
     try:
         rows = reader.loadmat(path, squeeze_me=True, variable_names=["annotations"])["annotations"]
-        splits = [(str(row["fname"]), int(row["class"])) for row in rows.reshape(-1)]
+        named = [(str(row["fname"]), int(row["class"])) for row in rows.reshape(-1)]
     # scipy's reader raises errors of many kinds on broken files.
     except Exception as error:
         raise _unfit(path, f"it holds no annotations with fname and class: {error}") from error
-    for name, number in splits:
-        yield _inside(images, name), number - 1
+    return [(_inside(images, name), number - 1) for name, number in named]
 
 
-LAYOUTS: Mapping[str, tuple[Callable[[Path], Lists], str, str]] = {
-    "cars": (cars, "devkit", "stanford_cars"),
-    "dtd": (dtd, "images", "dtd"),
-    "eurosat": (eurosat, "", ""),
-    "food101": (food101, "meta", "food-101"),
-    "gtsrb": (gtsrb, "Final_Test", "GTSRB"),
-    "pets": (pets, "annotations", "oxford-iiit-pet"),
-    "resisc45": (resisc45, "", ""),
-    "sun397": (sun397, "Training_01.txt", "SUN397"),
+LAYOUTS: Mapping[str, tuple[str, str]] = {
+    "cars": ("devkit", "stanford_cars"),
+    "dtd": ("images", "dtd"),
+    "eurosat": ("", ""),
+    "food101": ("meta", "food-101"),
+    "gtsrb": ("Final_Test", "GTSRB"),
+    "pets": ("annotations", "oxford-iiit-pet"),
+    "resisc45": ("", ""),
+    "sun397": ("Training_01.txt", "SUN397"),
 }
-"""How each is read, what marks its folder, and the name that the folder may have in the task's."""
+"""What marks the folder of each, and the name that it may have in the task's."""
 
 
 def lists_of(layout: str, folder: Path) -> Lists:
     """The lists of a layout in a task's folder or in the one that it brings; none if not there."""
-    reader, mark, inner = LAYOUTS[layout]
+    mark, inner = LAYOUTS[layout]
     base = next((place for place in (folder, folder / inner) if (place / mark).exists()), None)
-    return {} if base is None else reader(base)
-
-
-def _listed(files: Mapping[str, Path], row: Callable[[str], Listed | None]) -> Lists:
-    """The rows of each split's list, a line each; lines of which `row` makes None are left out."""
-    rows = {split: map(row, _lines(file)) for split, file in files.items()}
-    return {
-        split: [image for image in images if image is not None] for split, images in rows.items()
-    }
-
-
-def _of_folders(folder: Path) -> Iterator[Listed]:
-    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
-        for image in images(inner):
-            yield image, inner.name
+    if base is None:
+        return {}
+    own = {"cars": cars, "gtsrb": gtsrb}.get(layout)
+    return _listed(layout, base) if own is None else own(base)
 
 
 def _first(places: Iterable[Path]) -> Path | None:
@@ -193,10 +183,9 @@ def _lines(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise _unfit(path, f"the list cannot be read: {error}") from error
     lines = [line.strip() for line in text.splitlines()]
-    splits = [line for line in lines if line]
-    if not splits or "\0" in text:
-        raise _unfit(path, "the list is empty" if not splits else "the list holds a NUL byte")
-    return splits
+    if not any(lines) or "\0" in text:
+        raise _unfit(path, "the list holds a NUL byte" if any(lines) else "the list is empty")
+    return [line for line in lines if line]
 
 
 def _inside(base: Path, name: str) -> Path:
@@ -205,11 +194,6 @@ def _inside(base: Path, name: str) -> Path:
     if parts.is_absolute() or ".." in parts.parts or not parts.parts:
         raise _unfit(base, f"a list names {printable(name)!r}, which is not in this folder")
     return base / parts
-
-
-def missing(listed: Iterable[Listed]) -> list[Path]:
-    """The images of a list that are not there."""
-    return [path for path, _ in listed if not path.is_file()]
 
 
 def _unfit(source: Path, problem: str) -> DataError:

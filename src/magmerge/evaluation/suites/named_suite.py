@@ -12,7 +12,7 @@ from torch import Tensor
 
 from magmerge.checkpoints import open_checkpoint
 from magmerge.core.errors import MagmergeWarning, ParameterError
-from magmerge.core.machine import Progress
+from magmerge.core.machine import Machine, Progress
 from magmerge.data.pixels import PROCESSOR
 from magmerge.evaluation.entries import Features
 from magmerge.evaluation.suites.classifiers import cut_head
@@ -89,13 +89,13 @@ LONGEST = 128
 """Tokens of a text, at most, as in the published runs on GLUE."""
 
 
-class Headed(NamedTuple):
+class SuiteHeads(NamedTuple):
     """Heads, the model that they go on, how many were built, and what a reader should know.
 
     `experts` are those that the suite names to compare with.
     """
 
-    heads: Heads
+    tensors: Heads
     model: dict[str, str]
     built: int
     notes: list[str]
@@ -138,21 +138,25 @@ def suite(
         root = Path(data).expanduser()
         local = {key: local_data(key, task, root) for key, task in parts.items()}
     if known.kind == "vision":
-        headed = _vision(parts, base, paths, projection, progress)
+        heads = _vision(parts, base, paths, projection, Machine(progress=progress))
     else:
-        headed = _text(parts, paths)
-    notes = [note for key, task in parts.items() for note in _notes(key, task, paths, local)]
-    notes += headed.notes
-    content: dict[str, Any] = {"suite": name, "base": str(base.resolve()), "model": headed.model}
+        heads = _text(parts, paths)
+    notes: list[str] = []
+    for key, task in parts.items():
+        notes += [f"{key}: {task.note}"] if task.note is not None and key not in local else []
+        reason = leaked(key, paths[key]) if key in paths else None
+        notes += [] if reason is None else [reason]
+    notes += heads.notes
+    content: dict[str, Any] = {"suite": name, "base": str(base.resolve()), "model": heads.model}
     if known.kind == "text":
         content["max_length"] = LONGEST
     with suite_folder(folder, overwrite=overwrite) as place:
-        write_heads(place, headed.heads)
-        entries, listed = _entries(parts, local, headed, place)
+        write_heads(place, heads.tensors)
+        entries, listed = _entries(parts, local, heads, place)
         write_suite(place, {**content, "tasks": entries})
     for note in notes:
         warnings.warn(note, MagmergeWarning, stacklevel=2)
-    return NamedSuite(name, folder, tuple(listed), headed.built, tuple(notes))
+    return NamedSuite(name, folder, tuple(listed), heads.built, tuple(notes))
 
 
 def _experts(
@@ -187,8 +191,8 @@ def _vision(
     base: Path,
     experts: Mapping[str, Path],
     projection: Projection,
-    progress: Progress | None,
-) -> Headed:
+    machine: Machine,
+) -> SuiteHeads:
     """Zero-shot heads on the image embeddings, or on the pooled output of a bare encoder."""
     if not (base / PROCESSOR).is_file():
         raise ParameterError(
@@ -196,32 +200,24 @@ def _vision(
             source=base,
             remedy="put the CLIP's own there: images are prepared as it says",
         )
-    maker = ZeroShot(base, projected=projection == "base")
-    for path in experts.values() if projection == "model" else ():
-        _check_projection(path)
-    heads = {
-        name: maker.head(task, progress)
-        for name, task in tasks.items()
-        if isinstance(task, ImageTask)
-    }
+    maker = ZeroShot(base, machine, projected=projection == "base")
+    for expert in experts.values() if projection == "model" else ():
+        names = open_checkpoint(expert).specs
+        # transformers' bare vision encoder, and the heads go on the projection.
+        if PROJECTION not in names and any("pre_layrnorm" in name for name in names):
+            raise ParameterError(
+                f"it is a vision encoder without {PROJECTION}",
+                source=expert,
+                remedy="add --projection base (projection='base'), which takes the base's",
+            )
+    heads = {name: maker.head(task) for name, task in tasks.items() if isinstance(task, ImageTask)}
     model = {"class": "CLIPVisionModelWithProjection", "features": "embeds"}
     if projection == "base":
         model = {"class": "CLIPVisionModel", "features": "pooler"}
-    return Headed(heads, model, maker.built, [], experts)
+    return SuiteHeads(heads, model, maker.built, [], experts)
 
 
-def _check_projection(expert: Path) -> None:
-    """ParameterError for transformers' bare vision encoder: the heads go on its projection."""
-    names = open_checkpoint(expert).specs
-    if PROJECTION not in names and any("pre_layrnorm" in name for name in names):
-        raise ParameterError(
-            f"it is a vision encoder without {PROJECTION}",
-            source=expert,
-            remedy="add --projection base (projection='base'), which takes the base's",
-        )
-
-
-def _text(tasks: Mapping[str, SuiteTask], experts: Mapping[str, Path]) -> Headed:
+def _text(tasks: Mapping[str, SuiteTask], experts: Mapping[str, Path]) -> SuiteHeads:
     """Heads cut out of the experts, all on the same part of the encoder's output."""
     heads: Heads = {}
     notes: list[str] = []
@@ -249,22 +245,13 @@ def _text(tasks: Mapping[str, SuiteTask], experts: Mapping[str, Path]) -> Headed
             f"the experts of {' and '.join(kinds.values())} are of different families",
             remedy="make a suite for each family of encoders",
         )
-    return Headed(heads, {"class": "AutoModel", "features": next(iter(kinds))}, 0, notes, measured)
-
-
-def _notes(
-    name: str, task: SuiteTask, experts: Mapping[str, Path], local: Mapping[str, Local]
-) -> list[str]:
-    """What a reader should know of a task and its expert."""
-    result = []
-    if task.note is not None and name not in local:
-        result.append(f"{name}: {task.note}")
-    reason = leaked(name, experts[name]) if name in experts else None
-    return result if reason is None else [*result, reason]
+    return SuiteHeads(
+        heads, {"class": "AutoModel", "features": next(iter(kinds))}, 0, notes, measured
+    )
 
 
 def _entries(
-    tasks: Mapping[str, SuiteTask], local: Mapping[str, Local], headed: Headed, place: Path
+    tasks: Mapping[str, SuiteTask], local: Mapping[str, Local], heads: SuiteHeads, place: Path
 ) -> tuple[dict[str, dict[str, Any]], list[NamedTask]]:
     """The suite file's tasks, an entry for each metric, and what they are for people."""
     entries, listed = {}, []
@@ -278,13 +265,13 @@ def _entries(
                 split: write_list(place, name, split, rows) for split, rows in result.lists.items()
             }
             origin, classes = result.kind, result.classes
-        shared: dict[str, Any] = {"title": task.title, "data": data}
-        shared["head"] = f"{HEADS}/{name}.safetensors"
+        head = f"{HEADS}/{name}.safetensors"
+        shared: dict[str, Any] = {"title": task.title, "data": data, "head": head}
         if classes:
             shared["classes"] = list(classes)
         shared |= _columns(task, local.get(name))
-        if name in headed.experts:
-            shared["expert"] = str(headed.experts[name].resolve())
+        if name in heads.experts:
+            shared["expert"] = str(heads.experts[name].resolve())
         metrics = task.metrics if isinstance(task, TextTask) else ("accuracy",)
         for number, metric in enumerate(metrics):
             entry = name if number == 0 else f"{name}-{metric}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,9 @@ from magmerge.core.errors import OutputError, shortened
 FILE, HEADS, DATA, LIST = "suite.yaml", "heads", "data", ".images"
 MARK = "# Written by magmerge, which may replace this folder."
 """The first line of a suite file that is not a person's."""
+
+_NAMED = re.compile(rf"^ *\w+: ({HEADS}/\S+\.safetensors|{DATA}/\S+\{LIST})$", re.MULTILINE)
+"""Its lines that name files beside it."""
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:
@@ -89,22 +93,6 @@ def _own(folder: Path) -> frozenset[str]:
     """The files that a named suite's own file tells: its heads and its lists of images."""
     try:
         written = (folder / FILE).read_text(encoding="utf-8")
-        content = yaml.safe_load(written) if written.startswith(MARK) else None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+    except (OSError, ValueError):
         return frozenset()
-    tasks = content.get("tasks") if isinstance(content, dict) else None
-    if not isinstance(tasks, list | dict):
-        return frozenset()
-    texts, waiting = [FILE], [tasks]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, str):
-            texts.append(part)
-        elif isinstance(part, list | dict):
-            waiting += part.values() if isinstance(part, dict) else part
-    endings = {FILE: "", f"{HEADS}/": ".safetensors", f"{DATA}/": LIST}
-    return frozenset(
-        text
-        for text in texts
-        if any(text.startswith(begin) and text.endswith(end) for begin, end in endings.items())
-    )
+    return frozenset({FILE, *_NAMED.findall(written)} if written.startswith(MARK) else ())

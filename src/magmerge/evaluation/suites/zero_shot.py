@@ -6,8 +6,8 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.digests import DigestMemory, default_path
 from magmerge.checkpoints.kinds import read_config
 from magmerge.core.errors import CheckpointError, ParameterError
-from magmerge.core.machine import Progress
+from magmerge.core.machine import Machine
 from magmerge.core.models import Checkpoint
 from magmerge.core.whole_file import replace_whole
 from magmerge.data.tokens import FILES, open_tokenizer, token_limit
@@ -42,26 +42,32 @@ class ZeroShot:
     vision encoder.
     """
 
-    def __init__(self, base: Path, *, projected: bool = False, cache: Path | None = None) -> None:
-        self.base, self._projected = base, projected
+    def __init__(
+        self,
+        base: Path,
+        machine: Machine | None = None,
+        *,
+        projected: bool = False,
+        cache: Path | None = None,
+    ) -> None:
+        self.base, self._projected, self._machine = base, projected, machine or Machine()
         digests = default_path()
         self._cache = cache or (None if digests is None else digests.with_name("heads"))
         self.checkpoint = _open_clip(base)
-        self._encoder: _TextEncoder | None = None
-        self._digests: list[Any] | None = None
         self.built = 0
 
-    def head(self, task: ImageTask, progress: Progress | None = None) -> dict[str, Tensor]:
+    def head(self, task: ImageTask) -> dict[str, Tensor]:
         """The task's head as a head file holds it: `weight` [classes, features]."""
         place = None
         if self._cache is not None:
-            place = self._cache / f"{self._key(task)}.safetensors"
-            known = _cached(place, len(task.classes))
+            # The name is a digest of the encoder's files, the classes and the prompts.
+            parts = [VERSION, self._projected, self._digests, task.classes, task.templates]
+            key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+            place = self._cache / f"{key}.safetensors"
+            known = _head_at(place, len(task.classes))
             if known is not None:
                 return known
-        if self._encoder is None:
-            self._encoder = _TextEncoder(self.base)
-        weight = self._encoder.head(task.classes, task.templates, progress)
+        weight = self._encoder.head(task.classes, task.templates, self._machine)
         self.built += 1
         if self._projected:
             weight = weight @ self.checkpoint.read(PROJECTION).float()
@@ -72,19 +78,21 @@ class ZeroShot:
                 replace_whole(place, save(head))
         return head
 
-    def _key(self, task: ImageTask) -> str:
-        """A digest of the encoder's files, the names and the prompts."""
-        if self._digests is None:
-            memory = DigestMemory()
-            beside = [self.base / name for name in ENCODER if (self.base / name).is_file()]
-            files = [*self.checkpoint.files, *beside]
-            self._digests = [[file.name, memory.digest(file)] for file in files]
-            memory.save()
-        parts = [VERSION, self._projected, self._digests, task.classes, task.templates]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    @cached_property
+    def _encoder(self) -> _TextEncoder:
+        return _TextEncoder(self.base)
+
+    @cached_property
+    def _digests(self) -> list[list[str]]:
+        memory = DigestMemory()
+        beside = [self.base / name for name in ENCODER if (self.base / name).is_file()]
+        files = [*self.checkpoint.files, *beside]
+        digests = [[file.name, memory.digest(file)] for file in files]
+        memory.save()
+        return digests
 
 
-def _cached(path: Path, classes: int) -> dict[str, Tensor] | None:
+def _head_at(path: Path, classes: int) -> dict[str, Tensor] | None:
     """A head as it was kept; None where there is none, or it is spoilt."""
     try:
         head: dict[str, Tensor] = load_file(path)
@@ -134,15 +142,20 @@ class _TextEncoder:
                 self._model, output = transformers.CLIPTextModelWithProjection.from_pretrained(
                     base, dtype=torch.float32, local_files_only=True, output_loading_info=True
                 )
+                if output["missing_keys"]:
+                    raise ValueError(f"it lacks {min(output['missing_keys'])}")
             except (OSError, ValueError, KeyError, RuntimeError) as error:
-                raise _unloadable(base, str(error).partition("\n")[0]) from error
-        if output["missing_keys"]:
-            raise _unloadable(base, f"it lacks {sorted(output['missing_keys'])[0]}")
+                problem = str(error).partition("\n")[0]
+                raise CheckpointError(
+                    f"its text encoder cannot be loaded: {problem}",
+                    source=base,
+                    remedy="give a folder that CLIPTextModelWithProjection.from_pretrained loads",
+                ) from error
         self._model.eval()
 
     @torch.inference_mode()
     def head(
-        self, classes: Sequence[str], templates: Sequence[str], progress: Progress | None
+        self, classes: Sequence[str], templates: Sequence[str], machine: Machine
     ) -> Float[Tensor, "classes features"]:
         """Each class's mean normalised text embedding, normalised again, times the logit scale.
 
@@ -153,8 +166,8 @@ class _TextEncoder:
         output = []
         for start in range(0, len(prompts), BATCH):
             output.append(self._embeddings(prompts[start : start + BATCH]))
-            if progress is not None:
-                progress("encoding prompts", min(start + BATCH, len(prompts)), len(prompts))
+            if machine.progress is not None:
+                machine.progress("encoding prompts", min(start + BATCH, len(prompts)), len(prompts))
         means = torch.cat(output).reshape(len(classes), len(templates), -1).mean(dim=1)
         weight: Tensor = self._scale * means / means.norm(dim=-1, keepdim=True)
         return weight.float().clone()
@@ -168,11 +181,3 @@ class _TextEncoder:
         embeddings: Tensor = output.text_embeds.double()
         normalised: Tensor = embeddings / embeddings.norm(dim=-1, keepdim=True)
         return normalised
-
-
-def _unloadable(base: Path, problem: str) -> CheckpointError:
-    return CheckpointError(
-        f"its text encoder cannot be loaded: {problem}",
-        source=base,
-        remedy="give a folder that CLIPTextModelWithProjection.from_pretrained loads",
-    )

@@ -20,7 +20,7 @@ from magmerge.core.machine import CPU, Progress
 from magmerge.core.machine import DEFAULT_MEMORY as DEFAULT
 from magmerge.core.validation import read_sensitive
 from magmerge.core.whole_file import check_free
-from magmerge.evaluation.entries import WHOLE, chosen_tasks
+from magmerge.evaluation.entries import WHOLE, task_names
 from magmerge.evaluation.task_suite import Suite, open_suite
 from magmerge.linalg.device import open_device
 from magmerge.pipeline.merge import Gate
@@ -131,7 +131,7 @@ def plot(
         inputs = figure_inputs(opened, base=base, experts=experts, data=data)
         request = replace(request, **_layers(kind, sensitive))
         if tasks is not None:
-            listed = tuple(chosen_tasks(inputs.entry, tasks, str(suite)))
+            listed = tuple(task_names(inputs.entry, tasks, str(suite)))
             request = replace(request, tasks=listed)
         document, computed = Numbers(request, inputs, numbers, overwrite, progress).compute()
     draw(document, figure)

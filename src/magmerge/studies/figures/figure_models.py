@@ -16,10 +16,10 @@ from torch import Tensor
 
 from magmerge.checkpoints import open_checkpoint
 from magmerge.core.errors import MagmergeWarning, ParameterError, UnknownNameError, suggestion
-from magmerge.data import Inputs
+from magmerge.data.rows import Inputs
 from magmerge.engine.result import Result
 from magmerge.evaluation.calibration_samples import SampleSource, calibration_split, sample_source
-from magmerge.evaluation.entries import SuiteEntry, resolved
+from magmerge.evaluation.entries import SuiteEntry, path_of
 from magmerge.evaluation.scores import LOWER_IS_BETTER, Scores
 from magmerge.evaluation.task_suite import Suite
 from magmerge.pipeline.merge import calibrate, merge
@@ -91,7 +91,7 @@ def figure_inputs(
         shared: dict[str, list[str]] = {}
         for name, entry in suite.entry.tasks.items():
             if entry.expert is not None:
-                shared.setdefault(resolved(suite.path.parent, entry.expert), []).append(name)
+                shared.setdefault(path_of(suite.path.parent, entry.expert), []).append(name)
         tasks = {names[0]: names for names in shared.values()}
         paths = {names[0]: path for path, names in shared.items()}
     if not paths:

@@ -16,7 +16,7 @@ from magmerge.checkpoints.output.own_files import is_own_record, not_own
 from magmerge.core.errors import MagmergeError, OutputError, ParameterError
 from magmerge.core.machine import Progress
 from magmerge.core.version import __version__
-from magmerge.evaluation.entries import resolved
+from magmerge.evaluation.entries import path_of
 from magmerge.studies.figures.document import (
     CURVES,
     Coefficients,
@@ -230,7 +230,7 @@ def _files(inputs: FigureInputs, split: str, tasks: Iterable[str]) -> Iterator[P
         entry = inputs.entry.tasks[task]
         data = entry.data if isinstance(entry.data, str) else entry.data.get(split)
         folder = inputs.suite.path.parent
-        named += [resolved(folder, path) for path in (data, entry.head) if path is not None]
+        named += [path_of(folder, path) for path in (data, entry.head) if path is not None]
     for path in map(Path, named):
         if path.is_dir():
             yield from sorted(file for file in path.rglob("*") if file.is_file())

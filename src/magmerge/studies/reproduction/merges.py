@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,12 +14,13 @@ from magmerge.checkpoints.output.own_files import foreign
 from magmerge.core.dtypes import nbytes, parse_size
 from magmerge.core.errors import ParameterError
 from magmerge.core.machine import Progress
-from magmerge.data import Inputs, Preparation, has_splits
+from magmerge.data.rows import Inputs, Preparation, SampleDraw
+from magmerge.data.sources import has_splits
 from magmerge.engine.result import Result
 from magmerge.evaluation import open_suite
 from magmerge.evaluation.calibration_samples import SampleSource, calibration_split, sample_source
 from magmerge.evaluation.harness import LmEval, run_harness
-from magmerge.evaluation.runner import Hardware
+from magmerge.evaluation.live_model import Hardware
 from magmerge.evaluation.scores import TaskScore
 from magmerge.evaluation.task_suite import Suite
 from magmerge.pipeline.merge import merge
@@ -63,7 +64,9 @@ class SuiteMeasure:
         """All models on an expert's tasks, in one pass over their data where memory allows."""
         machine, tasks = self._machine, self.tasks_of(expert)
         scores = self.suite.evaluate_all(
-            models, tasks=tasks, progress=_named(self._progress, expert), **asdict(machine)
+            models,
+            tasks=tasks,
+            **{**asdict(machine), "progress": _named(self._progress, expert)},
         )
         return {name: {task: own[task] for task in tasks} for name, own in scores.items()}
 
@@ -96,8 +99,8 @@ class HarnessMeasure:
                 remedy="leave fsc and dsc out of --spaces",
             )
         split = "train" if has_splits(entry.data) else None
-        how = Preparation(max_length=LONGEST)
-        return SampleSource(expert, entry.data, split, entry.text_field, preparation=how)
+        draw = SampleDraw(expert, field=entry.text_field, split=split)
+        return SampleSource(entry.data, draw, Preparation(max_length=LONGEST))
 
     def measure(self, models: Mapping[str, Any], expert: str) -> dict[str, dict[str, TaskScore]]:
         """Each model on the tasks of a skill, by each task's first metric."""
@@ -106,10 +109,9 @@ class HarnessMeasure:
             scores = run_harness(
                 list(models.values()),
                 LmEval((task,), include=self._pipeline.include),
-                self._machine,
+                replace(self._machine, progress=_named(self._progress, task)),
                 # A pipeline with task files is refused without the user's word.
                 allow_code=True,
-                progress=_named(self._progress, task),
             )
             for name, result in zip(models, scores, strict=True):
                 rows[name][task] = result.tasks[0]

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from magmerge.core.errors import UnknownNameError, suggestion
 from magmerge.core.recipe import explained
-from magmerge.evaluation.entries import keys_of, read_yaml, resolved
+from magmerge.evaluation.entries import keys_of, path_of, read_yaml
 
 STRICT = ConfigDict(frozen=True, extra="forbid")
 PUBLISHED_MEAN = "mean"
@@ -118,7 +118,7 @@ def _own_pipeline(path: Path) -> Pipeline:
         raise explained(error, str(path), keys_of(Pipeline)) from error
 
     def here(text: str) -> str:
-        return resolved(path.parent, text)
+        return path_of(path.parent, text)
 
     experts = {
         task: entry.model_copy(update={"data": entry.data and here(entry.data)})

@@ -16,7 +16,7 @@ from magmerge.core.catalogue import catalog
 from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.core.types import LayerRecord
 from magmerge.core.validation import check_method
-from magmerge.evaluation.runner import Hardware
+from magmerge.evaluation.live_model import Hardware
 from magmerge.studies.reproduction.pipelines import Pipeline, find_pipeline
 
 Space = Literal["none", "wsc", "fsc", "dsc", "global", "shuffled"]
