@@ -204,3 +204,17 @@ def test_ties_is_understood_from_three_files() -> None:
     own = set(imported(TREES[SOURCE / "methods" / "ties.py"]))
     read = {name for name in own if name.partition(".")[0] in ("methods", "linalg")}
     assert read == {"methods.combine", "methods.sparsify"}
+
+
+OWN_TESTS = {"contracts", "front_door", "golden"}
+"""What is tested through the front door, or of everything that is registered."""
+
+
+def test_the_tests_mirror_the_rooms() -> None:
+    folders = [path.parent for path in Path(__file__).parent.rglob("test_*.py")]
+    rooms = {folder.relative_to(Path(__file__).parent) for folder in folders} - {Path()}
+    assert not [
+        str(room)
+        for room in rooms
+        if room.parts[0] not in OWN_TESTS and not (SOURCE / room).is_dir()
+    ]

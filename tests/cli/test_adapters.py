@@ -9,9 +9,9 @@ import pytest
 
 import magmerge
 from magmerge.checkpoints.adapters.adapter_loader import open_adapter
-from tests.adapters.standins import full
-from tests.adapters.test_conducting import both
+from tests.checkpoints.adapters.standins import full
 from tests.conftest import CommandLine
+from tests.engine.adapters.test_conducting import both
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_mistakes_end_with_a_remedy(
 
 
 def test_convert_lists_what_has_no_name_there(cli, tmp_path: Path) -> None:
-    from tests.adapters.test_conducting import peft_folder
+    from tests.engine.adapters.test_conducting import peft_folder
 
     found = cli("convert", peft_folder(tmp_path / "a", 0), tmp_path / "k.safetensors",
                 "--format", "kohya")  # fmt: skip

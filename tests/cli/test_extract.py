@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import magmerge
-from tests.adapters.changes import LAYERS, changed, near
+from tests.checkpoints.adapters.changes import LAYERS, changed, near
 from tests.conftest import CommandLine, State
 
 

@@ -11,7 +11,7 @@ import pytest
 import magmerge
 from magmerge.cli import main
 from tests.conftest import call
-from tests.figures.suites import TASKS, curves, figure_suite, ranking
+from tests.studies.figures.suites import TASKS, curves, figure_suite, ranking
 
 
 @pytest.fixture(scope="module")

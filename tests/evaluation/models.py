@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from tests.samples.models import WORDS, save_tokenizer
+from tests.data.models import WORDS, save_tokenizer
 
 WIDTH = 16
 

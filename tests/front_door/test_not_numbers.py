@@ -152,7 +152,7 @@ def test_a_quantised_model_without_a_config_is_refused(
 def test_a_quantised_base_is_not_blamed_on_the_adapter(
     magmerge_cli: CommandLine, tmp_path: Path
 ) -> None:
-    from tests.adapters.files import write_adapter
+    from tests.checkpoints.adapters.files import write_adapter
 
     save_file(quantised(fp8, plain(None)), tmp_path / "base.safetensors")
     adapter = tmp_path / "adapter"

@@ -20,7 +20,7 @@ from magmerge.core.errors import (
     StructureError,
     UnknownNameError,
 )
-from tests.adapters.files import write_adapter
+from tests.checkpoints.adapters.files import write_adapter
 from tests.conftest import CommandLine, State, random_state, tuned
 
 MODULES = {"lora_unet_a": (6, 4), "lora_unet_b": (4, 4)}

@@ -21,7 +21,7 @@ from magmerge.checkpoints.views import ABSENT, gather_rows
 from magmerge.core import registry
 from magmerge.core.parameters import Supplied
 from magmerge.core.recipe import AdapterOutput
-from tests.adapters.files import write_adapter
+from tests.checkpoints.adapters.files import write_adapter
 from tests.conftest import CommandLine, State, random_state, tuned
 from tests.front_door.test_recipes_beside import stored
 from tests.golden.cases import DTYPES, MODULES, digest, models

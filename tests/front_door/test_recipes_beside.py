@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import magmerge
 from magmerge.core.errors import MagmergeError, ParameterError
-from tests.adapters.files import write_adapter
+from tests.checkpoints.adapters.files import write_adapter
 from tests.conftest import CommandLine
 from tests.golden.cases import DTYPES, MODULES, models
 

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 import magmerge
 from magmerge.core.errors import MagmergeWarning, OutputError
-from tests.adapters.files import write_adapter
+from tests.checkpoints.adapters.files import write_adapter
 from tests.conftest import CommandLine, random_state, tuned
-from tests.suites.clips import save_clip
+from tests.evaluation.suites.clips import save_clip
 
 UNRELATED = [*(f"model{i}.safetensors" for i in range(5)), "notes.txt", "paper.pdf"]
 MODULES = {"a.q_proj": (6, 4), "a.v_proj": (4, 4)}

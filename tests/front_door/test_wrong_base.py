@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import magmerge
 from magmerge.core.errors import MagmergeWarning
-from tests.adapters.files import write_adapter
+from tests.checkpoints.adapters.files import write_adapter
 from tests.conftest import CommandLine, State, random_state, tuned
 
 SHAPES = {

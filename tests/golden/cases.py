@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import magmerge
-from tests.adapters.files import write_adapter
+from tests.checkpoints.adapters.files import write_adapter
 from tests.conftest import State, random_state, tuned
 
 SHAPES = {
