@@ -52,7 +52,6 @@ def _show(figure: Any, options: o.Options) -> None:
         return
     content = figure.layers if options.get("verbose") else figure.table
     rows = table("", *content.headings, numbers=content.headings[content.words :])
-    rows.title = None
     for row in content.rows:
         rows.add_row(*map(plain, row))
     spent = f" in {figure.seconds:.1f} s" if figure.computed else ""

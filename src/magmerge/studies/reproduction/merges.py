@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.output.own_files import foreign
-from magmerge.core.dtypes import nbytes, parse_size
+from magmerge.core.dtypes import nbytes
 from magmerge.core.errors import ParameterError
 from magmerge.core.machine import Progress
 from magmerge.data import Inputs, Preparation, has_splits
@@ -19,12 +19,10 @@ from magmerge.engine.result import Result
 from magmerge.evaluation import open_suite
 from magmerge.evaluation.calibration_samples import SampleSource, calibration_split, sample_source
 from magmerge.evaluation.harness import LmEval, run_harness
-from magmerge.evaluation.runner import Hardware
 from magmerge.evaluation.scores import TaskScore
 from magmerge.evaluation.task_suite import Suite
 from magmerge.pipeline.merge import merge
 from magmerge.studies.reproduction.pipeline_models import Ingredients, PipelineModels
-from magmerge.studies.reproduction.pipelines import Pipeline
 from magmerge.studies.reproduction.reproduction_table import EXPERTS, ZERO_SHOT
 from magmerge.studies.reproduction.run_scores import RunScores
 from magmerge.studies.reproduction.run_spec import CONTROLS, DRAWN, RunSpec, Variant, control
@@ -36,11 +34,9 @@ LONGEST = 512
 class SuiteMeasure:
     """The tasks of one suite file; a task of an expert may have several entries (metrics)."""
 
-    def __init__(
-        self, path: Path, parts: Ingredients, machine: Hardware, progress: Progress | None
-    ) -> None:
+    def __init__(self, path: Path, parts: Ingredients, request: RunSpec) -> None:
         self.suite: Suite = open_suite(path)
-        self._machine, self._progress = machine, progress
+        self._request = request
         # Models as they are measured; what an expert lacks is the base's.
         self.base, self.expert = parts.weights_of_base(), parts.weights
 
@@ -61,9 +57,9 @@ class SuiteMeasure:
 
     def measure(self, models: Mapping[str, Any], expert: str) -> dict[str, dict[str, TaskScore]]:
         """All models on an expert's tasks, in one pass over their data where memory allows."""
-        machine, tasks = self._machine, self.tasks_of(expert)
+        tasks, progress = self.tasks_of(expert), _named(self._request, expert)
         scores = self.suite.evaluate_all(
-            models, tasks=tasks, progress=_named(self._progress, expert), **asdict(machine)
+            models, tasks=tasks, progress=progress, **asdict(self._request.hardware)
         )
         return {name: {task: own[task] for task in tasks} for name, own in scores.items()}
 
@@ -73,14 +69,8 @@ class HarnessMeasure:
 
     model_class: str | None = "AutoModelForCausalLM"
 
-    def __init__(
-        self,
-        models: PipelineModels,
-        pipeline: Pipeline,
-        machine: Hardware,
-        progress: Progress | None,
-    ) -> None:
-        self._pipeline, self._machine, self._progress = pipeline, machine, progress
+    def __init__(self, models: PipelineModels, request: RunSpec) -> None:
+        self._request, self._pipeline = request, request.pipeline
         self.base, self.expert = models.base, models.experts.__getitem__
 
     def tasks_of(self, expert: str) -> tuple[str, ...]:
@@ -106,10 +96,10 @@ class HarnessMeasure:
             scores = run_harness(
                 list(models.values()),
                 LmEval((task,), include=self._pipeline.include),
-                self._machine,
+                self._request.hardware,
                 # A pipeline with task files is refused without the user's word.
                 allow_code=True,
-                progress=_named(self._progress, task),
+                progress=_named(self._request, task),
             )
             for name, result in zip(models, scores, strict=True):
                 rows[name][task] = result.tasks[0]
@@ -119,9 +109,9 @@ class HarnessMeasure:
 TaskMeasure: TypeAlias = SuiteMeasure | HarnessMeasure
 
 
-def _named(progress: Progress | None, task: str) -> Progress | None:
+def _named(request: RunSpec, task: str) -> Progress | None:
     """Progress that names the task, of the forward passes alone."""
-    if progress is None:
+    if (progress := request.machine.progress) is None:
         return None
 
     def tell(label: str, done: int, total: int) -> None:
@@ -185,43 +175,44 @@ class RunMerges:
             calibrate=calibrate,
             ignore=self.parts.lacking,
             threads=self.request.machine.threads,
-            device=self.request.machine.device or "cpu",
+            device=self.request.machine.device,
             **options,
         )
 
     def _samples(self, draw: int) -> dict[str, list[Inputs]]:
+        samples = self.request.options.samples
         if draw not in self.drawn:
             self.drawn[draw] = {
-                task: self.measure.samples(task).inputs(self.request.samples, draw, self.parts.base)
+                task: self.measure.samples(task).inputs(samples, draw, self.parts.base)
                 for task in self.parts.experts
             }
         return self.drawn[draw]
 
 
-def measure_all(merges: RunMerges, ledger: RunScores, progress: Progress | None) -> None:
+def measure_all(merges: RunMerges, ledger: RunScores) -> None:
     """Measure what the ledger lacks; base and experts in the first round."""
     tasks = [task for expert in merges.parts.experts for task in merges.measure.tasks_of(expert)]
     missing = [
         variant for variant in merges.request.variants if ledger.lacking(variant.name, tasks)
     ]
     specs = open_checkpoint(merges.parts.base).specs.values()
-    size = models_a_round(merges.request.machine.memory, sum(nbytes(spec) for spec in specs))
+    size = models_a_round(merges.request, sum(nbytes(spec) for spec in specs))
+    progress = merges.request.machine.progress or (lambda *_: None)
     for start in range(0, max(1, len(missing)), size):
         group, models = missing[start : start + size], {}
         for count, variant in enumerate(group):
-            if progress is not None:
-                progress("merging", start + count, len(missing))
+            progress("merging", start + count, len(missing))
             models[variant.name] = merges.make(variant)
-        if progress is not None and missing:
+        if missing:
             progress("merging", start + len(group), len(missing))
         _measure_round(merges, ledger, models, references=start == 0)
-        if not merges.request.keep:
+        if not merges.request.options.keep:
             merges.remove(group)
 
 
-def models_a_round(memory: str | int, size: int) -> int:
+def models_a_round(request: RunSpec, size: int) -> int:
     """As many models as half of the memory holds, one at least."""
-    return max(1, parse_size(memory) // (2 * max(1, size)))
+    return max(1, request.machine.limit // (2 * max(1, size)))
 
 
 def _measure_round(

@@ -15,7 +15,7 @@ from magmerge.checkpoints.loader import align
 from magmerge.checkpoints.views import RenamedCheckpoint
 from magmerge.core.errors import CheckpointError, MagmergeError
 from magmerge.core.extras import needed
-from magmerge.core.machine import Progress
+from magmerge.core.machine import Machine
 from magmerge.core.models import Checkpoint
 from magmerge.core.recipe import ModelOutput, Recipe
 from magmerge.evaluation.live_model import CheckpointTensors
@@ -82,7 +82,7 @@ def aligned(path: Path, origin: Checkpoint) -> Checkpoint:
 
 def find_here(pipeline: Pipeline, role: str, folder: Path | None) -> Path | None:
     """A model that needs no download: in the user's folder, else in the hub's cache."""
-    own = None if folder is None else _in_folder(pipeline, role, folder)
+    own = _in_folder(pipeline, role, folder)
     return own or _from_hub(_hub(pipeline, role), fetch=False)[0]
 
 
@@ -95,8 +95,7 @@ def find_models(
     pipeline: Pipeline,
     tasks: tuple[str, ...],
     folder: Path | None,
-    *,
-    progress: Progress | None = None,
+    machine: Machine | None = None,
 ) -> PipelineModels:
     """All models of a pipeline: in `folder`, else in the hub's cache, else fetched.
 
@@ -108,7 +107,7 @@ def find_models(
         )
     roles, models, missing = ("base", *tasks), {}, []
     for number, role in enumerate(roles, start=1):
-        path, problem = None if folder is None else _in_folder(pipeline, role, folder), ""
+        path, problem = _in_folder(pipeline, role, folder), ""
         if path is None:
             path, problem = _from_hub(_hub(pipeline, role), fetch=True)
         if path is None:
@@ -117,8 +116,8 @@ def find_models(
             missing.append(f"  {role}{where}: as {' or '.join(names[:3])}")
         else:
             models[role] = path
-        if progress is not None:
-            progress("looking for models", number, len(roles))
+        if machine is not None and machine.progress is not None:
+            machine.progress("looking for models", number, len(roles))
     if missing:
         raise CheckpointError(
             f"{len(missing)} of {len(roles)} models are missing:\n" + "\n".join(missing),
@@ -139,9 +138,9 @@ def _names(pipeline: Pipeline, role: str) -> tuple[str, ...]:
     return (role, *folders, *(() if hub is None else (hub.rpartition("/")[2], hub)))
 
 
-def _in_folder(pipeline: Pipeline, role: str, folder: Path) -> Path | None:
+def _in_folder(pipeline: Pipeline, role: str, folder: Path | None) -> Path | None:
     """A model in the user's folder, under one of the names that it is known by."""
-    for path in _places(pipeline, role, folder):
+    for path in _places(pipeline, role, folder) if folder else ():
         if path.is_file():
             return path
         if path.is_dir():

@@ -144,9 +144,8 @@ def settings_of(request: RunSpec, models: PipelineModels) -> dict[str, Any]:
     beside = sorted(file for pattern in SMALL for file in models.base.glob(pattern))
     small = [[file.name, memory.digest(file)] for file in beside]
     memory.save()
-    data = None
-    if request.data is not None:
-        data = {task: _listing(request.data, task) for task in request.tasks}
+    place, options = request.data, request.options
+    data = place and {task: _listing(place, task) for task in request.tasks}
     pipeline: Any = request.pipeline
     if pipeline.name in pipeline_names() and pipeline == find_pipeline(pipeline.name):
         pipeline = pipeline.name
@@ -155,12 +154,12 @@ def settings_of(request: RunSpec, models: PipelineModels) -> dict[str, Any]:
     return {
         "pipeline": pipeline,
         "tasks": list(request.tasks),
-        "samples": request.samples,
-        "alpha": request.alpha,
-        "generic": request.generic,
+        "samples": options.samples,
+        "alpha": options.alpha,
+        "generic": None if options.generic is None else str(options.generic),
         "generic_samples": request.generic_samples,
         "params": {method: dict(values) for method, values in request.params.items()},
-        "dtype": request.machine.dtype or "float32",
+        "dtype": request.hardware.dtype or "float32",
         "data": data,
         "inputs": weights,
         "base_files": small,
