@@ -13,8 +13,8 @@ from PIL import Image
 import magmerge
 from magmerge.core.errors import OutputError
 from magmerge.report.svg import drawing
-from magmerge.studies.figures.chart import FINE, SIZES, chart_of
 from magmerge.studies.figures.document import SHAPES
+from magmerge.studies.figures.figure_file import FINE, SIZES, chart_of
 from tests.figures.suites import coefficients, curves, layer_names, ranking
 
 ORDINARY = [

@@ -16,15 +16,13 @@ from magmerge.core.errors import (
     UnknownNameError,
     suggestion,
 )
-from magmerge.core.machine import CPU, Progress
-from magmerge.core.machine import DEFAULT_MEMORY as DEFAULT
+from magmerge.core.machine import CPU, DEFAULT_MEMORY, Machine, Progress
 from magmerge.core.validation import read_sensitive
 from magmerge.core.whole_file import check_free
 from magmerge.evaluation.entries import WHOLE, chosen_tasks
 from magmerge.evaluation.task_suite import Suite, open_suite
 from magmerge.linalg.device import open_device
 from magmerge.pipeline.merge import Gate
-from magmerge.studies.figures.chart import check_figure, draw
 from magmerge.studies.figures.document import (
     KINDS,
     Document,
@@ -32,6 +30,7 @@ from magmerge.studies.figures.document import (
     read_document,
     write_document,
 )
+from magmerge.studies.figures.figure_file import check_figure, draw
 from magmerge.studies.figures.figure_models import figure_inputs
 from magmerge.studies.figures.figure_spec import FigureSpec, LayerOrder, completed
 from magmerge.studies.figures.numbers import Numbers
@@ -86,7 +85,7 @@ def plot(
     dtype: str | None = None,
     device: str = CPU,
     threads: int | None = None,
-    memory: str | int = DEFAULT,
+    memory: str | int = DEFAULT_MEMORY,
     allow_code: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -114,8 +113,8 @@ def plot(
         raise UnknownNameError(f"there is no figure of {kind!r}", remedy=suggestion(kind, KINDS))
     request = FigureSpec(
         kind, tuple(methods), tuple(calibrate or ()), tuple(values or ()), samples, seeds, split,
-        params=params or {}, gate=gate, dtype=dtype, device=device, threads=threads,
-        memory=memory, alpha=alpha, mode=mode,
+        params=params or {}, gate=gate, dtype=dtype, alpha=alpha, mode=mode,
+        machine=Machine(threads, memory, device, progress=progress),
     )  # fmt: skip
     request = completed(request)
     figure, numbers = _outputs(out, sensitive, overwrite=overwrite)
@@ -133,7 +132,7 @@ def plot(
         if tasks is not None:
             listed = tuple(chosen_tasks(inputs.entry, tasks, str(suite)))
             request = replace(request, tasks=listed)
-        document, computed = Numbers(request, inputs, numbers, overwrite, progress).compute()
+        document, computed = Numbers(request, inputs, numbers, overwrite).compute()
     draw(document, figure)
     if document.warnings:
         more = len(document.warnings) - 1

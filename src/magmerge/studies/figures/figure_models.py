@@ -144,7 +144,8 @@ class FigureModels:
 
     @property
     def _machine(self) -> dict[str, Any]:
-        return {key: getattr(self.request, key) for key in ("threads", "memory", "device")}
+        machine = self.request.machine
+        return {key: getattr(machine, key) for key in ("threads", "memory", "device")}
 
     def merged(self, method: str) -> dict[str, Tensor]:
         """The merge as it is."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from magmerge.core import registry
 from magmerge.core.errors import ParameterError
-from magmerge.core.machine import DEFAULT_MEMORY as DEFAULT
+from magmerge.core.machine import Machine
 from magmerge.core.validation import COMPOSED, check_calibrations
 from magmerge.pipeline.merge import Gate
 from magmerge.studies.figures.document import FigureKind
@@ -57,9 +57,7 @@ class FigureSpec:
     gate: Gate = "on"
     sensitive: tuple[str, ...] = ()
     dtype: str | None = None
-    device: str = "cpu"
-    threads: int | None = None
-    memory: str | int = DEFAULT
+    machine: Machine = field(default_factory=Machine)
     order: LayerOrder | None = None
     alpha: int = 10
     mode: str = "exact"

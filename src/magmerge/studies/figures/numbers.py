@@ -14,7 +14,6 @@ from magmerge.checkpoints.adapters.formats.lora_config import CONFIG
 from magmerge.checkpoints.digests import DigestMemory
 from magmerge.checkpoints.output.own_files import is_own_record, not_own
 from magmerge.core.errors import MagmergeError, OutputError, ParameterError
-from magmerge.core.machine import Progress
 from magmerge.core.version import __version__
 from magmerge.evaluation.entries import resolved
 from magmerge.studies.figures.document import (
@@ -40,7 +39,7 @@ from magmerge.studies.figures.points import (
 )
 
 LABEL = "points"
-HOW = ("split", "params", "gate", "dtype", "device")
+HOW = ("split", "params", "gate", "dtype")
 """Of a request, what changes the numbers of every point."""
 T = TypeVar("T", Curves, Coefficients, Ranking)
 P = TypeVar("P", Curves, Coefficients)
@@ -54,7 +53,6 @@ class Numbers:
     inputs: FigureInputs
     path: Path
     overwrite: bool = False
-    progress: Progress | None = None
 
     def compute(self) -> tuple[Document, int]:
         """The document, written; and how many points were not known yet."""
@@ -99,7 +97,7 @@ class Numbers:
         document = self._known(Ranking, head["digest"])
         computed = document is None
         if document is None:
-            ranking = rank(self.inputs, self.request, self.progress)
+            ranking = rank(self.inputs, self.request)
             facts = {key: getattr(ranking, key) for key in ("score", "mode", "factor")}
             document = Ranking(**head, **facts, rows=ranking.samples, layers=harms(ranking))
         document = marked(document.model_copy(update=head))
@@ -117,7 +115,7 @@ class Numbers:
         points: dict[Any, Any] = {point.key: point for point in document.points}
         missing = [key for key in keys if key not in points]
         done = len(keys) - len(missing)
-        progress = self.progress or (lambda *_: None)
+        progress = self.request.machine.progress or (lambda *_: None)
         progress(LABEL, done, len(keys))
         for number, (point, facts) in enumerate(measure(models, missing), done + 1):
             points[point.key] = point
@@ -154,7 +152,7 @@ class Numbers:
             return self.request.order
         if known is not None and known.ranked is not None:
             return LayerOrder(known.sensitive, known.ranked)
-        return order_of(harms(rank(self.inputs, self.request, self.progress)))
+        return order_of(harms(rank(self.inputs, self.request)))
 
     def _known(self, shape: type[T], digest: str) -> T | None:
         """The document that is there already, if it is of the same settings.
@@ -199,6 +197,7 @@ def settings_of(inputs: FigureInputs, request: FigureSpec) -> dict[str, Any]:
         "data": {name: [draw.source for draw in sources] for name, sources in inputs.draws.items()},
         **({} if kind == "samples" else {"samples": request.samples}),
         **{key: getattr(request, key) for key in HOW},
+        "device": request.machine.device,
         "tasks": list(request.tasks or inputs.suite.tasks),
         "sensitive": list(order.layers if order else request.sensitive),
     }

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from magmerge.core.errors import ParameterError
-from magmerge.core.machine import Progress
 from magmerge.core.validation import read_sensitive
 from magmerge.core.version import __version__
 from magmerge.engine.result import Result
@@ -142,7 +141,7 @@ def layers_of(result: Result) -> tuple[LayerFactor, ...]:
     )
 
 
-def rank(inputs: FigureInputs, request: FigureSpec, progress: Progress | None) -> Sensitivity:
+def rank(inputs: FigureInputs, request: FigureSpec) -> Sensitivity:
     """The layers' sensitivity by the drift of the last features, on samples of all tasks."""
     inputs.check_samples()
     return sensitivity(
@@ -153,9 +152,9 @@ def rank(inputs: FigureInputs, request: FigureSpec, progress: Progress | None) -
         alpha=request.alpha,
         model=inputs.entry.model.class_,
         build=inputs.entry.model.build,
-        threads=request.threads,
-        device=request.device,
-        progress=progress,
+        threads=request.machine.threads,
+        device=request.machine.device,
+        progress=request.machine.progress,
     )
 
 
