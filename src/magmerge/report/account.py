@@ -89,6 +89,10 @@ class LayerAccount(FilePart):
         """Whether the gate left every row of it as the merge made it."""
         return self.held and self.xi_min == self.xi_max == 1.0
 
+    def factor_of(self, calibrator: str) -> FactorAccount | None:
+        """What a calibrator found for it; None where it did nothing."""
+        return next((factor for factor in self.factors if factor.calibrator == calibrator), None)
+
     def deviation(self, norm: float | None) -> float | None:
         """`norm` over the mean norm of the experts' task vectors; None where that says nothing."""
         if norm is None or self.norm_experts is None or not norm > 0 < self.norm_experts:

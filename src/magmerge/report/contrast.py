@@ -59,8 +59,7 @@ def encounters(modules: Sequence[Module], names: tuple[str, str]) -> tuple[Encou
     """The layers that both calibrators acted on, as far as their factors are known."""
     met = []
     for module in modules:
-        factors = {factor.calibrator: factor for factor in reversed(module.lead.factors)}
-        first, second = factors.get(names[0]), factors.get(names[1])
+        first, second = map(module.lead.factor_of, names)
         if first and second and (own := first.free or 0) > 0 < (further := second.free or 0):
             met.append(Encounter(module, first, second, own, further))
     return tuple(met)

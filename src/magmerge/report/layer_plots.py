@@ -102,7 +102,7 @@ def experts_plot(
     step = 0.0 if alike else 0.7 / max(1, len(names))
     points: list[list[Point]] = [[] for _ in names]
     for place, module in enumerate(modules):
-        factor = next((f for f in module.lead.factors if f.calibrator == calibrator), None)
+        factor = module.lead.factor_of(calibrator)
         for index, value in enumerate(factor.experts[: len(names)] if factor else ()):
             if value is not None and value > 0:
                 tip = f"{short(module.name)}: {short(names[index])} {factor_text(value)}"

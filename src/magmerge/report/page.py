@@ -12,10 +12,8 @@ from magmerge.core.extras import needed
 from magmerge.report import layer_plots, sentences
 from magmerge.report.account import (
     FILE,
-    LayerAccount,
     MergeAccount,
     Module,
-    ModuleAccount,
     modules_of,
     read_account,
 )
@@ -97,7 +95,6 @@ def _content(
         "norms": layer_plots.norms_plot(
             account.modules, account.experts, _label(account, "Norms of each adapter's modules")
         ),
-        "module_rows": module_rows(account.modules, len(account.experts)),
         "tables": score_tables(scores),
         "rest": SHOWN,
         "calibrators": names,
@@ -136,35 +133,6 @@ def _strip(
     return layer_plots.experts_plot(layers, name, account.experts, label, place)
 
 
-def factor_cells(layer: LayerAccount, names: Sequence[str]) -> list[str]:
-    """For each calibrator its factor before and after the gate, as two cells."""
-    cells = []
-    for name in names:
-        factor = next((own for own in layer.factors if own.calibrator == name), None)
-        cells += [
-            "" if factor is None else sentences.factor_text(value)
-            for value in ((factor.free, factor.gated) if factor else (None, None))
-        ]
-    return cells
-
-
-def module_rows(modules: Sequence[ModuleAccount], inputs: int) -> list[list[str]]:
-    """The table's rows: module, shape, rank, each input's norm, merge, result, ratio, loss."""
-    return [
-        [
-            module.name,
-            "x".join(map(str, module.shape)),
-            str(module.rank),
-            *(sentences.norm_text(norm) for norm in module.norms[:inputs]),
-            sentences.norm_text(module.merged),
-            sentences.norm_text(module.written),
-            sentences.factor_text(module.share(module.written)),
-            "" if module.error is None else f"{100 * module.error:.2f} %",
-        ]
-        for module in modules
-    ]
-
-
 @cache
 def _template() -> Template:
     jinja2, markup = needed("jinja2", "the report"), needed("markupsafe", "the report").Markup
@@ -182,7 +150,6 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters["markup"] = markup
-    environment.globals.update(factor_cells=factor_cells)
     template: Template = environment.from_string(_file("page.html.jinja"))
     return template
 
