@@ -45,7 +45,7 @@ def test_a_command_is_called_with_its_options_by_name() -> None:
     seen: list[options.Options] = []
 
     words = Option("words", list[str], "Some.", [], "--word -w")
-    verb = options.taking([words, options.TABLE["threads"]], seen.append, "Say it.")
+    verb = options.typer_function([words, options.TABLE["threads"]], seen.append, "Say it.")
     small = typer.Typer()
     small.command()(verb)
     small(["-w", "a", "--word", "b"], standalone_mode=False)

@@ -12,9 +12,9 @@ from magmerge.core.types import LayerRecord
 from magmerge.studies.reproduction.run_spec import (
     RunOptions,
     Variant,
-    checked_spaces,
     control,
     request_of,
+    spaces_of,
 )
 
 
@@ -31,11 +31,11 @@ def test_draws_multiply_only_what_depends_on_samples() -> None:
 
 
 def test_spaces_are_put_in_order_and_checked() -> None:
-    assert checked_spaces(["dsc", "none"]) == ("none", "dsc")
+    assert spaces_of(["dsc", "none"]) == ("none", "dsc")
     with pytest.raises(UnknownNameError, match="did you mean fsc"):
-        checked_spaces(["fcs"])
+        spaces_of(["fcs"])
     with pytest.raises(ParameterError):
-        checked_spaces([])
+        spaces_of([])
 
 
 def test_the_global_control_puts_the_mean_factor_everywhere() -> None:

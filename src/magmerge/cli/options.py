@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from magmerge.cli.settings import named_sources, numbers, parse_settings
+from magmerge.cli.settings import numbers, parse_settings, sources_by_expert
 from magmerge.core.errors import no_such_model
 
 Options = Mapping[str, Any]
@@ -57,7 +57,7 @@ KINDS = {
     **{"texts": list[str], "paths": list[Path]},
 }
 _READER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_DECLARED = yaml.load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"), _READER)
+_CONTENT = yaml.load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"), _READER)
 
 
 def _read(name: str, entry: Mapping[str, Any], shared: Option | None = None) -> Option:
@@ -71,46 +71,46 @@ def _read(name: str, entry: Mapping[str, Any], shared: Option | None = None) -> 
     return replace(shared, **changes) if shared else Option(name, **changes)
 
 
-def _listed(items: Iterable[Any]) -> Iterator[Option]:
+def _options(items: Iterable[Any]) -> Iterator[Option]:
     """A verb's options in their order."""
     for item in items:
         if isinstance(item, str):
             yield TABLE[item]
         elif isinstance(item, list):
-            yield from _listed(item)
+            yield from _options(item)
         else:
             yield from (_read(name, entry, TABLE.get(name)) for name, entry in item.items())
 
 
 TABLE = {
     name: _read(name, entry)
-    for topic in _DECLARED["shared"].values()
+    for topic in _CONTENT["shared"].values()
     for name, entry in topic.items()
 }
 """The options that verbs share, by name."""
-PREPARATION: tuple[str, ...] = ("samples", *_DECLARED["shared"]["preparation"])
+PREPARATION: tuple[str, ...] = ("samples", *_CONTENT["shared"]["preparation"])
 """Options of how samples are drawn and prepared."""
 
 
 def command(name: str, verb: Callable[[Options], None]) -> Callable[..., None]:
     """A function of one mapping as the verb of this name, which typer can read."""
-    declared = _DECLARED["verbs"][name]
-    return taking(list(_listed(declared["options"])), verb, declared["help"])
+    declared = _CONTENT["verbs"][name]
+    return typer_function(list(_options(declared["options"])), verb, declared["help"])
 
 
-def taking(
+def typer_function(
     options: Sequence[Option], verb: Callable[[Options], None], words: str
 ) -> Callable[..., None]:
     """A function of one mapping as a verb with these options, in the order of its help."""
 
-    def called(**values: Any) -> None:
+    def function(**values: Any) -> None:
         check_models(values)
         verb(values)
 
-    called.__doc__ = words
+    function.__doc__ = words
     parameters = [option.parameter() for option in options]
-    called.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-    return called
+    function.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    return function
 
 
 READ = ("base", "experts", "merged", "model", "checkpoint", "a", "b")
@@ -139,7 +139,7 @@ def merge_keywords(options: Options) -> dict[str, Any]:
         **without(options, "settings", *PREPARATION),
         "params": params,
         "sensitive": options["sensitive"] or (),
-        "data": named_sources(options["data"]),
+        "data": sources_by_expert(options["data"]),
         "samples": sample_keywords(options),
     }
     if "calibrate" in options:

@@ -12,7 +12,7 @@ import typer
 import magmerge
 from magmerge.cli import options as o
 from magmerge.cli.output import progress_reporter, show, show_json
-from magmerge.cli.settings import named_sources, numbers, parse_settings
+from magmerge.cli.settings import numbers, parse_settings, sources_by_expert
 from magmerge.core.errors import ParameterError
 from magmerge.report.terminal_tables import plain, table
 
@@ -63,7 +63,7 @@ def _keywords(kind: str, options: o.Options) -> dict[str, Any]:
     keywords = o.without(options, "settings")
     keywords["sensitive"] = options["sensitive"] or ()
     keywords["experts"] = _experts(options["experts"])
-    keywords["data"] = named_sources(options["data"])
+    keywords["data"] = sources_by_expert(options["data"])
     if "values" in options:
         flag = "--samples" if kind == "samples" else "--values"
         keywords["values"] = list(numbers(flag, options["values"], "1,5,10"))

@@ -176,7 +176,7 @@ class MergeAccount(FilePart):
 
 
 @dataclass(frozen=True, slots=True)
-class Module:
+class LayerModule:
     """A weight, and its bias if no calibrator gave that another factor than the weight."""
 
     name: str
@@ -190,11 +190,11 @@ class Module:
 
 def read_account(document: Mapping[str, Any]) -> MergeAccount:
     """The document, checked; CheckpointError where it is not what magmerge writes."""
-    account = checked(MergeAccount, document, FILE)
+    account = parse(MergeAccount, document, FILE)
     return account.model_copy(update={"layers": in_model_order(account.layers)})
 
 
-def checked(kind: type[T], content: object, source: str) -> T:
+def parse(kind: type[T], content: object, source: str) -> T:
     """`content` as a `kind`; CheckpointError that names the first key that does not fit."""
     try:
         return kind.model_validate(dict(content) if isinstance(content, Mapping) else content)
@@ -242,7 +242,7 @@ def _natural(layer: LayerAccount) -> list[tuple[int, str]]:
     ]
 
 
-def modules_of(layers: Sequence[LayerAccount]) -> tuple[Module, ...]:
+def modules_of(layers: Sequence[LayerAccount]) -> tuple[LayerModule, ...]:
     """Calibrated layers, with weight and bias as one where they got the same factor.
 
     A calibrator that is for matrices only acts on the weight alone, which is no other factor.
@@ -255,9 +255,9 @@ def modules_of(layers: Sequence[LayerAccount]) -> tuple[Module, ...]:
         module
         for (stem, _), tensors in groups.items()
         for module in (
-            [Module(stem, tuple(tensors))]
+            [LayerModule(stem, tuple(tensors))]
             if all(_follows(tensor, _lead(tensors)) for tensor in tensors)
-            else [Module(tensor.name, (tensor,)) for tensor in tensors]
+            else [LayerModule(tensor.name, (tensor,)) for tensor in tensors]
         )
     )
 

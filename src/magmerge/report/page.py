@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from magmerge.core.errors import CheckpointError, printable_lines
 from magmerge.core.extras import needed
 from magmerge.report import layer_plots, sentences
-from magmerge.report.account import (
-    FILE,
-    MergeAccount,
-    Module,
-    modules_of,
-    read_account,
-)
+from magmerge.report.account import FILE, LayerModule, MergeAccount, modules_of, read_account
 from magmerge.report.accuracy import score_tables
 from magmerge.report.axis import common_stem
 from magmerge.report.contrast import Encounter, contrast_text, encounters, furthest_first
@@ -43,9 +37,7 @@ class Pair(NamedTuple):
 
 
 def render(
-    document: Mapping[str, Any],
-    scores: Sequence[Mapping[str, Any]] = (),
-    title: str | None = None,
+    document: Mapping[str, Any], scores: Sequence[Mapping[str, Any]] = (), title: str | None = None
 ) -> str:
     """The report as one HTML page that needs nothing else: no network, no script, no other file.
 
@@ -67,30 +59,30 @@ def render(
 
 
 def _content(
-    account: MergeAccount, modules: tuple[Module, ...], scores: Sequence[Mapping[str, Any]]
+    account: MergeAccount, modules: tuple[LayerModule, ...], scores: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    drawn = tuple(module for module in modules if sentences.drawable(module.lead))
+    visible = tuple(module for module in modules if sentences.drawable(module.lead))
     names = account.calibrators
     return {
         "summary": sentences.summary(account, modules),
         "lines": recipe_lines(account),
         "coded": NAMES,
         "yaml": recipe_yaml(account),
-        "xi": layer_plots.xi_plot(drawn, _label(account, "Factor xi of each layer"))
-        if drawn
+        "xi": layer_plots.xi_plot(visible, _label(account, "Factor xi of each layer"))
+        if visible
         else None,
-        "drawn": drawn,
-        "blocks": common_stem([module.name for module in drawn]),
-        "undrawn": sentences.undrawn_text(len(modules) - len(drawn)),
-        "extremes": sentences.extremes_text(drawn),
+        "drawn": visible,
+        "blocks": common_stem([module.name for module in visible]),
+        "undrawn": sentences.hidden_text(len(modules) - len(visible)),
+        "extremes": sentences.extremes_text(visible),
         "deviation": layer_plots.deviation_plot(
-            drawn, _label(account, "Length of each merged task vector over the experts' mean")
+            visible, _label(account, "Length of each merged task vector over the experts' mean")
         ),
-        "pair": _pair(account, drawn, (names[0], names[1])) if len(names) == 2 else None,
+        "pair": _pair(account, visible, (names[0], names[1])) if len(names) == 2 else None,
         "strips": [
             (name, plot)
             for place, name in enumerate(names)
-            if (plot := _strip(account, drawn, name, place))
+            if (plot := _strip(account, visible, name, place))
         ],
         "norms": layer_plots.norms_plot(
             account.modules, account.experts, _label(account, "Norms of each adapter's modules")
@@ -109,18 +101,18 @@ def _label(account: MergeAccount, what: str) -> str:
 
 
 def _pair(
-    account: MergeAccount, modules: tuple[Module, ...], names: tuple[str, str]
+    account: MergeAccount, modules: tuple[LayerModule, ...], names: tuple[str, str]
 ) -> Pair | None:
-    met = encounters(modules, names)
-    if not met:
+    pairs = encounters(modules, names)
+    if not pairs:
         return None
-    text = contrast_text(met, names, gated=account.gated)
+    text = contrast_text(pairs, names, gated=account.gated)
     label = f"What the two calibrators ask for before the gate, layer by layer. {text}"
-    return Pair(names, layer_plots.pair_plot(met, names, label), text, furthest_first(met))
+    return Pair(names, layer_plots.pair_plot(pairs, names, label), text, furthest_first(pairs))
 
 
 def _strip(
-    account: MergeAccount, modules: tuple[Module, ...], name: str, place: int
+    account: MergeAccount, modules: tuple[LayerModule, ...], name: str, place: int
 ) -> Plot | None:
     layers = tuple(
         module
@@ -137,14 +129,14 @@ def _strip(
 def _template() -> Template:
     jinja2, markup = needed("jinja2", "the report"), needed("markupsafe", "the report").Markup
 
-    def cleaned(value: Any) -> Any:
+    def clean(value: Any) -> Any:
         """Text without control characters: names inside files may be hostile."""
         bare = isinstance(value, str) and not isinstance(value, markup)
         return printable_lines(value) if bare else value
 
     environment = jinja2.Environment(
         autoescape=True,
-        finalize=cleaned,
+        finalize=clean,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

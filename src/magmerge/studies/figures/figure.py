@@ -32,14 +32,14 @@ from magmerge.studies.figures.document import (
 )
 from magmerge.studies.figures.figure_file import check_figure, draw
 from magmerge.studies.figures.figure_models import figure_inputs
-from magmerge.studies.figures.figure_spec import FigureSpec, LayerOrder, completed
+from magmerge.studies.figures.figure_spec import FigureSpec, LayerOrder, with_defaults
 from magmerge.studies.figures.numbers import Numbers
 from magmerge.studies.figures.points import read_order, read_ranking
 from magmerge.studies.figures.series import Listing, listing
 
 
 @dataclass(frozen=True, slots=True)
-class Plotted:
+class FigureResult:
     """A figure that was drawn: where it is, where its numbers are, and these.
 
     `seconds` is all the time that it took; `computed` how many points were not known yet.
@@ -89,7 +89,7 @@ def plot(
     allow_code: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> Plotted:
+) -> FigureResult:
     """Draw one of the figures of arXiv:2512.19320 for a suite, into an .svg, .png or .pdf file.
 
     `kind`: "samples", the mean score against the unlabelled samples per task; "lambda", against a
@@ -116,7 +116,7 @@ def plot(
         params=params or {}, gate=gate, dtype=dtype, alpha=alpha, mode=mode,
         machine=Machine(threads, memory, device, progress=progress),
     )  # fmt: skip
-    request = completed(request)
+    request = with_defaults(request)
     figure, numbers = _outputs(out, sensitive, overwrite=overwrite)
     open_device(device)
     if kind == "sensitivity" and sensitive:
@@ -138,17 +138,17 @@ def plot(
         more = len(document.warnings) - 1
         others = f" ({more} more of its kind in {numbers})" if more else ""
         warnings.warn(f"{document.warnings[0]}{others}", MagmergeWarning, stacklevel=2)
-    return Plotted(figure, numbers, document, computed, time.monotonic() - start)
+    return FigureResult(figure, numbers, document, computed, time.monotonic() - start)
 
 
-def redraw(numbers: str | Path, out: str | Path, *, overwrite: bool = False) -> Plotted:
+def redraw(numbers: str | Path, out: str | Path, *, overwrite: bool = False) -> FigureResult:
     """Draw a figure once more from its .json file, without computing anything."""
     start = time.monotonic()
     figure = Path(out)
     check_figure(figure, overwrite=overwrite)
     document = read_document(Path(numbers))
     draw(document, figure)
-    return Plotted(figure, Path(numbers), document, 0, time.monotonic() - start)
+    return FigureResult(figure, Path(numbers), document, 0, time.monotonic() - start)
 
 
 def _outputs(

@@ -43,12 +43,12 @@ class FigureInputs:
 
     def check_samples(self) -> None:
         """ParameterError where an expert has no samples."""
-        lacking = [name for name in self.experts if not self.draws.get(name)]
-        if lacking:
+        bare = [name for name in self.experts if not self.draws.get(name)]
+        if bare:
             raise ParameterError(
-                f"no unlabelled samples are known for {', '.join(lacking)}",
+                f"no unlabelled samples are known for {', '.join(bare)}",
                 source=self.suite.path,
-                remedy=f"add --data {lacking[0]}=FILE, or a calibration or train split to the "
+                remedy=f"add --data {bare[0]}=FILE, or a calibration or train split to the "
                 "task's data; wsc alone (--calibrate wsc) needs none",
             )
 
@@ -147,10 +147,10 @@ class FigureModels:
         machine = self.request.machine
         return {key: getattr(machine, key) for key in ("threads", "memory", "device")}
 
-    def merged(self, method: str) -> dict[str, Tensor]:
+    def plain_merge(self, method: str) -> dict[str, Tensor]:
         """The merge as it is."""
         if self._merge is None or self._merge[0] != method:
-            with _listening(self.warned):
+            with _keep_warnings(self.warned):
                 result = merge(
                     base=self.inputs.base,
                     experts=self.inputs.experts,
@@ -161,7 +161,7 @@ class FigureModels:
             self._merge = method, result.state_dict()
         return self._merge[1]
 
-    def scaled(self, state: State, factor: float) -> State:
+    def scale(self, state: State, factor: float) -> State:
         """base + factor * (merged - base), in float32, stored as the merge is."""
         if factor == 1.0:
             return state
@@ -178,7 +178,7 @@ class FigureModels:
             for name, tensor in state.items()
         }
 
-    def calibrated(
+    def calibration(
         self,
         state: State,
         calibration: str,
@@ -189,7 +189,7 @@ class FigureModels:
     ) -> Result:
         """A merge calibrated; samples and sensitive layers are by default the request's."""
         request, seen = self.request, dict[str, Any]()
-        with _listening(self.warned):
+        with _keep_warnings(self.warned):
             if draws(calibration):
                 model, seed = self.inputs.entry.model, seed or 0
                 inputs = self.inputs.samples(samples or request.samples, seed)
@@ -213,7 +213,7 @@ class FigureModels:
             key: state for key, state in zip(keys, states, strict=True) if key not in self._known
         }
         if new:
-            with _listening(self.warned):
+            with _keep_warnings(self.warned):
                 self._known |= self.inputs.suite.evaluate_all(
                     new,
                     split=self.request.split,
@@ -225,12 +225,12 @@ class FigureModels:
 
 
 @contextmanager
-def _listening(texts: dict[str, None]) -> Iterator[None]:
+def _keep_warnings(texts: dict[str, None]) -> Iterator[None]:
     """Keeps magmerge's warnings, each once: a figure makes many models that warn of the same."""
-    with warnings.catch_warnings(record=True) as heard:
+    with warnings.catch_warnings(record=True) as messages:
         warnings.simplefilter("always", MagmergeWarning)
         yield
-    for warning in heard:
+    for warning in messages:
         if issubclass(warning.category, MagmergeWarning):
             texts[str(warning.message)] = None
 

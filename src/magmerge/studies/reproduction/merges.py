@@ -57,7 +57,7 @@ class SuiteMeasure:
 
     def measure(self, models: Mapping[str, Any], expert: str) -> dict[str, dict[str, TaskScore]]:
         """All models on an expert's tasks, in one pass over their data where memory allows."""
-        tasks, progress = self.tasks_of(expert), _named(self._request, expert)
+        tasks, progress = self.tasks_of(expert), _task_progress(self._request, expert)
         scores = self.suite.evaluate_all(
             models, tasks=tasks, progress=progress, **asdict(self._request.hardware)
         )
@@ -99,7 +99,7 @@ class HarnessMeasure:
                 self._request.hardware,
                 # A pipeline with task files is refused without the user's word.
                 allow_code=True,
-                progress=_named(self._request, task),
+                progress=_task_progress(self._request, task),
             )
             for name, result in zip(models, scores, strict=True):
                 rows[name][task] = result.tasks[0]
@@ -109,7 +109,7 @@ class HarnessMeasure:
 TaskMeasure: TypeAlias = SuiteMeasure | HarnessMeasure
 
 
-def _named(request: RunSpec, task: str) -> Progress | None:
+def _task_progress(request: RunSpec, task: str) -> Progress | None:
     """Progress that names the task, of the forward passes alone."""
     if (progress := request.machine.progress) is None:
         return None
@@ -173,7 +173,7 @@ class RunMerges:
             method=variant.method,
             params=self.request.params.get(variant.method),
             calibrate=calibrate,
-            ignore=self.parts.lacking,
+            ignore=self.parts.absent,
             threads=self.request.machine.threads,
             device=self.request.machine.device,
             **options,
@@ -193,7 +193,7 @@ def measure_all(merges: RunMerges, ledger: RunScores) -> None:
     """Measure what the ledger lacks; base and experts in the first round."""
     tasks = [task for expert in merges.parts.experts for task in merges.measure.tasks_of(expert)]
     missing = [
-        variant for variant in merges.request.variants if ledger.lacking(variant.name, tasks)
+        variant for variant in merges.request.variants if ledger.missing(variant.name, tasks)
     ]
     specs = open_checkpoint(merges.parts.base).specs.values()
     size = models_a_round(merges.request, sum(nbytes(spec) for spec in specs))
@@ -220,10 +220,10 @@ def _measure_round(
 ) -> None:
     for expert in merges.parts.experts:
         tasks = merges.measure.tasks_of(expert)
-        left = {name: model for name, model in models.items() if ledger.lacking(name, tasks)}
-        if references and ledger.lacking(ZERO_SHOT, tasks):
+        left = {name: model for name, model in models.items() if ledger.missing(name, tasks)}
+        if references and ledger.missing(ZERO_SHOT, tasks):
             left[ZERO_SHOT] = merges.measure.base
-        if references and ledger.lacking(EXPERTS, tasks):
+        if references and ledger.missing(EXPERTS, tasks):
             left[EXPERTS] = merges.measure.expert(expert)
         if left:
             ledger.put_all(merges.measure.measure(left, expert))

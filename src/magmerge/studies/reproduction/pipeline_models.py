@@ -47,7 +47,7 @@ class Ingredients:
 
     base: Path
     experts: Mapping[str, Checkpoint]
-    lacking: tuple[str, ...]
+    absent: tuple[str, ...]
 
     def weights_of_base(self) -> Mapping[str, Tensor]:
         """The base's tensors, each read when it is asked for."""
@@ -62,12 +62,12 @@ class Ingredients:
 def ingredients(base: Path, experts: Mapping[str, Path]) -> Ingredients:
     """The experts under the base's names, without what the base does not have."""
     origin = open_checkpoint(base)
-    own = {task: aligned(path, origin) for task, path in experts.items()}
-    lacking = {name for expert in own.values() for name in origin.specs if name not in expert.specs}
-    return Ingredients(base, own, tuple(sorted(lacking)))
+    own = {task: in_base_names(path, origin) for task, path in experts.items()}
+    absent = {name for expert in own.values() for name in origin.specs if name not in expert.specs}
+    return Ingredients(base, own, tuple(sorted(absent)))
 
 
-def aligned(path: Path, origin: Checkpoint) -> Checkpoint:
+def in_base_names(path: Path, origin: Checkpoint) -> Checkpoint:
     """An expert under the names of its base; CheckpointError where they have none in common."""
     expert = align(open_checkpoint(path), origin)
     names = [name for name in expert.specs if name in origin.specs]
@@ -92,10 +92,7 @@ def missing_models(pipeline: Pipeline, tasks: tuple[str, ...], folder: Path | No
 
 
 def find_models(
-    pipeline: Pipeline,
-    tasks: tuple[str, ...],
-    folder: Path | None,
-    machine: Machine | None = None,
+    pipeline: Pipeline, tasks: tuple[str, ...], folder: Path | None, machine: Machine | None = None
 ) -> PipelineModels:
     """All models of a pipeline: in `folder`, else in the hub's cache, else fetched.
 
@@ -187,10 +184,10 @@ DONATED = ("preprocessor_config.json", "processor_config.json")
 def projects(base: Path, experts: Mapping[str, Path]) -> bool:
     """Whether every expert has the last layer of a CLIP's seeing half."""
     origin = open_checkpoint(base)
-    return all(PROJECTION in aligned(path, origin).specs for path in experts.values())
+    return all(PROJECTION in in_base_names(path, origin).specs for path in experts.values())
 
 
-def seeing_half(base: Path, out: Path, *, projected: bool, anew: bool) -> Path:
+def vision_half(base: Path, out: Path, *, projected: bool, anew: bool) -> Path:
     """The vision model of a whole CLIP model, as a folder of its own.
 
     With its projection if `projected`. A folder that was made before is taken as it is, but for
@@ -220,10 +217,10 @@ def _write_config(base: Path, folder: Path, *, projected: bool) -> None:
     kind = "CLIPVisionModelWithProjection" if projected else "CLIPVisionModel"
     with quiet_transformers() as library:
         whole = library.AutoConfig.from_pretrained(base, local_files_only=True)
-        seeing = whole.vision_config
-        seeing.projection_dim = whole.projection_dim
-        seeing.architectures = [kind]
-        seeing.save_pretrained(folder)
+        vision = whole.vision_config
+        vision.projection_dim = whole.projection_dim
+        vision.architectures = [kind]
+        vision.save_pretrained(folder)
     for name in DONATED:
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)

@@ -30,7 +30,7 @@ from magmerge.studies.reproduction.pipeline_models import (
     find_models,
     ingredients,
     projects,
-    seeing_half,
+    vision_half,
 )
 from magmerge.studies.reproduction.reproduction_table import Reproduction, markdown, rows_of
 from magmerge.studies.reproduction.run_estimate import RunEstimate, estimate
@@ -75,8 +75,8 @@ def reproduce(
         announce(forecast)
     forecast.check(request.folder)
     models = find_models(request.pipeline, request.tasks, request.inputs, request.machine)
-    ledger = RunScores.opened(request.folder, settings_of(request, models), anew=overwrite)
-    with warnings.catch_warnings(record=True) as heard:
+    ledger = RunScores.open(request.folder, settings_of(request, models), anew=overwrite)
+    with warnings.catch_warnings(record=True) as messages:
         warnings.simplefilter("always", MagmergeWarning)
         try:
             parts, measure = _measure_of(request, models, anew=overwrite)
@@ -87,7 +87,7 @@ def reproduce(
                 ledger.save()
             measure_all(RunMerges(request, parts, measure, layers), ledger)
         finally:
-            ledger.say([str(warning.message) for warning in heard])
+            ledger.say([str(warning.message) for warning in messages])
     result = _result(request, measure, ledger)
     for warning in result.warnings:
         warnings.warn(warning, MagmergeWarning, stacklevel=2)
@@ -103,7 +103,7 @@ def _measure_of(
         return ingredients(base, models.experts), HarnessMeasure(models, request)
     if pipeline.kind == "vision":
         projected = projects(base, models.experts)
-        base = seeing_half(base, request.folder / BASE, projected=projected, anew=anew)
+        base = vision_half(base, request.folder / BASE, projected=projected, anew=anew)
     written = suite(
         pipeline.suite,
         request.folder / "suite",
@@ -169,7 +169,7 @@ def most_sensitive(
         base=parts.base,
         experts=dict(parts.experts),
         alpha=request.options.alpha,
-        ignore=parts.lacking,
+        ignore=parts.absent,
         model=model_class,
         threads=request.machine.threads,
         device=request.machine.device,

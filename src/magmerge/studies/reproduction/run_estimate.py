@@ -18,7 +18,7 @@ from magmerge.report.terminal_tables import plain
 from magmerge.studies.reproduction.merges import models_a_round
 from magmerge.studies.reproduction.pipeline_models import find_here, missing_models
 from magmerge.studies.reproduction.reproduction_table import ZERO_SHOT
-from magmerge.studies.reproduction.run_scores import models_measured
+from magmerge.studies.reproduction.run_scores import scored_models
 from magmerge.studies.reproduction.run_spec import RunSpec
 
 GB = 10**9
@@ -59,7 +59,7 @@ def estimate(request: RunSpec) -> RunEstimate:
     """What is left to do, as far as it can be told from what is here."""
     pipeline, inputs = request.pipeline, request.inputs
     missing = missing_models(pipeline, request.tasks, inputs)
-    known = models_measured(request.folder)
+    known = scored_models(request.folder)
     rows = sum(pipeline.experts[task].rows or 0 for task in request.tasks)
     left = [variant for variant in request.variants if variant.name not in known]
     passes = rows * len(left) + (0 if ZERO_SHOT in known else 2 * rows)

@@ -55,7 +55,7 @@ class RunScores:
         self.path, self.results = path, Results(settings=json.loads(json.dumps(settings)))
 
     @classmethod
-    def opened(cls, folder: Path, settings: Mapping[str, Any], *, anew: bool) -> RunScores:
+    def open(cls, folder: Path, settings: Mapping[str, Any], *, anew: bool) -> RunScores:
         """The run's file in `folder`, or a new one; OutputError where it is of another run."""
         ledger = cls(folder / NAME, settings)
         if anew or not ledger.path.exists():
@@ -73,7 +73,7 @@ class RunScores:
         ledger.results = known
         return ledger
 
-    def lacking(self, model: str, tasks: Sequence[str]) -> list[str]:
+    def missing(self, model: str, tasks: Sequence[str]) -> list[str]:
         """The tasks that a model has no score of."""
         return [task for task in tasks if task not in self.results.cells.get(model, {})]
 
@@ -106,7 +106,7 @@ def _read(path: Path) -> Results:
         ) from error
 
 
-def models_measured(folder: Path) -> frozenset[str]:
+def scored_models(folder: Path) -> frozenset[str]:
     """The models of which a run knows any score; none where there is no run."""
     try:
         return frozenset(_read(folder / NAME).cells)

@@ -45,7 +45,7 @@ class Variant:
         return f"{self.method}{calibrated}" + ("" if self.draw is None else f"@{self.draw}")
 
 
-def checked_spaces(names: Sequence[str]) -> tuple[Space, ...]:
+def spaces_of(names: Sequence[str]) -> tuple[Space, ...]:
     """Names of spaces, in the order of SPACES; UnknownNameError or ParameterError."""
     for name in names:
         if name not in SPACES:
@@ -74,12 +74,12 @@ def control(
         Random(seed).shuffle(values)
         factors = dict(zip(factors, values, strict=True))
     return {
-        name: _scaled(origin[name], tensor, factors[name]) if name in factors else tensor
+        name: _scale(origin[name], tensor, factors[name]) if name in factors else tensor
         for name, tensor in plain.items()
     }
 
 
-def _scaled(origin: Tensor, merged: Tensor, factor: float) -> Tensor:
+def _scale(origin: Tensor, merged: Tensor, factor: float) -> Tensor:
     change = merged.float() - origin.float()
     return (origin.float() + factor * change).to(merged.dtype)
 
@@ -149,7 +149,7 @@ class RunSpec:
 
 def request_of(name: str, out: str | Path | None, options: RunOptions) -> RunSpec:
     """Names checked and defaults filled in; MagmergeError's children."""
-    pipeline, spaces = find_pipeline(name), checked_spaces(options.spaces)
+    pipeline, spaces = find_pipeline(name), spaces_of(options.spaces)
     controls = [space for space in spaces if space in CONTROLS]
     if controls and pipeline.kind == "language":
         raise ParameterError(
