@@ -28,7 +28,7 @@ def test_a_run_goes_on_from_what_was_measured(tmp_path: Path) -> None:
     assert again.missing("ties", ["a", "b"]) == ["b"]
     assert again.results.cells["ties"]["a"].score == 0.25
     assert again.results.sensitive == ("layer.0",)
-    assert RunScores.open(tmp_path, SETTINGS, anew=True).lacking("ties", ["a"])
+    assert RunScores.open(tmp_path, SETTINGS, anew=True).missing("ties", ["a"])
 
 
 def test_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
