@@ -7,12 +7,11 @@ from dataclasses import asdict
 import magmerge
 from magmerge.cli import options as o
 from magmerge.cli.output import progress_reporter, show, show_json
+from magmerge.report.conversion_text import conversion_text
 
 
 def command(options: o.Options) -> None:
     """Write an adapter under another program's names, or a whole model as safetensors."""
-    from magmerge.report.conversion_text import conversion_text
-
     with progress_reporter() as progress:
         conversion = magmerge.convert(**o.without(options), progress=progress)
     if options["json"]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from magmerge.core.errors import ParameterError
 
 PARTS_OF_DSC = ("wsc", "fsc")
@@ -87,8 +89,6 @@ def _join(settings: Sequence[_Setting]) -> Any:
 
 
 def _value(setting: str, text: str) -> Any:
-    import yaml
-
     try:
         number = _number(text)
         return yaml.safe_load(text) if number is None else number

@@ -89,13 +89,19 @@ def open_chart(
         corner = (left, (height - above - 4) / height)
         legend = figure.legend(handles=key, ncols=ncols, loc="upper left", bbox_to_anchor=corner)
         legend.set_in_layout(False)
-    panels = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    return figure, _panels(figure, titles, columns)
+
+
+def _panels(figure: Figure, titles: Sequence[str], columns: int) -> list[Axes]:
+    """Empty axes below their titles."""
+    rows = -(-len(titles) // columns)
+    panels: list[Axes] = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     for axes, title in zip(panels, titles, strict=False):
         axes.set_frame_on(False)
         axes.set_title(title, loc="left")
     for axes in panels[len(titles) :]:
         axes.remove()
-    return figure, panels[: len(titles)]
+    return panels[: len(titles)]
 
 
 def _lines(text: str, size: float, width: float) -> list[str]:

@@ -84,34 +84,36 @@ def figure_inputs(
             source=suite.path,
             remedy="give it with --base (base=), or add base: FOLDER to the suite",
         )
-    paths = {name: str(path) for name, path in (experts or {}).items()}
-    tasks = {name: [name] for name in paths}
-    if not paths:
-        # An expert that several tasks share has the name of the first.
-        shared: dict[str, list[str]] = {}
-        for name, entry in suite.entry.tasks.items():
-            if entry.expert is not None:
-                shared.setdefault(resolved(suite.path.parent, entry.expert), []).append(name)
-        tasks = {names[0]: names for names in shared.values()}
-        paths = {names[0]: path for path, names in shared.items()}
-    if not paths:
+    named = {name: (str(path), [name]) for name, path in (experts or {}).items()}
+    named = named or _suite_experts(suite)
+    if not named:
         raise ParameterError(
             "the suite names no experts",
             source=suite.path,
             remedy="give them with --expert TASK=PATH (experts=), or add expert: to its tasks",
         )
-    draws = {name: _suite_draws(suite, names) for name, names in tasks.items()}
-    sources = (
-        data if isinstance(data, Mapping) else dict.fromkeys(() if data is None else paths, data)
-    )
+    draws = {name: _suite_draws(suite, tasks) for name, (_, tasks) in named.items()}
+    sources = {} if data is None else data
+    if not isinstance(sources, Mapping):
+        sources = dict.fromkeys(named, data)
     for name, source in sources.items():
-        if name not in paths:
+        if name not in named:
             raise UnknownNameError(
                 f"data is given for {name!r}, which is no expert",
-                remedy=suggestion(str(name), paths),
+                remedy=suggestion(str(name), named),
             )
         draws[name] = (sample_source(suite, name, str(source)),)
+    paths = {name: path for name, (path, _) in named.items()}
     return FigureInputs(suite, str(origin), paths, draws)
+
+
+def _suite_experts(suite: Suite) -> dict[str, tuple[str, list[str]]]:
+    """The experts that a suite names, and their tasks; one of several has the name of the first."""
+    tasks: dict[str, list[str]] = {}
+    for name, entry in suite.entry.tasks.items():
+        if entry.expert is not None:
+            tasks.setdefault(resolved(suite.path.parent, entry.expert), []).append(name)
+    return {names[0]: (path, names) for path, names in tasks.items()}
 
 
 def _suite_draws(suite: Suite, tasks: Sequence[str]) -> tuple[SampleSource, ...]:

@@ -86,11 +86,6 @@ def find_here(pipeline: Pipeline, role: str, folder: Path | None) -> Path | None
     return own or _from_hub(_hub(pipeline, role), fetch=False)[0]
 
 
-def missing_models(pipeline: Pipeline, tasks: tuple[str, ...], folder: Path | None) -> list[str]:
-    """The roles, base or a task's name, whose models are not here."""
-    return [role for role in ("base", *tasks) if find_here(pipeline, role, folder) is None]
-
-
 def find_models(
     pipeline: Pipeline, tasks: tuple[str, ...], folder: Path | None, machine: Machine | None = None
 ) -> PipelineModels:

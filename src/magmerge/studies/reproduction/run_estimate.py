@@ -16,7 +16,7 @@ from magmerge.core.errors import OutputError
 from magmerge.live.modules import build_model
 from magmerge.report.terminal_tables import plain
 from magmerge.studies.reproduction.merges import models_a_round
-from magmerge.studies.reproduction.pipeline_models import find_here, missing_models
+from magmerge.studies.reproduction.pipeline_models import find_here
 from magmerge.studies.reproduction.reproduction_table import ZERO_SHOT
 from magmerge.studies.reproduction.run_scores import scored_models
 from magmerge.studies.reproduction.run_spec import RunSpec
@@ -58,7 +58,8 @@ class RunEstimate:
 def estimate(request: RunSpec) -> RunEstimate:
     """What is left to do, as far as it can be told from what is here."""
     pipeline, inputs = request.pipeline, request.inputs
-    missing = missing_models(pipeline, request.tasks, inputs)
+    roles = ("base", *request.tasks)
+    missing = [role for role in roles if find_here(pipeline, role, inputs) is None]
     known = scored_models(request.folder)
     rows = sum(pipeline.experts[task].rows or 0 for task in request.tasks)
     left = [variant for variant in request.variants if variant.name not in known]
