@@ -16,13 +16,12 @@ from magmerge.report.axis import common_stem
 from magmerge.report.contrast import Encounter, contrast_text, encounters, furthest_first
 from magmerge.report.recipe_text import NAMES, recipe_lines, recipe_yaml
 from magmerge.report.sheet import Plot
-from magmerge.report.svg import drawing
+from magmerge.report.svg import PAGE_STYLE, drawing
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-PLACE = Path(__file__).parent
-XI_LABEL = "Factor xi of each layer"
+PAGE = Path(__file__).with_name("page.html.jinja")
 SHOWN = 12
 """Rows of a table in the text; the rest is folded away."""
 
@@ -91,7 +90,7 @@ def _content(
         "rest": SHOWN,
         "calibrators": names,
         "words": sentences,
-        "css": _file("page.css"),
+        "css": PAGE_STYLE,
     }
 
 
@@ -142,9 +141,5 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters["markup"] = markup
-    template: Template = environment.from_string(_file("page.html.jinja"))
+    template: Template = environment.from_string(PAGE.read_text(encoding="utf-8"))
     return template
-
-
-def _file(name: str) -> str:
-    return (PLACE / name).read_text(encoding="utf-8")
