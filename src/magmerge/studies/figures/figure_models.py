@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from magmerge.checkpoints import open_checkpoint
+from magmerge.checkpoints.output.provenance import content_digest
 from magmerge.core.errors import MagmergeWarning, ParameterError, UnknownNameError, suggestion
 from magmerge.data import Inputs
 from magmerge.engine.result import Result
@@ -210,7 +209,7 @@ class FigureModels:
 
     def scores(self, states: Sequence[State]) -> list[Scores]:
         """The scores of each of these weights on all tasks, in one pass over the data."""
-        keys = [digest_of(state) for state in states]
+        keys = [content_digest(open_checkpoint(state)) for state in states]
         new = {
             key: state for key, state in zip(keys, states, strict=True) if key not in self._known
         }
@@ -235,16 +234,6 @@ def _keep_warnings(texts: dict[str, None]) -> Iterator[None]:
     for warning in messages:
         if issubclass(warning.category, MagmergeWarning):
             texts[str(warning.message)] = None
-
-
-def digest_of(state: State) -> str:
-    """The same for equal tensors under equal names."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        content = state[name].detach().cpu().contiguous().flatten()
-        digest.update(f"{name} {content.dtype} {tuple(state[name].shape)}".encode())
-        digest.update(content.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def error_of(scores: Scores) -> float | None:
