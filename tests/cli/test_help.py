@@ -44,11 +44,8 @@ def test_the_help_of_every_verb_imports_no_torch() -> None:
 def test_a_command_is_called_with_its_options_by_name() -> None:
     seen: list[options.Options] = []
 
-    @options.takes(Option("words", list[str], "Some.", [], "--word -w"), "threads")
-    def verb(values: options.Options) -> None:
-        """Say it."""
-        seen.append(values)
-
+    words = Option("words", list[str], "Some.", [], "--word -w")
+    verb = options.typer_function([words, options.TABLE["threads"]], seen.append, "Say it.")
     small = typer.Typer()
     small.command()(verb)
     small(["-w", "a", "--word", "b"], standalone_mode=False)

@@ -21,6 +21,7 @@ from magmerge.cli import (
     inspect,
     merge,
     methods,
+    options,
     plan,
     plot,
     report,
@@ -41,23 +42,14 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (
-    merge,
-    calibrate,
-    plan,
-    convert,
-    extract,
-    inspect,
-    diff,
-    sensitivity,
-    evaluate,
-    suite,
-    reproduce,
-    methods,
-    report,
-    demo,
-):
-    app.command(verb.__name__.rpartition(".")[2])(verb.command)
+VERBS = (
+    *(merge, calibrate, plan, convert, extract, inspect, diff, sensitivity),
+    *(evaluate, suite, reproduce, methods, report, demo),
+)
+"""In the order of the help."""
+for verb in VERBS:
+    name = verb.__name__.rpartition(".")[2]
+    app.command(name)(options.command(name, verb.command))
 app.add_typer(plot.app, name="plot")
 
 

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from pathlib import Path
 
+import magmerge
 from magmerge.cli import options as o
 from magmerge.cli.output import progress_reporter, show, show_json
+from magmerge.report.terminal_tables import plain
 
 
-@o.takes(
-    o.option("out", help="Where the calibrated merge is written.", default=Path("magmerge-demo")),
-    "threads",
-    "overwrite",
-    "json",
-)
 def command(options: o.Options) -> None:
     """Merge and calibrate six real experts of a MiniLM encoder, and measure every model."""
     start = time.monotonic()
-    import magmerge
-    from magmerge.report.terminal_tables import plain
     from magmerge.studies.demo.demonstration import demo_notes, demo_table
 
     with progress_reporter() as progress:

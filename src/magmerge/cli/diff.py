@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 
+import magmerge
 from magmerge.cli import options as o
 from magmerge.cli.output import progress_reporter, show, show_json
+from magmerge.report.terminal_tables import difference_table, plain
 
 
-@o.takes(
-    o.Option("a", Path, "A model folder or file.", argument=True),
-    o.Option("b", Path, "Another, of the same architecture.", argument=True),
-    o.option("ignore", help="Leave out tensors of this name (wildcards)."),
-    "threads",
-    "json",
-)
 def command(options: o.Options) -> None:
     """Compare two checkpoints tensor by tensor: norm of the difference, relative size, cosine."""
-    import magmerge
-    from magmerge.report.terminal_tables import difference_table, plain
-
     with progress_reporter() as progress:
         rows = magmerge.diff(**o.without(options), progress=progress)
     if options["json"]:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 
+import magmerge
 from magmerge.cli import options as o
 from magmerge.cli.output import show, show_json
+from magmerge.core.dtypes import spoken_size
+from magmerge.report.terminal_tables import checkpoint_table, plain
 
 
-@o.takes(o.Option("checkpoint", Path, "A model folder or file.", argument=True), "json")
 def command(options: o.Options) -> None:
     """List a checkpoint's tensors: shapes, dtypes, kinds and sizes, from its headers."""
-    import magmerge
-    from magmerge.core.dtypes import spoken_size
-    from magmerge.report.terminal_tables import checkpoint_table, plain
-
     info = magmerge.inspect(options["checkpoint"])
     if options["json"]:
         show_json(asdict(info))

@@ -2,45 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from magmerge.cli import options as o
 from magmerge.cli.merge_result import write_recipe, write_result
 from magmerge.core.errors import ParameterError
 
-PLACES = o.Option(
-    "places",
-    list[Path],
-    "A folder, or one file if it ends in .safetensors; before it a recipe (.yaml), if any.",
-    argument=True,
-)
 WITH_RECIPE = frozenset(
     {"places", "threads", "memory", "device", "offload", "overwrite", "resume", "allow_code"}
 )
 """What is said beside a recipe: nothing of it decides the result."""
 
 
-@o.takes(
-    PLACES,
-    o.option("experts", default=[]),
-    "base",
-    *o.METHOD,
-    *o.CALIBRATION,
-    *o.INPUTS,
-    *o.MACHINE,
-    *o.ADAPTER,
-    *o.OUTPUT,
-    "resume",
-    o.option("allow_code", help="Call the function that a recipe's samples name (build)."),
-)
 def command(options: o.Options) -> None:
-    """Merge experts that share a base, and write an ordinary checkpoint.
-
-    Example: magmerge merge --base B --expert E1 --expert E2 --method ties --calibrate wsc OUT
-
-    With a recipe, such as the magmerge.yaml beside any result: magmerge merge RECIPE.yaml OUT
-    """
+    """Merge experts that share a base, and write an ordinary checkpoint."""
     *recipe, out = options["places"]
     if len(recipe) > 1:
         raise ParameterError(

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import magmerge
 from magmerge.cli import options as o
 from magmerge.cli.output import progress_reporter, show, show_json
 from magmerge.core.dtypes import spoken_size
@@ -33,23 +34,18 @@ KEPT = 1 << 25
 def write_result(verb: Literal["merge", "calibrate"], options: o.Options) -> None:
     """Merge or calibrate with a verb's options, and say what was done."""
     keywords = o.merge_keywords(options)
-    import magmerge
-
     _write(lambda progress: getattr(magmerge, verb)(**keywords, progress=progress), options)
 
 
 def write_recipe(recipe: Path, options: o.Options) -> None:
     """Carry a recipe's file out, and say what was done."""
-    import magmerge
-    from magmerge.engine.job import Live
-
     machine = {name: options[name] for name in ("threads", "memory", "device", "offload")}
     _write(
         lambda progress: magmerge.run(
             recipe,
             options["out"],
             machine=magmerge.Machine(**machine, progress=progress),
-            live=Live(build=options["allow_code"]),
+            live=magmerge.Live(build=options["allow_code"]),
             overwrite=options["overwrite"],
             resume=options["resume"],
         ),

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import magmerge
 from magmerge.cli import options as o
 from magmerge.cli.output import show, show_json
+from magmerge.report.terminal_tables import catalog_table
 
 
-@o.takes("json")
 def command(options: o.Options) -> None:
     """List every method and calibrator: parameters, defaults, source."""
-    import magmerge
-    from magmerge.report.terminal_tables import catalog_table
-
     entries = magmerge.catalog()
     if options["json"]:
         show_json(entries)

@@ -1,17 +1,18 @@
-"""The options that verbs share, each declared once, and the keywords that they become."""
+"""Verbs and their options as options.yaml declares them, and the keywords that they become."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
-from magmerge.cli.settings import named_sources, numbers, parse_settings
+from magmerge.cli.settings import numbers, parse_settings, sources_by_expert
 from magmerge.core.errors import no_such_model
 
 Options = Mapping[str, Any]
@@ -51,161 +52,65 @@ class Option:
         )
 
 
-def in_panel(title: str, *options: Option) -> tuple[Option, ...]:
-    """The options under a title of their own in the help."""
-    return tuple(replace(item, panel=title) for item in options)
+KINDS = {
+    **{"text": str, "int": int, "float": float, "flag": bool, "path": Path},
+    **{"texts": list[str], "paths": list[Path]},
+}
+_READER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_CONTENT = yaml.load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"), _READER)
 
 
-SAMPLING = "Calibration from samples (fsc, dsc)"
-
-MODELS = (
-    Option("out", Path, "A folder, or one file if it ends in .safetensors.", argument=True),
-    Option(
-        "base",
-        Path,
-        "The model that all experts were tuned from; adapters, average and slerp do without.",
-        None,
-    ),
-    Option(
-        "experts",
-        list[Path],
-        "A fine-tuned model, or a LoRA adapter; repeat for each.",
-        flags="--expert",
-    ),
-)
-METHOD = (
-    Option("method", str, "How to merge; `magmerge methods` lists all.", "task_arithmetic"),
-    Option(
-        "settings",
-        list[str],
-        "A parameter, such as density=0.2, or wsc.target=sphere for a calibrator; for some "
-        "layers only: lambda@vae=0; repeat.",
-        [],
-        flags="--set",
-    ),
-    Option("calibrate", list[str], "A calibrator, wsc for example; repeat to apply in turn.", []),
-)
-CALIBRATION = (
-    Option(
-        "gate", str, "on: sensitive layers may only shrink, others only grow. off: no bound.", "on"
-    ),
-    Option("sensitive", Path, "A file that lists the sensitive layers.", None),
-    Option("skip", list[str], "Do not calibrate tensors of this name (wildcards); repeat.", []),
-    Option(
-        "ignore",
-        list[str],
-        "Take tensors of this name (wildcards) from the base, drop an expert's own; repeat.",
-        [],
-    ),
-    Option("dtype", str, "Output format: float32, bfloat16, float16. Default: as the base.", None),
-    Option("seed", int, "For methods that draw at random, and samples.", 0),
-)
-
-PREPARATION = in_panel(
-    SAMPLING,
-    Option("text_field", str, "The column that holds the text.", None),
-    Option("max_length", int, "Tokens of a text, at most.", None),
-    Option(
-        "image_size",
-        int,
-        "Side of an image in pixels, where the model has no image processor.",
-        None,
-    ),
-    Option("mean", str, "Of each colour: 0.5,0.5,0.5.", None),
-    Option("std", str, "Of each colour: 0.5,0.5,0.5.", None),
-    Option("split", str, "Of a data set; train by default.", None),
-    Option("allow_test", bool, "Calibrate with the test split after all.", False),
-)
-SAMPLES = (Option("samples", int, "How many are drawn from each.", 8), *PREPARATION)
-INPUTS = in_panel(
-    SAMPLING,
-    Option(
-        "data",
-        list[str],
-        "NAME=SOURCE: unlabelled samples of an expert's task; SOURCE alone is for all.",
-        [],
-    ),
-    *SAMPLES,
-    Option(
-        "order",
-        str,
-        "once: layers as merged. forward: each after those before it are calibrated.",
-        "once",
-    ),
-    Option("precision", str, "Of the model's run: float32, bfloat16.", "float32"),
-    Option("batchnorm", bool, "Take running statistics anew from the samples.", False),
-    Option("offload", bool, "Run the model with one block in memory at a time.", False),
-    Option("model", str, "The class in transformers that is run.", None, flags="--model-class"),
-    Option(
-        "build",
-        str,
-        "package.module:function that returns the module, where transformers has none.",
-        None,
-    ),
-)
-MACHINE = (
-    Option("threads", int, "Pieces at work at once. Default: all cores.", None),
-    Option("memory", str, "Most memory to use beyond the program itself: 500MB, 2GB, 8GiB.", "2GB"),
-    Option("device", str, "Where to compute: cpu, or cuda, or cuda:1.", "cpu"),
-)
-ADAPTER = (
-    Option(
-        "rank",
-        str,
-        "Of adapters merged without a base: a number, auto (with --energy), or exact. "
-        "Default: the largest rank of the inputs.",
-        None,
-    ),
-    Option("energy", float, "Share of the squared norm that --rank auto keeps: 0.99.", None),
-    Option(
-        "naming",
-        str,
-        "How the merged adapter names its modules: peft, diffusers, kohya, ... Default: as "
-        "the first expert.",
-        None,
-        flags="--format",
-    ),
-)
-OUTPUT = (
-    Option("shard_size", str, "Largest output file: 5GB is 5 * 1000^3, 5GiB 5 * 1024^3.", "5GB"),
-    Option(
-        "donor",
-        Path,
-        "Where config and tokenizer come from. Default: the base; for calibrate, MERGED.",
-        None,
-    ),
-    Option("overwrite", bool, "Replace an output that exists.", False, flags="--yes -y"),
-    Option("json", bool, "Print JSON for a program to read.", False),
-    Option("verbose", bool, "Print a row for each layer.", False, flags="--verbose -v"),
-)
-KILLED = (Option("resume", bool, "Go on with what a killed run left at the output.", False),)
-SUITE = (
-    Option("tasks", list[str], "Only this task of the suite; repeat for more.", [], flags="--task"),
-    Option("allow_code", bool, "Run the code that the suite or its task files name.", False),
-)
-TOPICS = (MODELS, METHOD, CALIBRATION, INPUTS, MACHINE, ADAPTER, OUTPUT, KILLED, SUITE)
-TABLE = {item.name: item for topic in TOPICS for item in topic}
+def _read(name: str, entry: Mapping[str, Any], shared: Option | None = None) -> Option:
+    """An option as the file declares it, in what it does not say as `shared` is."""
+    changes = {key: value for key, value in entry.items() if key not in KINDS}
+    for kind in entry.keys() & KINDS.keys():
+        default = ... if entry[kind] == "required" else entry[kind]
+        changes |= {"kind": KINDS[kind], "default": default}
+        if kind == "path" and isinstance(default, str):
+            changes["default"] = Path(default)
+    return replace(shared, **changes) if shared else Option(name, **changes)
 
 
-def option(name: str, **changes: Any) -> Option:
-    """The shared option of this name, with changes for a verb."""
-    return replace(TABLE[name], **changes)
+def _options(items: Iterable[Any]) -> Iterator[Option]:
+    """A verb's options in their order."""
+    for item in items:
+        if isinstance(item, str):
+            yield TABLE[item]
+        elif isinstance(item, list):
+            yield from _options(item)
+        else:
+            yield from (_read(name, entry, TABLE.get(name)) for name, entry in item.items())
 
 
-def takes(*options: str | Option) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
-    """Make a function of one mapping a command with these options, in the order of its help."""
-    parameters = [(TABLE[item] if isinstance(item, str) else item).parameter() for item in options]
+TABLE = {
+    name: _read(name, entry)
+    for topic in _CONTENT["shared"].values()
+    for name, entry in topic.items()
+}
+"""The options that verbs share, by name."""
+PREPARATION: tuple[str, ...] = ("samples", *_CONTENT["shared"]["preparation"])
+"""Options of how samples are drawn and prepared."""
 
-    def decorate(verb: Callable[[Options], None]) -> Callable[..., None]:
-        def command(**options: Any) -> None:
-            check_models(options)
-            verb(options)
 
-        command.__doc__ = verb.__doc__
-        command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-        return command
+def command(name: str, verb: Callable[[Options], None]) -> Callable[..., None]:
+    """A function of one mapping as the verb of this name, which typer can read."""
+    declared = _CONTENT["verbs"][name]
+    return typer_function(list(_options(declared["options"])), verb, declared["help"])
 
-    return decorate
+
+def typer_function(
+    options: Sequence[Option], verb: Callable[[Options], None], words: str
+) -> Callable[..., None]:
+    """A function of one mapping as a verb with these options, in the order of its help."""
+
+    def function(**values: Any) -> None:
+        check_models(values)
+        verb(values)
+
+    function.__doc__ = words
+    parameters = [option.parameter() for option in options]
+    function.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    return function
 
 
 READ = ("base", "experts", "merged", "model", "checkpoint", "a", "b")
@@ -231,10 +136,10 @@ def merge_keywords(options: Options) -> dict[str, Any]:
     calibrators = options.get("calibrate", [])
     params, others = parse_settings(options["settings"], calibrators, options["method"])
     keywords = {
-        **without(options, "settings", *(item.name for item in SAMPLES)),
+        **without(options, "settings", *PREPARATION),
         "params": params,
         "sensitive": options["sensitive"] or (),
-        "data": named_sources(options["data"]),
+        "data": sources_by_expert(options["data"]),
         "samples": sample_keywords(options),
     }
     if "calibrate" in options:
@@ -244,7 +149,7 @@ def merge_keywords(options: Options) -> dict[str, Any]:
 
 def sample_keywords(options: Options) -> dict[str, Any]:
     """How samples are drawn and prepared: the items of `samples=`."""
-    keywords = {name: options[name] for name in ("seed", *(item.name for item in SAMPLES))}
+    keywords = {name: options[name] for name in ("seed", *PREPARATION)}
     for name in ("mean", "std"):
         if keywords[name] is not None:
             keywords[name] = numbers(f"--{name}", keywords[name], "0.5,0.5,0.5")

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
+import magmerge
 from magmerge.cli import options as o
 from magmerge.cli.output import print_warning, show, show_json
 from magmerge.core.errors import MagmergeWarning
+from magmerge.report.terminal_tables import plain, plan_summary, plan_table
 
 
-@o.takes(
-    "experts",
-    o.option("out", help="Where the result would go; checked if given.", default=None),
-    "base",
-    *o.METHOD,
-    *o.CALIBRATION,
-    *o.INPUTS,
-    *o.MACHINE,
-    *o.ADAPTER,
-    *o.OUTPUT,
-)
 def command(options: o.Options) -> None:
-    """Say what a merge would do, from headers alone, and find every structural fault.
-
-    Takes the arguments of `magmerge merge`. Prints a row for each tensor.
-    """
+    """Say what a merge would do, from headers alone, and find every structural fault."""
     keywords = o.merge_keywords(options)
-    import magmerge
     from magmerge.engine.plan import describe
-    from magmerge.report.terminal_tables import plain, plan_summary, plan_table
 
     plan = magmerge.plan(**keywords)
     if options["json"]:

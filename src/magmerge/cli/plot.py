@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import typer
 
+import magmerge
 from magmerge.cli import options as o
 from magmerge.cli.output import progress_reporter, show, show_json
-from magmerge.cli.settings import named_sources, numbers, parse_settings
+from magmerge.cli.settings import numbers, parse_settings, sources_by_expert
 from magmerge.core.errors import ParameterError
+from magmerge.report.terminal_tables import plain, table
 
 app = typer.Typer(
     help="Draw a figure of a suite: scores by samples, lambda or alpha; layers.",
@@ -21,148 +23,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-SOURCES = "Where base, experts and samples come from too"
-FIGURE = o.option(
-    "out", help="The figure: .svg, .png or .pdf. Its numbers go beside it, into a .json file."
-)
-SUITE = o.Option("suite", Path, f"A suite file: tasks to measure. {SOURCES}.")
-MERGES = (
-    FIGURE,
-    SUITE,
-    o.Option(
-        "methods",
-        list[str],
-        "A merge, ties for example; repeat for more.",
-        ["task_arithmetic"],
-        "--method",
-    ),
-    o.option("calibrate", help="Only this calibration; repeat. Default: all that the figure has."),
-)
-AXIS = o.Option("values", str, "Numbers per task, the horizontal axis.", "1,5,10,20", "--samples")
-FACTORS = o.Option(
-    "values", str, "Factors on the merged task vector.", "0.1,0.25,0.5,0.75,1,1.25,1.5,2"
-)
-ALPHAS = o.Option("values", str, "Numbers of sensitive layers.", "0,5,10,20")
-SAMPLES = o.Option("samples", int, "Unlabelled samples of each task, for FSC and DSC.", 8)
-SEEDS = o.Option("seeds", int, "How often samples are drawn.", 3)
-INPUTS = (
-    o.option("base", help="The base model. Default: the suite's."),
-    o.Option(
-        "experts",
-        list[str],
-        "NAME=PATH or PATH; repeat for each. Default: the suite's.",
-        [],
-        "--expert",
-    ),
-    o.Option(
-        "data",
-        list[str],
-        "NAME=SOURCE: unlabelled samples of an expert's task. Default: the calibration or train "
-        "split that the suite names.",
-        [],
-    ),
-)
-MODE = o.Option(
-    "mode", str, "Of a ranking that is computed: exact tries each layer, fast derives.", "exact"
-)
-RANKING = o.option(
-    "sensitive", help="The file of `magmerge sensitivity`. Default: computed on the suite."
-)
-MEASURE = (
-    o.Option("split", str, "Which split is measured.", "test"),
-    o.option("tasks", help="Measure only this task of the suite; repeat for more."),
-    o.option("dtype", help="Of the measured models' forward pass: float32 or bfloat16."),
-)
-YES = o.option("overwrite", help="Replace a figure that exists, and numbers of other settings.")
-END = (*o.MACHINE, "allow_code", YES, "json")
-GATE = ("settings", "gate", "sensitive")
 
-
-@app.command("samples")
-@o.takes(*MERGES, AXIS, replace(SEEDS, default=5), *INPUTS, *GATE, *MEASURE, *END)
-def samples_command(options: o.Options) -> None:
-    """Mean score by unlabelled samples per task: FSC and DSC beside the plain merge and WSC.
-
-    Example: magmerge plot samples --suite suite.yaml --method ties samples.svg
-    """
-    _plot("samples", options)
-
-
-@app.command("lambda")
-@o.takes(*MERGES, FACTORS, SAMPLES, SEEDS, *INPUTS, *GATE, *MEASURE, *END)
-def lambda_command(options: o.Options) -> None:
-    """Mean score by lambda, with and without each calibration.
-
-    Calibrations find the magnitude themselves, so that their lines are flat; with the gate on from
-    below alone. Lambda is not chosen here: for that ask for --split validation.
-
-    Example: magmerge plot lambda --suite suite.yaml --gate off lambda.svg
-    """
-    _plot("lambda", options)
-
-
-@app.command("alpha")
-@o.takes(*MERGES, ALPHAS, SAMPLES, SEEDS, MODE, *INPUTS, "settings", RANKING, *MEASURE, *END)
-def alpha_command(options: o.Options) -> None:
-    """Mean score by alpha, the number of sensitive layers, which the gate lets only shrink.
-
-    Example: magmerge plot alpha --suite suite.yaml --sensitive layers.json alpha.svg
-    """
-    _plot("alpha", options)
-
-
-@app.command("sensitivity")
-@o.takes(
-    FIGURE,
-    replace(SUITE, help=f"A suite file. {SOURCES}, without --sensitive.", default=None),
-    o.Option("alpha", int, "How many layers are marked.", 10),
-    SAMPLES,
-    MODE,
-    *INPUTS,
-    RANKING,
-    *END,
-    "verbose",
-)
-def sensitivity_command(options: o.Options) -> None:
-    """Each layer's sensitivity in the order of the model, from a file or computed on the suite.
-
-    Example: magmerge plot sensitivity --sensitive layers.json sensitivity.svg
-    """
-    _plot("sensitivity", options)
-
-
-@app.command("coefficients")
-@o.takes(*MERGES, SAMPLES, replace(SEEDS, default=1), *INPUTS, *GATE, *END, "verbose")
-def coefficients_command(options: o.Options) -> None:
-    """The factors of WSC and FSC layer by layer, before and after the gate.
-
-    Example: magmerge plot coefficients --suite suite.yaml --sensitive layers.json factors.svg
-    """
-    _plot("coefficients", options)
-
-
-@app.command("redraw")
-@o.takes(
-    o.Option("numbers", Path, "The .json file beside a figure.", argument=True),
-    FIGURE,
-    YES,
-    "json",
-    "verbose",
-)
-def redraw_command(options: o.Options) -> None:
-    """Draw a figure once more from its numbers, without computing anything.
-
-    Example: magmerge plot redraw samples.json samples.pdf
-    """
-    import magmerge
-
+def _redraw(options: o.Options) -> None:
     _show(magmerge.redraw(**o.without(options)), options)
 
 
 def _plot(kind: Any, options: o.Options) -> None:
     """Call the front door with the options that a figure has."""
     keywords, file = _keywords(kind, options), options["out"].with_suffix(".json")
-    import magmerge
 
     def note() -> str:
         words = f"; the points so far are in {file}, and the same command goes on"
@@ -173,15 +41,17 @@ def _plot(kind: Any, options: o.Options) -> None:
     _show(figure, options)
 
 
-def _show(figure: Any, options: o.Options) -> None:
-    from magmerge.report.terminal_tables import plain, table
+for figure in ("samples", "lambda", "alpha", "sensitivity", "coefficients"):
+    app.command(figure)(o.command(f"plot {figure}", partial(_plot, figure)))
+app.command("redraw")(o.command("plot redraw", _redraw))
 
+
+def _show(figure: Any, options: o.Options) -> None:
     if options["json"]:
         show_json({"path": str(figure.path), **figure.document.model_dump(mode="json")})
         return
     content = figure.layers if options.get("verbose") else figure.table
     rows = table("", *content.headings, numbers=content.headings[content.words :])
-    rows.title = None
     for row in content.rows:
         rows.add_row(*map(plain, row))
     spent = f" in {figure.seconds:.1f} s" if figure.computed else ""
@@ -193,7 +63,7 @@ def _keywords(kind: str, options: o.Options) -> dict[str, Any]:
     keywords = o.without(options, "settings")
     keywords["sensitive"] = options["sensitive"] or ()
     keywords["experts"] = _experts(options["experts"])
-    keywords["data"] = named_sources(options["data"])
+    keywords["data"] = sources_by_expert(options["data"])
     if "values" in options:
         flag = "--samples" if kind == "samples" else "--values"
         keywords["values"] = list(numbers(flag, options["values"], "1,5,10"))

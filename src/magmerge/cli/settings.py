@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from magmerge.core.errors import ParameterError
 
 PARTS_OF_DSC = ("wsc", "fsc")
@@ -31,16 +33,16 @@ def parse_settings(
     """
     places: dict[tuple[str, str], list[_Setting]] = {}
     for text in settings:
-        setting = _parsed(text)
+        setting = _read(text)
         places.setdefault(_place(setting, calibrators, own), []).append(setting)
     params: dict[str, Any] = {}
     others: dict[str, dict[str, Any]] = {name: {} for name in calibrators}
     for (owner, name), values in places.items():
-        (params if owner == own else others[owner])[name] = _joined(values)
+        (params if owner == own else others[owner])[name] = _join(values)
     return params, others
 
 
-def _parsed(text: str) -> _Setting:
+def _read(text: str) -> _Setting:
     key, equals, value = text.partition("=")
     key, at, layers = key.strip().partition("@")
     owner, _, name = key.rpartition(".")
@@ -70,7 +72,7 @@ def _place(setting: _Setting, calibrators: Sequence[str], own: str) -> tuple[str
     )
 
 
-def _joined(settings: Sequence[_Setting]) -> Any:
+def _join(settings: Sequence[_Setting]) -> Any:
     """A parameter's value, or its items with the plain one last."""
     plain = [setting for setting in settings if setting.filter is None]
     items = [
@@ -87,8 +89,6 @@ def _joined(settings: Sequence[_Setting]) -> Any:
 
 
 def _value(setting: str, text: str) -> Any:
-    import yaml
-
     try:
         number = _number(text)
         return yaml.safe_load(text) if number is None else number
@@ -107,7 +107,7 @@ def _number(text: str) -> float | None:
         return None
 
 
-def named_sources(texts: Sequence[str]) -> Any:
+def sources_by_expert(texts: Sequence[str]) -> Any:
     """Sources by expert, or the only one for all; None if none is given."""
     named: dict[str, str] = {}
     shared = []

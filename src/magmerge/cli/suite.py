@@ -3,47 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
+import magmerge
 from magmerge.cli import options as o
 from magmerge.cli.output import progress_reporter, show, show_json
 from magmerge.core.errors import ParameterError
+from magmerge.report.terminal_tables import plain
 
 
-@o.takes(
-    o.Option("name", str, "A named suite, vision8 for example.", None, argument=True),
-    o.option("out", help="The folder to write.", default=None),
-    o.option("base", help="A CLIP's folder for vision suites, an encoder's for text."),
-    o.Option(
-        "data", Path, "A folder with a folder of data for each task. Default: the hub's data.", None
-    ),
-    "tasks",
-    o.Option(
-        "experts",
-        list[str],
-        "TASK=PATH: the task's expert; text suites take its head. Repeat.",
-        [],
-        flags="--expert",
-    ),
-    o.Option(
-        "projection",
-        str,
-        "model: experts have CLIP's visual projection. base: bare vision encoders, which "
-        "take the base's.",
-        "model",
-    ),
-    o.Option("list", bool, "List the named suites and their tasks.", False),
-    "overwrite",
-    "json",
-)
 def command(options: o.Options) -> None:
-    """Write a named suite: its tasks' data, class names and heads, ready for evaluate.
-
-    Example: magmerge suite vision8 SUITE --base clip-vit-base-patch32 --data DATA
-    """
-    import magmerge
+    """Write a named suite: its tasks' data, class names and heads, ready for evaluate."""
     from magmerge.evaluation.scores_table import suite_table, suites_table
-    from magmerge.report.terminal_tables import plain
 
     if options["list"]:
         entries = magmerge.named_suites()

@@ -9,13 +9,6 @@ from magmerge.core.lazy import front
 if TYPE_CHECKING:
     from magmerge.report.page import render
 
-__all__ = [
-    "render",
-]
+__all__ = ["render"]
 
-__getattr__ = front(
-    __name__,
-    {
-        "render": "page",
-    },
-)
+__getattr__ = front(__name__, {"render": "page"})

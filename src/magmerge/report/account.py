@@ -89,6 +89,10 @@ class LayerAccount(FilePart):
         """Whether the gate left every row of it as the merge made it."""
         return self.held and self.xi_min == self.xi_max == 1.0
 
+    def factor_of(self, calibrator: str) -> FactorAccount | None:
+        """What a calibrator found for it; None where it did nothing."""
+        return next((factor for factor in self.factors if factor.calibrator == calibrator), None)
+
     def deviation(self, norm: float | None) -> float | None:
         """`norm` over the mean norm of the experts' task vectors; None where that says nothing."""
         if norm is None or self.norm_experts is None or not norm > 0 < self.norm_experts:
@@ -172,7 +176,7 @@ class MergeAccount(FilePart):
 
 
 @dataclass(frozen=True, slots=True)
-class Module:
+class LayerModule:
     """A weight, and its bias if no calibrator gave that another factor than the weight."""
 
     name: str
@@ -186,11 +190,11 @@ class Module:
 
 def read_account(document: Mapping[str, Any]) -> MergeAccount:
     """The document, checked; CheckpointError where it is not what magmerge writes."""
-    account = checked(MergeAccount, document, FILE)
+    account = parse(MergeAccount, document, FILE)
     return account.model_copy(update={"layers": in_model_order(account.layers)})
 
 
-def checked(kind: type[T], content: object, source: str) -> T:
+def parse(kind: type[T], content: object, source: str) -> T:
     """`content` as a `kind`; CheckpointError that names the first key that does not fit."""
     try:
         return kind.model_validate(dict(content) if isinstance(content, Mapping) else content)
@@ -238,7 +242,7 @@ def _natural(layer: LayerAccount) -> list[tuple[int, str]]:
     ]
 
 
-def modules_of(layers: Sequence[LayerAccount]) -> tuple[Module, ...]:
+def modules_of(layers: Sequence[LayerAccount]) -> tuple[LayerModule, ...]:
     """Calibrated layers, with weight and bias as one where they got the same factor.
 
     A calibrator that is for matrices only acts on the weight alone, which is no other factor.
@@ -251,9 +255,9 @@ def modules_of(layers: Sequence[LayerAccount]) -> tuple[Module, ...]:
         module
         for (stem, _), tensors in groups.items()
         for module in (
-            [Module(stem, tuple(tensors))]
+            [LayerModule(stem, tuple(tensors))]
             if all(_follows(tensor, _lead(tensors)) for tensor in tensors)
-            else [Module(tensor.name, (tensor,)) for tensor in tensors]
+            else [LayerModule(tensor.name, (tensor,)) for tensor in tensors]
         )
     )
 

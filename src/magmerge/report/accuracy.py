@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from magmerge.report.account import FilePart, Number, checked
+from magmerge.report.account import FilePart, Number, parse
 from magmerge.report.sentences import ABSENT, short
 
 SOURCE = "scores"
@@ -14,7 +14,7 @@ UNBOUNDED = frozenset({"perplexity", "loss"})
 """Metrics that are no fraction of one."""
 
 
-class TaskEntry(FilePart):
+class TaskResult(FilePart):
     """One model's score on one task, with its 95 % interval; see `magmerge evaluate --json`."""
 
     task: str
@@ -41,11 +41,11 @@ class Evaluation(FilePart):
     suite: str
     split: str = ""
     model: str
-    tasks: tuple[TaskEntry, ...]
+    tasks: tuple[TaskResult, ...]
     mean: MeanScore | None = None
 
 
-class Plain(FilePart):
+class PlainTable(FilePart):
     """A table that somebody else has laid out; numbers are shown to four digits."""
 
     columns: tuple[str, ...]
@@ -53,7 +53,7 @@ class Plain(FilePart):
     caption: str = ""
 
 
-class ScoreCell(NamedTuple):
+class TableCell(NamedTuple):
     """A score, and in smaller print what belongs to it."""
 
     text: str
@@ -72,7 +72,7 @@ class ScoreTable(NamedTuple):
 
     caption: str
     headings: tuple[Heading, ...]
-    rows: tuple[tuple[ScoreCell, ...], ...]
+    rows: tuple[tuple[TableCell, ...], ...]
 
 
 def score_tables(scores: Sequence[Mapping[str, Any]]) -> list[ScoreTable]:
@@ -81,23 +81,23 @@ def score_tables(scores: Sequence[Mapping[str, Any]]) -> list[ScoreTable]:
     plain = []
     for entry in scores:
         if isinstance(entry, Mapping) and "columns" in entry:
-            plain.append(_laid_out(checked(Plain, entry, SOURCE)))
+            plain.append(_plain_table(parse(PlainTable, entry, SOURCE)))
         else:
-            evaluation = checked(Evaluation, entry, SOURCE)
+            evaluation = parse(Evaluation, entry, SOURCE)
             suites.setdefault((evaluation.suite, evaluation.split), []).append(evaluation)
-    return [_compared(*key, evaluation) for key, evaluation in suites.items()] + plain
+    return [_comparison(*key, evaluation) for key, evaluation in suites.items()] + plain
 
 
-def _laid_out(table: Plain) -> ScoreTable:
+def _plain_table(table: PlainTable) -> ScoreTable:
     headings = tuple(Heading(short(name, 40), name) for name in table.columns)
     rows = [[f"{x:.4g}" if isinstance(x, float) else x for x in row] for row in table.rows]
-    cells = tuple(tuple(ScoreCell("" if x is None else str(x)) for x in row) for row in rows)
+    cells = tuple(tuple(TableCell("" if x is None else str(x)) for x in row) for row in rows)
     return ScoreTable(table.caption, headings, cells)
 
 
-def _compared(suite: str, split: str, evaluations: Sequence[Evaluation]) -> ScoreTable:
+def _comparison(suite: str, split: str, evaluations: Sequence[Evaluation]) -> ScoreTable:
     """Tasks as rows, models as columns, then their mean."""
-    tasks: dict[str, TaskEntry] = {}
+    tasks: dict[str, TaskResult] = {}
     for evaluation in evaluations:
         for task in evaluation.tasks:
             tasks.setdefault(task.task, task)
@@ -110,7 +110,7 @@ def _compared(suite: str, split: str, evaluations: Sequence[Evaluation]) -> Scor
     metrics = {task.metric for task in tasks.values()}
     if any(evaluation.mean for evaluation in evaluations):
         means = (_mean(evaluation.mean) for evaluation in evaluations)
-        rows.append((ScoreCell("mean of the tasks"), *means))
+        rows.append((TableCell("mean of the tasks"), *means))
     named = f"{short(suite)}{f', {short(split)} split' if split else ''}"
     units = [*(["in %"] if metrics - UNBOUNDED else []), *sorted(metrics & UNBOUNDED)]
     caption = f"{named}: scores ({', '.join(units)}) with 95 % intervals"
@@ -125,25 +125,25 @@ def _models(models: Sequence[str]) -> list[Heading]:
     return [Heading(short(name, 40), whole) for name, whole in zip(names, models, strict=True)]
 
 
-def _name(task: TaskEntry) -> ScoreCell:
+def _name(task: TaskResult) -> TableCell:
     count = "" if task.count is None else f", {task.count:,} samples"
-    return ScoreCell(short(task.title or task.task), (f"{short(task.metric)}{count}".lstrip(", "),))
+    return TableCell(short(task.title or task.task), (f"{short(task.metric)}{count}".lstrip(", "),))
 
 
-def _cell(task: TaskEntry | None) -> ScoreCell:
+def _cell(task: TaskResult | None) -> TableCell:
     if task is None or task.score is None:
-        return ScoreCell(ABSENT)
+        return TableCell(ABSENT)
     fraction, notes = task.metric not in UNBOUNDED, []
     if task.low is not None and task.high is not None:
         notes.append(f"{_number(task.low, fraction)} to {_number(task.high, fraction)}")
-    return ScoreCell(_number(task.score, fraction), (*notes, *_relative(task.relative)))
+    return TableCell(_number(task.score, fraction), (*notes, *_relative(task.relative)))
 
 
-def _mean(mean: MeanScore | None) -> ScoreCell:
+def _mean(mean: MeanScore | None) -> TableCell:
     """A mean is over fractions only: unbounded scores have none."""
     if mean is None or mean.score is None:
-        return ScoreCell(ABSENT, _relative(mean.relative) if mean else ())
-    return ScoreCell(_number(mean.score, fraction=True), _relative(mean.relative))
+        return TableCell(ABSENT, _relative(mean.relative) if mean else ())
+    return TableCell(_number(mean.score, fraction=True), _relative(mean.relative))
 
 
 def _relative(relative: float | None) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -38,13 +37,14 @@ def modules_table(modules: Sequence[ModuleRecord], experts: Sequence[str]) -> Ta
     return rows
 
 
+def _ranks(modules: Sequence[ModuleRecord] | Sequence[ExtractedModule]) -> str:
+    ranks = sorted({module.rank for module in modules})
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+
+
 def adapter_lines(result: AdapterResult) -> list[str]:
     """Ranks, alpha, format and what truncation lost, in words."""
-    ranks = Counter(module.rank for module in result.modules)
-    spread = (
-        f"rank {next(iter(ranks))}" if len(ranks) == 1 else f"ranks {min(ranks)} to {max(ranks)}"
-    )
-    lines = [f"{spread}{_why(result)}, alpha = rank, {torch_name(result.dtype)}"]
+    lines = [f"{_ranks(result.modules)}{_why(result)}, alpha = rank, {torch_name(result.dtype)}"]
     worst = max(result.modules, key=lambda module: module.error, default=None)
     if worst is None or worst.error < 1e-6:
         return [*lines, "nothing was cut off"]
@@ -98,12 +98,10 @@ def extraction_table(modules: Sequence[ExtractedModule], *, whole: bool) -> Tabl
 
 def extraction_lines(extraction: Extraction, seconds: float) -> list[Text]:
     """How many modules, of which ranks, and how much of the model's change the adapter misses."""
-    ranks = [module.rank for module in extraction.modules]
-    least, most = min(ranks), max(ranks)
-    spread = f"rank {most}" if least == most else f"ranks {least} to {most}"
-    count = f"{len(ranks)} module{'' if len(ranks) == 1 else 's'}"
+    modules = extraction.modules
+    count = f"{len(modules)} module{'' if len(modules) == 1 else 's'}"
     lines = [
-        plain(f"{count}, {spread}, alpha = rank, {torch_name(extraction.dtype)}", "bold"),
+        plain(f"{count}, {_ranks(modules)}, alpha = rank, {torch_name(extraction.dtype)}", "bold"),
         plain(
             f"  base + adapter misses {100 * extraction.error:.2f} % of the model's change (norm)"
         ),

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from magmerge.report.account import FactorAccount, Module
-from magmerge.report.sentences import counted, factor_text, spoken
+from magmerge.report.account import FactorAccount, LayerModule
+from magmerge.report.sentences import count_text, factor_text, name_of
 
 OPPOSITE = 1.1
 """A factor above this and one below its inverse pull to opposite sides."""
@@ -23,7 +23,7 @@ class Encounter:
     it asks for the first's factor after the gate times its own.
     """
 
-    module: Module
+    module: LayerModule
     first: FactorAccount
     second: FactorAccount
     own: float
@@ -49,28 +49,29 @@ class Encounter:
     @property
     def outcome(self) -> str:
         """What the gate did."""
-        verbs = [(_verb(factor), spoken(factor.calibrator)) for factor in (self.first, self.second)]
+        verbs = [
+            (_verb(factor), name_of(factor.calibrator)) for factor in (self.first, self.second)
+        ]
         if verbs[0][0] == verbs[1][0]:
             return f"{verbs[0][0]} both"
         return " and ".join(f"{verb} {name}" for verb, name in verbs)
 
 
-def encounters(modules: Sequence[Module], names: tuple[str, str]) -> tuple[Encounter, ...]:
+def encounters(modules: Sequence[LayerModule], names: tuple[str, str]) -> tuple[Encounter, ...]:
     """The layers that both calibrators acted on, as far as their factors are known."""
-    met = []
+    pairs = []
     for module in modules:
-        factors = {factor.calibrator: factor for factor in reversed(module.lead.factors)}
-        first, second = factors.get(names[0]), factors.get(names[1])
+        first, second = map(module.lead.factor_of, names)
         if first and second and (own := first.free or 0) > 0 < (further := second.free or 0):
-            met.append(Encounter(module, first, second, own, further))
-    return tuple(met)
+            pairs.append(Encounter(module, first, second, own, further))
+    return tuple(pairs)
 
 
-def furthest_first(met: Sequence[Encounter]) -> tuple[Encounter, ...]:
+def furthest_first(pairs: Sequence[Encounter]) -> tuple[Encounter, ...]:
     """Those that pull apart."""
     return tuple(
         sorted(
-            (encounter for encounter in met if encounter.apart),
+            (encounter for encounter in pairs if encounter.apart),
             key=lambda encounter: -encounter.ratio,
         )
     )
@@ -82,15 +83,15 @@ def _verb(factor: FactorAccount) -> str:
     return "stopped" if factor.gated == 1 else "held back"
 
 
-def contrast_text(met: Sequence[Encounter], names: tuple[str, str], *, gated: bool) -> str:
+def contrast_text(pairs: Sequence[Encounter], names: tuple[str, str], *, gated: bool) -> str:
     """How many layers they pull apart on, that nobody knows who is right, and what was done."""
-    first, second = map(spoken, names)
-    apart = furthest_first(met)
+    first, second = map(name_of, names)
+    apart = furthest_first(pairs)
     if not apart:
         return f"Nowhere do {first} and {second} pull apart."
     text = (
-        f"On {counted(len(apart), 'layer')} of {len(met):,} {first} and {second} pull apart: one "
-        f"would grow what it sees and the other shrink it, by more than 10 % each, or what they "
+        f"On {count_text(len(apart), 'layer')} of {len(pairs):,} {first} and {second} pull apart: "
+        "one would grow what it sees and the other shrink it, by more than 10 % each, or what they "
         f"ask for in all differs by a factor above {factor_text(RATIO).rstrip('0')}. Which of the "
         "two is right is an open question of the paper (arXiv:2512.19320); this report does not "
         "answer it. "
@@ -98,5 +99,7 @@ def contrast_text(met: Sequence[Encounter], names: tuple[str, str], *, gated: bo
     if not gated:
         return f"{text}The gate was off, so both factors were applied."
     outcomes = Counter(encounter.outcome for encounter in apart).most_common()
-    deeds = ", and ".join(f"{outcome} on {counted(count, 'layer')}" for outcome, count in outcomes)
+    deeds = ", and ".join(
+        f"{outcome} on {count_text(count, 'layer')}" for outcome, count in outcomes
+    )
     return f"{text}What was done is the gate's rule, not a judgement: it {deeds}."

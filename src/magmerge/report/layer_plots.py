@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from magmerge.report.account import Module, ModuleAccount
+from magmerge.report.account import LayerModule, ModuleAccount
 from magmerge.report.contrast import Encounter
-from magmerge.report.sentences import factor_text, layer_text, norm_text, short, spoken
+from magmerge.report.sentences import factor_text, layer_text, name_of, norm_text, short
 from magmerge.report.sheet import (
     EXPERT_SHAPES,
     Line,
@@ -34,7 +34,7 @@ FLOOR = 0.1
 """A least row below this part of the greatest has its line end there."""
 
 
-def xi_plot(modules: Sequence[Module], label: str) -> Plot:
+def xi_plot(modules: Sequence[LayerModule], label: str) -> Plot:
     """The factor of each layer, its extremes over the rows, and what it was before the gate."""
     plain, sensitive, free = list[Point](), list[Point](), list[Point]()
     rows = list[Line]()
@@ -51,7 +51,7 @@ def xi_plot(modules: Sequence[Module], label: str) -> Plot:
     return draw("xi", label, names, marks, [Strokes(rows, "whisker", 3.0, ROWS)])
 
 
-def deviation_plot(modules: Sequence[Module], label: str) -> Plot | None:
+def deviation_plot(modules: Sequence[LayerModule], label: str) -> Plot | None:
     """Length of the merged task vector over the experts', before and after; None if unknown."""
     before, after, lines = list[Point](), list[Point](), list[Line]()
     for place, module in enumerate(modules):
@@ -69,12 +69,12 @@ def deviation_plot(modules: Sequence[Module], label: str) -> Plot | None:
     return draw("deviation", label, names, marks, [Strokes(lines, "muted", 1.2)])
 
 
-def pair_plot(met: Sequence[Encounter], names: tuple[str, str], label: str) -> Plot:
+def pair_plot(pairs: Sequence[Encounter], names: tuple[str, str], label: str) -> Plot:
     """What two calibrators asked for in all before the gate, beside each other."""
-    first, second = map(spoken, names)
+    first, second = map(name_of, names)
     own, total = list[Point](), list[Point]()
     lines: dict[bool, list[Line]] = {False: [], True: []}
-    for place, encounter in enumerate(met):
+    for place, encounter in enumerate(pairs):
         tip = (
             f"{short(encounter.module.name)}: {first} {factor_text(encounter.own)}, {second} a "
             f"further {factor_text(encounter.further)}, in all {factor_text(encounter.total)}"
@@ -87,11 +87,11 @@ def pair_plot(met: Sequence[Encounter], names: tuple[str, str], label: str) -> P
         Marks(Mark(f"{second}, in all", "square", "series-2"), total),
     ]
     strokes = [Strokes(lines[False], "whisker", 1.4), Strokes(lines[True], "ink", 1.8, APART)]
-    return draw("pair", label, [encounter.module.name for encounter in met], marks, strokes)
+    return draw("pair", label, [encounter.module.name for encounter in pairs], marks, strokes)
 
 
 def experts_plot(
-    modules: Sequence[Module], calibrator: str, names: tuple[str, ...], label: str, number: int
+    modules: Sequence[LayerModule], calibrator: str, names: tuple[str, ...], label: str, number: int
 ) -> Plot | None:
     """The factor that each expert's samples ask for, layer by layer; None if none is told.
 
@@ -102,7 +102,7 @@ def experts_plot(
     step = 0.0 if alike else 0.7 / max(1, len(names))
     points: list[list[Point]] = [[] for _ in names]
     for place, module in enumerate(modules):
-        factor = next((f for f in module.lead.factors if f.calibrator == calibrator), None)
+        factor = module.lead.factor_of(calibrator)
         for index, value in enumerate(factor.experts[: len(names)] if factor else ()):
             if value is not None and value > 0:
                 tip = f"{short(module.name)}: {short(names[index])} {factor_text(value)}"

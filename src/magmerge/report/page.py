@@ -10,27 +10,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from magmerge.core.errors import CheckpointError, printable_lines
 from magmerge.core.extras import needed
 from magmerge.report import layer_plots, sentences
-from magmerge.report.account import (
-    FILE,
-    LayerAccount,
-    MergeAccount,
-    Module,
-    ModuleAccount,
-    modules_of,
-    read_account,
-)
+from magmerge.report.account import FILE, LayerModule, MergeAccount, modules_of, read_account
 from magmerge.report.accuracy import score_tables
 from magmerge.report.axis import common_stem
 from magmerge.report.contrast import Encounter, contrast_text, encounters, furthest_first
 from magmerge.report.recipe_text import NAMES, recipe_lines, recipe_yaml
 from magmerge.report.sheet import Plot
-from magmerge.report.svg import drawing
+from magmerge.report.svg import PAGE_STYLE, drawing
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-PLACE = Path(__file__).parent
-XI_LABEL = "Factor xi of each layer"
+PAGE = Path(__file__).with_name("page.html.jinja")
 SHOWN = 12
 """Rows of a table in the text; the rest is folded away."""
 
@@ -45,9 +36,7 @@ class Pair(NamedTuple):
 
 
 def render(
-    document: Mapping[str, Any],
-    scores: Sequence[Mapping[str, Any]] = (),
-    title: str | None = None,
+    document: Mapping[str, Any], scores: Sequence[Mapping[str, Any]] = (), title: str | None = None
 ) -> str:
     """The report as one HTML page that needs nothing else: no network, no script, no other file.
 
@@ -69,40 +58,39 @@ def render(
 
 
 def _content(
-    account: MergeAccount, modules: tuple[Module, ...], scores: Sequence[Mapping[str, Any]]
+    account: MergeAccount, modules: tuple[LayerModule, ...], scores: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    drawn = tuple(module for module in modules if sentences.drawable(module.lead))
+    visible = tuple(module for module in modules if sentences.drawable(module.lead))
     names = account.calibrators
     return {
         "summary": sentences.summary(account, modules),
         "lines": recipe_lines(account),
         "coded": NAMES,
         "yaml": recipe_yaml(account),
-        "xi": layer_plots.xi_plot(drawn, _label(account, "Factor xi of each layer"))
-        if drawn
+        "xi": layer_plots.xi_plot(visible, _label(account, "Factor xi of each layer"))
+        if visible
         else None,
-        "drawn": drawn,
-        "blocks": common_stem([module.name for module in drawn]),
-        "undrawn": sentences.undrawn_text(len(modules) - len(drawn)),
-        "extremes": sentences.extremes_text(drawn),
+        "drawn": visible,
+        "blocks": common_stem([module.name for module in visible]),
+        "undrawn": sentences.hidden_text(len(modules) - len(visible)),
+        "extremes": sentences.extremes_text(visible),
         "deviation": layer_plots.deviation_plot(
-            drawn, _label(account, "Length of each merged task vector over the experts' mean")
+            visible, _label(account, "Length of each merged task vector over the experts' mean")
         ),
-        "pair": _pair(account, drawn, (names[0], names[1])) if len(names) == 2 else None,
+        "pair": _pair(account, visible, (names[0], names[1])) if len(names) == 2 else None,
         "strips": [
             (name, plot)
             for place, name in enumerate(names)
-            if (plot := _strip(account, drawn, name, place))
+            if (plot := _strip(account, visible, name, place))
         ],
         "norms": layer_plots.norms_plot(
             account.modules, account.experts, _label(account, "Norms of each adapter's modules")
         ),
-        "module_rows": module_rows(account.modules, len(account.experts)),
         "tables": score_tables(scores),
         "rest": SHOWN,
         "calibrators": names,
         "words": sentences,
-        "css": _file("page.css"),
+        "css": PAGE_STYLE,
     }
 
 
@@ -112,18 +100,18 @@ def _label(account: MergeAccount, what: str) -> str:
 
 
 def _pair(
-    account: MergeAccount, modules: tuple[Module, ...], names: tuple[str, str]
+    account: MergeAccount, modules: tuple[LayerModule, ...], names: tuple[str, str]
 ) -> Pair | None:
-    met = encounters(modules, names)
-    if not met:
+    pairs = encounters(modules, names)
+    if not pairs:
         return None
-    text = contrast_text(met, names, gated=account.gated)
+    text = contrast_text(pairs, names, gated=account.gated)
     label = f"What the two calibrators ask for before the gate, layer by layer. {text}"
-    return Pair(names, layer_plots.pair_plot(met, names, label), text, furthest_first(met))
+    return Pair(names, layer_plots.pair_plot(pairs, names, label), text, furthest_first(pairs))
 
 
 def _strip(
-    account: MergeAccount, modules: tuple[Module, ...], name: str, place: int
+    account: MergeAccount, modules: tuple[LayerModule, ...], name: str, place: int
 ) -> Plot | None:
     layers = tuple(
         module
@@ -136,56 +124,22 @@ def _strip(
     return layer_plots.experts_plot(layers, name, account.experts, label, place)
 
 
-def factor_cells(layer: LayerAccount, names: Sequence[str]) -> list[str]:
-    """For each calibrator its factor before and after the gate, as two cells."""
-    cells = []
-    for name in names:
-        factor = next((own for own in layer.factors if own.calibrator == name), None)
-        cells += [
-            "" if factor is None else sentences.factor_text(value)
-            for value in ((factor.free, factor.gated) if factor else (None, None))
-        ]
-    return cells
-
-
-def module_rows(modules: Sequence[ModuleAccount], inputs: int) -> list[list[str]]:
-    """The table's rows: module, shape, rank, each input's norm, merge, result, ratio, loss."""
-    return [
-        [
-            module.name,
-            "x".join(map(str, module.shape)),
-            str(module.rank),
-            *(sentences.norm_text(norm) for norm in module.norms[:inputs]),
-            sentences.norm_text(module.merged),
-            sentences.norm_text(module.written),
-            sentences.factor_text(module.share(module.written)),
-            "" if module.error is None else f"{100 * module.error:.2f} %",
-        ]
-        for module in modules
-    ]
-
-
 @cache
 def _template() -> Template:
     jinja2, markup = needed("jinja2", "the report"), needed("markupsafe", "the report").Markup
 
-    def cleaned(value: Any) -> Any:
+    def clean(value: Any) -> Any:
         """Text without control characters: names inside files may be hostile."""
         bare = isinstance(value, str) and not isinstance(value, markup)
         return printable_lines(value) if bare else value
 
     environment = jinja2.Environment(
         autoescape=True,
-        finalize=cleaned,
+        finalize=clean,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["markup"] = markup
-    environment.globals.update(factor_cells=factor_cells)
-    template: Template = environment.from_string(_file("page.html.jinja"))
+    template: Template = environment.from_string(PAGE.read_text(encoding="utf-8"))
     return template
-
-
-def _file(name: str) -> str:
-    return (PLACE / name).read_text(encoding="utf-8")

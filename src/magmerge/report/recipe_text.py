@@ -9,7 +9,7 @@ import yaml
 
 from magmerge.core.errors import CheckpointError
 from magmerge.report.account import FILE, MergeAccount
-from magmerge.report.sentences import counted, samples_text
+from magmerge.report.sentences import count_text, samples_text
 
 Line = tuple[str, tuple[str, ...]]
 """What it is, and its one or several values."""
@@ -63,10 +63,14 @@ def recipe_lines(account: MergeAccount) -> list[Line]:
 def _output(value: Mapping[str, Any]) -> list[Line]:
     """The format that was asked for, and what an adapter has; the size of files says nothing."""
     quiet = ("kind", "dtype", "shard_size")
-    told = {name: one for name, one in value.items() if name not in quiet and one not in (None, [])}
+    settings = {
+        name: entry
+        for name, entry in value.items()
+        if name not in quiet and entry not in (None, [])
+    }
     label = "Adapter" if value.get("kind") == "adapter" else LABELS["output"]
-    stored = () if value.get("dtype") is None else (_text(value["dtype"]),)
-    lines = ((LABELS["dtype"], stored), (label, _entries(told)))
+    dtype = () if value.get("dtype") is None else (_text(value["dtype"]),)
+    lines = ((LABELS["dtype"], dtype), (label, _entries(settings)))
     return [(label, texts) for label, texts in lines if texts]
 
 
@@ -151,6 +155,6 @@ def recipe_yaml(account: MergeAccount) -> str:
             "its recipe cannot be written as YAML",
             source=FILE,
             remedy=f"give a checkpoint that magmerge made; this one has "
-            f"{counted(len(account.recipe), 'key')} in its recipe",
+            f"{count_text(len(account.recipe), 'key')} in its recipe",
         ) from error
     return str(text)

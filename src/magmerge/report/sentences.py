@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from magmerge.report.account import LayerAccount, MergeAccount, Module, differs
+from magmerge.report.account import LayerAccount, LayerModule, MergeAccount, differs
 
 ABSENT = "–"  # noqa: RUF001
 NAMED = 3
@@ -33,23 +33,23 @@ def short(text: str, longest: int = LONGEST) -> str:
     return f"{text[: longest // 2]}…{text[-(longest // 2 - 1) :]}"
 
 
-def counted(count: int, noun: str) -> str:
+def count_text(count: int, noun: str) -> str:
     """Three layers, 1,200 layers, one layer."""
     word = COUNTS[count] if count < len(COUNTS) else f"{count:,}"
     return f"{word} {noun}{'' if count == 1 else 's'}"
 
 
-def listed(words: Sequence[str]) -> str:
+def list_text(words: Sequence[str]) -> str:
     """a, b and c."""
     return " and ".join([*([", ".join(words[:-1])] if words[1:] else []), *words[-1:]])
 
 
-def spoken(calibrator: str) -> str:
+def name_of(calibrator: str) -> str:
     """A calibrator's name as texts write it."""
     return calibrator.upper() if len(calibrator) <= 4 else calibrator
 
 
-def layer_text(module: Module) -> str:
+def layer_text(module: LayerModule) -> str:
     """One layer's factors, for a tooltip."""
     lead = module.lead
     text = f"{short(module.name)}{' (sensitive)' if lead.sensitive else ''}: "
@@ -73,10 +73,10 @@ def title_of(account: MergeAccount) -> str:
     if recipe.get("merged"):
         head += f" of {short(str(recipe['merged']), 40)}"
     experts = len(account.experts)
-    return f"{head}{', ' if recipe.get('merged') else ' of '}{counted(experts, 'expert')}"
+    return f"{head}{', ' if recipe.get('merged') else ' of '}{count_text(experts, 'expert')}"
 
 
-def summary(account: MergeAccount, modules: Sequence[Module]) -> str:
+def summary(account: MergeAccount, modules: Sequence[LayerModule]) -> str:
     """The whole calibration in one paragraph."""
     calibrated = account.calibrated
     text = f"{_opening(account)} "
@@ -85,10 +85,10 @@ def summary(account: MergeAccount, modules: Sequence[Module]) -> str:
             f"{text}No layer of it was calibrated: every merged task vector is as long as the "
             "method made it, so there is nothing to plot."
         )
-    names = listed([spoken(name) for name in account.calibrators])
+    names = list_text([name_of(name) for name in account.calibrators])
     mean = _mean([layer.xi or 0.0 for layer in calibrated])
     text += (
-        f"{names} then set the magnitude of {counted(len(modules), 'layer')} "
+        f"{names} then set the magnitude of {count_text(len(modules), 'layer')} "
         f"({_share(len(calibrated), len(account.layers))} merged tensors): "
         f"the mean factor xi on what the merge changed is {factor_text(mean)}. "
     )
@@ -100,14 +100,14 @@ def _share(part: int, whole: int) -> str:
 
 
 def _opening(account: MergeAccount) -> str:
-    experts, recipe = counted(len(account.experts), "expert"), account.recipe
+    experts, recipe = count_text(len(account.experts), "expert"), account.recipe
     if recipe.get("merged"):
         return f"A merged model that existed already was compared with its base and {experts}."
     method = short(str(recipe.get("method") or "an unnamed method"))
     return f"{experts[0].upper()}{experts[1:]} of one base model were merged by {method}."
 
 
-def gate_text(account: MergeAccount, modules: Sequence[Module]) -> str:
+def gate_text(account: MergeAccount, modules: Sequence[LayerModule]) -> str:
     """What the gate did to how many layers."""
     if not account.gated:
         return "The gate was off, so each layer got what the calibration asked for."
@@ -115,8 +115,8 @@ def gate_text(account: MergeAccount, modules: Sequence[Module]) -> str:
     held = sum(module.lead.held for module in modules) - stopped
     if not stopped and not held:
         return "The gate had nothing to hold back."
-    parts = [f"stopped {counted(stopped, 'layer')} altogether"] if stopped else []
-    parts += [f"held back {counted(held, 'layer')} in part"] if held else []
+    parts = [f"stopped {count_text(stopped, 'layer')} altogether"] if stopped else []
+    parts += [f"held back {count_text(held, 'layer')} in part"] if held else []
     calibrated = account.calibrated
     free = [layer.xi_free for layer in calibrated if layer.xi_free is not None]
     without = f"; without it the mean would be {factor_text(_mean(free))}" if free else ""
@@ -127,7 +127,7 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(value / len(values) for value in values)
 
 
-def extremes_text(modules: Sequence[Module]) -> tuple[tuple[str, list[tuple[str, str]]], ...]:
+def extremes_text(modules: Sequence[LayerModule]) -> tuple[tuple[str, list[tuple[str, str]]], ...]:
     """The layers of the largest and of the smallest factors, with these."""
     ranked = sorted(modules, key=lambda module: module.lead.xi or 0.0)
     if len(ranked) < 2 * NAMED:
@@ -138,7 +138,7 @@ def extremes_text(modules: Sequence[Module]) -> tuple[tuple[str, list[tuple[str,
     )
 
 
-def deviation_text(modules: Sequence[Module]) -> str:
+def deviation_text(modules: Sequence[LayerModule]) -> str:
     """How long the merged task vectors are beside the experts', before and after."""
     pairs = [
         (before, after)
@@ -155,11 +155,11 @@ def deviation_text(modules: Sequence[Module]) -> str:
     )
 
 
-def undrawn_text(missing: int) -> str | None:
+def hidden_text(missing: int) -> str | None:
     """How many layers have a factor that a logarithmic axis cannot show."""
     if not missing:
         return None
-    text = counted(missing, "layer")
+    text = count_text(missing, "layer")
     return f"{text[0].upper()}{text[1:]} with a factor of 0 or less cannot be drawn here."
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
 from io import StringIO
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +17,11 @@ from magmerge.core.extras import needed
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = {
-    "paper": "#ffffff",
-    "ink": "#1b1d21",
-    "muted": "#5d636c",
-    "rule": "#e3e5e8",
-    "band": "#f5f6f7",
-    "whisker": "#b7c9d8",
-    "series-1": "#0072b2",
-    "series-2": "#c94f00",
-    "series-3": "#007d5c",
-    "series-4": "#a84f85",
-}
-"""page.css has the same names: a page has other colours where it is dark."""
+PAGE_STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+COLOURS: dict[str, str] = dict(
+    re.findall(r"--([\w-]+): (#[0-9a-f]{6});", PAGE_STYLE.partition("@media")[0])
+)
+"""The page's colours by name where it is light; where it is dark the same names have others."""
 NAMES = {colour: name for name, colour in COLOURS.items()}
 PAINT = re.compile(r"\b(fill|stroke): (#[0-9a-f]{6})")
 SPACES = re.compile(r' xmlns(?::xlink)?="[^"]*"')

@@ -43,7 +43,7 @@ def paragraph(text: str, style: str = "") -> Text:
 
 def table(title: str, *columns: str, numbers: Iterable[str] = ()) -> Table:
     """An empty table in the project's one style; the columns in `numbers` are right-aligned."""
-    rows = Table(title=plain(title, "bold"), title_justify="left", box=None, pad_edge=False)
+    rows = Table(title=plain(title, "bold") or None, title_justify="left", box=None, pad_edge=False)
     for column in columns:
         right = column in set(numbers)
         rows.add_column(column, justify="right" if right else "left", header_style="dim")

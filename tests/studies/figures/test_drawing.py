@@ -14,8 +14,8 @@ from tests.studies.figures.suites import coefficients, curves, layer_names, rank
 import magmerge
 from magmerge.core.errors import OutputError
 from magmerge.report.svg import drawing
-from magmerge.studies.figures.chart import FINE, SIZES, chart_of
 from magmerge.studies.figures.document import SHAPES
+from magmerge.studies.figures.figure_file import FINE, SIZES, chart_of
 
 ORDINARY = [
     curves(),

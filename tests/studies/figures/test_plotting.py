@@ -264,7 +264,7 @@ def test_stored_as_the_merge_is(suite: Path) -> None:
     bench = FigureModels(figure_inputs(open_suite(suite)), FigureSpec("samples"))
     name = "encoder.layer.0.output.dense.weight"
     half = {name: torch.ones(16, 24, dtype=torch.bfloat16), "count": torch.tensor(3)}
-    scaled = bench.scaled(half, 2.0)
+    scaled = bench.scale(half, 2.0)
     base = load_file(suite.parent / "base" / "model.safetensors")[name]
     assert torch.equal(scaled[name], (base + 2.0 * (1 - base)).to(torch.bfloat16))
     assert scaled["count"] is half["count"]

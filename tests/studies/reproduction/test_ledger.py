@@ -21,20 +21,20 @@ def score(value: float) -> TaskScore:
 
 
 def test_a_run_goes_on_from_what_was_measured(tmp_path: Path) -> None:
-    first = RunScores.opened(tmp_path, SETTINGS, anew=False)
+    first = RunScores.open(tmp_path, SETTINGS, anew=False)
     first.results.sensitive = ("layer.0",)
     first.put_all({"ties": {"a": score(0.25)}})
-    again = RunScores.opened(tmp_path, SETTINGS, anew=False)
-    assert again.lacking("ties", ["a", "b"]) == ["b"]
+    again = RunScores.open(tmp_path, SETTINGS, anew=False)
+    assert again.missing("ties", ["a", "b"]) == ["b"]
     assert again.results.cells["ties"]["a"].score == 0.25
     assert again.results.sensitive == ("layer.0",)
-    assert RunScores.opened(tmp_path, SETTINGS, anew=True).lacking("ties", ["a"])
+    assert RunScores.open(tmp_path, SETTINGS, anew=True).missing("ties", ["a"])
 
 
 def test_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
-    RunScores.opened(tmp_path, SETTINGS, anew=False).put_all({"ties": {"a": score(0.5)}})
+    RunScores.open(tmp_path, SETTINGS, anew=False).put_all({"ties": {"a": score(0.5)}})
     with pytest.raises(OutputError, match=r"other settings: samples[\s\S]*--yes"):
-        RunScores.opened(tmp_path, {**SETTINGS, "samples": 4}, anew=False)
+        RunScores.open(tmp_path, {**SETTINGS, "samples": 4}, anew=False)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -42,13 +42,13 @@ def test_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
 def test_a_spoilt_file_gives_an_error_of_magmerge(
     tmp_path: Path, place: int, byte: int, cut: bool
 ) -> None:
-    RunScores.opened(tmp_path, SETTINGS, anew=True).put_all({"ties": {"a": score(0.5)}})
+    RunScores.open(tmp_path, SETTINGS, anew=True).put_all({"ties": {"a": score(0.5)}})
     content = bytearray((tmp_path / NAME).read_bytes())
     place %= len(content)
     content[place] = byte
     (tmp_path / NAME).write_bytes(content[:place] if cut else content)
     try:
-        found = RunScores.opened(tmp_path, SETTINGS, anew=False)
+        found = RunScores.open(tmp_path, SETTINGS, anew=False)
     except MagmergeError:
         return
     assert isinstance(found.results.settings, dict)
@@ -67,4 +67,4 @@ def test_a_spoilt_file_gives_an_error_of_magmerge(
 def test_json_of_another_shape_is_refused(tmp_path: Path, content: object) -> None:
     (tmp_path / NAME).write_text(json.dumps(content))
     with pytest.raises(OutputError, match="no sound file"):
-        RunScores.opened(tmp_path, SETTINGS, anew=False)
+        RunScores.open(tmp_path, SETTINGS, anew=False)

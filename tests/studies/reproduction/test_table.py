@@ -8,11 +8,11 @@ from pathlib import Path
 from magmerge.evaluation.scores import TaskScore
 from magmerge.studies.reproduction.reproduction_table import published_means, rows_of
 from magmerge.studies.reproduction.run_scores import RunScores
-from magmerge.studies.reproduction.run_spec import RunSpec, request_of
+from magmerge.studies.reproduction.run_spec import RunOptions, RunSpec, request_of
 
 
 def asked(**options: object) -> RunSpec:
-    return request_of("clip-b32", **options)
+    return request_of("clip-b32", None, RunOptions(**options))
 
 
 def test_published_means_need_all_tasks_and_the_published_parameters() -> None:

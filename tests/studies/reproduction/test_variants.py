@@ -10,10 +10,11 @@ import torch
 from magmerge.core.errors import ParameterError, UnknownNameError
 from magmerge.core.types import LayerRecord
 from magmerge.studies.reproduction.run_spec import (
+    RunOptions,
     Variant,
-    checked_spaces,
     control,
-    variants_of,
+    request_of,
+    spaces_of,
 )
 
 
@@ -24,16 +25,17 @@ def record(name: str, xi: float) -> LayerRecord:
 
 
 def test_draws_multiply_only_what_depends_on_samples() -> None:
-    found = [one.name for one in variants_of(["ties"], ["none", "wsc", "fsc"], 2)]
+    options = RunOptions(methods=["ties"], spaces=["none", "wsc", "fsc"], seeds=2)
+    found = [one.name for one in request_of("clip-b32", None, options).variants]
     assert found == ["ties", "ties+wsc", "ties+fsc@0", "ties+fsc@1"]
 
 
 def test_spaces_are_put_in_order_and_checked() -> None:
-    assert checked_spaces(["dsc", "none"]) == ("none", "dsc")
+    assert spaces_of(["dsc", "none"]) == ("none", "dsc")
     with pytest.raises(UnknownNameError, match="did you mean fsc"):
-        checked_spaces(["fcs"])
+        spaces_of(["fcs"])
     with pytest.raises(ParameterError):
-        checked_spaces([])
+        spaces_of([])
 
 
 def test_the_global_control_puts_the_mean_factor_everywhere() -> None:

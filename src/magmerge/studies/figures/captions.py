@@ -23,14 +23,16 @@ LONGEST = 60
 """Letters of a name from a file that are shown."""
 
 
-def shown(text: str, longest: int = LONGEST) -> str:
+def short_name(text: str, longest: int = LONGEST) -> str:
     """A name from a file, or its beginning."""
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
-def spoken(calibration: str) -> str:
+def label_of(calibration: str) -> str:
     """What a figure calls a calibration."""
-    return calibration.upper() if calibration in ("wsc", "fsc", "dsc") else shown(calibration, 20)
+    return (
+        calibration.upper() if calibration in ("wsc", "fsc", "dsc") else short_name(calibration, 20)
+    )
 
 
 def title_of(document: Document) -> str:
@@ -38,7 +40,7 @@ def title_of(document: Document) -> str:
     if isinstance(document, Ranking):
         return "Sensitivity of each layer"
     if isinstance(document, Coefficients):
-        return f"{' and '.join(map(spoken, document.calibrations))} factors of each layer"
+        return f"{' and '.join(map(label_of, document.calibrations))} factors of each layer"
     return f"Mean {_measure(document)} by {PLACES[document.kind].partition(',')[0]}"
 
 
@@ -47,13 +49,13 @@ def _measure(document: Curves) -> str:
     if not document.percent:
         return "perplexity"
     metrics = {task.metric for task in document.tasks if task.metric not in LOWER_IS_BETTER}
-    return shown(metrics.pop(), 30) if len(metrics) == 1 else "score"
+    return short_name(metrics.pop(), 30) if len(metrics) == 1 else "score"
 
 
 def axis_of(document: Document) -> str:
     """What the vertical axis counts."""
     if isinstance(document, Ranking):
-        return SCORES.get(document.score, shown(document.score))
+        return SCORES.get(document.score, short_name(document.score))
     if isinstance(document, Coefficients):
         return "factor xi, logarithmic"
     if not document.percent:
@@ -64,23 +66,23 @@ def axis_of(document: Document) -> str:
 
 def subtitle_of(document: Document) -> str:
     """Suite, merge, split and rows."""
-    parts = [f"suite {shown(document.suite)}"] if document.suite else []
+    parts = [f"suite {short_name(document.suite)}"] if document.suite else []
     if isinstance(document, Ranking):
         parts += ["average of the experts"]
         parts += [] if document.rows is None else [f"{document.rows} unlabelled samples"]
         return ", ".join(parts)
-    parts += [shown(document.methods[0])] if len(document.methods) == 1 else []
+    parts += [short_name(document.methods[0])] if len(document.methods) == 1 else []
     if isinstance(document, Curves):
         count, total = len(document.tasks), sum(task.rows for task in document.tasks)
         tasks = f"{count} task{'' if count == 1 else 's'} with {total:,} rows in all"
-        parts += [f"{shown(document.split)} split", tasks]
+        parts += [f"{short_name(document.split)} split", tasks]
     return ", ".join(parts)
 
 
 def notes_of(document: Document) -> str:
     """How to read the figure, and what it does not tell."""
     if isinstance(document, Ranking):
-        mode = f" ({shown(document.mode)} mode)" if document.mode else ""
+        mode = f" ({short_name(document.mode)} mode)" if document.mode else ""
         ranks = ", by rank" if len(document.layers) <= NUMBERED else ""
         return (
             "How much worse the average merge gets on unlabelled samples with "

@@ -1,39 +1,22 @@
-"""A figure on white: title, key, panels and notes, laid out by matplotlib, and its file."""
+"""A sheet on white: title, key, empty panels and notes, laid out by matplotlib."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cache
-from io import BytesIO
-from pathlib import Path
+from collections.abc import Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from magmerge.core.errors import OutputError, printable
-from magmerge.core.whole_file import check_free, write_whole
+from magmerge.core.errors import printable
 from magmerge.report.sheet import EXPERT_SHAPES, Mark
-from magmerge.report.svg import COLOURS, DOTS, drawing, svg_text
+from magmerge.report.svg import COLOURS, DOTS
 from magmerge.studies.figures.captions import axis_of, notes_of, subtitle_of, title_of
-from magmerge.studies.figures.document import NONE, Coefficients, Curves, Document
+from magmerge.studies.figures.document import NONE, Document
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FORMATS: Mapping[str, dict[str, Any]] = {
-    ".svg": {},
-    ".png": {"Software": None},
-    ".pdf": {"Creator": None, "Producer": None, "CreationDate": None},
-}
-"""What is left out of each, so that the same numbers give the same bytes."""
-FINE = 200
-"""Dots to an inch of a PNG."""
-SIZES = {
-    **dict.fromkeys(("legend.fontsize", "xtick.labelsize", "ytick.labelsize", "axes.labelsize"), 9),
-    **{"legend.frameon": False, "legend.borderpad": 0, "legend.borderaxespad": 0},
-    **{"axes.facecolor": "none", "axes.titlesize": 10, "axes.titleweight": "bold"},
-}
 MARGIN, LINE = 16.0, 1.45
 LETTER = 0.57
 """Width of a letter in heights, on average and rather more than less."""
@@ -106,13 +89,19 @@ def open_chart(
         corner = (left, (height - above - 4) / height)
         legend = figure.legend(handles=key, ncols=ncols, loc="upper left", bbox_to_anchor=corner)
         legend.set_in_layout(False)
-    panels = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    return figure, _panels(figure, titles, columns)
+
+
+def _panels(figure: Figure, titles: Sequence[str], columns: int) -> list[Axes]:
+    """Empty axes below their titles."""
+    rows = -(-len(titles) // columns)
+    panels: list[Axes] = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     for axes, title in zip(panels, titles, strict=False):
         axes.set_frame_on(False)
         axes.set_title(title, loc="left")
     for axes in panels[len(titles) :]:
         axes.remove()
-    return figure, panels[: len(titles)]
+    return panels[: len(titles)]
 
 
 def _lines(text: str, size: float, width: float) -> list[str]:
@@ -127,57 +116,3 @@ def draw_even(axes: Axes, low: float, high: float) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 2.5, 5, 10)))
     axes.tick_params(axis="y", length=0, pad=6)
     axes.grid(axis="y", lw=0.8)
-
-
-def chart_of(document: Document) -> Figure:
-    """The figure, drawn within `drawing(**SIZES)`; names in letters that the font has."""
-    from matplotlib.text import Text
-
-    from magmerge.studies.figures.panels import coefficient_chart, curve_chart, ranking_chart
-
-    if isinstance(document, Curves):
-        figure = curve_chart(document)
-    elif isinstance(document, Coefficients):
-        figure = coefficient_chart(document)
-    else:
-        figure = ranking_chart(document)
-    for text in figure.findobj(Text):
-        if isinstance(text, Text) and not text.get_text().isascii():
-            letters = printable(text.get_text())
-            text.set_text("".join(c if ord(c) in _letters() else "?" for c in letters))
-    return figure
-
-
-@cache
-def _letters() -> frozenset[int]:
-    """The letters that the font has."""
-    from matplotlib.font_manager import findfont, get_font
-
-    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
-
-
-def check_figure(path: Path, *, overwrite: bool) -> None:
-    """OutputError or MissingExtraError, before any work, where no figure could be written."""
-    if path.suffix.lower() not in FORMATS:
-        raise OutputError(
-            "a figure ends in .svg, .png or .pdf",
-            source=path,
-            remedy=f"name it like {path.stem or 'figure'}.svg",
-        )
-    check_free(path, overwrite=overwrite)
-    with drawing():
-        pass
-
-
-def draw(document: Document, path: Path) -> None:
-    """Write the figure as .svg, .png or .pdf; the same numbers give the same bytes."""
-    kind = path.suffix.lower()
-    with drawing(**SIZES):
-        figure = chart_of(document)
-        if kind == ".svg":
-            write_whole(path, svg_text(figure, title_of(document)))
-            return
-        raw = BytesIO()
-        dots = FINE if kind == ".png" else DOTS
-        figure.savefig(raw, format=kind[1:], dpi=dots, metadata=FORMATS[kind])
-    write_whole(path, raw.getvalue())

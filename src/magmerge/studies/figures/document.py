@@ -12,7 +12,7 @@ from pydantic import Field
 from magmerge.core.errors import CheckpointError
 from magmerge.core.whole_file import write_whole
 from magmerge.evaluation.scores import LOWER_IS_BETTER
-from magmerge.report.account import FilePart, checked, read_json
+from magmerge.report.account import FilePart, parse, read_json
 
 FigureKind = Literal["samples", "sensitivity", "coefficients", "lambda", "alpha"]
 KINDS: tuple[FigureKind, ...] = get_args(FigureKind)
@@ -167,7 +167,7 @@ def read_document(path: Path) -> Document:
         shape = SHAPES.get(kind) if isinstance(kind, str) else None
         if shape is None:
             raise CheckpointError("it holds no figure's numbers", source=path, remedy=REMEDY)
-        return checked(shape, content, str(path))
+        return parse(shape, content, str(path))
     except CheckpointError as error:
         error.remedy = REMEDY
         raise

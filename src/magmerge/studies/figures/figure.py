@@ -16,15 +16,13 @@ from magmerge.core.errors import (
     UnknownNameError,
     suggestion,
 )
-from magmerge.core.machine import CPU, Progress
-from magmerge.core.machine import DEFAULT_MEMORY as DEFAULT
+from magmerge.core.machine import CPU, DEFAULT_MEMORY, Machine, Progress
 from magmerge.core.validation import read_sensitive
 from magmerge.core.whole_file import check_free
 from magmerge.evaluation.entries import WHOLE, task_names
 from magmerge.evaluation.task_suite import Suite, open_suite
 from magmerge.linalg.device import open_device
 from magmerge.pipeline.merge import Gate
-from magmerge.studies.figures.chart import check_figure, draw
 from magmerge.studies.figures.document import (
     KINDS,
     Document,
@@ -32,15 +30,16 @@ from magmerge.studies.figures.document import (
     read_document,
     write_document,
 )
+from magmerge.studies.figures.figure_file import check_figure, draw
 from magmerge.studies.figures.figure_models import figure_inputs
-from magmerge.studies.figures.figure_spec import FigureSpec, LayerOrder, completed
+from magmerge.studies.figures.figure_spec import FigureSpec, LayerOrder, with_defaults
 from magmerge.studies.figures.numbers import Numbers
 from magmerge.studies.figures.points import read_order, read_ranking
 from magmerge.studies.figures.series import Listing, listing
 
 
 @dataclass(frozen=True, slots=True)
-class Plotted:
+class FigureResult:
     """A figure that was drawn: where it is, where its numbers are, and these.
 
     `seconds` is all the time that it took; `computed` how many points were not known yet.
@@ -86,11 +85,11 @@ def plot(
     dtype: str | None = None,
     device: str = CPU,
     threads: int | None = None,
-    memory: str | int = DEFAULT,
+    memory: str | int = DEFAULT_MEMORY,
     allow_code: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> Plotted:
+) -> FigureResult:
     """Draw one of the figures of arXiv:2512.19320 for a suite, into an .svg, .png or .pdf file.
 
     `kind`: "samples", the mean score against the unlabelled samples per task; "lambda", against a
@@ -114,10 +113,10 @@ def plot(
         raise UnknownNameError(f"there is no figure of {kind!r}", remedy=suggestion(kind, KINDS))
     request = FigureSpec(
         kind, tuple(methods), tuple(calibrate or ()), tuple(values or ()), samples, seeds, split,
-        params=params or {}, gate=gate, dtype=dtype, device=device, threads=threads,
-        memory=memory, alpha=alpha, mode=mode,
+        params=params or {}, gate=gate, dtype=dtype, alpha=alpha, mode=mode,
+        machine=Machine(threads, memory, device, progress=progress),
     )  # fmt: skip
-    request = completed(request)
+    request = with_defaults(request)
     figure, numbers = _outputs(out, sensitive, overwrite=overwrite)
     open_device(device)
     if kind == "sensitivity" and sensitive:
@@ -133,23 +132,23 @@ def plot(
         if tasks is not None:
             listed = tuple(task_names(inputs.entry, tasks, str(suite)))
             request = replace(request, tasks=listed)
-        document, computed = Numbers(request, inputs, numbers, overwrite, progress).compute()
+        document, computed = Numbers(request, inputs, numbers, overwrite).compute()
     draw(document, figure)
     if document.warnings:
         more = len(document.warnings) - 1
         others = f" ({more} more of its kind in {numbers})" if more else ""
         warnings.warn(f"{document.warnings[0]}{others}", MagmergeWarning, stacklevel=2)
-    return Plotted(figure, numbers, document, computed, time.monotonic() - start)
+    return FigureResult(figure, numbers, document, computed, time.monotonic() - start)
 
 
-def redraw(numbers: str | Path, out: str | Path, *, overwrite: bool = False) -> Plotted:
+def redraw(numbers: str | Path, out: str | Path, *, overwrite: bool = False) -> FigureResult:
     """Draw a figure once more from its .json file, without computing anything."""
     start = time.monotonic()
     figure = Path(out)
     check_figure(figure, overwrite=overwrite)
     document = read_document(Path(numbers))
     draw(document, figure)
-    return Plotted(figure, Path(numbers), document, 0, time.monotonic() - start)
+    return FigureResult(figure, Path(numbers), document, 0, time.monotonic() - start)
 
 
 def _outputs(

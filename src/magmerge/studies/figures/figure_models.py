@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from magmerge.checkpoints import open_checkpoint
+from magmerge.checkpoints.output.provenance import content_digest
 from magmerge.core.errors import MagmergeWarning, ParameterError, UnknownNameError, suggestion
 from magmerge.data.rows import Inputs
 from magmerge.engine.result import Result
@@ -43,12 +42,12 @@ class FigureInputs:
 
     def check_samples(self) -> None:
         """ParameterError where an expert has no samples."""
-        lacking = [name for name in self.experts if not self.draws.get(name)]
-        if lacking:
+        bare = [name for name in self.experts if not self.draws.get(name)]
+        if bare:
             raise ParameterError(
-                f"no unlabelled samples are known for {', '.join(lacking)}",
+                f"no unlabelled samples are known for {', '.join(bare)}",
                 source=self.suite.path,
-                remedy=f"add --data {lacking[0]}=FILE, or a calibration or train split to the "
+                remedy=f"add --data {bare[0]}=FILE, or a calibration or train split to the "
                 "task's data; wsc alone (--calibrate wsc) needs none",
             )
 
@@ -84,34 +83,36 @@ def figure_inputs(
             source=suite.path,
             remedy="give it with --base (base=), or add base: FOLDER to the suite",
         )
-    paths = {name: str(path) for name, path in (experts or {}).items()}
-    tasks = {name: [name] for name in paths}
-    if not paths:
-        # An expert that several tasks share has the name of the first.
-        shared: dict[str, list[str]] = {}
-        for name, entry in suite.entry.tasks.items():
-            if entry.expert is not None:
-                shared.setdefault(path_of(suite.path.parent, entry.expert), []).append(name)
-        tasks = {names[0]: names for names in shared.values()}
-        paths = {names[0]: path for path, names in shared.items()}
-    if not paths:
+    named = {name: (str(path), [name]) for name, path in (experts or {}).items()}
+    named = named or _suite_experts(suite)
+    if not named:
         raise ParameterError(
             "the suite names no experts",
             source=suite.path,
             remedy="give them with --expert TASK=PATH (experts=), or add expert: to its tasks",
         )
-    draws = {name: _suite_draws(suite, names) for name, names in tasks.items()}
-    sources = (
-        data if isinstance(data, Mapping) else dict.fromkeys(() if data is None else paths, data)
-    )
+    draws = {name: _suite_draws(suite, tasks) for name, (_, tasks) in named.items()}
+    sources = {} if data is None else data
+    if not isinstance(sources, Mapping):
+        sources = dict.fromkeys(named, data)
     for name, source in sources.items():
-        if name not in paths:
+        if name not in named:
             raise UnknownNameError(
                 f"data is given for {name!r}, which is no expert",
-                remedy=suggestion(str(name), paths),
+                remedy=suggestion(str(name), named),
             )
         draws[name] = (sample_source(suite, name, str(source)),)
+    paths = {name: path for name, (path, _) in named.items()}
     return FigureInputs(suite, str(origin), paths, draws)
+
+
+def _suite_experts(suite: Suite) -> dict[str, tuple[str, list[str]]]:
+    """The experts that a suite names, and their tasks; one of several has the name of the first."""
+    tasks: dict[str, list[str]] = {}
+    for name, entry in suite.entry.tasks.items():
+        if entry.expert is not None:
+            tasks.setdefault(path_of(suite.path.parent, entry.expert), []).append(name)
+    return {names[0]: (path, names) for path, names in tasks.items()}
 
 
 def _suite_draws(suite: Suite, tasks: Sequence[str]) -> tuple[SampleSource, ...]:
@@ -144,12 +145,13 @@ class FigureModels:
 
     @property
     def _machine(self) -> dict[str, Any]:
-        return {key: getattr(self.request, key) for key in ("threads", "memory", "device")}
+        machine = self.request.machine
+        return {key: getattr(machine, key) for key in ("threads", "memory", "device")}
 
-    def merged(self, method: str) -> dict[str, Tensor]:
+    def plain_merge(self, method: str) -> dict[str, Tensor]:
         """The merge as it is."""
         if self._merge is None or self._merge[0] != method:
-            with _listening(self.warned):
+            with _keep_warnings(self.warned):
                 result = merge(
                     base=self.inputs.base,
                     experts=self.inputs.experts,
@@ -160,7 +162,7 @@ class FigureModels:
             self._merge = method, result.state_dict()
         return self._merge[1]
 
-    def scaled(self, state: State, factor: float) -> State:
+    def scale(self, state: State, factor: float) -> State:
         """base + factor * (merged - base), in float32, stored as the merge is."""
         if factor == 1.0:
             return state
@@ -177,7 +179,7 @@ class FigureModels:
             for name, tensor in state.items()
         }
 
-    def calibrated(
+    def calibration(
         self,
         state: State,
         calibration: str,
@@ -188,7 +190,7 @@ class FigureModels:
     ) -> Result:
         """A merge calibrated; samples and sensitive layers are by default the request's."""
         request, seen = self.request, dict[str, Any]()
-        with _listening(self.warned):
+        with _keep_warnings(self.warned):
             if draws(calibration):
                 model, seed = self.inputs.entry.model, seed or 0
                 inputs = self.inputs.samples(samples or request.samples, seed)
@@ -207,12 +209,12 @@ class FigureModels:
 
     def scores(self, states: Sequence[State]) -> list[Scores]:
         """The scores of each of these weights on all tasks, in one pass over the data."""
-        keys = [digest_of(state) for state in states]
+        keys = [content_digest(open_checkpoint(state)) for state in states]
         new = {
             key: state for key, state in zip(keys, states, strict=True) if key not in self._known
         }
         if new:
-            with _listening(self.warned):
+            with _keep_warnings(self.warned):
                 self._known |= self.inputs.suite.evaluate_all(
                     new,
                     split=self.request.split,
@@ -224,24 +226,14 @@ class FigureModels:
 
 
 @contextmanager
-def _listening(texts: dict[str, None]) -> Iterator[None]:
+def _keep_warnings(texts: dict[str, None]) -> Iterator[None]:
     """Keeps magmerge's warnings, each once: a figure makes many models that warn of the same."""
-    with warnings.catch_warnings(record=True) as heard:
+    with warnings.catch_warnings(record=True) as messages:
         warnings.simplefilter("always", MagmergeWarning)
         yield
-    for warning in heard:
+    for warning in messages:
         if issubclass(warning.category, MagmergeWarning):
             texts[str(warning.message)] = None
-
-
-def digest_of(state: State) -> str:
-    """The same for equal tensors under equal names."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        content = state[name].detach().cpu().contiguous().flatten()
-        digest.update(f"{name} {content.dtype} {tuple(state[name].shape)}".encode())
-        digest.update(content.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def error_of(scores: Scores) -> float | None:

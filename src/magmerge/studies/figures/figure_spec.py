@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from magmerge.core import registry
 from magmerge.core.errors import ParameterError
-from magmerge.core.machine import DEFAULT_MEMORY as DEFAULT
+from magmerge.core.machine import Machine
 from magmerge.core.validation import COMPOSED, check_calibrations
 from magmerge.pipeline.merge import Gate
 from magmerge.studies.figures.document import FigureKind
@@ -38,7 +38,7 @@ class LayerOrder(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FigureSpec:
-    """A figure; `completed` gives it its defaults.
+    """A figure; `with_defaults` gives it its defaults.
 
     `params` are those of methods and calibrators by name; `dtype` is that of the measured model's
     forward passes. `order` is the sensitive layers' order where it is given; `alpha` and `mode` are
@@ -57,15 +57,13 @@ class FigureSpec:
     gate: Gate = "on"
     sensitive: tuple[str, ...] = ()
     dtype: str | None = None
-    device: str = "cpu"
-    threads: int | None = None
-    memory: str | int = DEFAULT
+    machine: Machine = field(default_factory=Machine)
     order: LayerOrder | None = None
     alpha: int = 10
     mode: str = "exact"
 
     @property
-    def drawn(self) -> bool:
+    def needs_samples(self) -> bool:
         """Whether any calibration looks at samples."""
         return any(map(draws, self.calibrations))
 
@@ -81,7 +79,7 @@ def draws(calibration: str) -> bool:
     return any(registry.calibrators.get(part.method).needs == "inputs" for part in parts)
 
 
-def completed(request: FigureSpec) -> FigureSpec:
+def with_defaults(request: FigureSpec) -> FigureSpec:
     """The same with the registry's names, in order; MagmergeError's children for mistakes."""
     kind = request.kind
     methods = tuple(dict.fromkeys(registry.methods.get(name).name for name in request.methods))

@@ -14,7 +14,6 @@ from magmerge.checkpoints.adapters.formats.lora_config import CONFIG
 from magmerge.checkpoints.digests import DigestMemory
 from magmerge.checkpoints.output.own_files import is_own_record, not_own
 from magmerge.core.errors import MagmergeError, OutputError, ParameterError
-from magmerge.core.machine import Progress
 from magmerge.core.version import __version__
 from magmerge.evaluation.entries import path_of
 from magmerge.studies.figures.document import (
@@ -32,15 +31,15 @@ from magmerge.studies.figures.points import (
     PointPlace,
     factors,
     harms,
-    marked,
-    measured,
     order_of,
     places,
     rank,
+    score_points,
+    with_worst,
 )
 
 LABEL = "points"
-HOW = ("split", "params", "gate", "dtype", "device")
+HOW = ("split", "params", "gate", "dtype")
 """Of a request, what changes the numbers of every point."""
 T = TypeVar("T", Curves, Coefficients, Ranking)
 P = TypeVar("P", Curves, Coefficients)
@@ -54,7 +53,6 @@ class Numbers:
     inputs: FigureInputs
     path: Path
     overwrite: bool = False
-    progress: Progress | None = None
 
     def compute(self) -> tuple[Document, int]:
         """The document, written; and how many points were not known yet."""
@@ -65,11 +63,11 @@ class Numbers:
 
     def _curves(self) -> tuple[Curves, int]:
         request = self.request
-        if request.drawn or (request.kind == "alpha" and request.order is None):
+        if request.needs_samples or (request.kind == "alpha" and request.order is None):
             self.inputs.check_samples()
         head = self._head()
-        known = self._known(Curves, head["digest"])
-        order = self._order(known)
+        earlier = self._earlier(Curves, head["digest"])
+        order = self._order(earlier)
         if request.kind == "alpha" and max(request.values) > order.ranked:
             raise ParameterError(
                 f"{max(request.values):g} sensitive layers are wanted, "
@@ -78,16 +76,16 @@ class Numbers:
             )
         axis = {"calibrations": request.calibrations, "values": request.values}
         listed = {"sensitive": order.layers, "ranked": order.ranked}
-        document = (known or Curves(**head, split=request.split)).model_copy(
+        document = (earlier or Curves(**head, split=request.split)).model_copy(
             update={**head, **axis, **listed}
         )
-        return self._fill(document, lambda models, keys: measured(models, keys, order.layers))
+        return self._fill(document, lambda models, keys: score_points(models, keys, order.layers))
 
     def _coefficients(self) -> tuple[Coefficients, int]:
-        if self.request.drawn:
+        if self.request.needs_samples:
             self.inputs.check_samples()
         head = self._head()
-        document = (self._known(Coefficients, head["digest"]) or Coefficients(**head)).model_copy(
+        document = (self._earlier(Coefficients, head["digest"]) or Coefficients(**head)).model_copy(
             update={**head, "calibrations": self.request.calibrations}
         )
         return self._fill(
@@ -96,13 +94,13 @@ class Numbers:
 
     def _ranking(self) -> tuple[Ranking, int]:
         head = {**self._head(), "alpha": self.request.alpha}
-        document = self._known(Ranking, head["digest"])
+        document = self._earlier(Ranking, head["digest"])
         computed = document is None
         if document is None:
-            ranking = rank(self.inputs, self.request, self.progress)
+            ranking = rank(self.inputs, self.request)
             facts = {key: getattr(ranking, key) for key in ("score", "mode", "factor")}
             document = Ranking(**head, **facts, rows=ranking.samples, layers=harms(ranking))
-        document = marked(document.model_copy(update=head))
+        document = with_worst(document.model_copy(update=head))
         write_document(self.path, document)
         return document, int(computed)
 
@@ -117,12 +115,12 @@ class Numbers:
         points: dict[Any, Any] = {point.key: point for point in document.points}
         missing = [key for key in keys if key not in points]
         done = len(keys) - len(missing)
-        progress = self.progress or (lambda *_: None)
+        progress = self.request.machine.progress or (lambda *_: None)
         progress(LABEL, done, len(keys))
         for number, (point, facts) in enumerate(measure(models, missing), done + 1):
             points[point.key] = point
-            heard = tuple(dict.fromkeys((*document.warnings, *models.warned)))
-            content = {**facts, "points": tuple(points.values()), "warnings": heard}
+            messages = tuple(dict.fromkeys((*document.warnings, *models.warned)))
+            content = {**facts, "points": tuple(points.values()), "warnings": messages}
             document = document.model_copy(update=content)
             write_document(self.path, document)
             progress(LABEL, number, len(keys))
@@ -132,7 +130,7 @@ class Numbers:
     def _head(self) -> dict[str, Any]:
         """What all figures' documents begin with."""
         settings, request = settings_of(self.inputs, self.request), self.request
-        drawn = request.drawn and request.kind != "samples"
+        drawn = request.needs_samples and request.kind != "samples"
         return {
             "magmerge": __version__,
             "kind": request.kind,
@@ -146,17 +144,17 @@ class Numbers:
             "sensitive": request.sensitive,
         }
 
-    def _order(self, known: Curves | None) -> LayerOrder:
+    def _order(self, earlier: Curves | None) -> LayerOrder:
         """The sensitive layers, for alpha from the most sensitive one on."""
         if self.request.kind != "alpha":
             return LayerOrder(self.request.sensitive, len(self.request.sensitive))
         if self.request.order is not None:
             return self.request.order
-        if known is not None and known.ranked is not None:
-            return LayerOrder(known.sensitive, known.ranked)
-        return order_of(harms(rank(self.inputs, self.request, self.progress)))
+        if earlier is not None and earlier.ranked is not None:
+            return LayerOrder(earlier.sensitive, earlier.ranked)
+        return order_of(harms(rank(self.inputs, self.request)))
 
-    def _known(self, shape: type[T], digest: str) -> T | None:
+    def _earlier(self, shape: type[T], digest: str) -> T | None:
         """The document that is there already, if it is of the same settings.
 
         OutputError where it is not, unless it may be replaced.
@@ -199,6 +197,7 @@ def settings_of(inputs: FigureInputs, request: FigureSpec) -> dict[str, Any]:
         "data": {name: [draw.source for draw in sources] for name, sources in inputs.draws.items()},
         **({} if kind == "samples" else {"samples": request.samples}),
         **{key: getattr(request, key) for key in HOW},
+        "device": request.machine.device,
         "tasks": list(request.tasks or inputs.suite.tasks),
         "sensitive": list(order.layers if order else request.sensitive),
     }

@@ -10,7 +10,7 @@ from magmerge.report.account import differs
 from magmerge.report.axis import common_stem, draw_factors, draw_layers, set_labels
 from magmerge.report.sheet import Line, Mark, Point, Sheet
 from magmerge.report.svg import COLOURS, tip
-from magmerge.studies.figures.captions import NUMBERED, PARTS, PLACES, part_of, shown, spoken
+from magmerge.studies.figures.captions import NUMBERED, PARTS, PLACES, label_of, part_of, short_name
 from magmerge.studies.figures.chart import draw_even, handle, look_of, open_chart
 from magmerge.studies.figures.document import NONE, Coefficients, Curves, Ranking
 from magmerge.studies.figures.series import MeanFactor, Series, factors_of, series_of
@@ -37,10 +37,10 @@ def curve_chart(document: Curves) -> Figure:
     lines = [series for method in document.methods if (series := series_of(document, method))]
     factor = 100.0 if document.percent else 1.0
     columns = {0: 1, 1: 1, 2: 2, 4: 2}.get(len(lines), 3)
-    titles = [shown(own[0].method, 30) for own in lines] if len(lines) > 1 else [""]
+    titles = [short_name(own[0].method, 30) for own in lines] if len(lines) > 1 else [""]
     names = [line.calibration for own in lines for line in own]
     looks = {name: look_of(name, document.calibrations) for name in dict.fromkeys(names)}
-    key = [handle(look, spoken(name), **_stroke(look, 2.2)) for name, look in looks.items()]
+    key = [handle(look, label_of(name), **_stroke(look, 2.2)) for name, look in looks.items()]
     figure, panels = open_chart(document, titles, columns, (WIDTH, HEIGHTS[columns]), key)
     low, high = _range(document, factor, [line for own in lines for line in own])
     for number, axes in enumerate(panels):
@@ -98,7 +98,7 @@ def _draw(
     axes: Axes, line: Series, document: Curves, factor: float, look: Mark, width: float
 ) -> None:
     """One line, its band, and a mark at each place."""
-    label = f"{line.method}, {spoken(line.calibration)}"
+    label = f"{line.method}, {label_of(line.calibration)}"
     texts = [mean.text(percent=document.percent) for mean in line.means]
     stroke = _stroke(look, width)
     if line.means[0].at is None:
@@ -179,7 +179,7 @@ def coefficient_chart(document: Coefficients) -> Figure:
     }
     runs = [factors for own in panels_of.values() for factors in own]
     layers = _all_layers(runs)
-    titles = [shown(name, 40) for name in panels_of] if len(panels_of) > 1 else [""]
+    titles = [short_name(name, 40) for name in panels_of] if len(panels_of) > 1 else [""]
     looks = [look_of(name, names) for name in names]
     height = 300 if len(titles) == 1 else 245
     key = _key(document, looks, [factor for factors in runs for factor in factors])
@@ -208,9 +208,9 @@ def _key(
     held = any(differs(factor.free, factor.gated) for factor in factors)
     key = []
     for name, look in zip(document.calibrations, looks, strict=True):
-        key.append(handle(look, f"{spoken(name)}{', applied' if held else ''}"))
+        key.append(handle(look, f"{label_of(name)}{', applied' if held else ''}"))
         if held:
-            key.append(handle(_hollow(look), f"{spoken(name)}, asked for"))
+            key.append(handle(_hollow(look), f"{label_of(name)}, asked for"))
     if any(factor.sensitive for factor in factors):
         key.append(handle(Mark("", "square", SENSITIVE_KEY), "sensitive layer"))
     return key
@@ -251,5 +251,5 @@ def _along(axes: Axes, names: Sequence[str]) -> None:
 
 def _name_axis(axes: Axes, names: Sequence[str]) -> None:
     stem = common_stem(names)
-    counted = f" (number of {shown(stem.strip('._'))})" if stem else ""
+    counted = f" (number of {short_name(stem.strip('._'))})" if stem else ""
     axes.set_xlabel(f"layers in the order of the model, by block{counted}", labelpad=6)

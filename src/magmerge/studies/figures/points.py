@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from magmerge.core.errors import ParameterError
-from magmerge.core.machine import Progress
 from magmerge.core.validation import read_sensitive
 from magmerge.core.version import __version__
 from magmerge.engine.result import Result
 from magmerge.evaluation.scores import Scores
 from magmerge.evaluation.sensitivity import Sensitivity, sensitivity
-from magmerge.report.account import LayerAccount, checked, in_model_order, modules_of, read_json
+from magmerge.report.account import LayerAccount, in_model_order, modules_of, parse, read_json
 from magmerge.studies.figures.document import (
     NONE,
     CalibrationFactors,
@@ -78,19 +77,19 @@ def places(request: FigureSpec) -> list[PointPlace]:
 def weights(models: FigureModels, place: PointPlace, ranking: Sequence[str]) -> State:
     """The model of one point. `ranking`: layers from the most sensitive one on, for alpha."""
     kind, at = models.request.kind, place.at
-    state: State = models.merged(place.method)
+    state: State = models.plain_merge(place.method)
     if kind == "lambda" and at is not None:
-        state = models.scaled(state, at)
+        state = models.scale(state, at)
     if place.calibration == NONE:
         return state
     samples = int(at) if kind == "samples" and at is not None else None
     sensitive = tuple(ranking[: int(at or 0)]) if kind == "alpha" else None
-    return models.calibrated(
+    return models.calibration(
         state, place.calibration, place.seed, samples=samples, sensitive=sensitive
     ).state_dict()
 
 
-def measured(
+def score_points(
     models: FigureModels, missing: Sequence[PointPlace], ranking: Sequence[str]
 ) -> Iterator[tuple[ScorePoint, dict[str, Any]]]:
     """Each missing point in turn, and what was told of the tasks; those of one draw at once."""
@@ -121,7 +120,7 @@ def point_of(place: PointPlace, scores: Scores) -> ScorePoint:
 def factors(models: FigureModels, place: PointPlace) -> CalibrationFactors:
     """What one calibration finds for each layer."""
     method, calibration, _, seed = place
-    result = models.calibrated(models.merged(method), calibration, seed)
+    result = models.calibration(models.plain_merge(method), calibration, seed)
     return CalibrationFactors(
         method=method, calibration=calibration, seed=seed, layers=layers_of(result)
     )
@@ -142,7 +141,7 @@ def layers_of(result: Result) -> tuple[LayerFactor, ...]:
     )
 
 
-def rank(inputs: FigureInputs, request: FigureSpec, progress: Progress | None) -> Sensitivity:
+def rank(inputs: FigureInputs, request: FigureSpec) -> Sensitivity:
     """The layers' sensitivity by the drift of the last features, on samples of all tasks."""
     inputs.check_samples()
     return sensitivity(
@@ -153,9 +152,9 @@ def rank(inputs: FigureInputs, request: FigureSpec, progress: Progress | None) -
         alpha=request.alpha,
         model=inputs.entry.model.class_,
         build=inputs.entry.model.build,
-        threads=request.threads,
-        device=request.device,
-        progress=progress,
+        threads=request.machine.threads,
+        device=request.machine.device,
+        progress=request.machine.progress,
     )
 
 
@@ -170,7 +169,7 @@ def order_of(layers: Sequence[LayerHarm]) -> LayerOrder:
     return LayerOrder(tuple(layer.layer for layer in worst if layer.worse > 0), len(layers))
 
 
-def marked(document: Ranking) -> Ranking:
+def with_worst(document: Ranking) -> Ranking:
     """With the `alpha` most sensitive layers listed."""
     worst = order_of(document.layers).layers
     return document.model_copy(update={"sensitive": worst[: document.alpha]})
@@ -188,7 +187,7 @@ def read_ranking(path: Path, alpha: int = 10) -> Ranking:
     facts = {key: content[key] for key in ("score", "mode", "factor", "layers") if key in content}
     facts |= {"magmerge": __version__, "kind": "sensitivity", "digest": "", "suite": ""}
     facts |= {"settings": {"sensitive": str(path)}, "alpha": alpha, "rows": content.get("samples")}
-    return marked(checked(Ranking, facts, str(path)))
+    return with_worst(parse(Ranking, facts, str(path)))
 
 
 def read_order(path: Path) -> LayerOrder:

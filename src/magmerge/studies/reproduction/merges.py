@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.output.own_files import foreign
-from magmerge.core.dtypes import nbytes, parse_size
+from magmerge.core.dtypes import nbytes
 from magmerge.core.errors import ParameterError
 from magmerge.core.machine import Progress
 from magmerge.data.rows import Inputs, Preparation, SampleDraw
@@ -20,12 +20,10 @@ from magmerge.engine.result import Result
 from magmerge.evaluation import open_suite
 from magmerge.evaluation.calibration_samples import SampleSource, calibration_split, sample_source
 from magmerge.evaluation.harness import LmEval, run_harness
-from magmerge.evaluation.live_model import Hardware
 from magmerge.evaluation.scores import TaskScore
 from magmerge.evaluation.task_suite import Suite
 from magmerge.pipeline.merge import merge
 from magmerge.studies.reproduction.pipeline_models import Ingredients, PipelineModels
-from magmerge.studies.reproduction.pipelines import Pipeline
 from magmerge.studies.reproduction.reproduction_table import EXPERTS, ZERO_SHOT
 from magmerge.studies.reproduction.run_scores import RunScores
 from magmerge.studies.reproduction.run_spec import CONTROLS, DRAWN, RunSpec, Variant, control
@@ -37,11 +35,9 @@ LONGEST = 512
 class SuiteMeasure:
     """The tasks of one suite file; a task of an expert may have several entries (metrics)."""
 
-    def __init__(
-        self, path: Path, parts: Ingredients, machine: Hardware, progress: Progress | None
-    ) -> None:
+    def __init__(self, path: Path, parts: Ingredients, request: RunSpec) -> None:
         self.suite: Suite = open_suite(path)
-        self._machine, self._progress = machine, progress
+        self._request = request
         # Models as they are measured; what an expert lacks is the base's.
         self.base, self.expert = parts.weights_of_base(), parts.weights
 
@@ -62,11 +58,9 @@ class SuiteMeasure:
 
     def measure(self, models: Mapping[str, Any], expert: str) -> dict[str, dict[str, TaskScore]]:
         """All models on an expert's tasks, in one pass over their data where memory allows."""
-        machine, tasks = self._machine, self.tasks_of(expert)
+        tasks, progress = self.tasks_of(expert), _task_progress(self._request, expert)
         scores = self.suite.evaluate_all(
-            models,
-            tasks=tasks,
-            **{**asdict(machine), "progress": _named(self._progress, expert)},
+            models, tasks=tasks, **{**asdict(self._request.hardware), "progress": progress}
         )
         return {name: {task: own[task] for task in tasks} for name, own in scores.items()}
 
@@ -76,14 +70,8 @@ class HarnessMeasure:
 
     model_class: str | None = "AutoModelForCausalLM"
 
-    def __init__(
-        self,
-        models: PipelineModels,
-        pipeline: Pipeline,
-        machine: Hardware,
-        progress: Progress | None,
-    ) -> None:
-        self._pipeline, self._machine, self._progress = pipeline, machine, progress
+    def __init__(self, models: PipelineModels, request: RunSpec) -> None:
+        self._request, self._pipeline = request, request.pipeline
         self.base, self.expert = models.base, models.experts.__getitem__
 
     def tasks_of(self, expert: str) -> tuple[str, ...]:
@@ -109,7 +97,7 @@ class HarnessMeasure:
             scores = run_harness(
                 list(models.values()),
                 LmEval((task,), include=self._pipeline.include),
-                replace(self._machine, progress=_named(self._progress, task)),
+                replace(self._request.hardware, progress=_task_progress(self._request, task)),
                 # A pipeline with task files is refused without the user's word.
                 allow_code=True,
             )
@@ -121,9 +109,9 @@ class HarnessMeasure:
 TaskMeasure: TypeAlias = SuiteMeasure | HarnessMeasure
 
 
-def _named(progress: Progress | None, task: str) -> Progress | None:
+def _task_progress(request: RunSpec, task: str) -> Progress | None:
     """Progress that names the task, of the forward passes alone."""
-    if progress is None:
+    if (progress := request.machine.progress) is None:
         return None
 
     def tell(label: str, done: int, total: int) -> None:
@@ -185,45 +173,46 @@ class RunMerges:
             method=variant.method,
             params=self.request.params.get(variant.method),
             calibrate=calibrate,
-            ignore=self.parts.lacking,
+            ignore=self.parts.absent,
             threads=self.request.machine.threads,
-            device=self.request.machine.device or "cpu",
+            device=self.request.machine.device,
             **options,
         )
 
     def _samples(self, draw: int) -> dict[str, list[Inputs]]:
+        samples = self.request.options.samples
         if draw not in self.drawn:
             self.drawn[draw] = {
-                task: self.measure.samples(task).inputs(self.request.samples, draw, self.parts.base)
+                task: self.measure.samples(task).inputs(samples, draw, self.parts.base)
                 for task in self.parts.experts
             }
         return self.drawn[draw]
 
 
-def measure_all(merges: RunMerges, ledger: RunScores, progress: Progress | None) -> None:
+def measure_all(merges: RunMerges, ledger: RunScores) -> None:
     """Measure what the ledger lacks; base and experts in the first round."""
     tasks = [task for expert in merges.parts.experts for task in merges.measure.tasks_of(expert)]
     missing = [
-        variant for variant in merges.request.variants if ledger.lacking(variant.name, tasks)
+        variant for variant in merges.request.variants if ledger.missing(variant.name, tasks)
     ]
     specs = open_checkpoint(merges.parts.base).specs.values()
-    size = models_a_round(merges.request.machine.memory, sum(nbytes(spec) for spec in specs))
+    size = models_a_round(merges.request, sum(nbytes(spec) for spec in specs))
+    progress = merges.request.machine.progress or (lambda *_: None)
     for start in range(0, max(1, len(missing)), size):
         group, models = missing[start : start + size], {}
         for count, variant in enumerate(group):
-            if progress is not None:
-                progress("merging", start + count, len(missing))
+            progress("merging", start + count, len(missing))
             models[variant.name] = merges.make(variant)
-        if progress is not None and missing:
+        if missing:
             progress("merging", start + len(group), len(missing))
         _measure_round(merges, ledger, models, references=start == 0)
-        if not merges.request.keep:
+        if not merges.request.options.keep:
             merges.remove(group)
 
 
-def models_a_round(memory: str | int, size: int) -> int:
+def models_a_round(request: RunSpec, size: int) -> int:
     """As many models as half of the memory holds, one at least."""
-    return max(1, parse_size(memory) // (2 * max(1, size)))
+    return max(1, request.machine.limit // (2 * max(1, size)))
 
 
 def _measure_round(
@@ -231,10 +220,10 @@ def _measure_round(
 ) -> None:
     for expert in merges.parts.experts:
         tasks = merges.measure.tasks_of(expert)
-        left = {name: model for name, model in models.items() if ledger.lacking(name, tasks)}
-        if references and ledger.lacking(ZERO_SHOT, tasks):
+        left = {name: model for name, model in models.items() if ledger.missing(name, tasks)}
+        if references and ledger.missing(ZERO_SHOT, tasks):
             left[ZERO_SHOT] = merges.measure.base
-        if references and ledger.lacking(EXPERTS, tasks):
+        if references and ledger.missing(EXPERTS, tasks):
             left[EXPERTS] = merges.measure.expert(expert)
         if left:
             ledger.put_all(merges.measure.measure(left, expert))

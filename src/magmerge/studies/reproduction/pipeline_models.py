@@ -15,7 +15,7 @@ from magmerge.checkpoints.experts import align
 from magmerge.checkpoints.views import under_names
 from magmerge.core.errors import CheckpointError, MagmergeError
 from magmerge.core.extras import needed
-from magmerge.core.machine import Progress
+from magmerge.core.machine import Machine
 from magmerge.core.models import Checkpoint
 from magmerge.core.recipe import ModelOutput, Recipe
 from magmerge.evaluation.live_model import CheckpointTensors
@@ -47,7 +47,7 @@ class Ingredients:
 
     base: Path
     experts: Mapping[str, Checkpoint]
-    lacking: tuple[str, ...]
+    absent: tuple[str, ...]
 
     def weights_of_base(self) -> Mapping[str, Tensor]:
         """The base's tensors, each read when it is asked for."""
@@ -62,12 +62,12 @@ class Ingredients:
 def ingredients(base: Path, experts: Mapping[str, Path]) -> Ingredients:
     """The experts under the base's names, without what the base does not have."""
     origin = open_checkpoint(base)
-    own = {task: aligned(path, origin) for task, path in experts.items()}
-    lacking = {name for expert in own.values() for name in origin.specs if name not in expert.specs}
-    return Ingredients(base, own, tuple(sorted(lacking)))
+    own = {task: in_base_names(path, origin) for task, path in experts.items()}
+    absent = {name for expert in own.values() for name in origin.specs if name not in expert.specs}
+    return Ingredients(base, own, tuple(sorted(absent)))
 
 
-def aligned(path: Path, origin: Checkpoint) -> Checkpoint:
+def in_base_names(path: Path, origin: Checkpoint) -> Checkpoint:
     """An expert under the names of its base; CheckpointError where they have none in common."""
     expert = align(open_checkpoint(path), origin)
     names = [name for name in expert.specs if name in origin.specs]
@@ -82,21 +82,12 @@ def aligned(path: Path, origin: Checkpoint) -> Checkpoint:
 
 def find_here(pipeline: Pipeline, role: str, folder: Path | None) -> Path | None:
     """A model that needs no download: in the user's folder, else in the hub's cache."""
-    own = None if folder is None else _in_folder(pipeline, role, folder)
+    own = _in_folder(pipeline, role, folder)
     return own or _from_hub(_hub(pipeline, role), fetch=False)[0]
 
 
-def missing_models(pipeline: Pipeline, tasks: tuple[str, ...], folder: Path | None) -> list[str]:
-    """The roles, base or a task's name, whose models are not here."""
-    return [role for role in ("base", *tasks) if find_here(pipeline, role, folder) is None]
-
-
 def find_models(
-    pipeline: Pipeline,
-    tasks: tuple[str, ...],
-    folder: Path | None,
-    *,
-    progress: Progress | None = None,
+    pipeline: Pipeline, tasks: tuple[str, ...], folder: Path | None, machine: Machine | None = None
 ) -> PipelineModels:
     """All models of a pipeline: in `folder`, else in the hub's cache, else fetched.
 
@@ -108,7 +99,7 @@ def find_models(
         )
     roles, models, missing = ("base", *tasks), {}, []
     for number, role in enumerate(roles, start=1):
-        path, problem = None if folder is None else _in_folder(pipeline, role, folder), ""
+        path, problem = _in_folder(pipeline, role, folder), ""
         if path is None:
             path, problem = _from_hub(_hub(pipeline, role), fetch=True)
         if path is None:
@@ -117,8 +108,8 @@ def find_models(
             missing.append(f"  {role}{where}: as {' or '.join(names[:3])}")
         else:
             models[role] = path
-        if progress is not None:
-            progress("looking for models", number, len(roles))
+        if machine is not None and machine.progress is not None:
+            machine.progress("looking for models", number, len(roles))
     if missing:
         raise CheckpointError(
             f"{len(missing)} of {len(roles)} models are missing:\n" + "\n".join(missing),
@@ -139,9 +130,9 @@ def _names(pipeline: Pipeline, role: str) -> tuple[str, ...]:
     return (role, *folders, *(() if hub is None else (hub.rpartition("/")[2], hub)))
 
 
-def _in_folder(pipeline: Pipeline, role: str, folder: Path) -> Path | None:
+def _in_folder(pipeline: Pipeline, role: str, folder: Path | None) -> Path | None:
     """A model in the user's folder, under one of the names that it is known by."""
-    for path in _places(pipeline, role, folder):
+    for path in _places(pipeline, role, folder) if folder else ():
         if path.is_file():
             return path
         if path.is_dir():
@@ -188,10 +179,10 @@ DONATED = ("preprocessor_config.json", "processor_config.json")
 def projects(base: Path, experts: Mapping[str, Path]) -> bool:
     """Whether every expert has the last layer of a CLIP's seeing half."""
     origin = open_checkpoint(base)
-    return all(PROJECTION in aligned(path, origin).specs for path in experts.values())
+    return all(PROJECTION in in_base_names(path, origin).specs for path in experts.values())
 
 
-def seeing_half(base: Path, out: Path, *, projected: bool, anew: bool) -> Path:
+def vision_half(base: Path, out: Path, *, projected: bool, anew: bool) -> Path:
     """The vision model of a whole CLIP model, as a folder of its own.
 
     With its projection if `projected`. A folder that was made before is taken as it is, but for
@@ -221,10 +212,10 @@ def _write_config(base: Path, folder: Path, *, projected: bool) -> None:
     kind = "CLIPVisionModelWithProjection" if projected else "CLIPVisionModel"
     with quiet_transformers() as library:
         whole = library.AutoConfig.from_pretrained(base, local_files_only=True)
-        seeing = whole.vision_config
-        seeing.projection_dim = whole.projection_dim
-        seeing.architectures = [kind]
-        seeing.save_pretrained(folder)
+        vision = whole.vision_config
+        vision.projection_dim = whole.projection_dim
+        vision.architectures = [kind]
+        vision.save_pretrained(folder)
     for name in DONATED:
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)

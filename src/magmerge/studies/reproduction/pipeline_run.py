@@ -30,12 +30,12 @@ from magmerge.studies.reproduction.pipeline_models import (
     find_models,
     ingredients,
     projects,
-    seeing_half,
+    vision_half,
 )
 from magmerge.studies.reproduction.reproduction_table import Reproduction, markdown, rows_of
 from magmerge.studies.reproduction.run_estimate import RunEstimate, estimate
 from magmerge.studies.reproduction.run_scores import RunScores, check_place, settings_of
-from magmerge.studies.reproduction.run_spec import RunSpec, request_of
+from magmerge.studies.reproduction.run_spec import RunOptions, RunSpec, request_of
 
 TABLE, BASE = "table.md", "base"
 """Names in the folder of a run."""
@@ -68,27 +68,26 @@ def reproduce(
 
     Raises MagmergeError's children.
     """
-    request = request_of(name, out, **options)
+    request = request_of(name, out, RunOptions(progress=progress, **options))
     check_place(request)
     forecast = estimate(request)
     if announce is not None:
         announce(forecast)
     forecast.check(request.folder)
-    models = find_models(request.pipeline, request.tasks, request.inputs, progress=progress)
-    ledger = RunScores.opened(request.folder, settings_of(request, models), anew=overwrite)
-    with warnings.catch_warnings(record=True) as heard:
+    models = find_models(request.pipeline, request.tasks, request.inputs, request.machine)
+    ledger = RunScores.open(request.folder, settings_of(request, models), anew=overwrite)
+    with warnings.catch_warnings(record=True) as messages:
         warnings.simplefilter("always", MagmergeWarning)
         try:
-            parts, measure = _measure_of(request, models, progress, anew=overwrite)
+            parts, measure = _measure_of(request, models, anew=overwrite)
             layers = ledger.results.sensitive
             if layers is None:
-                kind = measure.model_class
-                layers = most_sensitive(request, parts, models.base, kind, progress)
+                layers = most_sensitive(request, parts, models.base, measure.model_class)
                 ledger.results.sensitive = layers
                 ledger.save()
-            measure_all(RunMerges(request, parts, measure, layers), ledger, progress)
+            measure_all(RunMerges(request, parts, measure, layers), ledger)
         finally:
-            ledger.say([str(warning.message) for warning in heard])
+            ledger.say([str(warning.message) for warning in messages])
     result = _result(request, measure, ledger)
     for warning in result.warnings:
         warnings.warn(warning, MagmergeWarning, stacklevel=2)
@@ -96,16 +95,15 @@ def reproduce(
 
 
 def _measure_of(
-    request: RunSpec, models: PipelineModels, progress: Progress | None, *, anew: bool
+    request: RunSpec, models: PipelineModels, *, anew: bool
 ) -> tuple[Ingredients, TaskMeasure]:
     """Models under one naming, and what they are measured on."""
-    pipeline, machine, base, projected = request.pipeline, request.machine, models.base, True
+    pipeline, base, projected = request.pipeline, models.base, True
     if pipeline.suite is None:
-        measure = HarnessMeasure(models, pipeline, machine, progress)
-        return ingredients(base, models.experts), measure
+        return ingredients(base, models.experts), HarnessMeasure(models, request)
     if pipeline.kind == "vision":
         projected = projects(base, models.experts)
-        base = seeing_half(base, request.folder / BASE, projected=projected, anew=anew)
+        base = vision_half(base, request.folder / BASE, projected=projected, anew=anew)
     written = suite(
         pipeline.suite,
         request.folder / "suite",
@@ -115,7 +113,7 @@ def _measure_of(
         experts=models.experts,
         projection="model" if projected else "base",
         overwrite=True,
-        progress=progress,
+        progress=request.machine.progress,
     )
     if base != models.base:
         # Figures of this suite are drawn of what is merged here.
@@ -124,7 +122,7 @@ def _measure_of(
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         replace_whole(written.file, f"{MARK}\n{text}")
     parts = ingredients(base, models.experts)
-    return parts, SuiteMeasure(written.file, parts, machine, progress)
+    return parts, SuiteMeasure(written.file, parts, request)
 
 
 def _result(request: RunSpec, measure: TaskMeasure, ledger: RunScores) -> Reproduction:
@@ -135,9 +133,9 @@ def _result(request: RunSpec, measure: TaskMeasure, ledger: RunScores) -> Reprod
         columns=columns,
         rows=rows_of(request, ledger, columns),
         sensitive=ledger.results.sensitive or (),
-        alpha=request.alpha,
+        alpha=request.options.alpha,
         warnings=tuple(ledger.results.warnings),
-        samples=request.samples,
+        samples=request.options.samples,
     )
     replace_whole(request.folder / TABLE, markdown(result))
     return result
@@ -148,24 +146,21 @@ GENERIC_SUITE, GENERIC_TASK = "vision14", "cifar100"
 
 
 def most_sensitive(
-    request: RunSpec,
-    parts: Ingredients,
-    base: Path,
-    model_class: str | None,
-    progress: Progress | None,
+    request: RunSpec, parts: Ingredients, base: Path, model_class: str | None
 ) -> tuple[str, ...]:
     """The `alpha` layers whose longer task vector does most harm, worst first.
 
     `base` is the whole CLIP where `parts` has its seeing half. Scored by accuracy where there is
     a head for the generic set, else by how far the last features drift.
     """
-    if request.alpha == 0:
+    if request.options.alpha == 0:
         return ()
     scored: dict[str, Any]
-    if request.generic is not None:
-        scored = {"data": request.generic, "samples": {"samples": request.generic_samples}}
+    if request.options.generic is not None:
+        source = str(request.options.generic)
+        scored = {"data": source, "samples": {"samples": request.generic_samples}}
     elif request.pipeline.kind == "vision":
-        scored = _zero_shot(request, base, model_class, progress)
+        scored = _zero_shot(request, base, model_class)
     else:
         generic = request.pipeline.generic
         options = {"samples": request.generic_samples, "split": generic.split}
@@ -173,20 +168,18 @@ def most_sensitive(
     ranking = sensitivity(
         base=parts.base,
         experts=dict(parts.experts),
-        alpha=request.alpha,
-        ignore=parts.lacking,
+        alpha=request.options.alpha,
+        ignore=parts.absent,
         model=model_class,
         threads=request.machine.threads,
-        device=request.machine.device or "cpu",
-        progress=progress,
+        device=request.machine.device,
+        progress=request.machine.progress,
         **scored,
     )
     return ranking.sensitive
 
 
-def _zero_shot(
-    request: RunSpec, base: Path, model_class: str | None, progress: Progress | None
-) -> dict[str, Any]:
+def _zero_shot(request: RunSpec, base: Path, model_class: str | None) -> dict[str, Any]:
     """The generic set of images with its zero-shot head, from its training split."""
     bare = model_class == "CLIPVisionModel"
     written = suite(
@@ -197,7 +190,7 @@ def _zero_shot(
         tasks=[GENERIC_TASK],
         projection="base" if bare else "model",
         overwrite=True,
-        progress=progress,
+        progress=request.machine.progress,
     )
     opened = open_suite(written.file)
     entry = opened.entry.tasks[GENERIC_TASK]

@@ -162,19 +162,29 @@ LEGEND = {
 }
 
 
-def reproduction_table(run: Reproduction) -> Table:
-    """A row for each model; columns of published means only where there are any."""
+def _cells(run: Reproduction) -> tuple[list[str], list[list[str]]]:
+    """The columns, published means only where there are any, and each row's cells of text."""
     numbers = _numbers(run)
     columns = [*run.tasks, "mean", *(f"published [{number}]" for number in numbers)]
-    grid = table("", "model", *columns, numbers=columns)
-    grid.title = None
-    method = ""
-    for row in run.rows:
-        head = row.model.partition("+")[0]
-        name = row.model if head != method else f"  +{row.model.partition('+')[2]}"
+    rows = [
+        [row.model]
+        + [_spoken(row.scores.get(task)) for task in run.tasks]
+        + [_spoken(row.mean)]
+        + [f"{row.published[n]:.1f}" if n in row.published else "" for n in numbers]
+        for row in run.rows
+    ]
+    return columns, rows
+
+
+def reproduction_table(run: Reproduction) -> Table:
+    """A row for each model, a calibrated one under its merge."""
+    columns, rows = _cells(run)
+    grid, method, count = table("", "model", *columns, numbers=columns), "", len(run.tasks)
+    for model, *cells in rows:
+        head, _, space = model.partition("+")
+        name = f"  +{space}" if head == method else model
+        grid.add_row(name, *cells[:count], plain(cells[count], "bold"), *cells[count + 1 :])
         method = head
-        cells = [_spoken(row.scores.get(task)) for task in run.tasks]
-        grid.add_row(name, *cells, plain(_spoken(row.mean), "bold"), *_published(row, numbers))
     return grid
 
 
@@ -216,18 +226,14 @@ def _sensitive(run: Reproduction) -> str:
 
 def markdown(run: Reproduction) -> str:
     """The same table and notes as Markdown."""
-    numbers = _numbers(run)
-    columns = ["model", *run.tasks, "mean", *(f"published [{number}]" for number in numbers)]
+    columns, rows = _cells(run)
     lines = [
         f"### {run.title}" + (" (tiny)" if run.tiny else ""),
         "",
-        "| " + " | ".join(columns) + " |",
-        "|---|" + "---:|" * (len(columns) - 1),
+        f"| {' | '.join(['model', *columns])} |",
+        "|---|" + "---:|" * len(columns),
+        *(f"| {' | '.join(cells)} |" for cells in rows),
     ]
-    for row in run.rows:
-        cells = [_spoken(row.scores.get(task)) for task in run.tasks]
-        cells += [_spoken(row.mean), *_published(row, numbers)]
-        lines.append(f"| {row.model} | " + " | ".join(cells) + " |")
     notes = [f"- {note.plain}" for note in reproduction_notes(run)]
     said = [f"- Warning: {warning}" for warning in run.warnings]
     return "\n".join([*lines, "", *notes, *said, ""])
@@ -236,10 +242,6 @@ def markdown(run: Reproduction) -> str:
 def _numbers(run: Reproduction) -> list[int]:
     """Sources that have a figure for some row."""
     return sorted({number for row in run.rows for number in row.published})
-
-
-def _published(row: ModelRow, numbers: list[int]) -> list[str]:
-    return [f"{row.published[n]:.1f}" if n in row.published else "" for n in numbers]
 
 
 def _spoken(spread: Spread | None) -> str:

@@ -16,9 +16,9 @@ from magmerge.core.errors import OutputError
 from magmerge.live.modules import bare_model
 from magmerge.report.terminal_tables import plain
 from magmerge.studies.reproduction.merges import models_a_round
-from magmerge.studies.reproduction.pipeline_models import find_here, missing_models
+from magmerge.studies.reproduction.pipeline_models import find_here
 from magmerge.studies.reproduction.reproduction_table import ZERO_SHOT
-from magmerge.studies.reproduction.run_scores import models_measured
+from magmerge.studies.reproduction.run_scores import scored_models
 from magmerge.studies.reproduction.run_spec import RunSpec
 
 GB = 10**9
@@ -57,18 +57,19 @@ class RunEstimate:
 
 def estimate(request: RunSpec) -> RunEstimate:
     """What is left to do, as far as it can be told from what is here."""
-    pipeline, machine = request.pipeline, request.machine
-    missing = missing_models(pipeline, request.tasks, request.inputs)
-    known = models_measured(request.folder)
+    pipeline, inputs = request.pipeline, request.inputs
+    roles = ("base", *request.tasks)
+    missing = [role for role in roles if find_here(pipeline, role, inputs) is None]
+    known = scored_models(request.folder)
     rows = sum(pipeline.experts[task].rows or 0 for task in request.tasks)
     left = [variant for variant in request.variants if variant.name not in known]
     passes = rows * len(left) + (0 if ZERO_SHOT in known else 2 * rows)
-    base, seconds = find_here(pipeline, "base", request.inputs), None
+    base, seconds = find_here(pipeline, "base", inputs), None
     if base is not None and passes:
-        row_seconds = seconds_a_row(pipeline.kind, base, machine.dtype, machine.device or "cpu")
+        row_seconds = seconds_a_row(request, base)
         seconds = None if row_seconds is None else row_seconds * passes
     size = int(pipeline.expert_gb * GB)
-    together = len(left) if request.keep else min(len(left), models_a_round(machine.memory, size))
+    together = len(left) if request.options.keep else min(len(left), models_a_round(request, size))
     download = pipeline.expert_gb * len([role for role in missing if role != "base"])
     download += pipeline.base_gb if "base" in missing else 0.0
     place = request.folder.absolute()
@@ -78,13 +79,14 @@ def estimate(request: RunSpec) -> RunEstimate:
     return RunEstimate(len(left), rows, passes, GB * download, size * together, free, seconds)
 
 
-def seconds_a_row(kind: str, base: Path, dtype: str | None, device: str) -> float | None:
+def seconds_a_row(request: RunSpec, base: Path) -> float | None:
     """One row's forward pass of the base, by the second of two calls on made-up inputs.
 
     None where that fails: what is wrong is told by the work itself.
     """
+    kind, device = request.pipeline.kind, request.machine.device
     model_class = "CLIPVisionModelWithProjection" if kind == "vision" else None
-    code = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    code = torch.bfloat16 if request.hardware.dtype == "bfloat16" else torch.float32
     try:
         module = bare_model(base, model_class=model_class, loaded=True)
         module = module.to(device=device, dtype=code).eval()

@@ -55,7 +55,7 @@ class RunScores:
         self.path, self.results = path, Results(settings=json.loads(json.dumps(settings)))
 
     @classmethod
-    def opened(cls, folder: Path, settings: Mapping[str, Any], *, anew: bool) -> RunScores:
+    def open(cls, folder: Path, settings: Mapping[str, Any], *, anew: bool) -> RunScores:
         """The run's file in `folder`, or a new one; OutputError where it is of another run."""
         ledger = cls(folder / NAME, settings)
         if anew or not ledger.path.exists():
@@ -73,7 +73,7 @@ class RunScores:
         ledger.results = known
         return ledger
 
-    def lacking(self, model: str, tasks: Sequence[str]) -> list[str]:
+    def missing(self, model: str, tasks: Sequence[str]) -> list[str]:
         """The tasks that a model has no score of."""
         return [task for task in tasks if task not in self.results.cells.get(model, {})]
 
@@ -106,7 +106,7 @@ def _read(path: Path) -> Results:
         ) from error
 
 
-def models_measured(folder: Path) -> frozenset[str]:
+def scored_models(folder: Path) -> frozenset[str]:
     """The models of which a run knows any score; none where there is no run."""
     try:
         return frozenset(_read(folder / NAME).cells)
@@ -144,9 +144,8 @@ def settings_of(request: RunSpec, models: PipelineModels) -> dict[str, Any]:
     beside = sorted(file for pattern in SMALL for file in models.base.glob(pattern))
     small = [[file.name, memory.digest(file)] for file in beside]
     memory.save()
-    data = None
-    if request.data is not None:
-        data = {task: _listing(request.data, task) for task in request.tasks}
+    place, options = request.data, request.options
+    data = place and {task: _listing(place, task) for task in request.tasks}
     pipeline: Any = request.pipeline
     if pipeline.name in pipeline_names() and pipeline == find_pipeline(pipeline.name):
         pipeline = pipeline.name
@@ -155,12 +154,12 @@ def settings_of(request: RunSpec, models: PipelineModels) -> dict[str, Any]:
     return {
         "pipeline": pipeline,
         "tasks": list(request.tasks),
-        "samples": request.samples,
-        "alpha": request.alpha,
-        "generic": request.generic,
+        "samples": options.samples,
+        "alpha": options.alpha,
+        "generic": None if options.generic is None else str(options.generic),
         "generic_samples": request.generic_samples,
         "params": {method: dict(values) for method, values in request.params.items()},
-        "dtype": request.machine.dtype or "float32",
+        "dtype": request.hardware.dtype or "float32",
         "data": data,
         "inputs": weights,
         "base_files": small,

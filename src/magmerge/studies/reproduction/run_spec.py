@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 from random import Random
 from typing import Any, Literal, get_args
@@ -14,6 +14,7 @@ from torch import Tensor
 from magmerge.core import registry
 from magmerge.core.catalogue import catalog
 from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
+from magmerge.core.machine import CPU, Machine, Progress
 from magmerge.core.types import LayerRecord
 from magmerge.core.validation import check_method
 from magmerge.evaluation.live_model import Hardware
@@ -26,6 +27,8 @@ DRAWN: frozenset[Space] = frozenset({"fsc", "dsc", "global", "shuffled"})
 """Spaces that depend on which samples are drawn."""
 CONTROLS: frozenset[Space] = frozenset({"global", "shuffled"})
 """FSC's factors put elsewhere, to see what its spread over the layers does."""
+BOUNDS = [bound.name for bound in fields(Hardware) if bound.name != "progress"]
+"""What an evaluation runs on; each measurement of a run has a progress of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +46,7 @@ class Variant:
         return f"{self.method}{calibrated}" + ("" if self.draw is None else f"@{self.draw}")
 
 
-def variants_of(methods: Sequence[str], spaces: Sequence[Space], draws: int) -> list[Variant]:
-    """All of them, method by method."""
-    variants = []
-    for method in methods:
-        for space in spaces:
-            seeds = range(draws) if space in DRAWN else (None,)
-            variants += [Variant(method, space, draw) for draw in seeds]
-    return variants
-
-
-def checked_spaces(names: Sequence[str]) -> tuple[Space, ...]:
+def spaces_of(names: Sequence[str]) -> tuple[Space, ...]:
     """Names of spaces, in the order of SPACES; UnknownNameError or ParameterError."""
     for name in names:
         if name not in SPACES:
@@ -82,90 +75,111 @@ def control(
         Random(seed).shuffle(values)
         factors = dict(zip(factors, values, strict=True))
     return {
-        name: _scaled(origin[name], tensor, factors[name]) if name in factors else tensor
+        name: _scale(origin[name], tensor, factors[name]) if name in factors else tensor
         for name, tensor in plain.items()
     }
 
 
-def _scaled(origin: Tensor, merged: Tensor, factor: float) -> Tensor:
+def _scale(origin: Tensor, merged: Tensor, factor: float) -> Tensor:
     change = merged.float() - origin.float()
     return (origin.float() + factor * change).to(merged.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """The options of `reproduce`, which says what each means; ParameterError for a bad number."""
+
+    inputs: str | Path | None = None
+    data: str | Path | None = None
+    tasks: Sequence[str] | None = None
+    methods: Sequence[str] | None = None
+    spaces: Sequence[str] = PAPER
+    params: Mapping[str, Mapping[str, Any]] | None = None
+    samples: int = 8
+    seeds: int = 1
+    alpha: int = 10
+    generic: str | Path | None = None
+    generic_samples: int | None = None
+    keep: bool = False
+    allow_code: bool = False
+    threads: int | None = None
+    workers: int | None = None
+    memory: str | int = "8GB"
+    device: str | None = CPU
+    dtype: str | None = None
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("samples", 1), ("seeds", 1), ("alpha", 0)):
+            number = getattr(self, name)
+            if number < least:
+                raise ParameterError(f"{name} is {number}", remedy=f"give {least} or more")
 
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
     """A pipeline, the folder of its run, and what of it is compared.
 
-    `samples` are drawn of each task, `generic_samples` of the generic set.
+    Models are measured on `hardware`; `machine` has the same bounds, for all other work.
     """
 
     pipeline: Pipeline
     folder: Path
-    inputs: Path | None
-    data: Path | None
     tasks: tuple[str, ...]
     variants: tuple[Variant, ...]
     params: Mapping[str, Mapping[str, Any]]
-    samples: int
-    alpha: int
-    generic: str | None
-    generic_samples: int
-    keep: bool = False
-    machine: Hardware = field(default_factory=Hardware)
+    options: RunOptions
+    hardware: Hardware
+    machine: Machine
+
+    @property
+    def inputs(self) -> Path | None:
+        """The user's folder of models."""
+        return None if self.options.inputs is None else Path(self.options.inputs)
+
+    @property
+    def data(self) -> Path | None:
+        """The user's folder of data."""
+        return None if self.options.data is None else Path(self.options.data)
+
+    @property
+    def generic_samples(self) -> int:
+        """How many rows of the generic set are looked at."""
+        return self.options.generic_samples or self.pipeline.generic.samples
 
 
-def request_of(
-    name: str,
-    out: str | Path | None = None,
-    *,
-    inputs: str | Path | None = None,
-    data: str | Path | None = None,
-    tasks: Sequence[str] | None = None,
-    methods: Sequence[str] | None = None,
-    spaces: Sequence[str] = PAPER,
-    params: Mapping[str, Mapping[str, Any]] | None = None,
-    samples: int = 8,
-    seeds: int = 1,
-    alpha: int = 10,
-    generic: str | Path | None = None,
-    generic_samples: int | None = None,
-    allow_code: bool = False,
-    keep: bool = False,
-    **machine: Any,
-) -> RunSpec:
-    """Names and numbers checked, `reproduce` says what each means; MagmergeError's children."""
-    pipeline = find_pipeline(name)
-    for what, number, least in (("samples", samples, 1), ("seeds", seeds, 1), ("alpha", alpha, 0)):
-        if number < least:
-            raise ParameterError(f"{what} is {number}", remedy=f"give {least} or more")
-    kinds = checked_spaces(spaces)
-    controls = [space for space in kinds if space in CONTROLS]
+def request_of(name: str, out: str | Path | None, options: RunOptions) -> RunSpec:
+    """Names checked and defaults filled in; MagmergeError's children."""
+    pipeline, spaces = find_pipeline(name), spaces_of(options.spaces)
+    controls = [space for space in spaces if space in CONTROLS]
     if controls and pipeline.kind == "language":
         raise ParameterError(
             f"{', '.join(controls)}: controls are tensors in memory, and {name} measures folders",
             remedy=f"leave {' and '.join(controls)} out of --spaces",
         )
-    if pipeline.include is not None and not allow_code:
+    if pipeline.include is not None and not options.allow_code:
         raise ParameterError(
             "its task files of the harness can run code",
             source=pipeline.include,
             remedy="read them, and if you trust them add --allow-code (allow_code=True)",
         )
-    known = _methods(methods or pipeline.methods, params or {})
+    params, draws = options.params or {}, range(options.seeds)
+    variants = [
+        Variant(method, space, draw)
+        for method in _methods(options.methods or pipeline.methods, params)
+        for space in spaces
+        for draw in (draws if space in DRAWN else (None,))
+    ]
+    device, progress = options.device or CPU, options.progress
     return RunSpec(
         pipeline=pipeline,
         folder=Path(out or f"magmerge-{pipeline.name}"),
-        inputs=None if inputs is None else Path(inputs),
-        data=None if data is None else Path(data),
-        tasks=_tasks(pipeline, tasks),
-        variants=tuple(variants_of(known, kinds, seeds)),
-        params=params or {},
-        samples=samples,
-        alpha=alpha,
-        generic=None if generic is None else str(generic),
-        generic_samples=generic_samples or pipeline.generic.samples,
-        keep=keep,
-        machine=Hardware(**{"memory": "8GB", "device": "cpu", **machine}),
+        tasks=_tasks(pipeline, options.tasks),
+        variants=tuple(variants),
+        params=params,
+        options=options,
+        hardware=Hardware(**{bound: getattr(options, bound) for bound in BOUNDS}),
+        machine=Machine(options.threads, options.memory, device, progress=progress),
     )
 
 
