@@ -33,7 +33,7 @@ def by_pieces(name: str, tensors: Tensor, *, piece: int = 2 * UNIT, **params: An
                     if survey.wants("layer", start, start + part.shape[1]):
                         survey.observe("layer", start, part)
                 survey.conclude()
-            found = dict(survey.found("layer"))
+            found = dict(survey.keywords("layer"))
     cut = method.cut(**params) if callable(method.cut) else method.cut
     if cut == "whole" or (cut == "rows" and tensors.ndim < 3):
         return method.fn(tensors, **params, **found)

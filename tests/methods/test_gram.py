@@ -34,7 +34,7 @@ def test_depends_neither_on_pieces_nor_on_their_order() -> None:
             survey.observe("a", start, flat[:, start : start + piece])
         survey.conclude()
         assert survey.passes == 0
-        assert torch.equal(survey.found("a")["gram"], whole)
+        assert torch.equal(survey.keywords("a")["gram"], whole)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-6, 1e30])

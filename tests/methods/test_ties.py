@@ -108,7 +108,7 @@ def test_the_model_threshold_equals_a_sort_of_the_whole_model(
     layers = {"b": torch.tensor([values[:split]]), "a": torch.tensor([values[split:]])}
     survey = ModelThreshold(lambda total: [kept_count(density, total)], magnitudes)
     sweep_all(survey, layers, piece)
-    kept = {n: largest(d[0], survey.found(n)["thresholds"][0][0]) for n, d in layers.items()}
+    kept = {n: largest(d[0], survey.keywords(n)["thresholds"][0][0]) for n, d in layers.items()}
     flat = [(n, i) for n in sorted(layers) for i in range(layers[n].numel())]
     order = sorted(flat, key=lambda at: -abs(float(layers[at[0]][0, at[1]])))
     wanted = set(order[: math.ceil(density * len(values))])
@@ -136,7 +136,7 @@ def test_the_layer_threshold_equals_a_stable_sort(kind: str, dtype: torch.dtype)
     assert survey.samples > 0
     survey.prepare(values[:, :: entries // survey.samples])
     sweep_all(survey, {"layer": values}, 1 << 16)
-    for rank, thresholds in zip(ranks, survey.found("layer")["thresholds"], strict=True):
+    for rank, thresholds in zip(ranks, survey.keywords("layer")["thresholds"], strict=True):
         for row, threshold in zip(values, thresholds, strict=True):
             order = torch.sort(row.abs(), descending=True, stable=True).indices[:rank]
             expected = torch.zeros_like(row)
@@ -150,7 +150,7 @@ def test_a_bracket_that_fails_is_found_out() -> None:
     survey = LayerThreshold(300_000, [1000])
     survey.prepare(torch.full((1, survey.samples), 1e-3))
     sweep_all(survey, {"layer": values}, 1 << 16)
-    threshold = survey.found("layer")["thresholds"][0][0]
+    threshold = survey.keywords("layer")["thresholds"][0][0]
     assert int((largest(values[0], threshold) != 0).sum()) == 1000
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from magmerge.checkpoints import pickles
-from magmerge.checkpoints.adapters.formats.keys import is_adapter_file
-from magmerge.checkpoints.adapters.formats.lora_config import CONFIG
+from magmerge.checkpoints.adapters.formats.keys import CONFIG, is_adapter_file
 from magmerge.checkpoints.adapters.names.vocabulary import COMPONENTS
 from magmerge.checkpoints.kinds import read_errors
 from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint, from_module

@@ -107,7 +107,7 @@ class Survey(Protocol):
         """End one sweep."""
         ...
 
-    def found(self, name: str) -> Mapping[str, Any]:
+    def keywords(self, name: str) -> Mapping[str, Any]:
         """What the method's function gets for this layer, by keyword."""
         ...
 

@@ -23,7 +23,7 @@ def bench_for(work: Work, sink: Sink) -> Bench:
     for step in work.plan.steps:
         if step.twin is not None:
             twins.setdefault(step.twin, []).append(step)
-    bench = Bench(work, Reader(work.models, work.job.device), sink, twins)
+    bench = Bench(work, Reader(work.job), sink, twins)
     return replace(bench, survey=_survey(bench))
 
 

@@ -13,8 +13,8 @@ from magmerge.core.dtypes import torch_dtype
 from magmerge.core.errors import NonFiniteError
 from magmerge.core.models import Checkpoint, Expert
 from magmerge.core.types import Piece, Step
-from magmerge.engine.job import Models
-from magmerge.linalg.device import Device, moved
+from magmerge.engine.job import Job
+from magmerge.linalg.device import moved
 from magmerge.linalg.finite import count_of_bad, is_finite
 
 RUNS, STRIDE = 32, 8
@@ -24,9 +24,9 @@ RUNS, STRIDE = 32, 8
 class Reader:
     """Reads pieces. What is not finite is reported with its tensor and source."""
 
-    def __init__(self, models: Models, device: Device) -> None:
-        self._models = models
-        self._device = device
+    def __init__(self, job: Job) -> None:
+        self._models = job.models
+        self._device = job.device
 
     def base(self, step: Step, piece: Piece) -> Tensor:
         """The base's piece in float32, or float64 for a float64 model; zeros without a base."""

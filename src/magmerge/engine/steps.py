@@ -194,7 +194,7 @@ def surveyed(bench: Bench, step: Step) -> Task[Keywords | None]:
             seen = [p for p in pieces if survey.wants(step.key, p.start, p.stop)]
             yield jobs(bench, step, seen, partial(_observe, bench, step, survey))
             yield [Job(0, survey.conclude)]
-    return None if survey is None else survey.found(step.key)
+    return None if survey is None else survey.keywords(step.key)
 
 
 def observed(bench: Bench, step: Step, survey: Survey) -> Task[None]:

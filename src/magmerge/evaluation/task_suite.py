@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from magmerge.checkpoints import open_checkpoint
-from magmerge.checkpoints.adapters.formats.lora_config import CONFIG
+from magmerge.checkpoints.adapters.formats.keys import CONFIG
 from magmerge.checkpoints.digests import DigestMemory, Memory, default_path
 from magmerge.core.errors import ParameterError
 from magmerge.core.version import __version__

@@ -193,7 +193,7 @@ class ModelThreshold:
         else:
             self._stage = "done"
 
-    def found(self, name: str) -> Mapping[str, Any]:
+    def keywords(self, name: str) -> Mapping[str, Any]:
         """One list of thresholds for each rank, with one for each row of the view."""
         ranks, rows = range(len(self._ranks)), range(self._rows)
         return {"thresholds": [[self._threshold((t, r), name) for t in rows] for r in ranks]}

@@ -81,13 +81,13 @@ class LayerSums:
         self._parts = {}
         self._result = self._keywords(totals.reshape(self._shape))
 
-    def found(self, name: str) -> Mapping[str, Any]:  # noqa: ARG002 - the protocol's
+    def keywords(self, name: str) -> Mapping[str, Any]:  # noqa: ARG002 - the protocol's
         """What the sums, and the survey before, give to the method's function."""
         assert self._result is not None
         return {**self._earlier(), **self._result}
 
     def _earlier(self) -> Mapping[str, Any]:
-        return {} if self._first is None else self._first.found(self._name)
+        return {} if self._first is None else self._first.keywords(self._name)
 
     def _before(self) -> Survey | None:
         """The survey before, while it has sweeps to make."""
@@ -102,4 +102,4 @@ def surveyed(survey: Survey, tensors: Float[Tensor, "K *shape"]) -> Mapping[str,
     while survey.passes:
         survey.observe("", 0, flat)
         survey.conclude()
-    return survey.found("")
+    return survey.keywords("")

@@ -112,9 +112,9 @@ class VarianceThreshold(LayerThreshold):
             self._set_rank(sum(self._varying.values()))
         super().conclude()
 
-    def found(self, name: str) -> Mapping[str, Any]:
+    def keywords(self, name: str) -> Mapping[str, Any]:
         """The only threshold."""
-        return {"threshold": super().found(name)["thresholds"][0][0]}
+        return {"threshold": super().keywords(name)["thresholds"][0][0]}
 
     def _set_rank(self, varying: int) -> None:
         self._ranks = [max(1, whole_share(self._topk, varying)) if varying else self._entries]

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from magmerge.checkpoints.adapters.formats.keys import PEFT, style_of
-from magmerge.checkpoints.adapters.formats.lora_config import CONFIG, read_config
+from magmerge.checkpoints.adapters.formats.keys import CONFIG, PEFT, style_of
+from magmerge.checkpoints.adapters.formats.lora_config import read_config
 from magmerge.checkpoints.adapters.formats.peft import read_peft
 from magmerge.checkpoints.adapters.formats.single_files import read_diffusers, read_kohya
 from magmerge.checkpoints.adapters.names.vocabulary import COMPONENTS, Part, canonical, is_text

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from magmerge.checkpoints import open_checkpoint
-from magmerge.checkpoints.adapters.formats.lora_config import CONFIG
+from magmerge.checkpoints.adapters.formats.keys import CONFIG
 from magmerge.checkpoints.digests import DigestMemory
 from magmerge.checkpoints.output.own_files import is_own_record, not_own
 from magmerge.core.errors import MagmergeError, OutputError, ParameterError

@@ -27,6 +27,8 @@ STYLES: Mapping[Style, str] = {
     "diffusers": "diffusers",
 }
 AGAIN = "fetch the adapter once more"
+CONFIG = "adapter_config.json"
+"""The file of PEFT's that tells how the factors beside it are scaled."""
 
 Roles: TypeAlias = dict[Role, str]
 """A module's keys by what they are to it."""

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from magmerge.checkpoints.adapters.formats.headers import checked_scale
-from magmerge.checkpoints.adapters.formats.keys import AGAIN
+from magmerge.checkpoints.adapters.formats.keys import AGAIN, CONFIG
 from magmerge.checkpoints.kinds import read_json
 from magmerge.core.errors import AdapterError
 
-CONFIG = "adapter_config.json"
 REPEATS, LONGEST = 2, 300
 """How many repetitions a file's pattern may have, and how long a name it is then tried on."""
 REFUSED = {

@@ -13,10 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from magmerge.checkpoints.adapters.formats.headers import stored_module
-from magmerge.checkpoints.adapters.formats.keys import AGAIN, PEFT, Roles, check_known, second_key
+from magmerge.checkpoints.adapters.formats.keys import (
+    AGAIN,
+    CONFIG,
+    PEFT,
+    Roles,
+    check_known,
+    second_key,
+)
 from magmerge.checkpoints.adapters.formats.lora_config import (
     AGAINST,
-    CONFIG,
     REFUSED_IN_FOLDERS,
     ScaleOrigin,
     check_config,
