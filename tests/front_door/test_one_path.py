@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import magmerge
-from magmerge import live
 from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint
 from magmerge.checkpoints.views import ABSENT, gather_rows
 from magmerge.core import registry
@@ -23,7 +19,6 @@ from magmerge.core.parameters import Supplied
 from magmerge.core.recipe import AdapterOutput
 from tests.checkpoints.adapters.files import write_adapter
 from tests.conftest import CommandLine, State, random_state, tuned
-from tests.front_door.test_recipes_beside import stored
 from tests.golden.cases import DTYPES, MODULES, digest, models
 
 pytestmark = pytest.mark.filterwarnings("ignore::magmerge.core.errors.MagmergeWarning")
@@ -255,135 +250,3 @@ def test_rows_that_the_base_lacks_are_the_mean_of_those_who_have_them() -> None:
     merged = magmerge.merge(base=base, experts=experts, method="task_arithmetic").state_dict()
     expected = (experts[0]["embed_tokens.weight"] + experts[1]["embed_tokens.weight"])[4:] / 2
     torch.testing.assert_close(merged["embed_tokens.weight"][4:], expected)
-
-
-KILLED = """
-import sys, os, signal
-import magmerge
-from magmerge.checkpoints.output import writer
-finish, left = writer.Ledger.finish, int(sys.argv[3])
-def counted(self, step, outcome):
-    global left
-    finish(self, step, outcome)
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-writer.Ledger.finish = counted
-magmerge.run(sys.argv[1], sys.argv[2], machine=magmerge.Machine(1), resume=True)
-"""
-
-
-@pytest.mark.parametrize("calibration", ["", "calibrate: [{method: wsc}]"])
-def test_a_killed_run_is_gone_on_with(
-    tmp_path: Path, calibration: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base, experts = models(DTYPES["float32"], 3)
-    paths = written(tmp_path, {"base": base, **experts})
-    recipe = tmp_path / "recipe.yaml"
-    own = "".join(f"  {name}: {path}\n" for name, path in paths.items() if name != "base")
-    recipe.write_text(f"base: {paths['base']}\nexperts:\n{own}method: ties\n{calibration}\n")
-    out, whole = tmp_path / "out", tmp_path / "whole"
-    call = [sys.executable, "-c", KILLED, str(recipe), str(out), "4"]
-    assert subprocess.run(call, check=False).returncode == -signal.SIGKILL
-    assert not out.exists()
-    from magmerge.engine import steps
-
-    treated, names = steps.treated, set[str]()
-
-    def counted(bench, step, found, piece):  # type: ignore[no-untyped-def]
-        names.add(step.spec.name)
-        return treated(bench, step, found, piece)
-
-    monkeypatch.setattr(steps, "treated", counted)
-    resumed = magmerge.run(recipe, out, resume=True)
-    assert 0 < len(names) <= len(base) - 4
-    monkeypatch.undo()
-    fresh = magmerge.run(recipe, whole)
-    for file in whole.iterdir():
-        assert file.read_bytes() == (out / file.name).read_bytes(), file.name
-    assert resumed.records == fresh.records
-    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in whole.iterdir())
-
-
-def test_torn_bytes_and_another_recipe_are_not_gone_on_with(tmp_path: Path) -> None:
-    base, experts = models(DTYPES["float32"], 3)
-    paths = written(tmp_path, {"base": base, **experts})
-    recipe = magmerge.Recipe(
-        base=paths["base"], experts={k: v for k, v in paths.items() if k != "base"}, method="ties"
-    )
-    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    out = tmp_path / "out"
-    call = [sys.executable, "-c", KILLED, str(tmp_path / "recipe.yaml"), str(out), "5"]
-    assert subprocess.run(call, check=False).returncode == -signal.SIGKILL
-    partial = tmp_path / ".out.magmerge-partial"
-    weights = partial / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
-    weights.write_bytes(content)
-    magmerge.run(recipe, out, resume=True)
-    expected = magmerge.run(recipe).state_dict()
-    assert digest(load_file(out / "model.safetensors")) == digest(expected)
-    assert subprocess.run([*call[:4], str(tmp_path / "other"), "5"], check=False).returncode < 0
-    changed = recipe.model_copy(update={"params": {"density": 0.5}})
-    magmerge.run(changed, tmp_path / "other", resume=True)
-    state = load_file(tmp_path / "other" / "model.safetensors")
-    assert digest(state) == digest(magmerge.run(changed).state_dict())
-
-
-def test_what_is_known_is_not_looked_for_again(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    from magmerge.checkpoints.output import writer
-
-    base, experts = stored(tmp_path)
-    finish, done = writer.Ledger.finish, []
-
-    def counting(self, step, outcome):  # type: ignore[no-untyped-def]
-        done.append(step)
-        finish(self, step, outcome)
-
-    def stopping(self, step, outcome):  # type: ignore[no-untyped-def]
-        finish(self, step, outcome)
-        raise KeyboardInterrupt
-
-    recipe = magmerge.Recipe(
-        base=str(base), experts={k: str(path) for k, path in experts.items()}, method="ties"
-    )
-    monkeypatch.setattr(writer.Ledger, "finish", counting)
-    magmerge.run(recipe, tmp_path / "whole", resume=True)
-    whole, done[:] = list(done), []
-    monkeypatch.setattr(writer.Ledger, "finish", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        magmerge.run(recipe, tmp_path / "out", resume=True)
-    monkeypatch.setattr(writer.Ledger, "finish", counting)
-    magmerge.run(recipe, tmp_path / "out", resume=True)
-    assert 0 < len(done) < len(whole)
-    for name in ("model.safetensors", "magmerge.yaml"):
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-
-
-def test_samples_in_memory_are_measured_again(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    """Nothing tells whether they are still the same."""
-    base, experts, samples = nets(2)
-    data = {f"expert-{k + 1}": one for k, one in enumerate(samples)}
-    arguments = {"base": base, "experts": experts, "method": "average", "calibrate": "fsc"}
-    estimate, calls = live.estimate, []
-
-    def counting(*given: object) -> object:
-        calls.append(given)
-        return estimate(*given)
-
-    monkeypatch.setattr(live, "estimate", counting)
-    out = tmp_path / "out.safetensors"
-    from magmerge.checkpoints.output import writer
-
-    finish = writer.Ledger.finish
-
-    def stopping(self, step, outcome):  # type: ignore[no-untyped-def]
-        finish(self, step, outcome)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(writer.Ledger, "finish", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        magmerge.merge(**arguments, data=data, out=out, resume=True)
-    monkeypatch.setattr(writer.Ledger, "finish", finish)
-    magmerge.merge(**arguments, data=data, out=out, resume=True)
-    assert len(calls) == 2
