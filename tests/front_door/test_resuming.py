@@ -1,4 +1,4 @@
-"""A run that was killed is gone on with: what is there already is neither made nor measured again."""
+"""A run that was killed is gone on with: what is there is neither made nor measured again."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 import magmerge
 from magmerge import live
