@@ -96,6 +96,9 @@ def test_mistakes_are_told(llama: Path, tmp_path: Path) -> None:
         quick_suite()
     with pytest.raises(MagmergeError, match="no such file"):
         magmerge.evaluate(llama / "model", perplexity=[tmp_path / "a.jsonl"])
+    with pytest.raises(MagmergeError, match="no column for 'choises'") as raised:
+        magmerge.evaluate(llama / "model", questions=["a"], columns={"choises": "c"})
+    assert "choices" in str(raised.value)
     rows = [{"question": "a b", "choices": ["yes"], "answer": 0}]
     save_rows(tmp_path / "wrong.jsonl", rows)
     with pytest.raises(DataError, match="no list of two choices"):

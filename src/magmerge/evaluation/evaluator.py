@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, overload
 from pydantic import ValidationError
 
 from magmerge.checkpoints.output.own_files import check_document
-from magmerge.core.errors import ParameterError
+from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.core.machine import Progress
 from magmerge.core.recipe import explained
 from magmerge.evaluation.entries import WHOLE, SuiteEntry
@@ -29,6 +29,15 @@ class Columns(NamedTuple):
     question: str = "question"
     choices: str = "choices"
     answer: str = "answer"
+
+
+def _columns_of(names: Mapping[str, str | None]) -> Columns:
+    """The columns that these names change; UnknownNameError for one that there is not."""
+    for key in names:
+        if key not in Columns._fields:
+            remedy = suggestion(key, Columns._fields)
+            raise UnknownNameError(f"there is no column for {key!r}", remedy=remedy)
+    return Columns(**{key: name for key, name in names.items() if name})
 
 
 def quick_suite(
@@ -123,7 +132,7 @@ def evaluate(
     if lm_eval:
         scores = run_harness(models, LmEval.of(lm_eval), setting, allow_code=allow_code)
     else:
-        named = Columns(**{key: name for key, name in (columns or {}).items() if name})
+        named = _columns_of(columns or {})
         if suite is None:
             suite = quick_suite(
                 perplexity, questions, columns=named, base=base, max_length=max_length
