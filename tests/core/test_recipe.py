@@ -107,7 +107,7 @@ def test_golden_text_and_digest() -> None:
         ("experts: {}\nmethd: ties", "did you mean method"),
         ("experts: {}\nseed: many", "seed"),
         ("[", "not YAML"),
-        ("3", "valid dictionary"),
+        ("3", "no mapping from keys to values"),
         ("experts: {}\ngate: ajar", "gate"),
     ],
 )
@@ -155,7 +155,7 @@ output: {dtype: bfloat16, shard_size: 2GB}
         ("metod: ties", "unknown key 'metod'", "did you mean method"),
         ("output: {dtyp: float16}", "unknown key 'output.dtyp'", "did you mean dtype"),
         ("output: {dtype: floaty}", "floaty", "did you mean float"),
-        ("gate: maybe", "gate", "known keys"),
+        ("gate: maybe", "gate", "on or off"),
     ],
 )
 def test_a_recipes_mistakes_tell_where_a_key_belongs(line: str, problem: str, remedy: str) -> None:
@@ -187,3 +187,31 @@ def test_a_file_in_another_encoding_is_told_so(tmp_path: Path) -> None:
     file.write_text("experts: [a]", encoding="utf-16")
     with pytest.raises(ParameterError, match="no UTF-8 text"):
         read_recipes(file)
+
+
+@pytest.mark.parametrize(
+    ("line", "remedy"),
+    [
+        ("experts: E1", "a list of paths, or names with paths"),
+        ("experts: [a]\nignore: 3", "a name or a pattern, or a list of such"),
+        ("experts: [a]\ncalibrate: 3", "a name, such as wsc, or a list of such"),
+        ("experts: [a]\nparams: 3", "names with values"),
+    ],
+)
+def test_a_wrong_form_is_told_the_right_one(line: str, remedy: str) -> None:
+    with pytest.raises(ParameterError) as raised:
+        Recipe.from_yaml(line)
+    assert remedy in str(raised.value.remedy)
+
+
+def test_one_pattern_needs_no_list() -> None:
+    assert Recipe.from_yaml("experts: [a]\nignore: '*.bias'").ignore == ("*.bias",)
+
+
+def test_merge_keys_of_yaml_are_no_doubles() -> None:
+    text = (
+        "experts: [a, b]\n"
+        "calibrate: [{method: wsc, params: &q {<<: {target: sphere}, target: ellipsoid}}]\n"
+        "params: {<<: *q}\nmethod: ties"
+    )
+    assert Recipe.from_yaml(text).params == {"target": "ellipsoid"}

@@ -292,3 +292,40 @@ def test_parameters_that_do_not_go_together_are_found_by_plan(
 ) -> None:
     with pytest.raises(ParameterError, match=words):
         magmerge.plan(base=base, experts=experts, method=method, params=params)
+
+
+WRONG = [
+    {"method": 3},
+    {"method": "ties", "params": {3: 4}},
+    {"ignore": 3},
+    {"skip": 3, "calibrate": "wsc"},
+    {"sensitive": 3, "calibrate": "wsc"},
+    {"shard_size": [1]},
+    {"naming": 3},
+    {"rank": [2]},
+    {"out": 3},
+    {"out": "o\0"},
+    {"out": ""},
+    {"donor": "a\0b"},
+    {"dtype": 3},
+    {"seed": "one"},
+    {"calibrate": 3},
+    {"threads": "two"},
+    {"memory": []},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_a_wrong_type_is_a_mistake_and_no_traceback(
+    base: State, experts: list[State], wrong: dict
+) -> None:
+    with pytest.raises(MagmergeError) as raised:
+        magmerge.merge(**{"base": base, "experts": experts, "method": "average", **wrong})
+    assert raised.value.remedy
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", "no/such/model"])
+def test_a_path_that_is_none_is_told(path: str, base: State) -> None:
+    with pytest.raises(MagmergeError) as raised:
+        magmerge.merge(base=path, experts=[base], method="average")
+    assert raised.value.remedy

@@ -35,17 +35,21 @@ magmerge.run(sys.argv[1], sys.argv[2], machine=magmerge.Machine(1), resume=True)
 """
 
 
-@pytest.mark.parametrize("calibration", ["", "calibrate: [{method: wsc}]"])
+@pytest.mark.parametrize(
+    ("calibration", "first"), [("", "True"), ("", "False"), ("calibrate: [{method: wsc}]", "True")]
+)
 def test_a_killed_run_is_gone_on_with(
-    tmp_path: Path, calibration: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, calibration: str, first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Whether it said itself that it would go on with another one, or not."""
     base, experts = models(DTYPES["float32"], 3)
     paths = written(tmp_path, {"base": base, **experts})
     recipe = tmp_path / "recipe.yaml"
     own = "".join(f"  {name}: {path}\n" for name, path in paths.items() if name != "base")
     recipe.write_text(f"base: {paths['base']}\nexperts:\n{own}method: ties\n{calibration}\n")
     out, whole = tmp_path / "out", tmp_path / "whole"
-    call = [sys.executable, "-c", KILLED, str(recipe), str(out), "4"]
+    code = KILLED.replace("resume=True", f"resume={first}")
+    call = [sys.executable, "-c", code, str(recipe), str(out), "4"]
     assert subprocess.run(call, check=False).returncode == -signal.SIGKILL
     assert not out.exists()
     from magmerge.engine import steps

@@ -70,8 +70,9 @@ def adapts_parts(folder: Path) -> bool:
 
 
 def _named_path(model: str | Path) -> Path:
-    if str(model) == "":
-        raise CheckpointError("a model's path is empty", remedy="name a folder or a file")
+    if str(model) == "" or "\0" in str(model):
+        what = "is empty" if str(model) == "" else f"holds a NUL: {str(model)!r}"
+        raise CheckpointError(f"a model's path {what}", remedy="name a folder or a file")
     return Path(model)
 
 

@@ -141,9 +141,9 @@ def shortened(names: Sequence[str]) -> str:
     return ", ".join([*map(printable, names[:LISTED]), *more])
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
+def suggestion(name: object, known: Iterable[str]) -> str:
     """The remedy for a misspelt `name`: the nearest of the `known` names, or all of them."""
-    known = sorted(known)
+    known, name = sorted(known), str(name)
     folded = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.6)
     near = [folded[candidate] for candidate in close]

@@ -80,8 +80,12 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def patterns(text: str | Iterable[str]) -> tuple[str, ...]:
-    """One pattern or several."""
-    return (text,) if isinstance(text, str) else tuple(text)
+    """One pattern or several; ParameterError where it is neither."""
+    several = (text,) if isinstance(text, str) else text
+    if not isinstance(several, Iterable) or not all(isinstance(p, str) for p in several):
+        remedy = "give a name with wildcards, or a list of such: ['*.bias', 'lm_head.*']"
+        raise ParameterError(f"{text!r} is no pattern", remedy=remedy)
+    return tuple(several)
 
 
 class Filters:

@@ -25,6 +25,7 @@ from pydantic import (
 
 from magmerge.core.dtypes import parse_float_dtype, parse_size
 from magmerge.core.errors import MagmergeError, ParameterError, UnknownNameError, suggestion
+from magmerge.core.plain_yaml import PlainLoader
 
 
 class _Data(BaseModel):
@@ -102,6 +103,21 @@ class AdapterOutput(_Data):
     targets: tuple[str, ...] = ()
 
 
+LISTS = ("sensitive", "skip", "ignore")
+FORMS = {
+    "experts": "a list of paths, or names with paths: {maths: PATH, code: PATH}",
+    "calibrate": "a name, such as wsc, or a list of such",
+    "params": "names with values: {density: 0.3}",
+    "output": "fields with values: {dtype: bfloat16}",
+    "samples": "fields with values: {data: {maths: PATH}, samples: 8}",
+    "gate": "on or off",
+    "seed": "a whole number",
+    **dict.fromkeys(LISTS, "a name or a pattern, or a list of such"),
+    **dict.fromkeys(("name", "base", "merged", "method"), "one word or path, in quotes if need be"),
+}
+"""How each field of a recipe is written."""
+
+
 class Recipe(_Data):
     """A merge (`method`), the calibration of a merge that exists (`merged`), or one model as it is.
 
@@ -130,7 +146,9 @@ class Recipe(_Data):
     @model_validator(mode="before")
     @classmethod
     def _as_people_write_it(cls, content: object) -> object:
-        """`experts` may be a list of paths, `calibrate` a name, and `data` one source for all."""
+        """`experts` may be a list of paths, `calibrate` and patterns one of their kind, and `data`
+        one source for all.
+        """
         if not isinstance(content, dict):
             return content
         experts, calibrate = content.get("experts"), content.get("calibrate")
@@ -141,6 +159,7 @@ class Recipe(_Data):
             experts = named_by_path(experts)
         if isinstance(calibrate, str | dict):
             calibrate = [calibrate]
+        lists = {key: [content[key]] for key in LISTS if isinstance(content.get(key), str)}
         if isinstance(calibrate, list):
             calibrate = [{"method": part} if isinstance(part, str) else part for part in calibrate]
         samples = content.get("samples")
@@ -151,7 +170,8 @@ class Recipe(_Data):
             alone = set(AdapterOutput.model_fields) - set(ModelOutput.model_fields)
             output = {"kind": "adapter" if alone & set(output) else "model", **output}
         plain = {"experts": experts, "calibrate": calibrate, "samples": samples, "output": output}
-        return {**content, **{key: value for key, value in plain.items() if value is not None}}
+        plain = {key: value for key, value in plain.items() if value is not None}
+        return {**content, **lists, **plain}
 
     @model_validator(mode="wrap")
     @classmethod
@@ -201,7 +221,7 @@ class Recipe(_Data):
     def all_from_yaml(cls, text: str, source: str = "recipe") -> list[Recipe]:
         """Every document of a file. It is read as data: no tag in it makes an object."""
         try:
-            contents = list(yaml.load_all(text, _Loader))
+            contents = list(yaml.load_all(text, PlainLoader))
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ParameterError(
                 f"not YAML: {error}", source=source, remedy="mend the line it names"
@@ -211,20 +231,6 @@ class Recipe(_Data):
             remedy = "write one: base, experts"
             raise ParameterError("it holds no recipe", source=source, remedy=remedy)
         return [cls.model_validate(content, context={"source": source}) for content in contents]
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as plain data; a key that stands twice is an error, where YAML takes the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        keys = reversed([key for key, _ in node.value])
-        twice = next((key for key in keys if names.count(str(key.value)) > 1), None)
-        if twice is not None and twice.value != "<<":
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice.value!r} stands twice", twice.start_mark
-            )
-        return super().construct_mapping(node, deep)
 
 
 def named_by_path(paths: Sequence[str]) -> dict[str, str]:
@@ -257,11 +263,10 @@ def explained(error: ValidationError, source: str, known: Mapping[str, Any]) -> 
         if len(path) == 1 and home is not None:
             remedy = f"write it under {home}: {home}: {{{path[-1]}: ...}}"
         return UnknownNameError(f"unknown key {key!r}", source=source, remedy=remedy)
-    return ParameterError(
-        f"{key}: {fault['msg'].lower()}" if key else fault["msg"].lower(),
-        source=source,
-        remedy=f"known keys: {', '.join(known)}",
-    )
+    field = path[0] if path else ""
+    form = f"{field} is {FORMS[field]}" if field in FORMS else f"known keys: {', '.join(known)}"
+    problem = f"{key}: {fault['msg'].lower()}" if key else "it is no mapping from keys to values"
+    return ParameterError(problem, source=source, remedy=form)
 
 
 def _has(kinds: Sequence[type[BaseModel]], field: str) -> bool:

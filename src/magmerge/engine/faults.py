@@ -24,6 +24,8 @@ ARCHITECTURE = (
 ONCE = (
     "give each model once; for more influence of one expert set its weight: --set 'weights=[2, 1]'"
 )
+ITSELF = "give the fine-tuned model, and the base that it was tuned from"
+"""Where one model is given as both."""
 PATTERNS = "patterns match whole names: '*.bias', 'lm_head.*'; `magmerge plan` lists the names"
 FILTERS = (
     "a filter is a part of a name, a pattern with * for a whole name, or a part of a diffusion "
@@ -173,7 +175,8 @@ def _repeated_faults(models: Models) -> list[Fault]:
     for model in opened:
         files = tuple(file.resolve() for file in model.files)
         if files and files in seen:
-            faults.append(Fault(f"{model.source} is given twice: it is also {seen[files]}", ONCE))
+            remedy = ITSELF if seen[files] == "the base" else ONCE
+            faults.append(Fault(f"{model.source} is given twice: it is also {seen[files]}", remedy))
         seen.setdefault(files, "the base" if model is models.base else "an expert")
     return faults
 

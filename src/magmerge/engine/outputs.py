@@ -20,9 +20,13 @@ FOLDER: Naming = "peft"
 
 
 def named_path(out: str | Path) -> Path:
-    """The path of an output; OutputError where it is empty, which Path takes for this folder."""
-    if str(out) == "":
-        raise OutputError("the output's name is empty", remedy="name a folder or a file")
+    """The path of an output; OutputError where it is none, or empty, which Path takes for here."""
+    if not isinstance(out, str | Path):
+        remedy = "give the path of a folder or a file"
+        raise OutputError(f"the output is a {type(out).__name__}", remedy=remedy)
+    if str(out) == "" or "\0" in str(out):
+        what = "is empty" if str(out) == "" else "holds a NUL"
+        raise OutputError(f"the output's name {what}", remedy="name a folder or a file")
     return Path(out)
 
 

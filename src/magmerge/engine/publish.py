@@ -98,9 +98,9 @@ def check_unchanged(job: Job) -> None:
 def _key(job: Job, files: Files, target: Target) -> str:
     """What tells this work from any other: recipe, versions, inputs as they are, and what the files
     will begin with. Where something of it cannot be told, such as samples in memory, no other run
-    is the same.
+    is the same. Models in memory are digested only for a run that asks to be gone on with.
     """
-    if not target.resume:
+    if not target.resume and any(not entry.files for entry in job.inputs):
         return ""
     digest = hashlib.sha256(f"{job.recipe.digest} {versions()} {__version__}".encode())
     for file, state in sorted(job.models.stamps.items()):

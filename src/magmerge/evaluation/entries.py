@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
+from magmerge.core.plain_yaml import PlainLoader
 from magmerge.core.recipe import explained
 from magmerge.data.rows import Preparation
 
@@ -146,9 +147,10 @@ def read_suite(path: Path) -> SuiteEntry:
 def read_yaml(path: Path, remedy: str) -> Any:
     """What a YAML file holds; ParameterError, with `remedy` where it cannot be read."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), PlainLoader)
     except (OSError, UnicodeDecodeError) as error:
-        raise ParameterError(f"cannot be read: {error}", source=path, remedy=remedy) from error
+        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise ParameterError(f"cannot be read: {why}", source=path, remedy=remedy) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ParameterError(
             f"not YAML: {error}", source=path, remedy="mend the line it names"

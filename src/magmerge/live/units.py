@@ -74,7 +74,7 @@ class RunRecord:
         """Within it the model's run takes what its units put out before `call` from here."""
         numbers = itertools.count()
 
-        def replay(forward: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> Any:
+        def replay(forward: Callable[..., Any], path: str, /, *args: Any, **kwargs: Any) -> Any:
             number = next(numbers)
             if number >= call:
                 return forward(*args, **kwargs)

@@ -11,7 +11,7 @@ from magmerge.checkpoints.output.target import Target, check_space
 from magmerge.core.errors import ParameterError
 from magmerge.core.filters import patterns
 from magmerge.core.machine import CPU, DEFAULT_MEMORY, Machine, Progress
-from magmerge.core.recipe import AdapterOutput, Calibration, ModelOutput, Recipe
+from magmerge.core.recipe import Calibration, Recipe
 from magmerge.core.types import Plan
 from magmerge.core.validation import check_calibrations, check_method, check_rank, read_sensitive
 from magmerge.engine.job import Job
@@ -178,13 +178,14 @@ def extract(
     nothing that changed can be adapted, ParameterError, NonFiniteError, OutputError.
     """
     number, share = check_rank(rank, energy, merged=False)
-    output = AdapterOutput(
-        rank=number,
-        energy=share if number == "auto" else None,
-        naming=naming or "peft",
-        dtype=dtype,
-        targets=patterns(targets),
-    )
+    output = {
+        "kind": "adapter",
+        "rank": number,
+        "energy": share if number == "auto" else None,
+        "naming": naming or "peft",
+        "dtype": dtype,
+        "targets": patterns(targets),
+    }
     described = {"base": _described(base), "experts": {"model": _described(model)}}
     recipe = _recipe({**described, "ignore": patterns(ignore), "output": output})
     machine = Machine(threads, memory, progress=progress)
@@ -239,7 +240,7 @@ def _job(arguments: Mapping[str, Any]) -> Job:
             "params": params,
             "calibrate": calibrations,
             "gate": arguments["gate"],
-            "sensitive": tuple(sensitive),
+            "sensitive": patterns(sensitive),
             "skip": patterns(arguments["skip"]),
             "ignore": patterns(arguments["ignore"]),
             "seed": arguments["seed"],
@@ -259,17 +260,15 @@ def _job(arguments: Mapping[str, Any]) -> Job:
     return open_job(recipe, models, machine=machine, live=live)
 
 
-def _output(arguments: Mapping[str, Any]) -> ModelOutput | AdapterOutput:
+def _output(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """How the result is written; an adapter where rank, energy or naming is said."""
     rank, energy, naming = (arguments.get(name) for name in ("rank", "energy", "naming"))
     donor, dtype = arguments["donor"], arguments["dtype"]
-    model = ModelOutput(
-        dtype=None if dtype is None else str(dtype),
-        shard_size=arguments["shard_size"],
-        donor=None if donor is None else str(donor),
-    )
+    dtype = None if dtype is None else str(dtype)
     if rank is None and energy is None and naming is None:
-        return model
+        folder = None if donor is None else str(donor)
+        size = arguments["shard_size"]
+        return {"kind": "model", "dtype": dtype, "shard_size": size, "donor": folder}
     if energy is not None and rank != "auto":
         raise ParameterError("energy speaks of rank auto", remedy="add --rank auto (rank=)")
     if donor is not None:
@@ -279,7 +278,8 @@ def _output(arguments: Mapping[str, Any]) -> ModelOutput | AdapterOutput:
         )
     number, share = check_rank(rank, 0.99 if energy is None else energy)
     held = share if number == "auto" else None
-    return AdapterOutput(rank=number, energy=held, naming=naming, dtype=model.dtype)
+    named = {"rank": number, "energy": held, "naming": naming, "dtype": dtype}
+    return {"kind": "adapter", **named}
 
 
 def _recipe(fields: Mapping[str, Any]) -> Recipe:

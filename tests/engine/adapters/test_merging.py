@@ -178,6 +178,18 @@ def test_threads_do_not_change_a_bit(merged: Merge, method: str) -> None:
         assert one.record == twice[name].record
 
 
+@pytest.mark.parametrize("method", ["ties", "breadcrumbs", "breadcrumbs_ties", "sce"])
+def test_rows_that_a_method_removes_stay_removed(merged: Merge, method: str) -> None:
+    """Rounding leaves something of them after the cut, and WSC would give that the full length."""
+    weak = torch.ones(64, 1).index_fill(0, torch.arange(6), 0.05)
+    experts = [
+        {n: one._replace(up=weak * one.up) for n, one in factors_of({"q": (64, 64)}, 8, k).items()}
+        for k in (1, 2)
+    ]
+    for name, one in merged(experts, method, calibrate="wsc").items():
+        assert one.record.xi_max < 1e6, (name, one.record.xi_max)
+
+
 def test_shapes_of_another_base_are_all_listed(merged: Merge) -> None:
     first = factors_of({"q": (8, 4), "k": (8, 4)}, 2, 0)
     second = factors_of({"q": (16, 4), "k": (16, 4)}, 2, 1)

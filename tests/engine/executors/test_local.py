@@ -73,6 +73,24 @@ def test_the_error_of_the_earliest_job_is_raised_whatever_the_threads(threads: i
         local.run((task(i) for i in range(20)), Machine(threads))
 
 
+def test_an_error_stops_what_comes_after_it_in_its_own_stage() -> None:
+    done: list[int] = []
+
+    def job(i: int) -> None:
+        if i == 3:
+            raise ValueError("job 3")
+        time.sleep(0.001)
+        done.append(i)
+
+    def task() -> local.Task[None]:
+        yield [local.Job(0, partial(job, i)) for i in range(300)]
+
+    with pytest.raises(ValueError, match="job 3"):
+        local.run([task()], Machine(2))
+    assert {0, 1, 2} <= set(done)
+    assert len(done) < 30
+
+
 def test_operations_use_one_thread_and_the_setting_comes_back() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)

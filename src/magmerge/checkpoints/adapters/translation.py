@@ -126,8 +126,8 @@ def _nameable(adapter: Adapter, composition: Composition, naming: Naming) -> Ada
             f"{len(faults)} of its modules or tensors have no place under the naming {naming}:"
             f"{listing}",
             source=adapter.source,
-            remedy="drop --format (naming=) to keep the adapter's own, or leave these out "
-            "with --ignore (ignore=)",
+            remedy="write another format: --format peft (naming=) names every module; a merge may "
+            "also leave these out with --ignore (ignore=)",
         )
     return adapter
 

@@ -161,10 +161,12 @@ def as_factors(
         rank = largest if truncation.rank is None else truncation.rank
         assert isinstance(rank, int)
         best = best_rank(matrix, min(rank, most), start)
-    root = best.values.sqrt()
+    root, left = best.values.sqrt(), best.left.clone()
+    # Rounding leaves of a row of zeros what a calibration would enlarge to the experts' length.
+    left[~matrix.any(dim=1)] = 0
     if not len(root):
         return matrix.new_zeros(len(matrix), 1), matrix.new_zeros(1, matrix.shape[1]), best.error
-    return best.left * root, (best.right * root).T, best.error
+    return left * root, (best.right * root).T, best.error
 
 
 def _leading_of_mean(factors: Sequence[LowRank]) -> Float[Tensor, "in n"]:

@@ -109,11 +109,14 @@ class _Run:
     def _collect(self) -> None:
         """Wait until a stage has ended, and bring its task to the next one."""
         for stage in self._stages:
+            places = [place for place, f in enumerate(stage.futures) if _failed(f)]
+            # What comes after an error need not be done; what comes before may fail too.
+            for future in stage.futures[places[0] + 1 :] if places else ():
+                future.cancel()
             if all(future.done() for future in stage.futures):
                 self._stages.remove(stage)
-                failed = [error for f in stage.futures if (error := f.exception()) is not None]
-                if failed:
-                    self._fail(stage.number, failed[0])
+                if places:
+                    self._fail(stage.number, stage.futures[places[0]].exception())
                 else:
                     self._advance(stage.number, stage.task, [f.result() for f in stage.futures])
                 return
@@ -135,7 +138,7 @@ class _Run:
         self._stages.append(_Stage(index, task, futures))
         self._stages.sort(key=lambda stage: stage.number)
 
-    def _fail(self, number: int, error: BaseException) -> None:
+    def _fail(self, number: int, error: BaseException | None) -> None:
         """Remember the error, and drop the tasks after its own: none of them can fail earlier."""
         self._failure = error
         for stage in self._stages:
@@ -143,6 +146,10 @@ class _Run:
                 for future in stage.futures:
                     future.cancel()
         self._stages = [stage for stage in self._stages if stage.number < number]
+
+
+def _failed(future: Future[Any]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is not None
 
 
 class _Room:

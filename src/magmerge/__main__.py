@@ -1,0 +1,5 @@
+"""`python -m magmerge`: the command line."""
+
+from magmerge.cli import program
+
+program()
