@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import log_softmax
+from transformers import AutoModelForCausalLM
 
 import magmerge
 from magmerge.core.errors import MagmergeError, ParameterError
@@ -99,6 +101,13 @@ def test_mistakes_are_told(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(MagmergeError, match="no column for 'choises'") as raised:
         magmerge.evaluate(llama / "model", questions=["a"], columns={"choises": "c"})
     assert "choices" in str(raised.value)
+    broken = AutoModelForCausalLM.from_pretrained(llama / "model")
+    next(broken.parameters()).data[0, 0] = float("nan")
+    broken.save_pretrained(tmp_path / "broken")
+    for file in (llama / "model").glob("tok*"):
+        shutil.copy(file, tmp_path / "broken")
+    with pytest.raises(MagmergeError, match="1 NaN and 0 infinite"):
+        magmerge.evaluate(tmp_path / "broken", perplexity=[llama / "plain.jsonl"])
     rows = [{"question": "a b", "choices": ["yes"], "answer": 0}]
     save_rows(tmp_path / "wrong.jsonl", rows)
     with pytest.raises(DataError, match="no list of two choices"):

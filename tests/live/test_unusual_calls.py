@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import magmerge
 from magmerge.core.errors import MagmergeError, ParameterError
+from magmerge.live.units import RunRecord
 from tests.live.test_compound import family, records_of
 from tests.live.test_exactness import merged_by
 from tests.live.test_unusual import Net
@@ -87,3 +88,35 @@ def test_attention_that_is_sensitive_is_so_with_its_projection() -> None:
     )
     marked = {record.name.rpartition(".")[2] for record in result.records if record.sensitive}
     assert marked == {"in_proj_weight", "in_proj_bias", "weight", "bias"}
+
+
+class PathBlock(nn.Module):
+    """A block whose own keywords are those that a careless wrapper would use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor, path: object = None, forward: object = None) -> torch.Tensor:
+        return self.linear(x)
+
+
+def test_blocks_may_have_any_keywords() -> None:
+    blocks = nn.ModuleList([PathBlock(), PathBlock()])
+
+    class Stack(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = blocks
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for block in self.layers:
+                x = block(x, path=None, forward=None)
+            return x
+
+    model, record, x = Stack().eval(), RunRecord(), torch.randn(2, 4)
+    with torch.no_grad():
+        with record.recording(model):
+            whole = model(x)
+        with record.resuming(model, 1):
+            assert torch.equal(model(x), whole)

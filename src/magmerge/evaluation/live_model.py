@@ -17,12 +17,13 @@ from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.clip import family_of, in_family
 from magmerge.checkpoints.loader import is_adapter
 from magmerge.core import dtypes
-from magmerge.core.errors import ParameterError
+from magmerge.core.errors import NonFiniteError, ParameterError
 from magmerge.core.machine import CPU, DEFAULT_MEMORY, Machine, Progress
 from magmerge.core.models import Checkpoint
 from magmerge.engine.result import Result
 from magmerge.evaluation.entries import ModelEntry
 from magmerge.linalg.device import open_device
+from magmerge.linalg.finite import count_of_bad, is_finite
 from magmerge.live.module_weights import load, matched
 from magmerge.live.modules import WEIGHT_FILES, bare_model
 from magmerge.pipeline.merge import merge
@@ -151,6 +152,14 @@ def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     return {name: spec.shape for name, spec in checkpoint.specs.items()}
 
 
+def check_finite(module: nn.Module, source: str) -> None:
+    """NonFiniteError where a weight is not finite: its model would be scored like any other."""
+    for name, weight in module.named_parameters():
+        if not is_finite(weight.detach()):
+            remedy = "use a sound copy of this model"
+            raise NonFiniteError(count_of_bad(weight), source=source, tensor=name, remedy=remedy)
+
+
 class LiveModel:
     """One module for all models that are measured in turn."""
 
@@ -162,6 +171,7 @@ class LiveModel:
     def put(self, weights: ModelWeights, machine: Hardware) -> nn.Module:
         """The module with these weights; StructureError where they do not fit it."""
         if weights.module is not None:
+            check_finite(weights.module, weights.name)
             return _as_it_is(weights.module, machine)
         # Buffers and poolers that a model does not store would keep the last model's values.
         place = self._place(weights, machine)
@@ -172,6 +182,7 @@ class LiveModel:
         if module is None:
             module = self._build(place[0], weights.name)
         load(module, in_names_of(weights, module).read(), weights.name)
+        check_finite(module, weights.name)
         self._module, self._key = module.to(dtype=place[1], device=place[2]), key
         return self._module
 
