@@ -25,6 +25,7 @@ from tests.checkpoints.adapters.files import write_adapter
 from tests.conftest import CommandLine, State, random_state, tuned
 from tests.front_door.test_recipes_beside import stored
 from tests.golden.cases import DTYPES, MODULES, digest, models
+from tests.quick import slow
 
 pytestmark = pytest.mark.filterwarnings("ignore::magmerge.core.errors.MagmergeWarning")
 
@@ -273,7 +274,7 @@ magmerge.run(sys.argv[1], sys.argv[2], machine=magmerge.Machine(1), resume=True)
 """
 
 
-@pytest.mark.parametrize("calibration", ["", "calibrate: [{method: wsc}]"])
+@pytest.mark.parametrize("calibration", ["calibrate: [{method: wsc}]", slow("")])
 def test_a_killed_run_is_gone_on_with(
     tmp_path: Path, calibration: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +306,7 @@ def test_a_killed_run_is_gone_on_with(
     assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in whole.iterdir())
 
 
+@pytest.mark.slow
 def test_torn_bytes_and_another_recipe_are_not_gone_on_with(tmp_path: Path) -> None:
     base, experts = models(DTYPES["float32"], 3)
     paths = written(tmp_path, {"base": base, **experts})

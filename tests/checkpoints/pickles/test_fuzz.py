@@ -17,6 +17,7 @@ from tests.checkpoints.pickles import load_tensors
 RUN = """
 import json, pathlib, sys
 from benchmarks.fuzz_pickles import fuzz
+from tests.quick import examples
 tally, sentinel, grown = fuzz(2000, 7, pathlib.Path(sys.argv[1]))
 print(json.dumps([tally.read, sum(tally.reasons.values()), tally.failures, sentinel.seen, grown]))
 """
@@ -32,7 +33,7 @@ def test_nothing_runs_and_nothing_breaks(tmp_path: Path) -> None:
     assert grown < 200e6
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(st.lists(st.sampled_from([*OPCODES, *GLOBALS, *HUGE, *DAGS]), max_size=30))
 def test_any_opcodes_are_read_or_refused(opcodes: list[bytes]) -> None:
     import tempfile
