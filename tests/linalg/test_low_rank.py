@@ -66,7 +66,9 @@ def check(matrix: Tensor, rank: int) -> Triplets:
     return found
 
 
-@pytest.mark.parametrize(("shape", "spectrum", "rank"), spectra(SHAPES, (5, 1, 20, 1000)))
+@pytest.mark.parametrize(
+    ("shape", "spectrum", "rank"), spectra(SHAPES, SPECTRA, (5, 1, 20, 1000)), ids=str
+)
 def test_is_the_nearest_and_says_how_near(shape: tuple[int, int], spectrum: str, rank: int) -> None:
     found = check(with_spectrum(shape, spectrum), rank)
     if spectrum == "zero":

@@ -29,7 +29,8 @@ def stacked(experts: int, shape: tuple[int, int], spectrum: str) -> Tensor:
 
 @pytest.mark.parametrize(
     ("shape", "spectrum", "experts"),
-    spectra([(20, 12), (12, 20), (15, 15), (300, 260)], (3, 1, 8)),
+    spectra([(20, 12), (12, 20), (15, 15), (300, 260)], SPECTRA, (3, 1, 8)),
+    ids=str,
 )
 def test_equals_the_definition(shape: tuple[int, int], spectrum: str, experts: int) -> None:
     deltas = stacked(experts, shape, spectrum)

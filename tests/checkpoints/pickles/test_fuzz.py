@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from magmerge.core.errors import MagmergeError
 from tests.checkpoints.pickles import load_tensors
+from tests.quick import examples
 
 RUN = """
 import json, pathlib, sys
 from benchmarks.fuzz_pickles import fuzz
-from tests.quick import examples
 tally, sentinel, grown = fuzz(2000, 7, pathlib.Path(sys.argv[1]))
 print(json.dumps([tally.read, sum(tally.reasons.values()), tally.failures, sentinel.seen, grown]))
 """
