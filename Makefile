@@ -1,15 +1,23 @@
-# make demo: merge and calibrate real models. make test: all tests. make check: linter and types.
+# make demo: merge and calibrate real models. make check: linter and types.
+# make test: the quick tests, in minutes. make test-all: these and the slow ones, as in CI.
 # Each sets up .venv by itself; PYTHON names another interpreter (3.11 or newer).
+# JOBS says how many processes test.
 PYTHON ?= python3
+JOBS ?= 2
 BIN := .venv/bin
+# One thread for each process, or they wait for each other.
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: demo test check clean
+.PHONY: demo test test-all check clean
 
 demo: .venv/demo-installed
 	$(BIN)/magmerge demo magmerge-demo --yes
 
 test: .venv/dev-installed .venv/clip-installed
-	$(BIN)/python -m pytest
+	MAGMERGE_QUICK_TESTS=1 $(PYTEST) -m 'not slow'
+
+test-all: .venv/dev-installed .venv/clip-installed
+	$(PYTEST)
 
 check: .venv/dev-installed
 	$(BIN)/ruff check .

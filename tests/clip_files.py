@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tests.shared import shared_folder
 
 ROOT = Path(__file__).parents[1]
 LIBRARIES = ROOT / ".venv" / "clip"
@@ -27,16 +28,9 @@ def run(verb: str, folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@cache
-def _built(folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    run("build", folder)
-    return folder
-
-
 @pytest.fixture
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that `clip_classes.build` writes."""
     if not (LIBRARIES / "open_clip").is_dir():
         pytest.skip("open_clip and timm are not in .venv/clip")
-    return _built(tmp_path_factory.getbasetemp() / "clips")
+    return shared_folder(tmp_path_factory, "clips", lambda folder: run("build", folder))

@@ -20,6 +20,7 @@ from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.experts import open_expert
 from magmerge.core.errors import AdapterError, MagmergeError, StructureError
 from tests.conftest import State
+from tests.quick import examples
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "lora" / "peft-bert"
 
@@ -216,7 +217,9 @@ def test_reads_a_real_adapter() -> None:
 
 
 @settings(
-    deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    max_examples=examples(80),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     config=st.dictionaries(

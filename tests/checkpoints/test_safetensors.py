@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 import magmerge
 from magmerge.core.errors import CheckpointError, MagmergeError
 from tests.conftest import State, random_state
+from tests.quick import examples
 
 
 def test_reads_every_dtype_and_shape_bit_for_bit(tmp_path: Path) -> None:
@@ -133,7 +134,9 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> Non
 
 
 @settings(
-    deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    max_examples=examples(300),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
 def test_fuzz_a_damaged_file_is_read_or_refused_never_worse(

@@ -13,6 +13,7 @@ from torch import Tensor
 import magmerge
 from magmerge.core.errors import CheckpointError, MagmergeError
 from tests.conftest import random_state
+from tests.quick import examples
 
 
 class Hostile:
@@ -83,7 +84,9 @@ def test_shared_tensors_are_known_as_such(tmp_path: Path) -> None:
 
 
 @settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    max_examples=examples(150),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
 def test_fuzz_a_damaged_file_is_read_or_refused_never_worse(

@@ -120,3 +120,12 @@ def test_what_claims_to_rotate_is_the_same_in_any_basis(method: Method) -> None:
     deltas = deltas_for(method, (5, 9))
     turned = method.fn(deltas @ turn)
     assert torch.allclose(turned, method.fn(deltas) @ turn, atol=1e-5)
+
+
+@every_method
+def test_lambda_is_a_factor_on_the_result(method: Method) -> None:
+    if "lambda" not in {parameter.name for parameter in method.parameters}:
+        pytest.skip("has none")
+    deltas = deltas_for(method, (5, 9))
+    half = method.fn(deltas, lambda_=0.5)
+    assert torch.allclose(half, method.fn(deltas, lambda_=1.0) * 0.5, rtol=1e-5)

@@ -12,6 +12,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from magmerge.evaluation import metrics
+from tests.quick import slow
 
 
 def drawn(classes: int, rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,8 +67,9 @@ def test_wilson_is_that_of_scipy(right: int, rows: int) -> None:
     assert metrics.wilson(right, rows) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
-@pytest.mark.parametrize("classes", [2, 4])
-@pytest.mark.parametrize("name", ["f1", "matthews"])
+@pytest.mark.parametrize(
+    ("classes", "name"), [(2, "f1"), (4, "matthews"), slow(4, "f1"), slow(2, "matthews")]
+)
 def test_the_bootstrap_is_that_of_a_loop(
     classes: int, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 import magmerge
 from magmerge.studies.demo.demo_tasks import base_folder
 from tests.conftest import State, tuned
+from tests.quick import slow
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def write(folder: Path, state: State) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", slow(None)])
 def test_minilm_loads_back_and_equals_the_arithmetic_by_hand_to_the_last_bit(
     minilm: State, tmp_path: Path, dtype: str | None
 ) -> None:
@@ -60,7 +61,7 @@ def efficientnet() -> torch.nn.Module:
     ).eval()
 
 
-@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_ties"])
+@pytest.mark.parametrize("method", ["ties", slow("task_arithmetic"), slow("dare_ties")])
 def test_an_efficientnet_keeps_every_key_its_counters_and_sane_statistics(
     tmp_path: Path, method: str
 ) -> None:

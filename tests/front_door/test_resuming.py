@@ -15,6 +15,7 @@ from magmerge import live
 from tests.front_door.test_one_path import nets, written
 from tests.front_door.test_recipes_beside import stored
 from tests.golden.cases import DTYPES, digest, models
+from tests.quick import slow
 
 pytestmark = pytest.mark.filterwarnings("ignore::magmerge.core.errors.MagmergeWarning")
 
@@ -36,7 +37,8 @@ magmerge.run(sys.argv[1], sys.argv[2], machine=magmerge.Machine(1), resume=True)
 
 
 @pytest.mark.parametrize(
-    ("calibration", "first"), [("", "True"), ("", "False"), ("calibrate: [{method: wsc}]", "True")]
+    ("calibration", "first"),
+    [("", "False"), slow("", "True"), slow("calibrate: [{method: wsc}]", "True")],
 )
 def test_a_killed_run_is_gone_on_with(
     tmp_path: Path, calibration: str, first: str, monkeypatch: pytest.MonkeyPatch
@@ -71,6 +73,7 @@ def test_a_killed_run_is_gone_on_with(
     assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in whole.iterdir())
 
 
+@pytest.mark.slow
 def test_torn_bytes_and_another_recipe_are_not_gone_on_with(tmp_path: Path) -> None:
     base, experts = models(DTYPES["float32"], 3)
     paths = written(tmp_path, {"base": base, **experts})

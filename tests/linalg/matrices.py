@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from itertools import product
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from magmerge.linalg.spectral import RANK_CUT
+from tests.quick import quick_ones
 
 SHAPES = [(40, 30), (30, 40), (24, 24), (300, 260), (260, 600)]
 SPECTRA = ["normal", "orthogonal", "thousand", "million", "power", "low rank", "two levels", "zero"]
+
+
+def spectra(shapes: list[tuple[int, int]], kinds: list[str], numbers: tuple[int, ...]) -> list[Any]:
+    """Every shape, spectrum and number together; in the quick tests every two of them once."""
+
+    def quick(case: Any) -> bool:
+        shape, spectrum, number = case
+        places = shapes.index(shape) + kinds.index(spectrum)
+        return numbers[places % len(numbers)] == number
+
+    return quick_ones(product(shapes, kinds, numbers), quick)
 
 
 def with_spectrum(shape: tuple[int, int], spectrum: str, seed: int = 0) -> Tensor:

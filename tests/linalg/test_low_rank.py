@@ -19,7 +19,7 @@ from magmerge.linalg.best_rank import (
     relative_error,
 )
 from magmerge.linalg.spectral import Triplets
-from tests.linalg.matrices import SHAPES, SPECTRA, with_spectrum
+from tests.linalg.matrices import SHAPES, SPECTRA, spectra, with_spectrum
 
 FLOAT32 = 2e-7
 """What the factors' own rounding to float32 may add to a relative error."""
@@ -66,9 +66,9 @@ def check(matrix: Tensor, rank: int) -> Triplets:
     return found
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("spectrum", SPECTRA)
-@pytest.mark.parametrize("rank", [1, 5, 20, 1000])
+@pytest.mark.parametrize(
+    ("shape", "spectrum", "rank"), spectra(SHAPES, SPECTRA, (5, 1, 20, 1000)), ids=str
+)
 def test_is_the_nearest_and_says_how_near(shape: tuple[int, int], spectrum: str, rank: int) -> None:
     found = check(with_spectrum(shape, spectrum), rank)
     if spectrum == "zero":

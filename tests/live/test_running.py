@@ -16,6 +16,7 @@ import magmerge
 from magmerge.core.errors import MagmergeError, ParameterError, StructureError
 from tests.live.test_compound import family, records_of
 from tests.live.test_exactness import loaded, merged_by
+from tests.quick import slow
 
 IDS = torch.arange(24).reshape(4, 6)
 
@@ -89,8 +90,10 @@ def test_forward_order_feeds_each_layer_what_the_calibrated_ones_before_it_give(
     assert records_of(result)["2.weight"].xi == pytest.approx(wanted, rel=1e-4)
 
 
-@pytest.mark.parametrize("order", ["once", "forward"])
-@pytest.mark.parametrize("calibrator", ["fsc", "dsc"])
+@pytest.mark.parametrize(
+    ("order", "calibrator"),
+    [("once", "fsc"), ("forward", "dsc"), slow("once", "dsc"), slow("forward", "fsc")],
+)
 def test_block_by_block_gives_the_same_bits(tmp_path: Path, order: str, calibrator: str) -> None:
     base, experts = folders(tmp_path, llama(), family(llama()))
     common = {"method": "ties", "calibrate": calibrator, "data": texts(experts), "order": order}
@@ -118,8 +121,10 @@ def test_block_by_block_has_one_block_in_memory(tmp_path: Path, monkeypatch: Any
     assert max(held) == 1
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("order", ["once", "forward"])
+@pytest.mark.parametrize(
+    ("threads", "order"),
+    [(1, "once"), (3, "forward"), slow(3, "once"), slow(1, "forward")],
+)
 def test_threads_change_no_bit(threads: int, order: str) -> None:
     base = llama()
     experts = family(base, 3)

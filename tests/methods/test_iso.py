@@ -6,7 +6,7 @@ from torch import Tensor
 
 import magmerge
 from magmerge.methods.iso import shares
-from tests.linalg.matrices import distance, slow_polar, slow_triplets, with_spectrum
+from tests.linalg.matrices import distance, slow_polar, slow_triplets, spectra, with_spectrum
 
 iso_c = magmerge.method("iso_c").fn
 iso_cts = magmerge.method("iso_cts").fn
@@ -43,17 +43,17 @@ def stacked(experts: int, shape: tuple[int, int], spectrum: str) -> Tensor:
     return torch.stack([with_spectrum(shape, spectrum, seed) for seed in range(experts)])
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("spectrum", SPECTRA)
-@pytest.mark.parametrize("experts", [1, 3])
+@pytest.mark.parametrize(
+    ("shape", "spectrum", "experts"), spectra(SHAPES, SPECTRA, (3, 1)), ids=str
+)
 def test_iso_c_equals_the_definition(shape: tuple[int, int], spectrum: str, experts: int) -> None:
     deltas = stacked(experts, shape, spectrum)
     assert distance(iso_c(deltas), slow_iso_c(deltas)) < 1e-4
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("spectrum", SPECTRA)
-@pytest.mark.parametrize("experts", [1, 3, 8])
+@pytest.mark.parametrize(
+    ("shape", "spectrum", "experts"), spectra(SHAPES, SPECTRA, (3, 1, 8)), ids=str
+)
 def test_iso_cts_equals_the_definition(shape: tuple[int, int], spectrum: str, experts: int) -> None:
     deltas = stacked(experts, shape, spectrum)
     assert distance(iso_cts(deltas), slow_iso_cts(deltas, 0.8)) < 1e-4

@@ -6,7 +6,7 @@ from torch import Tensor
 
 import magmerge
 from magmerge.core.journal import listening
-from tests.linalg.matrices import distance, slow_polar, slow_triplets, with_spectrum
+from tests.linalg.matrices import distance, slow_polar, slow_triplets, spectra, with_spectrum
 
 tsv_m = magmerge.method("tsv_m").fn
 SPECTRA = ["normal", "thousand", "million", "power", "low rank", "zero"]
@@ -27,9 +27,11 @@ def stacked(experts: int, shape: tuple[int, int], spectrum: str) -> Tensor:
     return torch.stack([with_spectrum(shape, spectrum, seed) for seed in range(experts)])
 
 
-@pytest.mark.parametrize("shape", [(20, 12), (12, 20), (15, 15), (300, 260)], ids=str)
-@pytest.mark.parametrize("spectrum", SPECTRA)
-@pytest.mark.parametrize("experts", [1, 3, 8])
+@pytest.mark.parametrize(
+    ("shape", "spectrum", "experts"),
+    spectra([(20, 12), (12, 20), (15, 15), (300, 260)], SPECTRA, (3, 1, 8)),
+    ids=str,
+)
 def test_equals_the_definition(shape: tuple[int, int], spectrum: str, experts: int) -> None:
     deltas = stacked(experts, shape, spectrum)
     assert distance(tsv_m(deltas), slow_tsv(deltas)) < 1e-4

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from magmerge.core.errors import MagmergeError
 from magmerge.report.page import render
+from tests.quick import examples
 from tests.report.documents import Page, document, evaluation
 
 scalars = (
@@ -29,7 +30,7 @@ values = st.recursive(
     max_leaves=8,
 )
 steps = st.lists(st.integers(0, 40), min_size=1, max_size=6)
-few = settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+few = settings(deadline=None, max_examples=examples(25), suppress_health_check=list(HealthCheck))
 
 
 def changed(content: Any, path: list[int], value: Any) -> Any:

@@ -12,6 +12,7 @@ import pytest
 
 from magmerge.core.errors import CheckpointError
 from magmerge.report.page import render
+from tests.quick import slow
 from tests.report.documents import PARTS, Page, document, evaluation, factor, layer
 
 HOSTILE = (
@@ -197,11 +198,15 @@ def test_numbers_that_cannot_be_drawn_are_left_out(value: float | None) -> None:
     assert Page(render(content)).faults == []
 
 
-def test_one_layer_and_very_many() -> None:
+def test_one_layer() -> None:
     one = document(blocks=1, dsc=False)
     one["layers"] = one["layers"][1:2]
     assert "one layer (1 of the 1 merged tensors)" in page(one).text
-    text = render(document(blocks=1700))
+
+
+@pytest.mark.parametrize("blocks", [170, slow(1700)])
+def test_very_many_layers(blocks: int) -> None:
+    text = render(document(blocks=blocks))
     assert len(text) < 12_000_000
     assert text.count("<svg") == text.count("</svg>")
 

@@ -25,6 +25,7 @@ from tests.checkpoints.adapters.base_cases import (
 from tests.checkpoints.adapters.files import factors, product, write_adapter
 from tests.conftest import Shapes, random_state
 from tests.diffusion import UNET, flux, sd1, sdxl
+from tests.quick import examples
 
 
 @pytest.mark.parametrize("linear", [False, True], ids=["convolutions", "linear factors"])
@@ -61,7 +62,9 @@ def test_fused_modules_are_taken_apart_for_a_base_that_has_them_apart(tmp_path: 
 
 
 @settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    max_examples=examples(60),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
 def test_pieces_are_the_whole_to_the_last_bit(tmp_path: Path, data: st.DataObject) -> None:
@@ -199,7 +202,9 @@ NAMES = st.sampled_from(
 
 
 @settings(
-    deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    max_examples=examples(80),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     modules=st.dictionaries(

@@ -28,6 +28,7 @@ from tests.checkpoints.adapters.lora_files import (
     save,
 )
 from tests.conftest import random_state
+from tests.quick import examples
 
 NAME = "lora_unet_down_blocks_0_attentions_0_proj_in"
 UP, DOWN, ALPHA = f"{NAME}.lora_up.weight", f"{NAME}.lora_down.weight", f"{NAME}.alpha"
@@ -249,7 +250,9 @@ def states(draw: st.DrawFn) -> dict[str, Tensor]:
 
 
 @settings(
-    deadline=None, max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    max_examples=examples(400),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     state=states(),

@@ -48,6 +48,7 @@ def test_the_tensors_of_real_models_are_each_others(clips: Path, files: tuple[st
         check_equal(contents(in_family(one, "open_clip")), contents(other))
 
 
+@pytest.mark.slow
 def test_outputs_of_the_real_classes_are_equal(clips: Path, tmp_path: Path) -> None:
     from transformers import CLIPModel
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from magmerge.core.errors import MagmergeError
 from tests.checkpoints.pickles import load_tensors
+from tests.quick import examples
 
 RUN = """
 import json, pathlib, sys
@@ -32,7 +33,7 @@ def test_nothing_runs_and_nothing_breaks(tmp_path: Path) -> None:
     assert grown < 200e6
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(st.lists(st.sampled_from([*OPCODES, *GLOBALS, *HUGE, *DAGS]), max_size=30))
 def test_any_opcodes_are_read_or_refused(opcodes: list[bytes]) -> None:
     import tempfile

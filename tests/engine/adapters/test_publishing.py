@@ -20,6 +20,7 @@ from magmerge.checkpoints.output import staging
 from magmerge.checkpoints.output.target import Target
 from magmerge.core.errors import OutputError
 from magmerge.core.types import Naming
+from tests.quick import slow
 
 MODULE = "unet.mid_block.attentions.0.proj_in"
 RECORDS = {"magmerge.json", "magmerge.yaml"}
@@ -169,7 +170,9 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
 
 
 SLOW_RUN = r"""
-    import os, sys, time
+    import os, signal, sys, time
+    # A shell's background job is started deaf to it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     from pathlib import Path
     import magmerge
     from magmerge.checkpoints.output import staging
@@ -202,12 +205,12 @@ SLOW_RUN = r"""
 @pytest.mark.parametrize(
     ("moment", "naming", "existing", "blow"),
     [
-        ("write", "peft", False, signal.SIGKILL),
-        ("verify", "peft", True, signal.SIGKILL),
-        ("rename", "peft", False, signal.SIGKILL),
-        ("rename", "peft", True, signal.SIGKILL),
+        slow("write", "peft", False, signal.SIGKILL),
+        slow("verify", "peft", True, signal.SIGKILL),
+        slow("rename", "peft", False, signal.SIGKILL),
+        slow("rename", "peft", True, signal.SIGKILL),
         ("write", "peft", True, signal.SIGINT),
-        ("write", "kohya", False, signal.SIGKILL),
+        slow("write", "kohya", False, signal.SIGKILL),
         ("rename", "kohya", True, signal.SIGKILL),
     ],
 )

@@ -17,6 +17,7 @@ from magmerge.evaluation.suites.definitions import task
 from magmerge.evaluation.suites.folders import Local, local_data
 from magmerge.evaluation.suites.layouts import LAYOUTS
 from tests.evaluation.suites.clips import save_idx, save_images, save_task
+from tests.quick import examples
 
 
 def found(name: str, root: Path, kind: str = "vision") -> Local:
@@ -268,7 +269,9 @@ def test_files_of_rows_for_text(tmp_path: Path) -> None:
 
 @given(name=st.sampled_from(sorted(LAYOUTS)), content=st.binary(max_size=60))
 @settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    max_examples=examples(60),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_broken_lists_make_no_other_error(tmp_path: Path, name: str, content: bytes) -> None:
     root = tmp_path / name

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import magmerge
 from magmerge.core.errors import CheckpointError
-from magmerge.studies.demo import Demo, demo_tasks
+from magmerge.studies.demo import Demo, demo_tasks, demonstration
 
 LARGEST = 15_000_000
 
@@ -49,6 +49,7 @@ def test_tasks_have_texts_labels_and_heads_that_fit() -> None:
         assert path.is_dir()
 
 
+@pytest.mark.slow
 def test_experts_are_really_better_than_the_base_at_their_task() -> None:
     scores = demo_tasks.demo_suite().evaluate(demo_tasks.base_folder(), tasks=["spam", "reviews"])
     for name in ("spam", "reviews"):
@@ -84,6 +85,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_tasks, "ASSETS", assets)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_the_demo_merges_measures_and_writes(tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
@@ -106,3 +108,20 @@ def test_the_demo_merges_measures_and_writes(tmp_path: Path) -> None:
     assert seen[-1][1] == seen[-1][2] == 60
     assert found.report == found.path / "report.html"
     assert "task_arithmetic + fsc" in found.report.read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("small")
+def test_a_demo_of_two_tasks_and_one_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = demo_tasks.settings()
+    tasks = {name: about["tasks"][name] for name in ("spam", "reviews")}
+    for module in (demo_tasks, demonstration):
+        monkeypatch.setattr(module, "settings", lambda: {**about, "tasks": tasks})
+    monkeypatch.setattr(demonstration, "VARIANTS", (("task_arithmetic", (None, "dsc")),))
+    found = magmerge.demo(tmp_path / "out", threads=1)
+    rows = {row.model: row for row in found.rows}
+    assert list(rows) == ["base", "experts", "task_arithmetic", "task_arithmetic + dsc"]
+    assert (found.tasks, found.sizes) == (("spam", "reviews"), (12, 12))
+    assert rows["experts"].average > rows["base"].average
+    assert rows["task_arithmetic + dsc"].xi is not None
+    assert found.path == tmp_path / "out"
+    assert "task_arithmetic + dsc" in found.report.read_text(encoding="utf-8")

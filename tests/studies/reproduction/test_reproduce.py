@@ -12,6 +12,8 @@ import pytest
 import torch
 from examples.tiny import write_tiny
 from safetensors.torch import load_file, save_file
+from tests.quick import slow
+from tests.shared import shared_folder
 
 import magmerge
 from magmerge.core.errors import MissingExtraError, OutputError, ParameterError, UnknownNameError
@@ -20,11 +22,8 @@ from magmerge.studies.reproduction.merges import SuiteMeasure
 from magmerge.studies.reproduction.pipelines import find_pipeline
 from magmerge.studies.reproduction.run_estimate import RunEstimate
 
-pytestmark = [
-    pytest.mark.slow,
-    # Small experts are less orthogonal than published ones, and magmerge says so.
-    pytest.mark.filterwarnings("ignore::magmerge.MagmergeWarning"),
-]
+# Small experts are less orthogonal than published ones, and magmerge says so.
+pytestmark = pytest.mark.filterwarnings("ignore::magmerge.MagmergeWarning")
 TASKS = ["eurosat", "mnist"]
 TWO = {"methods": ["average", "ties"], "seeds": 2, "alpha": 3}
 
@@ -32,17 +31,17 @@ TWO = {"methods": ["average", "ties"], "seeds": 2, "alpha": 3}
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small models and data of two tasks, with their pipeline file."""
-    folder = tmp_path_factory.mktemp("tiny")
-    write_tiny("clip-b32", folder, TASKS)
-    return folder
+    return shared_folder(
+        tmp_path_factory, "tiny", lambda folder: write_tiny("clip-b32", folder, TASKS)
+    )
 
 
 @pytest.fixture(scope="module")
 def clip(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of two tasks, kept for all tests of this file."""
-    out = tmp_path_factory.mktemp("clip") / "run"
-    again(tiny, out)
-    return out
+    """A finished run of two tasks, kept for all tests."""
+    made = shared_folder(tmp_path_factory, "clip", lambda folder: again(tiny, folder / "run"))
+    # A copy: two processes in one run's folder would be in each other's way.
+    return shutil.copytree(made / "run", tmp_path_factory.mktemp("clip-copy") / "run")
 
 
 def small(name: str, folder: Path, **options: Any) -> Any:
@@ -71,6 +70,7 @@ def test_every_model_has_a_score_on_every_task(tiny: Path, clip: Path) -> None:
     assert not (clip / "models").exists()
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_of_the_suite_that_it_writes(
     tiny: Path, clip: Path, tmp_path: Path
 ) -> None:
@@ -127,6 +127,7 @@ def test_a_run_that_is_killed_goes_on(
     assert [row.mean is not None for row in found.rows] == [True] * 3
 
 
+@pytest.mark.slow
 def test_other_settings_are_another_run(tiny: Path, clip: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(clip, out)
@@ -135,6 +136,7 @@ def test_other_settings_are_another_run(tiny: Path, clip: Path, tmp_path: Path) 
     assert again(tiny, out, samples=3, spaces=["none", "fsc"], overwrite=True).samples == 3
 
 
+@pytest.mark.slow
 def test_any_generic_set_ranks_layers_by_drift(tiny: Path, tmp_path: Path) -> None:
     generic = tiny / "data" / "cifar100" / "train"
     found = again(
@@ -143,6 +145,7 @@ def test_any_generic_set_ranks_layers_by_drift(tiny: Path, tmp_path: Path) -> No
     assert len(found.sensitive) == 3
 
 
+@pytest.mark.slow
 def test_controls_share_the_draws_of_fsc(tiny: Path, clip: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(clip, out)
@@ -153,7 +156,7 @@ def test_controls_share_the_draws_of_fsc(tiny: Path, clip: Path, tmp_path: Path)
     assert {"average+global@0", "average+global@1"} <= set(cells["cells"])
 
 
-@pytest.mark.parametrize("family", ["open_clip", "bare"])
+@pytest.mark.parametrize("family", ["open_clip", slow("bare")])
 def test_experts_may_have_other_names(tiny: Path, clip: Path, tmp_path: Path, family: str) -> None:
     """Experts as pickled open_clip models or as bare vision encoders merge into the same scores."""
     models = tmp_path / "models"
@@ -237,6 +240,7 @@ def test_mistakes_are_told_before_any_work(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_text_experts_keep_their_heads(tmp_path: Path) -> None:
     write_tiny("bert", tmp_path / "tiny")
     found = small(
@@ -248,6 +252,7 @@ def test_text_experts_keep_their_heads(tmp_path: Path) -> None:
     assert scores["experts"] > 0.8 > scores["zero-shot"]
 
 
+@pytest.mark.slow
 def test_encoders_without_a_pooler_are_measured(tmp_path: Path) -> None:
     tasks = ["cola", "rte", "stsb"]
     write_tiny("glue", tmp_path / "tiny", tasks)
@@ -259,6 +264,7 @@ def test_encoders_without_a_pooler_are_measured(tmp_path: Path) -> None:
     assert found.rows[1].mean is not None
 
 
+@pytest.mark.slow
 def test_language_models_are_measured_by_the_harness(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     tiny, run = tmp_path / "tiny", tmp_path / "run"
