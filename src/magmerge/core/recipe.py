@@ -22,10 +22,27 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from yaml.composer import ComposerError
 
 from magmerge.core.dtypes import parse_float_dtype, parse_size
 from magmerge.core.errors import MagmergeError, ParameterError, UnknownNameError, suggestion
-from magmerge.core.plain_yaml import PlainLoader
+
+
+class PlainLoader(yaml.SafeLoader):
+    """YAML as plain data: no tag makes an object, and a key that stands twice is an error, where
+    YAML itself takes the last and drops the first in silence.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """The mapping as it stands in the file, before merge keys bring in others."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        names = [(key.tag, key.value) for key in keys]
+        for key in reversed(keys):
+            if key.value != "<<" and names.count((key.tag, key.value)) > 1:
+                problem = f"the key {key.value!r} stands twice"
+                raise ComposerError(None, None, problem, key.start_mark)
+        return node
 
 
 class _Data(BaseModel):
