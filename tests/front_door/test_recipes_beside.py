@@ -165,7 +165,7 @@ def test_documents_are_named_and_read(tmp_path: Path, magmerge_cli: CommandLine)
             f"---\nbase: {base}\nexperts: [a]",
             "two documents",
         ),
-        ("[1, 2]", "valid dictionary"),
+        ("[1, 2]", "no mapping from keys to values"),
         ("", "holds no recipe"),
     ):
         file.write_text(text)

@@ -282,7 +282,9 @@ def explained(error: ValidationError, source: str, known: Mapping[str, Any]) -> 
         return UnknownNameError(f"unknown key {key!r}", source=source, remedy=remedy)
     field = path[0] if path else ""
     form = f"{field} is {FORMS[field]}" if field in FORMS else f"known keys: {', '.join(known)}"
-    problem = f"{key}: {fault['msg'].lower()}" if key else "it is no mapping from keys to values"
+    problem = f"{key}: {fault['msg'].lower()}" if key else fault["msg"].lower()
+    if not key and fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        problem = "it is no mapping from keys to values"
     return ParameterError(problem, source=source, remedy=form)
 
 
