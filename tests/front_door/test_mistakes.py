@@ -21,6 +21,7 @@ from magmerge.core.errors import (
     StructureError,
 )
 from magmerge.linalg.selection import kept_count
+from tests.checkpoints.adapters.standins import factors_of, folder_of
 from tests.conftest import State
 
 
@@ -329,3 +330,21 @@ def test_a_path_that_is_none_is_told(path: str, base: State) -> None:
     with pytest.raises(MagmergeError) as raised:
         magmerge.merge(base=path, experts=[base], method="average")
     assert raised.value.remedy
+
+
+def test_a_model_that_is_its_own_base_is_told_so(
+    save: Callable[[str, State], Path], base: State, tmp_path: Path
+) -> None:
+    folder = save("base", base)
+    with pytest.raises(StructureError) as raised:
+        magmerge.extract(base=folder, model=folder, out=tmp_path / "out")
+    assert "the base that it was tuned from" in str(raised.value.remedy)
+
+
+def test_the_remedy_for_a_naming_without_places_is_true(tmp_path: Path) -> None:
+    adapter = folder_of(tmp_path / "adapter", factors_of({"layers.0.mlp": (8, 8)}, 2, 0))
+    with pytest.raises(MagmergeError) as raised:
+        magmerge.convert(adapter, tmp_path / "a.safetensors", naming="kohya")
+    assert "--format peft" in str(raised.value.remedy)
+    magmerge.convert(adapter, tmp_path / "again", naming="peft")
+    assert (tmp_path / "again" / "adapter_config.json").is_file()

@@ -121,7 +121,7 @@ class AdapterOutput(_Data):
 
 
 LISTS = ("sensitive", "skip", "ignore")
-FORMS = {
+FIELD_SYNTAX = {
     "experts": "a list of paths, or names with paths: {maths: PATH, code: PATH}",
     "calibrate": "a name, such as wsc, or a list of such",
     "params": "names with values: {density: 0.3}",
@@ -281,11 +281,12 @@ def explained(error: ValidationError, source: str, known: Mapping[str, Any]) -> 
             remedy = f"write it under {home}: {home}: {{{path[-1]}: ...}}"
         return UnknownNameError(f"unknown key {key!r}", source=source, remedy=remedy)
     field = path[0] if path else ""
-    form = f"{field} is {FORMS[field]}" if field in FORMS else f"known keys: {', '.join(known)}"
+    syntax = FIELD_SYNTAX.get(field)
+    remedy = f"{field} is {syntax}" if syntax else f"known keys: {', '.join(known)}"
     problem = f"{key}: {fault['msg'].lower()}" if key else fault["msg"].lower()
     if not key and fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
         problem = "it is no mapping from keys to values"
-    return ParameterError(problem, source=source, remedy=form)
+    return ParameterError(problem, source=source, remedy=remedy)
 
 
 def _has(kinds: Sequence[type[BaseModel]], field: str) -> bool:
