@@ -55,17 +55,33 @@ def companion_files(folder: Path | None) -> dict[str, Path]:
     }
 
 
-def read_companions(files: dict[str, Path], dtype: str | None) -> dict[str, bytes]:
-    """Their contents; config.json says the output's dtype where a new one was asked for."""
+def read_companions(
+    files: Mapping[str, Path], settings: Mapping[str, Any], texts: Mapping[str, bytes]
+) -> dict[str, bytes]:
+    """Their contents; config.json with `settings`, and `texts` in place of files of their names.
+
+    A setting of a part of the model is named by its path: text_config.vocab_size.
+    """
     contents = {}
     for name, path in files.items():
         with read_errors(path):
             contents[name] = path.read_bytes()
-    if dtype is not None and "config.json" in contents:
+    if settings and "config.json" in contents:
         config = read_json(files["config.json"], RESTORE)
-        spoken = {key: dtypes.torch_name(dtype) for key in DTYPE_KEYS if key in config}
-        contents["config.json"] = (json.dumps({**config, **spoken}, indent=2) + "\n").encode()
-    return contents
+        for key, value in settings.items():
+            *parts, last = key.split(".")
+            inner = config
+            for part in parts:
+                inner = inner[part]
+            inner[last] = value
+        contents["config.json"] = (json.dumps(config, indent=2) + "\n").encode()
+    return {**contents, **texts}
+
+
+def dtype_settings(folder: Path | None, dtype: str | None) -> dict[str, Any]:
+    """What a config.json says of the format, where a new one was asked for."""
+    config = {} if folder is None or dtype is None else read_config(folder)
+    return {key: dtypes.torch_name(dtype or "") for key in DTYPE_KEYS if key in config}
 
 
 def weights_file(folder: Path | None) -> str:

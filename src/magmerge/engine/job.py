@@ -34,7 +34,9 @@ class Models:
     """The opened models. `layout` is the one whose tensors, and only those, the result has.
 
     `stamps` tell each of their files as it was when it was opened. `union` is set where adapters
-    are merged without a base: it is the layout then, a model of zeros with every module.
+    are merged without a base: it is the layout then, a model of zeros with every module. `settings`
+    are what the layout makes of its config.json, by their paths in it (text_config.vocab_size), and
+    `texts` the files that it has in place of its donor's.
     """
 
     layout: Checkpoint
@@ -43,6 +45,8 @@ class Models:
     merged: Checkpoint | None = None
     stamps: Mapping[Path, str] = field(default_factory=dict)
     union: AdapterUnion | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    texts: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from magmerge.checkpoints import open_checkpoint
-from magmerge.checkpoints.donor import companion_files, read_companions
+from magmerge.checkpoints.donor import companion_files, dtype_settings, read_companions
 from magmerge.checkpoints.output.provenance import Account
 from magmerge.checkpoints.output.target import Target
 from magmerge.checkpoints.output.writer import FileSink, Sink
@@ -116,7 +116,10 @@ def model_files(job: Job, steps: list[Step], target: Target) -> Files:
     """A model's files: its shards, and config and tokenizer of its donor."""
     header = {"": origin(job)} if target.single else {}
     placed, shards = place(steps, job, target, header)
-    texts = {} if target.single else read_companions(companion_files(job.donor), _config_dtype(job))
+    if target.single:
+        return Files(placed, shards)
+    settings = {**dtype_settings(job.donor, job.recipe.output.dtype), **job.models.settings}
+    texts = read_companions(companion_files(job.donor), settings, job.models.texts)
     return Files(placed, shards, texts)
 
 
@@ -124,10 +127,6 @@ def write_all(steps: Any, tensors: Mapping[str, Tensor], sink: Sink) -> None:
     """Give finished tensors to a sink, whole."""
     for step in steps:
         sink.write(step, 0, tensors[step.key])
-
-
-def _config_dtype(job: Job) -> str | None:
-    return job.recipe.output.dtype
 
 
 def _resized(job: Job, shard_size: str | int) -> object:
