@@ -66,13 +66,18 @@ def test_a_live_adapter_without_peft_s_wrapper_or_in_a_merge_is_refused() -> Non
 
 
 @pytest.mark.parametrize("kind", TIED)
-def test_a_live_adapter_of_one_of_two_tied_matrices_is_refused(kind: str) -> None:
+def test_a_live_adapter_of_one_of_two_tied_matrices_unties_them(kind: str) -> None:
     base = llama(tie=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        wrapped = with_lora(base, 1, **TIED[kind])
-    with pytest.raises(CheckpointError, match="share their weight"):
-        magmerge.merge(base=base, experts=[wrapped])
+        wrapped = with_lora(base, 1, **TIED[kind]).eval()
+    with pytest.warns(magmerge.MagmergeWarning, match="tie_word_embeddings false"):
+        result = magmerge.merge(base=base, experts=[wrapped], params={"lambda": 1.0})
+    model = llama()
+    model.load_state_dict(result.state_dict())
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        assert torch.allclose(model.eval()(ids).logits, wrapped(ids).logits, atol=1e-6)
 
 
 def test_a_live_adapter_that_is_merged_or_put_aside() -> None:

@@ -136,9 +136,10 @@ def same_tensors(first: Checkpoint, second: Checkpoint, names: Collection[str]) 
     return bool(names) and all(same_tensor(first, second, name) for name in by_size)
 
 
-def same_tensor(first: Checkpoint, second: Checkpoint, name: str) -> bool:
-    """Whether a tensor has the same values in both, looked at piece by piece."""
-    codes = {first.specs[name].dtype, second.specs[name].dtype}
+def same_tensor(first: Checkpoint, second: Checkpoint, name: str, other: str = "") -> bool:
+    """Whether a tensor has the same values in both, or as `other` in the second, piece by piece."""
+    other = other or name
+    codes = {first.specs[name].dtype, second.specs[other].dtype}
     wide = torch.float64
     if "C64" in codes:
         wide = torch.complex128
@@ -147,7 +148,7 @@ def same_tensor(first: Checkpoint, second: Checkpoint, name: str) -> bool:
     return all(
         torch.equal(
             first.read_part(name, piece.start, piece.stop).to(wide),
-            second.read_part(name, piece.start, piece.stop).to(wide),
+            second.read_part(other, piece.start, piece.stop).to(wide),
         )
         for piece in cut(first.specs[name].shape, "other", "entries")
     )

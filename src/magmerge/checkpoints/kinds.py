@@ -1,5 +1,5 @@
 """What a tensor is to its model, told from its header and its model's configuration; and whether
-it is quantised, or is output head and token embedding at once.
+it is quantised.
 """
 
 from __future__ import annotations
@@ -28,12 +28,6 @@ RESTORE = "restore the model's config.json"
 CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 CONV1D = frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
 """Layers that models of these types store as [in, out]."""
-WITH_A_HEAD = (
-    "ForCausalLM", "LMHeadModel", "WithLMHead", "ForConditionalGeneration", "ForMaskedLM",
-    "ForPreTraining",
-)  # fmt: skip
-"""What the names of transformers' classes end in that predict tokens."""
-
 INTEGERS = frozenset({"U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
 PACKING = INTEGERS - {"I64", "U64"}
 """Formats that numbers of few bits are packed into."""
@@ -160,39 +154,6 @@ def _is_statistics(spec: TensorSpec, specs: Mapping[str, TensorSpec]) -> bool:
         specs.get(f"{prefix}{name}", spec).shape == spec.shape and f"{prefix}{name}" in specs
         for name in ("running_mean", "running_var")
     )
-
-
-def shared_embeddings(checkpoint: Checkpoint) -> frozenset[str]:
-    """The token embeddings that are the output head too; none where the head is stored apart.
-    Config or memory tell it.
-    """
-    config = read_model_config(checkpoint)
-    kinds = kinds_of(checkpoint, config)
-    tied = {
-        stored
-        for name, stored in checkpoint.ties.items()
-        if {kinds[name], kinds[stored]} == {"embedding", "head"}
-    }
-    matrices = {name: spec for name, spec in checkpoint.specs.items() if len(spec.shape) == 2}
-    tokens = _tokens(config, matrices)
-    rows = {name for name, spec in matrices.items() if spec.shape[0] == tokens}
-    # Of positions there may be as many as tokens.
-    tables = {name for name in rows if kinds[name] == "embedding" and "position" not in name}
-    embeddings = {name for name in tables if "wpe" not in name.split(".")}
-    classes, predicts = config.get("architectures"), config.get("tie_word_embeddings") is True
-    if isinstance(classes, list) and classes:
-        predicts = any(str(name).endswith(WITH_A_HEAD) for name in classes)
-    apart = any(kinds[name] == "head" for name in rows)
-    return frozenset(tied | embeddings if predicts and not apart else tied)
-
-
-def _tokens(config: Mapping[str, Any], matrices: Mapping[str, TensorSpec]) -> int | None:
-    """How many tokens the model has: as its config says, if there is a matrix of so many rows."""
-    inner = config.get("text_config")
-    parts = [config, *([inner] if isinstance(inner, dict) else [])]
-    rows = {spec.shape[0] for spec in matrices.values()}
-    sizes = [part.get("vocab_size") for part in parts]
-    return next((size for size in sizes if isinstance(size, int) and size in rows), None)
 
 
 def quantisation_signs(specs: Mapping[str, TensorSpec]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -82,10 +83,13 @@ def from_expert(module: nn.Module) -> MemoryCheckpoint:
     layers = wrapped_layers(module)
     if all(layer.disable_adapters for layer in layers if hasattr(layer, "disable_adapters")):
         return from_module(module)
-    _check_untied(module, layers)
     copied: Any = copy.deepcopy(module)
     if hasattr(copied, "merge_and_unload"):
-        merged = from_module(copied.merge_and_unload())
+        _untie(wrapped_layers(copied), copied)
+        with warnings.catch_warnings():
+            # Of what PEFT tells, the plan tells what remains true of the result.
+            warnings.simplefilter("ignore")
+            merged = from_module(copied.merge_and_unload())
         tensors = {name: merged.read(name) for name in merged.specs}
         return MemoryCheckpoint(tensors, _source(module), kinds=merged.kinds)
     raise CheckpointError(
@@ -105,26 +109,23 @@ def wrapped_layers(module: nn.Module) -> list[Any]:
     ]
 
 
-def _check_untied(module: nn.Module, layers: list[Any]) -> None:
-    """CheckpointError where PEFT runs two matrices apart that share their memory in the model."""
-    places: dict[int, set[int]] = {}
+def _untie(layers: list[Any], module: nn.Module) -> None:
+    """Give each layer that PEFT has wrapped a weight of its own: PEFT runs it apart from others
+    that share it, so what it learns is not theirs.
+    """
+    from torch import nn
+
+    owners: dict[int, set[int]] = {}
     for layer in module.modules():
-        weight = getattr(layer, "weight", None)
         # The wrapper gives the weight of the layer in it as its own.
-        if weight is not None and "weight" in layer._parameters:
-            places.setdefault(weight.data_ptr(), set()).add(id(layer))
+        weight = layer._parameters.get("weight")
+        if weight is not None:
+            owners.setdefault(weight.data_ptr(), set()).add(id(layer))
     for layer in layers:
         inner = getattr(layer, "base_layer", None) or layer.original_module
         weight = getattr(inner, "weight", None)
-        if weight is not None and len(places.get(weight.data_ptr(), ())) > 1:
-            raise CheckpointError(
-                "PEFT has put an adapter around one of two layers that share their weight, and "
-                "runs them as different ones: the merged model would have one matrix for both",
-                source=_source(module),
-                remedy="untie the two before you wrap the model: give the weight of "
-                "model.get_output_embeddings() a copy of the embedding, and set "
-                "model.config.tie_word_embeddings to False",
-            )
+        if weight is not None and len(owners.get(weight.data_ptr(), ())) > 1:
+            inner.weight = nn.Parameter(weight.detach().clone())
 
 
 def _source(module: nn.Module) -> str:

@@ -85,9 +85,8 @@ def dtype_warnings(models: Models) -> list[str]:
 def reading_notes(models: Models) -> list[str]:
     """What is to be known of how the models were read, once each."""
     opened = [models.layout, models.base, *models.experts]
-    return list(
-        dict.fromkeys(note for model in opened if model is not None for note in model.notes)
-    )
+    notes = [note for model in opened if model is not None for note in model.notes]
+    return list(dict.fromkeys((*notes, *models.notes)))
 
 
 def tied_everywhere(models: Models, name: str) -> bool:

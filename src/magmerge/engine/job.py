@@ -36,7 +36,8 @@ class Models:
     `stamps` tell each of their files as it was when it was opened. `union` is set where adapters
     are merged without a base: it is the layout then, a model of zeros with every module. `settings`
     are what the layout makes of its config.json, by their paths in it (text_config.vocab_size), and
-    `texts` the files that it has in place of its donor's.
+    `texts` the files that it has in place of its donor's; `notes` say how the models were brought
+    to one form.
     """
 
     layout: Checkpoint
@@ -47,6 +48,7 @@ class Models:
     union: AdapterUnion | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     texts: Mapping[str, bytes] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

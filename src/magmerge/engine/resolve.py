@@ -17,6 +17,7 @@ from magmerge.core.errors import (
     UnknownNameError,
     suggestion,
 )
+from magmerge.core.lazy import load
 from magmerge.core.machine import CPU, Machine
 from magmerge.core.models import MEMORY, Checkpoint, Expert
 from magmerge.core.recipe import AdapterOutput, ModelOutput, Recipe
@@ -143,7 +144,21 @@ def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
     if layout is None:
         raise MagmergeError("no model is given", remedy="name a base and some experts")
     whole = [model for model in (layout, opened_base, opened_merged) if model is not None]
-    return Models(layout, opened_base, opened, opened_merged, _stamps([*whole, *opened]))
+    stamps = _stamps([*whole, *opened])
+    return _in_one_form(Models(layout, opened_base, opened, opened_merged, stamps))
+
+
+def _in_one_form(models: Models) -> Models:
+    """The models with what is one tensor in some of them, and two in others, told alike in all."""
+    layout = models.layout
+    opened: list[Checkpoint | Expert] = [m for m in (models.base, models.merged) if m is not None]
+    opened += [expert.whole or expert for expert in models.experts]
+    names, ties = layout.specs.keys(), layout.ties
+    trained = any(getattr(expert, "apart", None) is not None for expert in models.experts)
+    if not trained and all(m.specs.keys() == names and m.ties == ties for m in opened):
+        return models
+    changed: Models = load("magmerge.engine.ties:in_one_form")(models)
+    return changed
 
 
 def experts_by_name(experts: Sequence[Model] | Mapping[str, Model]) -> dict[str, Model]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from magmerge.checkpoints.adapters.factored import TILE, rows_between
 from magmerge.checkpoints.adapters.nouns import Adapter, LowRank
 from magmerge.checkpoints.adapters.placement import Place, Placement, base_name, find, mismatch
-from magmerge.checkpoints.kinds import shared_embeddings
+from magmerge.checkpoints.heads import Head, head_of, scales, shared_embeddings
 from magmerge.core.errors import Fault
 from magmerge.core.models import OWN_BASE, Checkpoint, Expert
 from magmerge.core.pieces import cut
@@ -27,6 +27,10 @@ UNTIE = (
     "give a base whose head is a matrix of its own: in transformers set the weight of "
     "model.get_output_embeddings() to a copy of the embedding and "
     "model.config.tie_word_embeddings to False, and save it"
+)
+INSEPARABLE = (
+    "train the adapter without the embedding and the head: models of this type compute otherwise "
+    "where the two are apart"
 )
 NAMED = 3
 """Modules that a message names where none of an adapter's is in the base."""
@@ -49,6 +53,7 @@ class AdapterExpert:
         self.notes = adapter.notes
         self.faults: list[Fault] = []
         self.absent: Mapping[str, Sequence[range]] = MappingProxyType({})
+        self.apart: Head | None = None
         placement = find(adapter, base)
         self._read = lru_cache(KEPT)(adapter.read)
         self._places: dict[str, list[Place]] = {}
@@ -140,21 +145,24 @@ class AdapterExpert:
         if not shared or self.adapter.config.get("ensure_weight_tying"):
             return frozenset()
         touched = sorted(shared & (set(self._places) | set(self._replaced)))
-        for name in touched:
-            self._note(
-                f"{name}: {self.name} changes the embedding or the head, and in the base "
-                f"{base.source} it is both",
-                UNTIE,
-            )
         shapes = {base.specs[name].shape for name in shared}
         own = {name: spec.shape for name, spec in self.adapter.whole.items()}
         own |= {name: spec.shape for name, spec in self.adapter.modules.items()}
         heads = [name for name in lacking if own[name] in shapes]
+        if touched or heads:
+            self.apart = head_of(base)
+        remedy = INSEPARABLE if scales(base) else UNTIE
+        for name in touched:
+            self._note(
+                f"{name}: {self.name} changes the embedding or the head, and in the base "
+                f"{base.source} it is both",
+                remedy,
+            )
         for name in heads if not touched else ():
             self._note(
                 f"{name}: {self.name} changes the head, and in the base {base.source} "
                 f"{' and '.join(sorted(shared))} is both",
-                UNTIE,
+                remedy,
             )
         return frozenset(heads)
 
