@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from magmerge.checkpoints.kinds import quantisation_signs
+from magmerge.checkpoints.kinds import HEAD_PARENTS, HEADS, quantisation_signs
 from magmerge.core import dtypes, registry
 from magmerge.core.errors import CheckpointError, Fault, StructureError
 from magmerge.core.filters import matches, values_of
@@ -17,10 +17,21 @@ from magmerge.engine.job import Job, Models
 from magmerge.engine.method_trial import cut_faults
 from magmerge.engine.variation import Varying
 
-ARCHITECTURE = (
-    "give models of one architecture; to leave these tensors as the base has them, or to drop an "
-    "expert's own ones, name them with --ignore 'PATTERN' (ignore=), for example 'classifier.*'"
+ARCHITECTURE = "give models of one architecture, tuned from one base"
+DISPENSABLE = (
+    "to leave it as the base has it, or to drop an expert's own, name it with --ignore '{}' "
+    "(ignore=)"
 )
+PARTS = HEADS | HEAD_PARENTS | {"pooler", "fc", "_fc", "nsp_classifier", "mlm", "predictions"}
+"""Parts of names of what is a task's own, and no loss where a merge leaves it out."""
+TABLES = frozenset({"inv_freq", "masked_bias", "position_ids", "relative_position_index"})
+"""Last parts of names of what a model makes anew when it is built."""
+POSITIONS = (
+    "resize it to the base's number of positions and save the model: "
+    "torch.nn.functional.interpolate(table.T[None], size=positions, mode='linear')[0].T; that of "
+    "an image model along both sides of its grid"
+)
+FLOATING = "save that model in bfloat16, float16 or float32"
 ONCE = (
     "give each model once; for more influence of one expert set its weight: --set 'weights=[2, 1]'"
 )
@@ -185,27 +196,43 @@ def _difference_faults(recipe: Recipe, models: Models) -> list[Fault]:
     faults = [fault for expert in models.experts for fault in expert.faults]
     loras = {expert.source for expert in models.experts if expert.whole is None}
     for source, specs in _all_specs(models)[1:]:
-        remedy = OWN_BASE if source in loras else ARCHITECTURE
+        lora = source in loras
         for name, spec in layout.specs.items():
-            if matches(name, recipe.ignore) or _carried(spec):
+            if matches(name, recipe.ignore) or _carried(spec) or name in models.unmerged:
                 continue
             other = specs.get(name)
             if other is None and layout.ties.get(name) in specs and tied_everywhere(models, name):
                 continue
             if other is None:
-                faults.append(Fault(f"{name} is missing from {source}", remedy))
+                faults.append(Fault(f"{name} is missing from {source}", _remedy(spec, lora)))
             elif other.shape != spec.shape:
                 shapes = f"{list(other.shape)} in {source}, {list(spec.shape)} in {layout.source}"
-                faults.append(Fault(f"{name} has shape {shapes}", remedy))
+                faults.append(Fault(f"{name} has shape {shapes}", _remedy(spec, lora, other)))
             elif other.dtype not in dtypes.FLOATS:
                 text = f"{name} is {dtypes.torch_name(other.dtype)} in {source}"
-                faults.append(Fault(text, remedy))
+                faults.append(Fault(text, FLOATING))
         faults += [
-            Fault(f"{name} of {source} is not in {layout.source}", remedy)
+            Fault(f"{name} of {source} is not in {layout.source}", _remedy(spec, lora))
             for name, spec in specs.items()
             if name not in layout.specs and not _carried(spec) and not matches(name, recipe.ignore)
         ]
     return faults
+
+
+def _remedy(spec: TensorSpec, lora: bool, other: TensorSpec | None = None) -> str:
+    """What helps where a tensor is missing, one too many, or has the shape of `other`."""
+    if lora:
+        return OWN_BASE
+    parts = spec.name.split(".")
+    if parts[-1] in TABLES:
+        return DISPENSABLE.format(f"*.{parts[-1]}")
+    if other is not None:
+        table = "pos" in spec.name and spec.shape[-1:] == other.shape[-1:]
+        return POSITIONS if table else ARCHITECTURE
+    place = next((place for place, part in enumerate(parts) if part in PARTS), None)
+    if place is None:
+        return ARCHITECTURE
+    return DISPENSABLE.format(".".join((*parts[: place + 1], "*")))
 
 
 def _pattern_faults(recipe: Recipe, models: Models) -> list[Fault]:

@@ -36,8 +36,9 @@ class Models:
     `stamps` tell each of their files as it was when it was opened. `union` is set where adapters
     are merged without a base: it is the layout then, a model of zeros with every module. `settings`
     are what the layout makes of its config.json, by their paths in it (text_config.vocab_size), and
-    `texts` the files that it has in place of its donor's; `notes` say how the models were brought
-    to one form.
+    `texts` the files that it has in place of its donor's; `unmerged` tensors that the layout keeps
+    as they are, because they mean another thing in each model; `notes` say how the models were
+    brought to one form.
     """
 
     layout: Checkpoint
@@ -48,7 +49,14 @@ class Models:
     union: AdapterUnion | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     texts: Mapping[str, bytes] = field(default_factory=dict)
+    unmerged: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+
+    @property
+    def others(self) -> list[Checkpoint | Expert]:
+        """All models but the layout; of experts what holds their weights."""
+        whole = [m for m in (self.base, self.merged) if m is not None and m is not self.layout]
+        return [*whole, *(expert.whole or expert for expert in self.experts)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ def make_plan(job: Job, target: Target | None = None) -> Plan:
         steps = form.marked(job, steps)
     plan = _with_sizes(job, steps, shards, form)
     single = form is not None or (target is not None and target.single)
-    copied = () if single else tuple(sorted(companion_files(job.donor)))
+    copied = () if single else tuple(sorted({*companion_files(job.donor), *job.models.texts}))
     return replace(plan, copied=copied, choices=varying.choices(steps))
 
 
@@ -99,6 +99,8 @@ def _fate(job: Job, name: str, kind: Kind) -> _Fate:
         return _Fate("tie", f"shares its memory with {twin}", twin)
     if matches(name, recipe.ignore):
         return _Fate("carry", "ignored by the recipe")
+    if name in models.unmerged:
+        return _Fate("carry", "a head for another number of classes than an expert's")
     if kind == "buffer":
         return _Fate("carry", f"{dtypes.torch_name(spec.dtype)} values are not merged")
     if 0 in spec.shape:

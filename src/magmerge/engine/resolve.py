@@ -149,16 +149,22 @@ def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
 
 
 def _in_one_form(models: Models) -> Models:
-    """The models with what is one tensor in some of them, and two in others, told alike in all."""
-    layout = models.layout
-    opened: list[Checkpoint | Expert] = [m for m in (models.base, models.merged) if m is not None]
-    opened += [expert.whole or expert for expert in models.experts]
-    names, ties = layout.specs.keys(), layout.ties
-    trained = any(getattr(expert, "apart", None) is not None for expert in models.experts)
-    if not trained and all(m.specs.keys() == names and m.ties == ties for m in opened):
+    """The models with what is one tensor in some of them, and two in others, and what differs in
+    shape on purpose, told alike in all.
+    """
+    if models.union is not None or all(_alike(model, models.layout) for model in models.others):
         return models
-    changed: Models = load("magmerge.engine.ties:in_one_form")(models)
-    return changed
+    for view in ("ties:in_one_form", "shapes:told_apart"):
+        models = load(f"magmerge.engine.{view}")(models)
+    return models
+
+
+def _alike(model: Checkpoint | Expert, layout: Checkpoint) -> bool:
+    """Whether it has the layout's names, shapes and ties; an adapter: and trains no tied one."""
+    if getattr(model, "apart", None) is not None or model.ties != layout.ties:
+        return False
+    names = model.specs.keys() == layout.specs.keys()
+    return names and all(s.shape == layout.specs[n].shape for n, s in model.specs.items())
 
 
 def experts_by_name(experts: Sequence[Model] | Mapping[str, Model]) -> dict[str, Model]:

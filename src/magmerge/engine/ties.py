@@ -20,8 +20,6 @@ def in_one_form(models: Models) -> Models:
     """The models with each tied tensor told once. Where one of them, or an adapter, has another
     head than its embedding, all have a head of their own, and so has the result.
     """
-    if models.union is not None:
-        return models
     layout = models.layout
     models = _each(models, lambda model: without_copies(model, layout))
     whole = [expert.whole for expert in models.experts if expert.whole is not None]
