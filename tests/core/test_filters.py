@@ -221,3 +221,66 @@ def test_fuzz_any_items_are_read_or_refused(items: list, parameter: str) -> None
         assert str(error)
         return
     assert check_parameters(TIES, {parameter: found})[parameter] == found
+
+
+def stack(seed: int) -> State:
+    torch.manual_seed(seed)
+    names = [f"model.layers.{number}.w.weight" for number in range(5)]
+    return {name: torch.randn(4, 4) for name in ("embed.weight", *names)}
+
+
+DEPTHS = {"embed.weight": 0.0} | {f"model.layers.{n}.w.weight": n / 4 for n in range(5)}
+
+
+@given(points=st.lists(st.floats(-2, 2, width=32), min_size=1, max_size=7))
+@settings(max_examples=20, deadline=None)
+def test_a_list_of_points_runs_through_the_blocks_of_a_model(points: list[float]) -> None:
+    import numpy
+
+    base, expert = stack(0), stack(1)
+    merged = magmerge.merge(base=base, experts=[expert], params={"lambda": points}).state_dict()
+    for name, tensor in merged.items():
+        places = numpy.linspace(0, 1, len(points)) if len(points) > 1 else [0.0]
+        value = numpy.interp(DEPTHS[name], places, points)
+        expected = base[name].double() + value * (expert[name] - base[name]).double()
+        assert torch.allclose(tensor.double(), expected, atol=1e-5), name
+
+
+def test_weights_of_each_expert_may_run_through_a_model_and_the_recipe_is_run_again() -> None:
+    base, experts = stack(0), [stack(1), stack(2)]
+    result = magmerge.merge(
+        base=base,
+        experts=experts,
+        params={"lambda": 1.0, "weights": [{"value": [[0, 1], 0.5]}]},
+    )
+    merged = result.state_dict()
+    for name, tensor in merged.items():
+        deltas = [(expert[name] - base[name]).double() for expert in experts]
+        expected = base[name].double() + DEPTHS[name] * deltas[0] + 0.5 * deltas[1]
+        assert torch.allclose(tensor.double(), expected, atol=1e-5), name
+    recipe = Recipe.from_yaml(result.recipe.to_yaml())
+    models = {"base": base, "expert-1": experts[0], "expert-2": experts[1]}
+    again = magmerge.run(recipe, models=models).state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in merged.items())
+
+
+def test_points_on_the_command_line_and_points_that_are_none() -> None:
+    values, _ = parse_settings(["lambda=[0, 0.5, 1]"], [], "ties")
+    assert check_parameters(TIES, values)["lambda"] == [{"value": {"gradient": [0.0, 0.5, 1.0]}}]
+    for params in (
+        {"lambda": [0, "x"]},
+        {"lambda": []},
+        {"lambda": {"gradient": []}},
+        {"density": [0.1, 2]},
+        {"weights": [[0, "a"], 1]},
+    ):
+        with pytest.raises(ParameterError, match=next(iter(params))):
+            check_parameters(TIES, params)
+
+
+def test_points_of_what_decides_about_a_whole_model_are_refused_with_a_remedy_that_helps() -> None:
+    base, expert = stack(0), stack(1)
+    call = {"base": base, "experts": [expert, stack(2)], "method": "ties"}
+    with pytest.raises(ParameterError, match="scope=tensor"):
+        magmerge.merge(**call, params={"density": [0.1, 0.9]})
+    magmerge.merge(**call, params={"density": [0.1, 0.9], "scope": "tensor"})

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from magmerge.core.components import COMPONENTS, component_of, components_of, layout_of
 from magmerge.core.errors import ParameterError, suggestion
 
+GRADIENT = "gradient"
+"""The key of a value that runs through the depth of the model: its points."""
 FORM = (
     'write items like {"filter": "vae", "value": 0}, and last {"value": 0.3} for all other '
     "tensors; on the command line: --set 'NAME@vae=0' --set NAME=0.3"
@@ -24,7 +26,9 @@ class Item(NamedTuple):
 
 def varies(value: object) -> bool:
     """Whether a parameter's value is a list of items, not a value for all tensors."""
-    return isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value)
+    return isinstance(value, list | tuple) and any(
+        isinstance(item, Mapping) and points_of(item) is None for item in value
+    )
 
 
 def values_of(value: Any) -> list[Any]:
@@ -137,3 +141,48 @@ class Filters:
         if self.components:
             return f"this model has the components {', '.join(self.components)}"
         return "it is in no name, and this is no diffusion model of several components"
+
+
+def points_of(value: object) -> Sequence[Any] | None:
+    """The points of a gradient as a recipe holds it, {"gradient": [0, 0.5, 1]}; else None."""
+    if (
+        isinstance(value, Mapping)
+        and set(value) == {GRADIENT}
+        and isinstance(value[GRADIENT], list | tuple)
+    ):
+        return value[GRADIENT] or None
+    return None
+
+
+def settled(value: Any, depth: float) -> Any:
+    """The value at a depth from 0 to 1, between the two nearest points; of several ones each."""
+    if isinstance(value, list | tuple):
+        return [settled(part, depth) for part in value]
+    points = points_of(value)
+    if points is None:
+        return value
+    place = depth * (len(points) - 1)
+    left = min(int(place), max(len(points) - 2, 0))
+    share = place - left
+    if not share:
+        return float(points[left])
+    return float(points[left]) * (1 - share) + float(points[left + 1]) * share
+
+
+def depths(names: Iterable[str]) -> dict[str, float]:
+    """How deep in its stack of blocks each tensor is: 0 in the first, 1 in the last, 0 outside.
+
+    A stack is what its names number first: model.layers.N, encoder.block.N, blocks.N.
+    """
+    blocks = {name: _block(name) for name in names}
+    last: dict[str, int] = {}
+    for stack, number in blocks.values():
+        last[stack] = max(last.get(stack, 0), number)
+    return {name: number / (last[stack] or 1) for name, (stack, number) in blocks.items()}
+
+
+def _block(name: str) -> tuple[str, int]:
+    """The stack that a tensor is in, and its number there; without a number, its first."""
+    parts = name.split(".")
+    place = next((place for place, part in enumerate(parts) if part.isdecimal()), None)
+    return (name, 0) if place is None else (".".join(parts[:place]), int(parts[place]))

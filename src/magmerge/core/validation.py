@@ -11,7 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from magmerge.core import registry
 from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
-from magmerge.core.filters import Item, items_of, stored, varies
+from magmerge.core.filters import GRADIENT, Item, items_of, points_of, stored, varies
 from magmerge.core.recipe import Calibration, explained
 from magmerge.core.traits import Calibrator, Method, Parameter
 from magmerge.core.types import Naming
@@ -62,7 +62,10 @@ def _given(item: Method | Calibrator, parameter: Parameter, value: Any) -> Any:
     Without an item for all tensors the default is added as one.
     """
     if not varies(value):
-        return _checked(item, parameter, value, parameter.name)
+        checked = _graded(item, parameter, value, parameter.name)
+        if checked == value or isinstance(item, Calibrator) or not runs(checked):
+            return checked
+        return stored([Item(None, checked)])
     if isinstance(item, Calibrator):
         raise ParameterError(
             f"{parameter.name} of {item.name} cannot vary by layer: a calibrator's parameters hold "
@@ -72,7 +75,7 @@ def _given(item: Method | Calibrator, parameter: Parameter, value: Any) -> Any:
     items = [
         Item(
             entry.filter,
-            _checked(
+            _graded(
                 item,
                 parameter,
                 entry.value,
@@ -83,7 +86,40 @@ def _given(item: Method | Calibrator, parameter: Parameter, value: Any) -> Any:
     ]
     if items[-1].filter is not None:
         items.append(Item(None, parameter.default))
-    return items[0].value if len(items) == 1 else stored(items)
+    single = len(items) == 1 and not runs(items[0].value)
+    return items[0].value if single else stored(items)
+
+
+def _graded(item: Method | Calibrator, parameter: Parameter, value: Any, shown: str) -> Any:
+    """A checked value; of a gradient, a list of points where one number is meant, each of them."""
+    one = float in (parameter.annotation, *get_args(parameter.annotation))
+    points = points_of(value)
+    if one and points is None and isinstance(value, list | tuple) and value:
+        points = value
+    if points is not None:
+        return {GRADIENT: [_checked(item, parameter, point, shown) for point in points]}
+    if one or not isinstance(value, list | tuple):
+        return _checked(item, parameter, value, shown)
+    several = [part if isinstance(part, list | tuple) else points_of(part) for part in value]
+    if not any(several):
+        return _checked(item, parameter, value, shown)
+    # One weight of each expert at a time: of those that run through the model every point.
+    lists = [
+        [part] if points is None else list(points)
+        for part, points in zip(value, several, strict=True)
+    ]
+    for points in lists:
+        _checked(item, parameter, points, shown)
+    return [
+        part if points is None else {GRADIENT: list(points)}
+        for part, points in zip(value, several, strict=True)
+    ]
+
+
+def runs(value: object) -> bool:
+    """Whether a value, or one of a list of such, runs through the depth of the model."""
+    parts = value if isinstance(value, list | tuple) else [value]
+    return any(points_of(part) is not None for part in parts)
 
 
 def _checked(item: Method | Calibrator, parameter: Parameter, value: Any, shown: str) -> Any:

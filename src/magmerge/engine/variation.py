@@ -9,7 +9,7 @@ from typing import Any
 
 from magmerge.core import registry
 from magmerge.core.errors import ParameterError
-from magmerge.core.filters import Filters, items_of, varies
+from magmerge.core.filters import Filters, Item, depths, items_of, settled, varies
 from magmerge.core.recipe import Recipe
 from magmerge.core.traits import Method
 from magmerge.core.types import Action, Choice, Step
@@ -27,11 +27,12 @@ class Varying:
             name: items_of(name, value) for name, value in recipe.params.items() if varies(value)
         }
         self._filters = Filters(names if self.items else ())
+        self._depths = depths(self._filters.names)
 
     def at(self, name: str, action: Action) -> tuple[tuple[str, Any], ...]:
         """The values of those that act on a tensor, by public name."""
         return tuple(
-            (parameter, self._filters.item_for(items, name).value)
+            (parameter, self._value(items, name))
             for parameter, items in self.items.items()
             if action == "merge" or (action == "mean" and parameter == "lambda")
         )
@@ -62,8 +63,12 @@ class Varying:
             f"{parameter} varies between {name} and {twin}, which share their memory"
             for parameter, items in self.items.items()
             for name, twin in ties.items()
-            if self._filters.item_for(items, name) != self._filters.item_for(items, twin)
+            if self._value(items, name) != self._value(items, twin)
         ]
+
+    def _value(self, items: Sequence[Item], name: str) -> Any:
+        """What a tensor takes, at its depth where the value runs through the model."""
+        return settled(self._filters.item_for(items, name).value, self._depths[name])
 
 
 def check_varying(recipe: Recipe, steps: Sequence[Step], experts: int) -> None:
