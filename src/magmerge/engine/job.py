@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from magmerge.core.errors import Fault
 from magmerge.core.machine import Machine
 from magmerge.core.models import Checkpoint, Expert
 from magmerge.core.recipe import AdapterOutput, ModelOutput, Recipe
@@ -36,7 +37,8 @@ class Models:
     `stamps` tell each of their files as it was when it was opened. `union` is set where adapters
     are merged without a base: it is the layout then, a model of zeros with every module. `settings`
     are what the layout makes of its config.json, by their paths in it (text_config.vocab_size), and
-    `texts` the files that it has in place of its donor's.
+    `texts` the files that it has in place of its donor's. `faults`: what is wrong with how the
+    recipe would have them seen.
     """
 
     layout: Checkpoint
@@ -47,6 +49,7 @@ class Models:
     union: AdapterUnion | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     texts: Mapping[str, bytes] = field(default_factory=dict)
+    faults: Sequence[Fault] = ()
 
 
 @dataclass(frozen=True, slots=True)
