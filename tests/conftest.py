@@ -65,7 +65,12 @@ def pytest_configure(config: pytest.Config) -> None:
     # Not in pyproject.toml, whose reading would import magmerge before jaxtyping can watch it.
     config.addinivalue_line("filterwarnings", "error::magmerge.core.errors.MagmergeWarning")
     # Random models stand for fine-tunes in most tests.
-    told = ("nothing in common with the base", "far from the base", "task vectors on the base")
+    told = (
+        "nothing in common with the base",
+        "far from the base",
+        "task vectors on the base",
+        "are named otherwise",
+    )
     for words in told:
         line = f"ignore:.*{words}:magmerge.core.errors.MagmergeWarning"
         config.addinivalue_line("filterwarnings", line)

@@ -6,23 +6,28 @@ Whether two models are the same is told as early as their first difference.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from magmerge.checkpoints import adapters, clip
+from magmerge.checkpoints import adapters
 from magmerge.checkpoints.kinds import INTEGERS
 from magmerge.checkpoints.loader import Model, adapts_parts, is_adapter, open_checkpoint
 from magmerge.checkpoints.memory_checkpoint import from_expert, wrapped_layers
 from magmerge.checkpoints.views import under_names
 from magmerge.core import dtypes
 from magmerge.core.errors import CheckpointError, Fault
+from magmerge.core.lazy import load
 from magmerge.core.models import Checkpoint, Expert
 from magmerge.core.pieces import cut
 from magmerge.core.types import TensorSpec
 from magmerge.linalg.device import moved
+
+if TYPE_CHECKING:
+    from magmerge.checkpoints.names.mapping import Renames
 
 BASE = "base"
 WHOLE = INTEGERS | {"BOOL"}
@@ -60,14 +65,21 @@ class FullExpert:
         return self.weight(name, base, start, out).sub_(base)
 
 
-def open_expert(name: str, model: Model, base: Checkpoint | None) -> Expert:
-    """Open one expert: a whole model, or a LoRA adapter as task vectors on `base`."""
+def open_expert(
+    name: str, model: Model, base: Checkpoint | None, renames: Renames | None = None
+) -> Expert:
+    """Open one expert: a whole model, or a LoRA adapter as task vectors on `base`; its own names
+    are those of `renames` first.
+    """
     in_parts = isinstance(model, str | Path) and adapts_parts(Path(model))
     if hasattr(model, "named_modules"):
         # One that PEFT has wrapped counts with what its adapter adds.
         model = from_expert(cast("nn.Module", model))
     checkpoint = None if in_parts else open_checkpoint(model)
     if checkpoint is not None and not is_adapter(checkpoint):
+        if renames is not None:
+            names = renames.names(name, checkpoint.source, checkpoint.specs)
+            checkpoint = under_names(checkpoint, {new: old for old, new in names.items()})
         return FullExpert(name, checkpoint if base is None else align(checkpoint, base))
     if not isinstance(model, str | Path):
         raise CheckpointError(
@@ -81,7 +93,10 @@ def open_expert(name: str, model: Model, base: Checkpoint | None) -> Expert:
             source=model,
             remedy="name the base with --base (base=)",
         )
-    return adapters.AdapterExpert(name, adapters.open_adapter(model), base)
+    adapter = adapters.open_adapter(model)
+    if renames is not None:
+        adapter = adapter.under_names(partial(renames.names, name, adapter.source))
+    return adapters.AdapterExpert(name, adapter, base)
 
 
 def open_whole(role: str, model: Model) -> Checkpoint:
@@ -104,26 +119,15 @@ def open_whole(role: str, model: Model) -> Checkpoint:
 
 
 def align(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
-    """`checkpoint` under the base's names, where one of them wraps the model once more.
+    """`checkpoint` under the base's names, where it has the same tensors under others.
 
-    A classifier's bert.encoder... becomes the bare encoder's encoder..., or the other way round,
-    if that matches more of the base's names than the names as they are. So does a CLIP model of
-    another family of names. Other names stay.
+    A classifier's bert.encoder... becomes the bare encoder's encoder..., or the other way round;
+    wrappers of training, older names and other programs' names are seen through. Other names stay.
     """
-    best, matched = checkpoint, len(set(checkpoint.specs) & set(base.specs))
-    for wrapper in sorted({name.partition(".")[0] for name in (*checkpoint.specs, *base.specs)}):
-        inner = {name: name.removeprefix(f"{wrapper}.") for name in checkpoint.specs}
-        outer = {name: f"{wrapper}.{name}" for name in checkpoint.specs}
-        for renamed in (inner, outer):
-            names = {new if new in base.specs else old: old for old, new in renamed.items()}
-            hits = len(set(names) & set(base.specs))
-            if len(names) == len(renamed) and hits > matched:
-                best, matched = under_names(checkpoint, names), hits
-    if matched < len(base.specs):
-        other = clip.aligned(checkpoint, base)
-        if other is not None and len(set(other.specs) & set(base.specs)) > matched:
-            return other
-    return best
+    if base.specs.keys() <= checkpoint.specs.keys():
+        return checkpoint
+    view: Checkpoint = load("magmerge.checkpoints.names.alignment:aligned")(checkpoint, base)
+    return view
 
 
 def same_tensors(first: Checkpoint, second: Checkpoint, names: Collection[str]) -> bool:

@@ -131,6 +131,19 @@ def sources_by_expert(texts: Sequence[str]) -> Any:
     return shared[0] if shared else named or None
 
 
+def renames(texts: Sequence[str]) -> dict[str, str]:
+    """Old names with new ones; ParameterError for what is no such pair, or is given twice."""
+    named: dict[str, str] = {}
+    for text in texts:
+        old, _, new = text.partition("=")
+        if not old or not new:
+            raise ParameterError(f"--rename {text}", remedy="write OLD=NEW: 'encoder.*=model.*'")
+        if old in named:
+            raise ParameterError(f"--rename {old}= is given twice", remedy="give each name once")
+        named[old] = new
+    return named
+
+
 def numbers(option: str, text: str, example: str) -> tuple[float, ...]:
     """Numbers between commas; ParameterError for what is none."""
     try:

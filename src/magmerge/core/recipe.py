@@ -120,6 +120,8 @@ class AdapterOutput(_Data):
     targets: tuple[str, ...] = ()
 
 
+EVERY = "*"
+"""What stands for all experts in a map of names."""
 LISTS = ("sensitive", "skip", "ignore")
 FIELD_SYNTAX = {
     "experts": "a list of paths, or names with paths: {maths: PATH, code: PATH}",
@@ -127,6 +129,7 @@ FIELD_SYNTAX = {
     "params": "names with values: {density: 0.3}",
     "output": "fields with values: {dtype: bfloat16}",
     "samples": "fields with values: {data: {maths: PATH}, samples: 8}",
+    "rename": "old names with new ones: {'old.*': 'new.*'}, or such a map for each expert",
     "gate": "on or off",
     "seed": "a whole number",
     **dict.fromkeys(LISTS, "a name or a pattern, or a list of such"),
@@ -140,6 +143,7 @@ class Recipe(_Data):
 
     Models are named by path, or described where they are in memory. `ignore` holds patterns of
     tensors that are not compared and that the result takes from its layout model as they are;
+    `rename` maps names of experts, each alone or all of them, before they are compared;
     `skip` patterns of tensors that are merged but not calibrated; `sensitive` the layers that the
     gate lets only shrink; `samples` is None where only weights are looked at. `name` is what later
     documents of the same file call this one's result.
@@ -156,6 +160,7 @@ class Recipe(_Data):
     sensitive: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
+    rename: dict[str, dict[str, str]] = Field(default_factory=dict)
     seed: int = 0
     samples: Samples | None = None
     output: ModelOutput | AdapterOutput = Field(default_factory=ModelOutput, discriminator="kind")
@@ -163,8 +168,8 @@ class Recipe(_Data):
     @model_validator(mode="before")
     @classmethod
     def _as_people_write_it(cls, content: object) -> object:
-        """`experts` may be a list of paths, `calibrate` and patterns one of their kind, and `data`
-        one source for all.
+        """`experts` may be a list of paths, `calibrate` and patterns one of their kind, `data` one
+        source for all, and `rename` one map for all.
         """
         if not isinstance(content, dict):
             return content
@@ -179,7 +184,9 @@ class Recipe(_Data):
         lists = {key: [content[key]] for key in LISTS if isinstance(content.get(key), str)}
         if isinstance(calibrate, list):
             calibrate = [{"method": part} if isinstance(part, str) else part for part in calibrate]
-        samples = content.get("samples")
+        rename, samples = content.get("rename"), content.get("samples")
+        if isinstance(rename, dict) and any(isinstance(new, str) for new in rename.values()):
+            rename = {EVERY: rename}
         if isinstance(samples, dict) and isinstance(samples.get("data"), str):
             samples = {**samples, "data": dict.fromkeys(experts or (), samples["data"])}
         output = content.get("output")
@@ -187,6 +194,7 @@ class Recipe(_Data):
             alone = set(AdapterOutput.model_fields) - set(ModelOutput.model_fields)
             output = {"kind": "adapter" if alone & set(output) else "model", **output}
         plain = {"experts": experts, "calibrate": calibrate, "samples": samples, "output": output}
+        plain["rename"] = rename
         plain = {key: value for key, value in plain.items() if value is not None}
         return {**content, **lists, **plain}
 
@@ -210,8 +218,14 @@ class Recipe(_Data):
     @property
     def digest(self) -> str:
         """SHA-256 of the recipe in canonical JSON."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        content = self.model_dump(mode="json", exclude=self._unsaid)
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def _unsaid(self) -> set[str]:
+        """Fields that came later: a recipe without them is what it was before."""
+        return set() if self.rename else {"rename"}
 
     @property
     def models(self) -> dict[str, str]:
@@ -221,7 +235,7 @@ class Recipe(_Data):
 
     def to_yaml(self) -> str:
         """The recipe as YAML, which `from_yaml` reads back to an equal recipe."""
-        content = self.model_dump(mode="json", exclude_none=True)
+        content = self.model_dump(mode="json", exclude_none=True, exclude=self._unsaid)
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
     @classmethod

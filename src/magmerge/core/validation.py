@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,7 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from magmerge.core import registry
 from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.core.filters import GRADIENT, Item, items_of, points_of, stored, varies
-from magmerge.core.recipe import Calibration, explained
+from magmerge.core.recipe import EVERY, Calibration, explained
 from magmerge.core.traits import Calibrator, Method, Parameter
 from magmerge.core.types import Naming
 
@@ -246,3 +246,20 @@ def check_rank(
             remedy="give the share of the squared norm to keep, above 0 and up to 1, like 0.99",
         )
     return number, float(energy)  # type: ignore[return-value]
+
+
+def check_rename(rename: Mapping[str, Mapping[str, str]], experts: Collection[str]) -> None:
+    """Errors for a map of names for an expert that there is not, and for names that map nothing."""
+    for expert, patterns in rename.items():
+        if expert != EVERY and expert not in experts:
+            raise UnknownNameError(
+                f"rename: there is no expert {expert!r}",
+                remedy=suggestion(expert, [*experts, EVERY]),
+            )
+        for old, new in patterns.items():
+            if not old or not new or old.count("*") != new.count("*"):
+                raise ParameterError(
+                    f"rename: {old!r} cannot become {new!r}",
+                    remedy="write both, with as many * in the new name as in the old one: each "
+                    "stands for what it was in the old name",
+                )

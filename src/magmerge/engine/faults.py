@@ -51,7 +51,7 @@ def check_structure(job: Job, config: Mapping[str, Any], more: Sequence[Fault] =
     """
     recipe, models = job.recipe, job.models
     alone = job.takes and models.base is None
-    faults = []
+    faults = [*models.faults]
     if alone:
         _check_names(models.layout)
     else:

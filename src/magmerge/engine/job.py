@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from magmerge.core.errors import Fault
 from magmerge.core.machine import Machine
 from magmerge.core.models import Checkpoint, Expert
 from magmerge.core.recipe import AdapterOutput, ModelOutput, Recipe
@@ -38,7 +39,7 @@ class Models:
     are what the layout makes of its config.json, by their paths in it (text_config.vocab_size), and
     `texts` the files that it has in place of its donor's; `unmerged` tensors that the layout keeps
     as they are, because they mean another thing in each model; `notes` say how the models were
-    brought to one form.
+    brought to one form, and `faults` what is wrong with how the recipe would have them seen.
     """
 
     layout: Checkpoint
@@ -51,6 +52,7 @@ class Models:
     texts: Mapping[str, bytes] = field(default_factory=dict)
     unmerged: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    faults: Sequence[Fault] = ()
 
     @property
     def others(self) -> list[Checkpoint | Expert]:

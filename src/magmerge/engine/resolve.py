@@ -26,6 +26,7 @@ from magmerge.core.validation import (
     check_method,
     check_naming,
     check_rank,
+    check_rename,
 )
 from magmerge.engine.job import Job, Live, Models
 from magmerge.engine.samples import check_samples, in_its_order, with_origin
@@ -100,6 +101,7 @@ def check_recipe(recipe: Recipe) -> Recipe:
         )
     if isinstance(recipe.output, AdapterOutput):
         _check_adapter(recipe.output)
+    check_rename(recipe.rename, recipe.experts)
     return recipe.model_copy(update={"method": method, "params": params, "calibrate": calibrations})
 
 
@@ -124,6 +126,11 @@ def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
         for name, path in recipe.experts.items()
     }
     alone = adapters.adapters_alone(experts) if base is None and merged is None else None
+    if alone is not None and recipe.rename:
+        raise ParameterError(
+            "rename speaks of names that a base has, and these are adapters without one",
+            remedy="name the base with --base (base=), or drop --rename (rename=)",
+        )
     if alone is not None:
         union, members = alone
         return Models(union, None, members, stamps=_stamps(members), union=union)
@@ -137,15 +144,19 @@ def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
     opened_merged = _under(None if merged is None else open_whole("merged model", merged), names)
     layout: Checkpoint | None = opened_merged or opened_base
     opened: list[Expert] = []
+    renames = (
+        load("magmerge.checkpoints.names.mapping:Renames")(recipe.rename) if recipe.rename else None
+    )
     for name, model in experts.items():
-        opened.append(open_expert(name, model, opened_base))
+        opened.append(open_expert(name, model, opened_base, renames))
         if layout is None:
             layout = _under(opened[0].whole, names)
     if layout is None:
         raise MagmergeError("no model is given", remedy="name a base and some experts")
     whole = [model for model in (layout, opened_base, opened_merged) if model is not None]
+    faults = () if renames is None else renames.faults()
     stamps = _stamps([*whole, *opened])
-    return _in_one_form(Models(layout, opened_base, opened, opened_merged, stamps))
+    return _in_one_form(Models(layout, opened_base, opened, opened_merged, stamps, faults=faults))
 
 
 def _in_one_form(models: Models) -> Models:

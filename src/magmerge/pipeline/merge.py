@@ -36,6 +36,7 @@ Gate = Literal["on", "off"]
 Order = Literal["once", "forward"]
 Precision = Literal["float32", "bfloat16"]
 Rank = int | Literal["auto", "exact"] | None
+Rename = Mapping[str, str] | Mapping[str, Mapping[str, str]]
 Calibrations = str | Mapping[str, Any] | Calibration | None
 
 
@@ -50,6 +51,7 @@ def merge(
     sensitive: str | Path | Iterable[str] = (),
     skip: Iterable[str] = (),
     ignore: Iterable[str] = (),
+    rename: Rename | None = None,
     dtype: str | None = None,
     seed: int = 0,
     data: Any = None,
@@ -79,13 +81,14 @@ def merge(
     be a LoRA adapter. `experts` is a sequence, or a mapping from names to models. `method`
     and `params` are what `magmerge methods` lists; `calibrate` names a calibrator, or is
     {"method": ..., "params": {...}}, or a list of these, applied in order. `gate`, `sensitive`,
-    `skip`, `ignore`, `dtype` and `seed` are as in `Recipe`. With `out` the result is written to a
-    folder (or one file, if it ends in .safetensors), in shards of at most `shard_size` bytes
-    (5GB is 5 * 1000^3, 5GiB is 5 * 1024^3), with config and tokenizer of `donor` (default: the
-    base's folder); without, it stays in memory. With `resume` what a killed run left there is gone
-    on with. At most `memory` bytes are used beyond the interpreter, torch and a result that stays
-    in memory, by `threads` layers or pieces of layers at once; `device` is where the arithmetic is
-    done: cpu, or cuda. Neither changes the result, but for rounding on another device.
+    `skip`, `ignore`, `rename`, `dtype` and `seed` are as in `Recipe`. With `out` the result is
+    written to a folder (or one file, if it ends in .safetensors), in shards of at most `shard_size`
+    bytes (5GB is 5 * 1000^3, 5GiB is 5 * 1024^3), with config and tokenizer of `donor` (default:
+    the base's folder); without, it stays in memory. With `resume` what a killed run left there is
+    gone on with. At most `memory` bytes are used beyond the interpreter, torch and a result that
+    stays in memory, by `threads` layers or pieces of layers at once; `device` is where the
+    arithmetic is done: cpu, or cuda. Neither changes the result, but for rounding on another
+    device.
 
     A calibrator that looks at inputs runs the merged model on `data`: a source of unlabelled
     samples for each expert by its name, or one for all: a file, a folder, a data set, a tensor, or
@@ -125,6 +128,7 @@ def calibrate(
     sensitive: str | Path | Iterable[str] = (),
     skip: Iterable[str] = (),
     ignore: Iterable[str] = (),
+    rename: Rename | None = None,
     dtype: str | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -243,6 +247,7 @@ def _job(arguments: Mapping[str, Any]) -> Job:
             "sensitive": patterns(sensitive),
             "skip": patterns(arguments["skip"]),
             "ignore": patterns(arguments["ignore"]),
+            "rename": arguments["rename"] or {},
             "seed": arguments["seed"],
             "samples": samples,
             "output": _output(arguments),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from magmerge.checkpoints.adapters.factored import TILE, rows_between
 from magmerge.checkpoints.adapters.nouns import Adapter, LowRank
-from magmerge.checkpoints.adapters.placement import Place, Placement, base_name, find, mismatch
+from magmerge.checkpoints.adapters.placement import Place, Placement, find, mismatch
 from magmerge.checkpoints.heads import Head, head_of, scales, shared_embeddings
 from magmerge.core.errors import Fault
 from magmerge.core.models import OWN_BASE, Checkpoint, Expert
@@ -50,17 +50,17 @@ class AdapterExpert:
         self.adapter = adapter
         self.whole = None
         self.ties = base.ties
-        self.notes = adapter.notes
         self.faults: list[Fault] = []
         self.absent: Mapping[str, Sequence[range]] = MappingProxyType({})
         self.apart: Head | None = None
         placement = find(adapter, base)
+        self.notes = (*adapter.notes, *placement.notes)
         self._read = lru_cache(KEPT)(adapter.read)
         self._places: dict[str, list[Place]] = {}
         for place in placement.places:
             self._places.setdefault(place.tensor, []).append(place)
-        self._replaced = self._replacements(base)
-        whole = [key for key in adapter.whole if base_name(key, base) is None]
+        self._replaced = self._replacements(placement.names)
+        whole = [key for key in adapter.whole if key not in placement.names]
         bare = [key for key in whole if key.removesuffix(".weight") not in placement.lacking]
         lacking = [*placement.lacking, *bare]
         heads = self._tied_heads(lacking, base)
@@ -123,11 +123,11 @@ class AdapterExpert:
             for piece in cut(spec.shape, "other", "entries")
         )
 
-    def _replacements(self, base: Checkpoint) -> dict[str, str]:
+    def _replacements(self, names: Mapping[str, str]) -> dict[str, str]:
         """The base's tensors that the adapter replaces, to their names in the adapter."""
         replaced: dict[str, str] = {}
         for key in self.adapter.whole:
-            target = base_name(key, base)
+            target = names.get(key)
             # The weight of an adapted layer as it was saved beside its factors is one with them.
             own = {f"{place.module}.weight" for place in self._places.get(target or "", ())}
             if target in replaced or (own and own != {key}):

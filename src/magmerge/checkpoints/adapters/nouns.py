@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -90,6 +90,25 @@ class Adapter:
     def whole(self) -> Mapping[str, TensorSpec]:
         """Tensors that it replaces (PEFT's modules_to_save), by their names in the model."""
         return {name: tensor.spec for name, tensor in self.replaced.items()}
+
+    def under_names(self, names: Callable[[Collection[str]], Mapping[str, str]]) -> Adapter:
+        """The adapter with what `names` makes of its modules' names and replaced tensors'.
+
+        PEFT's modules are named there as the tensors that they change, with .weight.
+        """
+        ending = ".weight" if self.naming == "peft" else ""
+        own = {name: f"{name}{ending}" for name in self.stored}
+        new = names([*own.values(), *(key for key in self.replaced if key not in own.values())])
+        stored = {
+            name: Module(replace(module.spec, name=name), module.read)
+            for old, module in self.stored.items()
+            for name in (new[own[old]].removesuffix(ending),)
+        }
+        replaced = {
+            new[old]: Replacement.of(checkpoint, key, new[old])
+            for old, (_, checkpoint, key) in self.replaced.items()
+        }
+        return replace(self, stored=stored, replaced=replaced)
 
     def read(self, module: str) -> LowRank:
         """One module's factors, on the CPU; NonFiniteError for NaN or infinity."""

@@ -11,14 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from magmerge.checkpoints.adapters.base_names import rows_of
+from magmerge.checkpoints.adapters.base_names import WEIGHT, rows_of
 from magmerge.checkpoints.adapters.names.naming import in_parts, to_diffusers
 from magmerge.checkpoints.adapters.names.vocabulary import flat
 from magmerge.checkpoints.adapters.nouns import Adapter, ModuleSpec, Rows, height, whole
 from magmerge.checkpoints.kinds import kinds_of, read_model_config
+from magmerge.checkpoints.names.pairs import OTHERWISE, pair
 from magmerge.core.components import DIFFUSION, layout_of
 from magmerge.core.models import Checkpoint
-from magmerge.core.types import Naming, TensorSpec
+from magmerge.core.types import TensorSpec
 
 _IMAGE_MODELS = re.compile(
     rf"(?:lora_unet_|lora_transformer_|unet\.|transformer\.|(?:{re.escape(DIFFUSION)})"
@@ -50,21 +51,26 @@ class Place(NamedTuple):
 
 @dataclass(slots=True)
 class Placement:
-    """Modules' places; those the base lacks; module, tensor and shape of its rows that misfit."""
+    """Modules' places; those the base lacks; module, tensor and shape of its rows that misfit;
+    the base's names of the adapter's tensors that are a tensor of the base as a whole, and what is
+    to be said of names that are not the base's.
+    """
 
     places: list[Place] = field(default_factory=list)
     lacking: list[str] = field(default_factory=list)
     misfits: list[tuple[str, str, tuple[int, ...]]] = field(default_factory=list)
+    names: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def find(adapter: Adapter, base: Checkpoint) -> Placement:
     """Every module in the base, by whole tensors or by rows of those that fuse several modules."""
-    placement, modules = Placement(), adapter.modules
+    placement, modules = _named(adapter, base), adapter.modules
     kinds = kinds_of(base, read_model_config(base))
     # Decides about square matrices only: PEFT saves one value for modules of both sorts.
     every = bool(adapter.config.get("fan_in_fan_out"))
     turnable = {name for name, kind in kinds.items() if kind == "transposed" or every}
-    pairs = _pairs(modules, adapter.naming, base)
+    pairs = _pairs(adapter, placement.names, base)
     rows: Counter[str | None] = Counter()
     for own, theirs in pairs:
         for part in own:
@@ -82,18 +88,34 @@ def find(adapter: Adapter, base: Checkpoint) -> Placement:
     return placement
 
 
-def base_name(key: str, base: Checkpoint) -> str | None:
-    """The base's name for an adapter's tensor, also where one of them wraps the model once more.
+def _named(adapter: Adapter, base: Checkpoint) -> Placement:
+    """A placement that knows the base's names for the adapter's tensors, and no place yet.
 
-    An adapter for BertForSequenceClassification says bert.encoder..., the bare encoder says
-    encoder...; None where neither the name nor one level more or less is in the base. For a
-    tensor that shares another's memory it is that other's name.
+    What shares another's memory in the base is that other.
+    """
+    alike = adapter.naming == "peft" and not in_parts(adapter.modules)
+    modules = [f"{name}{WEIGHT}" for name in adapter.modules]
+    keys = [key for key in modules if alike or key in base.specs]
+    keys += [key for key in adapter.whole if key not in set(keys)]
+    names, kinds = pair(keys, base.specs)
+    names |= {key: name for key in keys if key not in names and (name := _wrapped(key, base))}
+    notes: tuple[str, ...] = ()
+    if kinds:
+        count = sum(old != new for old, new in names.items())
+        notes = (f"{adapter.source}: {count} {OTHERWISE} {base.source} ({', '.join(kinds)})",)
+    return Placement(
+        names={key: base.ties.get(own, own) for key, own in names.items()}, notes=notes
+    )
+
+
+def _wrapped(key: str, base: Checkpoint) -> str | None:
+    """The base's name for one that has one level more or less; None if there is not just one.
+
+    An adapter for BertForSequenceClassification says bert.encoder..., the bare encoder encoder...
     """
     inner = key.partition(".")[2]
     outer = [name for name in base.specs if name.partition(".")[2] == key]
-    candidates = [key, inner, *(outer if len(outer) == 1 else [])]
-    own = next((name for name in candidates if name in base.specs), None)
-    return None if own is None else base.ties.get(own, own)
+    return inner if inner in base.specs else (outer[0] if len(outer) == 1 else None)
 
 
 def mismatch(adapter: Adapter, placement: Placement, base: Checkpoint) -> str | None:
@@ -169,12 +191,11 @@ def _overlaid(own: Sequence[Rows], theirs: Sequence[Rows]) -> Iterator[Place]:
 
 
 def _pairs(
-    modules: Mapping[str, ModuleSpec], naming: Naming, base: Checkpoint
+    adapter: Adapter, names: Mapping[str, str], base: Checkpoint
 ) -> list[tuple[tuple[Rows, ...], tuple[Rows, ...]]]:
     """Rows of the adapter's modules, and the rows of the base's tensors that they stand for."""
-    alike = modules if naming == "peft" and not in_parts(modules) else ()
-    tensors = {name: base_name(f"{name}.weight", base) for name in alike}
-    direct = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    modules, naming = adapter.modules, adapter.naming
+    direct = {name: names[f"{name}{WEIGHT}"] for name in modules if f"{name}{WEIGHT}" in names}
     rest = {name: spec for name, spec in modules.items() if name not in direct}
     theirs = rows_of(base) if rest else {}
     pairs: list[tuple[tuple[Rows, ...], tuple[Rows, ...]]] = []

@@ -1,0 +1,36 @@
+"""A checkpoint under another's names: by rules, by CLIP's families, by tables of image models."""
+
+from __future__ import annotations
+
+from magmerge.checkpoints import clip
+from magmerge.checkpoints.names.pairs import OTHERWISE, pair
+from magmerge.checkpoints.views import CheckpointView, under_names
+from magmerge.core.models import Checkpoint
+
+
+def aligned(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
+    """`checkpoint` under the base's names, as far as it has the same tensors under others.
+
+    A renaming is taken only if it makes more names equal, each one to one. Names that stay are the
+    checkpoint's own. The notes tell what was renamed.
+    """
+    best, matched = checkpoint, len(base.specs.keys() & checkpoint.specs.keys())
+    names, kinds = pair(checkpoint.specs, base.specs)
+    if len(names) > matched:
+        matched = len(names)
+        moved = sum(old != new for old, new in names.items())
+        own = {names.get(old, old): old for old in checkpoint.specs}
+        best = _noted(under_names(checkpoint, own), moved, base, ", ".join(kinds))
+    if matched < len(base.specs):
+        other = clip.aligned(checkpoint, base)
+        if other is not None and len(base.specs.keys() & other.specs.keys()) > matched:
+            moved = len(other.specs.keys() - checkpoint.specs.keys())
+            best = _noted(other, moved, base, "CLIP's families")
+    return best
+
+
+def _noted(view: CheckpointView, count: int, base: Checkpoint, kind: str) -> CheckpointView:
+    """The view with a note of how many of its tensors are renamed, and by what kind of renaming."""
+    note = f"{view.source}: {count} {OTHERWISE} {base.source} ({kind})"
+    view.notes = (*view.notes, note)
+    return view
