@@ -80,6 +80,7 @@ def read_peft(
     check_config(config, checkpoint.source, REFUSED_IN_FOLDERS)
     keys = _sort_keys(checkpoint)
     check_kind(config, keys.modules, checkpoint.source)
+    _check_lokr(checkpoint, keys.modules)
     parts = parts_of(checkpoint, keys.modules, partial(_scale, checkpoint, config))
     for name in keys.embeddings & parts.stored.keys():
         parts.stored[name] = _as_embedding(parts.stored[name])
@@ -99,6 +100,20 @@ def read_peft(
             for module, key in keys.tokens.items()
         },
     )
+
+
+def _check_lokr(checkpoint: Checkpoint, modules: Mapping[str, Roles]) -> None:
+    """AdapterError for PEFT's LoKr of a one-dimensional convolution: it multiplies W1 with W2's
+    inputs and kernel places where the definition has outputs and inputs.
+    """
+    for roles in modules.values():
+        if "lokr_w2" in roles and len(checkpoint.specs[roles["lokr_w2"]].shape) == 3:
+            raise AdapterError(
+                "refused: PEFT's LoKr of a one-dimensional convolution is no Kronecker product",
+                source=checkpoint.source,
+                tensor=roles["lokr_w2"],
+                remedy=MERGED_BY_PEFT,
+            )
 
 
 def _sort_keys(adapter: Checkpoint) -> _Keys:
