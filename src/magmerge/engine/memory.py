@@ -86,7 +86,8 @@ def bytes_of_result(job: Job, steps: Sequence[Step]) -> int:
     total = 0
     for step in steps:
         entries, shape = math.prod(step.spec.shape), step.spec.shape
-        if step.action == "average":
+        added = union is not None and step.spec.name in union.added
+        if step.action == "average" or (added and step.action in ("merge", "mean")):
             total += dtypes.width(step.spec.dtype) * entries
         elif step.action in ("merge", "mean"):
             ranks = [] if union is None else union.ranks(step.spec.name)

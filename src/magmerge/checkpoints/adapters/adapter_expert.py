@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -10,13 +12,15 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from magmerge.checkpoints.adapters.beside import placed, put_rows
 from magmerge.checkpoints.adapters.factored import TILE, rows_between
-from magmerge.checkpoints.adapters.nouns import Adapter, LowRank
+from magmerge.checkpoints.adapters.nouns import Adapter, Entries, LowRank
 from magmerge.checkpoints.adapters.placement import Place, Placement, find, mismatch
+from magmerge.checkpoints.adapters.rescaling import Rescaling, misfit, places_of_factors
 from magmerge.checkpoints.heads import Head, head_of, scales, shared_embeddings
+from magmerge.checkpoints.kinds import kinds_of, read_model_config
 from magmerge.core.errors import Fault
 from magmerge.core.models import OWN_BASE, Checkpoint, Expert
-from magmerge.core.pieces import cut
 from magmerge.core.types import TensorSpec
 from magmerge.linalg.device import moved
 
@@ -32,6 +36,7 @@ INSEPARABLE = (
     "train the adapter without the embedding and the head: models of this type compute otherwise "
     "where the two are apart"
 )
+SEVERAL = "give a base that has each of its modules in one tensor, as the adapter's trainer had it"
 NAMED = 3
 """Modules that a message names where none of an adapter's is in the base."""
 
@@ -65,29 +70,43 @@ class AdapterExpert:
         lacking = [*placement.lacking, *bare]
         heads = self._tied_heads(lacking, base)
         lacking = self._report(placement, base, [name for name in lacking if name not in heads])
+        self._beside = placed(adapter, base, placement)
+        self._read_entries = lru_cache(KEPT)(self._opened)
+        self._rescaling = self._rescaled(base, placement)
+        lacking += self._report_beside(placement)
         specs = dict(base.specs)
         for target, key in self._replaced.items():
             specs[target] = TensorSpec(target, adapter.whole[key].shape, adapter.whole[key].dtype)
         specs |= {name: TensorSpec(name, (), "F32") for name in lacking}
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
-        self.untouched = frozenset(set(base.specs) - set(self._places) - set(self._replaced))
+        beside = {*self._beside.added, *self._beside.tokens, *self._rescaling.tensors}
+        self.untouched = frozenset({*base.specs} - {*self._places, *self._replaced} - beside)
 
     def weight(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
         """The base's entries with the adapter merged into them."""
         return self.delta(name, base, start, out).add_(base)
 
     def delta(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
-        """Entries of scale * up @ down, of a replaced tensor less the base's, or zeros, like
-        `base`.
+        """Entries of scale * up @ down, of a replaced tensor less the base's, of what is added, or
+        zeros, like `base`; rescaled where the adapter multiplies what it changes.
         """
-        if name in self._replaced:
-            key, stop = self._replaced[name], start + base.numel()
-            whole = moved(self.adapter.read_whole_part(key, start, stop), base, out).sub_(base)
-            return (
-                whole if name not in self._places else whole.add_(self._product(name, base, start))
-            )
-        result = self._product(name, base, start, out)
+        result = self._change(name, base, start, out)
+        for addition in self._beside.added.get(name, ()):
+            addition.put(result.view(-1), start)
+        if name in self._rescaling.tensors:
+            self._rescaling.apply(name, base, start, result)
+        if name in self._beside.tokens:
+            put_rows(self._beside.tokens[name], base, start, result)
         return result if out is None or out is result else out.copy_(result)
+
+    def _change(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
+        """What the modules and the replaced tensor add; in `out` if that is contiguous."""
+        if name not in self._replaced:
+            return self._product(name, base, start, out)
+        own = out if out is not None and out.is_contiguous() else None
+        key, stop = self._replaced[name], start + base.numel()
+        whole = moved(self.adapter.read_whole_part(key, start, stop), base, own).sub_(base)
+        return whole if name not in self._places else whole.add_(self._product(name, base, start))
 
     def _product(self, name: str, base: Tensor, start: int, out: Tensor | None = None) -> Tensor:
         """The same of the modules alone; in `out` if that is contiguous."""
@@ -96,8 +115,17 @@ class AdapterExpert:
         else:
             result = out.zero_()
         for place in self._places.get(name, ()):
-            _put_rows(self._read(place.module), place, result.view(-1), start)
+            if self.adapter.stored[place.module].entries is None or place.turned:
+                _put_rows(self._read(place.module), place, result.view(-1), start)
+            else:
+                width = math.prod(self.specs[name].shape[1:])
+                _put_entries(self._read_entries(place.module), place, result.view(-1), start, width)
         return result
+
+    def _opened(self, module: str) -> Entries:
+        opened = self.adapter.stored[module].entries
+        assert opened is not None
+        return opened()
 
     def changes_nothing(self, base: Checkpoint | None, names: Collection[str]) -> bool:  # noqa: ARG002 - its factors tell
         """Whether every module has a factor of zeros, as in an adapter that was never trained."""
@@ -105,23 +133,7 @@ class AdapterExpert:
 
     def equals(self, other: Expert, names: Collection[str]) -> bool:  # noqa: ARG002 - its factors tell
         """Whether both have the same factors, scaled alike, for the same modules."""
-        if not isinstance(other, AdapterExpert):
-            return False
-        mine, theirs = self.adapter, other.adapter
-        if {**mine.modules} != {**theirs.modules} or {**mine.whole} != {**theirs.whole}:
-            return False
-        return all(
-            torch.equal(own, its)
-            for name in mine.modules
-            for own, its in zip(mine.read(name)[:2], theirs.read(name)[:2], strict=True)
-        ) and all(
-            torch.equal(
-                mine.read_whole_part(name, piece.start, piece.stop),
-                theirs.read_whole_part(name, piece.start, piece.stop),
-            )
-            for name, spec in mine.whole.items()
-            for piece in cut(spec.shape, "other", "entries")
-        )
+        return isinstance(other, AdapterExpert) and self.adapter.equals(other.adapter)
 
     def _replacements(self, names: Mapping[str, str]) -> dict[str, str]:
         """The base's tensors that the adapter replaces, to their names in the adapter."""
@@ -182,6 +194,13 @@ class AdapterExpert:
             )
             lacking = []
         for module, tensor, shape in placement.misfits:
+            own = modules[module]
+            if (
+                own.flattened
+                and shape[:1] == own.shape[:1]
+                and math.prod(shape) == math.prod(own.shape)
+            ):
+                continue
             self._note(
                 f"{tensor}: the task vector {list(modules[module].shape)} of {self.name} does not "
                 f"fit the base's {list(shape)} ({module})",
@@ -193,8 +212,52 @@ class AdapterExpert:
                 self._note(f"{tensor} has the task vector of two modules of {self.name}", WHOLE)
         return lacking
 
+    def _rescaled(self, base: Checkpoint, placement: Placement) -> Rescaling:
+        """What multiplies weights of the base; faults where it has other rows or columns."""
+        every = bool(self.adapter.config.get("fan_in_fan_out"))
+        kinds = kinds_of(base, read_model_config(base)) if self.adapter.rescales else {}
+        turned = frozenset(name for name, kind in kinds.items() if every or kind == "transposed")
+        factors = places_of_factors(self.adapter, base, turned, placement)
+        for place in factors:
+            shape = base.specs[place.tensor].shape
+            if misfit(place, self.adapter.rescales[place.module], shape):
+                self._note(
+                    f"{place.tensor}: {self.name} multiplies "
+                    f"{self.adapter.rescales[place.module].size} rows or columns of the base's "
+                    f"{list(shape)}",
+                    OWN_BASE,
+                )
+        whole = Counter(place.module for place in placement.places)
+        for module, rescale in self.adapter.rescales.items():
+            if rescale.axis == "in" and whole[module] > 1:
+                self._note(
+                    f"{module}: its magnitudes (dora_scale) are of columns, and the base has its "
+                    "rows in several tensors",
+                    SEVERAL,
+                )
+        return Rescaling(self.adapter, base, [*placement.places, *factors], self._change)
+
+    def _report_beside(self, placement: Placement) -> list[str]:
+        """Faults of what is no module's weight; the names that the base lacks."""
+        for text in self._beside.misfits:
+            self._note(f"{text} ({self.name})", OWN_BASE)
+        bare = {module for module, rescale in self.adapter.rescales.items() if not rescale.normed}
+        lacking = [f"{module}.weight" for module in sorted(bare)]
+        lacking = [name for name in lacking if name not in placement.names]
+        own = {f"{module}.bias" for module in placement.lacking}
+        return lacking + [name for name in self._beside.lacking if name not in own]
+
     def _note(self, text: str, remedy: str) -> None:
         self.faults.append(Fault(text, remedy))
+
+
+def _put_entries(entries: Entries, place: Place, part: Tensor, start: int, row: int) -> None:
+    """The same of a module whose task vector is read by its entries; `row` is the length of one."""
+    first = max(start, place.at * row)
+    stop = min(start + part.numel(), (place.at + place.rows) * row)
+    if first < stop:
+        shift = (place.row - place.at) * row
+        part[first - start : stop - start] = entries(first + shift, stop + shift).to(part)
 
 
 def _put_rows(factors: LowRank, place: Place, part: Tensor, start: int) -> None:

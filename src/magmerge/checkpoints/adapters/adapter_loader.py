@@ -11,7 +11,7 @@ from pathlib import Path
 
 from magmerge.checkpoints.adapters.formats.keys import CONFIG, PEFT, style_of
 from magmerge.checkpoints.adapters.formats.lora_config import read_config
-from magmerge.checkpoints.adapters.formats.peft import read_peft
+from magmerge.checkpoints.adapters.formats.peft_reading import read_peft
 from magmerge.checkpoints.adapters.formats.single_files import read_diffusers, read_kohya
 from magmerge.checkpoints.adapters.names.vocabulary import COMPONENTS, Part, canonical, is_text
 from magmerge.checkpoints.adapters.nouns import Adapter, Module, Replacement

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from magmerge.core.models import Checkpoint
+from magmerge.core.pieces import cut
 from magmerge.core.types import Naming, TensorSpec
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ class ModuleSpec:
     `name` is in the adapter's own naming, without the ending that tells the factor. `shape` is that
     of its task vector, [out, in] or [out, in, *kernel]; of an embedding [features, tokens].
     `dtype` is safetensors' code of the up factor. `scale` is alpha / rank, or alpha / sqrt(rank).
+    `flattened`: whether [out, in] may be [out, in, *kernel], which its header cannot tell.
     """
 
     name: str
@@ -32,6 +35,7 @@ class ModuleSpec:
     rank: int
     scale: float
     dtype: str
+    flattened: bool = False
 
 
 class LowRank(NamedTuple):
@@ -42,11 +46,33 @@ class LowRank(NamedTuple):
     scale: float
 
 
+Entries = Callable[[int, int], "Tensor"]
+"""Entries [start, stop) of a flattened task vector, scaled."""
+
+
 class Module(NamedTuple):
-    """One adapted module: its header, and what reads its factors, stored ones or in float32."""
+    """One adapted module: its header, and what reads its factors, stored ones or in float32.
+
+    `entries` opens its task vector by entries, where that is of full rank: as factors it would be
+    twice its size.
+    """
 
     spec: ModuleSpec
     read: Callable[[], LowRank]
+    entries: Callable[[], Entries] | None = None
+
+
+class Rescale(NamedTuple):
+    """What multiplies each row ("out") or column ("in") of a module's weight, `size` numbers.
+
+    `normed`: once the task vector was added, and the row or column was divided by its norm (DoRA,
+    arXiv:2402.09353); else it is (IA)3's factor (arXiv:2205.05638).
+    """
+
+    read: Callable[[], Tensor]
+    axis: Literal["out", "in"]
+    size: int
+    normed: bool
 
 
 class Replacement(NamedTuple):
@@ -63,13 +89,37 @@ class Replacement(NamedTuple):
         return cls(TensorSpec(name, spec.shape, spec.dtype), checkpoint, key)
 
 
+class Addition(NamedTuple):
+    """A tensor that is added to the model's as a whole, times `scale`: of a bias or a norm."""
+
+    replacement: Replacement
+    scale: float = 1.0
+
+    def part(self, start: int, stop: int) -> Tensor:
+        """Entries [start, stop) of what is added, in float32 or float64."""
+        import torch
+
+        _, checkpoint, key = self.replacement
+        part = checkpoint.read_part(key, start, stop)
+        wide = part if part.dtype == torch.float64 else part.to(torch.float32)
+        return wide * self.scale
+
+
+class TokenRows(NamedTuple):
+    """Rows of an embedding that an adapter replaces: row i of `tensor` is row `rows[i]`."""
+
+    rows: tuple[int, ...]
+    tensor: Replacement
+
+
 @dataclass(frozen=True)
 class Adapter:
     """An adapter's file or folder, read lazily: its headers are known, its factors are not.
 
     `source` is what messages call it, `files` what a digest is taken of, `naming` how its modules
     are named. `metadata` is the safetensors header's own entries, `config` adapter_config.json,
-    `notes` what a reader should know.
+    `notes` what a reader should know. `added` are biases and norms by the module's name and
+    .weight or .bias, `rescales` and `tokens` what depends on the base, by module and by tensor.
     """
 
     source: str
@@ -80,6 +130,9 @@ class Adapter:
     metadata: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    added: Mapping[str, Addition] = field(default_factory=dict)
+    rescales: Mapping[str, Rescale] = field(default_factory=dict)
+    tokens: Mapping[str, TokenRows] = field(default_factory=dict)
 
     @cached_property
     def modules(self) -> Mapping[str, ModuleSpec]:
@@ -114,8 +167,53 @@ class Adapter:
         """One module's factors, on the CPU; NonFiniteError for NaN or infinity."""
         return self.stored[module].read()
 
+    @property
+    def needs_base(self) -> str | None:
+        """What of it is a task vector only on a base; None where all is known without."""
+        if any(rescale.normed for rescale in self.rescales.values()):
+            return "DoRA rescales the rows or columns of the base with what it adds to them"
+        if self.rescales:
+            return "(IA)3 multiplies the rows or columns of the base"
+        return "it replaces single tokens of the embedding" if self.tokens else None
+
+    def equals(self, other: Adapter) -> bool:
+        """Whether both change the same modules and tensors by the same values."""
+        if self._headers() != other._headers():
+            return False
+        pairs = zip(self._values(), other._values(), strict=True)
+        return all(own.shape == its.shape and bool((own == its).all()) for own, its in pairs)
+
+    def _headers(self) -> tuple[Any, ...]:
+        """What of it is compared before any value is read."""
+        return (
+            {name: spec.shape for name, spec in self.modules.items()},
+            {name: spec.shape for name, spec in self.whole.items()},
+            {name: addition.replacement.spec.shape for name, addition in self.added.items()},
+            {name: rescale[1:] for name, rescale in self.rescales.items()},
+            {name: token.rows for name, token in self.tokens.items()},
+        )
+
+    def _values(self) -> Iterator[Tensor]:
+        """Its values in the order of the names: factors, scaled, and pieces of whole tensors."""
+        for module in sorted(self.stored):
+            up, down, scale = self.read(module)
+            yield up.float() * scale
+            yield down
+        for name in sorted(self.replaced):
+            for piece in cut(self.whole[name].shape, "other", "entries"):
+                yield self.read_whole_part(name, piece.start, piece.stop)
+        for name in sorted(self.added):
+            yield self.added[name].part(0, math.prod(self.added[name].replacement.spec.shape))
+        for module in sorted(self.rescales):
+            yield self.rescales[module].read()
+        for name in sorted(self.tokens):
+            _, (_, checkpoint, key) = self.tokens[name]
+            yield checkpoint.read(key)
+
     def is_zero(self) -> bool:
         """Whether every module has a factor of zeros, as in an adapter that was never trained."""
+        if self.added or self.needs_base:
+            return False
         return not any(
             bool(up.any()) and bool(down.any()) and scale != 0
             for up, down, scale in map(self.read, self.stored)
@@ -173,7 +271,7 @@ class Content:
     """An adapter in memory, ready to be written: its tensors are in the dtype to store.
 
     `kinds` tells embeddings and convolutions. `config` is what adapter_config.json shall carry on
-    of an input's; ranks, alphas and targets in it are made anew.
+    of an input's; ranks, alphas and targets in it are made anew. `added`: as of an `Adapter`.
     """
 
     naming: Naming
@@ -182,6 +280,7 @@ class Content:
     whole: Mapping[str, Tensor] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    added: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Encoded(NamedTuple):

@@ -96,7 +96,10 @@ def _named(adapter: Adapter, base: Checkpoint) -> Placement:
     alike = adapter.naming == "peft" and not in_parts(adapter.modules)
     modules = [f"{name}{WEIGHT}" for name in adapter.modules]
     keys = [key for key in modules if alike or key in base.specs]
-    keys += [key for key in adapter.whole if key not in set(keys)]
+    bare = [name for name, rescale in adapter.rescales.items() if not rescale.normed]
+    beside = [*adapter.whole, *adapter.tokens]
+    beside += [f"{module}.{leaf}" for module in bare for leaf in ("weight", "bias")]
+    keys += [key for key in beside if key not in set(keys)]
     names, kinds = pair(keys, base.specs)
     names |= {key: name for key in keys if key not in names and (name := _wrapped(key, base))}
     notes: tuple[str, ...] = ()

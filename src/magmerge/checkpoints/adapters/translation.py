@@ -80,7 +80,8 @@ def common_naming(adapters: Sequence[Adapter]) -> list[Adapter]:
         try:
             alike = [renamed(adapter, "peft") for adapter in adapters]
         except AdapterError:
-            raise error from None
+            remedy = "merge them into the model that they were trained on, with --base (base=)"
+            raise AdapterError(error.problem, source=error.source, remedy=remedy) from None
         if not all(set(adapter.modules) & set(alike[0].modules) for adapter in alike):
             raise
         return alike
@@ -120,6 +121,7 @@ def _nameable(adapter: Adapter, composition: Composition, naming: Naming) -> Ada
     """The adapter; AdapterError unless all of it has a place in `composition`."""
     faults = [*composition.faults]
     faults += [f"{name}: {naming} has no place for replaced tensors" for name in adapter.whole]
+    faults += [f"{name}: a bias or norm of another naming" for name in adapter.added]
     if faults:
         listing = "".join(f"\n  - {printable(fault)}" for fault in faults)
         raise AdapterError(

@@ -39,12 +39,16 @@ class AdapterUnion:
         self.naming = naming
         self.modules: dict[str, ModuleSpec] = {}
         self.replaced: dict[str, TensorSpec] = {}
+        self.added: dict[str, TensorSpec] = {}
         for adapter in adapters:
             # The first adapter that has a module tells of it.
             self.modules = {**self.modules, **adapter.modules, **self.modules}
             self.replaced = {**self.replaced, **_in_float32(adapter.whole), **self.replaced}
-        self.specs = MappingProxyType({**_in_float32(self.modules), **self.replaced})
+            self.added = {**self.added, **_in_float32(added(adapter)), **self.added}
+        every = {**_in_float32(self.modules), **self.replaced, **self.added}
+        self.specs = MappingProxyType(every)
         kinds = {name: _kind(module) for name, module in self.modules.items()}
+        kinds |= dict.fromkeys(self.added, "vector")
         self.kinds: Mapping[str, Kind] = {**kinds, **dict.fromkeys(self.replaced, "other")}
 
     def read(self, name: str) -> Tensor:
@@ -68,7 +72,9 @@ class AdapterUnion:
     def dtype(self, name: str | None = None) -> str:
         """The format of all factors, or float32 where they differ; or that of the first `name`."""
         if name is not None:
-            tables = [table for own in self.adapters for table in (own.modules, own.whole)]
+            tables = [
+                table for own in self.adapters for table in (own.modules, own.whole, added(own))
+            ]
             return next(table[name].dtype for table in tables if name in table)
         codes = {spec.dtype for adapter in self.adapters for spec in adapter.modules.values()}
         return codes.pop() if len(codes) == 1 and codes <= set(FLOATS) else "F32"
@@ -87,6 +93,7 @@ class AdapterTaskVectors:
         self.files = adapter.files
         self.notes = adapter.notes
         own = {**_in_float32(adapter.modules), **_in_float32(adapter.whole)}
+        own |= _in_float32(added(adapter))
         self.absent: Mapping[str, Sequence[range]] = MappingProxyType({})
         self.specs: Mapping[str, TensorSpec] = {**union.specs, **own}
         self.untouched = frozenset(set(union.specs) - set(own))
@@ -103,6 +110,8 @@ class AdapterTaskVectors:
         stop = start + base.numel()
         if name in self.adapter.whole:
             part = self.adapter.read_whole_part(name, start, stop)
+        elif name in self.adapter.added:
+            part = self.adapter.added[name].part(start, stop)
         elif name not in self.adapter.modules:
             return torch.zeros_like(base) if out is None else out.zero_()
         else:
@@ -117,14 +126,7 @@ class AdapterTaskVectors:
 
     def equals(self, other: Expert, names: Collection[str]) -> bool:  # noqa: ARG002 - its factors tell
         """Whether both have the same factors for the same modules."""
-        if not isinstance(other, AdapterTaskVectors):
-            return False
-        # Factors of other ranks have other shapes, which are not equal either.
-        mine = self.adapter.modules
-        return mine.keys() == other.adapter.modules.keys() and all(
-            torch.equal(a.up, b.up) and torch.equal(a.down, b.down)
-            for a, b in ((self.factors(name), other.factors(name)) for name in mine)
-        )
+        return isinstance(other, AdapterTaskVectors) and self.adapter.equals(other.adapter)
 
     def _factors(self, name: str) -> LowRank:
         """The module's factors in float32, the up factor scaled; of rank 0 where it lacks it."""
@@ -149,10 +151,22 @@ def adapters_alone(
                 remedy="name the model that the adapters were trained on with --base (base=)",
             )
     opened = [open_adapter(str(model)) for model in adapters.values()]
+    for adapter in opened:
+        if adapter.needs_base is not None:
+            raise AdapterError(
+                f"it is no change without its base: {adapter.needs_base}",
+                source=adapter.source,
+                remedy="merge it into the model that it was trained on, with --base (base=)",
+            )
     alike = common_naming(opened)
     union = AdapterUnion(alike, opened[0].naming)
     pairs = zip(adapters, alike, strict=True)
     return union, [AdapterTaskVectors(name, adapter, union) for name, adapter in pairs]
+
+
+def added(adapter: Adapter) -> dict[str, TensorSpec]:
+    """The biases and norms that an adapter adds to, by their modules' names."""
+    return {name: addition.replacement.spec for name, addition in adapter.added.items()}
 
 
 def _in_float32(

@@ -10,6 +10,7 @@ from magmerge.checkpoints.adapters.union import AdapterUnion
 from magmerge.core.errors import Fault, ParameterError, printable
 from magmerge.core.filters import matches
 from magmerge.core.recipe import AdapterOutput, Recipe
+from magmerge.core.types import Naming
 from magmerge.core.validation import check_naming
 from magmerge.engine.stages import Stages
 
@@ -27,7 +28,14 @@ def faults_of(recipe: Recipe, stages: Stages, union: AdapterUnion) -> list[Fault
     naming = check_naming(output.naming or union.naming)
     for adapter in union.adapters:
         renamed(_kept(adapter, recipe), naming)
-    faults = []
+    faults = [
+        Fault(
+            f"{name} is a bias or norm that is added to, for which {naming} has no place",
+            f"merge into a model with --base (base=), or leave it out: --ignore '{name}' (ignore=)",
+        )
+        for name in union.added
+        if not matches(name, recipe.ignore) and not has_place(name, union, naming)
+    ]
     for name in union.replaced:
         owners = [adapter for adapter in union.adapters if name in adapter.whole]
         shapes = [(list(adapter.whole[name].shape), adapter.source) for adapter in owners]
@@ -40,6 +48,13 @@ def faults_of(recipe: Recipe, stages: Stages, union: AdapterUnion) -> list[Fault
                 )
             )
     return faults
+
+
+def has_place(name: str, union: AdapterUnion, naming: Naming) -> bool:
+    """Whether a file of this naming can add to this bias or norm."""
+    if naming == "peft":
+        return name.endswith(".bias") and name.removesuffix(".bias") in union.modules
+    return naming not in ("diffusers", "diffusers_old")
 
 
 def notes_of(recipe: Recipe, union: AdapterUnion) -> tuple[str, ...]:
@@ -102,4 +117,5 @@ def _strangers(union: AdapterUnion) -> tuple[str, ...]:
 def _kept(adapter: Adapter, recipe: Recipe) -> Adapter:
     """The adapter without the replaced tensors that a recipe ignores."""
     kept = {n: own for n, own in adapter.replaced.items() if not matches(n, recipe.ignore)}
-    return dataclasses.replace(adapter, replaced=kept)
+    added = {n: own for n, own in adapter.added.items() if not matches(n, recipe.ignore)}
+    return dataclasses.replace(adapter, replaced=kept, added=added)

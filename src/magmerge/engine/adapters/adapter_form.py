@@ -42,6 +42,8 @@ class _Form:
         if union is None:
             pieces, experts = cut_for(step, stages, piece), len(job.models.experts)
             return [(name, bytes_of_truncation(step, stages, experts, pieces))]
+        if name in union.added:
+            return needs_of(job, step, piece)
         needs = [(name, bytes_of_module(step, stages, union.ranks(name)))]
         return needs if stages.in_factors(step) else needs + needs_of(job, step, piece)
 

@@ -52,6 +52,7 @@ def content_of(job: Job, plan: Plan, tensors: Mapping[str, Tensor]) -> Content:
         },
         kinds={step.spec.name: union.modules[step.spec.name].kind for step in steps},
         whole=replaced,
+        added={name: tensors[name] for name in union.added if name in tensors},
         metadata=union.adapters[0].metadata
         if taken
         else {**_shared([adapter.metadata for adapter in union.adapters]), **origin(job)},

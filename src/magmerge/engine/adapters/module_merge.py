@@ -77,6 +77,9 @@ def run_module(bench: Bench, step: Step) -> Task[Outcome]:
     """One module: its merge, truncated, then calibrated, so that its magnitude is kept."""
     work, name = bench.work, step.spec.name
     union = _union(work)
+    if name in union.added:
+        outcome = yield from run_step(bench, step)
+        return outcome
     if work.job.takes:
         yield [Job(0, partial(_take, bench, step))]
         return Outcome()

@@ -196,9 +196,10 @@ def edit_tensors(folder: Path, change: Callable[[State], State]) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"use_dora": True}, "DoRA"),
-        ({"peft_type": "IA3"}, "IA3"),
-        ({"lora_bias": True}, "biases"),
+        ({"use_dora": True}, "DoRA's magnitude is missing"),
+        ({"peft_type": "IA3"}, "peft_type is IA3"),
+        ({"peft_type": "LOHA"}, "peft_type is LOHA"),
+        ({"peft_type": "VERA"}, "VERA"),
         ({"layer_replication": [[0, 1]]}, "copies layers"),
         ({"use_qalora": True}, "pooled"),
         ({"lora_alpha": None}, "lora_alpha is None"),
@@ -236,7 +237,7 @@ A, B = (f"base_model.model.first.lora_{half}.weight" for half in "AB")
         (lambda s: {"base_model.model.first.weight": s[A]}, "no adapter's"),
         (lambda s: {**s, A.replace("weight", "default.weight"): s[A].clone()}, "another key"),
         (lambda s: {}, "no tensors"),
-        (lambda s: {**s, f"{A[:-14]}.lora_magnitude_vector": s[A].clone()}, "DoRA"),
+        (lambda s: {**s, f"{A[:-14]}.lora_magnitude_vector": s[A].clone()}, "use_dora is not set"),
     ],
 )
 def test_unsound_folders_are_refused_with_the_key(

@@ -3,38 +3,96 @@
 from __future__ import annotations
 
 import math
-import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from magmerge.checkpoints.adapters.formats.keys import AGAIN, Role, Roles
-from magmerge.checkpoints.adapters.nouns import LowRank, Module, ModuleKind, ModuleSpec
+from magmerge.checkpoints.adapters.formats.forms import form_of
+from magmerge.checkpoints.adapters.formats.group import Group
+from magmerge.checkpoints.adapters.formats.keys import Role, Roles
+from magmerge.checkpoints.adapters.nouns import (
+    Addition,
+    Entries,
+    LowRank,
+    Module,
+    ModuleKind,
+    ModuleSpec,
+    Replacement,
+    Rescale,
+)
 from magmerge.core import dtypes
-from magmerge.core.errors import AdapterError, NonFiniteError
+from magmerge.core.errors import NonFiniteError
 from magmerge.core.models import Checkpoint
-from magmerge.core.types import TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-NOT_LOW_RANK = "its second factor (lokr_w2) is a full matrix: kron(W1, W2) is not low-rank"
-PLAIN = frozenset({"up", "down", "mid"})
-_THREE_BY_THREE = re.compile(
-    r"(?:lora_)?unet_(?:.*_)?"
-    r"(?:conv1|conv2|conv_in|conv_out|(?:down|up)samplers_0_conv|in_layers_2|out_layers_3|\d_op"
-    r"|output_blocks_\d+_[12]_conv|input_blocks_0_0|out_2)"
-)
-"""Convolutions of 3 x 3 in U-Nets, by their names, for files that hold their kernels flattened."""
+
+@dataclass(slots=True)
+class Parts:
+    """What an adapter's file holds, as `Adapter` has it."""
+
+    stored: dict[str, Module] = field(default_factory=dict)
+    added: dict[str, Addition] = field(default_factory=dict)
+    rescales: dict[str, Rescale] = field(default_factory=dict)
 
 
-class _Form(NamedTuple):
-    """What the factors make by which function of `products`; alpha is divided by `trained`."""
+def parts_of(
+    checkpoint: Checkpoint,
+    modules: Mapping[str, Roles],
+    scale_of: Callable[[str, Roles], float | None],
+) -> Parts:
+    """Every module's parts; `scale_of` gives what the file's entries say of its scale.
 
-    shape: tuple[int, ...]
-    rank: int
-    trained: int
-    roles: tuple[Role, ...]
-    product: str
+    AdapterError as for `stored_module`, and for magnitudes and biases that fit no module.
+    """
+    parts = Parts()
+    for name, roles in modules.items():
+        group = Group(checkpoint, name, roles)
+        scale = 1.0
+        flat = "diff" in roles and len(checkpoint.specs[roles["diff"]].shape) < 2
+        if group.factors.keys() - {"diff"} or not (flat or roles.keys() & {"diff", "diff_b"}):
+            module = stored_module(checkpoint, name, roles, scale_of(name, roles))
+            parts.stored[name], scale = module, module.spec.scale
+            if "dora" in roles:
+                parts.rescales[name] = _magnitude(group, module.spec)
+        elif "diff" in roles and not flat:
+            parts.stored[name] = stored_module(checkpoint, name, roles)
+        if flat:
+            parts.added[f"{name}.weight"] = _addition(group, "diff", f"{name}.weight")
+        if "diff_b" in roles and "bias" in roles:
+            raise group.fault("its bias is changed twice", roles["diff_b"])
+        for role, own in (("diff_b", 1.0), ("bias", scale)):
+            if role in roles:
+                parts.added[f"{name}.bias"] = _addition(group, role, f"{name}.bias", own)
+    return parts
+
+
+def _addition(group: Group, role: Role, name: str, scale: float = 1.0) -> Addition:
+    spec = group.checkpoint.specs[group.roles[role]]
+    if spec.dtype not in dtypes.FLOATS or len(spec.shape) != 1 or not spec.shape[0]:
+        problem = (
+            f"a bias or norm is one row of numbers, and this is {spec.dtype} {list(spec.shape)}"
+        )
+        raise group.fault(problem, spec.name)
+    return Addition(Replacement.of(group.checkpoint, spec.name, name), scale)
+
+
+def _magnitude(group: Group, module: ModuleSpec) -> Rescale:
+    """DoRA's: of rows, as PEFT has it ([out], or [1, out, 1, 1]); LyCORIS' is [out, 1, ...], or of
+    columns [1, in, ...].
+    """
+    spec = group.checkpoint.specs[group.roles["dora"]]
+    size, peft = math.prod(spec.shape), "lora_mag" in spec.name
+    lengths = [length for length in spec.shape if length != 1]
+    of_rows = size == module.shape[0] and (peft or not spec.shape or spec.shape[0] == size)
+    of_columns = not peft and spec.shape[:2] == (1, module.shape[1])
+    if spec.dtype not in dtypes.FLOATS or len(lengths) > 1 or not (of_rows or of_columns):
+        problem = f"its magnitude is {spec.dtype} {list(spec.shape)}, and the module"
+        raise group.fault(f"{problem} {list(module.shape)}", spec.name)
+    read = partial(finite, group.checkpoint, spec.name)
+    return Rescale(read, "out" if of_rows else "in", size, normed=True)
 
 
 def stored_module(
@@ -45,8 +103,8 @@ def stored_module(
     `scale` is what the file's own entries say of it; without it and without an alpha it is 1.
     AdapterError for half pairs, shapes that do not go together, and an alpha that cannot be.
     """
-    group = _Group(checkpoint, name, roles)
-    form = group.form()
+    group = Group(checkpoint, name, roles)
+    form = form_of(group)
     if scale is None or "alpha" in roles:
         own = group.scale(form.trained)
         if scale is not None and not math.isclose(own, scale, rel_tol=1e-6):
@@ -55,19 +113,31 @@ def stored_module(
         scale = own
     first = checkpoint.specs[roles[form.roles[0]]]
     kind: ModuleKind = "linear" if len(form.shape) == 2 else "convolution"
-    spec = ModuleSpec(name, kind, form.shape, form.rank, scale, first.dtype)
+    spec = ModuleSpec(name, kind, form.shape, form.rank, scale, first.dtype, form.flattened)
     keys = [roles[role] for role in form.roles]
-    return Module(spec, partial(_factors, checkpoint, keys, form.product, spec))
+    opened = partial(_entries, checkpoint, keys, form.entries, spec) if form.entries else None
+    return Module(spec, partial(_factors, checkpoint, keys, form.product, spec), opened)
 
 
 def _factors(checkpoint: Checkpoint, keys: list[str], product: str, spec: ModuleSpec) -> LowRank:
     from magmerge.checkpoints.adapters.formats import products
 
-    up, down = getattr(products, product)(*(_finite(checkpoint, key) for key in keys))
+    up, down = getattr(products, product)(*(finite(checkpoint, key) for key in keys))
     return LowRank(up, down.reshape(spec.rank, *spec.shape[1:]), spec.scale)
 
 
-def _finite(checkpoint: Checkpoint, key: str) -> Tensor:
+def _entries(checkpoint: Checkpoint, keys: list[str], entries: str, spec: ModuleSpec) -> Entries:
+    from magmerge.checkpoints.adapters.formats import products
+
+    if entries == "stored":
+        return partial(products.stored_entries, checkpoint, keys[0], spec.scale)
+    factors = (finite(checkpoint, key) for key in keys)
+    opened: Entries = getattr(products, entries)(spec.scale, *factors)
+    return opened
+
+
+def finite(checkpoint: Checkpoint, key: str) -> Tensor:
+    """A stored tensor; NonFiniteError for NaN or infinity."""
     tensor = checkpoint.read(key)
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
         from magmerge.linalg.finite import count_of_bad
@@ -76,152 +146,3 @@ def _finite(checkpoint: Checkpoint, key: str) -> Tensor:
         problem = count_of_bad(tensor)
         raise NonFiniteError(problem, source=checkpoint.source, tensor=key, remedy=remedy)
     return tensor
-
-
-def checked_scale(
-    alpha: float, scale: float, source: object, key: str, remedy: str = AGAIN
-) -> float:
-    """`scale`, if it is of use; AdapterError for an alpha of 0, NaN or infinity."""
-    problem = None
-    if not math.isfinite(alpha):
-        problem = f"alpha is {alpha}"
-    elif alpha == 0:
-        problem = "alpha is 0: the adapter would change nothing"
-        remedy = "restore the alpha that it was trained with"
-    # Beyond these, the product with float32 factors is 0 or infinite.
-    elif not 2.0**-100 < abs(scale) < 2.0**100:
-        problem = f"alpha {alpha:g} makes the scale {scale:g}"
-    if problem is not None:
-        raise AdapterError(problem, source=source, tensor=key, remedy=remedy)
-    return scale
-
-
-class _Group:
-    """The tensors of one module by their roles, of which nothing is known to be sound yet."""
-
-    def __init__(self, checkpoint: Checkpoint, name: str, roles: Roles) -> None:
-        self.checkpoint, self.name, self.roles = checkpoint, name, roles
-        self.factors: dict[Role, TensorSpec] = {
-            role: checkpoint.specs[key] for role, key in roles.items() if role != "alpha"
-        }
-
-    def fault(self, problem: str, key: str) -> AdapterError:
-        return AdapterError(problem, source=self.checkpoint.source, tensor=key, remedy=AGAIN)
-
-    def scale(self, rank: int) -> float:
-        """alpha / rank; 1 without an alpha."""
-        key = self.roles.get("alpha")
-        if key is None:
-            return 1.0
-        spec = self.checkpoint.specs[key]
-        if math.prod(spec.shape) != 1 or spec.dtype not in dtypes.FLOATS | {"I64", "I32", "I16"}:
-            problem = f"an alpha is one number, and this is {spec.dtype} {list(spec.shape)}"
-            raise self.fault(problem, key)
-        alpha = float(self.checkpoint.read(key).reshape(()).item())
-        return checked_scale(alpha, alpha / rank, self.checkpoint.source, key)
-
-    def form(self) -> _Form:
-        for spec in self.factors.values():
-            if spec.dtype not in dtypes.FLOATS:
-                raise self.fault(f"its format {spec.dtype} is none to compute with", spec.name)
-            if not 2 <= len(spec.shape) <= 5:
-                needed = "a factor has two dimensions, or four for an image's convolution"
-                raise self.fault(f"{needed}, and this is {list(spec.shape)}", spec.name)
-        kinds = {"plain" if role in PLAIN else role.partition("_")[0] for role in self.factors}
-        if len(kinds) > 1:
-            raise self.fault(f"{self.name} has factors of several kinds", min(self.roles.values()))
-        if "hada" in kinds:
-            return self._hadamard()
-        return self._kronecker() if "lokr" in kinds else self._plain()
-
-    def _plain(self) -> _Form:
-        up, down = self._specs("up", "down")
-        rank = down.shape[0]
-        self._check_sizes(up, down)
-        if math.prod(up.shape[2:]) != 1:
-            raise self.fault(f"an up factor has no kernel, and this is {list(up.shape)}", up.name)
-        self._check_rank(up, rank)
-        mid = self.factors.get("mid")
-        if mid is None:
-            return _Form((up.shape[0], *down.shape[1:]), rank, rank, ("up", "down"), "plain")
-        self._check_sizes(mid)
-        if mid.shape[:2] != (rank, rank) or math.prod(down.shape[2:]) != 1 or len(mid.shape) < 3:
-            outer = f"{list(up.shape)} and {list(down.shape)}"
-            problem = f"the factor in the middle is {list(mid.shape)}, between {outer}"
-            raise self.fault(problem, mid.name)
-        shape = (up.shape[0], down.shape[1], *mid.shape[2:])
-        return _Form(shape, rank, rank, ("up", "down", "mid"), "tucker")
-
-    def _hadamard(self) -> _Form:
-        roles: tuple[Role, ...] = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
-        w1_a, w1_b, w2_a, w2_b = self._matrices(*roles)
-        self._check_rank(w1_a, w1_b.shape[0])
-        self._check_rank(w2_a, w2_b.shape[0])
-        if (w1_a.shape, w1_b.shape) != (w2_a.shape, w2_b.shape):
-            raise self.fault(
-                f"the two products of {self.name} are {list(w1_a.shape)} x {list(w1_b.shape)} and "
-                f"{list(w2_a.shape)} x {list(w2_b.shape)}",
-                w2_a.name,
-            )
-        rank, rows, columns = w1_b.shape[0], w1_a.shape[0], w1_b.shape[1]
-        total = min(rank * rank, rows, columns)
-        return _Form((rows, *self._unfolded(columns)), total, rank, roles, "hadamard")
-
-    def _kronecker(self) -> _Form:
-        if "lokr_w2" in self.roles:
-            raise AdapterError(
-                f"refused: {NOT_LOW_RANK}",
-                source=self.checkpoint.source,
-                tensor=self.roles["lokr_w2"],
-                remedy="merge it into its base with LyCORIS, and give the whole models",
-            )
-        both = "lokr_w1" not in self.roles
-        first: tuple[Role, ...] = ("lokr_w1_a", "lokr_w1_b") if both else ("lokr_w1",)
-        roles: tuple[Role, ...] = (*first, "lokr_w2_a", "lokr_w2_b")
-        self._specs(*roles)
-        if len(roles) != len(self.factors):
-            raise self.fault(f"{self.name} has its first factor twice", self.roles["lokr_w1"])
-        left, *_, w2_a, w2_b = specs = self._matrices(*roles)
-        right, rank = specs[len(first) - 1], w2_b.shape[0]
-        self._check_rank(w2_a, rank)
-        if both:
-            self._check_rank(left, right.shape[0])
-            self._check_rank(left, rank)
-        rows, columns = left.shape[0] * w2_a.shape[0], right.shape[1] * w2_b.shape[1]
-        total = min(rank * (rank if both else min(left.shape)), rows, columns)
-        product = "kronecker_of_factors" if both else "kronecker"
-        return _Form((rows, *self._unfolded(columns)), total, rank, roles, product)
-
-    def _specs(self, *roles: Role) -> list[TensorSpec]:
-        """The factors' headers; AdapterError where one is missing."""
-        missing = [role for role in roles if role not in self.factors]
-        if missing:
-            lacking = f"{self.name} has no {' and no '.join(missing)} factor"
-            key = next(iter(self.roles.values()))
-            raise self.fault(f"half of a pair is missing: {lacking}", key)
-        return [self.factors[role] for role in roles]
-
-    def _matrices(self, *roles: Role) -> list[TensorSpec]:
-        specs = self._specs(*roles)
-        self._check_sizes(*specs)
-        for spec in specs:
-            if len(spec.shape) != 2:
-                problem = f"a factor of LoHa or LoKr is a matrix, and this is {list(spec.shape)}"
-                raise self.fault(problem, spec.name)
-        return specs
-
-    def _check_sizes(self, *specs: TensorSpec) -> None:
-        for spec in specs:
-            if 0 in spec.shape:
-                raise self.fault(f"rank 0 or no features: {list(spec.shape)}", spec.name)
-
-    def _check_rank(self, left: TensorSpec, rank: int) -> None:
-        if left.shape[1] != rank:
-            problem = f"its rank is {left.shape[1]}, and that of its other half {rank}"
-            raise self.fault(problem, left.name)
-
-    def _unfolded(self, columns: int) -> tuple[int, ...]:
-        """[in, 3, 3] for such a convolution whose in times 9 is `columns`; else [columns]."""
-        if columns % 9 == 0 and _THREE_BY_THREE.fullmatch(self.name.replace(".", "_")):
-            return (columns // 9, 3, 3)
-        return (columns,)

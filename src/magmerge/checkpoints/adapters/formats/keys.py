@@ -11,9 +11,12 @@ from magmerge.core.models import Checkpoint
 
 Role = Literal[
     "up", "down", "mid", "alpha", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b",
-    "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b",
+    "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b",
+    "lokr_t2", "diff", "diff_b", "bias", "dora",
 ]  # fmt: skip
-"""What a tensor is to its module. LyCORIS' roles have the names of its keys."""
+"""What a tensor is to its module. LyCORIS' roles have the names of its keys; `diff` and `diff_b`
+are differences of the weight and the bias, `bias` is that of the up factor, `dora` a magnitude.
+"""
 
 Style = Literal["peft", "kohya", "comfy", "diffusers_old", "diffusers"]
 """Whose manner of naming a key is in."""
@@ -60,24 +63,22 @@ _FACTORS: tuple[tuple[re.Pattern[str], Role, Style | None], ...] = (
 )
 """Endings of factors. Without a style it is the module's name that tells."""
 _EMBEDDING = re.compile(rf".+\.lora_embedding_[AB]{_SAVED_AS}")
-_LYCORIS = re.compile(r"(.+)\.(hada_w[12]_[ab]|lokr_w[12](?:_[ab])?)")
+_LYCORIS = re.compile(r"(.+)\.(hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2)")
+_DORA = re.compile(rf"(.+)\.(?:dora_scale|lora_magnitude_vector{_SAVED_AS}(?:\.weight)?)")
+_BIAS = re.compile(rf"(.+)\.(?:lora_(?:up|B{_SAVED_AS})|lora\.up)\.bias")
+_DIFFERENCE = re.compile(r"(.+)\.(?:(diff|w_norm)|diff_b|b_norm)")
 _ALPHA = re.compile(r"(.+)\.alpha")
 _KOHYA = re.compile(r"(?:lora_[a-z]+[1-9]?|lycoris)_[^.]+")
 _COMFY = re.compile(r"(?:diffusion_model|text_encoders\.(?:clip_l|clip_g|t5xxl)\.transformer)\..+")
 
 _REFUSED = (
-    (r"dora_scale|lora_mag[\w.]*", "DoRA rescales whole columns of the base"),
-    (r"lora_(?:up|down|[AB](?:\.default)?)\.bias|lora\.up\.bias", "its factors have biases"),
+    (r"lora_(?:down|A(?:\.default)?)\.bias|lora\.down\.bias", "its down factor has a bias"),
     (r"oft_(?:blocks|diag|R[\w.]*)", "OFT turns the base itself"),
-    (r"hada_t[12]", "a LoHa with a Tucker core (t1, t2) is no product of low-rank matrices"),
-    (r"lokr_t2", "a LoKr with a Tucker core (t2) has no factors of low rank"),
     (r"processor\.(?:qkv|proj)_lora[12]?\.(?:up|down)\.weight", "XLabs' names are not known"),
     (r"vera_lambda_[\w.]+", "VeRA shares random factors among modules"),
 )
 _REFUSED_IN_FILES = (
-    (r"diff", "it holds full differences of weights, which have no low rank"),
-    (r"diff_b|bias_(?:values|indices|size)", "it holds differences of biases"),
-    (r"[wb]_norm", "it changes norms, which have no low rank"),
+    (r"bias_(?:values|indices|size)", "it holds sparse differences of biases"),
     (r"on_input", "IA3 rescales the base's own rows or columns"),
     (r"(?:[ab][12]|bm[12])\.weight", "GLoRA multiplies the base itself"),
     (r"set_weight|reshape_weight", "it replaces or reshapes the base's weight"),
@@ -99,6 +100,13 @@ def read_key(key: str) -> AdapterKey | None:
     for pattern, role, style in _FACTORS:
         if match := pattern.fullmatch(key):
             return AdapterKey(match[1], role, style or _style(match[1]))
+    for pattern, role in ((_DORA, "dora"), (_BIAS, "bias")):
+        if match := pattern.fullmatch(key):
+            return AdapterKey(match[1], role, _style(match[1]))
+    if match := _DIFFERENCE.fullmatch(key):
+        style = _style(match[1])
+        role = "diff" if match[2] else "diff_b"
+        return AdapterKey(match[1], role, style if style in ("kohya", "comfy") else None)
     if _EMBEDDING.fullmatch(key):
         return AdapterKey(key, "up", "peft")
     if match := _LYCORIS.fullmatch(key):

@@ -5,23 +5,21 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from magmerge.checkpoints.adapters.formats.headers import checked_scale
+from magmerge.checkpoints.adapters.formats.group import checked_scale
 from magmerge.checkpoints.adapters.formats.keys import AGAIN, CONFIG
 from magmerge.checkpoints.kinds import read_json
 from magmerge.core.errors import AdapterError
 
 REPEATS, LONGEST = 2, 300
 """How many repetitions a file's pattern may have, and how long a name it is then tried on."""
+MERGED_BY_PEFT = "merge it into its base with PEFT (merge_and_unload) and give the whole model"
 REFUSED = {
-    "use_dora": "DoRA rescales whole columns of the base",
-    "lora_bias": "its B factors have biases",
     "layer_replication": "it copies layers of the base",
     "alora_invocation_tokens": "it is active for some tokens only",
-    "trainable_token_indices": "it replaces single tokens of the embedding",
     "target_parameters": "it adapts bare parameters, not modules",
 }
 REFUSED_IN_FOLDERS = {
@@ -31,8 +29,12 @@ REFUSED_IN_FOLDERS = {
     "arrow_config": "it chooses among adapters for each token",
     "kasa_config": "it has singular values between its factors, and changes the base",
     "monteclora_config": "its factors are samples of a distribution",
+    "velora_config": "it has factors besides lora_A and lora_B",
 }
 """Settings whose task vector is not scale * B A."""
+KINDS = ("LORA", "LOHA", "LOKR", "IA3", "TRAINABLE_TOKENS")
+"""PEFT's kinds of adapters that are read."""
+LYCORIS = ("LOHA", "LOKR")
 AGAINST = frozenset(
     """
     r lora_alpha rank_pattern alpha_pattern target_modules exclude_modules layers_to_transform
@@ -58,14 +60,36 @@ def check_config(
     start = str(config.get("init_lora_weights")).lower()
     if start.startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
         reasons.insert(0, f"it was started with {start}, which changes the base itself")
-    elif config.get("peft_type") != "LORA":
+    elif config.get("peft_type") not in KINDS:
         reasons.insert(0, f"its peft_type is {config.get('peft_type')!r}, not LORA")
     if reasons:
         raise AdapterError(
             f"refused: {reasons[0]}",
             source=source,
-            remedy="merge it into its base with PEFT (merge_and_unload) and give the whole model",
+            remedy=MERGED_BY_PEFT,
         )
+
+
+def check_kind(
+    config: Mapping[str, Any], modules: Mapping[str, Collection[str]], source: str
+) -> None:
+    """AdapterError where the factors of the `modules`, by their roles, are not those of the kind
+    that the configuration names, and where magnitudes of DoRA are missing or unannounced.
+    """
+    kind = str(config.get("peft_type") or "LORA")
+    own = {"LORA": "up", "LOHA": "hada", "LOKR": "lokr"}.get(kind)
+    for module, roles in modules.items():
+        problem, remedy = "", AGAIN
+        if not any(own is not None and role.startswith(own) for role in roles):
+            problem = f"its peft_type is {kind}, and these are no factors of one"
+        elif ("dora" in roles) != bool(config.get("use_dora")):
+            told = "it sets use_dora, and DoRA's magnitude is missing"
+            problem = (
+                "DoRA's magnitude is here, and use_dora is not set" if "dora" in roles else told
+            )
+            remedy = f"{AGAIN}, or set use_dora in {CONFIG} as it was trained"
+        if problem:
+            raise AdapterError(problem, source=source, tensor=module, remedy=remedy)
 
 
 class ScaleOrigin(NamedTuple):
@@ -77,11 +101,21 @@ class ScaleOrigin(NamedTuple):
     key: str
 
 
-def sound_scale(module: str, rank: int, config: Mapping[str, Any], origin: ScaleOrigin) -> float:
-    """alpha / r, or alpha / sqrt(r) (arXiv:2312.03732); AdapterError for one that is of no use."""
+def sound_scale(
+    module: str, rank: int | None, config: Mapping[str, Any], origin: ScaleOrigin
+) -> float:
+    """alpha / r, or alpha / sqrt(r) (arXiv:2312.03732); AdapterError for one that is of no use.
+
+    A `rank` of None is the configuration's: the factors of a LoHa or LoKr need not tell it.
+    """
     source, entry, remedy, key = origin
     try:
-        alpha = _by_pattern(module, config.get("alpha_pattern"), config.get("lora_alpha"))
+        plainly = config.get("alpha" if config.get("peft_type") in LYCORIS else "lora_alpha")
+        alpha = _by_pattern(module, config.get("alpha_pattern"), plainly)
+        if rank is None:
+            rank = _by_pattern(module, config.get("rank_pattern"), config.get("r"))
+            if type(rank) is not int or rank < 1:
+                raise ValueError(f"r is {rank!r} for {module}")
         plain = isinstance(alpha, int | float) and not isinstance(alpha, bool)
         if not plain or not math.isfinite(alpha):
             raise ValueError(f"lora_alpha is {alpha!r} for {module}")

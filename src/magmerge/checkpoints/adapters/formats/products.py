@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from magmerge.checkpoints.adapters.nouns import Content, LowRank
+from magmerge.checkpoints.adapters.nouns import Content, Entries, LowRank
+from magmerge.core.models import Checkpoint
 
 Factors = tuple[Tensor, Tensor]
 
@@ -47,6 +49,37 @@ def hadamard(
     return _arithmetic(up, w1_a), _arithmetic(down, w1_b)
 
 
+def hadamard_of_tucker(
+    w1_a: Float[Tensor, "r out"],
+    w1_b: Float[Tensor, "r cols"],
+    w2_a: Float[Tensor, "s out"],
+    w2_b: Float[Tensor, "s cols"],
+    t1: Float[Tensor, "r r ..."],
+    t2: Float[Tensor, "s s ..."],
+) -> Factors:
+    """LoHa of convolutions whose two products have a core each: of full rank."""
+    delta = _with_core(t1, w1_a, w1_b) * _with_core(t2, w2_a, w2_b)
+    return _full(delta.flatten(1), w1_a)
+
+
+def _with_core(
+    core: Float[Tensor, "r s ..."], left: Float[Tensor, "r out"], right: Float[Tensor, "s cols"]
+) -> Float[Tensor, "out cols ..."]:
+    """sum_pq core[p,q,...] left[p,o] right[q,i], in float64."""
+    return torch.einsum("pq...,po,qi->oi...", core.double(), left.double(), right.double())
+
+
+def difference(delta: Float[Tensor, "out ..."]) -> Factors:
+    """A task vector that is stored as it is."""
+    return _full(delta.flatten(1), delta)
+
+
+def stored_entries(checkpoint: Checkpoint, key: str, scale: float, start: int, stop: int) -> Tensor:
+    """Entries [start, stop) of a stored task vector, scaled."""
+    part = checkpoint.read_part(key, start, stop)
+    return part.to(_wide(part)) * scale
+
+
 def kronecker(
     w1: Float[Tensor, "a b"], w2_a: Float[Tensor, "c r"], w2_b: Float[Tensor, "r d"]
 ) -> Factors:
@@ -55,8 +88,6 @@ def kronecker(
     kron(W1 I, A2 B2) = kron(W1, A2) kron(I, B2), or the same with I before W1, as is smaller.
     """
     rows, columns = w1.shape
-    if w2_b.shape[0] > min(w2_a.shape[0], w2_b.shape[1]):
-        return _full(torch.kron(w1.double(), w2_a.double() @ w2_b.double()), w2_a)
     eye = torch.eye(min(rows, columns), dtype=torch.float64)
     left, right = (eye, w1.double()) if rows < columns else (w1.double(), eye)
     up, down = torch.kron(left, w2_a.double()), torch.kron(right, w2_b.double())
@@ -70,12 +101,54 @@ def kronecker_of_factors(
     w2_b: Float[Tensor, "r d"],
 ) -> Factors:
     """LoKr with both in factors: kron(A1 B1, A2 B2) = kron(A1, A2) kron(B1, B2), of rank r s."""
-    shape = (w1_a.shape[0] * w2_a.shape[0], w1_b.shape[1] * w2_b.shape[1])
-    if w1_a.shape[1] * w2_a.shape[1] > min(shape):
-        first, second = w1_a.double() @ w1_b.double(), w2_a.double() @ w2_b.double()
-        return _full(torch.kron(first, second), w1_a)
     up, down = torch.kron(w1_a.double(), w2_a.double()), torch.kron(w1_b.double(), w2_b.double())
     return _arithmetic(up, w1_a), _arithmetic(down, w1_b)
+
+
+def kronecker_of_whole(w1: Float[Tensor, "a b"], *second: Tensor) -> Factors:
+    """LoKr whose product is of full rank: kron(W1, W2), `second` being W2 or what makes it."""
+    return _full(torch.kron(w1.double(), _second(*second).flatten(1)), w1)
+
+
+def kronecker_of_product(
+    w1_a: Float[Tensor, "a s"], w1_b: Float[Tensor, "s b"], *second: Tensor
+) -> Factors:
+    """The same with W1 = A1 B1."""
+    w1 = w1_a.double() @ w1_b.double()
+    return _full(torch.kron(w1, _second(*second).flatten(1)), w1_a)
+
+
+def kronecker_of_whole_entries(scale: float, w1: Float[Tensor, "a b"], *second: Tensor) -> Entries:
+    """The entries of `kronecker_of_whole`, scaled, without building it."""
+    return partial(_kronecker_entries, w1.double() * scale, _second(*second).flatten(1))
+
+
+def kronecker_of_product_entries(
+    scale: float, w1_a: Float[Tensor, "a s"], w1_b: Float[Tensor, "s b"], *second: Tensor
+) -> Entries:
+    """Those of `kronecker_of_product`."""
+    return kronecker_of_whole_entries(scale, w1_a.double() @ w1_b.double(), *second)
+
+
+def _second(first: Tensor, *more: Tensor) -> Float[Tensor, "c d ..."]:
+    """LoKr's W2, in float64: whole, a product of two, or of two with a core."""
+    if not more:
+        return first.double()
+    if len(more) == 1:
+        return first.double() @ more[0].double()
+    return _with_core(more[1], first, more[0])
+
+
+def _kronecker_entries(
+    w1: Float[Tensor, "a b"], w2: Float[Tensor, "c d"], start: int, stop: int
+) -> Float[Tensor, "n"]:
+    """Entries [start, stop) of kron(W1, W2), without the other rows."""
+    row, height = w1.shape[1] * w2.shape[1], len(w2)
+    rows = torch.arange(start // row, -(-stop // row))
+    left, right = w1[rows // height], w2[rows % height]
+    entries = (left[:, :, None] * right[:, None, :]).reshape(-1)
+    begin = start // row * row
+    return entries[start - begin : stop - begin]
 
 
 def _full(delta: Float[Tensor, "out cols"], stored: Tensor) -> Factors:

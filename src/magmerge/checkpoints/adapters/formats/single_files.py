@@ -11,12 +11,13 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from magmerge.checkpoints.adapters.formats.headers import stored_module
+from magmerge.checkpoints.adapters.formats.headers import Parts, parts_of
 from magmerge.checkpoints.adapters.formats.keys import Roles, by_module
 from magmerge.checkpoints.adapters.formats.lora_config import (
     AGAINST,
     ScaleOrigin,
     check_config,
+    check_kind,
     config_fields,
     sound_scale,
 )
@@ -53,11 +54,28 @@ def read_diffusers(checkpoint: Checkpoint, metadata: Mapping[str, str], naming: 
             remedy="give the adapter's folder, with its adapter_config.json",
         )
     configs = _configs(metadata, checkpoint.source)
-    stored = {
-        name: stored_module(checkpoint, name, roles, _scale(checkpoint, name, roles, configs))
-        for name, roles in modules.items()
-    }
-    return Adapter(checkpoint.source, checkpoint.files, naming, stored, metadata=metadata)
+    for name, roles in modules.items():
+        config = _config_of(name, configs)
+        if config is not None and roles.keys() & {"up", "dora"}:
+            check_kind({**config, "peft_type": "LORA"}, {name: roles}, checkpoint.source)
+    parts = parts_of(
+        checkpoint, modules, lambda name, roles: _scale(checkpoint, name, roles, configs)
+    )
+    return _adapter(checkpoint, naming, parts, metadata)
+
+
+def _adapter(
+    checkpoint: Checkpoint, naming: Naming, parts: Parts, metadata: Mapping[str, str]
+) -> Adapter:
+    return Adapter(
+        checkpoint.source,
+        checkpoint.files,
+        naming,
+        parts.stored,
+        metadata=metadata,
+        added=parts.added,
+        rescales=parts.rescales,
+    )
 
 
 def diffusers_name(module: str) -> str:
@@ -98,14 +116,19 @@ def _configs(metadata: Mapping[str, str], source: str) -> dict[str, dict[str, An
     return configs
 
 
+def _config_of(name: str, configs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The settings for a module; None where the file has none."""
+    part = prefixed(name)
+    return None if part is None else configs.get(part.component, configs.get(""))
+
+
 def _scale(
     checkpoint: Checkpoint, name: str, roles: Roles, configs: Mapping[str, Mapping[str, Any]]
 ) -> float | None:
     """The scale of a module's task vector as the settings have it; None where they say nothing."""
-    part = prefixed(name)
+    part, config = prefixed(name), _config_of(name, configs)
     if part is None or "down" not in roles:
         return None
-    config = configs.get(part.component, configs.get(""))
     shape = checkpoint.specs[roles["down"]].shape
     if config is None or not shape or not shape[0]:
         return None
@@ -178,8 +201,8 @@ def _fault(problem: str, source: str) -> AdapterError:
 def read_kohya(checkpoint: Checkpoint, metadata: Mapping[str, str]) -> Adapter:
     """The adapter of a file in kohya's manner, or in ComfyUI's: other prefixes, and dots."""
     modules = by_module(checkpoint, kohya_name)
-    stored = {name: stored_module(checkpoint, name, roles) for name, roles in modules.items()}
-    return Adapter(checkpoint.source, checkpoint.files, flavour(stored), stored, metadata=metadata)
+    parts = parts_of(checkpoint, modules, lambda _name, _roles: None)
+    return _adapter(checkpoint, flavour(modules), parts, metadata)
 
 
 def kohya_name(module: str) -> str:
@@ -203,6 +226,9 @@ def write_kohya(content: Content) -> Encoded:
         tensors[f"{name}.lora_up.weight"] = up
         alphas[name] = scale * down.shape[0]
         tensors[f"{name}.alpha"] = torch.tensor(alphas[name], dtype=torch.float32)
+    for name, tensor in content.added.items():
+        module, _, leaf = name.rpartition(".")
+        tensors[f"{module}.{'diff_b' if leaf == 'bias' else 'diff'}"] = tensor.contiguous()
     ranks = {len(factors.down) for factors in content.modules.values()}
     metadata = {key: text for key, text in content.metadata.items() if key != ENTRY}
     values: dict[str, set[int] | set[float]] = {
