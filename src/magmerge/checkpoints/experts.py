@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,12 +39,14 @@ class FullExpert:
         self.notes: tuple[str, ...] = checkpoint.notes
         self.specs: Mapping[str, TensorSpec] = checkpoint.specs
         self.ties: Mapping[str, str] = checkpoint.ties
-        self.untouched: frozenset[str] = frozenset()
+        self.untouched: frozenset[str] = getattr(checkpoint, "untouched", frozenset())
         self.faults: list[Fault] = []
         self.absent: Mapping[str, Sequence[range]] = getattr(checkpoint, "absent", {})
 
     def changes_nothing(self, base: Checkpoint | None, names: Collection[str]) -> bool:
         """Whether it is the base, in the tensors `names`."""
+        if not names and self.untouched:
+            return True
         return base is not None and same_tensors(self.whole, base, names)
 
     def equals(self, other: Expert, names: Collection[str]) -> bool:
@@ -68,7 +70,10 @@ def open_expert(name: str, model: Model, base: Checkpoint | None) -> Expert:
         model = from_expert(cast("nn.Module", model))
     checkpoint = None if in_parts else open_checkpoint(model)
     if checkpoint is not None and not is_adapter(checkpoint):
-        return FullExpert(name, checkpoint if base is None else align(checkpoint, base))
+        if base is None:
+            return FullExpert(name, checkpoint)
+        aligned = _in_parts(checkpoint, base) if hasattr(base, "parts") else None
+        return FullExpert(name, aligned or align(checkpoint, base))
     if not isinstance(model, str | Path):
         raise CheckpointError(
             "it holds the factors of an adapter, and no file says how they are scaled",
@@ -124,6 +129,27 @@ def align(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
         if other is not None and len(set(other.specs) & set(base.specs)) > matched:
             return other
     return best
+
+
+def _in_parts(checkpoint: Checkpoint, base: Any) -> Checkpoint:
+    """An expert of a pipeline, or of one part of it, as the base has its parts."""
+    from magmerge.checkpoints import pipeline_folder
+
+    parts = getattr(checkpoint, "parts", None)
+    if parts is None:
+        aligned = {part: align(checkpoint, model) for part, model in base.parts.items()}
+        part = pipeline_folder.part_like(checkpoint, base.parts, aligned)
+        parts = {part: aligned[part]}
+    else:
+        own = {part: model for part, model in base.parts.items() if part in parts}
+        parts = {**parts, **{part: align(parts[part], model) for part, model in own.items()}}
+    equal = [
+        part
+        for part, model in parts.items()
+        if part in base.parts and set(model.specs) == set(base.parts[part].specs)
+        if same_tensors(model, base.parts[part], model.specs)
+    ]
+    return pipeline_folder.on_pipeline(checkpoint, base, parts, equal)
 
 
 def same_tensors(first: Checkpoint, second: Checkpoint, names: Collection[str]) -> bool:
