@@ -21,7 +21,8 @@ from magmerge.core.models import Checkpoint
 
 SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab"})
 LEFT_OUT = frozenset({"magmerge.json", "adapter_config.json", "trainer_state.json"})
-MODULES = "modules.json"
+MODULES, PIPELINE = "modules.json", "model_index.json"
+CONFIG = "config.json"
 MODEL, DIFFUSERS = "model.safetensors", "diffusion_pytorch_model.safetensors"
 DTYPE_KEYS = ("dtype", "torch_dtype")
 TOKENIZER, PAIRS, LIST = "tokenizer.json", "vocab.json", "vocab.txt"
@@ -40,18 +41,20 @@ TOKENS = ("embed_tokens", "word_embeddings", "wte", "embed_in", "tok_embeddings"
 
 
 def companion_files(folder: Path | None) -> dict[str, Path]:
-    """The files of a model folder that are no weights, by their path within it. A sentence
-    encoder's modules.json names subfolders inside, which are taken too. Code (.py) is never copied.
+    """The files of a model folder that are no weights, by their path within it, and those of the
+    subfolders that a sentence encoder's modules.json or a pipeline's model_index.json names. Code
+    (.py) is never copied.
     """
     if folder is None:
         return {}
-    folders = {"": folder, **{f"{sub}/": folder / sub for sub in _module_folders(folder)}}
+    inner = (*_module_folders(folder), *part_folders(folder))
+    folders = {"": folder, **{f"{sub}/": folder / sub for sub in inner}}
     return {
         f"{start}{path.name}": path
         for start, place in folders.items()
         for path in sorted(place.iterdir())
         if path.suffix in SUFFIXES and path.name not in LEFT_OUT and path.is_file()
-        if not path.name.startswith(".") and not path.name.endswith(".index.json")
+        if not path.name.startswith(".") and ".index." not in path.name
     }
 
 
@@ -60,28 +63,43 @@ def read_companions(
 ) -> dict[str, bytes]:
     """Their contents; config.json with `settings`, and `texts` in place of files of their names.
 
-    A setting of a part of the model is named by its path: text_config.vocab_size.
+    A setting of a part of the model is named by its path, text_config.vocab_size; one of a part of
+    a pipeline by its folder first, text_encoder/dtype.
     """
     contents = {}
     for name, path in files.items():
         with read_errors(path):
             contents[name] = path.read_bytes()
-    if settings and "config.json" in contents:
-        config = read_json(files["config.json"], RESTORE)
-        for key, value in settings.items():
+    folders = {key.rpartition("/")[0] for key in settings}
+    for name in [f"{folder}/{CONFIG}".lstrip("/") for folder in sorted(folders)]:
+        if name not in contents:
+            continue
+        config = read_json(files[name], RESTORE)
+        start = name.removesuffix(CONFIG)
+        own = {k.removeprefix(start): v for k, v in settings.items() if k.startswith(start)}
+        for key, value in own.items():
             *parts, last = key.split(".")
             inner = config
             for part in parts:
                 inner = inner[part]
             inner[last] = value
-        contents["config.json"] = (json.dumps(config, indent=2) + "\n").encode()
+        contents[name] = (json.dumps(config, indent=2) + "\n").encode()
     return {**contents, **texts}
 
 
 def dtype_settings(folder: Path | None, dtype: str | None) -> dict[str, Any]:
-    """What a config.json says of the format, where a new one was asked for."""
-    config = {} if folder is None or dtype is None else read_config(folder)
-    return {key: dtypes.torch_name(dtype or "") for key in DTYPE_KEYS if key in config}
+    """What a config.json says of the format, where a new one was asked for; those of a pipeline's
+    parts too.
+    """
+    if folder is None or dtype is None:
+        return {}
+    places = {"": folder, **{f"{part}/": folder / part for part in part_folders(folder)}}
+    return {
+        f"{start}{key}": dtypes.torch_name(dtype)
+        for start, place in places.items()
+        for key in DTYPE_KEYS
+        if key in read_config(place)
+    }
 
 
 def weights_file(folder: Path | None) -> str:
@@ -97,6 +115,14 @@ def check_donor(donor: Path, layout: Checkpoint) -> None:
     """OutputError if the donor's config or tokenizer are not for the model's own tensors."""
     if layout.folder is not None and donor.resolve() == layout.folder.resolve():
         return
+    parts, theirs = getattr(layout, "parts", {}), part_folders(donor)
+    if bool(parts) != bool(theirs) or not set(parts) <= set(theirs):
+        wish = f"that is a pipeline with {', '.join(parts)}" if parts else "that is no pipeline"
+        have = f"a pipeline of {', '.join(theirs)}" if theirs else "no pipeline"
+        problem = f"it is {have}, and what is written is {'one' if parts else 'none'}"
+        raise OutputError(problem, source=donor, remedy=f"name a donor {wish}")
+    for part, model in parts.items():
+        check_donor(donor / part, model)
     own, other = read_model_config(layout), read_config(donor)
     rows = _token_rows(layout, own)
     highest = max(rows, default=None)
@@ -193,6 +219,17 @@ def _tokenizer_vocabulary(content: Mapping[str, Any]) -> dict[str, int]:
 
 def _numbers(content: Mapping[str, Any]) -> dict[str, int]:
     return {token: number for token, number in content.items() if isinstance(number, int)}
+
+
+def part_folders(folder: Path) -> list[str]:
+    """The folders inside a pipeline that its model_index.json names; none where there is none."""
+    path = folder / PIPELINE
+    if not path.is_file():
+        return []
+    content = read_json(path, "restore the pipeline's model_index.json")
+    # No other name than an identifier leads nowhere else.
+    names = [name for name, entry in content.items() if isinstance(entry, list)]
+    return [name for name in names if name.isidentifier() and (folder / name).is_dir()]
 
 
 def _module_folders(folder: Path) -> list[str]:

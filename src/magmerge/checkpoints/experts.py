@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,12 +44,14 @@ class FullExpert:
         self.notes: tuple[str, ...] = checkpoint.notes
         self.specs: Mapping[str, TensorSpec] = checkpoint.specs
         self.ties: Mapping[str, str] = checkpoint.ties
-        self.untouched: frozenset[str] = frozenset()
+        self.untouched: frozenset[str] = getattr(checkpoint, "untouched", frozenset())
         self.faults: list[Fault] = []
         self.absent: Mapping[str, Sequence[range]] = getattr(checkpoint, "absent", {})
 
     def changes_nothing(self, base: Checkpoint | None, names: Collection[str]) -> bool:
         """Whether it is the base, in the tensors `names`."""
+        if not names and self.untouched:
+            return True
         return base is not None and same_tensors(self.whole, base, names)
 
     def equals(self, other: Expert, names: Collection[str]) -> bool:
@@ -77,10 +79,19 @@ def open_expert(
         model = from_expert(cast("nn.Module", model))
     checkpoint = None if in_parts else open_checkpoint(model)
     if checkpoint is not None and not is_adapter(checkpoint):
+        if renames is not None and hasattr(checkpoint, "parts"):
+            raise CheckpointError(
+                "rename maps the names of one model, and this is a pipeline of several",
+                source=checkpoint.source,
+                remedy="merge its part alone: name its folder, and the base's",
+            )
         if renames is not None:
             names = renames.names(name, checkpoint.source, checkpoint.specs)
             checkpoint = under_names(checkpoint, {new: old for old, new in names.items()})
-        return FullExpert(name, checkpoint if base is None else align(checkpoint, base))
+        if base is None:
+            return FullExpert(name, checkpoint)
+        aligned = _in_parts(checkpoint, base) if hasattr(base, "parts") else None
+        return FullExpert(name, aligned or align(checkpoint, base))
     if not isinstance(model, str | Path):
         raise CheckpointError(
             "it holds the factors of an adapter, and no file says how they are scaled",
@@ -128,6 +139,27 @@ def align(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
         return checkpoint
     view: Checkpoint = load("magmerge.checkpoints.names.alignment:aligned")(checkpoint, base)
     return view
+
+
+def _in_parts(checkpoint: Checkpoint, base: Any) -> Checkpoint:
+    """An expert of a pipeline, or of one part of it, as the base has its parts."""
+    from magmerge.checkpoints import pipeline_folder
+
+    parts = getattr(checkpoint, "parts", None)
+    if parts is None:
+        aligned = {part: align(checkpoint, model) for part, model in base.parts.items()}
+        part = pipeline_folder.part_like(checkpoint, base.parts, aligned)
+        parts = {part: aligned[part]}
+    else:
+        own = {part: model for part, model in base.parts.items() if part in parts}
+        parts = {**parts, **{part: align(parts[part], model) for part, model in own.items()}}
+    equal = [
+        part
+        for part, model in parts.items()
+        if part in base.parts and set(model.specs) == set(base.parts[part].specs)
+        if same_tensors(model, base.parts[part], model.specs)
+    ]
+    return pipeline_folder.on_pipeline(checkpoint, base, parts, equal)
 
 
 def same_tensors(first: Checkpoint, second: Checkpoint, names: Collection[str]) -> bool:

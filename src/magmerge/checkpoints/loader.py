@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from magmerge.checkpoints import pickles
 from magmerge.checkpoints.adapters.formats.keys import CONFIG, is_adapter_file
 from magmerge.checkpoints.adapters.names.vocabulary import COMPONENTS
+from magmerge.checkpoints.donor import part_folders
 from magmerge.checkpoints.kinds import read_errors
 from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint, from_module
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint, check_against_index, read_index
@@ -23,6 +24,8 @@ else:
     Model: TypeAlias = Any
 
 TORCH_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+SUFFIXES = TORCH_SUFFIXES | {".safetensors"}
+NO_WEIGHTS = "no .safetensors or .bin file"
 NAMES = ("model", "diffusion_pytorch_model", "adapter_model", "pytorch_model")
 
 
@@ -95,6 +98,33 @@ def _open_path(path: Path) -> Checkpoint:
 
 
 def _open_folder(folder: Path) -> Checkpoint:
+    checkpoint = _open_pipeline(folder) or _open_weights(folder)
+    if checkpoint is not None:
+        return checkpoint
+    files = sorted(file.name for file in folder.glob("*.safetensors"))
+    raise CheckpointError(
+        f"no checkpoint in this folder: it holds {', '.join(files) or NO_WEIGHTS}",
+        source=folder,
+        remedy="name the file itself, or a folder with model.safetensors or its index",
+    )
+
+
+def _open_pipeline(folder: Path) -> Checkpoint | None:
+    """The models of a diffusion pipeline as one; None where the folder is none, or has none."""
+    opened = {name: _open_weights(folder / name) for name in part_folders(folder)}
+    parts = {name: model for name, model in opened.items() if model is not None}
+    if not parts:
+        return None
+    from magmerge.checkpoints.pipeline_folder import PipelineFolder, check_parts
+
+    check_parts(folder, parts)
+    beside = sorted(file.name for file in folder.iterdir() if file.suffix in SUFFIXES)
+    note = f"{folder} is read as a pipeline; beside its parts lies {', '.join(beside)}"
+    return PipelineFolder(str(folder), folder, parts, notes=[note] if beside else [])
+
+
+def _open_weights(folder: Path) -> Checkpoint | None:
+    """The folder's one checkpoint; None where it has none, or several."""
     for suffix in (".safetensors", ".bin"):
         for name in NAMES:
             single, index = folder / f"{name}{suffix}", folder / f"{name}{suffix}.index.json"
@@ -111,12 +141,9 @@ def _open_folder(folder: Path) -> Checkpoint:
     lone = sorted(folder.glob("*.safetensors"))
     if len(lone) == 1:
         return _open_files(lone, str(folder), folder)
-    listing = ", ".join(file.name for file in lone) or "no .safetensors or .bin file"
-    raise CheckpointError(
-        f"no checkpoint in this folder: it holds {listing}",
-        source=folder,
-        remedy="name the file itself, or a folder with model.safetensors or its index",
-    )
+    # The index of a variant: model.safetensors.index.fp16.json.
+    indices = list(folder.glob("*.safetensors.index.*.json"))
+    return _open_index(indices[0], str(folder)) if len(indices) == 1 else None
 
 
 def _open_index(index: Path, source: str) -> Checkpoint:

@@ -106,6 +106,11 @@ class Step:
         """The output tensor that it is, or is a part of."""
         return self.spec if self.whole is None else replace(self.spec, shape=self.whole)
 
+    @property
+    def stored(self) -> TensorSpec:
+        """The same as its file has it: within a part's folder it is named without the part."""
+        return replace(self.tensor, name=self.spec.name.removeprefix(f"{self.part}."))
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:

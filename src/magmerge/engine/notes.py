@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
-from magmerge.checkpoints.donor import companion_files
+from magmerge.checkpoints.donor import PIPELINE, companion_files
 from magmerge.checkpoints.output.target import Target
 from magmerge.core.errors import MagmergeWarning, printable
 from magmerge.core.types import LayerRecord
@@ -18,7 +18,7 @@ CORRELATED = 0.1
 def config_notes(job: Job, target: Target) -> tuple[str, ...]:
     """A folder without config.json holds tensors, but no model that transformers can load."""
     model = not (target.single or job.writes_adapter or job.takes)
-    if not model or "config.json" in companion_files(job.donor):
+    if not model or {"config.json", PIPELINE} & companion_files(job.donor).keys():
         return ()
     return (
         f"{job.donor or 'a model in memory or in a single file'} has no config.json, so the result "

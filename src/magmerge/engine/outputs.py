@@ -43,8 +43,11 @@ def target_for(
         single, weights, own = naming != FOLDER, WEIGHTS, ADAPTER
     else:
         single, weights = path.suffix == SUFFIX, weights_file(job.donor)
-        index = f"{weights.removesuffix(SUFFIX)}{INDEX}"
-        own = frozenset({weights, index, *companion_files(job.donor), *job.models.texts})
+        parts = _weights_of(job)
+        _check_folder(path, parts)
+        files = [f"{part}/{name}" for part, name in parts.items()] or [weights]
+        indices = [f"{file.removesuffix(SUFFIX)}{INDEX}" for file in files]
+        own = frozenset({*files, *indices, *companion_files(job.donor), *job.models.texts})
     return Target.at(
         path,
         single=single,
@@ -69,7 +72,23 @@ def place(
     single = job.writes_adapter or (target is not None and target.single)
     size = None if single else job.model_output.shard_size
     file = target.weights if target is not None else "model.safetensors"
-    return lay_out(steps, size, file, metadata or {})
+    return lay_out(steps, size, file, metadata or {}, _weights_of(job))
+
+
+def _weights_of(job: Job) -> Mapping[str, str]:
+    """What the file of each part of a pipeline is called; empty for any other model."""
+    return {} if job.writes_adapter else getattr(job.models.layout, "weights", {})
+
+
+def _check_folder(out: Path, parts: Mapping[str, str]) -> None:
+    if parts and out.suffix == SUFFIX:
+        part = next(iter(parts))
+        raise OutputError(
+            "a pipeline is a folder, and this is a file's name",
+            source=out,
+            remedy="drop the suffix, or write one part alone: give that part's own folder of each "
+            f"model, such as BASE/{part}",
+        )
 
 
 def _check_suffix(out: Path, naming: str) -> None:

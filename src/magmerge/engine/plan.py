@@ -147,8 +147,14 @@ def _steps(job: Job, name: str, kind: Kind, varying: Varying) -> list[Step]:
         wide=wide,
         params=varying.at(name, action),
         voters=fate.voters,
+        part="" if job.writes_adapter else _part_of(job.models, name),
     )
     return _by_rows(step, job.models) if action in ("merge", "mean", "average") else [step]
+
+
+def _part_of(models: Models, name: str) -> str:
+    """The folder of a pipeline's part that a tensor belongs to; empty in any other model."""
+    return models.layout.part_of(name) if hasattr(models.layout, "part_of") else ""
 
 
 def _by_rows(step: Step, models: Models) -> list[Step]:
@@ -162,7 +168,7 @@ def _by_rows(step: Step, models: Models) -> list[Step]:
     own = getattr(models.layout, "absent", {}).get(name, ())
     if not own and not any(holes.values()):
         return [step]
-    cuts = {0, shape[0]}
+    cuts = {0, *(shape[:1] or (1,))}
     for part in (own, *holes.values()):
         cuts |= {edge for rows in part for edge in (rows.start, rows.stop)}
     edges, row = sorted(cuts), 1

@@ -27,7 +27,7 @@ from magmerge.core.errors import CheckpointError
 from magmerge.core.types import Shard, Step
 from magmerge.core.version import __version__
 from magmerge.engine.executors import local
-from magmerge.engine.job import Job
+from magmerge.engine.job import Input, Job
 
 CONFIG = "config.json"
 Report = Callable[[str, Target], Mapping[str, bytes]]
@@ -135,6 +135,13 @@ def _samples_key(job: Job) -> str:
     return digest.hexdigest()
 
 
+def _within(file: Path, entry: Input) -> str:
+    """A file's path from its model's folder, as parts of a pipeline have files of one name."""
+    folder = None if entry.model is None else entry.model.folder
+    inside = folder is not None and folder in file.parents
+    return file.relative_to(folder).as_posix() if inside and folder is not None else file.name
+
+
 def _inputs(job: Job, settlers: Sequence[Callable[[], None]]) -> list[dict[str, Any]]:
     """Each input as the provenance tells it, while the result's own files wait for the disk.
 
@@ -159,7 +166,7 @@ def _inputs(job: Job, settlers: Sequence[Callable[[], None]]) -> list[dict[str, 
         {
             "role": entry.role,
             "source": entry.source,
-            "files": {file.name: by_file[file] for file in entry.files},
+            "files": {_within(file, entry): by_file[file] for file in entry.files},
             **({} if entry.files or entry.model is None else {"content": next(contents)}),
         }
         for entry in inputs

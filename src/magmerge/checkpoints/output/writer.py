@@ -146,11 +146,11 @@ class FileSink:
         """Every tensor was written, and safetensors' own reader finds what the plan says."""
         for number, shard in enumerate(self._shards):
             own = [step for step in self._steps if step.shard == number]
-            expected = {step.spec.name: step.tensor for step in own}
+            expected = {step.stored.name: step.stored for step in own}
             file = self._staging.folder / shard.file
             specs = SafetensorsCheckpoint([file], str(self._staging.target)).specs
             sizes = {
-                step.spec.name: self._written.get(f"{step.part}/{step.spec.name}") for step in own
+                step.stored.name: self._written.get(f"{step.part}/{step.spec.name}") for step in own
             }
             odd = {name for name in expected | specs if expected.get(name) != specs.get(name)}
             odd |= {name for name, spec in expected.items() if sizes[name] != dtypes.nbytes(spec)}
