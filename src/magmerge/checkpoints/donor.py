@@ -24,6 +24,8 @@ LEFT_OUT = frozenset({"magmerge.json", "adapter_config.json", "trainer_state.jso
 MODULES = "modules.json"
 MODEL, DIFFUSERS = "model.safetensors", "diffusion_pytorch_model.safetensors"
 DTYPE_KEYS = ("dtype", "torch_dtype")
+REMOVED = object()
+"""In place of a setting's value: the result's config.json has none of its name."""
 TOKENIZER, PAIRS, LIST = "tokenizer.json", "vocab.json", "vocab.txt"
 """Files that say which token has which id; the last by its line."""
 IDENTITY = ("model_type", "architectures", "_class_name")
@@ -60,7 +62,8 @@ def read_companions(
 ) -> dict[str, bytes]:
     """Their contents; config.json with `settings`, and `texts` in place of files of their names.
 
-    A setting of a part of the model is named by its path: text_config.vocab_size.
+    A setting of a part of the model is named by its path: text_config.vocab_size. Of REMOVED
+    nothing is left.
     """
     contents = {}
     for name, path in files.items():
@@ -74,6 +77,8 @@ def read_companions(
             for part in parts:
                 inner = inner[part]
             inner[last] = value
+            if value is REMOVED:
+                del inner[last]
         contents["config.json"] = (json.dumps(config, indent=2) + "\n").encode()
     return {**contents, **texts}
 

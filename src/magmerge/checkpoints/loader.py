@@ -12,7 +12,9 @@ from magmerge.checkpoints.adapters.names.vocabulary import COMPONENTS
 from magmerge.checkpoints.kinds import read_errors
 from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint, from_module
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint, check_against_index, read_index
+from magmerge.core import dtypes
 from magmerge.core.errors import CheckpointError, no_such_model
+from magmerge.core.lazy import load
 from magmerge.core.models import Checkpoint
 
 if TYPE_CHECKING:
@@ -27,11 +29,22 @@ NAMES = ("model", "diffusion_pytorch_model", "adapter_model", "pytorch_model")
 
 
 def open_checkpoint(model: Model) -> Checkpoint:
-    """Open a model without reading its tensors.
+    """Open a model without reading its tensors, which are seen as what they stand for: weights of 8
+    bits times their scales.
 
     `model` is a folder or file path, a mapping from names to tensors, a torch module, or a
     checkpoint. Raises CheckpointError, with the remedy, for anything missing, corrupt or unsafe.
     """
+    checkpoint = open_stored(model)
+    if checkpoint is not model and any(
+        spec.dtype in dtypes.QUANTISED for spec in checkpoint.specs.values()
+    ):
+        return cast("Checkpoint", load("magmerge.checkpoints.float8:with_values")(checkpoint))
+    return checkpoint
+
+
+def open_stored(model: Model) -> Checkpoint:
+    """Open a model as `open_checkpoint` does, its tensors as they are stored."""
     if isinstance(model, str | Path):
         with read_errors(model):
             return _open_path(_named_path(model))

@@ -9,11 +9,13 @@ from magmerge.checkpoints import adapters, clip
 from magmerge.checkpoints.digests import stamp
 from magmerge.checkpoints.donor import check_donor
 from magmerge.checkpoints.experts import BASE, open_expert, open_whole
-from magmerge.checkpoints.loader import Model
+from magmerge.checkpoints.kinds import quantised_faults
+from magmerge.checkpoints.loader import Model, adapts, open_checkpoint
 from magmerge.core.errors import (
     MagmergeError,
     OutputError,
     ParameterError,
+    StructureError,
     UnknownNameError,
     suggestion,
 )
@@ -135,6 +137,11 @@ def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
     opened_base = _under(None if base is None else open_whole(BASE, base), names)
     opened_merged = _under(None if merged is None else open_whole("merged model", merged), names)
     layout: Checkpoint | None = opened_merged or opened_base
+    faults = quantised_faults([layout, opened_base], layout)
+    if faults:
+        # No adapter finds its place on such a base, so they are told before it is tried.
+        wholes = [open_checkpoint(model) for model in experts.values() if not adapts(model)]
+        raise StructureError([*faults, *quantised_faults(wholes)])
     opened: list[Expert] = []
     for name, model in experts.items():
         opened.append(open_expert(name, model, opened_base))
@@ -142,8 +149,13 @@ def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
             layout = _under(opened[0].whole, names)
     if layout is None:
         raise MagmergeError("no model is given", remedy="name a base and some experts")
+    if base is not None or recipe.method is not None:
+        faults = quantised_faults([layout, *(expert.whole for expert in opened)], layout)
+        if faults:
+            raise StructureError(faults)
     whole = [model for model in (layout, opened_base, opened_merged) if model is not None]
-    return Models(layout, opened_base, opened, opened_merged, _stamps([*whole, *opened]))
+    settings, stamps = getattr(layout, "settings", {}), _stamps([*whole, *opened])
+    return Models(layout, opened_base, opened, opened_merged, stamps, settings=settings)
 
 
 def experts_by_name(experts: Sequence[Model] | Mapping[str, Model]) -> dict[str, Model]:
@@ -228,6 +240,8 @@ def _resolved(recipe: Recipe, models: Models, names: Container[str | None]) -> R
             f"an adapter on a base has no rank of inputs: its rank is {output.rank or 'not given'}",
             remedy="give a number (--rank 16), or --rank auto --energy 0.99",
         )
+    if isinstance(output, ModelOutput) and output.dtype is None:
+        output = output.model_copy(update={"dtype": getattr(models.layout, "written", None)})
     models_by_role = {"base": models.base, "merged": models.merged}
     roles = {
         role: path if model is None or path in names else model.source
