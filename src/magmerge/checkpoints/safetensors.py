@@ -14,9 +14,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from magmerge.checkpoints.kinds import read_errors
+from magmerge.checkpoints.kinds import read_errors, read_model_config
 from magmerge.core import dtypes
-from magmerge.core.errors import CheckpointError
+from magmerge.core.errors import CheckpointError, shortened
 from magmerge.core.models import Checkpoint
 from magmerge.core.types import Kind, TensorSpec
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 KEPT_OPEN = 64
 """Files that stay open: a process may have as few as 256."""
+COMPUTED = frozenset(
+    {"inv_freq", "original_inv_freq", "cos_cached", "sin_cached", "masked_bias", "position_ids"}
+)
+"""Last parts of names of tables that models compute by themselves, and were once stored."""
 COMPLETE = "fetch or save this file once more: it is not a complete safetensors file"
 
 
@@ -176,11 +180,19 @@ def read_index(index: Path) -> tuple[list[Path], dict[str, str]]:
     return [index.parent / shard for shard in shards], weight_map
 
 
-def check_against_index(checkpoint: Checkpoint, weight_map: dict[str, str]) -> None:
-    """CheckpointError unless the shards hold exactly the tensors that the index lists."""
+def check_against_index(checkpoint: Checkpoint, weight_map: dict[str, str]) -> tuple[str, ...]:
+    """What to know of an index; CheckpointError unless the shards hold exactly the tensors that it
+    lists, but for tables that models compute by themselves and heads that are their embeddings.
+    """
     absent = sorted(set(weight_map) - set(checkpoint.specs))
+    tied = read_model_config(checkpoint).get("tie_word_embeddings") is True
+    tables = [
+        name
+        for name in absent
+        if name.rpartition(".")[2] in COMPUTED or (tied and name.endswith("lm_head.weight"))
+    ]
     unlisted = sorted(set(checkpoint.specs) - set(weight_map))
-    faults = [f"{name} is listed but in no shard" for name in absent]
+    faults = [f"{name} is listed but in no shard" for name in absent if name not in tables]
     faults += [f"{name} is in a shard but not listed" for name in unlisted]
     if faults:
         raise CheckpointError(
@@ -188,6 +200,12 @@ def check_against_index(checkpoint: Checkpoint, weight_map: dict[str, str]) -> N
             source=checkpoint.source,
             remedy="fetch the folder once more: shards of two versions are mixed",
         )
+    if not tables:
+        return ()
+    return (
+        f"the index of {checkpoint.source} lists {shortened(tables)}, which no shard holds: it is "
+        "read without, as transformers makes them anew",
+    )
 
 
 def _validate(file: Path) -> None:

@@ -66,6 +66,7 @@ def _bytes(value: object) -> object:
 
 Dtype = Annotated[str | None, BeforeValidator(_code)]
 """safetensors' code of a format, from any common name of it."""
+Weights = Literal["ema", "model"]
 Size = Annotated[int, BeforeValidator(_bytes)]
 """Bytes, from a number or from 5GB, 5GiB and their kin."""
 
@@ -121,6 +122,8 @@ class AdapterOutput(_Data):
 
 
 LISTS = ("sensitive", "skip", "ignore")
+LATER = ("weights",)
+"""Fields that recipes once had not: where they are not set the digest is what it was."""
 FIELD_SYNTAX = {
     "experts": "a list of paths, or names with paths: {maths: PATH, code: PATH}",
     "calibrate": "a name, such as wsc, or a list of such",
@@ -128,6 +131,7 @@ FIELD_SYNTAX = {
     "output": "fields with values: {dtype: bfloat16}",
     "samples": "fields with values: {data: {maths: PATH}, samples: 8}",
     "gate": "on or off",
+    "weights": "ema or model, or either by a model's name: {maths: ema}",
     "seed": "a whole number",
     **dict.fromkeys(LISTS, "a name or a pattern, or a list of such"),
     **dict.fromkeys(("name", "base", "merged", "method"), "one word or path, in quotes if need be"),
@@ -141,8 +145,9 @@ class Recipe(_Data):
     Models are named by path, or described where they are in memory. `ignore` holds patterns of
     tensors that are not compared and that the result takes from its layout model as they are;
     `skip` patterns of tensors that are merged but not calibrated; `sensitive` the layers that the
-    gate lets only shrink; `samples` is None where only weights are looked at. `name` is what later
-    documents of the same file call this one's result.
+    gate lets only shrink; `weights` what is read of models that hold their weights and the average
+    of these, for all or by name (None: what their program reads); `samples` is None where only
+    weights are looked at. `name` is what later documents of the same file call this one's result.
     """
 
     name: str | None = None
@@ -156,6 +161,7 @@ class Recipe(_Data):
     sensitive: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
+    weights: Weights | dict[str, Weights] | None = None
     seed: int = 0
     samples: Samples | None = None
     output: ModelOutput | AdapterOutput = Field(default_factory=ModelOutput, discriminator="kind")
@@ -210,7 +216,8 @@ class Recipe(_Data):
     @property
     def digest(self) -> str:
         """SHA-256 of the recipe in canonical JSON."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        content = self.model_dump(mode="json", exclude={n for n in LATER if not getattr(self, n)})
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from magmerge.checkpoints import adapters, clip
@@ -118,6 +118,7 @@ def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
 
     With an output's `names` (a family of CLIP) they are seen under these.
     """
+    chosen = _choices(recipe)
     base = None if recipe.base is None else _model("base", recipe.base, models)
     merged = None if recipe.merged is None else _model("merged", recipe.merged, models)
     experts = {
@@ -134,8 +135,9 @@ def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
             remedy="name the base with --base (base=)",
         )
     names = recipe.output.names if isinstance(recipe.output, ModelOutput) else None
-    opened_base = _under(None if base is None else open_whole(BASE, base), names)
-    opened_merged = _under(None if merged is None else open_whole("merged model", merged), names)
+    opened_base = _under(None if base is None else open_whole(BASE, base, chosen("base")), names)
+    opened_merged = None if merged is None else open_whole("merged model", merged, chosen("merged"))
+    opened_merged = _under(opened_merged, names)
     layout: Checkpoint | None = opened_merged or opened_base
     faults = quantised_faults([layout, opened_base], layout)
     if faults:
@@ -144,7 +146,7 @@ def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
         raise StructureError([*faults, *quantised_faults(wholes)])
     opened: list[Expert] = []
     for name, model in experts.items():
-        opened.append(open_expert(name, model, opened_base))
+        opened.append(open_expert(name, model, opened_base, chosen(name)))
         if layout is None:
             layout = _under(opened[0].whole, names)
     if layout is None:
@@ -156,6 +158,20 @@ def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
     whole = [model for model in (layout, opened_base, opened_merged) if model is not None]
     settings, stamps = getattr(layout, "settings", {}), _stamps([*whole, *opened])
     return Models(layout, opened_base, opened, opened_merged, stamps, settings=settings)
+
+
+def _choices(recipe: Recipe) -> Callable[[str], str | None]:
+    """Which weights each model has that holds several, by role or expert's name."""
+    choices = recipe.weights
+    if not isinstance(choices, dict):
+        return lambda _: choices
+    for name in choices:
+        if name not in recipe.models:
+            raise UnknownNameError(
+                f"the weights of {name!r} are chosen, and the recipe reads no such model",
+                remedy=suggestion(name, recipe.models),
+            )
+    return choices.get
 
 
 def experts_by_name(experts: Sequence[Model] | Mapping[str, Model]) -> dict[str, Model]:
