@@ -180,3 +180,25 @@ def test_a_head_that_is_the_embedding_may_be_listed_alone(tmp_path: Path) -> Non
         open_checkpoint(folder)
     (folder / "config.json").write_text('{"tie_word_embeddings": true}')
     assert "model.lm_head.weight" in open_checkpoint(folder).notes[0]
+
+
+def test_a_distributed_tensor_of_one_gpu_is_whole_and_a_part_is_refused(tmp_path: Path) -> None:
+    """As verl saves a model under FSDP."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh, local = init_device_mesh("cpu", (1,)), torch.randn(4, 3)
+        whole = DTensor.from_local(local, mesh, [Shard(0)])
+        part = DTensor.from_local(
+            local, mesh, [Shard(0)], shape=torch.Size((8, 3)), stride=(3, 1), run_check=False
+        )
+        torch.save({"w": whole}, tmp_path / "model_world_size_1_rank_0.pt")
+        torch.save({"w": part}, tmp_path / "part.pt")
+    finally:
+        dist.destroy_process_group()
+    assert torch.equal(open_checkpoint(tmp_path).read("w"), local)
+    with pytest.raises(CheckpointError, match="a tensor of a class of its own"):
+        open_checkpoint(tmp_path / "part.pt")

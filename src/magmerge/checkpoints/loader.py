@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 else:
     Model: TypeAlias = Any
 
-KINDS = {".gguf": "magmerge.checkpoints.gguf:open_gguf"}
+KINDS = {
+    ".gguf": "magmerge.checkpoints.gguf:open_gguf",
+    ".metadata": "magmerge.checkpoints.distributed:open_distributed",
+}
 """What opens a file by its ending, where it is neither safetensors nor of torch."""
 TORCH_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 TARS = (".pt.tar", ".pth.tar", ".ckpt.tar")
@@ -146,7 +149,7 @@ def _open_path(path: Path, weights: str | None) -> Checkpoint:
         raise no_such_model(path)
     if path.name.endswith(".index.json"):
         return _open_files(Files([], path.parent, path), str(path), weights)
-    if path.suffix in READ or path.name.endswith(TARS):
+    if _ending(path) in READ or path.name.endswith(TARS):
         # The folder's config tells what the tensors are, also where its one file is named.
         folder = path.parent if (path.parent / "config.json").is_file() else None
         return _open_files(Files([path], folder), str(path), weights)
@@ -162,6 +165,11 @@ def _open_path(path: Path, weights: str | None) -> Checkpoint:
         remedy="magmerge reads .safetensors, .gguf, and torch files named .bin, .pt, .pth, .ckpt, "
         ".pkl or .pth.tar",
     )
+
+
+def _ending(path: Path) -> str:
+    """What tells a file's kind; a name that is an ending alone has none for Python."""
+    return path.suffix or path.name
 
 
 def _single(folder: Path) -> Files | None:
@@ -188,12 +196,12 @@ def _open_files(
     paths, weight_map = files.paths, None
     if files.listing is not None:
         paths, weight_map = read_index(files.listing)
-    suffixes = {path.suffix for path in paths}
+    endings = {_ending(path) for path in paths}
     opened: Any
-    if suffixes == {".safetensors"}:
+    if endings == {".safetensors"}:
         opened = SafetensorsCheckpoint(paths, source, files.folder)
-    elif suffixes <= KINDS.keys() and len(paths) == 1:
-        opened = load(KINDS[paths[0].suffix])(paths[0], source, files.folder, weights)
+    elif endings <= KINDS.keys() and len(paths) == 1:
+        opened = load(KINDS[_ending(paths[0])])(paths[0], source, files.folder, weights)
     else:
         opened = pickles.open_torch(paths, source, files.folder, weights)
     opened.averaged = files.averaged or getattr(opened, "averaged", False)

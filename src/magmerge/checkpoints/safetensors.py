@@ -48,7 +48,7 @@ class SafetensorsCheckpoint:
         self.kinds: MappingProxyType[str, Kind] = MappingProxyType({})
         self.notes: tuple[str, ...] = ()
         self._places: dict[str, _Offset] = {}
-        self._handles = _Handles()
+        self._handles = Handles()
         specs: dict[str, TensorSpec] = {}
         for spec, place in itertools.chain(*map(read_header, self.files)):
             if spec.name in specs:
@@ -76,11 +76,11 @@ class SafetensorsCheckpoint:
         if stop > start:
             view = tensor.view(torch.uint8).numpy().data
             with self._handles.opened(place.file) as handle:
-                _read_into(handle, view, place.file, place.start + start * dtype.itemsize, name)
+                read_into(handle, view, place.file, place.start + start * dtype.itemsize, name)
         return tensor
 
 
-class _Handles:
+class Handles:
     """Open files: the first KEPT_OPEN of all checkpoints stay open, others open for each use."""
 
     count = 0
@@ -92,10 +92,11 @@ class _Handles:
 
     @contextmanager
     def opened(self, file: Path) -> Iterator[int]:
+        """The file's descriptor, for reading."""
         with self.lock:
-            if file not in self._open and _Handles.count < KEPT_OPEN:
+            if file not in self._open and Handles.count < KEPT_OPEN:
                 self._open[file] = os.open(file, os.O_RDONLY)
-                _Handles.count += 1
+                Handles.count += 1
         handle = self._open.get(file)
         if handle is not None:
             yield handle
@@ -108,12 +109,13 @@ class _Handles:
 
 
 def _close_all(handles: dict[Path, int]) -> None:
-    _Handles.count -= len(handles)
+    Handles.count -= len(handles)
     for handle in handles.values():
         os.close(handle)
 
 
-def _read_into(handle: int, view: memoryview, file: Path, offset: int, name: str) -> None:
+def read_into(handle: int, view: memoryview, file: Path, offset: int, name: str) -> None:
+    """Fill `view` with a file's bytes from `offset` on; CheckpointError where the file is short."""
     done = 0
     while done < len(view):
         got = os.preadv(handle, [view[done:]], offset + done)

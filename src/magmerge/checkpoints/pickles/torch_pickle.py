@@ -112,7 +112,7 @@ class _Realiser:
     def _view(self, record: TensorRecord) -> Tensor:
         import torch
 
-        _check_within(record)
+        check_within(record)
         dtype: torch.dtype = getattr(torch, record.dtype)
         storage = self._storage(record.storage, WIDTHS[record.dtype])
         empty = torch.empty(0, dtype=dtype)
@@ -165,7 +165,7 @@ class _Realiser:
         return self._bytes[id(home)][1]
 
 
-def _check_within(record: TensorRecord) -> None:
+def check_within(record: TensorRecord) -> None:
     """DamagedError unless all entries are in the storage, and are not many more than it has."""
     if 0 in record.shape:
         return
