@@ -83,6 +83,7 @@ def test_quantised_models_are_refused(
     with pytest.raises(StructureError, match="is quantised"):
         magmerge.plan(base=folder, experts=experts)
     experts[0]["lm_head.weight"] = experts[0]["lm_head.weight"].to(torch.float8_e4m3fn)
+    experts[0]["lm_head.scale"] = torch.ones(3, 5)
     with pytest.raises(StructureError, match=r"is quantised: lm_head.weight \(float8_e4m3fn\)"):
         magmerge.plan(base=base, experts=experts)
 

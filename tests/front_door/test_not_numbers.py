@@ -72,7 +72,9 @@ def mlx(name: str, weight: Tensor) -> State:
 
 
 def fp8(name: str, weight: Tensor) -> State:
-    return {f"{name}.weight": weight.to(torch.float8_e4m3fn)}
+    """With a scale that is in no known form."""
+    own = f"{name}.weight"
+    return {own: weight.to(torch.float8_e4m3fn), f"{own}_scale": torch.ones(3, 5)}
 
 
 def quanto(name: str, weight: Tensor) -> State:
@@ -144,17 +146,18 @@ def test_a_quantised_model_without_a_config_is_refused(
     with pytest.raises(StructureError, match="is quantised") as caught:
         magmerge.merge(base=made["base"], experts=[made["one"], made["two"]], out=tmp_path / "out")
     assert len(caught.value.faults) == len(chosen)
-    assert "quantised it" in caught.value.remedy
+    assert "quantised from" in caught.value.remedy
     assert "--ignore" not in caught.value.remedy
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_quantised_base_is_not_blamed_on_the_adapter(
-    magmerge_cli: CommandLine, tmp_path: Path
+    magmerge_cli: CommandLine, tmp_path: Path, kind: Callable[[str, Tensor], State]
 ) -> None:
     from tests.checkpoints.adapters.files import write_adapter
 
-    save_file(quantised(fp8, plain(None)), tmp_path / "base.safetensors")
+    save_file(quantised(kind, plain(None)), tmp_path / "base.safetensors")
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     write_adapter(adapter / "adapter_model.safetensors", {"model.layers.0.q_proj": (16, 16)})
@@ -166,6 +169,14 @@ def test_a_quantised_base_is_not_blamed_on_the_adapter(
     assert found.code == 1
     assert f"{tmp_path / 'base.safetensors'} is quantised" in found.message
     assert "adapter is quantised" not in found.message
+    assert "--base" not in found.message
+    assert "--ignore" not in found.message
+    # The remedy: the model that it was quantised from.
+    save_file(plain(None), tmp_path / "source.safetensors")
+    found = magmerge_cli(
+        "merge", "--base", tmp_path / "source.safetensors", "--expert", adapter, tmp_path / "out"
+    )
+    assert found.code == 0
 
 
 def test_models_with_integers_of_other_kinds_are_merged() -> None:

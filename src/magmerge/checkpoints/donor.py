@@ -25,6 +25,8 @@ MODULES, PIPELINE = "modules.json", "model_index.json"
 CONFIG = "config.json"
 MODEL, DIFFUSERS = "model.safetensors", "diffusion_pytorch_model.safetensors"
 DTYPE_KEYS = ("dtype", "torch_dtype")
+REMOVED = object()
+"""In place of a setting's value: the result's config.json has none of its name."""
 TOKENIZER, PAIRS, LIST = "tokenizer.json", "vocab.json", "vocab.txt"
 """Files that say which token has which id; the last by its line."""
 IDENTITY = ("model_type", "architectures", "_class_name")
@@ -64,7 +66,7 @@ def read_companions(
     """Their contents; config.json with `settings`, and `texts` in place of files of their names.
 
     A setting of a part of the model is named by its path, text_config.vocab_size; one of a part of
-    a pipeline by its folder first, text_encoder/dtype.
+    a pipeline by its folder first, text_encoder/dtype. Of REMOVED nothing is left.
     """
     contents = {}
     for name, path in files.items():
@@ -83,6 +85,8 @@ def read_companions(
             for part in parts:
                 inner = inner[part]
             inner[last] = value
+            if value is REMOVED:
+                del inner[last]
         contents[name] = (json.dumps(config, indent=2) + "\n").encode()
     return {**contents, **texts}
 

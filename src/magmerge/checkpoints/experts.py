@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from magmerge.checkpoints import adapters
 from magmerge.checkpoints.kinds import INTEGERS
-from magmerge.checkpoints.loader import Model, adapts_parts, is_adapter, open_checkpoint
+from magmerge.checkpoints.loader import Model, adapts_parts, is_adapter, located, open_checkpoint
 from magmerge.checkpoints.memory_checkpoint import from_expert, wrapped_layers
 from magmerge.checkpoints.views import under_names
 from magmerge.core import dtypes
@@ -68,16 +68,20 @@ class FullExpert:
 
 
 def open_expert(
-    name: str, model: Model, base: Checkpoint | None, renames: Renames | None = None
+    name: str,
+    model: Model,
+    base: Checkpoint | None,
+    renames: Renames | None = None,
+    weights: str | None = None,
 ) -> Expert:
     """Open one expert: a whole model, or a LoRA adapter as task vectors on `base`; its own names
-    are those of `renames` first.
+    are those of `renames` first. `weights` as in `open_checkpoint`.
     """
-    in_parts = isinstance(model, str | Path) and adapts_parts(Path(model))
+    in_parts = isinstance(model, str | Path) and adapts_parts(located(Path(model)))
     if hasattr(model, "named_modules"):
         # One that PEFT has wrapped counts with what its adapter adds.
         model = from_expert(cast("nn.Module", model))
-    checkpoint = None if in_parts else open_checkpoint(model)
+    checkpoint = None if in_parts else open_checkpoint(model, weights)
     if checkpoint is not None and not is_adapter(checkpoint):
         if renames is not None and hasattr(checkpoint, "parts"):
             raise CheckpointError(
@@ -110,8 +114,10 @@ def open_expert(
     return adapters.AdapterExpert(name, adapter, base)
 
 
-def open_whole(role: str, model: Model) -> Checkpoint:
-    """Open a base or a merged model, which cannot be an adapter; of a wrapped base its inside."""
+def open_whole(role: str, model: Model, weights: str | None = None) -> Checkpoint:
+    """Open a base or a merged model, which cannot be an adapter; of a wrapped base its inside.
+    `weights` as in `open_checkpoint`.
+    """
     module = cast("nn.Module", model) if hasattr(model, "named_modules") else None
     if role != BASE and module is not None and wrapped_layers(module):
         raise CheckpointError(
@@ -119,7 +125,7 @@ def open_whole(role: str, model: Model) -> Checkpoint:
             source=f"a {type(model).__name__} in memory",
             remedy="pass model.merge_and_unload()",
         )
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_checkpoint(model, weights)
     if is_adapter(checkpoint):
         raise CheckpointError(
             f"it is a LoRA adapter, and the {role} must be a whole model",

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from magmerge.core import dtypes
-from magmerge.core.errors import CheckpointError
+from magmerge.core.errors import CheckpointError, Fault
 from magmerge.core.models import Checkpoint
 from magmerge.core.types import Kind, TensorSpec
 
@@ -52,6 +52,20 @@ MARKS = (
 PAIRS = (("_blocks", "_scales"), (".B", ".s"), (".codes", ".codebooks"))
 """Endings of an integer tensor's name, and what stands in its place beside it: MXFP4, Marlin, AQLM.
 """
+SOURCE = (
+    "give the model that it was quantised from, in bfloat16, float16 or float32: an adapter that "
+    "was trained on the quantised one fits that too"
+)
+"""What helps with every quantised model, none of which holds the weights that it was made from."""
+WAYS_OUT = {
+    "bitsandbytes": "; or load it with transformers and bitsandbytes, call its dequantize(), and "
+    "save it with save_pretrained",
+    "MLX": "; or let mlx_lm.convert --dequantize write it anew",
+}
+"""Further ways, by the kind."""
+PLAIN = "; where its tensors are plain numbers all the same, remove that entry from its config.json"
+QUANTISATION = "quantization_config"
+"""What a config calls it."""
 
 
 def kinds_of(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Kind]:
@@ -154,6 +168,44 @@ def _is_statistics(spec: TensorSpec, specs: Mapping[str, TensorSpec]) -> bool:
         specs.get(f"{prefix}{name}", spec).shape == spec.shape and f"{prefix}{name}" in specs
         for name in ("running_mean", "running_var")
     )
+
+
+def quantised_faults(models: Iterable[Checkpoint | None], layout: object = None) -> list[Fault]:
+    """That models are quantised: their tensors tell it. Of the `layout` its config alone tells it
+    too, which the result would get.
+    """
+    distinct = dict.fromkeys(model for model in models if model is not None)
+    faults = [_fault(model, alone=model is layout) for model in distinct]
+    return [fault for fault in faults if fault is not None]
+
+
+def _fault(checkpoint: Checkpoint, *, alone: bool) -> Fault | None:
+    declared = read_model_config(checkpoint).get(QUANTISATION)
+    method = str(declared.get("quant_method", "")) if isinstance(declared, dict) else ""
+    signs = quantisation_signs(checkpoint.specs)
+    if signs:
+        tensor, reason = next(iter(signs.items()))
+        more = f" and {len(signs) - 1} more tensors" if len(signs) > 1 else ""
+        kind = method or _kind_of(checkpoint.specs, signs)
+        text = f"{checkpoint.source} is quantised: {tensor} ({reason}){more}"
+        ways = (way for word, way in WAYS_OUT.items() if kind.startswith(word))
+        return Fault(f"{text}; {kind}" if kind else text, SOURCE + next(ways, ""))
+    if alone and declared and QUANTISATION not in getattr(checkpoint, "settings", {}):
+        text = f"{checkpoint.source} is quantised ({QUANTISATION} in its config.json)"
+        return Fault(text, SOURCE + PLAIN)
+    return None
+
+
+def _kind_of(specs: Mapping[str, TensorSpec], signs: Mapping[str, str]) -> str:
+    """The name of the quantisation, where a tensor's name tells it; else an empty text."""
+    kinds = {kind for _, kind in MARKS}
+    words = [reason for reason in signs.values() if reason in kinds]
+    if words:
+        return words[0]
+    name = next(iter(signs))
+    module = name.removesuffix(".weight")
+    beside = {f"{module}.scales", f"{module}.biases"} <= set(specs)
+    return "MLX" if specs[name].dtype == "U32" and beside else ""
 
 
 def quantisation_signs(specs: Mapping[str, TensorSpec]) -> dict[str, str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 from magmerge.checkpoints import pickles
 from magmerge.checkpoints.adapters.formats.keys import CONFIG, is_adapter_file
@@ -13,7 +13,9 @@ from magmerge.checkpoints.donor import part_folders
 from magmerge.checkpoints.kinds import read_errors
 from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint, from_module
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint, check_against_index, read_index
+from magmerge.core import dtypes
 from magmerge.core.errors import CheckpointError, no_such_model
+from magmerge.core.lazy import load
 from magmerge.core.models import Checkpoint
 
 if TYPE_CHECKING:
@@ -23,21 +25,60 @@ if TYPE_CHECKING:
 else:
     Model: TypeAlias = Any
 
+KINDS = {
+    ".gguf": "magmerge.checkpoints.gguf:open_gguf",
+    ".metadata": "magmerge.checkpoints.distributed:open_distributed",
+}
+"""What opens a file by its ending, where it is neither safetensors nor of torch."""
 TORCH_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
-SUFFIXES = TORCH_SUFFIXES | {".safetensors"}
-NO_WEIGHTS = "no .safetensors or .bin file"
-NAMES = ("model", "diffusion_pytorch_model", "adapter_model", "pytorch_model")
+TARS = (".pt.tar", ".pth.tar", ".ckpt.tar")
+"""Endings of torch files that are no tar files."""
+READ = frozenset({".safetensors", *TORCH_SUFFIXES, *KINDS})
+SUFFIXES = (".safetensors", ".bin")
+NAMES = (
+    "model", "diffusion_pytorch_model", "adapter_model", "pytorch_model", "pytorch_model_fsdp",
+)  # fmt: skip
+"""What the files of a model are called in its folder, single or with an index beside them."""
+AVERAGE = "model_ema."
+"""How the names of averages begin in single files of Stable Diffusion."""
 
 
-def open_checkpoint(model: Model) -> Checkpoint:
-    """Open a model without reading its tensors.
+class Files(NamedTuple):
+    """A checkpoint's files, or its index; the folder of its config; what a reader should know; and
+    whether they are the average of its weights.
+    """
+
+    paths: Sequence[Path]
+    folder: Path | None
+    listing: Path | None = None
+    notes: tuple[str, ...] = ()
+    averaged: bool = False
+
+
+def open_checkpoint(model: Model, weights: str | None = None) -> Checkpoint:
+    """Open a model without reading its tensors, which are seen as what they stand for: weights of 8
+    bits times their scales.
 
     `model` is a folder or file path, a mapping from names to tensors, a torch module, or a
-    checkpoint. Raises CheckpointError, with the remedy, for anything missing, corrupt or unsafe.
+    checkpoint. Where it holds weights and their moving average, `weights` "model" or "ema" says
+    which; None: those that the program would load that wrote it. Raises CheckpointError, with the
+    remedy, for anything missing, corrupt or unsafe.
     """
+    checkpoint = open_stored(model, weights)
+    if checkpoint is model:
+        return checkpoint
+    if weights is not None or any(name.startswith(AVERAGE) for name in checkpoint.specs):
+        checkpoint = load("magmerge.checkpoints.averages:chosen")(checkpoint, weights)
+    if any(spec.dtype in dtypes.QUANTISED for spec in checkpoint.specs.values()):
+        return cast("Checkpoint", load("magmerge.checkpoints.float8:with_values")(checkpoint))
+    return checkpoint
+
+
+def open_stored(model: Model, weights: str | None = None) -> Checkpoint:
+    """Open a model as `open_checkpoint` does, its tensors as they are stored."""
     if isinstance(model, str | Path):
         with read_errors(model):
-            return _open_path(_named_path(model))
+            return _open_path(_named_path(model), weights)
     if isinstance(model, Mapping):
         return MemoryCheckpoint(model)
     if hasattr(model, "specs") and hasattr(model, "read"):
@@ -62,7 +103,7 @@ def adapts(model: Model) -> bool:
     """Whether a model is an adapter's file or folder, or a folder of such."""
     if not isinstance(model, str | Path):
         return False
-    return adapts_parts(_named_path(model)) or is_adapter(open_checkpoint(model))
+    return adapts_parts(located(_named_path(model))) or is_adapter(open_stored(model))
 
 
 def adapts_parts(folder: Path) -> bool:
@@ -79,53 +120,78 @@ def _named_path(model: str | Path) -> Path:
     return Path(model)
 
 
-def _open_path(path: Path) -> Checkpoint:
+def files_in(folder: Path, weights: str | None = None) -> Files:
+    """The checkpoint in a folder; CheckpointError, with the remedy, where there is none."""
+    single = _single(folder)
+    if single is not None:
+        return single
+    files: Files = load("magmerge.checkpoints.folders:files_of")(folder, weights)
+    return files
+
+
+def located(path: Path) -> Path:
+    """Where the model is that a path names: in a training's folder in the last checkpoint-N."""
+    if not path.is_dir() or (path / CONFIG).is_file() or _single(path) is not None:
+        return path
+    last: Path = load("magmerge.checkpoints.folders:last_checkpoint")(path)
+    return last
+
+
+def located_note(path: Path) -> tuple[str, ...]:
+    """That the model of a path is somewhere in it, for its notes."""
+    place = located(path)
+    return () if place == path else (f"{path} is a training's folder: {place.name} is taken",)
+
+
+def _open_path(path: Path, weights: str | None) -> Checkpoint:
     if path.is_dir():
-        return _open_folder(path)
+        pipeline = _open_pipeline(path, weights)
+        if pipeline is not None:
+            return pipeline
+        return _open_files(files_in(located(path), weights), str(path), weights, located_note(path))
     if not path.is_file():
         raise no_such_model(path)
     if path.name.endswith(".index.json"):
-        return _open_index(path, str(path))
-    if path.suffix == ".safetensors" or path.suffix in TORCH_SUFFIXES:
+        return _open_files(Files([], path.parent, path), str(path), weights)
+    if _ending(path) in READ or path.name.endswith(TARS):
         # The folder's config tells what the tensors are, also where its one file is named.
         folder = path.parent if (path.parent / "config.json").is_file() else None
-        return _open_files([path], str(path), folder)
+        return _open_files(Files([path], folder), str(path), weights)
+    if path.suffix == ".distcp":
+        raise CheckpointError(
+            "it is one part of a distributed checkpoint",
+            source=path,
+            remedy=f"name its folder: {path.parent}",
+        )
     raise CheckpointError(
         "no known kind of checkpoint",
         source=path,
-        remedy="magmerge reads .safetensors, and torch files named .bin, .pt, .pth, .ckpt or .pkl",
+        remedy="magmerge reads .safetensors, .gguf, and torch files named .bin, .pt, .pth, .ckpt, "
+        ".pkl or .pth.tar",
     )
 
 
-def _open_folder(folder: Path) -> Checkpoint:
-    checkpoint = _open_pipeline(folder) or _open_weights(folder)
-    if checkpoint is not None:
-        return checkpoint
-    files = sorted(file.name for file in folder.glob("*.safetensors"))
-    raise CheckpointError(
-        f"no checkpoint in this folder: it holds {', '.join(files) or NO_WEIGHTS}",
-        source=folder,
-        remedy="name the file itself, or a folder with model.safetensors or its index",
-    )
-
-
-def _open_pipeline(folder: Path) -> Checkpoint | None:
+def _open_pipeline(folder: Path, weights: str | None) -> Checkpoint | None:
     """The models of a diffusion pipeline as one; None where the folder is none, or has none."""
-    opened = {name: _open_weights(folder / name) for name in part_folders(folder)}
-    parts = {name: model for name, model in opened.items() if model is not None}
+    parts = {
+        name: _open_files(files_in(folder / name, weights), str(folder / name), weights)
+        for name in part_folders(folder)
+        if any(file.suffix in READ for file in (folder / name).iterdir())
+    }
     if not parts:
         return None
-    from magmerge.checkpoints.pipeline_folder import PipelineFolder, check_parts
-
-    check_parts(folder, parts)
-    beside = sorted(file.name for file in folder.iterdir() if file.suffix in SUFFIXES)
-    note = f"{folder} is read as a pipeline; beside its parts lies {', '.join(beside)}"
-    return PipelineFolder(str(folder), folder, parts, notes=[note] if beside else [])
+    opened: Checkpoint = load("magmerge.checkpoints.pipeline_folder:opened")(folder, parts)
+    return opened
 
 
-def _open_weights(folder: Path) -> Checkpoint | None:
-    """The folder's one checkpoint; None where it has none, or several."""
-    for suffix in (".safetensors", ".bin"):
+def _ending(path: Path) -> str:
+    """What tells a file's kind; a name that is an ending alone has none for Python."""
+    return path.suffix or path.name
+
+
+def _single(folder: Path) -> Files | None:
+    """A file of a known name, or the index of such."""
+    for suffix in SUFFIXES:
         for name in NAMES:
             single, index = folder / f"{name}{suffix}", folder / f"{name}{suffix}.index.json"
             if single.is_file() and index.is_file():
@@ -135,25 +201,28 @@ def _open_weights(folder: Path) -> Checkpoint | None:
                     remedy="remove the one that is left over from another save",
                 )
             if index.is_file():
-                return _open_index(index, str(folder))
+                return Files([], folder, index)
             if single.is_file():
-                return _open_files([single], str(folder), folder)
-    lone = sorted(folder.glob("*.safetensors"))
-    if len(lone) == 1:
-        return _open_files(lone, str(folder), folder)
-    # The index of a variant: model.safetensors.index.fp16.json.
-    indices = list(folder.glob("*.safetensors.index.*.json"))
-    return _open_index(indices[0], str(folder)) if len(indices) == 1 else None
+                return Files([single], folder)
+    return None
 
 
-def _open_index(index: Path, source: str) -> Checkpoint:
-    shards, weight_map = read_index(index)
-    checkpoint = _open_files(shards, source, index.parent)
-    check_against_index(checkpoint, weight_map)
-    return checkpoint
-
-
-def _open_files(files: list[Path], source: str, folder: Path | None) -> Checkpoint:
-    if all(file.suffix == ".safetensors" for file in files):
-        return SafetensorsCheckpoint(files, source, folder)
-    return pickles.open_torch(files, source, folder)
+def _open_files(
+    files: Files, source: str, weights: str | None, notes: tuple[str, ...] = ()
+) -> Checkpoint:
+    paths, weight_map = files.paths, None
+    if files.listing is not None:
+        paths, weight_map = read_index(files.listing)
+    endings = {_ending(path) for path in paths}
+    opened: Any
+    if endings == {".safetensors"}:
+        opened = SafetensorsCheckpoint(paths, source, files.folder)
+    elif endings <= KINDS.keys() and len(paths) == 1:
+        opened = load(KINDS[_ending(paths[0])])(paths[0], source, files.folder, weights)
+    else:
+        opened = pickles.open_torch(paths, source, files.folder, weights)
+    opened.averaged = files.averaged or getattr(opened, "averaged", False)
+    opened.notes = (*notes, *files.notes, *opened.notes)
+    if weight_map is not None:
+        opened.notes = (*opened.notes, *check_against_index(opened, weight_map))
+    return cast("Checkpoint", opened)

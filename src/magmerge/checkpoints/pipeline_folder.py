@@ -23,6 +23,10 @@ WHOLE_PIPELINE = (
 )
 
 
+WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+"""Endings of files of weights."""
+
+
 class PipelineFolder:
     """The models of a pipeline as one checkpoint; a tensor's name begins with its part's, as in
     unet.conv_in.weight.
@@ -92,6 +96,14 @@ class PipelineFolder:
         part, inner = self._places[name]
         spec = self.parts[part].specs[inner]
         return TensorSpec(name, spec.shape, spec.dtype)
+
+
+def opened(folder: Path, parts: Mapping[str, Checkpoint]) -> PipelineFolder:
+    """The pipeline in a folder, of the models of its parts."""
+    check_parts(folder, parts)
+    beside = sorted(file.name for file in folder.iterdir() if file.suffix in WEIGHTS)
+    note = f"{folder} is read as a pipeline; beside its parts lies {', '.join(beside)}"
+    return PipelineFolder(str(folder), folder, parts, notes=[note] if beside else [])
 
 
 def check_parts(folder: Path, parts: Mapping[str, Checkpoint]) -> None:

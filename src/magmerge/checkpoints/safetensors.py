@@ -14,9 +14,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from magmerge.checkpoints.kinds import read_errors
+from magmerge.checkpoints.kinds import read_errors, read_model_config
 from magmerge.core import dtypes
-from magmerge.core.errors import CheckpointError
+from magmerge.core.errors import CheckpointError, shortened
 from magmerge.core.models import Checkpoint
 from magmerge.core.types import Kind, TensorSpec
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 KEPT_OPEN = 64
 """Files that stay open: a process may have as few as 256."""
+COMPUTED = frozenset(
+    {"inv_freq", "original_inv_freq", "cos_cached", "sin_cached", "masked_bias", "position_ids"}
+)
+"""Last parts of names of tables that models compute by themselves, and were once stored."""
 COMPLETE = "fetch or save this file once more: it is not a complete safetensors file"
 
 
@@ -44,7 +48,7 @@ class SafetensorsCheckpoint:
         self.kinds: MappingProxyType[str, Kind] = MappingProxyType({})
         self.notes: tuple[str, ...] = ()
         self._places: dict[str, _Offset] = {}
-        self._handles = _Handles()
+        self._handles = Handles()
         specs: dict[str, TensorSpec] = {}
         for spec, place in itertools.chain(*map(read_header, self.files)):
             if spec.name in specs:
@@ -72,11 +76,11 @@ class SafetensorsCheckpoint:
         if stop > start:
             view = tensor.view(torch.uint8).numpy().data
             with self._handles.opened(place.file) as handle:
-                _read_into(handle, view, place.file, place.start + start * dtype.itemsize, name)
+                read_into(handle, view, place.file, place.start + start * dtype.itemsize, name)
         return tensor
 
 
-class _Handles:
+class Handles:
     """Open files: the first KEPT_OPEN of all checkpoints stay open, others open for each use."""
 
     count = 0
@@ -88,10 +92,11 @@ class _Handles:
 
     @contextmanager
     def opened(self, file: Path) -> Iterator[int]:
+        """The file's descriptor, for reading."""
         with self.lock:
-            if file not in self._open and _Handles.count < KEPT_OPEN:
+            if file not in self._open and Handles.count < KEPT_OPEN:
                 self._open[file] = os.open(file, os.O_RDONLY)
-                _Handles.count += 1
+                Handles.count += 1
         handle = self._open.get(file)
         if handle is not None:
             yield handle
@@ -104,12 +109,13 @@ class _Handles:
 
 
 def _close_all(handles: dict[Path, int]) -> None:
-    _Handles.count -= len(handles)
+    Handles.count -= len(handles)
     for handle in handles.values():
         os.close(handle)
 
 
-def _read_into(handle: int, view: memoryview, file: Path, offset: int, name: str) -> None:
+def read_into(handle: int, view: memoryview, file: Path, offset: int, name: str) -> None:
+    """Fill `view` with a file's bytes from `offset` on; CheckpointError where the file is short."""
     done = 0
     while done < len(view):
         got = os.preadv(handle, [view[done:]], offset + done)
@@ -176,11 +182,19 @@ def read_index(index: Path) -> tuple[list[Path], dict[str, str]]:
     return [index.parent / shard for shard in shards], weight_map
 
 
-def check_against_index(checkpoint: Checkpoint, weight_map: dict[str, str]) -> None:
-    """CheckpointError unless the shards hold exactly the tensors that the index lists."""
+def check_against_index(checkpoint: Checkpoint, weight_map: dict[str, str]) -> tuple[str, ...]:
+    """What to know of an index; CheckpointError unless the shards hold exactly the tensors that it
+    lists, but for tables that models compute by themselves and heads that are their embeddings.
+    """
     absent = sorted(set(weight_map) - set(checkpoint.specs))
+    tied = read_model_config(checkpoint).get("tie_word_embeddings") is True
+    tables = [
+        name
+        for name in absent
+        if name.rpartition(".")[2] in COMPUTED or (tied and name.endswith("lm_head.weight"))
+    ]
     unlisted = sorted(set(checkpoint.specs) - set(weight_map))
-    faults = [f"{name} is listed but in no shard" for name in absent]
+    faults = [f"{name} is listed but in no shard" for name in absent if name not in tables]
     faults += [f"{name} is in a shard but not listed" for name in unlisted]
     if faults:
         raise CheckpointError(
@@ -188,6 +202,12 @@ def check_against_index(checkpoint: Checkpoint, weight_map: dict[str, str]) -> N
             source=checkpoint.source,
             remedy="fetch the folder once more: shards of two versions are mixed",
         )
+    if not tables:
+        return ()
+    return (
+        f"the index of {checkpoint.source} lists {shortened(tables)}, which no shard holds: it is "
+        "read without, as transformers makes them anew",
+    )
 
 
 def _validate(file: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from magmerge.cli.settings import numbers, parse_settings, renames, sources_by_expert
+from magmerge.cli.settings import choices, numbers, parse_settings, renames, sources_by_expert
 from magmerge.core.errors import no_such_model
 
 Options = Mapping[str, Any]
@@ -140,6 +140,7 @@ def merge_keywords(options: Options) -> dict[str, Any]:
         "params": params,
         "sensitive": options["sensitive"] or (),
         "rename": renames(options["rename"]),
+        "weights": choices(options["weights"]),
         "data": sources_by_expert(options["data"]),
         "samples": sample_keywords(options),
     }

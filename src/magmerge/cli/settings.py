@@ -107,6 +107,17 @@ def _number(text: str) -> float | None:
         return None
 
 
+def choices(texts: Sequence[str]) -> Any:
+    """`--weights` texts: one word for all models, or one by each name; None without any."""
+    named = dict(text.rpartition("=")[::2] for text in texts)
+    if len(named) != len(texts) or ("" in named and len(named) > 1):
+        raise ParameterError(
+            f"--weights {' --weights '.join(texts)}: two of them speak of one model",
+            remedy="write --weights ema for all models, or --weights NAME=ema for each",
+        )
+    return named.get("", named or None)
+
+
 def sources_by_expert(texts: Sequence[str]) -> Any:
     """Sources by expert, or the only one for all; None if none is given."""
     named: dict[str, str] = {}

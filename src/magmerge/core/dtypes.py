@@ -59,8 +59,8 @@ def torch_dtype(code: str) -> torch.dtype:
     return dtype
 
 
-def code_of(dtype: torch.dtype) -> str | None:
-    """safetensors' code for a torch dtype; None where it has none."""
+def code_of(dtype: torch.dtype | str | None) -> str | None:
+    """safetensors' code for a torch dtype, or its name; None where it has none."""
     name = str(dtype).removeprefix("torch.")
     return next((code for code, (spoken, _) in _TORCH_NAMES.items() if spoken == name), None)
 

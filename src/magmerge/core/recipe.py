@@ -66,6 +66,7 @@ def _bytes(value: object) -> object:
 
 Dtype = Annotated[str | None, BeforeValidator(_code)]
 """safetensors' code of a format, from any common name of it."""
+Weights = Literal["ema", "model"]
 Size = Annotated[int, BeforeValidator(_bytes)]
 """Bytes, from a number or from 5GB, 5GiB and their kin."""
 
@@ -123,6 +124,8 @@ class AdapterOutput(_Data):
 EVERY = "*"
 """What stands for all experts in a map of names."""
 LISTS = ("sensitive", "skip", "ignore")
+LATER = ("rename", "weights")
+"""Fields that recipes once had not: where they are not set the digest is what it was."""
 FIELD_SYNTAX = {
     "experts": "a list of paths, or names with paths: {maths: PATH, code: PATH}",
     "calibrate": "a name, such as wsc, or a list of such",
@@ -131,6 +134,7 @@ FIELD_SYNTAX = {
     "samples": "fields with values: {data: {maths: PATH}, samples: 8}",
     "rename": "old names with new ones: {'old.*': 'new.*'}, or such a map for each expert",
     "gate": "on or off",
+    "weights": "ema or model, or either by a model's name: {maths: ema}",
     "seed": "a whole number",
     **dict.fromkeys(LISTS, "a name or a pattern, or a list of such"),
     **dict.fromkeys(("name", "base", "merged", "method"), "one word or path, in quotes if need be"),
@@ -145,8 +149,9 @@ class Recipe(_Data):
     tensors that are not compared and that the result takes from its layout model as they are;
     `rename` maps names of experts, each alone or all of them, before they are compared;
     `skip` patterns of tensors that are merged but not calibrated; `sensitive` the layers that the
-    gate lets only shrink; `samples` is None where only weights are looked at. `name` is what later
-    documents of the same file call this one's result.
+    gate lets only shrink; `weights` what is read of models that hold their weights and the average
+    of these, for all or by name (None: what their program reads); `samples` is None where only
+    weights are looked at. `name` is what later documents of the same file call this one's result.
     """
 
     name: str | None = None
@@ -161,6 +166,7 @@ class Recipe(_Data):
     skip: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     rename: dict[str, dict[str, str]] = Field(default_factory=dict)
+    weights: Weights | dict[str, Weights] | None = None
     seed: int = 0
     samples: Samples | None = None
     output: ModelOutput | AdapterOutput = Field(default_factory=ModelOutput, discriminator="kind")
@@ -224,8 +230,8 @@ class Recipe(_Data):
 
     @property
     def _unsaid(self) -> set[str]:
-        """Fields that came later: a recipe without them is what it was before."""
-        return set() if self.rename else {"rename"}
+        """Fields that came later and are not set: a recipe without them is what it was before."""
+        return {name for name in LATER if not getattr(self, name)}
 
     @property
     def models(self) -> dict[str, str]:

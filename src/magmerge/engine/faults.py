@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from magmerge.checkpoints.kinds import HEAD_PARENTS, HEADS, quantisation_signs
+from magmerge.checkpoints.kinds import HEAD_PARENTS, HEADS
 from magmerge.core import dtypes, registry
 from magmerge.core.errors import CheckpointError, Fault, StructureError
 from magmerge.core.filters import matches, values_of
@@ -44,8 +43,8 @@ FILTERS = (
 )
 
 
-def check_structure(job: Job, config: Mapping[str, Any], more: Sequence[Fault] = ()) -> None:
-    """StructureError with all faults: quantised models, else missing, extra and misshapen tensors,
+def check_structure(job: Job, more: Sequence[Fault] = ()) -> None:
+    """StructureError with all faults: missing, extra and misshapen tensors,
     formats that cannot be merged, models given twice, a number of experts that the method does not
     take. Where one model is only written in another form it is asked for its names alone.
     """
@@ -55,7 +54,6 @@ def check_structure(job: Job, config: Mapping[str, Any], more: Sequence[Fault] =
     if alone:
         _check_names(models.layout)
     else:
-        check_quantised(models, config)
         faults += _repeated_faults(models)
         faults += _difference_faults(recipe, models)
     faults += _expert_count_faults(job)
@@ -150,28 +148,6 @@ def _expert_count_faults(job: Job) -> list[Fault]:
             )
         )
     return faults
-
-
-def check_quantised(models: Models, config: Mapping[str, Any]) -> None:
-    """StructureError where a model is quantised, before the faults that follow from that."""
-    faults = []
-    if config.get("quantization_config"):
-        faults.append(
-            f"{models.layout.source} is quantised (quantization_config in its config.json)"
-        )
-    opened = [models.layout, models.base, *(expert.whole for expert in models.experts)]
-    for model in dict.fromkeys(model for model in opened if model is not None):
-        signs = quantisation_signs(model.specs)
-        if signs:
-            more = f" and {len(signs) - 1} more tensors" if len(signs) > 1 else ""
-            tensor, reason = next(iter(signs.items()))
-            faults.append(f"{model.source} is quantised: {tensor} ({reason}){more}")
-    if faults:
-        raise StructureError(
-            faults,
-            remedy="give the model that it was quantised from, or load it with the program that "
-            "quantised it and save it in bfloat16, float16 or float32",
-        )
 
 
 def _repeated_faults(models: Models) -> list[Fault]:

@@ -11,7 +11,7 @@ import torch
 
 from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.kinds import kinds_of, read_model_config
-from magmerge.checkpoints.loader import Model
+from magmerge.checkpoints.loader import Model, open_stored
 from magmerge.core import dtypes
 from magmerge.core.errors import StructureError
 from magmerge.core.filters import matches, patterns
@@ -61,7 +61,7 @@ class TensorDifference:
 
 def inspect(model: Model) -> CheckpointInfo:
     """What a model holds: every tensor's shape, dtype, kind and size, from headers alone."""
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_stored(model)
     kinds = kinds_of(checkpoint, read_model_config(checkpoint))
     tensors = tuple(
         TensorInfo(

@@ -38,7 +38,7 @@ def make_plan(job: Job, target: Target | None = None) -> Plan:
     config = read_model_config(job.models.layout)
     kinds = kinds_of(job.models.layout, config)
     form = form_of(job)
-    check_structure(job, config, [] if form is None else form.faults(job))
+    check_structure(job, [] if form is None else form.faults(job))
     varying = Varying(job.recipe, job.models.layout.specs)
     steps = [
         step for name in job.models.layout.specs for step in _steps(job, name, kinds[name], varying)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from magmerge.checkpoints import adapters, clip
 from magmerge.checkpoints.digests import stamp
 from magmerge.checkpoints.donor import check_donor
 from magmerge.checkpoints.experts import BASE, open_expert, open_whole
-from magmerge.checkpoints.loader import Model
+from magmerge.checkpoints.kinds import quantised_faults
+from magmerge.checkpoints.loader import Model, adapts, open_checkpoint
 from magmerge.core.errors import (
     MagmergeError,
     OutputError,
     ParameterError,
+    StructureError,
     UnknownNameError,
     suggestion,
 )
@@ -119,6 +122,7 @@ def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
 
     With an output's `names` (a family of CLIP) they are seen under these.
     """
+    chosen = _choices(recipe)
     base = None if recipe.base is None else _model("base", recipe.base, models)
     merged = None if recipe.merged is None else _model("merged", recipe.merged, models)
     experts = {
@@ -140,23 +144,34 @@ def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
             remedy="name the base with --base (base=)",
         )
     names = recipe.output.names if isinstance(recipe.output, ModelOutput) else None
-    opened_base = _under(None if base is None else open_whole(BASE, base), names)
-    opened_merged = _under(None if merged is None else open_whole("merged model", merged), names)
+    opened_base = _under(None if base is None else open_whole(BASE, base, chosen("base")), names)
+    opened_merged = None if merged is None else open_whole("merged model", merged, chosen("merged"))
+    opened_merged = _under(opened_merged, names)
     layout: Checkpoint | None = opened_merged or opened_base
+    faults = quantised_faults([layout, opened_base], layout)
+    if faults:
+        # No adapter finds its place on such a base, so they are told before it is tried.
+        wholes = [open_checkpoint(model) for model in experts.values() if not adapts(model)]
+        raise StructureError([*faults, *quantised_faults(wholes)])
     opened: list[Expert] = []
     renames = (
         load("magmerge.checkpoints.names.mapping:Renames")(recipe.rename) if recipe.rename else None
     )
     for name, model in experts.items():
-        opened.append(open_expert(name, model, opened_base, renames))
+        opened.append(open_expert(name, model, opened_base, renames, chosen(name)))
         if layout is None:
             layout = _under(opened[0].whole, names)
     if layout is None:
         raise MagmergeError("no model is given", remedy="name a base and some experts")
+    if base is not None or recipe.method is not None:
+        faults = quantised_faults([layout, *(expert.whole for expert in opened)], layout)
+        if faults:
+            raise StructureError(faults)
     whole = [model for model in (layout, opened_base, opened_merged) if model is not None]
-    faults = () if renames is None else renames.faults()
-    stamps = _stamps([*whole, *opened])
-    return _in_one_form(Models(layout, opened_base, opened, opened_merged, stamps, faults=faults))
+    told = () if renames is None else renames.faults()
+    settings, stamps = getattr(layout, "settings", {}), _stamps([*whole, *opened])
+    seen = Models(layout, opened_base, opened, opened_merged, stamps, settings=settings)
+    return _in_one_form(replace(seen, faults=told))
 
 
 def _in_one_form(models: Models) -> Models:
@@ -176,6 +191,20 @@ def _alike(model: Checkpoint | Expert, layout: Checkpoint) -> bool:
         return False
     names = model.specs.keys() == layout.specs.keys()
     return names and all(s.shape == layout.specs[n].shape for n, s in model.specs.items())
+
+
+def _choices(recipe: Recipe) -> Callable[[str], str | None]:
+    """Which weights each model has that holds several, by role or expert's name."""
+    choices = recipe.weights
+    if not isinstance(choices, dict):
+        return lambda _: choices
+    for name in choices:
+        if name not in recipe.models:
+            raise UnknownNameError(
+                f"the weights of {name!r} are chosen, and the recipe reads no such model",
+                remedy=suggestion(name, recipe.models),
+            )
+    return choices.get
 
 
 def experts_by_name(experts: Sequence[Model] | Mapping[str, Model]) -> dict[str, Model]:
@@ -260,6 +289,8 @@ def _resolved(recipe: Recipe, models: Models, names: Container[str | None]) -> R
             f"an adapter on a base has no rank of inputs: its rank is {output.rank or 'not given'}",
             remedy="give a number (--rank 16), or --rank auto --energy 0.99",
         )
+    if isinstance(output, ModelOutput) and output.dtype is None:
+        output = output.model_copy(update={"dtype": getattr(models.layout, "written", None)})
     models_by_role = {"base": models.base, "merged": models.merged}
     roles = {
         role: path if model is None or path in names else model.source

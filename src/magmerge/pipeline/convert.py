@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from magmerge.checkpoints.clip import family_of
-from magmerge.checkpoints.loader import adapts, open_checkpoint
+from magmerge.checkpoints.loader import adapts, open_stored
 from magmerge.checkpoints.pickles.torch_pickle import TorchCheckpoint
 from magmerge.core.errors import ParameterError
 from magmerge.core.machine import Machine, Progress
@@ -57,7 +57,7 @@ def convert(
         source, modules = union.adapters[0].source, len(union.modules)
         assert adapter.path is not None
         return Conversion(adapter.path, source, union.naming, naming, modules)
-    read = open_checkpoint(model)
+    read = open_stored(model)
     before = family_of(read.specs) or UNNAMED
     family = None if naming == before else naming
     whole = ModelOutput(dtype=dtype, shard_size=ONE_FILE, names=family)

@@ -52,6 +52,7 @@ def merge(
     skip: Iterable[str] = (),
     ignore: Iterable[str] = (),
     rename: Rename | None = None,
+    weights: str | Mapping[str, str] | None = None,
     dtype: str | None = None,
     seed: int = 0,
     data: Any = None,
@@ -81,23 +82,20 @@ def merge(
     be a LoRA adapter. `experts` is a sequence, or a mapping from names to models. `method`
     and `params` are what `magmerge methods` lists; `calibrate` names a calibrator, or is
     {"method": ..., "params": {...}}, or a list of these, applied in order. `gate`, `sensitive`,
-    `skip`, `ignore`, `rename`, `dtype` and `seed` are as in `Recipe`. With `out` the result is
-    written to a folder (or one file, if it ends in .safetensors), in shards of at most `shard_size`
-    bytes (5GB is 5 * 1000^3, 5GiB is 5 * 1024^3), with config and tokenizer of `donor` (default:
-    the base's folder); without, it stays in memory. With `resume` what a killed run left there is
-    gone on with. At most `memory` bytes are used beyond the interpreter, torch and a result that
-    stays in memory, by `threads` layers or pieces of layers at once; `device` is where the
-    arithmetic is done: cpu, or cuda. Neither changes the result, but for rounding on another
-    device.
+    `skip`, `ignore`, `rename`, `weights`, `dtype` and `seed` are as in `Recipe`. With `out` the
+    result is written to a folder (or a file ending in .safetensors), in shards of at most
+    `shard_size` bytes (5GB, 5GiB), with config and tokenizer of `donor` (default: the base's folder); without, it
+    stays in memory. With `resume` what a killed run left there is gone on with. At most `memory`
+    bytes are used beyond the interpreter, torch and a result in memory, by `threads` pieces at
+    once; `device` (cpu, cuda) does the arithmetic: no other bits, but for rounding elsewhere.
 
     A calibrator that looks at inputs runs the merged model on `data`: a source of unlabelled
     samples for each expert by its name, or one for all: a file, a folder, a data set, a tensor, or
-    an iterable of model inputs. `samples` are drawn from each file, folder or data set (a number,
-    or the fields of `SampleOptions`); what is in memory is used whole. `model` is the module to
-    run, or its class in transformers, where config.json does not tell; `build` a function
-    "package.module:function" that returns it. `order` "forward" calibrates each layer before the
-    next is measured. `precision` is that of the run. `batchnorm` takes running statistics anew.
-    `offload` runs the model block by block, with only one of them in memory.
+    an iterable of model inputs. `samples` are drawn from each (a number, or the fields of
+    `SampleOptions`); what is in memory is used whole. `model` is the module to run, or its class in
+    transformers; `build` a function "package.module:function" that returns it. `order` "forward"
+    calibrates each layer before the next is measured. `precision` is that of the run. `batchnorm`
+    takes running statistics anew. `offload` runs the model with one of its blocks in memory.
 
     Adapters alone, without a base, give an adapter (`AdapterResult`). Each module's merge is cut
     off at `rank`: a number, "auto" (enough for the share `energy` of the squared norm), "exact"
@@ -129,6 +127,7 @@ def calibrate(
     skip: Iterable[str] = (),
     ignore: Iterable[str] = (),
     rename: Rename | None = None,
+    weights: str | Mapping[str, str] | None = None,
     dtype: str | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -248,6 +247,7 @@ def _job(arguments: Mapping[str, Any]) -> Job:
             "skip": patterns(arguments["skip"]),
             "ignore": patterns(arguments["ignore"]),
             "rename": arguments["rename"] or {},
+            "weights": arguments["weights"],
             "seed": arguments["seed"],
             "samples": samples,
             "output": _output(arguments),

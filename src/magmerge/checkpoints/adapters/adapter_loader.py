@@ -15,7 +15,7 @@ from magmerge.checkpoints.adapters.formats.peft_reading import read_peft
 from magmerge.checkpoints.adapters.formats.single_files import read_diffusers, read_kohya
 from magmerge.checkpoints.adapters.names.vocabulary import COMPONENTS, Part, canonical, is_text
 from magmerge.checkpoints.adapters.nouns import Adapter, Module, Replacement
-from magmerge.checkpoints.loader import open_checkpoint
+from magmerge.checkpoints.loader import located, located_note, open_checkpoint
 from magmerge.core.errors import AdapterError, EmptyCheckpointError
 from magmerge.core.models import Checkpoint
 from magmerge.core.types import Naming
@@ -43,12 +43,14 @@ def open_adapter(path: str | Path) -> Adapter:
     the models of a diffusion pipeline. What the format is, keys and header tell, never the file's
     name. AdapterError, with the key and the remedy, for anything that is no sound adapter.
     """
-    place = Path(path)
+    place = located(Path(path)) if str(path) else Path(path)
     parts = [name for name in COMPONENTS if (place / name / CONFIG).is_file()] if str(path) else []
     if str(path) and (place / CONFIG).is_file():
         adapter = _open_peft(place)
     else:
         adapter = _join(place, parts) if parts else _open_file(path)
+    if place != Path(path):
+        adapter = replace(adapter, notes=(*located_note(Path(path)), *adapter.notes))
     for name in (*adapter.modules, *adapter.whole):
         if not name.isprintable():
             raise AdapterError(

@@ -16,35 +16,28 @@ from magmerge.checkpoints.pickles.limits import NESTED, Budget, DamagedError, Re
 from magmerge.checkpoints.pickles.opcodes import PickleMachine, Stream
 from magmerge.checkpoints.pickles.rebuilders import REBUILDERS
 from magmerge.checkpoints.pickles.records import WIDTHS, Storage, stored
+from magmerge.checkpoints.pickles.windows import Short, Window
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
 TAR, TAR_AT = b"ustar", 257
 PICKLE = "data.pkl"
-LONGEST_DIRECTORY = 1 << 24
-"""Bytes of the list of entries: some 200,000 of them. A large model has a few thousand."""
 LONGEST_PICKLE = 1 << 29
 LOCAL, LOCAL_MAGIC = 30, b"PK\x03\x04"
 ENCRYPTED = 1
 
 
-class _Short(io.BufferedReader):
-    """A file of which no more than a list of entries is read at once."""
-
-    def read(self, size: int | None = -1) -> bytes:
-        if size is not None and size > LONGEST_DIRECTORY:
-            raise RefusedError(f"its list of entries has {size:,} bytes")
-        return super().read(LONGEST_DIRECTORY if size is None or size < 0 else size)
-
-
 class _Archive:
-    """The entries of one file, each found to be stored whole and within the file."""
+    """The entries of one file, or of its part that begins there, each found to be stored whole and
+    within it.
+    """
 
-    def __init__(self, file: Path, stream: BinaryIO, size: int) -> None:
-        self._file, self._stream, self._size = file, stream, size
+    def __init__(self, file: Path, stream: BinaryIO, size: int, begin: int = 0) -> None:
+        self._file, self._size, self._begin = file, size, begin
+        self._stream = io.BufferedReader(Window(stream, begin, size))
         self._storages: dict[tuple[str, str | None, int], Storage] = {}
         self._roots: dict[str, Storage] = {}
-        self._entries = _entries(file)
+        self._entries = _entries(Window(stream, begin, size))
         self._top = _top_folder(self._entries)
         order = f"{self._top}/byteorder"
         if order in self._entries and self._content(order, 16) != b"little":
@@ -80,7 +73,7 @@ class _Archive:
     def _root(self, key: str) -> Storage:
         if key not in self._roots:
             start, size = self._place(f"{self._top}/data/{key}")
-            self._roots[key] = Storage(None, size, self._file, start)
+            self._roots[key] = Storage(None, size, self._file, self._begin + start)
         return self._roots[key]
 
     def _place(self, name: str) -> tuple[int, int]:
@@ -110,9 +103,9 @@ class _Archive:
         return start, entry.file_size
 
 
-def _entries(file: Path) -> dict[str, zipfile.ZipInfo]:
+def _entries(content: Window) -> dict[str, zipfile.ZipInfo]:
     try:
-        with file.open("rb", buffering=0) as stream, zipfile.ZipFile(_Short(stream)) as archive:
+        with zipfile.ZipFile(Short(content)) as archive:
             listed = archive.infolist()
     except RefusedError:
         raise
@@ -273,3 +266,9 @@ def read(file: Path) -> tuple[Any, Counter[str]]:
             if isinstance(held, int) and held == MAGIC:
                 held = _Legacy(file, size).read(mapped, budget)
             return held, budget.names
+
+
+def read_part(file: Path, begin: int, size: int) -> Any:
+    """The records of a zip file that is the part [begin, begin + size) of a file."""
+    with file.open("rb") as stream:
+        return _Archive(file, stream, size, begin).read()[0]

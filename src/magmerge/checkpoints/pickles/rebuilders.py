@@ -34,6 +34,7 @@ from magmerge.checkpoints.pickles.records import (
 Rebuild = Callable[[tuple[Any, ...], Budget], Any]
 A_CALL = "(what a call gave)"
 LONGEST_CODEC = 16
+WRAPPER = "torch._utils._rebuild_wrapper_subclass"
 
 
 def call(function: Any, arguments: tuple[Any, ...], budget: Budget) -> Any:
@@ -143,10 +144,21 @@ def _moved(arguments: tuple[Any, ...], _: Budget) -> Any:
 
 
 def _typed(arguments: tuple[Any, ...], budget: Budget) -> Any:
-    """_rebuild_from_type_v2: a function, a class, arguments, a state; the class adds no data."""
+    """_rebuild_from_type_v2: a function, a class, arguments, a state; the class adds no data.
+
+    A distributed tensor (DTensor) has its own rank's part in its state, which may be all of it.
+    """
     if len(arguments) < 3 or not isinstance(arguments[2], tuple):
         return None
-    return call(arguments[0], arguments[2], budget)
+    value = call(arguments[0], arguments[2], budget)
+    # It keeps them in slots, which are the second part of a state.
+    state = arguments[3] if len(arguments) > 3 else None
+    state = state[1] if isinstance(state, tuple) and len(state) == 2 else state
+    if isinstance(value, Record) and value.name == WRAPPER and isinstance(state, dict):
+        own = state.get("_local_tensor")
+        if isinstance(own, TensorRecord) and value.args[2:3] == (own.shape,):
+            return own
+    return value
 
 
 def _reconstructed(arguments: tuple[Any, ...], _: Budget) -> Any:

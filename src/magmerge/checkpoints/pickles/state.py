@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from magmerge.checkpoints.pickles.limits import EmptyError, RefusedError, spoken
@@ -23,6 +23,10 @@ WRAPPERS = (
 AVERAGED = frozenset({"ema", "swa", "avg", "average", "averaged"})
 """Words of the keys under which they put the average of the weights, which is the model to use."""
 CALLBACKS = "callbacks"
+RAW = "current_model_state"
+"""Under which Lightning's WeightAveraging puts the raw weights: state_dict is their average."""
+MODEL = "model"
+"""The choice of the raw weights."""
 AVERAGES_OWN = "n_averaged"
 """What torch's AveragedModel holds beside the model."""
 PARTS = ("_parameters", "_buffers", "_modules")
@@ -50,16 +54,23 @@ OF_DTYPE = "torch._utils._rebuild_tensor_v3"
 
 class ModelState:
     """Tensors by name in the order of state_dict(), and the classes of the modules they are of.
-    `holds` says in words what the file holds, `note` what a reader should know of it.
+    `holds` says in words what the file holds, `note` what a reader should know of it; `averaged`
+    whether it is the moving average of a training's weights.
     """
 
     def __init__(self, holds: str) -> None:
         self.holds = holds
         self.note: str | None = None
+        self.averaged = False
         self.tensors: dict[str, TensorRecord] = {}
         self.classes: set[str] = set()
         self._arrays: dict[ArrayRecord, TensorRecord | None] = {}
         self._characters = 0
+
+    def noted(self, note: str | None) -> ModelState:
+        """Itself, with what a reader should know of it."""
+        self.note = note or self.note
+        return self
 
     def joined(self, prefix: str, key: str) -> str:
         """The name of a module's part; RefusedError where its names have no end."""
@@ -90,33 +101,62 @@ class ModelState:
             self.tensors = {name.removeprefix("module."): self.tensors[name] for name in inner}
 
 
-def collect(held: Any) -> ModelState:
-    """The tensors of what a file holds; RefusedError where that is no model."""
+def collect(held: Any, weights: str | None = None) -> ModelState:
+    """The tensors of what a file holds; RefusedError where that is no model.
+
+    `weights` "model" takes the raw ones where their average is beside them.
+    """
+    note: str | None = None
     for _ in range(DEEPEST):
         if _is_module(held):
-            return _of_module(held)
+            return _of_module(held).noted(note)
         entries = _entries_of(held)
         if entries is None:
             raise RefusedError(f"it holds {_spoken(held)}, not a state dictionary or a module")
-        values = [entries.get(key) for key in WRAPPERS]
-        inner = [value for value in values if _is_module(value) or _entries_of(value) is not None]
-        average = _average(entries, inner[0] if inner else None)
-        if average is not None:
-            return average
+        inner = [value for value in map(entries.get, WRAPPERS) if _holds_names(value)]
+        if inner and _holds_names(entries.get(RAW)):
+            return _lightning(entries[RAW], inner[0], weights)
+        key, value = next(_averages(entries), ("", None))
+        if key and weights == MODEL:
+            note = _raw_alone(key, inner)
+        elif key:
+            return _average(key, value, inner[0] if inner else None)
         if not inner:
-            return _of_state(entries, "a state dictionary")
+            return _of_state(entries, "a state dictionary").noted(note)
         held = inner[0]
     raise RefusedError("it is wrapped too often")
 
 
-def _average(entries: Mapping[Any, Any], raw: Any) -> ModelState | None:
-    """The averaged weights beside the raw ones, or alone; None where there are none.
+def _holds_names(value: Any) -> bool:
+    return _is_module(value) or _entries_of(value) is not None
 
-    RefusedError where there are some that are not read: the raw ones are not the model to use.
+
+def _beside(key: str, taken: str) -> str:
+    return f"it holds averaged weights ({key}) beside the raw ones: the {taken} are taken"
+
+
+def _lightning(raw: Any, average: Any, weights: str | None) -> ModelState:
+    """What Lightning's WeightAveraging saves: both, the average where the model is else."""
+    model = collect(raw if weights == MODEL else average)
+    model.averaged = weights != MODEL
+    return model.noted(_beside("state_dict", "averaged" if model.averaged else "raw"))
+
+
+def _raw_alone(key: str, inner: Sequence[Any]) -> str:
+    """What to say of the choice of the raw weights; RefusedError where there are none."""
+    if not inner:
+        raise RefusedError(
+            f"it holds averaged weights ({key}) alone, and the raw ones are asked for",
+            "drop --weights (weights=), or take ema for this model: --weights NAME=ema",
+        )
+    return _beside(key, "raw")
+
+
+def _average(key: str, value: Any, raw: Any) -> ModelState:
+    """The averaged weights beside the raw ones, or alone.
+
+    RefusedError where they are not read: the raw ones are not the model to use.
     """
-    key, value = next(_averages(entries), ("", None))
-    if not key:
-        return None
     try:
         model = collect(value)
     except RefusedError as error:
@@ -126,12 +166,9 @@ def _average(entries: Mapping[Any, Any], raw: Any) -> ModelState | None:
         model.unwrap()
     if beside is not None and set(model.tensors) != beside:
         raise _unread(key, "they are not those of the model beside it")
+    model.averaged = True
     model.holds = f"{model.holds}, the average under {spoken(key)}"
-    if raw is not None:
-        model.note = (
-            f"it holds averaged weights ({key}) beside the raw ones: the averaged are taken"
-        )
-    return model
+    return model if raw is None else model.noted(_beside(key, "averaged"))
 
 
 def _averages(entries: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
@@ -149,7 +186,8 @@ def _unread(key: str, why: str) -> RefusedError:
     return RefusedError(
         f"it holds averaged weights ({key}), which are the model to use, and they are not read: "
         f"{why}",
-        "save the state_dict() that you want alone, as safetensors or with torch.save",
+        "take the raw ones with --weights model (weights=), or save the state_dict() that you want "
+        "alone, as safetensors or with torch.save",
     )
 
 

@@ -28,13 +28,14 @@ MOST_REPEATED = 1 << 22
 
 class TorchFile(NamedTuple):
     """One file's tensors, what it holds in words, how often it names what no tensor came from
-    (`passed`), and what a reader should know of it.
+    (`passed`), what a reader should know of it, and whether the tensors are an average.
     """
 
     tensors: Mapping[str, Tensor]
     holds: str
     passed: Mapping[str, int]
     note: str | None = None
+    averaged: bool = False
 
 
 class TorchCheckpoint(MemoryCheckpoint):
@@ -54,25 +55,31 @@ class TorchCheckpoint(MemoryCheckpoint):
                 tensors[name] = tensor
         notes = tuple(f"{file}: {own.note}" for file, own in opened.items() if own.note)
         super().__init__(tensors, source, folder=folder, files=tuple(opened), notes=notes)
+        self.averaged = any(file.averaged for file in opened.values())
         self.holds = ", ".join(dict.fromkeys(file.holds for file in opened.values()))
         self.passed: Mapping[str, int] = MappingProxyType(
             {name: count for file in opened.values() for name, count in file.passed.items()}
         )
 
 
-def open_torch(files: Iterable[Path], source: str, folder: Path | None = None) -> TorchCheckpoint:
+def open_torch(
+    files: Iterable[Path],
+    source: str,
+    folder: Path | None = None,
+    weights: str | None = None,
+) -> TorchCheckpoint:
     """The tensors of torch files; each is a zip or legacy file of torch, or a plain pickle, and
     holds a state dictionary, a whole module, or either under a key like "model"; or
-    CheckpointError.
+    CheckpointError. `weights` "model" takes raw weights where their average is beside them.
     """
-    return TorchCheckpoint({file: load_file(file) for file in files}, source, folder)
+    return TorchCheckpoint({file: load_file(file, weights) for file in files}, source, folder)
 
 
-def load_file(file: Path) -> TorchFile:
+def load_file(file: Path, weights: str | None = None) -> TorchFile:
     """One torch file; CheckpointError if it holds no model, or reading it would run code."""
     try:
         held, names = read(file)
-        model = collect(held)
+        model = collect(held, weights)
         realiser = _Realiser()
         tensors = {name: realiser.tensor(record) for name, record in model.tensors.items()}
     except RefusedError as error:
@@ -83,7 +90,7 @@ def load_file(file: Path) -> TorchFile:
         for name, count in names.items()
         if name not in model.classes and not is_data(name)
     }
-    return TorchFile(tensors, model.holds, passed, model.note)
+    return TorchFile(tensors, model.holds, passed, model.note, model.averaged)
 
 
 class _Realiser:
@@ -105,7 +112,7 @@ class _Realiser:
     def _view(self, record: TensorRecord) -> Tensor:
         import torch
 
-        _check_within(record)
+        check_within(record)
         dtype: torch.dtype = getattr(torch, record.dtype)
         storage = self._storage(record.storage, WIDTHS[record.dtype])
         empty = torch.empty(0, dtype=dtype)
@@ -158,7 +165,7 @@ class _Realiser:
         return self._bytes[id(home)][1]
 
 
-def _check_within(record: TensorRecord) -> None:
+def check_within(record: TensorRecord) -> None:
     """DamagedError unless all entries are in the storage, and are not many more than it has."""
     if 0 in record.shape:
         return
