@@ -22,27 +22,10 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from yaml.composer import ComposerError
 
+from magmerge.core import lazy
 from magmerge.core.dtypes import parse_float_dtype, parse_size
 from magmerge.core.errors import MagmergeError, ParameterError, UnknownNameError, suggestion
-
-
-class PlainLoader(yaml.SafeLoader):
-    """YAML as plain data: no tag makes an object, and a key that stands twice is an error, where
-    YAML itself takes the last and drops the first in silence.
-    """
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """The mapping as it stands in the file, before merge keys bring in others."""
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        names = [(key.tag, key.value) for key in keys]
-        for key in reversed(keys):
-            if key.value != "<<" and names.count((key.tag, key.value)) > 1:
-                problem = f"the key {key.value!r} stands twice"
-                raise ComposerError(None, None, problem, key.start_mark)
-        return node
 
 
 class _Data(BaseModel):
@@ -120,6 +103,20 @@ class AdapterOutput(_Data):
     targets: tuple[str, ...] = ()
 
 
+class TokenSource(_Data):
+    """The row that a model gets for a token that it has not; with `force` all get it, so that the
+    result has it as it is.
+
+    `source`: base or an expert's name; {kind: zero}; {kind: model_token, model: NAME, token: TEXT},
+    or token_id in place of token.
+    """
+
+    source: str | dict[str, str | int]
+    force: bool = False
+
+
+LATER = ("tokenizer", "tokens", "pad_to_multiple_of")
+"""Fields that recipes of before had not: left out of text and digest where nothing is said."""
 LISTS = ("sensitive", "skip", "ignore")
 FIELD_SYNTAX = {
     "experts": "a list of paths, or names with paths: {maths: PATH, code: PATH}",
@@ -130,6 +127,9 @@ FIELD_SYNTAX = {
     "gate": "on or off",
     "seed": "a whole number",
     **dict.fromkeys(LISTS, "a name or a pattern, or a list of such"),
+    "tokens": 'texts of tokens with sources: {"<|im_start|>": {source: chat, force: true}}',
+    "pad_to_multiple_of": "a whole number",
+    "tokenizer": "base, union or an expert's name",
     **dict.fromkeys(("name", "base", "merged", "method"), "one word or path, in quotes if need be"),
 }
 """How each field of a recipe is written."""
@@ -142,7 +142,9 @@ class Recipe(_Data):
     tensors that are not compared and that the result takes from its layout model as they are;
     `skip` patterns of tensors that are merged but not calibrated; `sensitive` the layers that the
     gate lets only shrink; `samples` is None where only weights are looked at. `name` is what later
-    documents of the same file call this one's result.
+    documents of the same file call this one's result. `tokenizer` is base, union or an expert's
+    name: whose tokens the result has, None for those of all; `tokens` tells where rows of single
+    tokens are from, and `pad_to_multiple_of` what the number of rows is a multiple of.
     """
 
     name: str | None = None
@@ -157,6 +159,9 @@ class Recipe(_Data):
     skip: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     seed: int = 0
+    tokenizer: str | None = None
+    tokens: dict[str, TokenSource] = Field(default_factory=dict)
+    pad_to_multiple_of: Annotated[int, Field(gt=0)] | None = None
     samples: Samples | None = None
     output: ModelOutput | AdapterOutput = Field(default_factory=ModelOutput, discriminator="kind")
 
@@ -210,8 +215,12 @@ class Recipe(_Data):
     @property
     def digest(self) -> str:
         """SHA-256 of the recipe in canonical JSON."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        text = json.dumps(self._content(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def _content(self, **how: Any) -> dict[str, Any]:
+        content = self.model_dump(mode="json", **how)
+        return {k: value for k, value in content.items() if k not in LATER or value}
 
     @property
     def models(self) -> dict[str, str]:
@@ -221,8 +230,7 @@ class Recipe(_Data):
 
     def to_yaml(self) -> str:
         """The recipe as YAML, which `from_yaml` reads back to an equal recipe."""
-        content = self.model_dump(mode="json", exclude_none=True)
-        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self._content(exclude_none=True), sort_keys=False, allow_unicode=True)
 
     @classmethod
     def from_yaml(cls, text: str, source: str = "recipe") -> Recipe:
@@ -238,7 +246,7 @@ class Recipe(_Data):
     def all_from_yaml(cls, text: str, source: str = "recipe") -> list[Recipe]:
         """Every document of a file. It is read as data: no tag in it makes an object."""
         try:
-            contents = list(yaml.load_all(text, PlainLoader))
+            contents = list(yaml.load_all(text, lazy.load("magmerge.core.plain_yaml:PlainLoader")))
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ParameterError(
                 f"not YAML: {error}", source=source, remedy="mend the line it names"

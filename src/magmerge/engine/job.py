@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from magmerge.core.machine import Machine
 from magmerge.core.models import Checkpoint, Expert
 from magmerge.core.recipe import AdapterOutput, ModelOutput, Recipe
-from magmerge.core.types import Plan
+from magmerge.core.types import Plan, Step
 from magmerge.engine.stages import Stages
 from magmerge.linalg.device import Device
 
@@ -36,7 +36,8 @@ class Models:
     `stamps` tell each of their files as it was when it was opened. `union` is set where adapters
     are merged without a base: it is the layout then, a model of zeros with every module. `settings`
     are what the layout makes of its config.json, by their paths in it (text_config.vocab_size), and
-    `texts` the files that it has in place of its donor's.
+    `texts` the files that it has in place of its donor's; None: one that it has not. `tokens` tells
+    where the rows of tokens are from, where the models' vocabularies are not the same.
     """
 
     layout: Checkpoint
@@ -46,7 +47,8 @@ class Models:
     stamps: Mapping[Path, str] = field(default_factory=dict)
     union: AdapterUnion | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    texts: Mapping[str, bytes] = field(default_factory=dict)
+    texts: Mapping[str, bytes | None] = field(default_factory=dict)
+    tokens: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,10 @@ class Work:
     def stages(self) -> Stages:
         """The job's stages."""
         return self.job.stages
+
+    def voters(self, step: Step) -> Sequence[int]:
+        """The experts that have a step's rows, by their places."""
+        return range(len(self.models.experts)) if step.voters is None else step.voters
 
     @property
     def layout(self) -> Checkpoint:

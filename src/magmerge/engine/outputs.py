@@ -44,7 +44,7 @@ def target_for(
     else:
         single, weights = path.suffix == SUFFIX, weights_file(job.donor)
         index = f"{weights.removesuffix(SUFFIX)}{INDEX}"
-        own = frozenset({weights, index, *companion_files(job.donor)})
+        own = frozenset({weights, index, *companion_files(job.donor), *job.models.texts})
     return Target.at(
         path,
         single=single,

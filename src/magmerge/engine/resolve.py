@@ -7,7 +7,7 @@ from pathlib import Path
 
 from magmerge.checkpoints import adapters, clip
 from magmerge.checkpoints.digests import stamp
-from magmerge.checkpoints.donor import check_donor
+from magmerge.checkpoints.donor import check_donor, same_tokens
 from magmerge.checkpoints.experts import BASE, open_expert, open_whole
 from magmerge.checkpoints.loader import Model
 from magmerge.core.errors import (
@@ -17,6 +17,7 @@ from magmerge.core.errors import (
     UnknownNameError,
     suggestion,
 )
+from magmerge.core.lazy import load
 from magmerge.core.machine import CPU, Machine
 from magmerge.core.models import MEMORY, Checkpoint, Expert
 from magmerge.core.recipe import AdapterOutput, ModelOutput, Recipe
@@ -143,7 +144,26 @@ def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
     if layout is None:
         raise MagmergeError("no model is given", remedy="name a base and some experts")
     whole = [model for model in (layout, opened_base, opened_merged) if model is not None]
-    return Models(layout, opened_base, opened, opened_merged, _stamps([*whole, *opened]))
+    stamps = _stamps([*whole, *opened])
+    return _on_one_vocabulary(recipe, Models(layout, opened_base, opened, opened_merged, stamps))
+
+
+def _on_one_vocabulary(recipe: Recipe, models: Models) -> Models:
+    """The models, their rows of tokens matched where they may not be the same in all."""
+    said = recipe.tokenizer or recipe.tokens or recipe.pad_to_multiple_of
+    nothing = recipe.method is None and recipe.merged is None
+    if nothing or isinstance(recipe.output, AdapterOutput):
+        if said:
+            raise ParameterError(
+                "tokenizer and tokens speak of a merge into a whole model",
+                remedy="drop them, or drop rank, energy and naming",
+            )
+        return models
+    others = [model for model in (models.base, *models.experts) if model is not None]
+    if not said and all(same_tokens(models.layout, model) for model in others):
+        return models
+    seen: Models = load("magmerge.engine.vocabularies:on_one_vocabulary")(recipe, models)
+    return seen
 
 
 def experts_by_name(experts: Sequence[Model] | Mapping[str, Model]) -> dict[str, Model]:
@@ -257,7 +277,7 @@ def _donor(output: ModelOutput, models: Models) -> Path | None:
             source=folder,
             remedy="name the folder of a model with --donor (donor=)",
         )
-    check_donor(folder, models.layout)
+    check_donor(folder, models.layout, models.settings, models.texts)
     return folder
 
 

@@ -11,7 +11,7 @@ from magmerge.checkpoints.output.target import Target, check_space
 from magmerge.core.errors import ParameterError
 from magmerge.core.filters import patterns
 from magmerge.core.machine import CPU, DEFAULT_MEMORY, Machine, Progress
-from magmerge.core.recipe import Calibration, Recipe
+from magmerge.core.recipe import LATER, Calibration, Recipe
 from magmerge.core.types import Plan
 from magmerge.core.validation import check_calibrations, check_method, check_rank, read_sensitive
 from magmerge.engine.job import Job
@@ -52,6 +52,9 @@ def merge(
     ignore: Iterable[str] = (),
     dtype: str | None = None,
     seed: int = 0,
+    tokenizer: str | None = None,
+    tokens: Mapping[str, Any] | None = None,
+    pad_to_multiple_of: int | None = None,
     data: Any = None,
     samples: Samples = 8,
     model: nn.Module | str | None = None,
@@ -79,13 +82,14 @@ def merge(
     be a LoRA adapter. `experts` is a sequence, or a mapping from names to models. `method`
     and `params` are what `magmerge methods` lists; `calibrate` names a calibrator, or is
     {"method": ..., "params": {...}}, or a list of these, applied in order. `gate`, `sensitive`,
-    `skip`, `ignore`, `dtype` and `seed` are as in `Recipe`. With `out` the result is written to a
-    folder (or one file, if it ends in .safetensors), in shards of at most `shard_size` bytes
-    (5GB is 5 * 1000^3, 5GiB is 5 * 1024^3), with config and tokenizer of `donor` (default: the
-    base's folder); without, it stays in memory. With `resume` what a killed run left there is gone
-    on with. At most `memory` bytes are used beyond the interpreter, torch and a result that stays
-    in memory, by `threads` layers or pieces of layers at once; `device` is where the arithmetic is
-    done: cpu, or cuda. Neither changes the result, but for rounding on another device.
+    `skip`, `ignore`, `dtype`, `seed`, `tokenizer` (base, union, or an expert), `tokens` and
+    `pad_to_multiple_of` are as in `Recipe`. With `out` the result is written to a folder (or one
+    file, if it ends in .safetensors), in shards of at most `shard_size` bytes (5GB is 5 * 1000^3,
+    5GiB is 5 * 1024^3), with config and tokenizer of `donor` (default: the base's folder); without,
+    it stays in memory. With `resume` what a killed run left there is gone on with. At most `memory`
+    bytes are used beyond the interpreter, torch and a result that stays in memory, by `threads`
+    layers or pieces of layers at once; `device` is where the arithmetic is done: cpu, or cuda.
+    Neither changes the result, but for rounding on another device.
 
     A calibrator that looks at inputs runs the merged model on `data`: a source of unlabelled
     samples for each expert by its name, or one for all: a file, a folder, a data set, a tensor, or
@@ -244,6 +248,7 @@ def _job(arguments: Mapping[str, Any]) -> Job:
             "skip": patterns(arguments["skip"]),
             "ignore": patterns(arguments["ignore"]),
             "seed": arguments["seed"],
+            **{name: arguments[name] for name in LATER if arguments.get(name)},
             "samples": samples,
             "output": _output(arguments),
         }
