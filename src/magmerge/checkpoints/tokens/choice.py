@@ -99,11 +99,13 @@ def _share(text: str, said: TokenSource, members: Sequence[Member], alignment: A
     place, source = list(alignment.texts).index(text), said.source
     if isinstance(source, dict) and source.get("kind") == "zero" and len(source) == 1:
         return Share(place, None, 0, said.force)
-    name = source.get("model") if isinstance(source, dict) else source
+    if isinstance(source, dict):
+        _check_source(text, source)
+    name = source["model"] if isinstance(source, dict) else source
     member = members[at := _place(name, members, f"tokens.{text}.source")]
     row = int(alignment.rows[at][place])
     if isinstance(source, dict):
-        row = _row_named(text, source, member)
+        row = _row_named(source, member)
     if not 0 <= row < min(member.counts.values(), default=0):
         raise UnknownNameError(
             f"tokens.{text}.source: {member.name} has no row of this token",
@@ -118,19 +120,27 @@ def _share(text: str, said: TokenSource, members: Sequence[Member], alignment: A
     return Share(place, member.reader, row, said.force)
 
 
-def _row_named(text: str, source: Mapping[str, Any], member: Member) -> int:
-    """The row that {kind: model_token, ...} names."""
+def _check_source(text: str, source: Mapping[str, Any]) -> None:
     keys = set(source) - {"kind", "model"}
-    if source.get("kind") != "model_token" or keys not in ({"token"}, {"token_id"}):
+    if (
+        source.get("kind") != "model_token"
+        or keys not in ({"token"}, {"token_id"})
+        or "model" not in source
+        or type(source.get("token_id", 0)) is not int
+    ):
         raise ParameterError(
             f"tokens.{text}.source: {dict(source)} is no source of a row",
             remedy="write a model's name, {kind: zero}, or {kind: model_token, model: NAME, token: "
             "TEXT} (or token_id: NUMBER)",
         )
-    if "token_id" in source:
-        return int(source["token_id"])
+
+
+def _row_named(source: Mapping[str, Any], member: Member) -> int:
+    """The row that {kind: model_token, ...} names."""
     ids = {} if member.vocabulary is None else member.vocabulary.ids
-    return ids.get(str(source["token"]), ABSENT)
+    return int(
+        source["token_id"] if "token_id" in source else ids.get(str(source["token"]), ABSENT)
+    )
 
 
 def tokenizer_of(members: Sequence[Member], owner: int | None) -> Member:
