@@ -90,6 +90,7 @@ class GatheredRows:
         self.kinds: Mapping[str, Kind] = {**checkpoint.kinds, **kinds}
         self.order = order
         specs = dict(checkpoint.specs)
+        self._widths = {name: row_width(specs[name]) for name in rows}
         for name, each in rows.items():
             specs[name] = with_rows(specs[name], len(each.own))
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
@@ -113,10 +114,9 @@ class GatheredRows:
             return self._checkpoint.read_part(name, start, stop, out)
         import torch
 
-        spec, each = self.specs[name], self._rows[name]
+        each, width = self._rows[name], self._widths[name]
         if out is None:
-            out = torch.empty(stop - start, dtype=torch_dtype(spec.dtype))
-        width = row_width(spec)
+            out = torch.empty(stop - start, dtype=torch_dtype(self.specs[name].dtype))
         first, last = start // width, -(-stop // width)
         own = each.own[first:last]
         loans = [part for loan in each.loans if (part := _between(loan, first, last)) is not None]
