@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 import magmerge
 from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint
-from magmerge.checkpoints.views import ABSENT, gather_rows
+from magmerge.checkpoints.tokens.rows import ABSENT, gather_rows
 from magmerge.core import registry
 from magmerge.core.parameters import Supplied
 from magmerge.core.recipe import AdapterOutput
@@ -213,32 +214,64 @@ method: ties
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
 
 
-@pytest.mark.parametrize("method", ["average", "ties", "dare", "task_arithmetic"])
+@pytest.mark.parametrize("method", ["average", "task_arithmetic", "sce", "model_stock", "karcher"])
 def test_rows_that_some_experts_lack_are_merged_by_those_who_have_them(method: str) -> None:
     shapes = {"embed_tokens.weight": (10, 8), "layer.weight": (8, 8)}
     base = random_state(0, shapes)
     experts = [tuned(base, k, size=0.1) for k in range(2)]
     rows = {"embed_tokens.weight": [0, 1, 2, 3, 4, 5, 6, 7, ABSENT, ABSENT]}
     lacking = gather_rows(MemoryCheckpoint(experts[1]), rows)
-    params = {"scope": "tensor"} if method == "ties" else {}
-    merged = magmerge.merge(
-        base=base, experts=[experts[0], lacking], method=method, params=params
-    ).state_dict()["embed_tokens.weight"]
+    merged = magmerge.merge(base=base, experts=[experts[0], lacking], method=method)
+    embedding = merged.state_dict()["embed_tokens.weight"]
     name = "embed_tokens.weight"
     for part, voters in ((slice(0, 8), experts), (slice(8, 10), experts[:1])):
-        # A part of the rows is a layer of its own, to the method and to its draws.
-        if method == "dare":
+        # A part of the rows is a layer of its own to what looks at all its experts together.
+        if len(voters) < registry.methods.get(method).experts[0]:
             continue
         alone = magmerge.merge(
             base={name: base[name][part]},
             experts=[{name: one[name][part]} for one in voters],
             method=method,
-            params=params,
         ).state_dict()[name]
-        assert torch.equal(merged[part], alone)
+        assert torch.equal(embedding[part], alone)
     if method == "average":
         # No vote is not a zero.
-        assert torch.equal(merged[8:], experts[0][name][8:])
+        assert torch.equal(embedding[8:], experts[0][name][8:])
+
+
+@pytest.mark.parametrize("scope", ["tensor", "model"])
+def test_a_threshold_is_that_of_all_the_rows_that_an_expert_has(scope: str) -> None:
+    """An expert's largest entries are told from all its rows, whoever else has them."""
+    shapes = {"embed_tokens.weight": (10, 8), "layer.weight": (8, 8)}
+    base = random_state(0, shapes)
+    experts = [tuned(base, k, size=0.1) for k in range(2)]
+    name, rows = "embed_tokens.weight", [9, 1, 2, ABSENT, 4, 5, 6, ABSENT, 8, ABSENT]
+    lacking = gather_rows(MemoryCheckpoint(experts[1]), {name: rows})
+    merged = magmerge.merge(
+        base=base,
+        experts=[experts[0], lacking],
+        method="ties",
+        params={"scope": scope, "density": 0.3},
+    ).state_dict()[name]
+    has = torch.tensor([row != ABSENT for row in rows])
+    deltas = [
+        (experts[0][name] - base[name]).double(),
+        (experts[1][name][rows] - base[name]).double() * has[:, None],
+    ]
+    kept = []
+    for k, delta in enumerate(deltas):
+        entries = delta[has] if k else delta
+        entries = entries.reshape(-1).abs()
+        if scope == "model":
+            layer = experts[k]["layer.weight"] - base["layer.weight"]
+            entries = torch.cat([entries, layer.double().reshape(-1).abs()])
+        least = entries.sort(descending=True).values[math.ceil(0.3 * len(entries)) - 1]
+        kept.append(torch.where(delta.abs() >= least, delta, 0.0))
+    sign = (kept[0] + kept[1]).sign()
+    agree = [(part.sign() == sign) & (part != 0) for part in kept]
+    total = sum(part * mark for part, mark in zip(kept, agree, strict=True))
+    count = sum(mark.double() for mark in agree).clamp(min=1)
+    torch.testing.assert_close(merged.double(), base[name] + total / count)
 
 
 def test_rows_that_the_base_lacks_are_the_mean_of_those_who_have_them() -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from magmerge.checkpoints.kinds import (
@@ -17,7 +17,8 @@ from magmerge.checkpoints.kinds import (
 )
 from magmerge.core import dtypes
 from magmerge.core.errors import CheckpointError, OutputError, shortened
-from magmerge.core.models import Checkpoint
+from magmerge.core.lazy import load
+from magmerge.core.models import Checkpoint, Expert
 
 SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab"})
 LEFT_OUT = frozenset({"magmerge.json", "adapter_config.json", "trainer_state.json"})
@@ -60,10 +61,34 @@ def companion_files(folder: Path | None) -> dict[str, Path]:
     }
 
 
+def same_tokens(layout: Checkpoint, other: Checkpoint | Expert) -> bool:
+    """Whether nothing tells that a model's rows of tokens are others than the layout's: neither the
+    shapes of its tensors, nor the bytes of its tokenizer.
+    """
+    for name, spec in other.specs.items():
+        own = layout.specs.get(name, spec)
+        if own.shape != spec.shape and len(own.shape) == len(spec.shape):
+            return False
+    whole = other.whole if hasattr(other, "whole") else other
+    if whole is None or whole.folder is None or layout.folder in (None, whole.folder):
+        return True
+    assert layout.folder is not None
+    for name in (TOKENIZER, PAIRS, LIST, "tokenizer.model", "added_tokens.json"):
+        pair = [layout.folder / name, whole.folder / name]
+        if all(path.is_file() for path in pair):
+            with read_errors(whole.folder):
+                if pair[0].stat().st_size != pair[1].stat().st_size:
+                    return False
+                if pair[0].read_bytes() != pair[1].read_bytes():
+                    return False
+    return True
+
+
 def read_companions(
-    files: Mapping[str, Path], settings: Mapping[str, Any], texts: Mapping[str, bytes]
+    files: Mapping[str, Path], settings: Mapping[str, Any], texts: Mapping[str, bytes | None]
 ) -> dict[str, bytes]:
-    """Their contents; config.json with `settings`, and `texts` in place of files of their names.
+    """Their contents; config.json with `settings`, and `texts` in place of files of their names;
+    None: without that file.
 
     A setting of a part of the model is named by its path, text_config.vocab_size; one of a part of
     a pipeline by its folder first, text_encoder/dtype. Of REMOVED nothing is left.
@@ -88,7 +113,8 @@ def read_companions(
             if value is REMOVED:
                 del inner[last]
         contents[name] = (json.dumps(config, indent=2) + "\n").encode()
-    return {**contents, **texts}
+    every = {**contents, **texts}
+    return {name: text for name, text in every.items() if text is not None}
 
 
 def dtype_settings(folder: Path | None, dtype: str | None) -> dict[str, Any]:
@@ -115,8 +141,15 @@ def weights_file(folder: Path | None) -> str:
     return DIFFUSERS if "_class_name" in config else MODEL
 
 
-def check_donor(donor: Path, layout: Checkpoint) -> None:
-    """OutputError if the donor's config or tokenizer are not for the model's own tensors."""
+def check_donor(
+    donor: Path,
+    layout: Checkpoint,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+    texts: Mapping[str, bytes | None] = MappingProxyType({}),
+) -> None:
+    """OutputError if the donor's config or tokenizer are not for the model's own tensors, but for
+    what `settings` and `texts` put in their place.
+    """
     if layout.folder is not None and donor.resolve() == layout.folder.resolve():
         return
     parts, theirs = getattr(layout, "parts", {}), part_folders(donor)
@@ -130,25 +163,26 @@ def check_donor(donor: Path, layout: Checkpoint) -> None:
     own, other = read_model_config(layout), read_config(donor)
     rows = _token_rows(layout, own)
     highest = max(rows, default=None)
-    checks = (
-        _config_faults(own, other, layout, rows),
-        _tokenizer_faults(donor, layout.folder, highest),
-    )
-    for problem, remedy in itertools.chain(*checks):
+    checks = [
+        (p, r) for p, r, key in _config_faults(own, other, layout, rows) if key not in settings
+    ]
+    if not {TOKENIZER, PAIRS, LIST} & texts.keys():
+        checks += _tokenizer_faults(donor, layout.folder, highest)
+    for problem, remedy in checks:
         raise OutputError(problem, source=donor, remedy=f"name a donor {remedy}")
 
 
 def _config_faults(
     own: Mapping[str, Any], other: Mapping[str, Any], layout: Checkpoint, rows: set[int]
-) -> Iterator[tuple[str, str]]:
-    """What is wrong with the donor's config, and what another one would have to be."""
+) -> Iterator[tuple[str, str, str]]:
+    """What is wrong with the donor's config, what another one would have to be, and the key."""
     for key in IDENTITY:
         if own.get(key) and other.get(key) and own[key] != other[key]:
             text = f"its config.json says {key} {other[key]!r}, but the model's says {own[key]!r}"
-            yield text, "of the same architecture"
+            yield text, "of the same architecture", key
     if other.get("quantization_config"):
         text = "its config.json has a quantization_config, and what is written is not quantised"
-        yield text, "that is not quantised"
+        yield text, "that is not quantised", "quantization_config"
     sizes, theirs = _sizes(own), _sizes(other)
     tables = [spec.shape for name, spec in layout.specs.items() if "position" in name]
     counts = [shape[0] for shape in tables if shape]
@@ -158,12 +192,15 @@ def _config_faults(
             sizes[key], theirs[key] = own[key], other.get(key, own[key])
     for key in [key for key in theirs if key in sizes and theirs[key] != sizes[key]]:
         text = f"its config.json says {key} {theirs[key]}, but the model's says {sizes[key]}"
-        yield text, "that was made for a model of these shapes"
+        remedy = "that was made for a model of these shapes"
+        if key.endswith("vocab_size"):
+            remedy += ", or take its tokens too: --tokenizer and the expert's name (tokenizer=)"
+        yield text, remedy, key
     tokens = theirs.get("vocab_size")
     if not own and rows and tokens not in rows:
         own_rows = f"the model's embeddings have {' or '.join(map(str, sorted(rows)))} rows"
         text = f"its config.json says vocab_size {tokens}, but {own_rows}"
-        yield text, "that was made for a vocabulary of this size"
+        yield text, "that was made for a vocabulary of this size", "vocab_size"
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,7 +222,8 @@ def _token_rows(layout: Checkpoint, config: Mapping[str, Any]) -> set[int]:
 
 def _tokenizer_faults(donor: Path, own: Path | None, rows: int | None) -> Iterator[tuple[str, str]]:
     """Tokens of the donor that have no row, or the rows of other tokens."""
-    theirs, ours = _vocabulary(donor), {} if own is None else _vocabulary(own)
+    read = load("magmerge.checkpoints.tokens.vocabulary:read_vocabulary")
+    theirs, ours = ({} if one is None else one.ids for one in map(read, (donor, own)))
     wish = "whose tokenizer the model was trained with"
     highest = max(theirs.values(), default=0)
     if rows is not None and highest >= rows:
@@ -194,35 +232,6 @@ def _tokenizer_faults(donor: Path, own: Path | None, rows: int | None) -> Iterat
     if moved:
         text = f"its tokenizer gives other ids to {len(moved)} tokens of the model's own"
         yield f"{text}: {shortened(sorted(moved))}", wish
-
-
-def _vocabulary(folder: Path) -> dict[str, int]:
-    """Ids by token, of a file that says them; empty where there is none."""
-    whole, pairs, lines = (folder / name for name in (TOKENIZER, PAIRS, LIST))
-    if whole.is_file():
-        return _tokenizer_vocabulary(read_json(whole, RESTORE))
-    if lines.is_file():
-        text = lines.read_text(encoding="utf-8", errors="replace")
-        return {token: number for number, token in enumerate(text.split("\n")) if token}
-    return _numbers(read_json(pairs, RESTORE)) if pairs.is_file() else {}
-
-
-def _tokenizer_vocabulary(content: Mapping[str, Any]) -> dict[str, int]:
-    """Ids by token of a tokenizer.json."""
-    model, added = content.get("model"), content.get("added_tokens")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(vocabulary, list):
-        pairs = [pair for pair in vocabulary if isinstance(pair, list) and pair]
-        vocabulary = {str(pair[0]): number for number, pair in enumerate(pairs)}
-    ids = _numbers(vocabulary) if isinstance(vocabulary, dict) else {}
-    for token in added if isinstance(added, list) else ():
-        if isinstance(token, dict) and isinstance(token.get("id"), int):
-            ids[str(token.get("content"))] = token["id"]
-    return ids
-
-
-def _numbers(content: Mapping[str, Any]) -> dict[str, int]:
-    return {token: number for token, number in content.items() if isinstance(number, int)}
 
 
 def part_folders(folder: Path) -> list[str]:

@@ -1,13 +1,11 @@
-"""A model seen otherwise than it is stored: under other names, its rows in another order, its
-tensors cut, put together and turned.
-"""
+"""A model seen otherwise than it is stored: under other names, tensors cut, joined and turned."""
 
 from __future__ import annotations
 
 import bisect
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,9 +16,6 @@ from magmerge.core.types import Kind, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-ABSENT = -1
-"""What stands for the row of a token that the model has not."""
 
 
 class Stretch(NamedTuple):
@@ -38,8 +33,7 @@ class CheckpointView:
     """`checkpoint` with the tensors `specs`, each put together of its `stretches` when it is read.
 
     Only what a tensor is made of is read for it. Ties and kinds are known of what is one stored
-    tensor, or rows of one. `absent` tells the rows that the model has not, which read as zeros: no
-    vote is not a zero.
+    tensor, or parts of one.
     """
 
     def __init__(
@@ -47,7 +41,6 @@ class CheckpointView:
         checkpoint: Checkpoint,
         specs: Mapping[str, TensorSpec],
         stretches: Mapping[str, Sequence[Stretch]],
-        absent: Mapping[str, Sequence[range]] = MappingProxyType({}),
     ) -> None:
         self._checkpoint = checkpoint
         self.source: str = checkpoint.source
@@ -55,7 +48,6 @@ class CheckpointView:
         self.files: tuple[Path, ...] = checkpoint.files
         self.notes: tuple[str, ...] = checkpoint.notes
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(dict(specs))
-        self.absent = absent
         self._stretches = stretches
         self._stored = {
             name: parts[0].name
@@ -70,7 +62,7 @@ class CheckpointView:
             for name, parts in stretches.items()
         }
         names = {stored: name for name, stored in self._stored.items()}
-        # Rows of a tensor under its own name are still that tensor.
+        # Parts of a tensor under its own name are still that tensor.
         names |= {
             n: n for n, parts in stretches.items() if {part.name for part in parts} <= {n, None}
         }
@@ -124,28 +116,3 @@ def under_names(checkpoint: Checkpoint, names: Mapping[str, str]) -> CheckpointV
     stored = {new: checkpoint.specs[old] for new, old in names.items()}
     specs = {new: TensorSpec(new, spec.shape, spec.dtype) for new, spec in stored.items()}
     return CheckpointView(checkpoint, specs, {new: whole(spec) for new, spec in stored.items()})
-
-
-def gather_rows(checkpoint: Checkpoint, rows: Mapping[str, Sequence[int]]) -> CheckpointView:
-    """`checkpoint` with the rows of some tensors gathered: row i of tensor t is its own row
-    `rows[t][i]`, or is absent where that is ABSENT.
-    """
-    specs = dict(checkpoint.specs)
-    stretches: dict[str, Sequence[Stretch]] = {name: whole(spec) for name, spec in specs.items()}
-    for name, order in rows.items():
-        spec = specs[name]
-        specs[name] = TensorSpec(name, (len(order), *spec.shape[1:]), spec.dtype)
-        width = math.prod(spec.shape[1:])
-        stretches[name] = [
-            Stretch(None if row == ABSENT else name, max(row, 0) * width, width) for row in order
-        ]
-    absent = {name: list(_holes(order)) for name, order in rows.items() if ABSENT in order}
-    return CheckpointView(checkpoint, specs, stretches, absent)
-
-
-def _holes(order: Sequence[int]) -> Iterator[range]:
-    """The runs of rows that are absent."""
-    for lacking, run in itertools.groupby(range(len(order)), lambda place: order[place] == ABSENT):
-        places = list(run)
-        if lacking:
-            yield range(places[0], places[-1] + 1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
 
 from magmerge.core.parameters import UNIT
 from magmerge.core.types import Cut, Kind, Piece
@@ -49,6 +51,20 @@ def stretches(pieces: Sequence[Piece]) -> list[list[Piece]]:
             groups.append([])
         groups[-1].append(piece)
     return groups
+
+
+def strewn(order: Any, width: int, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """The entries [start, stop) of a tensor whose rows, of `width` entries, have another order in
+    the result: row i is the row `order[i]` there (an array of integers). Each stretch of them that
+    stays together: its first entry there, and its first and last + 1, counted from `start`.
+    """
+    first, last = start // width, -(-stop // width)
+    rows = order[first:last]
+    breaks = (rows[1:] != rows[:-1] + 1).nonzero()[0] + 1
+    for begin, end in pairwise([0, *breaks.tolist(), last - first]):
+        source, until = max(start, (first + begin) * width), min(stop, (first + end) * width)
+        place = (int(rows[begin]) - first - begin) * width + source
+        yield place, source - start, until - start
 
 
 def _grain(row: int) -> int:

@@ -22,27 +22,10 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from yaml.composer import ComposerError
 
+from magmerge.core import lazy
 from magmerge.core.dtypes import parse_float_dtype, parse_size
 from magmerge.core.errors import MagmergeError, ParameterError, UnknownNameError, suggestion
-
-
-class PlainLoader(yaml.SafeLoader):
-    """YAML as plain data: no tag makes an object, and a key that stands twice is an error, where
-    YAML itself takes the last and drops the first in silence.
-    """
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """The mapping as it stands in the file, before merge keys bring in others."""
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        names = [(key.tag, key.value) for key in keys]
-        for key in reversed(keys):
-            if key.value != "<<" and names.count((key.tag, key.value)) > 1:
-                problem = f"the key {key.value!r} stands twice"
-                raise ComposerError(None, None, problem, key.start_mark)
-        return node
 
 
 class _Data(BaseModel):
@@ -123,8 +106,22 @@ class AdapterOutput(_Data):
 
 EVERY = "*"
 """What stands for all experts in a map of names."""
+
+
+class TokenSource(_Data):
+    """The row that a model gets for a token that it has not; with `force` all get it, so that the
+    result has it as it is.
+
+    `source`: base or an expert's name; {kind: zero}; {kind: model_token, model: NAME, token: TEXT},
+    or token_id in place of token.
+    """
+
+    source: str | dict[str, str | int]
+    force: bool = False
+
+
 LISTS = ("sensitive", "skip", "ignore")
-LATER = ("rename", "weights")
+LATER = ("rename", "weights", "tokenizer", "tokens", "pad_to_multiple_of")
 """Fields that recipes once had not: where they are not set the digest is what it was."""
 FIELD_SYNTAX = {
     "experts": "a list of paths, or names with paths: {maths: PATH, code: PATH}",
@@ -137,6 +134,9 @@ FIELD_SYNTAX = {
     "weights": "ema or model, or either by a model's name: {maths: ema}",
     "seed": "a whole number",
     **dict.fromkeys(LISTS, "a name or a pattern, or a list of such"),
+    "tokens": 'texts of tokens with sources: {"<|im_start|>": {source: chat, force: true}}',
+    "pad_to_multiple_of": "a whole number",
+    "tokenizer": "base, union or an expert's name",
     **dict.fromkeys(("name", "base", "merged", "method"), "one word or path, in quotes if need be"),
 }
 """How each field of a recipe is written."""
@@ -152,6 +152,9 @@ class Recipe(_Data):
     gate lets only shrink; `weights` what is read of models that hold their weights and the average
     of these, for all or by name (None: what their program reads); `samples` is None where only
     weights are looked at. `name` is what later documents of the same file call this one's result.
+    `tokenizer` is base, union or an expert's name: whose tokens the result has, None for those of
+    all; `tokens` tells where rows of single tokens are from, and `pad_to_multiple_of` what the
+    number of rows is a multiple of.
     """
 
     name: str | None = None
@@ -168,6 +171,9 @@ class Recipe(_Data):
     rename: dict[str, dict[str, str]] = Field(default_factory=dict)
     weights: Weights | dict[str, Weights] | None = None
     seed: int = 0
+    tokenizer: str | None = None
+    tokens: dict[str, TokenSource] = Field(default_factory=dict)
+    pad_to_multiple_of: Annotated[int, Field(gt=0)] | None = None
     samples: Samples | None = None
     output: ModelOutput | AdapterOutput = Field(default_factory=ModelOutput, discriminator="kind")
 
@@ -224,14 +230,12 @@ class Recipe(_Data):
     @property
     def digest(self) -> str:
         """SHA-256 of the recipe in canonical JSON."""
-        content = self.model_dump(mode="json", exclude=self._unsaid)
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        text = json.dumps(self._content(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    @property
-    def _unsaid(self) -> set[str]:
-        """Fields that came later and are not set: a recipe without them is what it was before."""
-        return {name for name in LATER if not getattr(self, name)}
+    def _content(self, **how: Any) -> dict[str, Any]:
+        content = self.model_dump(mode="json", **how)
+        return {k: value for k, value in content.items() if k not in LATER or value}
 
     @property
     def models(self) -> dict[str, str]:
@@ -241,8 +245,7 @@ class Recipe(_Data):
 
     def to_yaml(self) -> str:
         """The recipe as YAML, which `from_yaml` reads back to an equal recipe."""
-        content = self.model_dump(mode="json", exclude_none=True, exclude=self._unsaid)
-        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self._content(exclude_none=True), sort_keys=False, allow_unicode=True)
 
     @classmethod
     def from_yaml(cls, text: str, source: str = "recipe") -> Recipe:
@@ -258,7 +261,7 @@ class Recipe(_Data):
     def all_from_yaml(cls, text: str, source: str = "recipe") -> list[Recipe]:
         """Every document of a file. It is read as data: no tag in it makes an object."""
         try:
-            contents = list(yaml.load_all(text, PlainLoader))
+            contents = list(yaml.load_all(text, lazy.load("magmerge.core.plain_yaml:PlainLoader")))
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ParameterError(
                 f"not YAML: {error}", source=source, remedy="mend the line it names"

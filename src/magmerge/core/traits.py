@@ -36,7 +36,9 @@ class Method:
     piece of it can be merged; what a survey of the whole model takes by name cannot vary by layer.
     `workspace`: how many tensors of its input's size for one expert `fn`
     holds beside that input, for each expert and in all. `scratch`: bytes that it needs besides,
-    from the shape of one expert's piece and the number of experts. `supplied`: the keywords of `fn`
+    from the shape of one expert's piece and the number of experts. `apart`: the survey looks at
+    each expert by itself, so that where some have not all rows, it is of all that each has.
+    `supplied`: the keywords of `fn`
     that the pipeline fills in: `seeds`, `start`, `base` (the base's piece), and what the survey
     found.
     `check`, if set, raises ParameterError for parameters that do not go together.
@@ -61,6 +63,7 @@ class Method:
     survey: Callable[..., Survey | None] | None = None
     workspace: tuple[int, int] = (0, 3)
     scratch: Callable[[tuple[int, ...], int], int] | None = None
+    apart: bool = False
     supplied: frozenset[str] = frozenset()
     check: Callable[..., None] | None = None
     homogeneous: bool = True

@@ -98,8 +98,12 @@ class Step:
     @property
     def key(self) -> str:
         """What tells it from every other step."""
-        name = f"{self.part}/{self.spec.name}" if self.part else self.spec.name
-        return name if self.whole is None else f"{name}@{self.first}"
+        return self.tensor_key if self.whole is None else f"{self.tensor_key}@{self.first}"
+
+    @property
+    def tensor_key(self) -> str:
+        """What tells its tensor from every other: the steps of one tensor share it."""
+        return f"{self.part}/{self.spec.name}" if self.part else self.spec.name
 
     @property
     def tensor(self) -> TensorSpec:

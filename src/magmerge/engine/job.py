@@ -11,7 +11,7 @@ from magmerge.core.errors import Fault
 from magmerge.core.machine import Machine
 from magmerge.core.models import Checkpoint, Expert
 from magmerge.core.recipe import AdapterOutput, ModelOutput, Recipe
-from magmerge.core.types import Plan
+from magmerge.core.types import Plan, Step
 from magmerge.engine.stages import Stages
 from magmerge.linalg.device import Device
 
@@ -37,9 +37,11 @@ class Models:
     `stamps` tell each of their files as it was when it was opened. `union` is set where adapters
     are merged without a base: it is the layout then, a model of zeros with every module. `settings`
     are what the layout makes of its config.json, by their paths in it (text_config.vocab_size), and
-    `texts` the files that it has in place of its donor's; `unmerged` tensors that the layout keeps
-    as they are, because they mean another thing in each model; `notes` say how the models were
-    brought to one form, and `faults` what is wrong with how the recipe would have them seen.
+    `texts` the files that it has in place of its donor's; None: one that it has not. `tokens` tells
+    where the rows of tokens are from, where the models' vocabularies are not the same. `unmerged`
+    are tensors that the layout keeps as they are, because they mean another thing in each model;
+    `notes` say how the models were brought to one form, and `faults` what is wrong with how the
+    recipe would have them seen.
     """
 
     layout: Checkpoint
@@ -49,7 +51,8 @@ class Models:
     stamps: Mapping[Path, str] = field(default_factory=dict)
     union: AdapterUnion | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    texts: Mapping[str, bytes] = field(default_factory=dict)
+    texts: Mapping[str, bytes | None] = field(default_factory=dict)
+    tokens: Mapping[str, Any] = field(default_factory=dict)
     unmerged: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     faults: Sequence[Fault] = ()
@@ -175,6 +178,10 @@ class Work:
     def stages(self) -> Stages:
         """The job's stages."""
         return self.job.stages
+
+    def voters(self, step: Step) -> Sequence[int]:
+        """The experts that have a step's rows, by their places."""
+        return range(len(self.models.experts)) if step.voters is None else step.voters
 
     @property
     def layout(self) -> Checkpoint:

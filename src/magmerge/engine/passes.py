@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from magmerge.checkpoints.output.writer import Sink
+from magmerge.core.lazy import load
 from magmerge.core.traits import Survey
 from magmerge.core.types import Step
 from magmerge.engine.executors import local
@@ -16,6 +18,9 @@ from magmerge.engine.job import Work
 from magmerge.engine.reader import Reader
 from magmerge.engine.steps import Bench, Outcome, merged_step, observed, run_step, survey_for
 
+if TYPE_CHECKING:
+    from magmerge.linalg.survey import SurveysApart
+
 
 def bench_for(work: Work, sink: Sink) -> Bench:
     """What the steps of a pass share, after the survey of the whole model, where there is one."""
@@ -23,8 +28,9 @@ def bench_for(work: Work, sink: Sink) -> Bench:
     for step in work.plan.steps:
         if step.twin is not None:
             twins.setdefault(step.twin, []).append(step)
-    bench = Bench(work, Reader(work.job), sink, twins)
-    return replace(bench, survey=_survey(bench))
+    bench = Bench(work, Reader(work.job), sink, twins, orders=getattr(work.layout, "order", {}))
+    bench = replace(bench, survey=_survey(bench))
+    return bench if bench.survey is not None else replace(bench, surveys=_surveys_by_tensor(bench))
 
 
 def run_pass(
@@ -85,10 +91,67 @@ def _survey(bench: Bench) -> Survey | None:
     survey = survey_for(work, steps[0]) if steps else None
     if survey is None or survey.scope != "model":
         return None
-    sweep = 0
+    if any(step.voters is not None for step in steps):
+        survey = _apart(work, steps)
+    _sweep(bench, survey, steps)
+    return survey
+
+
+def _surveys_by_tensor(bench: Bench) -> dict[str, Survey]:
+    """Of tensors whose rows have different voters what is known of all the rows of an expert, where
+    the method looks at each expert by itself.
+    """
+    work, method = bench.work, bench.work.stages.method
+    tensors: dict[str, list[Step]] = {}
+    for step in work.plan.steps:
+        if step.whole is not None and step.action == "merge" and method and method.apart:
+            tensors.setdefault(step.tensor_key, []).append(step)
+    surveys: dict[str, Survey] = {}
+    for key, steps in tensors.items():
+        if survey_for(work, steps[0]) is None:
+            continue
+        surveys[key] = survey = _apart(work, steps)
+        _sample(bench, survey, steps)
+        _sweep(bench, survey, steps)
+    return surveys
+
+
+def _apart(work: Work, steps: Sequence[Step]) -> SurveysApart:
+    """A survey for each expert, of the rows of these steps that it has."""
+    surveys = []
+    for place in range(len(work.models.experts)):
+        own = [math.prod(step.spec.shape) for step in steps if place in work.voters(step)]
+        first = replace(
+            steps[0], spec=replace(steps[0].spec, shape=(max(1, sum(own)),)), voters=(place,)
+        )
+        surveys.append(survey_for(work, first))
+    apart: SurveysApart = load("magmerge.linalg.survey:SurveysApart")(surveys)
+    return apart
+
+
+def _sample(bench: Bench, survey: SurveysApart, steps: Sequence[Step]) -> None:
+    """Let each expert's survey look at some of the largest part of its rows."""
+    method, ready = bench.work.stages.method, set[int]()
+    assert method is not None
+    for step in sorted(steps, key=lambda step: -math.prod(step.spec.shape)):
+        left = [place for place in bench.work.voters(step) if place not in ready]
+        if left and survey.samples:
+            part = replace(step, voters=tuple(left))
+            sample = bench.reader.sample(part, method.acts_on, survey.samples)
+            survey.of(left).prepare(sample)
+            ready |= set(left)
+
+
+def _sweep(bench: Bench, survey: Survey, steps: Sequence[Step]) -> None:
+    """All sweeps of a survey over these steps."""
+    work, sweep = bench.work, 0
     while survey.passes:
         sweep += 1
-        seen = [s for s in steps if survey.wants(s.key, 0, math.prod(s.spec.shape))]
+        seen = [
+            s
+            for s in steps
+            if survey.wants(s.tensor_key, s.first, s.first + math.prod(s.spec.shape))
+        ]
         local.run(
             (observed(bench, step, survey) for step in seen),
             work.job.machine,
@@ -96,4 +159,3 @@ def _survey(bench: Bench) -> Survey | None:
             done=work.job.machine.counter(f"surveying, sweep {sweep}", len(seen)),
         )
         survey.conclude()
-    return survey

@@ -13,6 +13,7 @@ from magmerge.checkpoints.output.target import Target
 from magmerge.core import dtypes
 from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.core.filters import matches
+from magmerge.core.traits import Method
 from magmerge.core.types import UNCHANGED, Action, Kind, Plan, Shard, Step, TensorSpec
 from magmerge.engine.faults import check_structure, dtype_warnings, reading_notes, tied_everywhere
 from magmerge.engine.form import AdapterForm, form_of
@@ -58,7 +59,9 @@ def make_plan(job: Job, target: Target | None = None) -> Plan:
         steps = form.marked(job, steps)
     plan = _with_sizes(job, steps, shards, form)
     single = form is not None or (target is not None and target.single)
-    copied = () if single else tuple(sorted({*companion_files(job.donor), *job.models.texts}))
+    texts = job.models.texts
+    files = {name for name in companion_files(job.donor) if texts.get(name, b"") is not None}
+    copied = () if single else tuple(sorted(files | {name for name in texts if texts[name]}))
     return replace(plan, copied=copied, choices=varying.choices(steps))
 
 
@@ -149,7 +152,8 @@ def _steps(job: Job, name: str, kind: Kind, varying: Varying) -> list[Step]:
         voters=fate.voters,
         part="" if job.writes_adapter else _part_of(job.models, name),
     )
-    return _by_rows(step, job.models) if action in ("merge", "mean", "average") else [step]
+    parts = action in ("merge", "mean", "average")
+    return _by_rows(step, job.models, job.stages.method) if parts else [step]
 
 
 def _part_of(models: Models, name: str) -> str:
@@ -157,7 +161,7 @@ def _part_of(models: Models, name: str) -> str:
     return models.layout.part_of(name) if hasattr(models.layout, "part_of") else ""
 
 
-def _by_rows(step: Step, models: Models) -> list[Step]:
+def _by_rows(step: Step, models: Models, method: Method | None) -> list[Step]:
     """The step, or one for each run of rows that have the same voters: no vote is not a zero.
 
     Rows that the base has not are the mean of those who have them, and rows that no expert has are
@@ -165,14 +169,17 @@ def _by_rows(step: Step, models: Models) -> list[Step]:
     """
     name, shape = step.spec.name, step.spec.shape
     holes = {place: expert.absent.get(name, ()) for place, expert in enumerate(models.experts)}
-    own = getattr(models.layout, "absent", {}).get(name, ())
+    own = getattr(models.base, "absent", {}).get(name, ())
+    least = 1 if method is None else method.experts[0]
     if not own and not any(holes.values()):
         return [step]
-    cuts = {0, *(shape[:1] or (1,))}
+    # Rows are along the first dimension that is not 1.
+    axis = next((axis for axis, size in enumerate(shape) if size != 1), 0)
+    cuts = {0, *(shape[axis : axis + 1] or (1,))}
     for part in (own, *holes.values()):
         cuts |= {edge for rows in part for edge in (rows.start, rows.stop)}
     edges, row = sorted(cuts), 1
-    for size in shape[1:]:
+    for size in shape[axis + 1 :]:
         row *= size
     steps = []
     for start, stop in pairwise(edges):
@@ -184,7 +191,9 @@ def _by_rows(step: Step, models: Models) -> list[Step]:
         reason = "the base has not these rows" if bare else step.reason
         if not voters:
             action, reason = "carry", "no expert has these rows"
-        part = replace(step.spec, shape=(stop - start, *shape[1:]))
+        elif action == "merge" and len(voters) < least:
+            action, reason = "average", "too few experts have these rows for the method"
+        part = replace(step.spec, shape=(*shape[:axis], stop - start, *shape[axis + 1 :]))
         steps.append(
             replace(
                 step,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from magmerge.checkpoints import adapters, clip
 from magmerge.checkpoints.digests import stamp
-from magmerge.checkpoints.donor import check_donor
+from magmerge.checkpoints.donor import check_donor, same_tokens
 from magmerge.checkpoints.experts import BASE, open_expert, open_whole
 from magmerge.checkpoints.kinds import quantised_faults
 from magmerge.checkpoints.loader import Model, adapts, open_checkpoint
@@ -171,18 +171,18 @@ def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
     told = () if renames is None else renames.faults()
     settings, stamps = getattr(layout, "settings", {}), _stamps([*whole, *opened])
     seen = Models(layout, opened_base, opened, opened_merged, stamps, settings=settings)
-    return _in_one_form(replace(seen, faults=told))
+    return _in_one_form(recipe, replace(seen, faults=told))
 
 
-def _in_one_form(models: Models) -> Models:
-    """The models with what is one tensor in some of them, and two in others, and what differs in
-    shape on purpose, told alike in all.
+def _in_one_form(recipe: Recipe, models: Models) -> Models:
+    """The models with what is one tensor in some of them and two in others, rows of tokens, and
+    what differs in shape on purpose, told alike in all.
     """
-    if models.union is not None or all(_alike(model, models.layout) for model in models.others):
-        return models
-    for view in ("ties:in_one_form", "shapes:told_apart"):
-        models = load(f"magmerge.engine.{view}")(models)
-    return models
+    alike = all(_alike(model, models.layout) for model in models.others)
+    if not alike and models.union is None:
+        models = load("magmerge.engine.ties:in_one_form")(models)
+    models = _on_one_vocabulary(recipe, models)
+    return models if alike else load("magmerge.engine.shapes:told_apart")(models)
 
 
 def _alike(model: Checkpoint | Expert, layout: Checkpoint) -> bool:
@@ -205,6 +205,24 @@ def _choices(recipe: Recipe) -> Callable[[str], str | None]:
                 remedy=suggestion(name, recipe.models),
             )
     return choices.get
+
+
+def _on_one_vocabulary(recipe: Recipe, models: Models) -> Models:
+    """The models, their rows of tokens matched where they may not be the same in all."""
+    said = recipe.tokenizer or recipe.tokens or recipe.pad_to_multiple_of
+    nothing = recipe.method is None and recipe.merged is None
+    if nothing or isinstance(recipe.output, AdapterOutput):
+        if said:
+            raise ParameterError(
+                "tokenizer and tokens speak of a merge into a whole model",
+                remedy="drop them, or drop rank, energy and naming",
+            )
+        return models
+    others = [model for model in (models.base, *models.experts) if model is not None]
+    if not said and all(same_tokens(models.layout, model) for model in others):
+        return models
+    seen: Models = load("magmerge.engine.vocabularies:on_one_vocabulary")(recipe, models)
+    return seen
 
 
 def experts_by_name(experts: Sequence[Model] | Mapping[str, Model]) -> dict[str, Model]:
@@ -320,7 +338,7 @@ def _donor(output: ModelOutput, models: Models) -> Path | None:
             source=folder,
             remedy="name the folder of a model with --donor (donor=)",
         )
-    check_donor(folder, models.layout)
+    check_donor(folder, models.layout, models.settings, models.texts)
     return folder
 
 

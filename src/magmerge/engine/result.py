@@ -103,7 +103,8 @@ class Result:
         where = "in memory" if self.path is None else f"at {self.path}"
         first = self.recipe.method or ("calibration" if self.recipe.merged else "one model")
         stages = [first, *(c.method for c in self.recipe.calibrate)]
-        return f"<Result of {' + '.join(stages)}: {len(self.plan.steps)} tensors {where}>"
+        count = len({step.tensor_key for step in self.plan.steps})
+        return f"<Result of {' + '.join(stages)}: {count} tensors {where}>"
 
 
 def whole_steps(plan: Plan) -> list[Step]:

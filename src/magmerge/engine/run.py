@@ -60,7 +60,8 @@ def run_job(
         records = [outcome.record for outcome in outcomes if outcome.record is not None]
         more = (*told, *correlations(job, records))
         warn(more)
-        return Account(records, (), (*notes, *more), findings.uncovered)
+        extra = {"tokens": dict(job.models.tokens)} if job.models.tokens else {}
+        return Account(records, (), (*notes, *more), findings.uncovered, extra)
 
     if target is None:
         kept = MemorySink()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -153,7 +153,7 @@ def _root(name: str) -> str | None:
     return None if place is None else ".".join(parts[: place + 1])
 
 
-def _file(name: str, taken: Mapping[str, bytes]) -> str:
+def _file(name: str, taken: Collection[str]) -> str:
     """Where an expert's head goes: its name, with nothing in it that leads elsewhere."""
     stem, repeat = re.sub(r"[^\w.-]", "_", name).lstrip(".") or "expert", 2
     file = f"heads/{stem}.safetensors"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from magmerge.checkpoints.output.writer import Sink
 from magmerge.core import dtypes, journal, registry
 from magmerge.core.errors import NonFiniteError, printable
-from magmerge.core.pieces import cut, stretches
+from magmerge.core.pieces import cut, stretches, strewn
 from magmerge.core.traits import Method, Survey
 from magmerge.core.types import UNCHANGED, LayerRecord, Piece, Step
 from magmerge.engine.executors.local import Job, Task
@@ -39,7 +39,8 @@ class Outcome:
 @dataclass(frozen=True, slots=True)
 class Bench:
     """What all steps of a pass share: the work, a reader, where results go, whose twins are whose,
-    and what is known of the whole model.
+    and what is known of the whole model. `surveys` are those of tensors, by their keys, that are
+    several steps; `orders` tell for the rows of some tensors which of the result's each is.
     """
 
     work: Work
@@ -47,6 +48,8 @@ class Bench:
     sink: Sink
     twins: Mapping[str, Sequence[Step]]
     survey: Survey | None = None
+    surveys: Mapping[str, Survey] = field(default_factory=dict)
+    orders: Mapping[str, Any] = field(default_factory=dict)
 
     def put(
         self, step: Step, start: int, tensor: Tensor, *, kept: bool = False, name: str = ""
@@ -55,8 +58,14 @@ class Bench:
         merged, name = not (kept or self.work.job.takes), name or step.spec.name
         part = cast_result(tensor, step.spec.dtype, name, kept=kept, merged=merged)
         part = self.work.job.device.take(part)
+        order, parts = self.orders.get(step.spec.name), [(step.first + start, part)]
+        if order is not None:
+            width = math.prod(step.tensor.shape) // len(order)
+            flat, start = part.reshape(-1), step.first + start
+            parts = [(at, flat[a:b]) for at, a, b in strewn(order, width, start, start + len(flat))]
         for twin in (step, *self.twins.get(step.spec.name, ())):
-            self.sink.write(twin, step.first + start, part)
+            for place, piece in parts:
+                self.sink.write(twin, place, piece)
 
 
 def run_step(bench: Bench, step: Step) -> Task[Outcome]:
@@ -151,8 +160,8 @@ def _keywords(work: Work, step: Step) -> dict[str, Any]:
 
 def _seeds(work: Work, step: Step) -> list[int]:
     """One for each voter."""
-    places = range(len(work.models.experts)) if step.voters is None else step.voters
-    return [derive_seed(work.job.recipe.seed, step.spec.name, place) for place in places]
+    seed, name = work.job.recipe.seed, step.spec.name
+    return [derive_seed(seed, name, place) for place in work.voters(step)]
 
 
 def survey_for(work: Work, step: Step) -> Survey | None:
@@ -161,7 +170,7 @@ def survey_for(work: Work, step: Step) -> Survey | None:
     if method is None or method.survey is None:
         return None
     bound = _keywords(work, step)
-    bound["experts"] = len(work.models.experts if step.voters is None else step.voters)
+    bound["experts"] = len(work.voters(step))
     bound["unchanged"] = sum(
         math.prod(other.spec.shape) for other in work.plan.steps if other.reason == UNCHANGED
     )
@@ -184,17 +193,29 @@ def surveyed(bench: Bench, step: Step) -> Task[Keywords | None]:
     work = bench.work
     if work.stages.method is None or step.action != "merge":
         return None
-    survey = bench.survey or survey_for(work, step)
-    if survey is not None and survey.scope == "layer":
+    known = bench.survey or bench.surveys.get(step.tensor_key)
+    survey = survey_for(work, step) if known is None else _of_voters(bench, step, known)
+    if known is None and survey is not None:
         if survey.samples:
             size = 3 * survey.samples * len(work.models.experts) * (8 if step.wide else 4)
             yield [Job(size, partial(_sample, bench, step, survey))]
         pieces = cut(step.spec.shape, "other", "entries", work.plan.piece)
         while survey.passes:
-            seen = [p for p in pieces if survey.wants(step.key, p.start, p.stop)]
+            seen = [p for p in pieces if survey.wants(*_place(step, p))]
             yield jobs(bench, step, seen, partial(_observe, bench, step, survey))
             yield [Job(0, survey.conclude)]
-    return None if survey is None else survey.keywords(step.key)
+    return None if survey is None else survey.keywords(step.tensor_key)
+
+
+def _of_voters(bench: Bench, step: Step, survey: Survey) -> Survey:
+    """The survey, or of one for each expert those that have the step's rows."""
+    of: Callable[[Sequence[int]], Survey] | None = getattr(survey, "of", None)
+    return survey if of is None else of(bench.work.voters(step))
+
+
+def _place(step: Step, piece: Piece) -> tuple[str, int, int]:
+    """The tensor of a piece, and where in it the piece is."""
+    return step.tensor_key, step.first + piece.start, step.first + piece.stop
 
 
 def observed(bench: Bench, step: Step, survey: Survey) -> Task[None]:
@@ -215,7 +236,7 @@ def _observe(bench: Bench, step: Step, survey: Survey, piece: Piece) -> None:
     assert method is not None
     base = bench.reader.base(step, piece)
     tensors = bench.reader.experts(step, piece, base, method.acts_on)
-    survey.observe(step.key, piece.start, tensors)
+    _of_voters(bench, step, survey).observe(*_place(step, piece)[:2], tensors)
 
 
 def _carry(bench: Bench, step: Step, piece: Piece) -> tuple[int, int]:

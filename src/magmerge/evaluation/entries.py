@@ -10,7 +10,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
-from magmerge.core.recipe import PlainLoader, explained
+from magmerge.core.plain_yaml import PlainLoader
+from magmerge.core.recipe import explained
 from magmerge.data.rows import Preparation
 
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "perplexity"]

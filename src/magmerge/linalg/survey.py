@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -92,6 +92,56 @@ class LayerSums:
     def _before(self) -> Survey | None:
         """The survey before, while it has sweeps to make."""
         return self._first if self._first is not None and self._first.passes else None
+
+
+class SurveysApart:
+    """A survey for each expert, for tensors some of whose rows only some experts have: each sees
+    the rows of one expert, and finds what is of all of them.
+    """
+
+    def __init__(self, surveys: Sequence[Survey]) -> None:
+        self._surveys = surveys
+        self.scope: Literal["layer", "model"] = surveys[0].scope
+        self.samples = max(survey.samples for survey in surveys)
+
+    @property
+    def passes(self) -> int:
+        return max(survey.passes for survey in self._surveys)
+
+    def prepare(self, sample: Float[Tensor, "K samples"]) -> None:
+        for survey, row in zip(self._surveys, sample, strict=True):
+            survey.prepare(row.unsqueeze(0))
+
+    def wants(self, name: str, start: int, stop: int) -> bool:
+        return any(survey.passes and survey.wants(name, start, stop) for survey in self._surveys)
+
+    def observe(self, name: str, start: int, tensors: Float[Tensor, "K *shape"]) -> None:
+        for survey, tensor in zip(self._surveys, tensors, strict=True):
+            if survey.passes and survey.wants(name, start, start + tensor.numel()):
+                survey.observe(name, start, tensor.unsqueeze(0))
+
+    def conclude(self) -> None:
+        for survey in self._surveys:
+            if survey.passes:
+                survey.conclude()
+
+    def keywords(self, name: str) -> Mapping[str, Any]:
+        """What each finds, put together as one survey of all would tell it."""
+        every = [survey.keywords(name) for survey in self._surveys]
+        return {key: _joined([found[key] for found in every]) for key in every[0]}
+
+    def of(self, voters: Sequence[int]) -> SurveysApart:
+        """The surveys of some experts."""
+        return SurveysApart([self._surveys[place] for place in voters])
+
+
+def _joined(lists: Sequence[Any]) -> Any:
+    """One list with the entries of all experts; of lists of lists, such as thresholds by rank, each
+    of these.
+    """
+    if isinstance(lists[0][0], list):
+        return [_joined(parts) for parts in zip(*lists, strict=True)]
+    return [entry for part in lists for entry in part]
 
 
 def surveyed(survey: Survey, tensors: Float[Tensor, "K *shape"]) -> Mapping[str, Any]:

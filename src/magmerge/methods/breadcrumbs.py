@@ -15,6 +15,7 @@ from magmerge.methods.sparsify import Gamma, Ratios, Rescale, band_survey, bande
     "breadcrumbs",
     source="Model Breadcrumbs, arXiv:2312.06795, eqs. 1-3",
     survey=band_survey,
+    apart=True,
     cut="entries",
     workspace=(1, 3),
 )
@@ -46,6 +47,7 @@ def breadcrumbs(
     "breadcrumbs_ties",
     source="Model Breadcrumbs, arXiv:2312.06795, with the election of TIES, arXiv:2306.01708",
     survey=band_survey,
+    apart=True,
     cut="entries",
     workspace=(1, 6),
 )

@@ -26,6 +26,7 @@ from magmerge.methods.sparsify import Ratios, Rescale, drop_factors, drop_survey
     random=True,
     cut="entries",
     survey=drop_survey,
+    apart=True,
     workspace=(1, 2),
     check=check_weights,
 )
@@ -58,6 +59,7 @@ def dare(
     random=True,
     cut="entries",
     survey=drop_survey,
+    apart=True,
     workspace=(1, 5),
 )
 def dare_ties(

@@ -15,6 +15,7 @@ from magmerge.methods.sparsify import Scope, trim_survey, trimmed
     "ties",
     source="TIES-Merging, arXiv:2306.01708, alg. 1",
     survey=trim_survey,
+    apart=True,
     cut="entries",
     workspace=(1, 5),
 )

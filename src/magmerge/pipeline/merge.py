@@ -11,7 +11,7 @@ from magmerge.checkpoints.output.target import Target, check_space
 from magmerge.core.errors import ParameterError
 from magmerge.core.filters import patterns
 from magmerge.core.machine import CPU, DEFAULT_MEMORY, Machine, Progress
-from magmerge.core.recipe import Calibration, Recipe
+from magmerge.core.recipe import LATER, Calibration, Recipe
 from magmerge.core.types import Plan
 from magmerge.core.validation import check_calibrations, check_method, check_rank, read_sensitive
 from magmerge.engine.job import Job
@@ -55,6 +55,9 @@ def merge(
     weights: str | Mapping[str, str] | None = None,
     dtype: str | None = None,
     seed: int = 0,
+    tokenizer: str | None = None,
+    tokens: Mapping[str, Any] | None = None,
+    pad_to_multiple_of: int | None = None,
     data: Any = None,
     samples: Samples = 8,
     model: nn.Module | str | None = None,
@@ -82,12 +85,13 @@ def merge(
     be a LoRA adapter. `experts` is a sequence, or a mapping from names to models. `method`
     and `params` are what `magmerge methods` lists; `calibrate` names a calibrator, or is
     {"method": ..., "params": {...}}, or a list of these, applied in order. `gate`, `sensitive`,
-    `skip`, `ignore`, `rename`, `weights`, `dtype` and `seed` are as in `Recipe`. With `out` the
-    result is written to a folder (or a file ending in .safetensors), in shards of at most
-    `shard_size` bytes (5GB, 5GiB), with config and tokenizer of `donor` (default: the base's folder); without, it
-    stays in memory. With `resume` what a killed run left there is gone on with. At most `memory`
-    bytes are used beyond the interpreter, torch and a result in memory, by `threads` pieces at
-    once; `device` (cpu, cuda) does the arithmetic: no other bits, but for rounding elsewhere.
+    `skip`, `ignore`, `rename`, `weights`, `dtype`, `seed`, `tokenizer`, `tokens` and
+    `pad_to_multiple_of` are as in `Recipe`. With `out` the result is written to a folder (or a file
+    ending in .safetensors), in shards of at most `shard_size` bytes (5GB, 5GiB), with config and
+    tokenizer of `donor` (default: the base's folder); without, it stays in memory. With `resume`
+    what a killed run left there is gone on with. At most `memory` bytes are used beyond the
+    interpreter, torch and a result in memory, by `threads` pieces at once; `device` (cpu, cuda)
+    does the arithmetic: no other bits, but for rounding elsewhere.
 
     A calibrator that looks at inputs runs the merged model on `data`: a source of unlabelled
     samples for each expert by its name, or one for all: a file, a folder, a data set, a tensor, or
@@ -246,9 +250,8 @@ def _job(arguments: Mapping[str, Any]) -> Job:
             "sensitive": patterns(sensitive),
             "skip": patterns(arguments["skip"]),
             "ignore": patterns(arguments["ignore"]),
-            "rename": arguments["rename"] or {},
-            "weights": arguments["weights"],
             "seed": arguments["seed"],
+            **{name: arguments[name] for name in LATER if arguments.get(name)},
             "samples": samples,
             "output": _output(arguments),
         }

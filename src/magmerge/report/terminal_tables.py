@@ -70,14 +70,16 @@ def plan_table(plan: Plan) -> Table:
 
 def plan_summary(plan: Plan) -> Text:
     """Counts of actions, and the disk and memory that will be needed."""
-    actions = Counter(step.action for step in plan.steps)
+    # Rows that other models have are steps of their own, but no tensors.
+    tensors = {step.tensor_key: step for step in reversed(plan.steps)}.values()
+    actions = Counter(step.action for step in tensors)
     counted = ", ".join(f"{word} {actions[act]}" for act, word in SPOKEN.items() if actions[act])
-    calibrated = sum(step.calibrated for step in plan.steps)
+    calibrated = sum(step.calibrated for step in tensors)
     files = f" in {len(plan.shards)} shard{'s' if len(plan.shards) > 1 else ''}"
     # An adapter has modules, and no shards.
     noun = "tensors" if plan.shards else "modules"
     lines = [
-        f"{len(plan.steps)} {noun}: {counted}; calibrated {calibrated}",
+        f"{len(tensors)} {noun}: {counted}; calibrated {calibrated}",
         f"disk {spoken_size(plan.disk)}{files if plan.shards else ', at most'}",
         f"peak memory about {spoken_size(plan.memory)} beyond the interpreter and torch"
         + (
@@ -130,15 +132,15 @@ def records_table(records: Sequence[LayerRecord]) -> Table:
 
 def records_summary(plan: Plan, records: Sequence[LayerRecord], *, merged: bool) -> str:
     """How many tensors were merged, calibrated and carried over, and by how much they grew."""
-    carried = sum(step.action == "carry" for step in plan.steps)
+    carried = sum(step.action == "carry" for step in plan.steps if step.whole is None)
+    parts = [step.tensor_key for step in plan.steps if step.whole and step.action != "carry"]
+    count = len(records) - len(parts) + len(set(parts))
     calibrated = [record for record in records if record.calibrated_by]
     noun = "tensors" if plan.shards else "modules"
-    parts = [f"{len(records)} {noun} merged"] if merged else []
-    parts += [f"{len(calibrated)} calibrated"] if calibrated else []
-    parts += [f"{carried} {'carried over unchanged' if plan.shards else 'left out'}"] * bool(
-        carried
-    )
-    text = ", ".join(parts)
+    told = [f"{count} {noun} merged"] if merged else []
+    told += [f"{len(calibrated)} calibrated"] if calibrated else []
+    told += [f"{carried} {'carried over unchanged' if plan.shards else 'left out'}"] * bool(carried)
+    text = ", ".join(told)
     noted = [record for record in records if record.notes]
     if noted:
         text += f"\n{len(noted)} layers with a note (-v lists them), such as: {noted[0].notes[0]}"

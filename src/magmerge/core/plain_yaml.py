@@ -1,0 +1,25 @@
+"""YAML as plain data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+from yaml.composer import ComposerError
+
+
+class PlainLoader(yaml.SafeLoader):
+    """YAML as plain data: no tag makes an object, and a key that stands twice is an error, where
+    YAML itself takes the last and drops the first in silence.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """The mapping as it stands in the file, before merge keys bring in others."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        names = [(key.tag, key.value) for key in keys]
+        for key in reversed(keys):
+            if key.value != "<<" and names.count((key.tag, key.value)) > 1:
+                problem = f"the key {key.value!r} stands twice"
+                raise ComposerError(None, None, problem, key.start_mark)
+        return node
