@@ -160,7 +160,7 @@ def _by_rows(step: Step, models: Models) -> list[Step]:
     own = getattr(models.layout, "absent", {}).get(name, ())
     if not own and not any(holes.values()):
         return [step]
-    cuts = {0, shape[0]}
+    cuts = {0, (shape or (1,))[0]}
     for part in (own, *holes.values()):
         cuts |= {edge for rows in part for edge in (rows.start, rows.stop)}
     edges, row = sorted(cuts), 1
@@ -176,7 +176,7 @@ def _by_rows(step: Step, models: Models) -> list[Step]:
         reason = "the base has not these rows" if bare else step.reason
         if not voters:
             action, reason = "carry", "no expert has these rows"
-        part = replace(step.spec, shape=(stop - start, *shape[1:]))
+        part = replace(step.spec, shape=(stop - start, *shape[1:]) if shape else ())
         steps.append(
             replace(
                 step,

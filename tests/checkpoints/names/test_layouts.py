@@ -113,7 +113,44 @@ def test_a_lone_unet_of_diffusers_on_a_single_file_of_stable_diffusion(kind: str
     config |= {"down_block_types": [0] * levels, "up_block_types": [0] * levels, **labels}
     unet = {name: tensor for name, tensor in second.items() if name.startswith(PREFIX)}
     theirs = code.convert_ldm_unet_checkpoint(dict(unet), config)
-    others = [name for name in first if not name.startswith(PREFIX)]
-    result = merged(first, theirs, ignore=others)
+    result = merged(first, theirs)
     for name, tensor in first.items():
         torch.testing.assert_close(result[name], unet.get(name, tensor))
+
+
+def single_file(seed: int) -> State:
+    """Stable Diffusion 1 with a whole VAE."""
+    others = {n: s for n, s in diffusion.sd1().items() if not n.startswith("first_stage_model.")}
+    inside = {f"first_stage_model.{name}": shape for name, shape in originals.vae().items()}
+    return random_state(seed, {**others, **inside, "cond_stage_model.scale": ()})
+
+
+@pytest.mark.parametrize("naming", ["authors", "diffusers"])
+@pytest.mark.parametrize("method", ["task_arithmetic", "average", "ties"])
+def test_a_vae_is_baked_into_a_single_file(naming: str, method: str) -> None:
+    base, own = single_file(0), random_state(1, originals.vae())
+    vae = converted("vae", own) if naming == "diffusers" else own
+    params = {"task_arithmetic": {"lambda": 1.0}, "ties": {"density": 1.0}}.get(method)
+    job = {"base": base, "experts": [vae], "method": method, "params": params}
+    warnings = magmerge.plan(**job).warnings
+    assert any("only the vae of a diffusion model" in warning for warning in warnings)
+    result = magmerge.merge(**job).state_dict()
+    for name, tensor in base.items():
+        truth = own.get(name.removeprefix("first_stage_model."), tensor)
+        torch.testing.assert_close(result[name], truth)
+
+
+def test_a_part_has_no_vote_on_the_others() -> None:
+    """The U-Net of one expert, the VAE of both."""
+    base, whole, own = single_file(0), single_file(1), random_state(2, originals.vae())
+    result = magmerge.merge(base=base, experts=[whole, own], method="average").state_dict()
+    for name, tensor in whole.items():
+        vae = own.get(name.removeprefix("first_stage_model."))
+        torch.testing.assert_close(result[name], tensor if vae is None else (tensor + vae) / 2)
+
+
+def test_a_part_in_pieces_is_a_fault() -> None:
+    vae = random_state(1, originals.vae())
+    del vae["decoder.conv_in.weight"]
+    with pytest.raises(StructureError, match=r"decoder\.conv_in\.weight is missing"):
+        merged(single_file(0), vae)

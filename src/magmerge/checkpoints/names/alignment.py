@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from magmerge.checkpoints import clip
+from magmerge.checkpoints.names.absent_parts import with_absent_parts
 from magmerge.checkpoints.names.pairs import OTHERWISE, pair
 from magmerge.checkpoints.names.parts import layouts, put_together
 from magmerge.checkpoints.views import CheckpointView, under_names
@@ -13,8 +14,13 @@ def aligned(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
     """`checkpoint` under the base's names, as far as it has the same tensors under others.
 
     A renaming is taken only if it makes more names equal, each one to one. Names that stay are the
-    checkpoint's own. The notes tell what was renamed.
+    checkpoint's own. What a part of a diffusion model lacks of the whole is absent. The notes tell
+    what was renamed.
     """
+    return with_absent_parts(_renamed(checkpoint, base), base)
+
+
+def _renamed(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
     best, matched = checkpoint, len(base.specs.keys() & checkpoint.specs.keys())
     names, kinds = pair(checkpoint.specs, base.specs)
     if len(names) > matched:
