@@ -68,8 +68,8 @@ class FullExpert:
 def open_expert(
     name: str, model: Model, base: Checkpoint | None, renames: Renames | None = None
 ) -> Expert:
-    """Open one expert: a whole model, or a LoRA adapter as task vectors on `base`; its own names
-    are those of `renames` first.
+    """Open one expert: a whole model under the names of `base`, or a LoRA adapter as task vectors
+    on it. Its own names are mapped by `renames` first.
     """
     in_parts = isinstance(model, str | Path) and adapts_parts(Path(model))
     if hasattr(model, "named_modules"):

@@ -19,7 +19,8 @@ from magmerge.engine.variation import Varying
 
 ARCHITECTURE = (
     "give models of one architecture; to leave these tensors as the base has them, or to drop an "
-    "expert's own ones, name them with --ignore 'PATTERN' (ignore=), for example 'classifier.*'"
+    "expert's own ones, name them with --ignore 'PATTERN' (ignore=), for example 'classifier.*'; "
+    "where an expert only has other names for them, map these with --rename 'OLD=NEW' (rename=)"
 )
 ONCE = (
     "give each model once; for more influence of one expert set its weight: --set 'weights=[2, 1]'"

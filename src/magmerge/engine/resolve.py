@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from magmerge.checkpoints import adapters, clip
 from magmerge.checkpoints.digests import stamp
 from magmerge.checkpoints.donor import check_donor
-from magmerge.checkpoints.experts import BASE, open_expert, open_whole
+from magmerge.checkpoints.experts import BASE, align, open_expert, open_whole
 from magmerge.checkpoints.loader import Model
 from magmerge.core.errors import (
     MagmergeError,
@@ -32,6 +33,9 @@ from magmerge.engine.job import Job, Live, Models
 from magmerge.engine.samples import check_samples, in_its_order, with_origin
 from magmerge.engine.stages import ENERGY, bind
 from magmerge.linalg.device import open_device
+
+if TYPE_CHECKING:
+    from magmerge.checkpoints.names.mapping import Renames
 
 ROLES = ("base", "merged")
 EXPERT = "experts."
@@ -126,11 +130,7 @@ def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
         for name, path in recipe.experts.items()
     }
     alone = adapters.adapters_alone(experts) if base is None and merged is None else None
-    if alone is not None and recipe.rename:
-        raise ParameterError(
-            "rename speaks of names that a base has, and these are adapters without one",
-            remedy="name the base with --base (base=), or drop --rename (rename=)",
-        )
+    renames = _renames(recipe, based=alone is None)
     if alone is not None:
         union, members = alone
         return Models(union, None, members, stamps=_stamps(members), union=union)
@@ -142,13 +142,12 @@ def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
     names = recipe.output.names if isinstance(recipe.output, ModelOutput) else None
     opened_base = _under(None if base is None else open_whole(BASE, base), names)
     opened_merged = _under(None if merged is None else open_whole("merged model", merged), names)
+    if opened_base is not None and opened_merged is not None:
+        opened_base = align(opened_base, opened_merged)
     layout: Checkpoint | None = opened_merged or opened_base
     opened: list[Expert] = []
-    renames = (
-        load("magmerge.checkpoints.names.mapping:Renames")(recipe.rename) if recipe.rename else None
-    )
     for name, model in experts.items():
-        opened.append(open_expert(name, model, opened_base, renames))
+        opened.append(open_expert(name, model, opened_base or layout, renames))
         if layout is None:
             layout = _under(opened[0].whole, names)
     if layout is None:
@@ -157,6 +156,19 @@ def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
     faults = () if renames is None else renames.faults()
     stamps = _stamps([*whole, *opened])
     return Models(layout, opened_base, opened, opened_merged, stamps, faults=faults)
+
+
+def _renames(recipe: Recipe, *, based: bool) -> Renames | None:
+    """The recipe's map of names; None without one. ParameterError for adapters without a base."""
+    if not recipe.rename:
+        return None
+    if not based:
+        raise ParameterError(
+            "rename speaks of names that a base has, and these are adapters without one",
+            remedy="name the base with --base (base=), or drop --rename (rename=)",
+        )
+    renames: Renames = load("magmerge.checkpoints.names.mapping:Renames")(recipe.rename)
+    return renames
 
 
 def experts_by_name(experts: Sequence[Model] | Mapping[str, Model]) -> dict[str, Model]:
