@@ -70,6 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "far from the base",
         "task vectors on the base",
         "are named otherwise",
+        "no vote on the rest",
     )
     for words in told:
         line = f"ignore:.*{words}:magmerge.core.errors.MagmergeWarning"

@@ -74,8 +74,8 @@ def open_expert(
     renames: Renames | None = None,
     weights: str | None = None,
 ) -> Expert:
-    """Open one expert: a whole model, or a LoRA adapter as task vectors on `base`; its own names
-    are those of `renames` first. `weights` as in `open_checkpoint`.
+    """Open one expert: a whole model under the names of `base`, or a LoRA adapter as task vectors
+    on it. Its own names are mapped by `renames` first. `weights` as in `open_checkpoint`.
     """
     in_parts = isinstance(model, str | Path) and adapts_parts(located(Path(model)))
     if hasattr(model, "named_modules"):

@@ -32,8 +32,8 @@ class Stretch(NamedTuple):
 class CheckpointView:
     """`checkpoint` with the tensors `specs`, each put together of its `stretches` when it is read.
 
-    Only what a tensor is made of is read for it. Ties and kinds are known of what is one stored
-    tensor, or parts of one.
+    Only what a tensor is made of is read for it. Ties, kinds and rows that the model has not are
+    known of what is one stored tensor, or parts of one.
     """
 
     def __init__(
@@ -70,6 +70,10 @@ class CheckpointView:
         self.ties: Mapping[str, str] = {names[a]: names[b] for a, b in ties.items()}
         self.kinds: Mapping[str, Kind] = {
             names[name]: kind for name, kind in checkpoint.kinds.items() if name in names
+        }
+        holes: Mapping[str, Sequence[range]] = getattr(checkpoint, "absent", {})
+        self.absent: Mapping[str, Sequence[range]] = {
+            names[name]: rows for name, rows in holes.items() if name in names
         }
 
     def read(self, name: str) -> Tensor:

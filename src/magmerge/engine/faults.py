@@ -16,7 +16,10 @@ from magmerge.engine.job import Job, Models
 from magmerge.engine.method_trial import cut_faults
 from magmerge.engine.variation import Varying
 
-ARCHITECTURE = "give models of one architecture, tuned from one base"
+ARCHITECTURE = (
+    "give models of one architecture, tuned from one base; where an expert only has other names "
+    "for its tensors, map these with --rename 'OLD=NEW' (rename=)"
+)
 DISPENSABLE = (
     "to leave it as the base has it, or to drop an expert's own, name it with --ignore '{}' "
     "(ignore=)"

@@ -190,8 +190,9 @@ Layer = tuple[Float[Tensor, "n"], Float[Tensor, "K n"]]
 
 
 def _chosen(steps: Iterable[Step]) -> list[Step]:
-    """Some of the merged layers, from the first to the last."""
-    merged = [step for step in steps if step.action == "merge" and step.kind in WEIGHTS]
+    """Some of the layers that all experts have a vote on, from the first to the last."""
+    every = (step for step in steps if step.voters is None)
+    merged = [step for step in every if step.action == "merge" and step.kind in WEIGHTS]
     if len(merged) <= LAYERS:
         return merged
     return [merged[number * (len(merged) - 1) // (LAYERS - 1)] for number in range(LAYERS)]

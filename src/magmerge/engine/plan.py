@@ -193,7 +193,9 @@ def _by_rows(step: Step, models: Models, method: Method | None) -> list[Step]:
             action, reason = "carry", "no expert has these rows"
         elif action == "merge" and len(voters) < least:
             action, reason = "average", "too few experts have these rows for the method"
-        part = replace(step.spec, shape=(*shape[:axis], stop - start, *shape[axis + 1 :]))
+        part = replace(
+            step.spec, shape=(*shape[:axis], stop - start, *shape[axis + 1 :]) if shape else ()
+        )
         steps.append(
             replace(
                 step,

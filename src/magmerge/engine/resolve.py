@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from magmerge.checkpoints import adapters, clip
 from magmerge.checkpoints.digests import stamp
 from magmerge.checkpoints.donor import check_donor, same_tokens
-from magmerge.checkpoints.experts import BASE, open_expert, open_whole
+from magmerge.checkpoints.experts import BASE, align, open_expert, open_whole
 from magmerge.checkpoints.kinds import quantised_faults
 from magmerge.checkpoints.loader import Model, adapts, open_checkpoint
 from magmerge.core.errors import (
@@ -35,6 +36,9 @@ from magmerge.engine.job import Job, Live, Models
 from magmerge.engine.samples import check_samples, in_its_order, with_origin
 from magmerge.engine.stages import ENERGY, bind
 from magmerge.linalg.device import open_device
+
+if TYPE_CHECKING:
+    from magmerge.checkpoints.names.mapping import Renames
 
 ROLES = ("base", "merged")
 EXPERT = "experts."
@@ -130,11 +134,7 @@ def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
         for name, path in recipe.experts.items()
     }
     alone = adapters.adapters_alone(experts) if base is None and merged is None else None
-    if alone is not None and recipe.rename:
-        raise ParameterError(
-            "rename speaks of names that a base has, and these are adapters without one",
-            remedy="name the base with --base (base=), or drop --rename (rename=)",
-        )
+    renames = _renames(recipe, based=alone is None)
     if alone is not None:
         union, members = alone
         return Models(union, None, members, stamps=_stamps(members), union=union)
@@ -147,6 +147,8 @@ def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
     opened_base = _under(None if base is None else open_whole(BASE, base, chosen("base")), names)
     opened_merged = None if merged is None else open_whole("merged model", merged, chosen("merged"))
     opened_merged = _under(opened_merged, names)
+    if opened_base is not None and opened_merged is not None:
+        opened_base = align(opened_base, opened_merged)
     layout: Checkpoint | None = opened_merged or opened_base
     faults = quantised_faults([layout, opened_base], layout)
     if faults:
@@ -154,11 +156,8 @@ def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
         wholes = [open_checkpoint(model) for model in experts.values() if not adapts(model)]
         raise StructureError([*faults, *quantised_faults(wholes)])
     opened: list[Expert] = []
-    renames = (
-        load("magmerge.checkpoints.names.mapping:Renames")(recipe.rename) if recipe.rename else None
-    )
     for name, model in experts.items():
-        opened.append(open_expert(name, model, opened_base, renames, chosen(name)))
+        opened.append(open_expert(name, model, opened_base or layout, renames, chosen(name)))
         if layout is None:
             layout = _under(opened[0].whole, names)
     if layout is None:
@@ -223,6 +222,19 @@ def _on_one_vocabulary(recipe: Recipe, models: Models) -> Models:
         return models
     seen: Models = load("magmerge.engine.vocabularies:on_one_vocabulary")(recipe, models)
     return seen
+
+
+def _renames(recipe: Recipe, *, based: bool) -> Renames | None:
+    """The recipe's map of names; None without one. ParameterError for adapters without a base."""
+    if not recipe.rename:
+        return None
+    if not based:
+        raise ParameterError(
+            "rename speaks of names that a base has, and these are adapters without one",
+            remedy="name the base with --base (base=), or drop --rename (rename=)",
+        )
+    renames: Renames = load("magmerge.checkpoints.names.mapping:Renames")(recipe.rename)
+    return renames
 
 
 def experts_by_name(experts: Sequence[Model] | Mapping[str, Model]) -> dict[str, Model]:

@@ -139,6 +139,77 @@ CASES: dict[str, tuple[Shapes, list[Part]]] = {
             )
         ],
     ),
+    "wan kohya on diffusers": (
+        {
+            "blocks.0.attn1.to_q.weight": (8, 8),
+            "blocks.1.attn2.to_out.0.weight": (8, 8),
+            "blocks.1.attn2.add_k_proj.weight": (8, 8),
+            "blocks.0.ffn.net.0.proj.weight": (12, 8),
+            "condition_embedder.time_embedder.linear_1.weight": (8, 6),
+            "proj_out.weight": (16, 8),
+        },
+        [
+            Part("lora_unet_blocks_0_self_attn_q", "blocks.0.attn1.to_q.weight"),
+            Part("lora_unet_blocks_1_cross_attn_o", "blocks.1.attn2.to_out.0.weight"),
+            Part("lora_unet_blocks_1_cross_attn_k_img", "blocks.1.attn2.add_k_proj.weight"),
+            Part("lora_unet_blocks_0_ffn_0", "blocks.0.ffn.net.0.proj.weight"),
+            Part("lora_unet_time_embedding_0", "condition_embedder.time_embedder.linear_1.weight"),
+            Part("lora_unet_head_head", "proj_out.weight"),
+        ],
+    ),
+    "wan diffusers on its own": (
+        {
+            f"{UNET}blocks.0.self_attn.o.weight": (8, 8),
+            f"{UNET}blocks.0.cross_attn.v.weight": (8, 8),
+            f"{UNET}blocks.0.ffn.2.weight": (8, 12),
+        },
+        [
+            Part("transformer.blocks.0.attn1.to_out.0", f"{UNET}blocks.0.self_attn.o.weight"),
+            Part("transformer.blocks.0.ffn.net.2", f"{UNET}blocks.0.ffn.2.weight"),
+        ],
+    ),
+    "sd3 diffusers on its own": (
+        {
+            "joint_blocks.0.x_block.attn.qkv.weight": (24, 8),
+            "joint_blocks.0.context_block.attn.qkv.weight": (24, 8),
+            "joint_blocks.0.x_block.mlp.fc1.weight": (32, 8),
+            "t_embedder.mlp.0.weight": (8, 6),
+        },
+        [
+            Part(
+                "transformer.transformer_blocks.0.attn.to_k",
+                "joint_blocks.0.x_block.attn.qkv.weight",
+                8,
+                8,
+            ),
+            Part(
+                "transformer.transformer_blocks.0.attn.add_v_proj",
+                "joint_blocks.0.context_block.attn.qkv.weight",
+                16,
+                8,
+            ),
+            Part(
+                "transformer.transformer_blocks.0.ff.net.0.proj",
+                "joint_blocks.0.x_block.mlp.fc1.weight",
+            ),
+        ],
+    ),
+    "sd3 kohya on its own": (
+        {
+            "joint_blocks.0.x_block.attn.qkv.weight": (24, 8),
+            "joint_blocks.0.context_block.mlp.fc2.weight": (8, 32),
+        },
+        [
+            Part(
+                "lora_unet_joint_blocks_0_x_block_attn_qkv",
+                "joint_blocks.0.x_block.attn.qkv.weight",
+            ),
+            Part(
+                "lora_unet_joint_blocks_0_context_block_mlp_fc2",
+                "joint_blocks.0.context_block.mlp.fc2.weight",
+            ),
+        ],
+    ),
     "names of another model": (
         {f"{UNET}blocks.0.self_attn.q.weight": (8, 6), f"{UNET}blocks.1.ffn.0.weight": (8, 6)},
         [Part("lora_unet_blocks_1_ffn_0", f"{UNET}blocks.1.ffn.0.weight")],

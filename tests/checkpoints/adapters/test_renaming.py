@@ -212,13 +212,13 @@ def test_a_language_models_adapter_stays_in_pefts_format(naming: Naming) -> None
 
 
 def test_every_module_without_a_name_there_is_listed(tmp_path: Path) -> None:
-    shapes = {f"lora_unet_blocks_{at}_self_attn_q": (6, 6) for at in range(12)}
+    shapes = {f"lora_unet_layers_{at}_mixer_q": (6, 6) for at in range(12)}
     shapes["lora_unet_conv_in"] = (4, 4, 3, 3)
     content = dataclasses.replace(random_content(shapes), naming="kohya")
     adapter = open_adapter(write(content, tmp_path / "a.safetensors"))
     with pytest.raises(AdapterError) as caught:
         renamed(adapter, "diffusers")
-    assert all((name in str(caught.value)) == ("blocks" in name) for name in shapes)
+    assert all((name in str(caught.value)) == ("mixer" in name) for name in shapes)
     assert str(tmp_path) in str(caught.value)
 
 
@@ -291,3 +291,28 @@ def test_what_has_no_common_naming_is_listed(tmp_path: Path) -> None:
     ]
     with pytest.raises(AdapterError, match=r"q_proj(.|\n)*c_attn"):
         common_naming(adapters)
+
+
+def test_wan_of_its_authors_and_of_diffusers_are_merged_under_diffusers_names(
+    tmp_path: Path,
+) -> None:
+    own = {"lora_unet_blocks_0_self_attn_o": (6, 6), "lora_unet_blocks_0_ffn_2": (6, 9)}
+    content = dataclasses.replace(random_content(own), naming="kohya")
+    adapter = renamed(open_adapter(write(content, tmp_path / "a.safetensors")), "diffusers")
+    names = ["transformer.blocks.0.attn1.to_out.0", "transformer.blocks.0.ffn.net.2"]
+    assert set(adapter.modules) == set(names)
+    for old, new in zip(own, names, strict=True):
+        up, down, scale = adapter.read(new)
+        factors = content.modules[old]
+        torch.testing.assert_close(scale * up @ down, factors.scale * factors.up @ factors.down)
+
+
+def test_the_modulation_of_sd3s_last_block_is_refused() -> None:
+    """Its rows have another order in the last block only, and an adapter does not tell which."""
+    shapes = {
+        "lora_unet_joint_blocks_0_context_block_adaLN_modulation_1": (36, 6),
+        "lora_unet_joint_blocks_0_x_block_attn_qkv": (18, 6),
+    }
+    content = dataclasses.replace(random_content(shapes), naming="kohya")
+    with pytest.raises(AdapterError, match="1 of its modules"):
+        rename_content(content, "diffusers")

@@ -243,3 +243,30 @@ def test_pairs_are_one_to_one_whatever_the_names() -> None:
         assert all(names.get(name) == name for name in own & theirs)
 
     run()
+
+
+def test_a_merged_model_its_base_and_its_expert_may_have_three_kinds_of_names() -> None:
+    base, expert, merge = (state(*NAMES, seed=seed) for seed in range(3))
+    merge = {name: base[name] + 0.5 * (expert[name] - base[name]) for name in NAMES}
+    plain = magmerge.calibrate(merge, base=base, experts=[expert]).state_dict()
+    wrapped = {f"module.{name}": tensor for name, tensor in base.items()}
+    compiled = {f"_orig_mod.{name}": tensor for name, tensor in expert.items()}
+    result = magmerge.calibrate(merge, base=wrapped, experts=[compiled]).state_dict()
+    assert all(torch.equal(result[name], tensor) for name, tensor in plain.items())
+
+
+def test_without_a_base_the_first_experts_names_are_the_results() -> None:
+    first, second = state(*NAMES), state(*NAMES, seed=1)
+    compiled = {f"_orig_mod.{name}": tensor for name, tensor in second.items()}
+    result = magmerge.merge(experts=[first, compiled], method="average").state_dict()
+    for name, tensor in first.items():
+        torch.testing.assert_close(result[name], (tensor + second[name]) / 2)
+
+
+def test_the_remedy_of_a_missing_tensor_is_followed() -> None:
+    base, expert = state(*NAMES), state(*NAMES, seed=1)
+    other = {name.replace("attn", "mixer"): tensor for name, tensor in expert.items()}
+    with pytest.raises(StructureError, match="missing") as caught:
+        taken(base, other)
+    assert "--rename 'OLD=NEW' (rename=)" in str(caught.value)
+    check(base, other, expert, rename={"*.mixer.*": "*.attn.*"})

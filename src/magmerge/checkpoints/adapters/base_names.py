@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from magmerge.checkpoints.adapters.names import flux, ldm
+from magmerge.checkpoints.adapters.names.layout_rows import add_rows, tensor_slots
 from magmerge.checkpoints.adapters.names.naming import from_diffusers
 from magmerge.checkpoints.adapters.names.vocabulary import (
     TRANSFORMER,
@@ -121,9 +122,10 @@ def rows_of(base: Checkpoint) -> dict[str, tuple[Rows, ...]]:
     one tensor where the base fuses them. Empty where it is no part of a diffusion model.
     """
     composition = Composition()
+    of_table = _of_table(base, composition)
     for name, component, inner in _inside(base):
         spec = base.specs[name]
-        if len(spec.shape) < 2:
+        if len(spec.shape) < 2 or name in of_table:
             continue
         module = ModuleSpec(name, "linear", spec.shape, 0, 1.0, spec.dtype)
         own = inner.removesuffix(WEIGHT)
@@ -142,6 +144,23 @@ def rows_of(base: Checkpoint) -> dict[str, tuple[Rows, ...]]:
         if theirs is not None and inner.endswith(WEIGHT):
             composition.add(f"{component}.{theirs}", whole(name, module))
     return composition.rows
+
+
+def _of_table(base: Checkpoint, composition: Composition) -> Collection[str]:
+    """Put into `composition` the layers of a model that a table knows; the names of its tensors."""
+    slots = tensor_slots(base.specs)
+    modules = {
+        name: ModuleSpec(name, "linear", spec.shape, 0, 1.0, spec.dtype)
+        for name, spec in base.specs.items()
+        if name in slots and name.endswith(WEIGHT) and len(spec.shape) > 1
+    }
+    own = {
+        name: tuple(slot._replace(part=slot.part.replace(WEIGHT, "", 1)) for slot in slots[name])
+        for name in modules
+        if name not in base.ties
+    }
+    add_rows(modules, own, composition)
+    return slots
 
 
 def _inside(base: Checkpoint) -> Iterator[tuple[str, str, str]]:

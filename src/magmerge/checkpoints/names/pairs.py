@@ -66,7 +66,8 @@ def _hits(mine: Names, its: Names) -> int:
 
 def _wrapped(mine: Names, its: Names) -> tuple[str, dict[str, str]] | None:
     """The prefix that most of the names of either have more than the other's, and `mine` with it
-    taken away or added where that makes a name of `its`; None if there is no one best.
+    taken away or added where that makes a name of `its`; None if there is no one best, or where it
+    does so for less than half of the names.
     """
     known, used = set(its.values()), set(mine.values())
     free = {name for name in mine.values() if name not in known}
@@ -79,6 +80,9 @@ def _wrapped(mine: Names, its: Names) -> tuple[str, dict[str, str]] | None:
         for new in (inner, outer):
             landed = {old: name for old, name in new.items() if name in open_}
             if not landed or len(set(landed.values())) < len(landed):
+                continue
+            # A few names that happen to be there are no model that has a prefix.
+            if 2 * len(landed) < min(len(new), len(open_)):
                 continue
             if not best or len(landed) > len(best[0][1]):
                 best = [(prefix, landed)]

@@ -26,10 +26,11 @@ class Kind(NamedTuple):
 
     def renamed(self, names: Mapping[str, str]) -> dict[str, str] | None:
         """The same keys with the new form of each value; None where two would have one name."""
-        new = {key: self._new(name) for key, name in names.items()}
+        new = {key: self.new(name) for key, name in names.items()}
         return new if len(set(new.values())) == len(new) else None
 
-    def _new(self, name: str) -> str:
+    def new(self, name: str) -> str:
+        """The new form of one name."""
         if len(name) > LONGEST:
             return name
         for pattern, new in self.rules:
@@ -49,3 +50,10 @@ def kinds() -> tuple[Kind, ...]:
         )
         for entry in content
     )
+
+
+def unwrapped(name: str) -> str:
+    """A name without the wrappers of training that are in it."""
+    for kind in kinds():
+        name = kind.new(name) if kind.always else name
+    return name

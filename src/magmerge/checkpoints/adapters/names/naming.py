@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from magmerge.checkpoints.adapters.names import flux, ldm
+from magmerge.checkpoints.adapters.names.layout_rows import add_rows, module_slots
 from magmerge.checkpoints.adapters.names.vocabulary import (
     CLIP,
     LDM,
@@ -104,8 +105,14 @@ def _from_kohya(modules: Mapping[str, ModuleSpec]) -> Composition:
     """diffusers' modules for those of a file in kohya's manner."""
     composition = Composition()
     third = _third_encoder(modules)
+    matches = {name: _NAME.fullmatch(name) for name in modules}
+    image = {m[2]: n for n, m in matches.items() if m and m[1] in ("unet", "transformer")}
+    by_table = {image[inner]: slots for inner, slots in module_slots(image).items()}
+    add_rows(modules, by_table, composition)
     for name, spec in modules.items():
-        match = _NAME.fullmatch(name)
+        match = matches[name]
+        if name in by_table:
+            continue
         if match is None:
             composition.rename(name, None, spec, UNKNOWN)
         elif match[1].startswith("te"):
