@@ -105,7 +105,6 @@ def edit_tensors(folder: Path, change: Callable[[State], State]) -> None:
     [
         ({"use_dora": True}, "DoRA"),
         ({"peft_type": "LOHA"}, "LOHA"),
-        ({"lora_bias": True}, "biases"),
         ({"layer_replication": [[0, 1]]}, "copies layers"),
         ({"lora_alpha": None}, "lora_alpha is None"),
         ({"alpha_pattern": {"(": 1}}, "regular expression"),
