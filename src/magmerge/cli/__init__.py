@@ -30,7 +30,7 @@ from magmerge.cli import (
     suite,
 )
 from magmerge.cli.output import print_error, print_warning
-from magmerge.core.errors import MagmergeError, MagmergeWarning
+from magmerge.core.errors import MagmergeError, MagmergeWarning, ParameterError
 from magmerge.core.version import __version__
 
 app = typer.Typer(
@@ -68,12 +68,38 @@ def _root(
     """Options of the program itself."""
 
 
+STRENGTHS = ("--strength", "--weight", "--scale", "--multiplier", "--lora-scale", "--lora-weight")
+"""What people type for a LoRA's strength, which stands with its path."""
+
+
+def _check_strengths(words: list[str]) -> None:
+    """ParameterError, with the line to type, for a strength that is an option of its own."""
+    pairs = [word.partition("=") for word in words]
+    values = [
+        value if equals else (words[place + 1] if place + 1 < len(words) else "0.8")
+        for place, (option, equals, value) in enumerate(pairs)
+        if option in STRENGTHS
+    ]
+    if not values or words[0] not in ("merge", "plan"):
+        return
+    experts = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--expert"] or ["E"]
+    strengths = [*values, *values[-1:] * len(experts)]
+    line = " ".join(
+        f"--expert {own}={value}" for own, value in zip(experts, strengths, strict=False)
+    )
+    option = next(option for option, _, _ in pairs if option in STRENGTHS)
+    raise ParameterError(
+        f"there is no option {option}: a strength stands with its expert", remedy=f"write {line}"
+    )
+
+
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 a user's mistake, 2 wrong usage, 130 stopped."""
     as_json = "--json" in sys.argv
     warnings.showwarning = lambda message, category, *_: print_warning(message, category)
     warnings.simplefilter("always", MagmergeWarning)
     try:
+        _check_strengths(sys.argv[1:])
         app()
     except MagmergeError as error:
         print_error(error, as_json=as_json)

@@ -14,6 +14,7 @@ import yaml
 
 from magmerge.cli.settings import choices, numbers, parse_settings, renames, sources_by_expert
 from magmerge.core.errors import no_such_model
+from magmerge.core.strengths import split_strength
 
 Options = Mapping[str, Any]
 """A verb's options by name, as they were typed or by default."""
@@ -122,8 +123,11 @@ def check_models(options: Options) -> None:
     for name in READ:
         value = options.get(name)
         for path in value if isinstance(value, list) else [value]:
-            if isinstance(path, Path) and str(path) != "." and not os.path.lexists(path):
-                raise no_such_model(path)
+            if not isinstance(path, Path) or str(path) == ".":
+                continue
+            place = Path(split_strength(str(path))[0]) if name == "experts" else path
+            if not os.path.lexists(place):
+                raise no_such_model(place)
 
 
 def without(options: Options, *names: str) -> dict[str, Any]:

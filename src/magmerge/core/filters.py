@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from magmerge.core.components import COMPONENTS, component_of, components_of, layout_of
 from magmerge.core.errors import ParameterError, suggestion
+from magmerge.core.lazy import load
 
 GRADIENT = "gradient"
 """The key of a value that runs through the depth of the model: its points."""
@@ -15,6 +18,12 @@ FORM = (
     'write items like {"filter": "vae", "value": 0}, and last {"value": 0.3} for all other '
     "tensors; on the command line: --set 'NAME@vae=0' --set NAME=0.3"
 )
+
+
+_BLOCK = re.compile(
+    r"BASE|MID|(?:IN|OUT|D|S)[0-9]{2}|INS|IND|INALL|MIDD|OUTD|OUTS|OUTALL", re.ASCII
+)
+"""Names of blocks, and of presets of them."""
 
 
 class Item(NamedTuple):
@@ -95,8 +104,10 @@ def patterns(text: str | Iterable[str]) -> tuple[str, ...]:
 class Filters:
     """What filters mean among a model's tensors.
 
-    Where one file holds the parts of a diffusion model, a part's name (unet, vae) stands for it.
-    Else a filter with * or ? is a shell pattern for whole names, and any other a part of a name.
+    Where one file holds the parts of a diffusion model, a part's name (unet, vae) stands for it,
+    and in an image model a block's (IN04, MID, OUT08, BASE; D07 and S21 in Flux) or that of a
+    preset of blocks (OUTALL). Else a filter with * or ? is a shell pattern for whole names, and any
+    other a part of a name.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -105,12 +116,21 @@ class Filters:
         present = components_of(self.names)
         self.components = tuple(component for component in COMPONENTS if present[component])
 
+    @cached_property
+    def blocks(self) -> Any:
+        """The model's blocks (`core.blocks.Blocks`); None where it has none by these names."""
+        blocks = load("magmerge.core.blocks:Blocks")(self.names)
+        return blocks if blocks.present - {"BASE"} else None
+
     def takes(self, filter_: str | None, name: str) -> bool:
         """Whether the filter matches the tensor; None matches all."""
         if filter_ is None:
             return True
         if self.layout is not None and filter_ in COMPONENTS:
             return component_of(name, self.layout) == filter_
+        if _BLOCK.fullmatch(filter_) and self.blocks is not None:
+            taken: bool = self.blocks.takes(filter_, name)
+            return taken
         if "*" in filter_ or "?" in filter_:
             return fnmatchcase(name, filter_)
         return filter_ in name
@@ -138,6 +158,8 @@ class Filters:
         near = suggestion(filter_, {*self.components, *parts})
         if near.startswith("did you mean") and filter_ not in parts:
             return near
+        if _BLOCK.fullmatch(filter_) and self.blocks is not None:
+            return f"this model has the blocks {', '.join(sorted(self.blocks.present))}"
         if self.components:
             return f"this model has the components {', '.join(self.components)}"
         return "it is in no name, and this is no diffusion model of several components"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from magmerge.core.errors import Fault
+from magmerge.core.lazy import load
 from magmerge.core.types import Kind, TensorSpec
 
 if TYPE_CHECKING:
@@ -17,6 +18,29 @@ OWN_BASE = "name the model that this adapter was trained on with --base (base=)"
 """What to do where an adapter does not fit its base."""
 MEMORY = " in memory"
 """How the description of a model, or of samples, ends that no path leads to."""
+
+
+def strengths_as_weights(
+    experts: Any, method: str | None, params: Mapping[str, Any] | None
+) -> tuple[Any, Mapping[str, Any] | None]:
+    """The experts without the strengths that some have, and the parameters with them as weights.
+
+    `experts` is a list of models or a mapping from names; see `core.strengths`.
+    """
+    listed = experts.values() if isinstance(experts, Mapping) else experts
+    if not isinstance(experts, list | tuple | Mapping) or not any(map(_may_have, listed)):
+        return experts, params
+    taken: tuple[Any, Mapping[str, Any] | None] = load("magmerge.core.strengths:without_strengths")(
+        experts, method, params
+    )
+    return taken
+
+
+def _may_have(model: Any) -> bool:
+    """Whether a strength may stand with an expert."""
+    if isinstance(model, Mapping):
+        return set(model) == {"path", "strength"}
+    return isinstance(model, str | Path) and "=" in str(model)
 
 
 class Checkpoint(Protocol):

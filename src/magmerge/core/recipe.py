@@ -26,6 +26,7 @@ from pydantic import (
 from magmerge.core import lazy
 from magmerge.core.dtypes import parse_float_dtype, parse_size
 from magmerge.core.errors import MagmergeError, ParameterError, UnknownNameError, suggestion
+from magmerge.core.models import strengths_as_weights
 
 
 class _Data(BaseModel):
@@ -180,12 +181,14 @@ class Recipe(_Data):
     @model_validator(mode="before")
     @classmethod
     def _as_people_write_it(cls, content: object) -> object:
-        """`experts` may be a list of paths, `calibrate` and patterns one of their kind, `data` one
-        source for all, and `rename` one map for all.
+        """`experts` may be a list of paths, with strengths, `calibrate` and patterns one of their
+        kind, `data` one source for all, and `rename` one map for all.
         """
         if not isinstance(content, dict):
             return content
-        experts, calibrate = content.get("experts"), content.get("calibrate")
+        experts, method, params = map(content.get, ("experts", "method", "params"))
+        experts, params = strengths_as_weights(experts, method, params)
+        calibrate = content.get("calibrate")
         if isinstance(experts, dict):
             # YAML reads a bare 1 as a number, and a name may be one.
             experts = {str(n) if type(n) is int else n: path for n, path in experts.items()}
@@ -205,10 +208,10 @@ class Recipe(_Data):
         if isinstance(output, dict) and "kind" not in output:
             alone = set(AdapterOutput.model_fields) - set(ModelOutput.model_fields)
             output = {"kind": "adapter" if alone & set(output) else "model", **output}
-        plain = {"experts": experts, "calibrate": calibrate, "samples": samples, "output": output}
-        plain["rename"] = rename
-        plain = {key: value for key, value in plain.items() if value is not None}
-        return {**content, **lists, **plain}
+        plain = {"experts": experts, "params": params, "calibrate": calibrate, "rename": rename}
+        plain |= {"samples": samples, "output": output}
+        told = {key: value for key, value in plain.items() if value is not None}
+        return {**content, **lists, **told}
 
     @model_validator(mode="wrap")
     @classmethod

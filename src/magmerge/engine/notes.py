@@ -26,6 +26,21 @@ def config_notes(job: Job, target: Target) -> tuple[str, ...]:
     )
 
 
+def weakened(job: Job) -> tuple[str, ...]:
+    """Adapters that task arithmetic's default adds less than in full: it is for whole models."""
+    method, adapters = job.stages.method, [e for e in job.models.experts if e.whole is None]
+    if method is None or method.name != "task_arithmetic" or not adapters or job.takes:
+        return ()
+    default = next(own.default for own in method.parameters if own.name == "lambda")
+    if job.recipe.params.get("lambda") != default or job.recipe.calibrate:
+        return ()
+    return (
+        f"each adapter is added at {default} of its strength (lambda, the method's default for "
+        "whole models): add them in full with --set lambda=1, or say a strength for each, "
+        f"--expert {adapters[0].source}=0.8",
+    )
+
+
 def correlations(job: Job, records: Sequence[LayerRecord]) -> tuple[str, ...]:
     """Where task vectors are too alike for what a calibrator assumes of them."""
     notes = []

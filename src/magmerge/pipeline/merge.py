@@ -11,6 +11,7 @@ from magmerge.checkpoints.output.target import Target, check_space
 from magmerge.core.errors import ParameterError
 from magmerge.core.filters import patterns
 from magmerge.core.machine import CPU, DEFAULT_MEMORY, Machine, Progress
+from magmerge.core.models import strengths_as_weights
 from magmerge.core.recipe import LATER, Calibration, Recipe
 from magmerge.core.types import Plan
 from magmerge.core.validation import check_calibrations, check_method, check_rank, read_sensitive
@@ -229,8 +230,9 @@ def _run(arguments: Mapping[str, Any]) -> Result:
 
 def _job(arguments: Mapping[str, Any]) -> Job:
     """The job that a verb's arguments ask for: names and parameters are checked first."""
-    experts = experts_by_name(arguments["experts"])
-    method, params = check_method(arguments["method"], arguments["params"] or {})
+    members, params = strengths_as_weights(*map(arguments.get, ("experts", "method", "params")))
+    experts = experts_by_name(members)
+    method, params = check_method(arguments["method"], params or {})
     if arguments["gate"] not in ("on", "off"):
         raise ParameterError(f"the gate is {arguments['gate']!r}", remedy="it is on or off")
     calibrations = check_calibrations(arguments["calibrate"])

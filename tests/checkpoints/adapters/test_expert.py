@@ -146,7 +146,7 @@ def test_what_the_base_lacks_may_be_ignored(tmp_path: Path) -> None:
         "text_encoder.text_model.encoder.layers.0.mlp.fc1": (48, 12),
     }
     path = write_adapter(tmp_path / "a.safetensors", modules)
-    given = {"base": random_state(0, renamed), "experts": [path]}
+    given = {"base": random_state(0, renamed), "experts": [path], "params": {"lambda": 1.0}}
     with pytest.raises(StructureError, match=r"text_encoder\.text_model\S+ of .* is not in"):
         magmerge.plan(**given)
     result = magmerge.merge(**given, ignore="text_encoder.*").state_dict()

@@ -80,17 +80,18 @@ def test_a_file_is_written_that_holds_the_merge(tmp_path: Path) -> None:
     assert result.recipe.base is None
 
 
-def test_the_header_keeps_what_the_inputs_agree_on_and_tells_the_recipe(tmp_path: Path) -> None:
+def test_the_header_keeps_the_first_input_s_entries_and_tells_the_recipe(tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     result = magmerge.merge(experts=both(tmp_path), method="average", out=out)
     assert isinstance(result, AdapterResult)
     with safe_open(out, "pt") as file:
         metadata = file.metadata()
     assert metadata["subject"] == "cats"
-    assert "seed" not in metadata
+    assert metadata["seed"] == "0"
     assert json.loads(metadata["magmerge_recipe"])["method"] == "average"
     record = json.loads((tmp_path / "out.magmerge.json").read_text())
     assert record["recipe_digest"] == result.recipe.digest
+    assert list(record["dropped_entries"].values()) == [["seed"]]
     assert [one["role"] for one in record["inputs"]] == ["expert", "expert"]
     assert [one["name"] for one in record["modules"]] == [one.name for one in result.modules]
 

@@ -50,6 +50,15 @@ Entries = Callable[[int, int], "Tensor"]
 """Entries [start, stop) of a flattened task vector, scaled."""
 
 
+class ModuleKeys(NamedTuple):
+    """How a file spells a module's keys: a stem, a dot and an ending; and whether it has alphas."""
+
+    stem: str
+    down: str
+    up: str
+    alpha: bool
+
+
 class Module(NamedTuple):
     """One adapted module: its header, and what reads its factors, stored ones or in float32.
 
@@ -120,6 +129,7 @@ class Adapter:
     are named. `metadata` is the safetensors header's own entries, `config` adapter_config.json,
     `notes` what a reader should know. `added` are biases and norms by the module's name and
     .weight or .bias, `rescales` and `tokens` what depends on the base, by module and by tensor.
+    `style` is in whose manner its file spells its `keys`, those of each module.
     """
 
     source: str
@@ -133,6 +143,8 @@ class Adapter:
     added: Mapping[str, Addition] = field(default_factory=dict)
     rescales: Mapping[str, Rescale] = field(default_factory=dict)
     tokens: Mapping[str, TokenRows] = field(default_factory=dict)
+    style: str = ""
+    keys: Mapping[str, ModuleKeys] = field(default_factory=dict)
 
     @cached_property
     def modules(self) -> Mapping[str, ModuleSpec]:
@@ -271,7 +283,8 @@ class Content:
     """An adapter in memory, ready to be written: its tensors are in the dtype to store.
 
     `kinds` tells embeddings and convolutions. `config` is what adapter_config.json shall carry on
-    of an input's; ranks, alphas and targets in it are made anew. `added`: as of an `Adapter`.
+    of an input's; ranks, alphas and targets in it are made anew. `added` as of an
+    `Adapter`; `keys` where modules are not spelt as the naming has it.
     """
 
     naming: Naming
@@ -281,6 +294,7 @@ class Content:
     metadata: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     added: Mapping[str, Tensor] = field(default_factory=dict)
+    keys: Mapping[str, ModuleKeys] = field(default_factory=dict)
 
 
 class Encoded(NamedTuple):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from magmerge.checkpoints.adapters.adapter_expert import KEPT
 from magmerge.checkpoints.adapters.adapter_loader import open_adapter
+from magmerge.checkpoints.adapters.common_keys import common_keys
 from magmerge.checkpoints.adapters.factored import rows_between
 from magmerge.checkpoints.adapters.nouns import Adapter, LowRank, ModuleSpec
 from magmerge.checkpoints.adapters.translation import common_naming
@@ -25,7 +26,9 @@ from magmerge.core.types import Kind, Naming, TensorSpec
 
 class AdapterUnion:
     """The modules of several adapters, all under one naming, as the tensors of a model of zeros.
-    `naming` is that of the first adapter's file.
+    `naming` is that of the first adapter's file, `keys` the spelling of its keys, for all modules;
+    `entries` are its header's, `dropped_entries` the names of those that further files have
+    otherwise. `opened` are the adapters as their files name them.
     """
 
     source = "the adapters"
@@ -34,9 +37,17 @@ class AdapterUnion:
     ties: Mapping[str, str] = MappingProxyType({})
     notes: tuple[str, ...] = ()
 
-    def __init__(self, adapters: Sequence[Adapter], naming: Naming) -> None:
+    def __init__(self, adapters: Sequence[Adapter], opened: Sequence[Adapter]) -> None:
         self.adapters = tuple(adapters)
-        self.naming = naming
+        self.naming: Naming = opened[0].naming
+        self.keys, self.spelling_note = common_keys(opened)
+        self.entries = opened[0].metadata
+        self.dropped_entries = {
+            adapter.source: tuple(
+                k for k, v in adapter.metadata.items() if self.entries.get(k) != v
+            )
+            for adapter in opened[1:]
+        }
         self.modules: dict[str, ModuleSpec] = {}
         self.replaced: dict[str, TensorSpec] = {}
         self.added: dict[str, TensorSpec] = {}
@@ -159,7 +170,7 @@ def adapters_alone(
                 remedy="merge it into the model that it was trained on, with --base (base=)",
             )
     alike = common_naming(opened)
-    union = AdapterUnion(alike, opened[0].naming)
+    union = AdapterUnion(alike, opened)
     pairs = zip(adapters, alike, strict=True)
     return union, [AdapterTaskVectors(name, adapter, union) for name, adapter in pairs]
 

@@ -7,12 +7,15 @@ import dataclasses
 from magmerge.checkpoints.adapters.nouns import Adapter
 from magmerge.checkpoints.adapters.translation import renamed
 from magmerge.checkpoints.adapters.union import AdapterUnion
-from magmerge.core.errors import Fault, ParameterError, printable
+from magmerge.core.errors import Fault, ParameterError, printable, shortened
 from magmerge.core.filters import matches
 from magmerge.core.recipe import AdapterOutput, Recipe
 from magmerge.core.types import Naming
 from magmerge.core.validation import check_naming
 from magmerge.engine.stages import Stages
+
+TOLD = ("ss_", "modelspec.")
+"""What header entries begin with that people read: trigger words, tags, a title, a thumbnail."""
 
 
 def faults_of(recipe: Recipe, stages: Stages, union: AdapterUnion) -> list[Fault]:
@@ -67,7 +70,23 @@ def notes_of(recipe: Recipe, union: AdapterUnion) -> tuple[str, ...]:
         for name in union.replaced
         if len(union.owners(name)) > 1 and not matches(name, recipe.ignore)
     ]
-    return (*notes, *_strangers(union))
+    if recipe.output.kind == "adapter" and recipe.output.naming is None and union.spelling_note:
+        notes.append(union.spelling_note)
+    return (*notes, *_dropped_entries(union), *_strangers(union))
+
+
+def _dropped_entries(union: AdapterUnion) -> list[str]:
+    """Header entries (trigger words, tags) of further adapters: the result has the first's."""
+    first = union.adapters[0].source
+    notes = []
+    for source, entries in union.dropped_entries.items():
+        own = [key for key in entries if key.startswith(TOLD)]
+        if own:
+            notes.append(
+                f"the result keeps the header entries of {first}, and not these of {source}: "
+                f"{shortened(own)}"
+            )
+    return notes
 
 
 def _check_exact(output: AdapterOutput, stages: Stages) -> None:

@@ -116,9 +116,10 @@ def result_of(work: Work, notes: tuple[str, ...], report: Report) -> AdapterResu
         content = content_of(job, work.plan, spool.tensors)
         size = sum(tensor.numel() * tensor.element_size() for tensor in spool.tensors.values())
         plan = replace(work.plan, disk=size)
-        return AdapterResult(
-            job, plan, Account(records, modules, notes), report=report, content=content
-        )
+        dropped = {source: own for source, own in job.models.union.dropped_entries.items() if own}
+        extra: dict[str, Any] = {"dropped_entries": dropped} if dropped else {}
+        account = Account(records, modules, notes, extra=extra)
+        return AdapterResult(job, plan, account, report=report, content=content)
     lost = tuple(module for module in modules if isinstance(module, LostTensor))
     held = [module for module in modules if isinstance(module, ExtractedModule)]
     _check_held(job, held, lost)

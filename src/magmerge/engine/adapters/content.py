@@ -13,6 +13,7 @@ from magmerge.checkpoints.adapters.base_names import content_of as content_on_ba
 from magmerge.checkpoints.adapters.formats.peft import encode
 from magmerge.checkpoints.adapters.nouns import Content, LowRank
 from magmerge.checkpoints.adapters.translation import rename_content
+from magmerge.checkpoints.adapters.union import AdapterUnion
 from magmerge.checkpoints.output.target import Target
 from magmerge.core import dtypes
 from magmerge.core.errors import OutputError
@@ -52,10 +53,9 @@ def content_of(job: Job, plan: Plan, tensors: Mapping[str, Tensor]) -> Content:
         },
         kinds={step.spec.name: union.modules[step.spec.name].kind for step in steps},
         whole=replaced,
+        keys=union.keys if naming is None else {},
         added={name: tensors[name] for name in union.added if name in tensors},
-        metadata=union.adapters[0].metadata
-        if taken
-        else {**_shared([adapter.metadata for adapter in union.adapters]), **origin(job)},
+        metadata=union.adapters[0].metadata if taken else {**_first_entries(union), **origin(job)},
         config=union.adapters[0].config
         if taken
         else _config([adapter.config for adapter in union.adapters if adapter.config], replaced),
@@ -107,13 +107,18 @@ def _config(many: Sequence[Mapping[str, Any]], whole: Mapping[str, Tensor]) -> d
     return config
 
 
+def _first_entries(union: AdapterUnion) -> dict[str, str]:
+    """The header entries of the first adapter, but for digests of what it was."""
+    return {key: text for key, text in union.entries.items() if key not in HASHES}
+
+
 def _shared(many: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The entries that all have, and alike; no digests of what the inputs were."""
+    """The entries that all have, and alike."""
     if not many:
         return {}
     first, *others = many
     return {
         key: value
         for key, value in first.items()
-        if key not in HASHES and all(key in other and other[key] == value for other in others)
+        if all(key in other and other[key] == value for other in others)
     }

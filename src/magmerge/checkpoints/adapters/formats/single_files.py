@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from magmerge.checkpoints.adapters.formats.headers import Parts, parts_of
-from magmerge.checkpoints.adapters.formats.keys import Roles, by_module
+from magmerge.checkpoints.adapters.formats.keys import Roles, by_module, style_of
 from magmerge.checkpoints.adapters.formats.lora_config import (
     AGAINST,
     ScaleOrigin,
@@ -21,9 +21,10 @@ from magmerge.checkpoints.adapters.formats.lora_config import (
     config_fields,
     sound_scale,
 )
+from magmerge.checkpoints.adapters.formats.spelling import KOHYA, keys_of
 from magmerge.checkpoints.adapters.names.naming import flavour
 from magmerge.checkpoints.adapters.names.vocabulary import COMPONENTS, flat, is_text, lone, prefixed
-from magmerge.checkpoints.adapters.nouns import Adapter, Content, Encoded
+from magmerge.checkpoints.adapters.nouns import Adapter, Content, Encoded, LowRank, ModuleKeys
 from magmerge.core.errors import AdapterError, shortened
 from magmerge.core.models import Checkpoint
 from magmerge.core.types import Naming
@@ -61,11 +62,15 @@ def read_diffusers(checkpoint: Checkpoint, metadata: Mapping[str, str], naming: 
     parts = parts_of(
         checkpoint, modules, lambda name, roles: _scale(checkpoint, name, roles, configs)
     )
-    return _adapter(checkpoint, naming, parts, metadata)
+    return _adapter(checkpoint, naming, parts, metadata, keys_of(modules))
 
 
 def _adapter(
-    checkpoint: Checkpoint, naming: Naming, parts: Parts, metadata: Mapping[str, str]
+    checkpoint: Checkpoint,
+    naming: Naming,
+    parts: Parts,
+    metadata: Mapping[str, str],
+    keys: Mapping[str, ModuleKeys],
 ) -> Adapter:
     return Adapter(
         checkpoint.source,
@@ -75,6 +80,8 @@ def _adapter(
         metadata=metadata,
         added=parts.added,
         rescales=parts.rescales,
+        style=style_of(checkpoint),
+        keys=keys,
     )
 
 
@@ -145,11 +152,23 @@ def write_diffusers(content: Content) -> Encoded:
 
     old = content.naming == "diffusers_old"
     tensors: dict[str, Tensor] = {}
-    for name, (up, down, _) in stored_factors(content, unscaled=True):
+    alphas = any(keys.alpha for keys in content.keys.values())
+    for name, factors in stored_factors(content, unscaled=not alphas):
         start, low, high = (_old_start(name), "down", "up") if old else (name, "lora_A", "lora_B")
-        tensors[f"{start}.{low}.weight"] = down
-        tensors[f"{start}.{high}.weight"] = up
-    return Encoded(tensors, other_entries(content) if old else _entries(content), {})
+        own = ModuleKeys(start, f"{low}.weight", f"{high}.weight", alphas)
+        tensors |= _spelt(factors, content.keys.get(name, own)._replace(alpha=alphas))
+    told = other_entries(content) if old or alphas else _entries(content)
+    return Encoded(tensors, told, {})
+
+
+def _spelt(factors: LowRank, keys: ModuleKeys) -> dict[str, Tensor]:
+    """A module's tensors by their keys: its factors, and alpha, which is its scale times rank."""
+    import torch
+
+    up, down, scale = factors
+    alpha = torch.tensor(scale * down.shape[0], dtype=torch.float32)
+    more = {f"{keys.stem}.alpha": alpha} if keys.alpha else {}
+    return {f"{keys.stem}.{keys.down}": down, f"{keys.stem}.{keys.up}": up, **more}
 
 
 def _entries(content: Content) -> dict[str, str]:
@@ -202,7 +221,7 @@ def read_kohya(checkpoint: Checkpoint, metadata: Mapping[str, str]) -> Adapter:
     """The adapter of a file in kohya's manner, or in ComfyUI's: other prefixes, and dots."""
     modules = by_module(checkpoint, kohya_name)
     parts = parts_of(checkpoint, modules, lambda _name, _roles: None)
-    return _adapter(checkpoint, flavour(modules), parts, metadata)
+    return _adapter(checkpoint, flavour(modules), parts, metadata, keys_of(modules))
 
 
 def kohya_name(module: str) -> str:
@@ -214,21 +233,22 @@ def kohya_name(module: str) -> str:
 
 
 def write_kohya(content: Content) -> Encoded:
-    """One file: for each module its factors, and alpha such that alpha / rank is its scale."""
-    import torch
-
+    """One file: for each module its factors, and alpha such that alpha / rank is its scale, but
+    where the input's file has no alphas.
+    """
     from magmerge.checkpoints.adapters.formats.products import stored_factors
 
     tensors: dict[str, Tensor] = {}
     alphas: dict[str, float] = {}
-    for name, (up, down, scale) in stored_factors(content):
-        tensors[f"{name}.lora_down.weight"] = down
-        tensors[f"{name}.lora_up.weight"] = up
-        alphas[name] = scale * down.shape[0]
-        tensors[f"{name}.alpha"] = torch.tensor(alphas[name], dtype=torch.float32)
+    kept = not content.keys or any(keys.alpha for keys in content.keys.values())
+    for name, factors in stored_factors(content, unscaled=not kept):
+        own = ModuleKeys(name, *KOHYA, kept)
+        tensors |= _spelt(factors, content.keys.get(name, own)._replace(alpha=kept))
+        alphas[name] = factors.scale * factors.down.shape[0]
     for name, tensor in content.added.items():
         module, _, leaf = name.rpartition(".")
-        tensors[f"{module}.{'diff_b' if leaf == 'bias' else 'diff'}"] = tensor.contiguous()
+        stem = content.keys[module].stem if module in content.keys else module
+        tensors[f"{stem}.{'diff_b' if leaf == 'bias' else 'diff'}"] = tensor.contiguous()
     ranks = {len(factors.down) for factors in content.modules.values()}
     metadata = {key: text for key, text in content.metadata.items() if key != ENTRY}
     values: dict[str, set[int] | set[float]] = {
