@@ -25,7 +25,7 @@ else:
     Model: TypeAlias = Any
 
 KINDS = {
-    ".gguf": "magmerge.checkpoints.gguf:open_gguf",
+    ".gguf": "magmerge.checkpoints.gguf.gguf_checkpoint:open_gguf",
     ".metadata": "magmerge.checkpoints.distributed:open_distributed",
 }
 """What opens a file by its ending, where it is neither safetensors nor of torch."""
