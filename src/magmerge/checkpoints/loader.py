@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 from magmerge.checkpoints import pickles
 from magmerge.checkpoints.adapters.formats.keys import CONFIG, is_adapter_file
 from magmerge.checkpoints.adapters.names.vocabulary import COMPONENTS
-from magmerge.checkpoints.kinds import read_errors
+from magmerge.checkpoints.kinds import check_gathered, read_errors
 from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint, from_module
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint, check_against_index, read_index
 from magmerge.core import dtypes
@@ -66,6 +66,7 @@ def open_checkpoint(model: Model, weights: str | None = None) -> Checkpoint:
     checkpoint = open_stored(model, weights)
     if checkpoint is model:
         return checkpoint
+    check_gathered(checkpoint)
     if weights is not None or any(name.startswith(AVERAGE) for name in checkpoint.specs):
         checkpoint = load("magmerge.checkpoints.averages:chosen")(checkpoint, weights)
     if any(spec.dtype in dtypes.QUANTISED for spec in checkpoint.specs.values()):
