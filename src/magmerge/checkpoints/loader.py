@@ -56,7 +56,7 @@ class Files(NamedTuple):
 
 def open_checkpoint(model: Model, weights: str | None = None) -> Checkpoint:
     """Open a model without reading its tensors, which are seen as what they stand for: weights of 8
-    bits times their scales.
+    bits times their scales, and MXFP4.
 
     `model` is a folder or file path, a mapping from names to tensors, a torch module, or a
     checkpoint. Where it holds weights and their moving average, `weights` "model" or "ema" says
@@ -70,7 +70,9 @@ def open_checkpoint(model: Model, weights: str | None = None) -> Checkpoint:
     if weights is not None or any(name.startswith(AVERAGE) for name in checkpoint.specs):
         checkpoint = load("magmerge.checkpoints.averages:chosen")(checkpoint, weights)
     if any(spec.dtype in dtypes.QUANTISED for spec in checkpoint.specs.values()):
-        return cast("Checkpoint", load("magmerge.checkpoints.float8:with_values")(checkpoint))
+        checkpoint = load("magmerge.checkpoints.float8:with_values")(checkpoint)
+    if any(name.endswith("_blocks") for name in checkpoint.specs):
+        checkpoint = load("magmerge.checkpoints.mxfp4:with_values")(checkpoint)
     return checkpoint
 
 
