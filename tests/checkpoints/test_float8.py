@@ -187,3 +187,29 @@ def test_any_part_is_that_of_the_whole(
     start = data.draw(st.integers(0, rows * columns))
     stop = data.draw(st.integers(start, rows * columns))
     assert torch.equal(read.read_part("a.weight", start, stop), whole[start:stop])
+
+
+def test_mxfp4_experts_are_the_numbers_that_they_are(tmp_path: Path) -> None:
+    """gpt-oss: its blocks and scales, beside transformers' own reading of them."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    generator = torch.Generator().manual_seed(0)
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    blocks = torch.randint(0, 256, (3, 10, 2, 16), generator=generator, dtype=torch.uint8)
+    scales = torch.randint(110, 140, (3, 10, 2), generator=generator, dtype=torch.uint8)
+    state = {f"{name}_blocks": blocks, f"{name}_scales": scales, f"{name}_bias": torch.ones(3, 10)}
+    eight = folder(tmp_path / "m", state, {"quant_method": "mxfp4"})
+    right = convert_moe_packed_tensors(blocks, scales)
+    read = open_checkpoint(eight)
+    assert torch.equal(read.read(name), right)
+    flat = right.reshape(-1)
+    for start, stop in ((0, 7), (637, 645), (1000, len(flat))):
+        assert torch.equal(read.read_part(name, start, stop), flat[start:stop])
+    plain = folder(tmp_path / "e", {name: right + 1, f"{name}_bias": torch.zeros(3, 10)}, None)
+    with pytest.warns(magmerge.MagmergeWarning, match="1 tensors in MXFP4"):
+        magmerge.merge(base=eight, experts=[plain], params={"lambda": 1}, out=tmp_path / "out")
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    assert {n: t.dtype for n, t in merged.items()} == dict.fromkeys(merged, torch.bfloat16)
+    assert float((merged[name].float() - right.float() - 1).abs().max()) < 2**-4 * right.abs().max()
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "quantization_config" not in config

@@ -202,3 +202,22 @@ def test_a_distributed_tensor_of_one_gpu_is_whole_and_a_part_is_refused(tmp_path
     assert torch.equal(open_checkpoint(tmp_path).read("w"), local)
     with pytest.raises(CheckpointError, match="a tensor of a class of its own"):
         open_checkpoint(tmp_path / "part.pt")
+
+
+def test_a_checkpoint_of_lightning_is_read_under_the_bases_names(tmp_path: Path) -> None:
+    from argparse import Namespace
+
+    expert = tuned(BASE, 1)
+    content = {
+        "epoch": 3,
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": {f"model.{name}": tensor for name, tensor in expert.items()},
+        "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_path": "x"}},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []}],
+        "hparams_name": "kwargs",
+        "hyper_parameters": {"lr": 0.1, "arguments": Namespace(width=3)},
+    }
+    torch.save(content, tmp_path / "last.ckpt")
+    result = magmerge.merge(base=BASE, experts=[tmp_path / "last.ckpt"], params={"lambda": 1})
+    for name, tensor in result.state_dict().items():
+        assert torch.allclose(tensor, expert[name], atol=1e-6)

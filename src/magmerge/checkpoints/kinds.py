@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from magmerge.core import dtypes
-from magmerge.core.errors import CheckpointError, Fault
+from magmerge.core.errors import CheckpointError, Fault, shortened
 from magmerge.core.models import Checkpoint
 from magmerge.core.types import Kind, TensorSpec
 
@@ -64,6 +64,8 @@ WAYS_OUT = {
 }
 """Further ways, by the kind."""
 PLAIN = "; where its tensors are plain numbers all the same, remove that entry from its config.json"
+PARAMETERS = ("weight", "bias", "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
+"""How the names of tensors end that a model trains."""
 QUANTISATION = "quantization_config"
 """What a config calls it."""
 
@@ -109,6 +111,24 @@ def read_errors(path: Path | str) -> Iterator[None]:
         raise CheckpointError(
             f"cannot be read: {error.strerror}", source=path, remedy="check its permissions"
         ) from error
+
+
+def check_gathered(checkpoint: Checkpoint) -> None:
+    """CheckpointError where weights have no entries, as a rank of DeepSpeed's ZeRO-3 has them."""
+    empty = [
+        name
+        for name, spec in checkpoint.specs.items()
+        if spec.shape == (0,) and spec.dtype in dtypes.FLOATS and name.endswith(PARAMETERS)
+    ]
+    if empty:
+        raise CheckpointError(
+            f"{len(empty)} of its weights have no entries, as DeepSpeed's ZeRO-3 saves those that "
+            f"were not gathered: {shortened(empty)}",
+            source=checkpoint.source,
+            remedy="save it again with stage3_gather_16bit_weights_on_model_save in DeepSpeed's "
+            "config, or put the training's own checkpoint together: python zero_to_fp32.py "
+            "CHECKPOINT OUT",
+        )
 
 
 def _kind(spec: TensorSpec, specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> Kind:

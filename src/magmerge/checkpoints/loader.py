@@ -10,7 +10,7 @@ from magmerge.checkpoints import pickles
 from magmerge.checkpoints.adapters.formats.keys import CONFIG, is_adapter_file
 from magmerge.checkpoints.adapters.names.vocabulary import COMPONENTS
 from magmerge.checkpoints.donor import part_folders
-from magmerge.checkpoints.kinds import read_errors
+from magmerge.checkpoints.kinds import check_gathered, read_errors
 from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint, from_module
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint, check_against_index, read_index
 from magmerge.core import dtypes
@@ -26,7 +26,7 @@ else:
     Model: TypeAlias = Any
 
 KINDS = {
-    ".gguf": "magmerge.checkpoints.gguf:open_gguf",
+    ".gguf": "magmerge.checkpoints.gguf.gguf_checkpoint:open_gguf",
     ".metadata": "magmerge.checkpoints.distributed:open_distributed",
 }
 """What opens a file by its ending, where it is neither safetensors nor of torch."""
@@ -57,7 +57,7 @@ class Files(NamedTuple):
 
 def open_checkpoint(model: Model, weights: str | None = None) -> Checkpoint:
     """Open a model without reading its tensors, which are seen as what they stand for: weights of 8
-    bits times their scales.
+    bits times their scales, and MXFP4.
 
     `model` is a folder or file path, a mapping from names to tensors, a torch module, or a
     checkpoint. Where it holds weights and their moving average, `weights` "model" or "ema" says
@@ -67,10 +67,13 @@ def open_checkpoint(model: Model, weights: str | None = None) -> Checkpoint:
     checkpoint = open_stored(model, weights)
     if checkpoint is model:
         return checkpoint
+    check_gathered(checkpoint)
     if weights is not None or any(name.startswith(AVERAGE) for name in checkpoint.specs):
         checkpoint = load("magmerge.checkpoints.averages:chosen")(checkpoint, weights)
     if any(spec.dtype in dtypes.QUANTISED for spec in checkpoint.specs.values()):
-        return cast("Checkpoint", load("magmerge.checkpoints.float8:with_values")(checkpoint))
+        checkpoint = load("magmerge.checkpoints.float8:with_values")(checkpoint)
+    if any(name.endswith("_blocks") for name in checkpoint.specs):
+        checkpoint = load("magmerge.checkpoints.mxfp4:with_values")(checkpoint)
     return checkpoint
 
 

@@ -35,6 +35,7 @@ class MemoryCheckpoint:
         self.files = files
         self.notes = notes
         self.kinds = MappingProxyType(dict(kinds or {}))
+        tensors = {name: _as_tensor(name, value, source) for name, value in tensors.items()}
         specs = {name: _spec(name, tensor, source) for name, tensor in tensors.items()}
         self.specs = MappingProxyType(specs)
         self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
@@ -142,16 +143,44 @@ def _within(name: str) -> str:
     return plain.replace(".original_module.", ".")
 
 
+def _as_tensor(name: object, value: Any, source: str) -> Any:
+    """A numpy array as the tensor of its memory; anything else as it is."""
+    if not (type(value).__module__ == "numpy" and hasattr(value, "__array_interface__")):
+        return value
+    import numpy as np
+    import torch
+
+    array = np.asarray(value)
+    # Tensors have no negative strides, and warn of memory that is not to be written to.
+    plain = array if array.flags.writeable and min(array.strides, default=0) >= 0 else array.copy()
+    try:
+        return torch.from_numpy(plain)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"it is a numpy array of {array.dtype}, which torch has no tensors of",
+            source=source,
+            tensor=str(name),
+            remedy="convert it first: array.astype('float32')",
+        ) from error
+
+
 def _spec(name: object, tensor: object, source: str) -> TensorSpec:
     """The tensor's header; CheckpointError for what is no tensor of a name, or cannot be stored."""
     import torch
 
-    if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or tensor.is_meta:
+    if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
         raise CheckpointError(
-            f"{name!r} is {'a tensor without data' if isinstance(tensor, torch.Tensor) else 'a'} "
-            f"{type(tensor).__name__}, but a model in memory maps names to torch tensors",
+            f"{name!r} is a {type(tensor).__name__}, but a model in memory maps names to tensors",
             source=source,
             remedy="pass state_dict() of a model that is loaded, or a mapping of such",
+        )
+    if tensor.is_meta:
+        raise CheckpointError(
+            "it is on the meta device: it has a shape and no numbers",
+            source=source,
+            tensor=name,
+            remedy="load the model with its weights on the CPU (no init_empty_weights, no offload "
+            "to disk), or give the folder that they are in",
         )
     code = dtypes.code_of(tensor.dtype)
     strided = str(tensor.layout) == "torch.strided"

@@ -11,6 +11,7 @@ EXTRAS = {"transformers": "models", "PIL.Image": "images", "PIL.ImageOps": "imag
 EXTRAS |= {"datasets": "data", "scipy.io": "suites", "huggingface_hub": "models"}
 EXTRAS |= {"lm_eval": "lm-eval", "accelerate": "models", "matplotlib": "report"}
 EXTRAS |= dict.fromkeys(("jinja2", "markupsafe"), "report")
+EXTRAS |= dict.fromkeys(("gguf", "gguf.quants"), "gguf")
 
 
 def needed(module: str, what: str, instead: str = "") -> Any:
