@@ -25,8 +25,6 @@ MODULES, PIPELINE = "modules.json", "model_index.json"
 CONFIG = "config.json"
 MODEL, DIFFUSERS = "model.safetensors", "diffusion_pytorch_model.safetensors"
 DTYPE_KEYS = ("dtype", "torch_dtype")
-TOKENIZER, PAIRS, LIST = "tokenizer.json", "vocab.json", "vocab.txt"
-"""Files that say which token has which id; the last by its line."""
 IDENTITY = ("model_type", "architectures", "_class_name")
 SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -194,31 +192,18 @@ def _tokenizer_faults(donor: Path, own: Path | None, rows: int | None) -> Iterat
 
 def _vocabulary(folder: Path) -> dict[str, int]:
     """Ids by token, of a file that says them; empty where there is none."""
-    whole, pairs, lines = (folder / name for name in (TOKENIZER, PAIRS, LIST))
-    if whole.is_file():
-        return _tokenizer_vocabulary(read_json(whole, RESTORE))
-    if lines.is_file():
-        text = lines.read_text(encoding="utf-8", errors="replace")
-        return {token: number for number, token in enumerate(text.split("\n")) if token}
-    return _numbers(read_json(pairs, RESTORE)) if pairs.is_file() else {}
+    from magmerge.checkpoints.token_ids import IDS, vocabulary
 
-
-def _tokenizer_vocabulary(content: Mapping[str, Any]) -> dict[str, int]:
-    """Ids by token of a tokenizer.json."""
-    model, added = content.get("model"), content.get("added_tokens")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(vocabulary, list):
-        pairs = [pair for pair in vocabulary if isinstance(pair, list) and pair]
-        vocabulary = {str(pair[0]): number for number, pair in enumerate(pairs)}
-    ids = _numbers(vocabulary) if isinstance(vocabulary, dict) else {}
-    for token in added if isinstance(added, list) else ():
-        if isinstance(token, dict) and isinstance(token.get("id"), int):
-            ids[str(token.get("content"))] = token["id"]
-    return ids
-
-
-def _numbers(content: Mapping[str, Any]) -> dict[str, int]:
-    return {token: number for token, number in content.items() if isinstance(number, int)}
+    path = next((folder / name for name in IDS if (folder / name).is_file()), None)
+    if path is None:
+        return {}
+    with read_errors(path):
+        text = path.read_bytes()
+    try:
+        return vocabulary({path.name: text})
+    except ValueError as error:
+        problem = f"cannot be read: {error}"
+        raise CheckpointError(problem, source=path, remedy=RESTORE) from error
 
 
 def part_folders(folder: Path) -> list[str]:

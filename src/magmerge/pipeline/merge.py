@@ -65,6 +65,7 @@ def merge(
     resume: bool = False,
     shard_size: str | int = "5GB",
     donor: str | Path | None = None,
+    force: bool = False,
     threads: int | None = None,
     memory: str | int = DEFAULT_MEMORY,
     device: str = CPU,
@@ -82,7 +83,8 @@ def merge(
     `skip`, `ignore`, `dtype` and `seed` are as in `Recipe`. With `out` the result is written to a
     folder (or one file, if it ends in .safetensors), in shards of at most `shard_size` bytes
     (5GB is 5 * 1000^3, 5GiB is 5 * 1024^3), with config and tokenizer of `donor` (default: the
-    base's folder); without, it stays in memory. With `resume` what a killed run left there is gone
+    base's folder); without, it stays in memory. A folder that its library would not load is written
+    only with `force`. With `resume` what a killed run left there is gone
     on with. At most `memory` bytes are used beyond the interpreter, torch and a result that stays
     in memory, by `threads` layers or pieces of layers at once; `device` is where the arithmetic is
     done: cpu, or cuda. Neither changes the result, but for rounding on another device.
@@ -131,6 +133,7 @@ def calibrate(
     resume: bool = False,
     shard_size: str | int = "5GB",
     donor: str | Path | None = None,
+    force: bool = False,
     threads: int | None = None,
     memory: str | int = DEFAULT_MEMORY,
     device: str = CPU,
@@ -268,7 +271,8 @@ def _output(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if rank is None and energy is None and naming is None:
         folder = None if donor is None else str(donor)
         size = arguments["shard_size"]
-        return {"kind": "model", "dtype": dtype, "shard_size": size, "donor": folder}
+        told = {"dtype": dtype, "shard_size": size, "donor": folder}
+        return {"kind": "model", **told, "force": arguments["force"]}
     if energy is not None and rank != "auto":
         raise ParameterError("energy speaks of rank auto", remedy="add --rank auto (rank=)")
     if donor is not None:
