@@ -38,7 +38,8 @@ def write(folder: Path, states: dict[str, State], variant: str = "") -> Path:
         (folder / part).mkdir()
         config: dict[str, Any] = {"_class_name": "Class"}
         if own:
-            config = {"architectures": ["CLIPTextModel"], "dtype": "float32", "vocab_size": 9}
+            config = {"model_type": "clip_text_model", "dtype": "float32"}
+            config |= {"vocab_size": 9, "hidden_size": 4}
         (folder / part / "config.json").write_text(json.dumps(config))
         save_file(state, folder / part / file_of(part, variant))
     (folder / "model_index.json").write_text(json.dumps(index))
@@ -231,7 +232,9 @@ def test_a_part_without_its_weights_is_told(pipes: list[Path], tmp_path: Path) -
 def test_hostile_names_of_parts_lead_nowhere(pipes: list[Path], tmp_path: Path, name: str) -> None:
     index = json.loads((pipes[0] / "model_index.json").read_text())
     (pipes[0] / "model_index.json").write_text(json.dumps({**index, name: ["a", "b"]}))
-    assert files(merge(pipes, tmp_path / "out")) >= files(pipes[0])
+    with pytest.raises(StructureError, match="there is no such folder"):
+        merge(pipes, tmp_path / "out")
+    assert files(merge(pipes, tmp_path / "out", force=True)) >= files(pipes[0])
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "[1]", "null", '"unet"', "[" * 100_000])

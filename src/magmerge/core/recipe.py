@@ -17,9 +17,11 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -79,7 +81,7 @@ class Samples(_Data):
 class ModelOutput(_Data):
     """A whole model: its format (None: the base's own), the largest file in bytes, the folder that
     config and tokenizer are taken from (None: the base's), and the family of CLIP's names that its
-    tensors get (None: their own).
+    tensors get (None: their own). `force` writes also a folder that would not load.
     """
 
     kind: Literal["model"] = "model"
@@ -87,6 +89,11 @@ class ModelOutput(_Data):
     shard_size: Size = 5_000_000_000
     donor: str | None = None
     names: str | None = None
+    force: bool = False
+
+    @model_serializer(mode="wrap")
+    def _told(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if name != "force" or value}
 
 
 class AdapterOutput(_Data):

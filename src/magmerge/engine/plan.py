@@ -13,6 +13,7 @@ from magmerge.checkpoints.output.target import Target
 from magmerge.core import dtypes
 from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.core.filters import matches
+from magmerge.core.lazy import load
 from magmerge.core.traits import Method
 from magmerge.core.types import UNCHANGED, Action, Kind, Plan, Shard, Step, TensorSpec
 from magmerge.engine.faults import check_structure, dtype_warnings, reading_notes, tied_everywhere
@@ -40,7 +41,10 @@ def make_plan(job: Job, target: Target | None = None) -> Plan:
     config = read_model_config(job.models.layout)
     kinds = kinds_of(job.models.layout, config)
     form = form_of(job)
-    check_structure(job, [] if form is None else form.faults(job))
+    more = [] if form is None else form.faults(job)
+    if target is not None:
+        more += load("magmerge.engine.load_faults:load_faults")(job, target)
+    check_structure(job, more)
     varying = Varying(job.recipe, job.models.layout.specs)
     steps = [
         step for name in job.models.layout.specs for step in _steps(job, name, kinds[name], varying)

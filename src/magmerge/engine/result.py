@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from magmerge.checkpoints import open_checkpoint
-from magmerge.checkpoints.donor import companion_files, dtype_settings, read_companions
 from magmerge.checkpoints.output.provenance import Account
 from magmerge.checkpoints.output.target import Target
 from magmerge.checkpoints.output.writer import FileSink, Sink
 from magmerge.core import dtypes
+from magmerge.core.lazy import load
 from magmerge.core.recipe import ModelOutput, Recipe
 from magmerge.core.types import LayerRecord, Plan, Step, Uncovered
 from magmerge.engine.job import Job
@@ -82,6 +82,7 @@ class Result:
             output = _resized(job, shard_size)
             job = replace(job, recipe=job.recipe.model_copy(update={"output": output}))
         target = target_for(job, out, overwrite=overwrite)
+        load("magmerge.engine.load_faults:check_loads")(job, target)
         files, tensors = self.files(job, target)
         notes = config_notes(job, target)
         warn(notes)
@@ -119,9 +120,7 @@ def model_files(job: Job, steps: list[Step], target: Target) -> Files:
     placed, shards = place(steps, job, target, header)
     if target.single:
         return Files(placed, shards)
-    settings = {**dtype_settings(job.donor, job.recipe.output.dtype), **job.models.settings}
-    texts = read_companions(companion_files(job.donor), settings, job.models.texts)
-    return Files(placed, shards, texts)
+    return Files(placed, shards, load("magmerge.engine.load_faults:result_texts")(job))
 
 
 def write_all(steps: Any, tensors: Mapping[str, Tensor], sink: Sink) -> None:

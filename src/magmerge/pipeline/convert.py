@@ -28,6 +28,7 @@ def convert(
     naming: str | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> Conversion | ModelConversion:
     """Write an adapter under another naming, or a whole model as safetensors.
@@ -36,7 +37,8 @@ def convert(
     are kept as they are, to the rounding of the stored format where parts that one naming fuses are
     put together. A whole model keeps its names, or gets those of a family of CLIP: hf_clip,
     open_clip or timm_clip. It may be a pickled object: nothing in it is run. `out` is a file that
-    ends in .safetensors, or a folder, which then has model.safetensors. Tensors of floating-point
+    ends in .safetensors, or a folder, which then has model.safetensors; one that its library would
+    not load is written only with `force`. Tensors of floating-point
     numbers are written in `dtype` if that is given. Raises MagmergeError's children: AdapterError
     or CheckpointError where something has no name in the new naming.
     """
@@ -60,7 +62,7 @@ def convert(
     read = open_stored(model)
     before = family_of(read.specs) or UNNAMED
     family = None if naming == before else naming
-    whole = ModelOutput(dtype=dtype, shard_size=ONE_FILE, names=family)
+    whole = ModelOutput(dtype=dtype, shard_size=ONE_FILE, names=family, force=force)
     recipe = Recipe(experts={"model": str(model)}, output=whole)
     result = run(recipe, out, models={f"{EXPERT}model": read}, machine=machine, overwrite=overwrite)
     torch_file = read if isinstance(read, TorchCheckpoint) else None

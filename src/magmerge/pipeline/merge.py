@@ -72,6 +72,7 @@ def merge(
     resume: bool = False,
     shard_size: str | int = "5GB",
     donor: str | Path | None = None,
+    force: bool = False,
     threads: int | None = None,
     memory: str | int = DEFAULT_MEMORY,
     device: str = CPU,
@@ -89,10 +90,11 @@ def merge(
     `skip`, `ignore`, `rename`, `weights`, `dtype`, `seed`, `tokenizer`, `tokens` and
     `pad_to_multiple_of` are as in `Recipe`. With `out` the result is written to a folder (or a file
     ending in .safetensors), in shards of at most `shard_size` bytes (5GB, 5GiB), with config and
-    tokenizer of `donor` (default: the base's folder); without, it stays in memory. With `resume`
-    what a killed run left there is gone on with. At most `memory` bytes are used beyond the
-    interpreter, torch and a result in memory, by `threads` pieces at once; `device` (cpu, cuda)
-    does the arithmetic: no other bits, but for rounding elsewhere.
+    tokenizer of `donor` (default: the base's folder); without, it stays in memory. A folder that
+    its library would not load is written only with `force`. With `resume` what a killed run left
+    there is gone on with. At most `memory` bytes are used beyond the interpreter, torch and a
+    result in memory, by `threads` pieces at once; `device` (cpu, cuda) does the arithmetic: no
+    other bits, but for rounding elsewhere.
 
     A calibrator that looks at inputs runs the merged model on `data`: a source of unlabelled
     samples for each expert by its name, or one for all: a file, a folder, a data set, a tensor, or
@@ -139,6 +141,7 @@ def calibrate(
     resume: bool = False,
     shard_size: str | int = "5GB",
     donor: str | Path | None = None,
+    force: bool = False,
     threads: int | None = None,
     memory: str | int = DEFAULT_MEMORY,
     device: str = CPU,
@@ -278,7 +281,8 @@ def _output(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if rank is None and energy is None and naming is None:
         folder = None if donor is None else str(donor)
         size = arguments["shard_size"]
-        return {"kind": "model", "dtype": dtype, "shard_size": size, "donor": folder}
+        told = {"dtype": dtype, "shard_size": size, "donor": folder}
+        return {"kind": "model", **told, "force": arguments["force"]}
     if energy is not None and rank != "auto":
         raise ParameterError("energy speaks of rank auto", remedy="add --rank auto (rank=)")
     if donor is not None:

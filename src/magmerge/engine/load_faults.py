@@ -1,0 +1,41 @@
+"""What of a result's folder its own library would not load, told before the work."""
+
+from __future__ import annotations
+
+from magmerge.checkpoints.donor import companion_files, dtype_settings, read_companions
+from magmerge.checkpoints.load_checks import Written, checks_of
+from magmerge.checkpoints.output.target import Target
+from magmerge.core.errors import Fault, StructureError
+from magmerge.engine.job import Job
+
+
+def result_texts(job: Job) -> dict[str, bytes]:
+    """The files beside a model's tensors: config and tokenizer of its donor, as they will be."""
+    settings = {**dtype_settings(job.donor, job.recipe.output.dtype), **job.models.settings}
+    return read_companions(companion_files(job.donor), settings, job.models.texts)
+
+
+def load_faults(job: Job, target: Target) -> list[Fault]:
+    """The faults of the folder that the job would write; none where it is forced, or no folder."""
+    if target.single or job.writes_adapter or job.model_output.force:
+        return []
+    layout = job.models.layout
+    names = getattr(layout, "weights", {"": target.weights})
+    files = [f"{part}/{name}".lstrip("/") for part, name in names.items()]
+    written = Written(layout.specs, result_texts(job), files, tuple(getattr(layout, "parts", ())))
+    place = "" if job.donor is None else f" in {job.donor}"
+    return [
+        Fault(
+            f"{fault.text}: the result would not load",
+            f"{fault.remedy}{place}, or write it all the same with --force (force=True)",
+        )
+        for check in checks_of(written)
+        for fault in check.faults
+    ]
+
+
+def check_loads(job: Job, target: Target) -> None:
+    """StructureError with all that is wrong with the folder."""
+    faults = load_faults(job, target)
+    if faults:
+        raise StructureError(faults)
