@@ -28,6 +28,8 @@ MODEL, DIFFUSERS = "model.safetensors", "diffusion_pytorch_model.safetensors"
 DTYPE_KEYS = ("dtype", "torch_dtype")
 REMOVED = object()
 """In place of a setting's value: the result's config.json has none of its name."""
+TOKENIZER, PAIRS, LIST = "tokenizer.json", "vocab.json", "vocab.txt"
+"""Files that say which token has which id; the last by its line."""
 IDENTITY = ("model_type", "architectures", "_class_name")
 SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",

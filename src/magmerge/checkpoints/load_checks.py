@@ -20,7 +20,7 @@ from magmerge.checkpoints.donor import (
     TOKENS,
 )
 from magmerge.checkpoints.heads import WITH_A_HEAD
-from magmerge.checkpoints.token_ids import vocabulary
+from magmerge.checkpoints.tokens.vocabulary import TextError, vocabulary_of
 from magmerge.core.errors import Fault, shortened
 from magmerge.core.types import TensorSpec
 
@@ -245,10 +245,11 @@ def _classes(written: Written, config: Mapping[str, Any]) -> Iterator[Fault]:
 def _tokenizer(written: Written, config: Mapping[str, Any]) -> Iterator[Fault]:
     rows = {shape[0] for shape in _tables(written).values()}
     try:
-        ids = vocabulary(written.texts) if rows else {}
-    except ValueError as error:
-        yield Fault(f"the tokenizer's files cannot be read: {error}", RESTORE_TOKENIZER)
+        told = vocabulary_of(written.texts) if rows else None
+    except TextError as error:
+        yield Fault(f"the tokenizer's {error.file} cannot be read: {error}", RESTORE_TOKENIZER)
         return
+    ids = {} if told is None else told.ids
     most = max(rows | _values(config, "vocab_size"), default=0)
     if ids and max(ids.values()) >= most:
         beyond = sorted(token for token, number in ids.items() if number >= most)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from magmerge.checkpoints.donor import TOKENIZER
 from magmerge.checkpoints.kinds import RESTORE as RESTORE_CONFIG
 from magmerge.checkpoints.kinds import read_config, read_errors, read_json
 from magmerge.checkpoints.tokens.vocabulary import (
@@ -14,7 +15,6 @@ from magmerge.checkpoints.tokens.vocabulary import (
     DECODER,
     RESTORE,
     SETTINGS,
-    TOKENIZER,
     Vocabulary,
 )
 
@@ -66,16 +66,15 @@ def with_tokens(
     """
     entries = {text: _entry(text, number, told.get(text, {})) for text, number in new.items()}
     texts: Texts = {}
-    assert vocabulary.file is not None
-    if vocabulary.file.name == TOKENIZER:
-        content = read_json(vocabulary.file, RESTORE)
+    if vocabulary.file == TOKENIZER:
+        content = read_json(folder / vocabulary.file, RESTORE)
         content["added_tokens"] = [*content.get("added_tokens", []), *entries.values()]
         texts[TOKENIZER] = _json(content)
     beside = read_json(folder / ADDED, RESTORE) if (folder / ADDED).is_file() else {}
-    if beside or vocabulary.file.name != TOKENIZER:
+    if beside or vocabulary.file != TOKENIZER:
         texts[ADDED] = _json({**beside, **new})
     settings = read_json(folder / SETTINGS, RESTORE) if (folder / SETTINGS).is_file() else {}
-    if DECODER in settings or vocabulary.file.name != TOKENIZER:
+    if DECODER in settings or vocabulary.file != TOKENIZER:
         decoder = dict(settings.get(DECODER) or {})
         # Without its id, which is the key.
         for entry in entries.values():

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from magmerge.checkpoints.kinds import read_errors, read_json
+from magmerge.checkpoints.donor import LIST, PAIRS, TOKENIZER
+from magmerge.checkpoints.kinds import read_errors
 from magmerge.checkpoints.tokens.sentencepiece import pieces
 from magmerge.core.errors import CheckpointError
 
-TOKENIZER, PAIRS, LIST, PIECES = "tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model"
-"""Files that say which token has which id, the first that is there; `LIST` by its lines."""
+PIECES = "tokenizer.model"
+"""A sentencepiece model, whose pieces have ids in their order."""
 SETTINGS, ADDED = "tokenizer_config.json", "added_tokens.json"
 """Files that say it of tokens that were added later."""
 DECODER = "added_tokens_decoder"
@@ -24,66 +26,96 @@ HIGHEST = 1 << 24
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
     """Ids by text. `added` are those that no text is split into by its letters, with what their
-    files say of each; `file` the one that holds the others.
+    files say of each; `file` is the one that holds the others.
     """
 
     ids: Mapping[str, int]
     added: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    file: Path | None = None
+    file: str = TOKENIZER
+
+
+class TextError(ValueError):
+    """A tokenizer's file that cannot be read."""
+
+    def __init__(self, file: str, problem: str) -> None:
+        super().__init__(problem)
+        self.file = file
 
 
 def read_vocabulary(folder: Path | None) -> Vocabulary | None:
     """A folder's vocabulary; None where no file says one. CheckpointError for a corrupt file."""
     if folder is None:
         return None
-    file = next(
-        (folder / n for n in (TOKENIZER, LIST, PAIRS, PIECES) if (folder / n).is_file()), None
-    )
+    texts = {}
+    for name in (TOKENIZER, LIST, PAIRS, PIECES, ADDED, SETTINGS):
+        with read_errors(folder / name):
+            if (folder / name).is_file():
+                texts[name] = (folder / name).read_bytes()
+        if name == TOKENIZER and texts:
+            break
+    try:
+        return vocabulary_of(texts)
+    except TextError as error:
+        raise CheckpointError(
+            f"cannot be read: {error}", source=folder / error.file, remedy=RESTORE
+        ) from error
+
+
+def vocabulary_of(texts: Mapping[str, bytes]) -> Vocabulary | None:
+    """The vocabulary that files' contents tell, by their names; None where none says one, TextError
+    where one is corrupt.
+    """
+    file = next((name for name in (TOKENIZER, LIST, PAIRS, PIECES) if name in texts), None)
     if file is None:
         return None
     added: dict[str, Mapping[str, Any]] = {}
-    if file.name == TOKENIZER:
-        content = read_json(file, RESTORE)
+    if file == TOKENIZER:
+        content = _object(texts, file)
         ids = _of_model(content.get("model"))
         listed = content.get("added_tokens")
         for token in listed if isinstance(listed, list) else ():
             if isinstance(token, dict) and _is_id(token.get("id")):
                 added[str(token.get("content"))] = token
     else:
-        ids = _plain(file)
-        added |= _added_beside(folder)
+        ids = _plain(texts, file)
+        added |= _added_beside(texts)
     ids |= {text: token["id"] for text, token in added.items()}
-    if not ids:
-        return None
-    return Vocabulary(ids, added, file)
+    return Vocabulary(ids, added, file) if ids else None
 
 
-def _plain(file: Path) -> dict[str, int]:
-    """The ids of a file that says nothing else."""
-    if file.name == PAIRS:
-        return _numbers(read_json(file, RESTORE))
-    with read_errors(file):
-        content = file.read_bytes()
-    if file.name == LIST:
-        lines = content.decode("utf-8", errors="replace").split("\n")
-        texts = [line.removesuffix("\r") for line in lines]
-        return {text: number for number, text in enumerate(texts) if text}
+def _object(texts: Mapping[str, bytes], file: str) -> dict[str, Any]:
+    """The JSON object in one of the files."""
     try:
-        return {text: number for number, text in enumerate(pieces(content))}
+        content = json.loads(texts[file])
+    except (ValueError, RecursionError) as error:
+        raise TextError(file, str(error)) from error
+    if not isinstance(content, dict):
+        raise TextError(file, "is no JSON object")
+    return content
+
+
+def _plain(texts: Mapping[str, bytes], file: str) -> dict[str, int]:
+    """The ids of a file that says nothing else."""
+    if file == PAIRS:
+        return _numbers(_object(texts, file))
+    if file == LIST:
+        lines = texts[file].decode("utf-8", errors="replace").split("\n")
+        return {
+            text: number for number, line in enumerate(lines) if (text := line.removesuffix("\r"))
+        }
+    try:
+        return {text: number for number, text in enumerate(pieces(texts[file]))}
     except (ValueError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f"cannot be read as a sentencepiece model: {error}", source=file, remedy=RESTORE
-        ) from error
+        raise TextError(file, f"as a sentencepiece model: {error}") from error
 
 
-def _added_beside(folder: Path) -> dict[str, Mapping[str, Any]]:
+def _added_beside(texts: Mapping[str, bytes]) -> dict[str, Mapping[str, Any]]:
     """Tokens that other files than the vocabulary's own add to it."""
     added: dict[str, Mapping[str, Any]] = {}
-    if (folder / ADDED).is_file():
-        pairs = _numbers(read_json(folder / ADDED, RESTORE))
+    if ADDED in texts:
+        pairs = _numbers(_object(texts, ADDED))
         added |= {text: {"id": number, "content": text} for text, number in pairs.items()}
-    decoder = read_json(folder / SETTINGS, RESTORE) if (folder / SETTINGS).is_file() else {}
-    listed = decoder.get(DECODER)
+    listed = _object(texts, SETTINGS).get(DECODER) if SETTINGS in texts else {}
     for number, token in listed.items() if isinstance(listed, dict) else ():
         if isinstance(token, dict) and str(number).isdecimal() and _is_id(int(number)):
             added[str(token.get("content"))] = {**token, "id": int(number)}
