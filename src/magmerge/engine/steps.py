@@ -58,14 +58,17 @@ class Bench:
         merged, name = not (kept or self.work.job.takes), name or step.spec.name
         part = cast_result(tensor, step.spec.dtype, name, kept=kept, merged=merged)
         part = self.work.job.device.take(part)
-        order, parts = self.orders.get(step.spec.name), [(step.first + start, part)]
-        if order is not None:
-            width = math.prod(step.tensor.shape) // len(order)
-            flat, start = part.reshape(-1), step.first + start
-            parts = [(at, flat[a:b]) for at, a, b in strewn(order, width, start, start + len(flat))]
-        for twin in (step, *self.twins.get(step.spec.name, ())):
-            for place, piece in parts:
-                self.sink.write(twin, place, piece)
+        order, first = self.orders.get(step.spec.name), step.first + start
+        steps = (step, *self.twins.get(step.spec.name, ()))
+        if order is None:
+            for twin in steps:
+                self.sink.write(twin, first, part)
+            return
+        width, flat = math.prod(step.tensor.shape) // len(order), part.reshape(-1)
+        strewn_parts = strewn(order, width, first, first + len(flat))
+        parts = [(place, flat[begin:end]) for place, begin, end in strewn_parts]
+        for twin in steps:
+            self.sink.write_parts(twin, parts)
 
 
 def run_step(bench: Bench, step: Step) -> Task[Outcome]:

@@ -41,7 +41,7 @@ from magmerge.checkpoints.tokens.rows import GatheredRows, RowMap, Rows
 from magmerge.checkpoints.tokens.token_account import account_of, notes_of
 from magmerge.checkpoints.tokens.token_tensors import token_tensors, vocab_sizes
 from magmerge.checkpoints.tokens.tokenizer_files import taken_from, token_ids, with_tokens
-from magmerge.core.errors import ParameterError
+from magmerge.core.errors import Fault, ParameterError, StructureError
 from magmerge.core.filters import matches
 from magmerge.core.models import Checkpoint, Expert
 from magmerge.core.recipe import ModelOutput, Recipe
@@ -66,6 +66,7 @@ def on_one_vocabulary(recipe: Recipe, models: Models) -> Models:
     choice = choose(recipe, members)
     if not said and is_plain(members, choice.alignment):
         return models
+    _check_run(recipe, members, choice)
     maps = row_maps(recipe, members, choice)
     check_adapters(members, maps)
     orders = {} if models.merged is not None else row_orders(members, maps)
@@ -91,6 +92,21 @@ def _check_sayable(recipe: Recipe, models: Models, tensors: Mapping[str, int]) -
             source=models.merged.source,
             remedy="drop tokenizer and tokens",
         )
+
+
+def _check_run(recipe: Recipe, members: Sequence[Member], choice: Choice) -> None:
+    """StructureError where a calibration would run a model that its config does not tell yet."""
+    same = choice.owner in (None, 0) and choice.alignment.count == members[0].table.count
+    if recipe.samples is not None and recipe.merged is None and not same:
+        text = (
+            "a calibration from samples runs the merged model, and its tokens are not those of "
+            f"{members[0].name}: no config and tokenizer of it are there yet"
+        )
+        remedy = (
+            "merge into a folder without this calibration first, then calibrate that: magmerge "
+            "calibrate MERGED OUT; or keep the base's tokens: --tokenizer base (tokenizer=)"
+        )
+        raise StructureError([Fault(text, remedy)])
 
 
 def _members(models: Models, tensors: Mapping[str, int]) -> list[Member]:

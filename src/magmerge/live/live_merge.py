@@ -57,7 +57,7 @@ def live_merge(work: Work) -> LiveMerge:
     """
     first, job = _from_weights(work), work.job
     model, precision, device = _model(job), _precision(job), job.machine.device
-    shapes = {step.spec.name: step.spec.shape for step in work.plan.steps}
+    shapes = {step.spec.name: step.tensor.shape for step in work.plan.steps}
     names = matched(model, shapes, "the merge")
     take_off_pooler(model, shapes)
     if job.machine.offload:

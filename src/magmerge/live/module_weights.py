@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -83,6 +83,11 @@ class ModelSink:
         place = self._places.get(step.spec.name)
         if place is not None:
             place.reshape(-1)[start : start + part.numel()] = part.reshape(-1)
+
+    def write_parts(self, step: Step, parts: Sequence[tuple[int, Tensor]]) -> None:
+        """The same of many parts, each with its start."""
+        for start, part in parts:
+            self.write(step, start, part)
 
 
 def take_off_pooler(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:

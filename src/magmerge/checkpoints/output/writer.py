@@ -31,6 +31,10 @@ class Sink(Protocol):
         """Take the entries of the step's tensor from `start` on, in their final dtype."""
         ...
 
+    def write_parts(self, step: Step, parts: Sequence[tuple[int, Tensor]]) -> None:
+        """The same of many parts, each with its start."""
+        ...
+
 
 class MemorySink:
     """Keeps the tensors."""
@@ -48,6 +52,10 @@ class MemorySink:
             if name not in self.tensors:
                 self.tensors[name] = torch.empty(shape, dtype=part.dtype)
         self.tensors[name].reshape(-1)[start : start + part.numel()] = part.reshape(-1)
+
+    def write_parts(self, step: Step, parts: Sequence[tuple[int, Tensor]]) -> None:
+        for start, part in parts:
+            self.write(step, start, part)
 
 
 class FileSink:
@@ -101,14 +109,19 @@ class FileSink:
         return None
 
     def write(self, step: Step, start: int, part: Tensor) -> None:
-        data = part.contiguous().reshape(-1).view(torch.uint8).numpy().data
-        path = self._staging.folder / self._shards[step.shard].file
+        self.write_parts(step, [(start, part)])
+
+    def write_parts(self, step: Step, parts: Sequence[tuple[int, Tensor]]) -> None:
+        path, size = self._staging.folder / self._shards[step.shard].file, 0
         with self._explained(), _opened(path, os.O_RDWR) as handle:
-            _write_at(handle, data, step.offset + start * part.element_size())
-        if step.twin is None:
-            self.ledger.note(step, start, data)
+            for start, part in parts:
+                data = part.contiguous().reshape(-1).view(torch.uint8).numpy().data
+                _write_at(handle, data, step.offset + start * part.element_size())
+                size += len(data)
+                if step.twin is None:
+                    self.ledger.note(step, start, data)
         with self._lock:
-            self._count(step, len(data))
+            self._count(step, size)
 
     def _count(self, step: Step, size: int) -> None:
         name = f"{step.part}/{step.spec.name}"

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from magmerge.checkpoints.tokens.rows import ABSENT, Rows
 
@@ -60,13 +61,13 @@ def align(
     bare = [table.ids is None for table in tables]
     tables, assumed = _with_texts(tables)
     known: dict[str, int] = {}
-    for table in tables:
-        for text in table.ids or ():
-            known.setdefault(text, len(known))
+    numbered = [_numbered(table.ids or {}, known) for table in tables]
     for text in more:
         known.setdefault(text, len(known))
-    names = [_numbers_of_rows(table, known) for table in tables]
-    result = _all_texts(tables[owner or 0], known)
+    names = [_by_place(*each, table.count) for each, table in zip(numbered, tables, strict=True)]
+    first = numbered[owner or 0]
+    # Also texts that the model has no rows for: another may have them.
+    result = _by_place(*first, max(tables[owner or 0].count, int(first[0].max(initial=-1)) + 1))
     for place, table in enumerate(tables) if owner is None else ():
         result = _with_others(result, names[place])
         if bare[place] and table.count > len(result):
@@ -77,7 +78,8 @@ def align(
     texts_of = [*known, None]
     texts = [texts_of[number] for number in result.tolist()]
     rows = [
-        _own_rows(result, name, table, known) for name, table in zip(names, tables, strict=True)
+        _own_rows(result, each, name, len(known))
+        for each, name in zip(numbered, names, strict=True)
     ]
     lost = [
         [texts_of[number] for number in name[(name >= 0) & ~np.isin(name, result)].tolist()]
@@ -99,13 +101,22 @@ def padded(alignment: Alignment, multiple: int) -> Alignment:
     return replace(alignment, texts=[*alignment.texts, *[None] * short], rows=rows)
 
 
-def groups(presence: Sequence[np.ndarray]) -> Rows:
+def patterns(presence: Sequence[NDArray[np.bool_]]) -> tuple[Rows, Rows]:
+    """Which models have each row, as a number that rows of the same models share: for each pattern
+    the first row that has it, and for each row its pattern.
+    """
+    group = np.zeros(len(presence[0]), dtype=np.int64)
+    for has in presence:
+        _, first, group = np.unique(2 * group + has, return_index=True, return_inverse=True)
+    return first, group.reshape(-1)
+
+
+def groups(presence: Sequence[NDArray[np.bool_]]) -> Rows:
     """An order of the rows in which those that the same models have are next to each other: for
     each place the row. It is the rows' own order where that is so already.
     """
-    table = np.stack(presence, axis=1)
-    _, first, group = np.unique(table, axis=0, return_index=True, return_inverse=True)
-    return np.argsort(first[group.reshape(-1)], kind="stable")
+    first, group = patterns(presence)
+    return np.argsort(first[group], kind="stable")
 
 
 def _with_texts(tables: Sequence[TokenTable]) -> tuple[list[TokenTable], dict[str, str]]:
@@ -130,35 +141,31 @@ def _head(table: TokenTable, count: int) -> dict[int, str]:
     return {number: text for text, number in (table.ids or {}).items() if number < count}
 
 
-def _all_texts(table: TokenTable, known: Mapping[str, int]) -> Rows:
-    """The numbers of a model's texts by their ids, also of those that it has no rows for."""
-    highest = max((table.ids or {}).values(), default=-1)
-    return _numbers_of_rows(replace(table, count=max(table.count, highest + 1)), known)
+def _numbered(ids: Mapping[str, int], known: dict[str, int]) -> tuple[Rows, Rows]:
+    """The ids of a model's texts, and the numbers of these texts; new ones are numbered on."""
+    numbers = (known.setdefault(text, len(known)) for text in ids)
+    count = len(ids)
+    return np.fromiter(ids.values(), np.int64, count), np.fromiter(numbers, np.int64, count)
 
 
-def _numbers_of_rows(table: TokenTable, known: Mapping[str, int]) -> Rows:
-    """For each row the number of its text, -1 without one."""
-    ids = table.ids or {}
-    places = np.fromiter(ids.values(), np.int64, len(ids))
-    numbers = np.fromiter(map(known.__getitem__, ids), np.int64, len(ids))
-    names = np.full(table.count, -1, dtype=np.int64)
-    inside = places < table.count
+def _by_place(places: Rows, numbers: Rows, count: int) -> Rows:
+    """For each of `count` rows the number of its text, -1 without one."""
+    names = np.full(count, -1, dtype=np.int64)
+    inside = places < count
     names[places[inside]] = numbers[inside]
     return names
 
 
-def _own_rows(result: Rows, names: Rows, table: TokenTable, known: Mapping[str, int]) -> Rows:
+def _own_rows(result: Rows, numbered: tuple[Rows, Rows], names: Rows, known: int) -> Rows:
     """The model's row of each row of the result: that of the same text, or place without one."""
-    ids = table.ids or {}
-    places = np.fromiter(ids.values(), np.int64, len(ids))
-    numbers = np.fromiter(map(known.__getitem__, ids), np.int64, len(ids))
-    inside = places < table.count
-    row_of = np.full(len(known) + 1, ABSENT, dtype=np.int64)
+    places, numbers = numbered
+    inside = places < len(names)
+    row_of = np.full(known + 1, ABSENT, dtype=np.int64)
     row_of[numbers[inside]] = places[inside]
-    bare = np.arange(len(result))
     nameless = np.zeros(len(result), dtype=bool)
     nameless[: len(names)] = names[: len(result)] == -1
-    own: Rows = np.where(result >= 0, row_of[result], np.where(nameless, bare, ABSENT))
+    bare = np.where(nameless, np.arange(len(result)), ABSENT)
+    own: Rows = np.where(result >= 0, row_of[result], bare)
     return own
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from magmerge.checkpoints.tokens.alignment import patterns
 from magmerge.checkpoints.tokens.choice import MERGED, UNION, Choice
 from magmerge.checkpoints.tokens.members import Member
 from magmerge.checkpoints.tokens.rows import runs
@@ -69,18 +70,19 @@ def _groups(
     presence: Sequence[NDArray[np.bool_]], names: Sequence[str], texts: Sequence[str | None]
 ) -> list[dict[str, Any]]:
     """The tokens that not all models have, by the models that have them."""
-    table = np.stack(presence, axis=1)
-    patterns, group = np.unique(table, axis=0, return_inverse=True)
+    firsts, group = patterns(presence)
+    bare_rows = np.fromiter((text is None for text in texts), bool, len(texts))
     found = []
-    for number, pattern in enumerate(patterns):
-        if pattern.all():
+    for number, first in enumerate(firsts.tolist()):
+        has = [bool(model[first]) for model in presence]
+        if all(has):
             continue
-        inside = group.reshape(-1) == number
+        inside = group == number
         here = [texts[place] for place in np.flatnonzero(inside).tolist()]
         named = [text for text in here if text is not None]
-        bare = inside & np.array([text is None for text in texts])
+        bare = inside & bare_rows
         entry: dict[str, Any] = {
-            "models": [name for name, has in zip(names, pattern, strict=True) if has],
+            "models": [name for name, own in zip(names, has, strict=True) if own],
             "count": int(inside.sum()),
         }
         entry |= {"tokens": named} if named else {}

@@ -69,7 +69,8 @@ def with_tokens(
     if vocabulary.file == TOKENIZER:
         content = read_json(folder / vocabulary.file, RESTORE)
         content["added_tokens"] = [*content.get("added_tokens", []), *entries.values()]
-        texts[TOKENIZER] = _json(content)
+        # In one line: these are large, and lines take most of the time.
+        texts[TOKENIZER] = (json.dumps(content) + "\n").encode()
     beside = read_json(folder / ADDED, RESTORE) if (folder / ADDED).is_file() else {}
     if beside or vocabulary.file != TOKENIZER:
         texts[ADDED] = _json({**beside, **new})
