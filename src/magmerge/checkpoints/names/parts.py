@@ -8,8 +8,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from magmerge.checkpoints.adapters.names import ldm
 from magmerge.checkpoints.adapters.names.vocabulary import UNET
+from magmerge.checkpoints.names import ldm
 from magmerge.checkpoints.names.layouts import SUFFIXES, Layout, Slot, Slots, tables
 from magmerge.checkpoints.names.rules import unwrapped
 from magmerge.checkpoints.views import CheckpointView, Stretch, whole
