@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import magmerge
+from magmerge.checkpoints import open_checkpoint
+from magmerge.checkpoints.names.alignment import aligned
 from magmerge.core.errors import StructureError
 from tests import diffusion
 from tests.checkpoints.names import originals
@@ -154,3 +158,24 @@ def test_a_part_in_pieces_is_a_fault() -> None:
     del vae["decoder.conv_in.weight"]
     with pytest.raises(StructureError, match=r"decoder\.conv_in\.weight is missing"):
         merged(single_file(0), vae)
+
+
+def test_names_in_files_may_be_anything() -> None:
+    words = ["blocks", "0", "01", "99999", "self_attn", "q", "weight", "", "decoder", "up", "#"]
+    words += ["~", "$", "block", "norm1", "experts", "mlp", "gate_up_proj", "w1", "double_blocks"]
+    name = st.lists(st.sampled_from(words), min_size=1, max_size=7).map(".".join)
+    shape = st.lists(st.integers(0, 7), max_size=4).map(tuple)
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.dictionaries(name, shape, max_size=6), st.dictionaries(name, shape, max_size=6))
+    def run(own: Shapes, theirs: Shapes) -> None:
+        checkpoint, base = (open_checkpoint(zeros(names)) for names in (own, theirs))
+        view = aligned(checkpoint, base)
+        for n, spec in view.specs.items():
+            assert view.read(n).shape == spec.shape
+
+    run()
+
+
+def zeros(shapes: Shapes) -> State:
+    return {"one": torch.zeros(1), **{name: torch.zeros(shape) for name, shape in shapes.items()}}

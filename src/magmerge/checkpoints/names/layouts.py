@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import yaml
 
 from magmerge.checkpoints.names.rules import LONGEST, unwrapped
+from magmerge.core.types import TensorSpec
 
 _READER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 SUFFIXES = ("weight", "bias")
@@ -41,7 +42,7 @@ class Layout(Protocol):
         """What it is called."""
         ...
 
-    def read(self, names: Collection[str]) -> dict[str, Slots]:
+    def read(self, specs: Mapping[str, TensorSpec]) -> dict[str, Slots]:
         """The parts, one below the other, of each tensor whose name is known.
 
         All names are taken to be the authors', or all diffusers', whichever knows more of them.
@@ -65,9 +66,9 @@ class Table:
         self.rows = rows
         self._before = before
 
-    def read(self, names: Collection[str]) -> dict[str, Slots]:
+    def read(self, specs: Mapping[str, TensorSpec]) -> dict[str, Slots]:
         """The parts of each tensor, as `Layout` has it."""
-        inner = {name: self._inner(name) for name in names if len(name) <= LONGEST}
+        inner = {name: self._inner(name) for name in specs if len(name) <= LONGEST}
         counts = _counts(inner.values())
         readings = [
             {
