@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -179,3 +180,35 @@ def test_names_in_files_may_be_anything() -> None:
 
 def zeros(shapes: Shapes) -> State:
     return {"one": torch.zeros(1), **{name: torch.zeros(shape) for name, shape in shapes.items()}}
+
+
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize("authors", [False, True])
+def test_a_vae_as_diffusers_named_it_before(authors: bool, back: bool) -> None:
+    first, second = (random_state(seed, originals.vae()) for seed in (0, 1))
+    words = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}
+
+    def old(state: State) -> State:
+        pattern = re.compile("|".join(map(re.escape, words)))
+        return {
+            pattern.sub(lambda match: words[match[0]], name): tensor
+            for name, tensor in converted("vae", state).items()
+        }
+
+    def new(state: State) -> State:
+        return state if authors else converted("vae", state)
+
+    if back:
+        check(old(first), new(second), old(second))
+    else:
+        check(new(first), old(second), new(second))
+
+
+def test_the_first_text_encoder_alone_is_an_expert_on_sdxls_single_file() -> None:
+    base = random_state(0, diffusion.sdxl())
+    prefix = "conditioner.embedders.0.transformer."
+    own = {n: torch.randn(t.shape) for n, t in base.items() if n.startswith(prefix)}
+    expert = {name.removeprefix(prefix): tensor for name, tensor in own.items()}
+    result = merged(base, expert)
+    for name, tensor in base.items():
+        torch.testing.assert_close(result[name], own.get(name, tensor))

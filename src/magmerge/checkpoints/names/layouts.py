@@ -61,9 +61,12 @@ class Row(NamedTuple):
 class Table:
     """A layout whose rows are data."""
 
-    def __init__(self, kind: str, before: Sequence[str], rows: Sequence[Row]) -> None:
+    def __init__(
+        self, kind: str, before: Sequence[str], rows: Sequence[Row], also: Sequence[Row] = ()
+    ) -> None:
         self.kind = kind
         self.rows = rows
+        self._also = also
         self._before = before
 
     def read(self, specs: Mapping[str, TensorSpec]) -> dict[str, Slots]:
@@ -112,6 +115,7 @@ class Table:
 
     def _targets(self) -> Iterator[tuple[str, Slots, bool]]:
         """diffusers' names as rows of their own."""
+        yield from self._also
         for row in self.rows:
             for slot in row.slots:
                 name, half, _ = slot.part.partition("@")
@@ -201,7 +205,12 @@ def tables() -> Mapping[str, Table]:
     """The layouts that are data, by name."""
     text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
     return {
-        name: Table(entry["kind"], entry["before"], [*_rows(entry["rows"].splitlines())])
+        name: Table(
+            entry["kind"],
+            entry["before"],
+            [*_rows(entry["rows"].splitlines())],
+            [*_rows(entry.get("also", "").splitlines())],
+        )
         for name, entry in yaml.load(text, _READER).items()
     }
 
