@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import magmerge
+from magmerge.checkpoints import open_checkpoint
+from magmerge.checkpoints.names.alignment import aligned
 from magmerge.core.errors import StructureError
 from tests import diffusion
 from tests.checkpoints.names import originals
@@ -154,3 +159,56 @@ def test_a_part_in_pieces_is_a_fault() -> None:
     del vae["decoder.conv_in.weight"]
     with pytest.raises(StructureError, match=r"decoder\.conv_in\.weight is missing"):
         merged(single_file(0), vae)
+
+
+def test_names_in_files_may_be_anything() -> None:
+    words = ["blocks", "0", "01", "99999", "self_attn", "q", "weight", "", "decoder", "up", "#"]
+    words += ["~", "$", "block", "norm1", "experts", "mlp", "gate_up_proj", "w1", "double_blocks"]
+    name = st.lists(st.sampled_from(words), min_size=1, max_size=7).map(".".join)
+    shape = st.lists(st.integers(0, 7), max_size=4).map(tuple)
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.dictionaries(name, shape, max_size=6), st.dictionaries(name, shape, max_size=6))
+    def run(own: Shapes, theirs: Shapes) -> None:
+        checkpoint, base = (open_checkpoint(zeros(names)) for names in (own, theirs))
+        view = aligned(checkpoint, base)
+        for n, spec in view.specs.items():
+            assert view.read(n).shape == spec.shape
+
+    run()
+
+
+def zeros(shapes: Shapes) -> State:
+    return {"one": torch.zeros(1), **{name: torch.zeros(shape) for name, shape in shapes.items()}}
+
+
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize("authors", [False, True])
+def test_a_vae_as_diffusers_named_it_before(authors: bool, back: bool) -> None:
+    first, second = (random_state(seed, originals.vae()) for seed in (0, 1))
+    words = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}
+
+    def old(state: State) -> State:
+        pattern = re.compile("|".join(map(re.escape, words)))
+        return {
+            pattern.sub(lambda match: words[match[0]], name): tensor
+            for name, tensor in converted("vae", state).items()
+        }
+
+    def new(state: State) -> State:
+        return state if authors else converted("vae", state)
+
+    if back:
+        check(old(first), new(second), old(second))
+    else:
+        check(new(first), old(second), new(second))
+
+
+def test_the_first_text_encoder_alone_is_an_expert_on_sdxls_single_file() -> None:
+    base = random_state(0, diffusion.sdxl())
+    prefix = "conditioner.embedders.0.transformer."
+    own = {n: torch.randn(t.shape) for n, t in base.items() if n.startswith(prefix)}
+    expert = {name.removeprefix(prefix): tensor for name, tensor in own.items()}
+    result = merged(base, expert)
+    for name, tensor in base.items():
+        torch.testing.assert_close(result[name], own.get(name, tensor))

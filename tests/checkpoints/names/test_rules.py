@@ -181,6 +181,37 @@ def transformer(kind: str) -> Any:
     return transformers.PaliGemmaForConditionalGeneration(config)
 
 
+def mixture(kind: str) -> Any:
+    """A tiny mixture of experts, which transformers 5 has fused in memory and apart on disk."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    size: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 40}
+    size |= {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 24}
+    name, count = {
+        "mixtral": ("Mixtral", "num_local_experts"),
+        "qwen": ("Qwen3Moe", "num_experts"),
+        "olmoe": ("Olmoe", "num_experts"),
+    }[kind]
+    more = {"moe_intermediate_size": 12} if kind == "qwen" else {}
+    config = getattr(transformers, f"{name}Config")(**size, **{count: 3}, **more)
+    return getattr(transformers, f"{name}ForCausalLM")(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mixtral", "qwen", "olmoe"])
+@pytest.mark.parametrize("back", [False, True])
+def test_mixtures_of_experts_fused_and_apart(kind: str, back: bool, tmp_path: Path) -> None:
+    model = mixture(kind)
+    first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    saved = load_file(_saved(model, tmp_path / "base") / "model.safetensors")
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    own = dict(model.state_dict())
+    truth = load_file(_saved(model, tmp_path / "truth") / "model.safetensors")
+    assert own.keys() != truth.keys()
+    check(first, truth, own) if back else check(saved, own, truth)
+
+
 KINDS = ["llava", "paligemma", "vit", "deit", "dinov2", "swin", "segformer", "gpt_neox"]
 
 

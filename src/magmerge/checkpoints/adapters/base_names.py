@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
-from magmerge.checkpoints.adapters.names import flux, ldm
+from magmerge.checkpoints.adapters.names import flux
 from magmerge.checkpoints.adapters.names.layout_rows import add_rows, tensor_slots
 from magmerge.checkpoints.adapters.names.naming import from_diffusers
 from magmerge.checkpoints.adapters.names.vocabulary import (
@@ -28,6 +28,7 @@ from magmerge.checkpoints.adapters.nouns import (
 )
 from magmerge.checkpoints.adapters.translation import compose, in_memory, rename_content
 from magmerge.checkpoints.clip import families
+from magmerge.checkpoints.names import ldm
 from magmerge.core.components import FLUX_BARE, PREFIXES, component_of, layout_of
 from magmerge.core.errors import AdapterError
 from magmerge.core.models import Checkpoint

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import yaml
 
 from magmerge.checkpoints.names.rules import LONGEST, unwrapped
+from magmerge.core.types import TensorSpec
 
 _READER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 SUFFIXES = ("weight", "bias")
@@ -41,7 +42,7 @@ class Layout(Protocol):
         """What it is called."""
         ...
 
-    def read(self, names: Collection[str]) -> dict[str, Slots]:
+    def read(self, specs: Mapping[str, TensorSpec]) -> dict[str, Slots]:
         """The parts, one below the other, of each tensor whose name is known.
 
         All names are taken to be the authors', or all diffusers', whichever knows more of them.
@@ -60,14 +61,17 @@ class Row(NamedTuple):
 class Table:
     """A layout whose rows are data."""
 
-    def __init__(self, kind: str, before: Sequence[str], rows: Sequence[Row]) -> None:
+    def __init__(
+        self, kind: str, before: Sequence[str], rows: Sequence[Row], also: Sequence[Row] = ()
+    ) -> None:
         self.kind = kind
         self.rows = rows
+        self._also = also
         self._before = before
 
-    def read(self, names: Collection[str]) -> dict[str, Slots]:
+    def read(self, specs: Mapping[str, TensorSpec]) -> dict[str, Slots]:
         """The parts of each tensor, as `Layout` has it."""
-        inner = {name: self._inner(name) for name in names if len(name) <= LONGEST}
+        inner = {name: self._inner(name) for name in specs if len(name) <= LONGEST}
         counts = _counts(inner.values())
         readings = [
             {
@@ -111,6 +115,7 @@ class Table:
 
     def _targets(self) -> Iterator[tuple[str, Slots, bool]]:
         """diffusers' names as rows of their own."""
+        yield from self._also
         for row in self.rows:
             for slot in row.slots:
                 name, half, _ = slot.part.partition("@")
@@ -200,7 +205,12 @@ def tables() -> Mapping[str, Table]:
     """The layouts that are data, by name."""
     text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
     return {
-        name: Table(entry["kind"], entry["before"], [*_rows(entry["rows"].splitlines())])
+        name: Table(
+            entry["kind"],
+            entry["before"],
+            [*_rows(entry["rows"].splitlines())],
+            [*_rows(entry.get("also", "").splitlines())],
+        )
         for name, entry in yaml.load(text, _READER).items()
     }
 

@@ -10,7 +10,7 @@ from magmerge.checkpoints.names.rules import kinds
 
 OTHERWISE = "tensors are named otherwise than in"
 """What the note of a renaming says."""
-DEEPEST = 3
+DEEPEST = 4
 """Segments that a model's names may have before another's."""
 MOST = 64
 """How many of such beginnings are tried, the most frequent ones. Each is held against all names."""
@@ -95,10 +95,8 @@ def _wrapped(mine: Names, its: Names) -> tuple[str, dict[str, str]] | None:
 
 
 def _prefixes(names: Collection[str]) -> Iterator[str]:
-    """The first segments of names, as far as they are words."""
+    """The first segments of names."""
     for name in names:
         *segments, _ = name.split(".", DEEPEST)
-        for count, segment in enumerate(segments, 1):
-            if segment.isdigit():
-                break
+        for count in range(1, len(segments) + 1):
             yield f"{'.'.join(segments[:count])}."

@@ -5,17 +5,22 @@ when they are read.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from magmerge.checkpoints.adapters.names import ldm
 from magmerge.checkpoints.adapters.names.vocabulary import UNET
+from magmerge.checkpoints.names import ldm
 from magmerge.checkpoints.names.layouts import SUFFIXES, Layout, Slot, Slots, tables
 from magmerge.checkpoints.names.rules import unwrapped
 from magmerge.checkpoints.views import CheckpointView, Stretch, whole
 from magmerge.core.components import DIFFUSION
 from magmerge.core.models import Checkpoint
 from magmerge.core.types import TensorSpec
+
+BLOCK = "(?:block_sparse_moe|mlp|feed_forward)"
+"""What the part of a layer is called that has experts."""
+PROJECTIONS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 
 
 class StableDiffusion:
@@ -24,11 +29,11 @@ class StableDiffusion:
     kind = "a U-Net in its first authors' names and in diffusers'"
     before = (DIFFUSION, "unet.")
 
-    def read(self, names: Collection[str]) -> dict[str, Slots]:
+    def read(self, specs: Mapping[str, TensorSpec]) -> dict[str, Slots]:
         """The parts of each tensor, as `Layout` has it."""
         own: dict[str, Slots] = {}
         theirs: dict[str, Slots] = {}
-        for name in names:
+        for name in specs:
             bare = unwrapped(name)
             bare = bare.removeprefix(next((b for b in self.before if bare.startswith(b)), ""))
             module, _, last = bare.rpartition(".")
@@ -42,17 +47,47 @@ class StableDiffusion:
         return max((theirs, own), key=len)
 
 
+class FusedExperts:
+    """Mixtures of experts: a tensor for each expert's projection, or one for all in a block, gate
+    and up below each other, as transformers 5 has them in memory.
+    """
+
+    kind = "mixtures of experts, fused or one by one"
+    _one = re.compile(
+        rf"(.+)\.{BLOCK}\.experts\.(\d{{1,4}})\.(gate_proj|up_proj|down_proj|w[123])\.weight"
+    )
+    _all = re.compile(rf"(.+)\.{BLOCK}\.experts\.(gate_up_proj|down_proj)")
+
+    def read(self, specs: Mapping[str, TensorSpec]) -> dict[str, Slots]:
+        """The parts of each tensor, as `Layout` has it; of both kinds at once."""
+        slots: dict[str, Slots] = {}
+        for name, spec in specs.items():
+            bare = unwrapped(name)
+            if match := self._one.fullmatch(bare):
+                slots[name] = (
+                    Slot(f"{match[1]}.{match[2]}.{PROJECTIONS.get(match[3], match[3])}"),
+                )
+            elif (match := self._all.fullmatch(bare)) and len(spec.shape) == 3:
+                halves = ("gate_proj", "up_proj") if match[2] != "down_proj" else ("down_proj",)
+                slots[name] = tuple(
+                    Slot(f"{match[1]}.{number}.{half}")
+                    for number in range(spec.shape[0])
+                    for half in halves
+                )
+        return slots
+
+
 class _Held(NamedTuple):
-    """Entries of a stored tensor that are one part, and the shape of the part's rows."""
+    """Entries of a stored tensor that are one part, and the part's shape and format."""
 
     stretch: Stretch
-    rows: int
-    spec: TensorSpec
+    shape: tuple[int, ...]
+    dtype: str
 
 
 def layouts() -> Sequence[Layout]:
     """All that are known."""
-    return (*tables().values(), StableDiffusion())
+    return (*tables().values(), StableDiffusion(), FusedExperts())
 
 
 def put_together(checkpoint: Checkpoint, base: Checkpoint, layout: Layout) -> CheckpointView | None:
@@ -86,15 +121,20 @@ def _held(checkpoint: Checkpoint, read: Mapping[str, Slots]) -> dict[str, _Held]
     held: dict[str, _Held] = {}
     for name, slots in read.items():
         spec = checkpoint.specs[name]
-        rows, shares = (spec.shape or (1,))[0], sum(slot.share for slot in slots)
+        shares = sum(slot.share for slot in slots)
+        # Of what is side by side each has some shares.
+        stacked = len(spec.shape) == 3 and shares % max(spec.shape[0], 1) == 0
+        leading = 2 if stacked and shares > spec.shape[0] else 1
+        rows, inner = math.prod(spec.shape[:leading]), spec.shape[leading:]
         if rows % shares:
             continue
-        row, start = math.prod(spec.shape) // max(rows, 1), 0
+        row, start = math.prod(inner), 0
         for slot in slots:
             height = rows // shares * slot.share
             if slot.part in held:
                 return {}
-            held[slot.part] = _Held(Stretch(name, start * row, height * row), height, spec)
+            stretch = Stretch(name, start * row, height * row)
+            held[slot.part] = _Held(stretch, (height, *inner) if spec.shape else (), spec.dtype)
             start += height
     return held
 
@@ -104,13 +144,19 @@ def _joined(like: TensorSpec, parts: Sequence[_Held]) -> TensorSpec | None:
 
     A linear layer is a convolution of 1 x 1: then the shape is that of `like`.
     """
-    first = parts[0].spec
-    if any(p.spec.shape[1:] != first.shape[1:] or p.spec.dtype != first.dtype for p in parts):
+    shapes = [_without_ones(part.shape) for part in parts]
+    inner = shapes[0][1:]
+    if any(shape[1:] != inner for shape in shapes) or len({part.dtype for part in parts}) > 1:
         return None
-    shape = (sum(part.rows for part in parts), *first.shape[1:]) if first.shape else ()
-    if _without_ones(shape) == _without_ones(like.shape):
+    shape = parts[0].shape
+    if len(parts) > 1:
+        shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+    own, its = _without_ones(shape), _without_ones(like.shape)
+    # Of experts that are side by side the first dimension counts them.
+    stacked = own[1:] == its[2:] and math.prod(own) == math.prod(its)
+    if own == its or (stacked and len(parts) > 1):
         shape = like.shape
-    return TensorSpec(like.name, shape, first.dtype)
+    return TensorSpec(like.name, shape, parts[0].dtype)
 
 
 def _without_ones(shape: Sequence[int]) -> list[int]:

@@ -1,59 +1,44 @@
-"""Flux' transformer in its authors' names and in diffusers': fused projections are taken apart."""
+"""Adapters of Flux in its authors' names and in diffusers': fused projections are taken apart."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 
 from magmerge.checkpoints.adapters.nouns import Composition, ModuleSpec, Rows, whole
+from magmerge.checkpoints.names.layouts import tables
 
-_TABLE = """
-img_in                          x_embedder
-txt_in                          context_embedder
-time_in.in_layer                time_text_embed.timestep_embedder.linear_1
-time_in.out_layer               time_text_embed.timestep_embedder.linear_2
-vector_in.in_layer              time_text_embed.text_embedder.linear_1
-vector_in.out_layer             time_text_embed.text_embedder.linear_2
-guidance_in.in_layer            time_text_embed.guidance_embedder.linear_1
-guidance_in.out_layer           time_text_embed.guidance_embedder.linear_2
-final_layer.linear              proj_out
-final_layer.adaLN_modulation.1  norm_out.linear
-double_blocks.#.img_mod.lin     D.norm1.linear
-double_blocks.#.txt_mod.lin     D.norm1_context.linear
-double_blocks.#.img_attn.proj   D.attn.to_out.0
-double_blocks.#.txt_attn.proj   D.attn.to_add_out
-double_blocks.#.img_mlp.0       D.ff.net.0.proj
-double_blocks.#.img_mlp.2       D.ff.net.2
-double_blocks.#.txt_mlp.0       D.ff_context.net.0.proj
-double_blocks.#.txt_mlp.2       D.ff_context.net.2
-double_blocks.#.img_attn.qkv    D.attn.to_q D.attn.to_k D.attn.to_v
-double_blocks.#.txt_attn.qkv    D.attn.add_q_proj D.attn.add_k_proj D.attn.add_v_proj
-single_blocks.#.modulation.lin  S.norm.linear
-single_blocks.#.linear2         S.proj_out
-single_blocks.#.linear1         S.attn.to_q S.attn.to_k S.attn.to_v S.proj_mlp
-"""
-"""The authors' names and diffusers': several for a fused projection. # is a block's number; D and S
-are transformer_blocks.# and single_transformer_blocks.#.
-"""
 _SWAPPED = "final_layer_adaLN_modulation_1"
 """Its rows are shift and scale in the authors' model, scale and shift in diffusers'."""
 _WIDTHS = (1, 1, 1, 4)
 """Rows of q, k, v and the MLP in linear1, in multiples of the columns."""
-_TO_DIFFUSERS: dict[str, tuple[str, ...]] = {}
-for _line in _TABLE.strip().splitlines():
-    _own, *_theirs = (
-        _line.replace("D.", "transformer_blocks.#.")
-        .replace("S.", "single_transformer_blocks.#.")
-        .split()
-    )
-    _TO_DIFFUSERS[_own.replace(".", "_")] = tuple(_theirs)
-_SLOTS = {
-    part: (own, position)
-    for own, parts in _TO_DIFFUSERS.items()
-    for position, part in enumerate(parts)
-}
 _OWN_BLOCK = re.compile(r"(double|single)_blocks_(0|[1-9]\d{0,3})_")
 _THEIR_BLOCK = re.compile(r"(transformer|single_transformer)_blocks\.(0|[1-9]\d{0,3})\.")
+
+
+@cache
+def _to_diffusers() -> dict[str, tuple[str, ...]]:
+    """diffusers' modules for each of the authors', whose names have _ for dots: several for a fused
+    projection. # is a block's number.
+    """
+    return {
+        row.own.replace(".", "_"): tuple(
+            dict.fromkeys(slot.part.partition("@")[0] for slot in row.slots)
+        )
+        for row in tables()["flux"].rows
+        if not row.exact
+    }
+
+
+@cache
+def _slots() -> dict[str, tuple[str, int]]:
+    """The authors' module, and which place in it, for each of diffusers'."""
+    return {
+        part: (own, position)
+        for own, parts in _to_diffusers().items()
+        for position, part in enumerate(parts)
+    }
 
 
 def is_own(flat_name: str) -> bool:
@@ -71,9 +56,9 @@ def split(
     match = _OWN_BLOCK.match(flat_name)
     number = match[2] if match else ""
     pattern = f"{match[1]}_blocks_#_{flat_name[match.end() :]}" if match else flat_name
-    if pattern not in _TO_DIFFUSERS:
+    if pattern not in _to_diffusers():
         return False
-    targets = [f"{prefix}{part.replace('#', number)}" for part in _TO_DIFFUSERS[pattern]]
+    targets = [f"{prefix}{part.replace('#', number)}" for part in _to_diffusers()[pattern]]
     if len(targets) > 1:
         _take_apart(name, targets, spec, composition)
     elif pattern == _SWAPPED:
@@ -119,11 +104,11 @@ def join(
         match = _THEIR_BLOCK.match(theirs)
         number = match[2] if match else ""
         pattern = f"{match[1]}_blocks.#.{theirs[match.end() :]}" if match else theirs
-        own, position = _SLOTS.get(pattern, ("", 0))
+        own, position = _slots().get(pattern, ("", 0))
         target = f"{prefix}{own.replace('#', number)}"
         if not own:
             composition.rename(name, None, spec, "Flux has no such module")
-        elif len(_TO_DIFFUSERS[own]) > 1:
+        elif len(_to_diffusers()[own]) > 1:
             fused.setdefault(target, {})[position] = (name, spec)
         elif own == _SWAPPED:
             _swap(name, target, spec, composition)

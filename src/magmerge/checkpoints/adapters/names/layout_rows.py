@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 
 from magmerge.checkpoints.adapters.nouns import Composition, ModuleSpec, Rows
 from magmerge.checkpoints.names.layouts import Slots, tables
+from magmerge.core.types import TensorSpec
 
 APART = ("sd3", "wan")
 """Tables that no code beside them knows: Flux' has its own for adapters."""
@@ -20,9 +21,9 @@ def module_slots(flat_names: Collection[str]) -> dict[str, Slots]:
     return readings[best] if best in APART else {}
 
 
-def tensor_slots(names: Collection[str]) -> dict[str, Slots]:
+def tensor_slots(specs: Mapping[str, TensorSpec]) -> dict[str, Slots]:
     """The same of a model's tensors."""
-    readings = {name: table.read(names) for name, table in tables().items()}
+    readings = {name: table.read(specs) for name, table in tables().items()}
     best = max(readings, key=lambda name: len(readings[name]))
     return readings[best] if best in APART else {}
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from magmerge.checkpoints.adapters.names import flux, ldm
+from magmerge.checkpoints.adapters.names import flux
 from magmerge.checkpoints.adapters.names.layout_rows import add_rows, module_slots
 from magmerge.checkpoints.adapters.names.vocabulary import (
     CLIP,
@@ -26,6 +26,7 @@ from magmerge.checkpoints.adapters.names.vocabulary import (
     surely_prefixed,
 )
 from magmerge.checkpoints.adapters.nouns import Composition, ModuleSpec
+from magmerge.checkpoints.names import ldm
 from magmerge.core.types import Naming
 
 Flavour = Literal["kohya", "kohya_ldm", "kohya_flux"]

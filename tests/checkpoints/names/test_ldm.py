@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from magmerge.checkpoints.adapters.names import ldm
+from magmerge.checkpoints.names import ldm
 from tests.checkpoints.adapters import module_names
 
 PAIRS = {
