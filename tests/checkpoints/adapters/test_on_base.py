@@ -195,6 +195,24 @@ def test_pieces_of_dora_are_the_same_bits(tmp_path: Path, axis: str) -> None:
             assert torch.equal(found, whole.flatten()[start : start + 13])
 
 
+def test_dora_in_the_folder_of_a_pipeline(tmp_path: Path) -> None:
+    base, adapter, expected = kohya_dora("out")
+    state = {}
+    for name in base:
+        module = name.removesuffix(".weight")
+        key, own = f"lora_unet_{module.replace('.', '_')}", f"base_model.model.{module}"
+        state[f"{own}.lora_A.weight"] = adapter[f"{key}.lora_down.weight"]
+        state[f"{own}.lora_B.weight"] = adapter[f"{key}.lora_up.weight"]
+        state[f"{own}.lora_magnitude_vector"] = adapter[f"{key}.dora_scale"].flatten()
+    (tmp_path / "unet").mkdir()
+    save_file(state, tmp_path / "unet" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 1, "use_dora": True}
+    (tmp_path / "unet" / "adapter_config.json").write_text(json.dumps(config))
+    found = merged(base, tmp_path)
+    for name, tensor in expected.items():
+        assert torch.allclose(found[name].double(), tensor, rtol=1e-5, atol=1e-6), name
+
+
 def test_a_row_of_zeros_stays_one(tmp_path: Path) -> None:
     base, adapter, _ = kohya_dora("out")
     name, key = f"{UNET}.attn1.to_q.weight", f"lora_unet_{UNET.replace('.', '_')}_attn1_to_q"
