@@ -8,18 +8,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from magmerge.checkpoints.adapters.formats.keys import CONFIG, PEFT, style_of
 from magmerge.checkpoints.adapters.formats.lora_config import read_config
 from magmerge.checkpoints.adapters.formats.peft_reading import read_peft
 from magmerge.checkpoints.adapters.formats.single_files import read_diffusers, read_kohya
 from magmerge.checkpoints.adapters.names.vocabulary import COMPONENTS, Part, canonical, is_text
-from magmerge.checkpoints.adapters.nouns import Adapter, Module, Replacement
+from magmerge.checkpoints.adapters.nouns import (
+    Adapter,
+    Addition,
+    Module,
+    Replacement,
+    Rescale,
+    TokenRows,
+)
 from magmerge.checkpoints.loader import located, located_note, open_checkpoint
 from magmerge.core.errors import AdapterError, EmptyCheckpointError
 from magmerge.core.models import Checkpoint
 from magmerge.core.types import Naming
 
+T = TypeVar("T")
 TRAINED = (
     "non_lora_trainables.bin",
     "non_lora_trainables.safetensors",
@@ -28,6 +37,7 @@ TRAINED = (
 )
 """Files of tensors that replace the base's: LLaVA's trainer writes the first, LongLoRA's the third.
 """
+LEAVES = (".weight", ".bias")
 WRAPPERS = ("module.", "_orig_mod.")
 """What parallel and compiled models put before a name."""
 NAMES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -94,7 +104,13 @@ def _join(folder: Path, components: list[str]) -> Adapter:
     replaced: dict[str, Replacement] = {}
     parts = {component: _open_peft(folder / component) for component in components}
     metadata: dict[str, str] = {}
+    added: dict[str, Addition] = {}
+    rescales: dict[str, Rescale] = {}
+    tokens: dict[str, TokenRows] = {}
     for component, part in parts.items():
+        added |= _of_part(component, part.added)
+        rescales |= _of_part(component, part.rescales)
+        tokens |= _of_part(component, part.tokens)
         for name, module in part.stored.items():
             own = str(Part(component, canonical(name) if is_text(component) else name))
             stored[own] = module._replace(spec=replace(module.spec, name=own))
@@ -105,7 +121,20 @@ def _join(folder: Path, components: list[str]) -> Adapter:
     files = tuple(file for part in parts.values() for file in part.files)
     config = {component: part.config for component, part in parts.items()}
     notes = tuple(note for part in parts.values() for note in part.notes)
-    return Adapter(str(folder), files, "peft", stored, replaced, metadata, config, notes)
+    told = (metadata, config, notes, added, rescales, tokens)
+    return Adapter(str(folder), files, "peft", stored, replaced, *told)
+
+
+def _of_part(component: str, table: Mapping[str, T]) -> dict[str, T]:
+    """What is by the names of one model's modules, or their tensors, by those that begin with the
+    model's.
+    """
+    named = {}
+    for name, own in table.items():
+        stem, dot, leaf = name.rpartition(".") if name.endswith(LEAVES) else (name, "", "")
+        module = canonical(stem) if is_text(component) else stem
+        named[f"{Part(component, module)}{dot}{leaf}"] = own
+    return named
 
 
 def _with_other_weights(adapter: Adapter, folder: Path) -> Adapter:
@@ -114,7 +143,8 @@ def _with_other_weights(adapter: Adapter, folder: Path) -> Adapter:
     replaced = dict(adapter.replaced)
     for file in trained:
         for name, tensor in _tensors(file).items():
-            if name in replaced or name.removesuffix(".weight") in adapter.stored:
+            own = name in replaced or name in adapter.added or name in adapter.tokens
+            if own or name.removesuffix(".weight") in adapter.stored:
                 problem = f"it is in the adapter beside {file.name} too"
                 remedy = f"remove {file.name} from the folder if it is of another training"
                 raise AdapterError(problem, source=adapter.source, tensor=name, remedy=remedy)

@@ -32,6 +32,16 @@ REFUSED_IN_FOLDERS = {
     "velora_config": "it has factors besides lora_A and lora_B",
 }
 """Settings whose task vector is not scale * B A."""
+NEVER_MERGED = ("alora_invocation_tokens", "arrow_config", "layer_replication")
+"""Settings whose result is no change of the base's weights that holds for all inputs."""
+PROMPTS = frozenset(
+    """
+    PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING ADAPTION_PROMPT CPT CARTRIDGE XLORA
+    POLY
+    """.split()  # noqa: SIM905
+)
+"""PEFT's kinds that learn prompts or routes beside the weights."""
+ALONE = "leave it out: no merge can hold it; a plain LoRA of the same training can be merged"
 KINDS = ("LORA", "LOHA", "LOKR", "IA3", "TRAINABLE_TOKENS")
 """PEFT's kinds of adapters that are read."""
 LYCORIS = ("LOHA", "LOKR")
@@ -63,11 +73,9 @@ def check_config(
     elif config.get("peft_type") not in KINDS:
         reasons.insert(0, f"its peft_type is {config.get('peft_type')!r}, not LORA")
     if reasons:
-        raise AdapterError(
-            f"refused: {reasons[0]}",
-            source=source,
-            remedy=MERGED_BY_PEFT,
-        )
+        never = config.get("peft_type") in PROMPTS or any(map(config.get, NEVER_MERGED))
+        remedy = ALONE if never else MERGED_BY_PEFT
+        raise AdapterError(f"refused: {reasons[0]}", source=source, remedy=remedy)
 
 
 def check_kind(
