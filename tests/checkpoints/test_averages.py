@@ -158,3 +158,21 @@ def test_a_recipe_says_it_and_one_that_does_not_has_the_digest_that_it_had() -> 
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
     plain = recipe.model_copy(update={"weights": None})
     assert plain.digest != recipe.digest
+
+
+@pytest.mark.parametrize("form", ["timm", "stable diffusion", "diffusers"])
+@pytest.mark.parametrize("choice", ["ema", "model"])
+def test_one_of_them_is_converted(
+    magmerge_cli: CommandLine, tmp_path: Path, form: str, choice: str
+) -> None:
+    model = FORMS[form][0](tmp_path / "a", RAW, AVERAGE)
+    done = magmerge_cli("convert", model, tmp_path / "o.safetensors", "--weights", choice)
+    assert done.code == 0, done.message
+    written = load_file(tmp_path / "o.safetensors")
+    source = AVERAGE if choice == "ema" else RAW
+    assert len(written) == len(source)
+    for name, tensor in source.items():
+        assert any(key.endswith(name) and torch.equal(written[key], tensor) for key in written)
+    done = magmerge_cli("convert", model, tmp_path / "o.safetensors", "--weights", "best")
+    assert done.code == 1
+    assert "ema or model" in done.message

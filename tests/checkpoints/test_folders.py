@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import magmerge
@@ -14,6 +17,7 @@ from magmerge.checkpoints import open_checkpoint
 from magmerge.core.errors import CheckpointError
 from tests.checkpoints.adapters.files import write_adapter
 from tests.conftest import CommandLine, State, random_state, tuned
+from tests.quick import examples
 
 BASE = random_state(0)
 NAMES = sorted(BASE)
@@ -221,3 +225,35 @@ def test_a_checkpoint_of_lightning_is_read_under_the_bases_names(tmp_path: Path)
     result = magmerge.merge(base=BASE, experts=[tmp_path / "last.ckpt"], params={"lambda": 1})
     for name, tensor in result.state_dict().items():
         assert torch.allclose(tensor, expert[name], atol=1e-6)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+SHARDS = st.sampled_from(["model.safetensors", "a.safetensors", "..", "", "\0", "a/b", "\\", "é"])
+
+
+@settings(max_examples=examples(200), deadline=None)
+@given(
+    content=JSON
+    | st.fixed_dictionaries({"weight_map": JSON})
+    | st.fixed_dictionaries(
+        {"weight_map": st.dictionaries(st.sampled_from([*NAMES, "x"]), SHARDS, max_size=4)}
+    ),
+    cut=st.integers(0, 40),
+)
+def test_whatever_an_index_says_it_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, content: object, cut: int
+) -> None:
+    folder = tmp_path_factory.mktemp("m")
+    save_file({NAMES[0]: BASE[NAMES[0]]}, folder / "a.safetensors")
+    text = json.dumps(content)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(text[: len(text) - cut if cut > 20 else len(text)])
+    for path in (folder, index):
+        with suppress(CheckpointError):
+            assert set(open_checkpoint(path).specs) == {NAMES[0]}

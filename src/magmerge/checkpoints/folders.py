@@ -127,11 +127,12 @@ def _of_deepspeed(folder: Path) -> Files | None:
     if not states:
         return None
     if len(states) > 1 or any(match[1] for match in states.values()):
+        top = folder if tag.is_file() else folder.parent
         raise CheckpointError(
             "DeepSpeed has saved it in slices, one for each GPU",
             source=place,
-            remedy=f"put it together: python {folder}/zero_to_fp32.py {folder} OUT (DeepSpeed "
-            "writes that script beside each checkpoint), and give OUT",
+            remedy=f"put it together: python {top}/zero_to_fp32.py {top} OUT (DeepSpeed writes "
+            "that script beside each checkpoint), and give OUT",
         )
     note = f"{folder} is a training's: {place.name}/{next(iter(states)).name} is read"
     return Files(list(states), folder, notes=(note,))

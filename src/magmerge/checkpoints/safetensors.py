@@ -172,6 +172,9 @@ def read_index(index: Path) -> tuple[list[Path], dict[str, str]]:
                 source=index,
                 remedy="do not use this checkpoint: a sound index names files beside itself",
             )
+    if not shards:
+        remedy = "fetch the index once more"
+        raise CheckpointError("it lists no tensors", source=index, remedy=remedy)
     missing = [shard for shard in shards if not (index.parent / shard).is_file()]
     if missing:
         raise CheckpointError(

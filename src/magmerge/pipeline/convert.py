@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from magmerge.checkpoints.averages import chosen
 from magmerge.checkpoints.clip import family_of
 from magmerge.checkpoints.loader import adapts, open_stored
 from magmerge.checkpoints.pickles.torch_pickle import TorchCheckpoint
@@ -27,6 +28,7 @@ def convert(
     *,
     naming: str | None = None,
     dtype: str | None = None,
+    weights: str | None = None,
     overwrite: bool = False,
     force: bool = False,
     progress: Progress | None = None,
@@ -38,11 +40,14 @@ def convert(
     put together. A whole model keeps its names, or gets those of a family of CLIP: hf_clip,
     open_clip or timm_clip. It may be a pickled object: nothing in it is run. `out` is a file that
     ends in .safetensors, or a folder, which then has model.safetensors; one that its library would
-    not load is written only with `force`. Tensors of floating-point
-    numbers are written in `dtype` if that is given. Raises MagmergeError's children: AdapterError
-    or CheckpointError where something has no name in the new naming.
+    not load is written only with `force`. Tensors of floating-point numbers are written in `dtype`
+    if that is given. `weights` "ema" or "model" says what is written of a model that holds its
+    weights and the average of these. Raises MagmergeError's children: AdapterError or
+    CheckpointError where something has no name in the new naming.
     """
     machine = Machine(1, progress=progress)
+    if weights not in (None, "ema", "model"):
+        raise ParameterError(f"the weights are {weights!r}", remedy="they are ema or model")
     if adapts(model):
         if naming is None:
             raise ParameterError(
@@ -59,7 +64,9 @@ def convert(
         source, modules = union.adapters[0].source, len(union.modules)
         assert adapter.path is not None
         return Conversion(adapter.path, source, union.naming, naming, modules)
-    read = open_stored(model)
+    read = open_stored(model, weights)
+    if weights is not None:
+        read = chosen(read, weights)
     before = family_of(read.specs) or UNNAMED
     family = None if naming == before else naming
     whole = ModelOutput(dtype=dtype, shard_size=ONE_FILE, names=family, force=force)

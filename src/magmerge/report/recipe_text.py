@@ -26,6 +26,7 @@ LABELS = {
     "experts": "Experts",
     "skip": "Not calibrated",
     "ignore": "Taken from the base",
+    "weights": "Weights read",
     "dtype": "Stored as",
     "output": "Output",
     "seed": "Seed",
