@@ -1,6 +1,6 @@
 """magmerge merges fine-tuned neural networks, then calibrates the magnitude of the change.
 
-The front door: `merge`, `calibrate`, `plan`, `convert`, `extract`, `inspect`, `diff`,
+The front door: `merge`, `calibrate`, `plan`, `convert`, `extract`, `inspect`, `diff`, `verify`,
 `sensitivity`, `evaluate`, `suite`, `named_suites`, `reproduce`, `plot`, `redraw`, `write_report`,
 `catalog`, `demo`, `Recipe`, `open_checkpoint`, `method`, `calibrator`, `register_method`,
 `register_calibrator`, `run`, `Machine`, `Live`. Each name is loaded at its first use, so that
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from magmerge.pipeline.convert import convert
     from magmerge.pipeline.documents import run
     from magmerge.pipeline.merge import calibrate, extract, merge, plan
+    from magmerge.pipeline.verify import verify
     from magmerge.report.html_file import write_report
     from magmerge.studies.demo import demo
     from magmerge.studies.figures import plot, redraw
@@ -65,6 +66,7 @@ _HOMES = {
     "Sensitivity": "evaluation.sensitivity",
     "sensitivity": "evaluation.sensitivity",
     "suite": "evaluation.suites",
+    "verify": "pipeline.verify",
     "write_report": "report.html_file",
 }
 
@@ -99,6 +101,7 @@ __all__ = [
     "register_method",
     "sensitivity",
     "suite",
+    "verify",
     "write_report",
 ]
 

@@ -62,11 +62,14 @@ class Written(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What was looked at, what is wrong there, and else what was seen, in words."""
+    """What was looked at, what is wrong there, and else what was seen, in words; or, where it is
+    not `done`, why not.
+    """
 
     name: str
     faults: tuple[Fault, ...] = ()
     seen: str = ""
+    done: bool = True
 
 
 def checks_of(written: Written) -> list[Check]:

@@ -28,6 +28,7 @@ from magmerge.cli import (
     reproduce,
     sensitivity,
     suite,
+    verify,
 )
 from magmerge.cli.output import print_error, print_warning
 from magmerge.core.errors import MagmergeError, MagmergeWarning, ParameterError
@@ -43,7 +44,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 VERBS = (
-    *(merge, calibrate, plan, convert, extract, inspect, diff, sensitivity),
+    *(merge, calibrate, plan, convert, extract, inspect, diff, verify, sensitivity),
     *(evaluate, suite, reproduce, methods, report, demo),
 )
 """In the order of the help."""

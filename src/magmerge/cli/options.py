@@ -114,7 +114,7 @@ def typer_function(
     return function
 
 
-READ = ("base", "experts", "merged", "model", "checkpoint", "a", "b")
+READ = ("base", "experts", "merged", "model", "checkpoint", "a", "b", "recipe")
 """Options that name models which are read."""
 
 

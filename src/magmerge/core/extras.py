@@ -12,6 +12,8 @@ EXTRAS |= {"datasets": "data", "scipy.io": "suites", "huggingface_hub": "models"
 EXTRAS |= {"lm_eval": "lm-eval", "accelerate": "models", "matplotlib": "report"}
 EXTRAS |= dict.fromkeys(("jinja2", "markupsafe"), "report")
 EXTRAS |= dict.fromkeys(("gguf", "gguf.quants"), "gguf")
+OTHERS = ("diffusers", "peft", "timm")
+"""Libraries of models that no extra of magmerge's brings."""
 
 
 def needed(module: str, what: str, instead: str = "") -> Any:
@@ -24,5 +26,9 @@ def needed(module: str, what: str, instead: str = "") -> Any:
     except ImportError as error:
         raise MissingExtraError(
             f"{what} needs {module.partition('.')[0]}",
-            remedy=f"pip install 'magmerge[{EXTRAS[module]}]'{instead and f', or {instead}'}",
+            remedy=f"pip install {_package(module)}{instead and f', or {instead}'}",
         ) from error
+
+
+def _package(module: str) -> str:
+    return module if module in OTHERS else f"'magmerge[{EXTRAS[module]}]'"

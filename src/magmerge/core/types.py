@@ -106,6 +106,12 @@ class Step:
         return f"{self.part}/{self.spec.name}" if self.part else self.spec.name
 
     @property
+    def path(self) -> str:
+        """What tells its tensor from every other of the result."""
+        inside = self.part and not self.spec.name.startswith(f"{self.part}.")
+        return f"{self.part}/{self.spec.name}" if inside else self.spec.name
+
+    @property
     def tensor(self) -> TensorSpec:
         """The output tensor that it is, or is a part of."""
         return self.spec if self.whole is None else replace(self.spec, shape=self.whole)

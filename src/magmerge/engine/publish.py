@@ -68,7 +68,8 @@ def publish(
         account = fill(sink)
         check_unchanged(job)
         inputs = _inputs(job, sink.settlers())
-        record = document(job.recipe, inputs, account, (*held, RECIPE))
+        told = {"files": sorted((*held, RECIPE)), "checksums": sink.checksums()}
+        record = document(job.recipe, inputs, account, told)
         recipes = "---\n".join(each.to_yaml() for each in (*job.documents, job.recipe))
         beside = {RECORD: record.encode(), RECIPE: recipes.encode()}
         extra = {target.named(name): text for name, text in beside.items()}

@@ -41,7 +41,7 @@ def bare_model(
         return _call(build)
     folder = Path(source)
     with quiet_transformers() as transformers:
-        kind = _class_of(transformers, folder, model_class)
+        kind = class_of(transformers, folder, model_class)
         if not loaded and not any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES):
             return _configured(transformers, kind, folder)
         try:
@@ -59,7 +59,7 @@ def empty_model(source: Path, *, model_class: str | None, build: str | None) -> 
         if build is not None:
             return _call(build)
         with quiet_transformers() as transformers:
-            model = _configured(transformers, _class_of(transformers, source, model_class), source)
+            model = _configured(transformers, class_of(transformers, source, model_class), source)
     # Each parameter was emptied by itself, those that are tied too.
     model.tie_weights()  # type: ignore[operator]
     return model
@@ -75,7 +75,7 @@ def _configured(transformers: Any, kind: Any, folder: Path) -> nn.Module:
         raise _unloadable(folder, error) from error
 
 
-def _class_of(transformers: Any, folder: Path, model_class: str | None) -> Any:
+def class_of(transformers: Any, folder: Path, model_class: str | None) -> Any:
     """The class that the user or the folder's config.json names, else AutoModel."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(

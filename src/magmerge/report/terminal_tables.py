@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -13,6 +14,7 @@ from magmerge.core.dtypes import spoken_size, torch_name
 from magmerge.core.errors import printable, printable_lines
 
 if TYPE_CHECKING:
+    from magmerge.checkpoints.load_checks import Check
     from magmerge.core.types import Action, Choice, LayerRecord, Plan, Uncovered
     from magmerge.engine.inspection import CheckpointInfo, TensorDifference
 
@@ -183,6 +185,31 @@ def difference_table(differences: Sequence[TensorDifference]) -> Table:
             "" if tensor.cosine is None else f"{tensor.cosine:.6f}",
         )
     return rows
+
+
+def checks_table(source: str, checks: Sequence[Check]) -> Table:
+    """Every check of a model: ok, a fault with its remedy, or why it was not made."""
+    rows = table(source, "check", "", "what was seen")
+    for (part, quiet), run in groupby(checks, _part_and_quiet):
+        group = list(run)
+        names = [check.name.rpartition(": ")[2] for check in group] if quiet else []
+        if names:
+            name = plain(part or "config, tokenizer")
+            rows.add_row(name, plain("ok", "green"), plain(", ".join(names), "dim"))
+            continue
+        for check in group:
+            if not check.faults:
+                state = ("ok", "green") if check.done else ("not made", "dim")
+                rows.add_row(plain(check.name), plain(*state), plain(check.seen, "dim"))
+            for fault in check.faults:
+                told = plain(fault.text) + paragraph(f"\nremedy: {fault.remedy}", "dim")
+                rows.add_row(plain(check.name), plain("fault", "bold red"), told)
+    return rows
+
+
+def _part_and_quiet(check: Check) -> tuple[str, bool]:
+    """The part of a pipeline that a check is of, and whether there is nothing to say of it."""
+    return check.name.rpartition(": ")[0], not check.faults and not check.seen
 
 
 def catalog_table(entries: Sequence[Mapping[str, Any]], kind: str) -> Table:

@@ -35,12 +35,14 @@ class Ledger:
         self._findings = folder / FINDINGS
         self._lock = threading.Lock()
         self._parts: dict[str, list[WrittenPart]] = {}
+        self.written: dict[str, list[WrittenPart]] = {}
 
     def note(self, step: Step, start: int, data: memoryview) -> None:
         """A part of a step was written."""
         part = WrittenPart(start, len(data), f"{zlib.crc32(data):08x}")
         with self._lock:
             self._parts.setdefault(step.key, []).append(part)
+            self.written.setdefault(step.key, []).append(part)
 
     def finish(self, step: Step, outcome: Mapping[str, Any]) -> None:
         """The step is done: nothing of it is written any more."""
@@ -52,15 +54,15 @@ class Ledger:
     def finished(
         self, steps: Mapping[str, Sequence[Step]], shards: tuple[Shard, ...]
     ) -> dict[str, Mapping[str, Any]]:
-        """The outcome of each step whose bytes are there, with the checksums that were noted.
-        `steps` are each one with those that share its memory: they have the same bytes.
+        """The line of each step whose bytes are there, with the checksums that were noted. `steps`
+        are each one with those that share its memory: they have the same bytes.
         """
-        outcomes = {}
+        lines: dict[str, Mapping[str, Any]] = {}
         for line in self._lines():
             tied = steps.get(line["step"], ())
             if tied and all(_holds(self._path.parent, s, shards, line["parts"]) for s in tied):
-                outcomes[line["step"]] = line["outcome"]
-        return outcomes
+                lines[line["step"]] = line
+        return lines
 
     def keep_findings(self, content: bytes) -> None:
         """What the passes before the last one found."""

@@ -31,18 +31,22 @@ class Account:
 
 
 def document(
-    recipe: Recipe, inputs: Sequence[Mapping[str, Any]], account: Account, files: Sequence[str]
+    recipe: Recipe,
+    inputs: Sequence[Mapping[str, Any]],
+    account: Account,
+    written: Mapping[str, Any],
 ) -> str:
     """The provenance as JSON. It has no time and no machine in it: equal runs give equal bytes.
 
-    `files` are those written beside it, of which a later run knows that they may be replaced.
+    `written` tells the files beside it, of which a later run knows that they may be replaced, and
+    the CRC-32 of each tensor's bytes.
     """
     content: dict[str, Any] = {
         "magmerge": __version__,
         "recipe": recipe.model_dump(mode="json"),
         "recipe_digest": recipe.digest,
         "inputs": list(inputs),
-        "files": sorted(files),
+        **written,
         "versions": versions(),
         "warnings": list(account.warnings),
         "uncovered": [layer._asdict() for layer in account.uncovered],

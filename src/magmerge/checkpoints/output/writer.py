@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from magmerge.checkpoints.output.layout import index_of
-from magmerge.checkpoints.output.ledger import Ledger
+from magmerge.checkpoints.output.ledger import Ledger, WrittenPart
 from magmerge.checkpoints.output.own_files import disk_errors, output_error
 from magmerge.checkpoints.output.staging import Staging, sync_folder
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
@@ -84,11 +84,12 @@ class FileSink:
             if not step.twin
         }
         outcomes = {}
-        for key, told in self.ledger.finished(steps, self._shards).items():
+        for key, line in self.ledger.finished(steps, self._shards).items():
             try:
-                outcomes[key] = read(told)
+                outcomes[key] = read(line["outcome"])
             except (ValueError, RecursionError):
                 continue
+            self.ledger.written[key] = line["parts"]
             for step in steps[key]:
                 self._count(step, dtypes.nbytes(step.spec))
         return outcomes
@@ -135,6 +136,20 @@ class FileSink:
         with self._explained(), _opened(self._staging.folder / file, os.O_RDWR) as handle:
             os.fsync(handle)
             self._settled.add(file)
+
+    def checksums(self) -> dict[str, str]:
+        """The CRC-32 of each tensor's bytes as they were written, by its name within the result."""
+        from magmerge.core.checksums import joined
+
+        parts: dict[str, list[WrittenPart]] = {}
+        for step in self._steps:
+            parts.setdefault(step.path, []).extend(self.ledger.written.get(step.key, ()))
+        twins = {step.path: step.twin for step in self._steps if step.twin is not None}
+        own = {path: sorted(parts[twins.get(path, path)]) for path in parts}
+        return {
+            path: f"{joined((int(part.digest, 16), part.size) for part in written):08x}"
+            for path, written in own.items()
+        }
 
     def publish(self, extra: Mapping[str, bytes]) -> None:
         """Write the `extra` files, verify, and give the result its final name."""

@@ -1,0 +1,238 @@
+"""A written model against its own headers, its record, and what its recipe gives once more."""
+
+from __future__ import annotations
+
+import json
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from magmerge.checkpoints.digests import DigestMemory
+from magmerge.checkpoints.donor import companion_files
+from magmerge.checkpoints.kinds import kinds_of, read_model_config
+from magmerge.checkpoints.load_checks import RESTORE, Check, Written, checks_of
+from magmerge.checkpoints.output.own_files import RECORD
+from magmerge.checkpoints.output.writer import MemorySink
+from magmerge.core import dtypes
+from magmerge.core.errors import Fault, MagmergeError, shortened
+from magmerge.core.machine import Machine
+from magmerge.core.models import Checkpoint
+from magmerge.core.pieces import cut
+from magmerge.core.recipe import Recipe
+from magmerge.engine.executors import local
+from magmerge.engine.job import Work
+from magmerge.engine.passes import bench_for, run_pass
+from magmerge.engine.plan import make_plan
+from magmerge.engine.resolve import open_job
+
+AGAIN = "write it anew from its inputs: magmerge merge RECIPE.yaml OUT"
+SAMPLE = 8
+"""Tensors that are computed again."""
+WEIGHTS = frozenset({".safetensors", ".bin"})
+UNITS = 16
+"""In the last place of a tensor's largest value, by which processors differ."""
+MASKS = ("mask", "masked_bias", "bias_mask")
+"""What the names of tensors end in that may hold infinities."""
+
+
+def header_checks(checkpoint: Checkpoint) -> list[Check]:
+    """What headers, config and tokenizer tell of a folder; nothing of a file alone."""
+    folder = checkpoint.folder
+    if folder is None:
+        return []
+    texts = {name: path.read_bytes() for name, path in companion_files(folder).items()}
+    inner = {name.rpartition("/")[0] for name in texts}
+    files = [
+        f"{place}/{file.name}".lstrip("/")
+        for place in sorted({"", *inner, *getattr(checkpoint, "parts", ())})
+        for file in sorted((folder / place).iterdir())
+        if file.suffix in WEIGHTS and (place or file in checkpoint.files)
+    ]
+    written = Written(checkpoint.specs, texts, files, tuple(getattr(checkpoint, "parts", ())))
+    return checks_of(written)
+
+
+def tensor_checks(
+    checkpoint: Checkpoint, machine: Machine, record: Mapping[str, Any]
+) -> list[Check]:
+    """Every tensor read once: it is finite, and has the bytes that were recorded."""
+    names = list(checkpoint.specs)
+    calls = [partial(_look, checkpoint, name) for name in names]
+    done = machine.counter("reading", len(names))
+    looks = dict(zip(names, local.run(local.single(calls), machine, done=done), strict=True))
+    bad = [name for name, (_, sound) in looks.items() if not sound]
+    faults = [Fault(f"not finite: {shortened(bad)}", AGAIN)] if bad else []
+    counted = ", ".join(sorted({dtypes.torch_name(s.dtype) for s in checkpoint.specs.values()}))
+    checks = [Check("finite", tuple(faults), f"{len(names)} tensors ({counted})")]
+    recorded = record.get("checksums")
+    if isinstance(recorded, dict):
+        checks.append(_checksums({name: crc for name, (crc, _) in looks.items()}, recorded))
+    return [*checks, *_ties(checkpoint)]
+
+
+def _look(checkpoint: Checkpoint, name: str) -> tuple[str, bool]:
+    """A tensor's CRC-32, and whether it is finite, looked at piece by piece."""
+    total, sound = 0, True
+    spec = checkpoint.specs[name]
+    for piece in cut(spec.shape, "other", "entries"):
+        part = checkpoint.read_part(name, piece.start, piece.stop)
+        if part.numel():
+            total = zlib.crc32(part.view(torch.uint8).numpy().data, total)
+        if part.is_floating_point():
+            wide = part.float() if part.element_size() == 1 else part
+            masks = name.endswith(MASKS)
+            sound &= not bool(wide.isnan().any() if masks else (~wide.isfinite()).any())
+    return f"{total:08x}", sound
+
+
+def _checksums(looks: Mapping[str, str], recorded: Mapping[str, Any]) -> Check:
+    lacking = sorted(set(recorded) - set(looks))
+    foreign = sorted(set(looks) - set(recorded))
+    changed = [name for name in looks if name in recorded and looks[name] != recorded[name]]
+    told = {"are missing": lacking, "are not of this result": foreign, "were changed": changed}
+    faults = [
+        Fault(f"{len(names)} tensors {words}: {shortened(names)}", AGAIN)
+        for words, names in told.items()
+        if names
+    ]
+    return Check("checksums", tuple(faults), f"{len(recorded)} tensors are as they were written")
+
+
+def _ties(checkpoint: Checkpoint) -> Iterator[Check]:
+    """Where config.json says that embedding and head are one, and both are stored."""
+    config = read_model_config(checkpoint)
+    inner = config.get("text_config")
+    flags = [part.get("tie_word_embeddings") for part in (config, inner) if isinstance(part, dict)]
+    kinds = kinds_of(checkpoint, config)
+    of = {kind: [n for n, k in kinds.items() if k == kind] for kind in ("embedding", "head")}
+    specs = checkpoint.specs
+    pairs = [
+        (table, head)
+        for table in of["embedding"]
+        for head in of["head"]
+        if specs[table].shape == specs[head].shape and specs[table].dtype == specs[head].dtype
+    ]
+    if True not in flags or len(pairs) != 1:
+        return
+    table, head = pairs[0]
+    same = checkpoint.read(table).equal(checkpoint.read(head))
+    text = f"config.json says that {head} is {table}, and they differ: one of them would be lost"
+    remedy = f"set tie_word_embeddings to false in config.json, or {RESTORE}"
+    yield Check("ties", () if same else (Fault(text, remedy),), f"{head} is {table}")
+
+
+def beside(place: Path, name: str) -> Path:
+    """A file of magmerge's own in a folder, or beside a single file."""
+    return place / name if place.is_dir() else place.parent / f"{place.stem}.{name}"
+
+
+def record_of(place: Path) -> dict[str, Any]:
+    """The record beside a folder's or a file's tensors; empty where there is none to be read."""
+    try:
+        content = json.loads(beside(place, RECORD).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) and "magmerge" in content else {}
+
+
+def record_checks(place: Path, record: Mapping[str, Any]) -> list[Check]:
+    """The files that the record names are there, and its inputs are what they were."""
+    if not record and beside(place, RECORD).exists():
+        fault = Fault(f"{RECORD} cannot be read as a record of magmerge's", AGAIN)
+        return [Check("record", (fault,))]
+    if not record:
+        return [Check("record", seen="no magmerge.json: not written by magmerge", done=False)]
+    listed = record.get("files")
+    files = [str(name) for name in listed] if isinstance(listed, list) else []
+    gone = [name for name in files if place.is_dir() and not (place / name).is_file()]
+    faults = [Fault(f"files are missing: {shortened(gone)}", AGAIN)] if gone else []
+    return [Check("record", tuple(faults), f"{len(files)} files"), _inputs(record)]
+
+
+def _inputs(record: Mapping[str, Any]) -> Check:
+    """Digests of the inputs that are still at hand."""
+    memory, changed = DigestMemory(), []
+    files = dict(_input_files(record))
+    for file, digest in files.items():
+        changed += [] if memory.digest(file) == digest else [str(file)]
+    memory.save()
+    remedy = "merge again, or restore the inputs that the record tells"
+    faults = [Fault(f"inputs were changed since: {shortened(changed)}", remedy)] if changed else []
+    return Check(
+        "inputs", tuple(faults), f"{len(files)} files are as they were merged", done=bool(files)
+    )
+
+
+def _input_files(record: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+    """The inputs that are at hand, with their digests; a record may hold anything."""
+    entries = record.get("inputs")
+    for entry in entries if isinstance(entries, list) else ():
+        files = entry.get("files") if isinstance(entry, dict) else None
+        source = Path(str(entry.get("source"))) if isinstance(files, dict) else Path()
+        for name, digest in files.items() if isinstance(files, dict) else ():
+            inside = ".." not in Path(name).parts and not Path(name).is_absolute()
+            file = source / name if source.is_dir() and inside else source
+            if file.is_file() and isinstance(digest, str):
+                yield file, digest
+
+
+def computed_again(checkpoint: Checkpoint, recipes: Sequence[Recipe], machine: Machine) -> Check:
+    """A sample of the tensors, computed once more by the recipe, bit for bit."""
+    name = "computed again"
+    if len(recipes) != 1:
+        reason = "no recipe" if not recipes else "a recipe of several documents"
+        return Check(name, seen=reason, done=False)
+    recipe = recipes[0]
+    if recipe.samples is not None or recipe.output.kind != "model":
+        return Check(name, seen="a recipe with samples, or of an adapter", done=False)
+    try:
+        tensors = _again(recipe, machine)
+    except (MagmergeError, OSError) as error:
+        reason = getattr(error, "problem", None) or str(error)
+        return Check(name, seen=reason.splitlines()[0], done=False)
+    odd = [n for n, tensor in tensors.items() if not _same(checkpoint, n, tensor)]
+    far = [n for n in odd if not _near(checkpoint, n, tensors[n])]
+    text = f"the recipe gives other values for {shortened(far)}"
+    rounded = f"; {len(odd)} of them but for rounding, as by another build of torch" if odd else ""
+    seen = f"{len(tensors)} tensors, bit for bit{rounded}"
+    return Check(name, (Fault(text, AGAIN),) if far else (), seen)
+
+
+def _again(recipe: Recipe, machine: Machine) -> dict[str, Tensor]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        work = Work(job := open_job(recipe, {}, machine=machine), make_plan(job))
+        names = dict.fromkeys(
+            step.spec.name for step in work.plan.steps if step.action in ("merge", "mean")
+        )
+        chosen = list(names)[:: max(1, len(names) // SAMPLE)][:SAMPLE]
+        sink = MemorySink()
+        keys = {step.key for step in work.plan.steps if step.spec.name in chosen}
+        run_pass(bench_for(work, sink), keys, quiet=True)
+    return {name: sink.tensors[name] for name in chosen if name in sink.tensors}
+
+
+def _near(checkpoint: Checkpoint, name: str, tensor: Tensor) -> bool:
+    """Whether it is the same but for a few units in the last place."""
+    if name not in checkpoint.specs or checkpoint.specs[name].shape != tuple(tensor.shape):
+        return False
+    written = checkpoint.read(name)
+    bound = UNITS * torch.finfo(tensor.dtype).eps * float(tensor.abs().max())
+    return written.dtype == tensor.dtype and bool(
+        ((written.double() - tensor.double()).abs() <= bound).all()
+    )
+
+
+def _same(checkpoint: Checkpoint, name: str, tensor: Tensor) -> bool:
+    if name not in checkpoint.specs or checkpoint.specs[name].shape != tuple(tensor.shape):
+        return False
+    written = checkpoint.read(name)
+    return written.dtype == tensor.dtype and written.reshape(-1).view(torch.uint8).equal(
+        tensor.contiguous().reshape(-1).view(torch.uint8)
+    )

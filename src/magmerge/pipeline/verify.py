@@ -1,0 +1,100 @@
+"""verify(): whether what is written is what its library loads, and what its recipe gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from magmerge.checkpoints.adapters.adapter_loader import open_adapter
+from magmerge.checkpoints.load_checks import Check
+from magmerge.checkpoints.loader import adapts, adapts_parts, open_checkpoint
+from magmerge.checkpoints.output.own_files import RECIPE
+from magmerge.core.errors import Fault, MagmergeError, no_such_model
+from magmerge.core.lazy import load as loaded
+from magmerge.core.machine import Machine
+from magmerge.core.models import Checkpoint
+from magmerge.engine.verification import (
+    beside,
+    computed_again,
+    header_checks,
+    record_checks,
+    record_of,
+    tensor_checks,
+)
+from magmerge.pipeline.documents import read_recipes
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was checked of a model, in order."""
+
+    source: str
+    checks: tuple[Check, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether no check has a fault."""
+        return not any(check.faults for check in self.checks)
+
+
+def verify(
+    model: str | Path,
+    *,
+    recipe: str | Path | None = None,
+    load: bool = False,
+    machine: Machine | None = None,
+) -> Verification:
+    """Check a written model: a folder, a file, an adapter or a pipeline, magmerge's own or not.
+
+    Its files are read as they are: names, shapes, config and tokenizer against each other; every
+    tensor is finite, and as the record beside it tells. Where the inputs of its recipe (by default
+    magmerge.yaml beside it) are at hand, some tensors are computed again and compared bit for bit.
+    With `load` its own library builds it, loads it, and runs it once; code of a checkpoint's own
+    never runs. Faults are in the result, each with a remedy; raises CheckpointError only where
+    nothing is at the path.
+    """
+    place, machine = Path(model), machine or Machine()
+    if not place.exists():
+        raise no_such_model(place)
+    record = record_of(place)
+    try:
+        checkpoint = _opened(place)
+    except MagmergeError as error:
+        fault = Fault(f"{error.source or place}: {error.problem}", error.remedy or "")
+        return Verification(str(place), (Check("files", (fault,)),))
+    files = Check("files", seen=", ".join(file.name for file in checkpoint.files))
+    checks = [
+        files,
+        *header_checks(checkpoint),
+        *tensor_checks(checkpoint, machine, record),
+        *record_checks(place, record),
+        _again(checkpoint, place, recipe, machine),
+    ]
+    if load:
+        checks += loaded("magmerge.live.load_trial:load_trial")(place)
+    return Verification(str(place), tuple(checks))
+
+
+def _again(
+    checkpoint: Checkpoint, place: Path, recipe: str | Path | None, machine: Machine
+) -> Check:
+    """The tensors that the recipe makes; that of the call must be one."""
+    own = beside(place, RECIPE)
+    if recipe is not None:
+        return computed_again(checkpoint, read_recipes(recipe), machine)
+    try:
+        recipes = read_recipes(own) if own.is_file() else []
+    except MagmergeError as error:
+        return Check("recipe", (Fault(f"{own}: {error.problem}", error.remedy or ""),))
+    return computed_again(checkpoint, recipes, machine)
+
+
+def _opened(place: Path) -> Checkpoint:
+    """The model, or an adapter whose configuration is found to fit its keys."""
+    if adapts(place):
+        adapter = open_adapter(place)
+        if adapts_parts(place):
+            from_parts = loaded("magmerge.checkpoints.pipeline_folder:PipelineFolder")
+            parts = {name: open_checkpoint(place / name) for name in adapter.config}
+            return from_parts(str(place), None, parts)  # type: ignore[no-any-return]
+    return open_checkpoint(place)
