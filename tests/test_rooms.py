@@ -129,7 +129,7 @@ def test_long_signatures_are_those_of_the_front_door() -> None:
     assert len(long) <= LONG, sorted(long)
 
 
-LONG = 7
+LONG = 8
 """Functions of more than seven parameters, methods aside: 37 before there was one path."""
 MACHINE = 11
 """Functions that take threads, memory, a device or progress by themselves: 101 before."""

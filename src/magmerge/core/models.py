@@ -165,3 +165,15 @@ class Expert(Protocol):
     def delta(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
         """The task vector `expert - base`, of the whole tensor or of the same piece."""
         ...
+
+
+def named_by_path(paths: Sequence[str]) -> dict[str, str]:
+    """Each path by its last part, made unique, less the ending of a file."""
+    named: dict[str, str] = {}
+    for path in paths:
+        stem = Path(path).resolve().name
+        name, repeat = stem.removesuffix(".safetensors"), 2
+        while name in named:
+            name, repeat = f"{stem}-{repeat}", repeat + 1
+        named[name] = path
+    return named

@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -28,7 +27,7 @@ from pydantic import (
 from magmerge.core import lazy
 from magmerge.core.dtypes import parse_float_dtype, parse_size
 from magmerge.core.errors import MagmergeError, ParameterError, UnknownNameError, suggestion
-from magmerge.core.models import strengths_as_weights
+from magmerge.core.models import named_by_path, strengths_as_weights
 
 
 class _Data(BaseModel):
@@ -281,18 +280,6 @@ class Recipe(_Data):
             remedy = "write one: base, experts"
             raise ParameterError("it holds no recipe", source=source, remedy=remedy)
         return [cls.model_validate(content, context={"source": source}) for content in contents]
-
-
-def named_by_path(paths: Sequence[str]) -> dict[str, str]:
-    """Each path by its last part, made unique, less the ending of a file."""
-    named: dict[str, str] = {}
-    for path in paths:
-        stem = Path(path).resolve().name
-        name, repeat = stem.removesuffix(".safetensors"), 2
-        while name in named:
-            name, repeat = f"{stem}-{repeat}", repeat + 1
-        named[name] = path
-    return named
 
 
 def explained(error: ValidationError, source: str, known: Mapping[str, Any]) -> MagmergeError:

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from magmerge.checkpoints import adapters, clip
-from magmerge.checkpoints.digests import stamp
-from magmerge.checkpoints.donor import check_donor, same_tokens
-from magmerge.checkpoints.experts import BASE, align, open_expert, open_whole
-from magmerge.checkpoints.kinds import quantised_faults
-from magmerge.checkpoints.loader import Model, adapts, open_checkpoint
+from magmerge.checkpoints.donor import check_donor
+from magmerge.checkpoints.loader import Model
 from magmerge.core.errors import (
-    MagmergeError,
     OutputError,
     ParameterError,
-    StructureError,
     UnknownNameError,
     suggestion,
 )
-from magmerge.core.lazy import load
 from magmerge.core.machine import CPU, Machine
-from magmerge.core.models import MEMORY, Checkpoint, Expert
 from magmerge.core.recipe import AdapterOutput, ModelOutput, Recipe
 from magmerge.core.validation import (
     check_calibrations,
@@ -33,16 +23,10 @@ from magmerge.core.validation import (
     check_rename,
 )
 from magmerge.engine.job import Job, Live, Models
+from magmerge.engine.opening import EXPERT, ROLES, open_models
 from magmerge.engine.samples import check_samples, in_its_order, with_origin
 from magmerge.engine.stages import ENERGY, bind
 from magmerge.linalg.device import open_device
-
-if TYPE_CHECKING:
-    from magmerge.checkpoints.names.mapping import Renames
-
-ROLES = ("base", "merged")
-EXPERT = "experts."
-"""What stands before an expert's name among a call's models, where it could be a role's too."""
 
 
 def open_job(
@@ -121,153 +105,6 @@ def _check_adapter(output: AdapterOutput) -> None:
         raise ParameterError("energy speaks of rank auto", remedy="add --rank auto (rank=)")
 
 
-def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
-    """The recipe's models, those of the call in place of its paths; each file is stamped.
-
-    With an output's `names` (a family of CLIP) they are seen under these.
-    """
-    chosen = _choices(recipe)
-    base = None if recipe.base is None else _model("base", recipe.base, models)
-    merged = None if recipe.merged is None else _model("merged", recipe.merged, models)
-    experts = {
-        name: _model(_expert_key(name, models), path, models)
-        for name, path in recipe.experts.items()
-    }
-    alone = adapters.adapters_alone(experts) if base is None and merged is None else None
-    renames = _renames(recipe, based=alone is None)
-    if alone is not None:
-        union, members = alone
-        return Models(union, None, members, stamps=_stamps(members), union=union)
-    if recipe.calibrate and base is None:
-        raise MagmergeError(
-            "a calibration needs to know what the merge changed: no base is given",
-            remedy="name the base with --base (base=)",
-        )
-    names = recipe.output.names if isinstance(recipe.output, ModelOutput) else None
-    opened_base = _under(None if base is None else open_whole(BASE, base, chosen("base")), names)
-    opened_merged = None if merged is None else open_whole("merged model", merged, chosen("merged"))
-    opened_merged = _under(opened_merged, names)
-    if opened_base is not None and opened_merged is not None:
-        opened_base = align(opened_base, opened_merged)
-    layout: Checkpoint | None = opened_merged or opened_base
-    faults = quantised_faults([layout, opened_base], layout)
-    if faults:
-        # No adapter finds its place on such a base, so they are told before it is tried.
-        wholes = [open_checkpoint(model) for model in experts.values() if not adapts(model)]
-        raise StructureError([*faults, *quantised_faults(wholes)])
-    opened: list[Expert] = []
-    for name, model in experts.items():
-        opened.append(open_expert(name, model, opened_base or layout, renames, chosen(name)))
-        if layout is None:
-            layout = _under(opened[0].whole, names)
-    if layout is None:
-        raise MagmergeError("no model is given", remedy="name a base and some experts")
-    if base is not None or recipe.method is not None:
-        faults = quantised_faults([layout, *(expert.whole for expert in opened)], layout)
-        if faults:
-            raise StructureError(faults)
-    whole = [model for model in (layout, opened_base, opened_merged) if model is not None]
-    told = () if renames is None else renames.faults()
-    settings, stamps = getattr(layout, "settings", {}), _stamps([*whole, *opened])
-    seen = Models(layout, opened_base, opened, opened_merged, stamps, settings=settings)
-    return _in_one_form(recipe, replace(seen, faults=told))
-
-
-def _in_one_form(recipe: Recipe, models: Models) -> Models:
-    """The models with what is one tensor in some of them and two in others, rows of tokens, and
-    what differs in shape on purpose, told alike in all.
-    """
-    alike = all(_alike(model, models.layout) for model in models.others)
-    if not alike and models.union is None:
-        models = load("magmerge.engine.ties:in_one_form")(models)
-    models = _on_one_vocabulary(recipe, models)
-    return models if alike else load("magmerge.engine.shapes:told_apart")(models)
-
-
-def _alike(model: Checkpoint | Expert, layout: Checkpoint) -> bool:
-    """Whether it has the layout's names, shapes and ties; an adapter: and trains no tied one."""
-    if getattr(model, "apart", None) is not None or model.ties != layout.ties:
-        return False
-    names = model.specs.keys() == layout.specs.keys()
-    return names and all(s.shape == layout.specs[n].shape for n, s in model.specs.items())
-
-
-def _choices(recipe: Recipe) -> Callable[[str], str | None]:
-    """Which weights each model has that holds several, by role or expert's name."""
-    choices = recipe.weights
-    if not isinstance(choices, dict):
-        return lambda _: choices
-    for name in choices:
-        if name not in recipe.models:
-            raise UnknownNameError(
-                f"the weights of {name!r} are chosen, and the recipe reads no such model",
-                remedy=suggestion(name, recipe.models),
-            )
-    return choices.get
-
-
-def _on_one_vocabulary(recipe: Recipe, models: Models) -> Models:
-    """The models, their rows of tokens matched where they may not be the same in all."""
-    said = recipe.tokenizer or recipe.tokens or recipe.pad_to_multiple_of
-    nothing = recipe.method is None and recipe.merged is None
-    if nothing or isinstance(recipe.output, AdapterOutput):
-        if said:
-            raise ParameterError(
-                "tokenizer and tokens speak of a merge into a whole model",
-                remedy="drop them, or drop rank, energy and naming",
-            )
-        return models
-    others = [model for model in (models.base, *models.experts) if model is not None]
-    if not said and all(same_tokens(models.layout, model) for model in others):
-        return models
-    seen: Models = load("magmerge.engine.vocabularies:on_one_vocabulary")(recipe, models)
-    return seen
-
-
-def _renames(recipe: Recipe, *, based: bool) -> Renames | None:
-    """The recipe's map of names; None without one. ParameterError for adapters without a base."""
-    if not recipe.rename:
-        return None
-    if not based:
-        raise ParameterError(
-            "rename speaks of names that a base has, and these are adapters without one",
-            remedy="name the base with --base (base=), or drop --rename (rename=)",
-        )
-    renames: Renames = load("magmerge.checkpoints.names.mapping:Renames")(recipe.rename)
-    return renames
-
-
-def experts_by_name(experts: Sequence[Model] | Mapping[str, Model]) -> dict[str, Model]:
-    """Experts by name: the mapping's own keys, or the last part of each path, made unique."""
-    if isinstance(experts, Mapping):
-        if any(
-            hasattr(model, "dtype") and not hasattr(model, "modules") for model in experts.values()
-        ):
-            raise ParameterError(
-                "experts is one model, not several", remedy="put it into a list: experts=[model]"
-            )
-        return {str(name): model for name, model in experts.items()}
-    if isinstance(experts, str | Path) or not isinstance(experts, Iterable):
-        raise ParameterError(
-            f"experts is one {type(experts).__name__}, not several models",
-            remedy="give a list of models, or a mapping from names to models",
-        )
-    models: dict[str, Model] = {}
-    for number, model in enumerate(experts, start=1):
-        stem = Path(model).resolve().name if isinstance(model, str | Path) else f"expert-{number}"
-        name, repeat = stem.removesuffix(".safetensors"), 2
-        while name in models:
-            name, repeat = f"{stem}-{repeat}", repeat + 1
-        models[name] = model
-    return models
-
-
-def _expert_key(name: str, models: Mapping[str, Model]) -> str:
-    """The key of an expert among a call's models: its name, where no role is called so."""
-    key = f"{EXPERT}{name}"
-    return key if key in models or name in ROLES else name
-
-
 def _check_keys(recipe: Recipe, models: Mapping[str, Model]) -> None:
     """UnknownNameError for a model of the call that the recipe has no place for."""
     known = [*ROLES, *recipe.experts]
@@ -276,24 +113,6 @@ def _check_keys(recipe: Recipe, models: Mapping[str, Model]) -> None:
             raise UnknownNameError(
                 f"the recipe reads no model {key!r}", remedy=suggestion(key, known)
             )
-
-
-def _model(role: str, path: str, models: Mapping[str, Model]) -> Model:
-    """What the call gives for a role or an expert's name, else the recipe's own path."""
-    if role in models:
-        return models[role]
-    if path.endswith(MEMORY):
-        raise MagmergeError(
-            f"the {role} of this recipe was {path}, which no file holds",
-            remedy=f"give it with the call: models={{{role!r}: ...}}",
-        )
-    return path
-
-
-def _under(checkpoint: Checkpoint | None, names: str | None) -> Checkpoint | None:
-    if checkpoint is None or names is None:
-        return checkpoint
-    return clip.in_family(checkpoint, names)
 
 
 def _resolved(recipe: Recipe, models: Models, names: Container[str | None]) -> Recipe:
@@ -352,7 +171,3 @@ def _donor(output: ModelOutput, models: Models) -> Path | None:
         )
     check_donor(folder, models.layout, models.settings, models.texts)
     return folder
-
-
-def _stamps(models: Iterable[Checkpoint | Expert]) -> dict[Path, str]:
-    return {file: stamp(file) for model in models for file in model.files}

@@ -14,7 +14,7 @@ from magmerge.core.recipe import AdapterOutput, ModelOutput, Recipe
 from magmerge.core.validation import check_naming
 from magmerge.engine.adapters.adapter_result import AdapterResult
 from magmerge.engine.conversion import Conversion, ModelConversion
-from magmerge.engine.resolve import EXPERT
+from magmerge.engine.opening import EXPERT
 from magmerge.pipeline.documents import run
 
 UNNAMED = "its own names"

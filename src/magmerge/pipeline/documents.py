@@ -20,8 +20,9 @@ from magmerge.core.machine import Machine
 from magmerge.core.recipe import Recipe
 from magmerge.engine.job import Findings, Live, Work
 from magmerge.engine.notes import warn
+from magmerge.engine.opening import EXPERT
 from magmerge.engine.outputs import named_path, target_for
-from magmerge.engine.resolve import EXPERT, open_job
+from magmerge.engine.resolve import open_job
 from magmerge.engine.result import Result
 from magmerge.engine.run import run_job
 

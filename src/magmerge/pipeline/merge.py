@@ -16,9 +16,10 @@ from magmerge.core.recipe import LATER, Calibration, Recipe
 from magmerge.core.types import Plan
 from magmerge.core.validation import check_calibrations, check_method, check_rank, read_sensitive
 from magmerge.engine.job import Job
+from magmerge.engine.opening import EXPERT, experts_by_name
 from magmerge.engine.outputs import target_for
 from magmerge.engine.plan import make_plan
-from magmerge.engine.resolve import EXPERT, check_recipe, experts_by_name, open_job
+from magmerge.engine.resolve import check_recipe, open_job
 from magmerge.engine.result import Result
 from magmerge.engine.run import run_job
 from magmerge.engine.samples import samples_of

@@ -27,8 +27,9 @@ from magmerge.data.sources import read_samples
 from magmerge.engine.job import Job, Live, Work
 from magmerge.engine.kinship import doubts
 from magmerge.engine.notes import warn
+from magmerge.engine.opening import EXPERT, experts_by_name
 from magmerge.engine.plan import make_plan
-from magmerge.engine.resolve import EXPERT, experts_by_name, open_job
+from magmerge.engine.resolve import open_job
 from magmerge.engine.samples import options_of, with_origin
 from magmerge.evaluation.classification import read_head
 from magmerge.evaluation.entries import Features
