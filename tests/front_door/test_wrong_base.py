@@ -160,4 +160,4 @@ def test_an_adapter_says_nothing_of_its_base(tmp_path: Path) -> None:
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        magmerge.merge(base=state, experts=[*adapters, tuned(state, 1)])
+        magmerge.merge(base=state, experts=[*adapters, tuned(state, 1)], params={"lambda": 1.0})
