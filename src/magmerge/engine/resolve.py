@@ -202,6 +202,12 @@ def _model(role: str, path: str, models: Mapping[str, Model]) -> Model:
 def _under(checkpoint: Checkpoint | None, names: str | None) -> Checkpoint | None:
     if checkpoint is None or names is None:
         return checkpoint
+    if hasattr(checkpoint, "parts"):
+        raise ParameterError(
+            f"a pipeline keeps its names, and {names} are those of one model",
+            source=checkpoint.source,
+            remedy="drop --format (naming=), or give one part's folder",
+        )
     return clip.in_family(checkpoint, names)
 
 

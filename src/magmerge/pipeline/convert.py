@@ -60,7 +60,7 @@ def convert(
         assert adapter.path is not None
         return Conversion(adapter.path, source, union.naming, naming, modules)
     read = open_checkpoint(model)
-    before = family_of(read.specs) or UNNAMED
+    before = (None if hasattr(read, "parts") else family_of(read.specs)) or UNNAMED
     family = None if naming == before else naming
     whole = ModelOutput(dtype=dtype, shard_size=ONE_FILE, names=family, force=force)
     recipe = Recipe(experts={"model": str(model)}, output=whole)
