@@ -261,6 +261,32 @@ def test_files_beside_the_parts_are_told(pipes: list[Path], tmp_path: Path) -> N
         merge(pipes, tmp_path / "out")
 
 
+def test_an_adapter_on_a_pipeline_is_one_file_in_diffusers_names(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("base", "a")]
+    for seed, folder in enumerate(folders):
+        _tiny(folder, seed)
+    models: dict[str, Any] = {"base": folders[0], "model": folders[1], "rank": 2}
+    with pytest.raises(StructureError, match="is on one model") as told:
+        magmerge.extract(**models, out=tmp_path / "out")
+    assert "--format diffusers" in str(told.value.remedy)
+    with pytest.warns(magmerge.MagmergeWarning, match="not in the adapter"):
+        magmerge.extract(**models, naming="diffusers", out=tmp_path / "out.safetensors")
+    loaded = _loaded(folders[0])
+    loaded.load_lora_weights(tmp_path / "out.safetensors")
+    assert loaded.unet.peft_config
+    assert loaded.text_encoder.peft_config
+    part = {role: folder / "vae" for role, folder in zip(("base", "model"), folders, strict=True)}
+    with pytest.warns(magmerge.MagmergeWarning, match="not in the adapter"):
+        magmerge.extract(**part, rank=2, out=tmp_path / "part")
+
+
+def test_a_pipeline_is_converted_under_its_own_names(pipes: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(MagmergeError, match="a pipeline keeps its names"):
+        magmerge.convert(pipes[0], tmp_path / "out", naming="open_clip")
+    magmerge.convert(pipes[0], tmp_path / "out", dtype="bfloat16")
+    assert stored(tmp_path / "out", "vae")["encoder.weight"].dtype == torch.bfloat16
+
+
 def _lora(pipe: Any, folder: Path) -> None:
     from diffusers import StableDiffusionPipeline
     from diffusers.utils import convert_state_dict_to_diffusers

@@ -227,6 +227,12 @@ def _family(recipe: Recipe) -> str | None:
 def _under(checkpoint: Checkpoint | None, names: str | None) -> Checkpoint | None:
     if checkpoint is None or names is None:
         return checkpoint
+    if hasattr(checkpoint, "parts"):
+        raise ParameterError(
+            f"a pipeline keeps its names, and {names} are those of one model",
+            source=checkpoint.source,
+            remedy="drop --format (naming=), or give one part's folder",
+        )
     view: Checkpoint = load("magmerge.checkpoints.clip:in_family")(checkpoint, names)
     return view
 

@@ -67,7 +67,7 @@ def convert(
     read = open_stored(model, weights)
     if weights is not None:
         read = chosen(read, weights)
-    before = family_of(read.specs) or UNNAMED
+    before = (None if hasattr(read, "parts") else family_of(read.specs)) or UNNAMED
     family = None if naming == before else naming
     whole = ModelOutput(dtype=dtype, shard_size=ONE_FILE, names=family, force=force)
     recipe = Recipe(experts={"model": str(model)}, output=whole)

@@ -12,6 +12,7 @@ from magmerge.core.filters import matches
 from magmerge.core.recipe import AdapterOutput, Recipe
 from magmerge.core.types import Naming
 from magmerge.core.validation import check_naming
+from magmerge.engine.job import Job
 from magmerge.engine.stages import Stages
 
 TOLD = ("ss_", "modelspec.")
@@ -58,6 +59,21 @@ def has_place(name: str, union: AdapterUnion, naming: Naming) -> bool:
     if naming == "peft":
         return name.endswith(".bias") and name.removesuffix(".bias") in union.modules
     return naming not in ("diffusers", "diffusers_old")
+
+
+def pipeline_faults(job: Job) -> list[Fault]:
+    """PEFT's folder is an adapter on one model, and a pipeline is several."""
+    parts = getattr(job.models.layout, "parts", {})
+    if not parts or job.adapter_output.naming not in (None, "peft"):
+        return []
+    return [
+        Fault(
+            f"an adapter in PEFT's names is on one model, and {job.models.layout.source} is a "
+            f"pipeline of {', '.join(parts)}",
+            "write one file in diffusers' names: --format diffusers (naming=), and an output that "
+            f"ends in .safetensors; or give one part's folder, such as BASE/{next(iter(parts))}",
+        )
+    ]
 
 
 def notes_of(recipe: Recipe, union: AdapterUnion) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from magmerge.core.errors import Fault
 from magmerge.core.types import Step
-from magmerge.engine.adapters.adapter_faults import faults_of, notes_of
+from magmerge.engine.adapters.adapter_faults import faults_of, notes_of, pipeline_faults
 from magmerge.engine.adapters.adapter_result import AdapterResult, result_of
 from magmerge.engine.adapters.extraction import bytes_of_truncation, run_extraction
 from magmerge.engine.adapters.module_merge import bytes_of_module, run_module
@@ -24,7 +24,7 @@ class _Form:
 
     def faults(self, job: Job) -> list[Fault]:
         union = job.models.union
-        return [] if union is None else faults_of(job.recipe, job.stages, union)
+        return pipeline_faults(job) if union is None else faults_of(job.recipe, job.stages, union)
 
     def notes(self, job: Job) -> tuple[str, ...]:
         union = job.models.union
