@@ -158,7 +158,7 @@ def _steps(job: Job, name: str, kind: Kind, varying: Varying) -> list[Step]:
         part="" if job.writes_adapter else _part_of(job.models, name),
     )
     parts = action in ("merge", "mean", "average")
-    return _by_rows(step, job.models, job.stages.method) if parts else [step]
+    return _by_rows(step, job) if parts else [step]
 
 
 def _part_of(models: Models, name: str) -> str:
@@ -166,18 +166,21 @@ def _part_of(models: Models, name: str) -> str:
     return models.layout.part_of(name) if hasattr(models.layout, "part_of") else ""
 
 
-def _by_rows(step: Step, models: Models, method: Method | None) -> list[Step]:
+def _by_rows(step: Step, job: Job) -> list[Step]:
     """The step, or one for each run of rows that have the same voters: no vote is not a zero.
 
     Rows that the base has not are the mean of those who have them, and rows that no expert has are
-    the base's.
+    the base's. What samples would tell of such a tensor is not of all its rows: they calibrate none
+    of it, and a merged model keeps its own.
     """
-    name, shape = step.spec.name, step.spec.shape
+    name, shape, models = step.spec.name, step.spec.shape, job.models
     holes = {place: expert.absent.get(name, ()) for place, expert in enumerate(models.experts)}
     own = getattr(models.base, "absent", {}).get(name, ())
-    least = 1 if method is None else method.experts[0]
     if not own and not any(holes.values()):
         return [step]
+    if models.merged is not None:
+        reason = "its rows are not those of the base and the experts"
+        return [replace(step, action="carry", reason=reason, calibrated=False)]
     # Rows are along the first dimension that is not 1.
     axis = next((axis for axis, size in enumerate(shape) if size != 1), 0)
     cuts = {0, *(shape[axis : axis + 1] or (1,))}
@@ -192,28 +195,35 @@ def _by_rows(step: Step, models: Models, method: Method | None) -> list[Step]:
             place for place, part in holes.items() if not any(start in rows for rows in part)
         )
         bare = any(start in rows for rows in own)
-        action: Action = "average" if bare else step.action
-        reason = "the base has not these rows" if bare else step.reason
-        if not voters:
-            action, reason = "carry", "no expert has these rows"
-        elif action == "merge" and len(voters) < least:
-            action, reason = "average", "too few experts have these rows for the method"
-        part = replace(
-            step.spec, shape=(*shape[:axis], stop - start, *shape[axis + 1 :]) if shape else ()
-        )
+        action, reason = _fate_of_rows(step, len(voters), job.stages.method, bare=bare)
+        rows = (*shape[:axis], stop - start, *shape[axis + 1 :]) if shape else ()
+        part = replace(step.spec, shape=rows)
         steps.append(
             replace(
                 step,
                 spec=part,
                 action=action,
                 reason=reason,
-                calibrated=step.calibrated and action == step.action,
+                calibrated=step.calibrated and action == step.action and job.recipe.samples is None,
                 voters=voters or None,
                 whole=shape,
                 first=start * row,
             )
         )
     return steps
+
+
+def _fate_of_rows(
+    step: Step, voters: int, method: Method | None, *, bare: bool
+) -> tuple[Action, str]:
+    """What becomes of rows that so many experts have, and why; `bare`: the base has them not."""
+    if not voters:
+        return "carry", "no expert has these rows"
+    if bare:
+        return "average", "the base has not these rows"
+    if step.action == "merge" and method is not None and voters < method.experts[0]:
+        return "average", "too few experts have these rows for the method"
+    return step.action, step.reason
 
 
 def _mark_sensitive(steps: list[Step], job: Job) -> list[Step]:
