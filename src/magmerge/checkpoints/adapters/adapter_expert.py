@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from magmerge.checkpoints.adapters.beside import placed, put_rows
+from magmerge.checkpoints.adapters.expert_places import places_of_experts
 from magmerge.checkpoints.adapters.factored import TILE, rows_between
 from magmerge.checkpoints.adapters.nouns import Adapter, Entries, LowRank
 from magmerge.checkpoints.adapters.placement import Place, Placement, find, mismatch
@@ -59,6 +60,10 @@ class AdapterExpert:
         self.absent: Mapping[str, Sequence[range]] = MappingProxyType({})
         self.apart: Head | None = None
         placement = find(adapter, base)
+        experts, strange = places_of_experts(adapter, base)
+        placement.places += experts
+        for parameter in strange:
+            self._note(f"{parameter}: its experts of {name} are not in the base", OWN_BASE)
         self.notes = (*adapter.notes, *placement.notes)
         self._read = lru_cache(KEPT)(adapter.read)
         self._places: dict[str, list[Place]] = {}
@@ -115,7 +120,8 @@ class AdapterExpert:
         else:
             result = out.zero_()
         for place in self._places.get(name, ()):
-            if self.adapter.stored[place.module].entries is None or place.turned:
+            module = self.adapter.stored.get(place.module)
+            if module is None or module.entries is None or place.turned:
                 _put_rows(self._read(place.module), place, result.view(-1), start)
             else:
                 width = math.prod(self.specs[name].shape[1:])

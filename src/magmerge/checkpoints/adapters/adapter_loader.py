@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from magmerge.checkpoints.adapters.formats.keys import CONFIG, PEFT, style_of
-from magmerge.checkpoints.adapters.formats.lora_config import read_config
+from magmerge.checkpoints.adapters.formats.lora_config import MERGED_BY_PEFT, read_config
 from magmerge.checkpoints.adapters.formats.peft_reading import read_peft
 from magmerge.checkpoints.adapters.formats.single_files import read_diffusers, read_kohya
 from magmerge.checkpoints.adapters.names.vocabulary import COMPONENTS, Part, canonical, is_text
@@ -111,6 +111,9 @@ def _join(folder: Path, components: list[str]) -> Adapter:
         added |= _of_part(component, part.added)
         rescales |= _of_part(component, part.rescales)
         tokens |= _of_part(component, part.tokens)
+        if part.experts:
+            problem = "refused: it adapts bare parameters of a model of a pipeline"
+            raise AdapterError(problem, source=part.source, remedy=MERGED_BY_PEFT)
         for name, module in part.stored.items():
             own = str(Part(component, canonical(name) if is_text(component) else name))
             stored[own] = module._replace(spec=replace(module.spec, name=own))

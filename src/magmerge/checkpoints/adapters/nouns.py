@@ -129,7 +129,8 @@ class Adapter:
     are named. `metadata` is the safetensors header's own entries, `config` adapter_config.json,
     `notes` what a reader should know. `added` are biases and norms by the module's name and
     .weight or .bias, `rescales` and `tokens` what depends on the base, by module and by tensor.
-    `style` is in whose manner its file spells its `keys`, those of each module.
+    `style` is in whose manner its file spells its `keys`, those of each module. `experts` are the
+    modules of a mixture's experts by the parameter that fuses them, which are in no other table.
     """
 
     source: str
@@ -145,6 +146,7 @@ class Adapter:
     tokens: Mapping[str, TokenRows] = field(default_factory=dict)
     style: str = ""
     keys: Mapping[str, ModuleKeys] = field(default_factory=dict)
+    experts: Mapping[str, tuple[Module, ...]] = field(default_factory=dict)
 
     @cached_property
     def modules(self) -> Mapping[str, ModuleSpec]:
@@ -177,7 +179,10 @@ class Adapter:
 
     def read(self, module: str) -> LowRank:
         """One module's factors, on the CPU; NonFiniteError for NaN or infinity."""
-        return self.stored[module].read()
+        if module in self.stored:
+            return self.stored[module].read()
+        parameter, _, number = module.rpartition(".")
+        return self.experts[parameter][int(number)].read()
 
     @property
     def needs_base(self) -> str | None:
@@ -186,6 +191,8 @@ class Adapter:
             return "DoRA rescales the rows or columns of the base with what it adds to them"
         if self.rescales:
             return "(IA)3 multiplies the rows or columns of the base"
+        if self.experts:
+            return "it adapts bare parameters, whose shape the base tells"
         return "it replaces single tokens of the embedding" if self.tokens else None
 
     def equals(self, other: Adapter) -> bool:
@@ -203,11 +210,13 @@ class Adapter:
             {name: addition.replacement.spec.shape for name, addition in self.added.items()},
             {name: rescale[1:] for name, rescale in self.rescales.items()},
             {name: token.rows for name, token in self.tokens.items()},
+            {name: [module.spec for module in own] for name, own in self.experts.items()},
         )
 
     def _values(self) -> Iterator[Tensor]:
         """Its values in the order of the names: factors, scaled, and pieces of whole tensors."""
-        for module in sorted(self.stored):
+        experts = (module.spec.name for own in self.experts.values() for module in own)
+        for module in sorted((*self.stored, *experts)):
             up, down, scale = self.read(module)
             yield up.float() * scale
             yield down

@@ -20,7 +20,6 @@ MERGED_BY_PEFT = "merge it into its base with PEFT (merge_and_unload) and give t
 REFUSED = {
     "layer_replication": "it copies layers of the base",
     "alora_invocation_tokens": "it is active for some tokens only",
-    "target_parameters": "it adapts bare parameters, not modules",
 }
 REFUSED_IN_FOLDERS = {
     **REFUSED,

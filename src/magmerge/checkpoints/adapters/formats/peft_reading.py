@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from magmerge.checkpoints.adapters.formats.bare_parameters import expert_modules
 from magmerge.checkpoints.adapters.formats.headers import finite, parts_of
 from magmerge.checkpoints.adapters.formats.keys import (
     AGAIN,
@@ -79,6 +80,7 @@ def read_peft(
     """
     check_config(config, checkpoint.source, REFUSED_IN_FOLDERS)
     keys = _sort_keys(checkpoint)
+    experts = expert_modules(checkpoint, keys.modules, config)
     check_kind(config, keys.modules, checkpoint.source)
     _check_lokr(checkpoint, keys.modules)
     parts = parts_of(checkpoint, keys.modules, partial(_scale, checkpoint, config))
@@ -95,6 +97,7 @@ def read_peft(
         config,
         added=parts.added,
         rescales={**parts.rescales, **rescales},
+        experts=experts,
         tokens={
             f"{module}.weight": _token_rows(checkpoint, key, module, config)
             for module, key in keys.tokens.items()
