@@ -213,3 +213,34 @@ def test_mxfp4_experts_are_the_numbers_that_they_are(tmp_path: Path) -> None:
     assert float((merged[name].float() - right.float() - 1).abs().max()) < 2**-4 * right.abs().max()
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert "quantization_config" not in config
+
+
+def test_an_adapter_is_added_to_what_a_base_stands_for(tmp_path: Path) -> None:
+    from tests.checkpoints.adapters.files import write_adapter
+
+    own, meant = stored(numbers(0), by_block, "weight_scale_inv")
+    base = folder(tmp_path / "base", own, FP8)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    write_adapter(adapter / "adapter_model.safetensors", {LAYER: SHAPE})
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    factors = load_file(adapter / "adapter_model.safetensors")
+    rank = next(t.shape[0] for name, t in factors.items() if "lora_A" in name)
+    up, down = (
+        next(t.double() for name, t in factors.items() if part in name)
+        for part in ("lora_B", "lora_A")
+    )
+    with pytest.warns(magmerge.MagmergeWarning, match="1 times their scales"):
+        result = magmerge.merge(base=base, experts=[adapter], params={"lambda": 1}, dtype="float32")
+    right = meant + 2 / config["r"] * up @ down
+    assert rank == config["r"]
+    assert float((result.state_dict()[f"{LAYER}.weight"] - right).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("form", ["pickle", "memory"])
+def test_plain_casts_of_other_kinds_of_models_are_read_too(tmp_path: Path, form: str) -> None:
+    state = {"a.weight": numbers(0).to(torch.float8_e4m3fn)}
+    torch.save({"state_dict": state}, tmp_path / "m.pt")
+    read = open_checkpoint(state if form == "memory" else tmp_path / "m.pt")
+    assert torch.equal(read.read("a.weight").float(), state["a.weight"].float())

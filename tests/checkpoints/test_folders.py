@@ -96,6 +96,10 @@ def test_tables_that_an_index_lists_and_no_shard_has_are_said(tmp_path: Path) ->
     with pytest.warns(magmerge.MagmergeWarning, match=r"inv_freq, which no shard holds"):
         result = magmerge.merge(base=tuned(BASE, 3), experts=[folder], params={"lambda": 1})
     assert set(result.state_dict()) == set(BASE)
+    masks = index(tmp_path / "masks", "h.0.attn.bias", "h.0.attn.masked_bias")
+    assert "h.0.attn.bias, h.0.attn.masked_bias" in open_checkpoint(masks).notes[0]
+    with pytest.raises(CheckpointError, match=r"layers.0.attn.bias is listed but in no shard"):
+        open_checkpoint(index(tmp_path / "bias", "layers.0.attn.bias"))
     folder = index(tmp_path / "lost", "layers.0.attn.lost")
     with pytest.raises(CheckpointError, match=r"layers.0.attn.lost is listed but in no shard"):
         open_checkpoint(folder)

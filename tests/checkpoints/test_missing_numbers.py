@@ -95,6 +95,10 @@ def test_what_zero_3_did_not_gather_is_told(magmerge_cli: CommandLine, tmp_path:
     for models in ({"base": base, "experts": [empty]}, {"base": empty, "experts": [base]}):
         with pytest.raises(CheckpointError, match="1 of its weights have no entries"):
             magmerge.merge(**models)
+    save_file(empty, tmp_path / "empty.safetensors")
+    done = magmerge_cli("convert", tmp_path / "empty.safetensors", tmp_path / "c.safetensors")
+    assert done.code == 1
+    assert "ZeRO-3" in done.message
     # What no one trains may be empty.
     other = {**base, "strides": torch.zeros(0)}
     magmerge.merge(base=other, experts=[tuned(other, 1)])

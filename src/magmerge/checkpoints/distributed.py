@@ -190,7 +190,8 @@ def _model(groups: Mapping[tuple[str, ...], Any], weights: str | None) -> tuple[
         raise RefusedError(
             f"it holds averaged weights ({spoken('.'.join(averages[0]))}) alone, and the raw ones "
             "are asked for",
-            "drop --weights (weights=), or take ema for this model: --weights NAME=ema",
+            "drop --weights model (weights=), or name the models that have them: "
+            "--weights NAME=model",
         )
     listing = ", ".join(spoken(".".join(path)) for path in groups)
     raise RefusedError(f"which of these is the model is not known: {listing}", TOGETHER)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 EXACT, WRITTEN = "BF16", "BF16"
 """What holds every number of 8 bits exactly, and what is written where nothing else is said."""
+KEYS = (QUANTISATION, "compression_config")
+"""Under which a config tells of it; the second was compressed-tensors' once."""
 METHODS = frozenset({"fp8", "fbgemm_fp8", "compressed-tensors", "modelopt"})
 """The quantisations, by their names in a config, whose scaled weights of 8 bits are read here."""
 SCALES = ("{weight}_scale_inv", "{weight}_scale", "{module}.scale_weight")
@@ -58,7 +60,7 @@ class Float8View:
     laid out like it, where no other is asked for.
     """
 
-    settings: Mapping[str, Any] = MappingProxyType({QUANTISATION: REMOVED})
+    settings: Mapping[str, Any] = MappingProxyType(dict.fromkeys(KEYS, REMOVED))
     written = WRITTEN
 
     def __init__(

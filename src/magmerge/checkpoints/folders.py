@@ -88,8 +88,14 @@ def _numbered(folder: Path) -> Files | None:
             remedy="move those of one checkpoint to a folder of its own",
         )
     (((name, total, suffix), files),) = sets.items()
+    if not 1 <= min(files) <= max(files) <= total:
+        raise CheckpointError(
+            f"its shards are numbered from {min(files)} to {max(files)}, of {total}",
+            source=folder,
+            remedy="fetch the folder once more: shards of two versions are mixed",
+        )
     missing = [n for n in range(1, total + 1) if n not in files]
-    if missing or max(files) > total or not total:
+    if missing:
         lost = [f"{name}-{n:05d}-of-{total:05d}{suffix}" for n in missing]
         raise CheckpointError(
             f"{len(missing)} of its {total} shards are missing: {shortened(lost)}",

@@ -8,7 +8,7 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -29,6 +29,8 @@ COMPUTED = frozenset(
     {"inv_freq", "original_inv_freq", "cos_cached", "sin_cached", "masked_bias", "position_ids"}
 )
 """Last parts of names of tables that models compute by themselves, and were once stored."""
+MASKED = (".attn", ".attention")
+"""How the names of layers end whose masks were once stored."""
 COMPLETE = "fetch or save this file once more: it is not a complete safetensors file"
 
 
@@ -194,7 +196,7 @@ def check_against_index(checkpoint: Checkpoint, weight_map: dict[str, str]) -> t
     tables = [
         name
         for name in absent
-        if name.rpartition(".")[2] in COMPUTED or (tied and name.endswith("lm_head.weight"))
+        if _is_computed(name, weight_map) or (tied and name.endswith("lm_head.weight"))
     ]
     unlisted = sorted(set(checkpoint.specs) - set(weight_map))
     faults = [f"{name} is listed but in no shard" for name in absent if name not in tables]
@@ -211,6 +213,15 @@ def check_against_index(checkpoint: Checkpoint, weight_map: dict[str, str]) -> t
         f"the index of {checkpoint.source} lists {shortened(tables)}, which no shard holds: it is "
         "read without, as transformers makes them anew",
     )
+
+
+def _is_computed(name: str, listed: Collection[str]) -> bool:
+    """Whether a tensor is a table that its model computes by itself. A causal mask is called like
+    the bias of a layer, and has no weight beside it.
+    """
+    stem, _, last = name.rpartition(".")
+    mask = stem.endswith(MASKED) and last == "bias" and f"{stem}.weight" not in listed
+    return last in COMPUTED or mask
 
 
 def _validate(file: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from magmerge.checkpoints.averages import chosen
 from magmerge.checkpoints.clip import family_of
+from magmerge.checkpoints.kinds import check_gathered
 from magmerge.checkpoints.loader import adapts, open_stored
 from magmerge.checkpoints.pickles.torch_pickle import TorchCheckpoint
 from magmerge.core.errors import ParameterError
@@ -67,6 +68,7 @@ def convert(
     read = open_stored(model, weights)
     if weights is not None:
         read = chosen(read, weights)
+    check_gathered(read)
     before = (None if hasattr(read, "parts") else family_of(read.specs)) or UNNAMED
     family = None if naming == before else naming
     whole = ModelOutput(dtype=dtype, shard_size=ONE_FILE, names=family, force=force)

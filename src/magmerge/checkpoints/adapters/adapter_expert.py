@@ -60,7 +60,7 @@ class AdapterExpert:
         self.absent: Mapping[str, Sequence[range]] = MappingProxyType({})
         self.apart: Head | None = None
         placement = find(adapter, base)
-        experts, strange = places_of_experts(adapter, base)
+        experts, strange = places_of_experts(adapter, base, placement)
         placement.places += experts
         for parameter in strange:
             self._note(f"{parameter}: its experts of {name} are not in the base", OWN_BASE)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 
 from magmerge.checkpoints.adapters.nouns import Adapter, Module
-from magmerge.checkpoints.adapters.placement import Place, base_name
+from magmerge.checkpoints.adapters.placement import Place, Placement
 from magmerge.checkpoints.kinds import read_model_config
 from magmerge.core.models import Checkpoint
 
@@ -21,23 +21,26 @@ TURNED = frozenset({"gpt_oss", "openai_privacy_filter", "aria", "aria_text"})
 """Types of models whose fused experts are [experts, in, out]: square ones tell by this alone."""
 
 
-def places_of_experts(adapter: Adapter, base: Checkpoint) -> tuple[list[Place], list[str]]:
+def places_of_experts(
+    adapter: Adapter, base: Checkpoint, placement: Placement
+) -> tuple[list[Place], list[str]]:
     """The places of every expert's module, and the parameters that the base lacks or has in another
     shape.
     """
     places: list[Place] = []
     strange = []
     for parameter, modules in adapter.experts.items():
-        own = _fused(parameter, modules, base) or _apart(parameter, modules, base)
+        own = _fused(placement.names.get(parameter), modules, base) or _apart(
+            parameter, modules, base
+        )
         places += own
         if not own:
             strange.append(parameter)
     return places, strange
 
 
-def _fused(parameter: str, modules: Sequence[Module], base: Checkpoint) -> list[Place]:
+def _fused(name: str | None, modules: Sequence[Module], base: Checkpoint) -> list[Place]:
     """Rows of one parameter [experts, out, in], or [experts, in, out]."""
-    name = base_name(parameter, base)
     if name is None:
         return []
     shape, (out, features) = base.specs[name].shape, modules[0].spec.shape

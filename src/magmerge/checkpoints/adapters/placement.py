@@ -97,7 +97,7 @@ def _named(adapter: Adapter, base: Checkpoint) -> Placement:
     modules = [f"{name}{WEIGHT}" for name in adapter.modules]
     keys = [key for key in modules if alike or key in base.specs]
     bare = [name for name, rescale in adapter.rescales.items() if not rescale.normed]
-    beside = [*adapter.whole, *adapter.tokens]
+    beside = [*adapter.whole, *adapter.tokens, *adapter.experts]
     beside += [f"{module}.{leaf}" for module in bare for leaf in ("weight", "bias")]
     keys += [key for key in beside if key not in set(keys)]
     names, kinds = pair(keys, base.specs)

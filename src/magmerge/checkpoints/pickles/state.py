@@ -147,7 +147,8 @@ def _raw_alone(key: str, inner: Sequence[Any]) -> str:
     if not inner:
         raise RefusedError(
             f"it holds averaged weights ({key}) alone, and the raw ones are asked for",
-            "drop --weights (weights=), or take ema for this model: --weights NAME=ema",
+            "drop --weights model (weights=), or name the models that have them: "
+            "--weights NAME=model",
         )
     return _beside(key, "raw")
 
