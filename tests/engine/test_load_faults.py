@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -165,8 +166,15 @@ def test_modules_of_a_sentence_encoder_with_weights_are_told(tmp_path: Path) -> 
     config = {**BERT, "architectures": ["BertModel"]}
     texts = {"config.json": config, "modules.json": modules, "1_Pooling/config.json": {}}
     folders = write(tmp_path, CLASSIFIER, {**texts, "2_Dense/config.json": {}})
+    dense = Path("2_Dense") / "model.safetensors"
+    save_file(random_state(3, {"linear.weight": (8, 8)}), folders[0] / dense)
     with pytest.raises(StructureError, match="names 2_Dense, and its weights"):
         merge(folders, tmp_path / "out")
+    out = merge(folders, tmp_path / "out", force=True)
+    shutil.copy(folders[0] / dense, out / dense)
+    assert not [
+        check for check in magmerge.verify(out).checks if check.name == "modules" and check.faults
+    ]
 
 
 @settings(max_examples=examples(200), deadline=None)
