@@ -139,6 +139,11 @@ def test_an_adapter_is_checked(out: Path, tmp_path: Path) -> None:
     found = magmerge.verify(adapter)
     assert found.sound
     assert "checksums" in made(found)
+    # One that is merged into a model is an input with two files.
+    models: dict[str, Any] = {"base": tmp_path / "b", "experts": [adapter], "method": "average"}
+    merged = magmerge.merge(**models, out=tmp_path / "merged").path
+    assert merged is not None
+    assert magmerge.verify(merged).sound
     state = load_file(adapter / "adapter_model.safetensors")
     state.pop(next(iter(state)))
     save_file(state, adapter / "adapter_model.safetensors")

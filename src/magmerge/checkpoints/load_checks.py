@@ -281,7 +281,7 @@ def _modules(written: Written, config: Mapping[str, Any]) -> Iterator[Fault]:
         own = [name for name in WEIGHTS if f"{path}/{name}" in written.files]
         if path and kind.rpartition(".")[2] in WITH_WEIGHTS and not own:
             text = f"{MODULES} names {path}, and its weights ({path}/{WEIGHTS[0]}) are not there"
-            yield Fault(text, f"copy {path}/{WEIGHTS[0]} into the result's folder {path}")
+            yield Fault(text, f"copy the base's own into the folder {path} of the result")
 
 
 CHECKS: dict[str, Callable[[Written, Mapping[str, Any]], Iterator[Fault]]] = {

@@ -27,7 +27,8 @@ def load_faults(job: Job, target: Target) -> list[Fault]:
     return [
         Fault(
             f"{fault.text}: the result would not load",
-            f"{fault.remedy}{place}, or write it all the same with --force (force=True)",
+            f"{fault.remedy}{'' if check.name == 'modules' else place}; "
+            "--force (force=True) writes it all the same",
         )
         for check in checks_of(written)
         for fault in check.faults

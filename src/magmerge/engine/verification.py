@@ -177,8 +177,9 @@ def _input_files(record: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
         source = Path(str(entry.get("source"))) if isinstance(files, dict) else Path()
         for name, digest in files.items() if isinstance(files, dict) else ():
             inside = ".." not in Path(name).parts and not Path(name).is_absolute()
-            file = source / name if source.is_dir() and inside else source
-            if file.is_file() and isinstance(digest, str):
+            # An adapter is called by its weights, and its configuration lies beside them.
+            file = (source if source.is_dir() else source.parent) / name
+            if inside and file.is_file() and isinstance(digest, str):
                 yield file, digest
 
 

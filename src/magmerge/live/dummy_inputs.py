@@ -25,7 +25,7 @@ def inputs_for(model: nn.Module) -> dict[str, Any] | None:
     if main not in known:
         return None
     # diffusers' configs are mappings; a model of text and images takes both.
-    always = ALWAYS | ({"encoder_hidden_states"} if isinstance(config, dict) else set())
+    always = ALWAYS | (OF_DIFFUSERS if isinstance(config, dict) else set())
     always |= {"input_ids", "pixel_values"} if hasattr(config, "vision_config") else set()
     return {name: MAKERS[name](config) for name in known if name == main or name in always}
 
@@ -78,5 +78,7 @@ MAKERS: dict[str, Callable[[Any], Tensor]] = {
     "hidden_states": _latents,
     "timestep": lambda _: torch.tensor([1]),
     "encoder_hidden_states": _context,
+    "pooled_projections": lambda config: torch.rand(1, _size(config, "pooled_projection_dim")),
 }
 ALWAYS = frozenset({"decoder_input_ids", "timestep"})
+OF_DIFFUSERS = frozenset({"encoder_hidden_states", "pooled_projections"})
