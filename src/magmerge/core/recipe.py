@@ -125,10 +125,9 @@ FIELD_SYNTAX = {
     "output": "fields with values: {dtype: bfloat16}",
     "samples": "fields with values: {data: {maths: PATH}, samples: 8}",
     "gate": "on or off",
-    "seed": "a whole number",
     **dict.fromkeys(LISTS, "a name or a pattern, or a list of such"),
     "tokens": 'texts of tokens with sources: {"<|im_start|>": {source: chat, force: true}}',
-    "pad_to_multiple_of": "a whole number",
+    **dict.fromkeys(("seed", "pad_to_multiple_of"), "a whole number"),
     "tokenizer": "base, union or an expert's name",
     **dict.fromkeys(("name", "base", "merged", "method"), "one word or path, in quotes if need be"),
 }
