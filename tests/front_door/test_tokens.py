@@ -315,6 +315,20 @@ def test_a_chat_vector(tmp_path: Path, magmerge_cli: CommandLine, donor: bool) -
     assert config_of(out)["vocab_size"] == 80
 
 
+def test_a_base_in_memory_beside_experts_whose_tokens_differ(tmp_path: Path) -> None:
+    """As many rows in all: only the tokenizers tell that they are other tokens."""
+    family = Family(tmp_path, dict.fromkeys(("base", "chat", "tool"), 48))
+    reordered(family, "tool")
+    models = {**family.arguments(), "base": family.states["base"]}
+    with pytest.raises(StructureError, match="nothing tells which tokens its rows are"):
+        magmerge.merge(**models)
+    (tmp_path / "chat" / "tokenizer.json").rename(tmp_path / "kept")
+    own = family.tokenizers["chat"].get_vocab()
+    (tmp_path / "chat" / "vocab.json").write_text(json.dumps(own))
+    magmerge.merge(**family.arguments(), tokenizer="base", out=tmp_path / "out")
+    check(family, tmp_path / "out")
+
+
 def test_the_same_rows_are_left_alone(tmp_path: Path) -> None:
     """Nothing is said of tokens, and no map of rows is made, where all tokens are the same."""
     family = Family(tmp_path)

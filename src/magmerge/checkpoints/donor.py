@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -30,6 +30,9 @@ REMOVED = object()
 """In place of a setting's value: the result's config.json has none of its name."""
 TOKENIZER, PAIRS, LIST = "tokenizer.json", "vocab.json", "vocab.txt"
 """Files that say which token has which id; the last by its line."""
+VOCABULARIES = (TOKENIZER, PAIRS, LIST, "tokenizer.model")
+BESIDE = ("added_tokens.json", "tokenizer_config.json")
+"""Files that say it of added tokens, where there is no tokenizer.json."""
 IDENTITY = ("model_type", "architectures", "_class_name")
 SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -61,26 +64,40 @@ def companion_files(folder: Path | None) -> dict[str, Path]:
     }
 
 
-def same_tokens(layout: Checkpoint, other: Checkpoint | Expert) -> bool:
-    """Whether nothing tells that a model's rows of tokens are others than the layout's: neither the
-    shapes of its tensors, nor the bytes of its tokenizer.
+def same_tokens(models: Sequence[Checkpoint | Expert]) -> bool:
+    """Whether nothing tells that rows of tokens differ between models: neither the shapes of their
+    tensors, nor the bytes of their tokenizers. The first is the layout.
     """
-    for name, spec in other.specs.items():
-        own = layout.specs.get(name, spec)
-        if own.shape != spec.shape and len(own.shape) == len(spec.shape):
-            return False
-    whole = other.whole if hasattr(other, "whole") else other
-    if whole is None or whole.folder is None or layout.folder in (None, whole.folder):
-        return True
-    assert layout.folder is not None
-    for name in (TOKENIZER, PAIRS, LIST, "tokenizer.model", "added_tokens.json"):
-        pair = [layout.folder / name, whole.folder / name]
-        if all(path.is_file() for path in pair):
-            with read_errors(whole.folder):
-                if pair[0].stat().st_size != pair[1].stat().st_size:
-                    return False
-                if pair[0].read_bytes() != pair[1].read_bytes():
-                    return False
+    layout = models[0]
+    for other in models[1:]:
+        for name, spec in other.specs.items():
+            own = layout.specs.get(name, spec)
+            if own.shape != spec.shape and len(own.shape) == len(spec.shape):
+                return False
+    whole: list[Any] = [getattr(model, "whole", model) for model in models]
+    folders = dict.fromkeys(model.folder for model in whole if model is not None)
+    told = [files for folder in folders if folder and (files := _tokenizer_files(folder))]
+    return all(_same_bytes(told[0], files) for files in told[1:])
+
+
+def _tokenizer_files(folder: Path) -> dict[str, Path]:
+    """The files that say a folder's tokens: the one that says all of them, or several."""
+    files = {name: folder / name for name in VOCABULARIES if (folder / name).is_file()}
+    if TOKENIZER in files:
+        return {TOKENIZER: files[TOKENIZER]}
+    beside = {name: folder / name for name in BESIDE if (folder / name).is_file()}
+    return {**files, **beside} if files else {}
+
+
+def _same_bytes(files: Mapping[str, Path], others: Mapping[str, Path]) -> bool:
+    if files.keys() != others.keys():
+        return False
+    for name, path in files.items():
+        with read_errors(path):
+            if path.stat().st_size != others[name].stat().st_size:
+                return False
+            if path.read_bytes() != others[name].read_bytes():
+                return False
     return True
 
 

@@ -139,10 +139,9 @@ FIELD_SYNTAX = {
     "rename": "old names with new ones: {'old.*': 'new.*'}, or such a map for each expert",
     "gate": "on or off",
     "weights": "ema or model, or either by a model's name: {maths: ema}",
-    "seed": "a whole number",
     **dict.fromkeys(LISTS, "a name or a pattern, or a list of such"),
     "tokens": 'texts of tokens with sources: {"<|im_start|>": {source: chat, force: true}}',
-    "pad_to_multiple_of": "a whole number",
+    **dict.fromkeys(("seed", "pad_to_multiple_of"), "a whole number"),
     "tokenizer": "base, union or an expert's name",
     **dict.fromkeys(("name", "base", "merged", "method"), "one word or path, in quotes if need be"),
 }

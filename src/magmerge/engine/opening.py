@@ -143,7 +143,7 @@ def _on_one_vocabulary(recipe: Recipe, models: Models) -> Models:
             )
         return models
     others = [model for model in (models.base, *models.experts) if model is not None]
-    if not said and all(same_tokens(models.layout, model) for model in others):
+    if not said and same_tokens([models.layout, *others]):
         return models
     seen: Models = load("magmerge.engine.vocabularies:on_one_vocabulary")(recipe, models)
     return seen

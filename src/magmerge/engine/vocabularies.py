@@ -22,6 +22,7 @@ from magmerge.checkpoints.tokens.choice import (
 )
 from magmerge.checkpoints.tokens.experts import AdapterOnRows
 from magmerge.checkpoints.tokens.members import (
+    MERGED,
     Member,
     expert_member,
     is_identity,
@@ -111,7 +112,7 @@ def _check_run(recipe: Recipe, members: Sequence[Member], choice: Choice) -> Non
 
 def _members(models: Models, tensors: Mapping[str, int]) -> list[Member]:
     """The merged model, the base and the experts; the first is the layout."""
-    whole = [("merged", models.merged), (BASE, models.base)]
+    whole = [(MERGED, models.merged), (BASE, models.base)]
     members = [member_of(role, m, tensors, votes=False) for role, m in whole if m is not None]
     base = members[-1] if members else None
     for expert in models.experts:

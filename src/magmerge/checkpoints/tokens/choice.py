@@ -20,8 +20,8 @@ from magmerge.core.errors import (
 )
 from magmerge.core.recipe import Recipe, TokenSource
 
-BASE, UNION, MERGED = "base", "union", "merged"
-"""What a recipe calls the model that the result is like, the tokens of all, and a merged model."""
+BASE, UNION = "base", "union"
+"""What a recipe calls the model that the result is like, and the tokens of all."""
 MERGE_FIRST = (
     "merge the adapter into its base first (magmerge merge --base BASE --expert ADAPTER --method "
     "average OUT), put its tokenizer there, and give OUT in its place"
@@ -74,7 +74,7 @@ def choose(recipe: Recipe, members: Sequence[Member]) -> Choice:
 
 def _owner(recipe: Recipe, members: Sequence[Member]) -> int | None:
     """The place of the model whose vocabulary the result has; None for that of all."""
-    if members[0].name == MERGED:
+    if members[0].is_merged:
         return 0
     if recipe.tokenizer in (None, UNION):
         return None

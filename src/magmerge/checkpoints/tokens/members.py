@@ -14,6 +14,9 @@ from magmerge.checkpoints.tokens.rows import ABSENT, Loan, RowMap, Rows, row_axi
 from magmerge.checkpoints.tokens.vocabulary import Vocabulary, read_vocabulary
 from magmerge.core.models import Checkpoint, Expert
 
+MERGED = "merged"
+"""What a merged model is called."""
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -28,6 +31,11 @@ class Member:
     folder: Path | None
     reader: Checkpoint | None
     votes: bool = True
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether it is the merged model that is calibrated, whatever an expert is called."""
+        return self.name == MERGED and not self.votes
 
     @property
     def table(self) -> TokenTable:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magmerge.checkpoints.tokens.alignment import Alignment, groups
-from magmerge.checkpoints.tokens.choice import MERGE_FIRST, MERGED, Choice
+from magmerge.checkpoints.tokens.choice import MERGE_FIRST, Choice
 from magmerge.checkpoints.tokens.experts import holds_first_rows
 from magmerge.checkpoints.tokens.members import Member, all_rows_of, row_map
 from magmerge.checkpoints.tokens.rows import ABSENT, RowMap, Rows
@@ -91,7 +91,7 @@ def check_adapters(members: Sequence[Member], maps: Maps) -> None:
 
 def presence(members: Sequence[Member], maps: Maps) -> dict[str, list[NDArray[np.bool_]]]:
     """For each tensor that is merged which of its rows each model has, the base first."""
-    first = int(members[0].name == MERGED)
+    first = int(members[0].is_merged)
     return {
         name: [~rows[place].lacking for place in range(first, len(members)) if place in rows]
         for name, rows in maps.items()

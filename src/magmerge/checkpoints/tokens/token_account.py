@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magmerge.checkpoints.tokens.alignment import patterns
-from magmerge.checkpoints.tokens.choice import MERGED, UNION, Choice
+from magmerge.checkpoints.tokens.choice import UNION, Choice
 from magmerge.checkpoints.tokens.members import Member
 from magmerge.checkpoints.tokens.rows import runs
 from magmerge.core.errors import shortened
@@ -25,7 +25,7 @@ def account_of(
     which have it, and which tokens of a model are lost.
     """
     alignment = choice.alignment
-    names = [member.name for member in members if member.name != MERGED]
+    names = [member.name for member in members if not member.is_merged]
     whole = [p for p in presence.values() if len(p) == len(names) and len(p[0]) == alignment.count]
     groups = _groups(whole[0], names, alignment.texts) if whole else []
     lost = {
@@ -56,13 +56,18 @@ def notes_of(
     more = [f"and {len(groups) - TOLD} more groups in magmerge.json"] if len(groups) > TOLD else []
     head = f"the result has {account['rows']} rows of tokens (tokenizer: {account['tokenizer']})"
     notes.append("; ".join([head, *told, *more]))
-    notes += [
-        f"{lost['rows'] + len(lost['tokens'])} rows of {name} are dropped, the result's vocabulary "
-        f"has not these tokens{': ' if lost['tokens'] else ''}{shortened(lost['tokens'])}; to keep "
-        "them: --tokenizer union (tokenizer=)"
-        for name, lost in account["lost"].items()
-        if name != MERGED and members[0].name != MERGED
-    ]
+    for member in members if not members[0].is_merged else ():
+        lost = account["lost"].get(member.name, {"tokens": [], "rows": 0})
+        count = lost["rows"] + len(lost["tokens"])
+        added = set(() if member.vocabulary is None else member.vocabulary.added)
+        # What is no added token may be in no tokenizer but this one.
+        keeps = UNION if added.issuperset(lost["tokens"]) else member.name
+        if count:
+            notes.append(
+                f"{count} rows of {member.name} are dropped, the result's vocabulary has not these "
+                f"tokens{': ' if lost['tokens'] else ''}{shortened(lost['tokens'])}; to keep them: "
+                f"--tokenizer {keeps} (tokenizer=)"
+            )
     return tuple(notes)
 
 
