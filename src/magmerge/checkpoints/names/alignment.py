@@ -22,6 +22,8 @@ def aligned(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
 
 def _renamed(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
     best, matched = checkpoint, len(base.specs.keys() & checkpoint.specs.keys())
+    if matched == len(checkpoint.specs):
+        return checkpoint
     names, kinds = pair(checkpoint.specs, base.specs)
     if len(names) > matched:
         matched = len(names)
