@@ -301,3 +301,28 @@ def test_the_remedy_of_a_missing_tensor_is_followed() -> None:
         taken(base, other)
     assert "--rename 'OLD=NEW' (rename=)" in str(caught.value)
     check(base, other, expert, rename={"*.mixer.*": "*.attn.*"})
+
+
+def test_adapters_alone_of_both_ages_are_merged_module_by_module(tmp_path: Path) -> None:
+    modules = ("layers.0.q_proj", "layers.1.q_proj")
+    draw = torch.Generator().manual_seed(0)
+    truth: dict[str, torch.Tensor] = {}
+    for folder, prefix in (("new", "model.language_model."), ("old", "model.")):
+        (tmp_path / folder).mkdir()
+        factors: State = {}
+        for module in modules:
+            key = f"base_model.model.{prefix}{module}"
+            factors[f"{key}.lora_A.weight"] = down = torch.randn(1, 4, generator=draw)
+            factors[f"{key}.lora_B.weight"] = up = torch.randn(5, 1, generator=draw)
+            truth[module] = truth.get(module, 0) + up @ down / 2
+        save_file(factors, tmp_path / folder / "adapter_model.safetensors")
+        (tmp_path / folder / "adapter_config.json").write_text(
+            '{"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}'
+        )
+    result = magmerge.merge(
+        experts=[tmp_path / "new", tmp_path / "old"], method="average", rank="exact"
+    ).content
+    assert {f"model.language_model.{module}" for module in modules} == set(result.modules)
+    for module, tensor in truth.items():
+        up, down, scale = result.modules[f"model.language_model.{module}"]
+        torch.testing.assert_close(scale * up @ down, tensor)

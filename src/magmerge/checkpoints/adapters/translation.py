@@ -23,6 +23,7 @@ from magmerge.checkpoints.adapters.nouns import (
     height,
 )
 from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint
+from magmerge.checkpoints.names.pairs import OTHERWISE, pair
 from magmerge.core import dtypes
 from magmerge.core.errors import AdapterError, printable
 from magmerge.core.types import Naming
@@ -68,10 +69,13 @@ def rename_content(content: Content, naming: Naming) -> Content:
 
 def common_naming(adapters: Sequence[Adapter]) -> list[Adapter]:
     """The adapters with modules named alike: as they are if all files name them so, else as
-    diffusers does, else as PEFT does if they have modules in common then. AdapterError lists what
-    has no name there.
+    diffusers does, else as PEFT does if they have modules in common then. PEFT's are named as the
+    first does, where others have wrappers or older names for the same. AdapterError lists what has
+    no name there.
     """
     namings = {(own.naming, own.naming == "peft" and in_parts(own.modules)) for own in adapters}
+    if namings == {("peft", False)}:
+        return [adapters[0], *(_named_as(adapters[0], other) for other in adapters[1:])]
     if len(namings) <= 1:
         return list(adapters)
     try:
@@ -85,6 +89,22 @@ def common_naming(adapters: Sequence[Adapter]) -> list[Adapter]:
         if not all(set(adapter.modules) & set(alike[0].modules) for adapter in alike):
             raise
         return alike
+
+
+def _named_as(first: Adapter, other: Adapter) -> Adapter:
+    """`other` with the modules that `first` has too under the names that they have there."""
+    names, kinds = pair(_tensors(other), _tensors(first))
+    if not kinds:
+        return other
+    count = sum(old != new for old, new in names.items())
+    note = f"{other.source}: {count} {OTHERWISE} {first.source} ({', '.join(kinds)})"
+    view = other.under_names(lambda keys: {key: names.get(key, key) for key in keys})
+    return replace(view, notes=(*view.notes, note))
+
+
+def _tensors(adapter: Adapter) -> list[str]:
+    """The model's tensors that the adapter changes."""
+    return list(dict.fromkeys((*(f"{name}.weight" for name in adapter.modules), *adapter.whole)))
 
 
 def in_memory(content: Content) -> Adapter:

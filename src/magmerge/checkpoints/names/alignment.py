@@ -22,13 +22,14 @@ def aligned(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
 
 def _renamed(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
     best, matched = checkpoint, len(base.specs.keys() & checkpoint.specs.keys())
-    names, kinds = pair(checkpoint.specs, base.specs)
+    strange = matched < len(checkpoint.specs)
+    names, kinds = pair(checkpoint.specs, base.specs) if strange else ({}, ())
     if len(names) > matched:
         matched = len(names)
         moved = sum(old != new for old, new in names.items())
         own = {names.get(old, old): old for old in checkpoint.specs}
         best = _noted(under_names(checkpoint, own), moved, base, ", ".join(kinds))
-    for layout in layouts():
+    for layout in layouts() if strange else ():
         view = put_together(best, base, layout) if matched < len(base.specs) else None
         shared = base.specs.keys() & (view or best).specs.keys()
         if (
@@ -42,7 +43,7 @@ def _renamed(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
         other = clip.aligned(model, base)
         if other is not None and len(base.specs.keys() & other.specs.keys()) > matched:
             moved = len(other.specs.keys() - model.specs.keys())
-            return _noted(other, moved, base, "CLIP's families")
+            return _noted(other, moved, base, "CLIP's families") if moved else other
     return best
 
 
