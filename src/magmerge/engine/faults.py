@@ -21,6 +21,11 @@ ARCHITECTURE = (
     "give models of one architecture; to leave these tensors as the base has them, or to drop an "
     "expert's own ones, name them with --ignore 'PATTERN' (ignore=), for example 'classifier.*'"
 )
+NO_BIAS = (
+    "give a base whose layers have biases (zeros, if it had none), or merge without these of the "
+    "adapter: --ignore '*.bias' (ignore=)"
+)
+"""Where an adapter adds to a bias that its base has not."""
 ONCE = (
     "give each model once; for more influence of one expert set its weight: --set 'weights=[2, 1]'"
 )
@@ -202,7 +207,10 @@ def _difference_faults(recipe: Recipe, models: Models) -> list[Fault]:
                 text = f"{name} is {dtypes.torch_name(other.dtype)} in {source}"
                 faults.append(Fault(text, remedy))
         faults += [
-            Fault(f"{name} of {source} is not in {layout.source}", remedy)
+            Fault(
+                f"{name} of {source} is not in {layout.source}",
+                NO_BIAS if source in loras and name.endswith(".bias") else remedy,
+            )
             for name, spec in specs.items()
             if name not in layout.specs and not _carried(spec) and not matches(name, recipe.ignore)
         ]
