@@ -14,6 +14,8 @@ import magmerge
 from magmerge.core.blocks import Blocks
 from magmerge.core.errors import StructureError
 from magmerge.core.filters import Filters
+from magmerge.engine.adapters.adapter_result import AdapterResult
+from magmerge.report.adapter_table import modules_table
 
 KOHYA = "lora_unet_{}_proj_in"
 SD1 = {
@@ -94,7 +96,14 @@ def test_a_preset_weighs_experts_block_by_block(tmp_path: Path) -> None:
         save_file(state, paths[-1])
     items = [{"filter": "OUTS", "value": [1.0, 0.5]}, {"value": [1.0, 0.0]}]
     params = {"lambda": 1.0, "weights": items}
-    result = magmerge.merge(experts=paths, params=params, rank="exact").state_dict()
+    merged = magmerge.merge(experts=paths, params=params, rank="exact")
+    assert isinstance(merged, AdapterResult)
+    header, block = (
+        (c.header, list(c.cells)) for c in modules_table(merged.modules, "ab").columns[:2]
+    )
+    assert (header[0], block[0]) == ("module", "block")
+    assert set(block[1]) == {"BASE", *SD1}
+    result = merged.state_dict()
     first, second = (magmerge.merge(experts=[p], params={"lambda": 1.0}) for p in paths)
     for name in names:
         a, b, found = (

@@ -34,6 +34,11 @@ POSITIONS = (
     "an image model along both sides of its grid"
 )
 FLOATING = "save that model in bfloat16, float16 or float32"
+NO_BIAS = (
+    "give a base whose layers have biases (zeros, if it had none), or merge without these of the "
+    "adapter: --ignore '*.bias' (ignore=)"
+)
+"""Where an adapter adds to a bias that its base has not."""
 ONCE = (
     "give each model once; for more influence of one expert set its weight: --set 'weights=[2, 1]'"
 )
@@ -201,7 +206,7 @@ def _difference_faults(recipe: Recipe, models: Models) -> list[Fault]:
 def _remedy(spec: TensorSpec, lora: bool, other: TensorSpec | None = None) -> str:
     """What helps where a tensor is missing, one too many, or has the shape of `other`."""
     if lora:
-        return OWN_BASE
+        return NO_BIAS if other is None and spec.name.endswith(".bias") else OWN_BASE
     parts = spec.name.split(".")
     if parts[-1] in TABLES:
         return DISPENSABLE.format(f"*.{parts[-1]}")

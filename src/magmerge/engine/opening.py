@@ -37,11 +37,13 @@ def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
 
     With an output's `names` (a family of CLIP) they are seen under these.
     """
+    own = {role: path for role in ROLES if (path := getattr(recipe, role)) is not None}
+    models = {**models, **{role: _model(role, path, models) for role, path in own.items()}}
     experts = {
         name: _model(_expert_key(name, models), path, models)
         for name, path in recipe.experts.items()
     }
-    based = recipe.base is not None or recipe.merged is not None
+    based = bool(own)
     alone = None if based else adapters.adapters_alone(experts)
     renames = _renames(recipe, based=alone is None)
     if alone is not None:
@@ -70,10 +72,9 @@ def _whole_models(
     chosen, names = _choices(recipe), _family(recipe)
     base = merged = None
     if recipe.base is not None:
-        base = _under(open_whole(BASE, _model("base", recipe.base, models), chosen("base")), names)
+        base = _under(open_whole(BASE, models["base"], chosen("base")), names)
     if recipe.merged is not None:
-        model = _model("merged", recipe.merged, models)
-        merged = _under(open_whole("merged model", model, chosen("merged")), names)
+        merged = _under(open_whole("merged model", models["merged"], chosen("merged")), names)
     if base is not None and merged is not None:
         base = align(base, merged)
     faults = quantised_faults([merged, base], merged or base)

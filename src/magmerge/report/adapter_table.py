@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from magmerge.core.blocks import Blocks
 from magmerge.core.dtypes import spoken_size, torch_name
 from magmerge.core.errors import printable
 from magmerge.report.terminal_tables import plain, table
@@ -23,12 +24,17 @@ WORST = 5
 
 
 def modules_table(modules: Sequence[ModuleRecord], experts: Sequence[str]) -> Table:
-    """Every module: its rank, norms of the adapters, the plain merge and the result; the loss."""
+    """Every module: its rank, norms of the adapters, the plain merge and the result; the loss. In
+    an image model its block too.
+    """
     columns = (*(f"|{name}|" for name in experts), "|merge|", "|result|", "lost")
-    rows = table("modules", "module", "shape", "rank", *columns, numbers=("rank", *columns))
+    blocks = Blocks(module.name for module in modules)
+    own = ("block",) if blocks.present else ()
+    rows = table("modules", "module", *own, "shape", "rank", *columns, numbers=("rank", *columns))
     for module in modules:
         rows.add_row(
             plain(module.name),
+            *([blocks.block_of(module.name) or ""] if own else []),
             "x".join(map(str, module.shape)),
             str(module.rank),
             *(f"{norm:.4g}" for norm in (*module.norms, module.merged, module.written)),

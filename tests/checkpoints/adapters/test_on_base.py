@@ -118,6 +118,19 @@ def test_the_merge_is_that_of_peft(tmp_path: Path, name: str) -> None:
     check(base, tmp_path, expected)
 
 
+def test_biases_that_the_base_has_not_are_given_to_it_or_left_out(tmp_path: Path) -> None:
+    base, expected = trained(configurations()["biases"], tmp_path)
+    own = base.pop("first.bias")
+    with pytest.raises(StructureError, match=r"first\.bias of .* is not in") as caught:
+        merged(base, tmp_path)
+    assert "biases (zeros" in str(caught.value)
+    assert "--ignore '*.bias'" in str(caught.value)
+    without = merged(base, tmp_path, ignore="*.bias")
+    assert torch.allclose(without["first.weight"], expected["first.weight"], atol=1e-6)
+    given = merged({**base, "first.bias": torch.zeros_like(own)}, tmp_path)
+    assert torch.allclose(given["first.bias"] + own, expected["first.bias"], atol=1e-6)
+
+
 def test_dora_of_turned_layers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     peft = pytest.importorskip("peft")

@@ -72,7 +72,7 @@ def check_config(
     elif config.get("peft_type") not in KINDS:
         reasons.insert(0, f"its peft_type is {config.get('peft_type')!r}, not LORA")
     if reasons:
-        never = config.get("peft_type") in PROMPTS or any(map(config.get, NEVER_MERGED))
+        never = str(config.get("peft_type")) in PROMPTS or any(map(config.get, NEVER_MERGED))
         remedy = ALONE if never else MERGED_BY_PEFT
         raise AdapterError(f"refused: {reasons[0]}", source=source, remedy=remedy)
 
