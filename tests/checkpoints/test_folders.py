@@ -148,6 +148,8 @@ def test_files_of_old_programs_are_read_by_their_names(tmp_path: Path) -> None:
     torch.save(BASE, tmp_path / "meta" / "consolidated.00.pth")
     assert set(open_checkpoint(tmp_path / "meta").specs) == set(BASE)
     torch.save(BASE, tmp_path / "meta" / "consolidated.01.pth")
+    with pytest.raises(CheckpointError, match="slices of each tensor"):
+        open_checkpoint(tmp_path / "meta" / "consolidated.00.pth")
     with pytest.raises(CheckpointError, match="slices of each tensor") as caught:
         open_checkpoint(tmp_path / "meta")
     assert "convert_llama_weights_to_hf" in (caught.value.remedy or "")
@@ -177,6 +179,8 @@ def test_what_verl_saves_whole_is_read_and_what_it_slices_is_named(tmp_path: Pat
     (tmp_path / "model_world_size_1_rank_0.pt").unlink()
     for rank in range(2):
         torch.save(BASE, tmp_path / f"model_world_size_2_rank_{rank}.pt")
+    with pytest.raises(CheckpointError, match="verl has saved it in slices"):
+        open_checkpoint(tmp_path / "model_world_size_2_rank_0.pt")
     with pytest.raises(CheckpointError, match="verl has saved it in slices") as caught:
         open_checkpoint(tmp_path)
     assert "verl.model_merger merge --backend fsdp" in (caught.value.remedy or "")

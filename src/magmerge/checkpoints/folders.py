@@ -62,6 +62,16 @@ def files_of(folder: Path, weights: str | None) -> Files:
     )
 
 
+def check_whole(file: Path) -> None:
+    """CheckpointError, with the command that puts it together, where a file by its name is one of
+    several that each hold slices of all tensors.
+    """
+    kinds = ((CONSOLIDATED, _consolidated), (STATES, _of_deepspeed), (RANK, _of_verl))
+    for pattern, find in kinds:
+        if pattern.fullmatch(file.name):
+            find(file.parent)
+
+
 def _step(entry: Path) -> re.Match[str] | None:
     return STEP.fullmatch(entry.name) if entry.is_dir() else None
 

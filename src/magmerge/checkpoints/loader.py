@@ -156,6 +156,8 @@ def _open_path(path: Path, weights: str | None) -> Checkpoint:
         raise no_such_model(path)
     if path.name.endswith(".index.json"):
         return _open_files(Files([], path.parent, path), str(path), weights)
+    if path.suffix in (".pt", ".pth"):
+        load("magmerge.checkpoints.folders:check_whole")(path)
     if _ending(path) in READ or path.name.endswith(TARS):
         # The folder's config tells what the tensors are, also where its one file is named.
         folder = path.parent if (path.parent / "config.json").is_file() else None

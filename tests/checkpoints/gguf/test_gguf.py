@@ -144,6 +144,16 @@ def test_experts_in_one_tensor_are_each_their_own(tmp_path: Path) -> None:
             assert torch.equal(read.read(own), gate[number])
 
 
+def test_a_shared_expert_has_a_gate_of_one_row(tmp_path: Path) -> None:
+    tensors = {"blk.0.ffn_gate_inp_shexp.weight": torch.arange(4.0),
+               "blk.0.ffn_up_shexp.weight": torch.ones(6, 4)}  # fmt: skip
+    facts = {"general.architecture": "qwen2moe"}
+    read = open_checkpoint(write_gguf(tmp_path / "m.gguf", tensors, facts))
+    gate = read.read("model.layers.0.mlp.shared_expert_gate.weight")
+    assert torch.equal(gate, torch.arange(4.0)[None])
+    assert read.specs["model.layers.0.mlp.shared_expert.up_proj.weight"].shape == (6, 4)
+
+
 def test_a_diffusion_model_keeps_its_names_and_shapes(tmp_path: Path) -> None:
     kernel = torch.randn(2, 3, 1, 2, 2)
     tensors = {"img_in.weight": torch.ones(2, 4).half(), "conv.weight": kernel.reshape(6, 4)}

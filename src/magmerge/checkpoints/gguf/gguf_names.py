@@ -43,6 +43,12 @@ QWEN_EXPERTS = {
     "ffn_down_exps": "mlp.experts.{}.down_proj",
     "ffn_up_exps": "mlp.experts.{}.up_proj",
 }
+SHARED_EXPERT = {
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+}
 FUSED = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
 USUAL = {**ATTENTION, **FEED_FORWARD, **ONE_NORM}
 
@@ -63,7 +69,7 @@ ARCHITECTURES = {
     "mistral3": Architecture(USUAL, turned=True),
     "qwen2": Architecture(USUAL),
     "qwen3": Architecture(USUAL),
-    "qwen2moe": Architecture({**USUAL, **QWEN_EXPERTS}),
+    "qwen2moe": Architecture({**USUAL, **QWEN_EXPERTS, **SHARED_EXPERT}),
     "qwen3moe": Architecture({**USUAL, **QWEN_EXPERTS}),
     "gemma": Architecture(USUAL, shift=1.0),
     "gemma2": Architecture({**ATTENTION, **FEED_FORWARD, **FOUR_NORMS}, shift=1.0),
@@ -81,6 +87,8 @@ OWN_NAMES = frozenset(
 COMPUTED = re.compile(r"(?:blk\.\d+\.)?rope_(?:freqs|factors_long|factors_short)\.weight")
 """Tables that transformers computes from a config."""
 BLOCK = re.compile(r"blk\.(\d+)\.([a-z0-9_]+)\.(weight|bias)")
+ONE_ROW = frozenset({"ffn_gate_inp_shexp"})
+"""Matrices of one row, which llama.cpp writes as vectors."""
 TURNED = {"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"}
 """The tensors whose rows are in another order, and what tells of how many heads they are."""
 
@@ -119,6 +127,8 @@ def parts_of(
             own.format(number): Part(name, shape[1:], number * size)
             for number in range(shape[0] if len(shape) == 3 else 0)
         }
+    if match[2] in ONE_ROW and len(shape) == 1:
+        shape = (1, *shape)
     heads = _heads(match[2], shape, facts) if kind.turned and match[2] in TURNED else 0
     return {own: Part(name, shape, heads=heads, shift=shift)}
 
