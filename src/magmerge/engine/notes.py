@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from magmerge.checkpoints.donor import PIPELINE, companion_files
 from magmerge.checkpoints.output.target import Target
@@ -26,18 +27,17 @@ def config_notes(job: Job, target: Target) -> tuple[str, ...]:
     )
 
 
-def weakened(job: Job) -> tuple[str, ...]:
-    """Adapters that task arithmetic's default adds less than in full: it is for whole models."""
-    method, adapters = job.stages.method, [e for e in job.models.experts if e.whole is None]
-    if method is None or method.name != "task_arithmetic" or not adapters or job.takes:
-        return ()
-    default = next(own.default for own in method.parameters if own.name == "lambda")
-    if job.recipe.params.get("lambda") != default or job.recipe.calibrate:
+def weakened(said: Mapping[str, Any], job: Job) -> tuple[str, ...]:
+    """Adapters that task arithmetic's default adds less than in full: it is for whole models.
+    `said` are the parameters before defaults were written out.
+    """
+    recipe, adapters = job.recipe, [e for e in job.models.experts if e.whole is None]
+    if recipe.method != "task_arithmetic" or not adapters or "lambda" in said or recipe.calibrate:
         return ()
     return (
-        f"each adapter is added at {default} of its strength (lambda, the method's default for "
-        "whole models): add them in full with --set lambda=1, or say a strength for each, "
-        f"--expert {adapters[0].source}=0.8",
+        f"each adapter is added at {recipe.params['lambda']} of its strength (lambda, the method's "
+        "default for whole models): add them in full with --set lambda=1, or say a strength for "
+        f"each, --expert {adapters[0].source}=0.8",
     )
 
 

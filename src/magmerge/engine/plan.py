@@ -20,7 +20,6 @@ from magmerge.engine.faults import check_structure, dtype_warnings, reading_note
 from magmerge.engine.form import AdapterForm, form_of
 from magmerge.engine.job import Job, Models
 from magmerge.engine.memory import allow, bytes_at_work, bytes_of_result, needs_of
-from magmerge.engine.notes import weakened
 from magmerge.engine.outputs import place
 from magmerge.engine.variation import Varying, check_varying
 
@@ -80,7 +79,7 @@ def _with_sizes(
     needs = needs_of if form is None else form.needs
     # A replaced tensor is averaged in float32, beside one that is read.
     allowance = allow(job, steps, needs, taken=live + held)
-    warnings = [*reading_notes(job.models), *dtype_warnings(job.models), *weakened(job)]
+    warnings = [*reading_notes(job.models), *dtype_warnings(job.models)]
     if form is not None:
         warnings += form.notes(job)
     quiet = job.takes and job.models.base is None

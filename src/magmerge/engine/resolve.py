@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from magmerge.checkpoints.donor import check_donor
@@ -23,6 +24,7 @@ from magmerge.core.validation import (
     check_rename,
 )
 from magmerge.engine.job import Job, Live, Models
+from magmerge.engine.notes import weakened
 from magmerge.engine.opening import EXPERT, ROLES, open_models
 from magmerge.engine.samples import check_samples, in_its_order, with_origin
 from magmerge.engine.stages import ENERGY, bind
@@ -43,7 +45,7 @@ def open_job(
     All that is wrong with names and parameters is found before any file is opened. Raises
     MagmergeError's children.
     """
-    machine, live = machine or Machine(), live or Live()
+    machine, live, said = machine or Machine(), live or Live(), recipe.params
     recipe = in_its_order(check_recipe(recipe))
     _check_keys(recipe, models)
     live = check_samples(recipe, live)
@@ -60,7 +62,8 @@ def open_job(
     layout = models.get("merged" if recipe.merged is not None else "base")
     live = with_origin(live, recipe, layout, opened)
     stages = bind(recipe)
-    return Job(recipe, opened, stages, machine, device, donor, live, tuple(documents))
+    job = Job(recipe, opened, stages, machine, device, donor, live, tuple(documents))
+    return replace(job, models=replace(opened, notes=(*opened.notes, *weakened(said, job))))
 
 
 def check_recipe(recipe: Recipe) -> Recipe:

@@ -14,12 +14,12 @@ from magmerge.core.machine import CPU, DEFAULT_MEMORY, Machine, Progress
 from magmerge.core.models import strengths_as_weights
 from magmerge.core.recipe import LATER, Calibration, Recipe
 from magmerge.core.types import Plan
-from magmerge.core.validation import check_calibrations, check_method, check_rank, read_sensitive
+from magmerge.core.validation import check_calibrations, check_rank, read_sensitive
 from magmerge.engine.job import Job
 from magmerge.engine.opening import EXPERT, experts_by_name
 from magmerge.engine.outputs import target_for
 from magmerge.engine.plan import make_plan
-from magmerge.engine.resolve import check_recipe, open_job
+from magmerge.engine.resolve import open_job
 from magmerge.engine.result import Result
 from magmerge.engine.run import run_job
 from magmerge.engine.samples import samples_of
@@ -236,7 +236,6 @@ def _job(arguments: Mapping[str, Any]) -> Job:
     """The job that a verb's arguments ask for: names and parameters are checked first."""
     members, params = strengths_as_weights(*map(arguments.get, ("experts", "method", "params")))
     experts = experts_by_name(members)
-    method, params = check_method(arguments["method"], params or {})
     if arguments["gate"] not in ("on", "off"):
         raise ParameterError(f"the gate is {arguments['gate']!r}", remedy="it is on or off")
     calibrations = check_calibrations(arguments["calibrate"])
@@ -249,8 +248,8 @@ def _job(arguments: Mapping[str, Any]) -> Job:
         {
             **{role: None if model is None else _described(model) for role, model in roles.items()},
             "experts": {name: _described(model) for name, model in experts.items()},
-            "method": method,
-            "params": params,
+            "method": arguments["method"],
+            "params": params or {},
             "calibrate": calibrations,
             "gate": arguments["gate"],
             "sensitive": patterns(sensitive),
@@ -298,7 +297,7 @@ def _output(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _recipe(fields: Mapping[str, Any]) -> Recipe:
-    return check_recipe(Recipe.model_validate(fields, context={"source": "the arguments"}))
+    return Recipe.model_validate(fields, context={"source": "the arguments"})
 
 
 def _described(model: Model) -> str:

@@ -31,6 +31,8 @@ VARIANTS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 """Merges and their calibrations. Of the spectral methods tsv_m is best on the validation texts."""
 WRITTEN = ("task_arithmetic", "dsc")
 """The merge that the demo writes to disk: chosen beforehand, not by its test accuracy."""
+DEFAULTS = {"task_arithmetic": {"lambda": 0.3}}
+"""Defaults that are said, since for adapters they are chosen knowingly: all experts are added."""
 SAMPLES = 8
 """Unlabelled texts of each task that fsc and dsc look at."""
 
@@ -90,7 +92,9 @@ def demo(
     assert written.path is not None
     models: dict[str, Result] = {}
     for name, calibrators in VARIANTS:
-        plain = merge(base=base, experts=experts, method=name, threads=threads)
+        plain = merge(
+            base=base, experts=experts, method=name, params=DEFAULTS.get(name), threads=threads
+        )
         for space in calibrators:
             models[_label(name, space)] = plain if space is None else calibrate(
                 plain.state_dict(), base=base, experts=experts, method=space, threads=threads,
