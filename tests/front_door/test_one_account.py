@@ -54,10 +54,13 @@ def test_a_merge_of_adapters_notices_a_change_of_its_inputs(tmp_path: Path) -> N
 
     with pytest.raises(CheckpointError, match="changed after it was opened"):
         magmerge.merge(
-            experts=files, method="average", out=tmp_path / "out.safetensors", progress=change
+            experts=files,
+            params={"lambda": 1.0},
+            out=tmp_path / "out.safetensors",
+            progress=change,
         )
     assert not (tmp_path / "out.safetensors").exists()
-    result = magmerge.merge(experts=files, method="average")
+    result = magmerge.merge(experts=files, params={"lambda": 1.0})
     files[0].write_bytes(other)
     with pytest.raises(CheckpointError, match="changed after it was opened"):
         result.save(tmp_path / "out.safetensors")

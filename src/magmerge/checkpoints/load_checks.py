@@ -26,6 +26,7 @@ from magmerge.core.types import TensorSpec
 
 RESTORE = "restore the config.json that was made for these tensors"
 RESTORE_TOKENIZER = "restore the tokenizer that the model was trained with"
+BEYOND = f"{RESTORE_TOKENIZER}, or give the embeddings a row for each token"
 TABLES = (*TOKENS, "token_embedding")
 """What the names of token embeddings end in, CLIP's too."""
 PREDICTS = tuple(ending for ending in WITH_A_HEAD if ending != "ForPreTraining")
@@ -257,7 +258,7 @@ def _tokenizer(written: Written, config: Mapping[str, Any]) -> Iterator[Fault]:
     if ids and max(ids.values()) >= most:
         beyond = sorted(token for token, number in ids.items() if number >= most)
         text = f"the tokenizer gives ids up to {max(ids.values())}, but there are {most} rows"
-        yield Fault(f"{text}: {shortened(beyond)}", RESTORE_TOKENIZER)
+        yield Fault(f"{text}: {shortened(beyond)}", BEYOND)
 
 
 def _quantisation(written: Written, config: Mapping[str, Any]) -> Iterator[Fault]:

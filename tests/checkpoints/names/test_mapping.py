@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -110,3 +111,29 @@ def test_an_adapters_names_are_mapped_as_its_tensors(tmp_path: Path) -> None:
     )
     merged = result(base, [folder], {"z.q_proj.*": "a.q.*"})
     torch.testing.assert_close(merged["a.q.weight"], base["a.q.weight"] + up @ down)
+
+
+def test_all_that_an_adapter_changes_is_mapped(tmp_path: Path) -> None:
+    """DoRA's magnitudes, biases and single tokens go where their modules go."""
+    from peft import LoraConfig, get_peft_model
+
+    from tests.front_door.models import llama, trained
+
+    base = llama()
+    config = LoraConfig(
+        target_modules=["q_proj"], r=2, use_dora=True, trainable_token_indices=[3, 5],
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+    wrapped = trained(get_peft_model(copy.deepcopy(base), config), 1, 0.1)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    expected = wrapped.merge_and_unload().state_dict()
+    other = {name.replace("layers", "blocks"): tensor for name, tensor in base.state_dict().items()}
+    merged = magmerge.merge(
+        base=other,
+        experts={"dora": tmp_path / "adapter"},
+        rename={"model.layers.*": "model.blocks.*"},
+        params={"lambda": 1.0},
+    ).state_dict()
+    for name, tensor in merged.items():
+        own = expected[name.replace("blocks", "layers")]
+        assert torch.allclose(tensor, own, atol=1e-6), name

@@ -16,16 +16,8 @@ from magmerge.checkpoints.adapters.names.vocabulary import (
     is_text,
     lone,
 )
-from magmerge.checkpoints.adapters.nouns import (
-    Composition,
-    Content,
-    LowRank,
-    ModuleKind,
-    ModuleSpec,
-    Rows,
-    height,
-    whole,
-)
+from magmerge.checkpoints.adapters.nouns import Content, LowRank, ModuleKind, ModuleSpec
+from magmerge.checkpoints.adapters.rows import Composition, Rows, height, whole
 from magmerge.checkpoints.adapters.translation import compose, in_memory, rename_content
 from magmerge.checkpoints.clip import families
 from magmerge.checkpoints.names import ldm

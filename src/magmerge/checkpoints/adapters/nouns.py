@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -70,6 +70,10 @@ class Module(NamedTuple):
     read: Callable[[], LowRank]
     entries: Callable[[], Entries] | None = None
 
+    def renamed(self, name: str) -> Module:
+        """The same module under another name."""
+        return self._replace(spec=replace(self.spec, name=name))
+
 
 class Rescale(NamedTuple):
     """What multiplies each row ("out") or column ("in") of a module's weight, `size` numbers.
@@ -96,6 +100,10 @@ class Replacement(NamedTuple):
         """The stored tensor `key` in place of the model's `name`."""
         spec = checkpoint.specs[key]
         return cls(TensorSpec(name, spec.shape, spec.dtype), checkpoint, key)
+
+    def renamed(self, name: str) -> Replacement:
+        """The same stored tensor in place of another."""
+        return Replacement.of(self.checkpoint, self.key, name)
 
 
 class Addition(NamedTuple):
@@ -164,18 +172,29 @@ class Adapter:
         PEFT's modules are named there as the tensors that they change, with .weight.
         """
         ending = ".weight" if self.naming == "peft" else ""
-        own = {name: f"{name}{ending}" for name in self.stored}
-        new = names([*own.values(), *(key for key in self.replaced if key not in own.values())])
-        stored = {
-            name: Module(replace(module.spec, name=name), module.read)
-            for old, module in self.stored.items()
-            for name in (new[own[old]].removesuffix(ending),)
-        }
-        replaced = {
-            new[old]: Replacement.of(checkpoint, key, new[old])
-            for old, (_, checkpoint, key) in self.replaced.items()
-        }
-        return replace(self, stored=stored, replaced=replaced)
+        tables = (self.replaced, self.added, self.tokens, self.experts)
+        modules = {name: f"{name}{ending}" for name in (*self.stored, *self.rescales)}
+        tensors = dict.fromkeys(name for table in tables for name in table)
+        new = names(list(dict.fromkeys((*modules.values(), *tensors))))
+        module = {name: new[own].removesuffix(ending) for name, own in modules.items()}
+        return replace(
+            self,
+            stored={module[n]: part.renamed(module[n]) for n, part in self.stored.items()},
+            replaced={new[n]: part.renamed(new[n]) for n, part in self.replaced.items()},
+            added={
+                new[n]: part._replace(replacement=part.replacement.renamed(new[n]))
+                for n, part in self.added.items()
+            },
+            rescales={module[n]: rescale for n, rescale in self.rescales.items()},
+            tokens={
+                new[n]: rows._replace(tensor=rows.tensor.renamed(new[n]))
+                for n, rows in self.tokens.items()
+            },
+            experts={
+                new[n]: tuple(part.renamed(f"{new[n]}.{i}") for i, part in enumerate(parts))
+                for n, parts in self.experts.items()
+            },
+        )
 
     def read(self, module: str) -> LowRank:
         """One module's factors, on the CPU; NonFiniteError for NaN or infinity."""
@@ -244,47 +263,6 @@ class Adapter:
         """Entries [start, stop) of the flattened tensor: embeddings are large."""
         _, checkpoint, key = self.replaced[name]
         return checkpoint.read_part(key, start, stop)
-
-
-class Rows(NamedTuple):
-    """Rows [start, stop) of a module's task vector; of no module: as many rows of zeros."""
-
-    module: str | None
-    start: int
-    stop: int
-
-
-def height(rows: Sequence[Rows]) -> int:
-    """How many rows these are together."""
-    return sum(part.stop - part.start for part in rows)
-
-
-@dataclass(slots=True)
-class Composition:
-    """Each module of the new naming with its rows in order, and what could not be named."""
-
-    rows: dict[str, tuple[Rows, ...]] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
-
-    def add(self, name: str, rows: Sequence[Rows]) -> None:
-        """One module; a fault where another already has its name."""
-        if name in self.rows:
-            own, other = rows[0].module, self.rows[name][0].module
-            self.faults.append(f"{own} and {other} are both {name}")
-        else:
-            self.rows[name] = tuple(rows)
-
-    def rename(self, name: str, new: str | None, spec: ModuleSpec, reason: str = "") -> None:
-        """A module that only gets another name; a fault where that is None."""
-        if new is None:
-            self.faults.append(f"{name}: {reason}" if reason else name)
-        else:
-            self.add(new, whole(name, spec))
-
-
-def whole(name: str, spec: ModuleSpec) -> tuple[Rows, ...]:
-    """All rows of one module."""
-    return (Rows(name, 0, spec.shape[0]),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from typing import NamedTuple
 from magmerge.checkpoints.adapters.base_names import WEIGHT, rows_of
 from magmerge.checkpoints.adapters.names.naming import in_parts, to_diffusers
 from magmerge.checkpoints.adapters.names.vocabulary import flat
-from magmerge.checkpoints.adapters.nouns import Adapter, ModuleSpec, Rows, height, whole
+from magmerge.checkpoints.adapters.nouns import Adapter, ModuleSpec
+from magmerge.checkpoints.adapters.rows import Rows, height, whole
 from magmerge.checkpoints.kinds import kinds_of, read_model_config
 from magmerge.checkpoints.names.pairs import OTHERWISE, pair
 from magmerge.core.components import DIFFUSION, layout_of

@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING
 from magmerge.checkpoints.adapters.names.naming import from_diffusers, in_parts, to_diffusers
 from magmerge.checkpoints.adapters.nouns import (
     Adapter,
-    Composition,
     Content,
     LowRank,
     Module,
     ModuleSpec,
     Replacement,
-    Rows,
-    height,
 )
+from magmerge.checkpoints.adapters.rows import Composition, Rows, height
 from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint
 from magmerge.checkpoints.names.pairs import OTHERWISE, pair
 from magmerge.core import dtypes

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from functools import cache
 
-from magmerge.checkpoints.adapters.nouns import Composition, ModuleSpec, Rows, whole
+from magmerge.checkpoints.adapters.nouns import ModuleSpec
+from magmerge.checkpoints.adapters.rows import Composition, Rows, whole
 from magmerge.checkpoints.names.layouts import tables
 
 _SWAPPED = "final_layer_adaLN_modulation_1"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from magmerge.checkpoints.adapters.nouns import Composition, ModuleSpec, Rows
+from magmerge.checkpoints.adapters.nouns import ModuleSpec
+from magmerge.checkpoints.adapters.rows import Composition, Rows
 from magmerge.checkpoints.names.layouts import Slots, tables
 from magmerge.core.types import TensorSpec
 

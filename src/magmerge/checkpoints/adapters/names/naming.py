@@ -25,7 +25,8 @@ from magmerge.checkpoints.adapters.names.vocabulary import (
     prefixed,
     surely_prefixed,
 )
-from magmerge.checkpoints.adapters.nouns import Composition, ModuleSpec
+from magmerge.checkpoints.adapters.nouns import ModuleSpec
+from magmerge.checkpoints.adapters.rows import Composition
 from magmerge.checkpoints.names import ldm
 from magmerge.core.types import Naming
 
