@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from magmerge.checkpoints.tokens.rows import GatheredRows, RowMap
+from magmerge.core.models import Checkpoint
 
 TEXT = "the cat sat on the mat and the dog ran off with a red hat in the sun"
 EMBEDDING, HEAD, LAYER = "model.embed_tokens.weight", "lm_head.weight", "model.layers.0.w.weight"
@@ -67,3 +71,11 @@ def loaded(folder: Path) -> Any:
     """The tokenizer of a folder as transformers loads it."""
     transformers = pytest.importorskip("transformers")
     return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def gather_rows(checkpoint: Checkpoint, rows: Mapping[str, Sequence[int]]) -> GatheredRows:
+    """`checkpoint` with the rows of some tensors gathered: row i of tensor t is its own row
+    `rows[t][i]`, or is absent where that is ABSENT.
+    """
+    arrays = {name: np.asarray(order, dtype=np.int64) for name, order in rows.items()}
+    return GatheredRows(checkpoint, {name: RowMap(order) for name, order in arrays.items()})

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 import magmerge
 from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint
-from magmerge.checkpoints.tokens.rows import ABSENT, gather_rows
+from magmerge.checkpoints.tokens.rows import ABSENT
 from magmerge.core import registry
 from magmerge.core.parameters import Supplied
 from magmerge.core.recipe import AdapterOutput
 from tests.checkpoints.adapters.files import write_adapter
 from tests.conftest import CommandLine, State, random_state, tuned
 from tests.golden.cases import DTYPES, MODULES, digest, models
+from tests.token_models import gather_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::magmerge.core.errors.MagmergeWarning")
 

@@ -15,12 +15,22 @@ from torch import Tensor
 
 import magmerge
 from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint
-from magmerge.checkpoints.tokens.rows import ABSENT, gather_rows
+from magmerge.checkpoints.tokens.rows import ABSENT
 from magmerge.core import registry
 from magmerge.core.errors import ParameterError, StructureError
 from tests.conftest import CommandLine, random_state, tuned
 from tests.front_door.models import llama
-from tests.token_models import EMBEDDING, HEAD, LAYER, WIDTH, config_of, model, result, tokenizer
+from tests.token_models import (
+    EMBEDDING,
+    HEAD,
+    LAYER,
+    WIDTH,
+    config_of,
+    gather_rows,
+    model,
+    result,
+    tokenizer,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::magmerge.core.errors.MagmergeWarning")
 NEW = "<|im_start|>"

@@ -134,14 +134,6 @@ class GatheredRows:
         return out.copy_(table.reshape(-1)[start - first * width : stop - first * width])
 
 
-def gather_rows(checkpoint: Checkpoint, rows: Mapping[str, Sequence[int]]) -> GatheredRows:
-    """`checkpoint` with the rows of some tensors gathered: row i of tensor t is its own row
-    `rows[t][i]`, or is absent where that is ABSENT.
-    """
-    arrays = {name: np.asarray(order, dtype=np.int64) for name, order in rows.items()}
-    return GatheredRows(checkpoint, {name: RowMap(order) for name, order in arrays.items()})
-
-
 def row_axis(spec: TensorSpec) -> int:
     """The dimension of a tensor that its rows are along: the first that is not 1."""
     return next((axis for axis, size in enumerate(spec.shape) if size != 1), 0)
