@@ -21,13 +21,13 @@ HEADS = {
     "language_model.model.embed_tokens.weight": "language_model.lm_head.weight",
     "model.text_model.embed_tokens.weight": "lm_head.weight",
     "model.decoder.embed_tokens.weight": "lm_head.weight",
-    "model.shared.weight": "lm_head.weight",
-    "led.shared.weight": "lm_head.weight",
     "transformer.wte.weight": "lm_head.weight",
     "transformer.word_embeddings.weight": "lm_head.weight",
     "transformer.tokens_embed.weight": "lm_head.weight",
     "backbone.embeddings.weight": "lm_head.weight",
     "gpt_neox.embed_in.weight": "lm_head.weight",
+    "bert.embeddings.word_embeddings.weight": "cls.predictions.decoder.weight",
+    "roberta.embeddings.word_embeddings.weight": "lm_head.decoder.weight",
 }
 """What transformers calls the head of a model whose token embedding has this name."""
 ELSEWHERE = frozenset(
@@ -43,17 +43,32 @@ SCALED = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers", "pop2p
 """Types of models whose head is the embedding times d_model ** -0.5 where they are one."""
 
 
+BIASES = {".decoder.weight": (".decoder.bias", ".bias")}
+"""Endings of heads whose bias has a second name where they are no embedding, and its first."""
+
+
 class Head(NamedTuple):
     """A token embedding that is the output head too, and the name of that head where it is not."""
 
     embedding: str
     name: str
 
+    @property
+    def copies(self) -> dict[str, str]:
+        """The tensors that the head is made of, each by what it is a copy of."""
+        copies = {self.name: self.embedding}
+        for ending, (second, first) in BIASES.items():
+            if self.name.endswith(ending):
+                stem = self.name.removesuffix(ending)
+                copies[f"{stem}{second}"] = f"{stem}{first}"
+        return copies
+
 
 def head_of(checkpoint: Checkpoint) -> Head | None:
     """The model's head that is its embedding; None where there is none or its name is not known.
 
-    A model whose head is a scaled embedding (T5 and its kin) has none that a plain copy would be.
+    A model whose head is a scaled embedding (T5 and its kin) has none that a plain copy would be,
+    nor has one whose encoder and decoder share the embedding (BART and its kin).
     """
     shared = shared_embeddings(checkpoint)
     config = read_model_config(checkpoint)
@@ -65,9 +80,12 @@ def head_of(checkpoint: Checkpoint) -> Head | None:
     return None if name is None or (stored and name not in stored) else Head(embedding, name)
 
 
-def scales(checkpoint: Checkpoint) -> bool:
-    """Whether the head is a multiple of the embedding, where they are one."""
-    return read_model_config(checkpoint).get("model_type") in SCALED
+def inseparable(checkpoint: Checkpoint) -> bool:
+    """Whether the model computes otherwise where head and embedding are two, or has the embedding
+    in an encoder and a decoder too.
+    """
+    of_both = any(name.endswith("shared.weight") for name in shared_embeddings(checkpoint))
+    return of_both or read_model_config(checkpoint).get("model_type") in SCALED
 
 
 def shared_embeddings(checkpoint: Checkpoint) -> frozenset[str]:

@@ -96,10 +96,11 @@ def open_stored(model: Model, weights: str | None = None) -> Checkpoint:
 
 def is_adapter(checkpoint: Checkpoint) -> bool:
     """Whether it is an adapter, as its keys or PEFT's configuration tell, and no whole model."""
-    folder = checkpoint.folder
+    folder, files = checkpoint.folder, checkpoint.files
+    named = bool(files) and all(file.name.startswith("adapter_model.") for file in files)
     if folder is not None and (folder / CONFIG).is_file():
-        return all(file.name.startswith("adapter_model.") for file in checkpoint.files)
-    return is_adapter_file(checkpoint)
+        return named
+    return (named and (files[0].parent / CONFIG).is_file()) or is_adapter_file(checkpoint)
 
 
 def adapts(model: Model) -> bool:

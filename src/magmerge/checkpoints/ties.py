@@ -6,25 +6,24 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from magmerge.checkpoints.experts import same_tensor
-from magmerge.checkpoints.heads import Head
+from magmerge.checkpoints.heads import BIASES, Head
 from magmerge.checkpoints.kinds import kinds_of, read_model_config
 from magmerge.checkpoints.views import CheckpointView, under_names, whole
 from magmerge.core.errors import shortened
 from magmerge.core.models import Checkpoint
 from magmerge.core.types import TensorSpec
 
-BIASES = ((".decoder.bias", ".bias"),)
-"""Endings of two names for one bias of a head."""
 TIE = "tie_word_embeddings"
 
 
 def untied(checkpoint: Checkpoint, head: Head) -> Checkpoint:
     """The model with its head as a tensor of its own, which is a copy of the embedding."""
     specs = dict(checkpoint.specs)
-    spec = specs[head.embedding]
-    specs[head.name] = TensorSpec(head.name, spec.shape, spec.dtype)
     stretches = {name: whole(own) for name, own in specs.items()}
-    stretches[head.name] = whole(spec)
+    for name, of in head.copies.items():
+        if of in checkpoint.specs:
+            spec = checkpoint.specs[of]
+            specs[name], stretches[name] = TensorSpec(name, spec.shape, spec.dtype), whole(spec)
     return CheckpointView(checkpoint, specs, stretches)
 
 
@@ -78,7 +77,7 @@ def _partners(checkpoint: Checkpoint, name: str) -> Sequence[str]:
     """The tensors of the same model that `name` may be one with."""
     if name in checkpoint.ties:
         return [checkpoint.ties[name]]
-    for ending, other in BIASES:
+    for ending, other in BIASES.values():
         if name.endswith(ending):
             return [name.removesuffix(ending) + other]
     kinds = kinds_of(checkpoint, read_model_config(checkpoint))

@@ -33,6 +33,10 @@ POSITIONS = (
     "torch.nn.functional.interpolate(table.T[None], size=positions, mode='linear')[0].T; that of "
     "an image model along both sides of its grid"
 )
+HEADS_APART = (
+    "give models that are all tied, or all untied (tie_word_embeddings in config.json); or "
+    "--ignore 'lm_head.*' (ignore=) where the head is no part of what the experts learnt"
+)
 FLOATING = "save that model in bfloat16, float16 or float32"
 NO_BIAS = (
     "give a base whose layers have biases (zeros, if it had none), or merge without these of the "
@@ -213,6 +217,8 @@ def _remedy(spec: TensorSpec, lora: bool, other: TensorSpec | None = None) -> st
     if other is not None:
         table = "pos" in spec.name and spec.shape[-1:] == other.shape[-1:]
         return POSITIONS if table else ARCHITECTURE
+    if parts[-2:-1] == ["lm_head"]:
+        return HEADS_APART
     place = next((place for place, part in enumerate(parts) if part in PARTS), None)
     if place is None:
         return ARCHITECTURE

@@ -68,9 +68,14 @@ def publish(
         account = fill(sink)
         check_unchanged(job)
         inputs = _inputs(job, sink.settlers())
-        told = {"files": sorted((*held, RECIPE)), "checksums": sink.checksums()}
-        record = document(job.recipe, inputs, account, told)
         recipes = "---\n".join(each.to_yaml() for each in (*job.documents, job.recipe))
+        texts = {**files.texts, target.named(RECIPE): recipes.encode()}
+        told = {
+            "files": sorted((*held, RECIPE)),
+            "texts": {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()},
+            "checksums": sink.checksums(),
+        }
+        record = document(job.recipe, inputs, account, told)
         beside = {RECORD: record.encode(), RECIPE: recipes.encode()}
         extra = {target.named(name): text for name, text in beside.items()}
         sink.publish({**files.texts, **extra, **report(record, target)})

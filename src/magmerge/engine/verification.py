@@ -7,6 +7,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,23 @@ def header_checks(checkpoint: Checkpoint) -> list[Check]:
         if file.suffix in WEIGHTS and (place or file in checkpoint.files)
     ]
     written = Written(checkpoint.specs, texts, files, tuple(getattr(checkpoint, "parts", ())))
-    return checks_of(written)
+    return [_whole(folder, checkpoint.files, texts), *checks_of(written)]
+
+
+def _whole(folder: Path, weights: Sequence[Path], texts: Mapping[str, bytes]) -> Check:
+    """Shards have an index beside them, and each text that is JSON can be read."""
+    faults = []
+    shards = [file.name for file in weights if "-of-" in file.name and file.parent == folder]
+    if shards and not any(folder.glob("*.index.json")):
+        remedy = "fetch the index, or write the model again: magmerge convert reads it and does"
+        faults.append(Fault(f"{len(shards)} shards, {shards[0]} the first, and no index", remedy))
+    for name, text in texts.items():
+        try:
+            if name.endswith(".json"):
+                json.loads(text)
+        except (ValueError, RecursionError) as error:
+            faults.append(Fault(f"{name} cannot be read: {error}", f"restore {name}"))
+    return Check("folder", tuple(faults), f"{len(texts)} files beside the weights can be read")
 
 
 def tensor_checks(
@@ -112,11 +129,13 @@ def _ties(checkpoint: Checkpoint) -> Iterator[Check]:
     kinds = kinds_of(checkpoint, config)
     of = {kind: [n for n, k in kinds.items() if k == kind] for kind in ("embedding", "head")}
     specs = checkpoint.specs
+    tokens = {p.get("vocab_size") for p in (config, inner) if isinstance(p, dict)}
     pairs = [
         (table, head)
         for table in of["embedding"]
         for head in of["head"]
         if specs[table].shape == specs[head].shape and specs[table].dtype == specs[head].dtype
+        if specs[table].shape[0] in tokens and "position" not in table
     ]
     if True not in flags or len(pairs) != 1:
         return
@@ -152,7 +171,27 @@ def record_checks(place: Path, record: Mapping[str, Any]) -> list[Check]:
     files = [str(name) for name in listed] if isinstance(listed, list) else []
     gone = [name for name in files if place.is_dir() and not (place / name).is_file()]
     faults = [Fault(f"files are missing: {shortened(gone)}", AGAIN)] if gone else []
+    changed = [
+        name
+        for name, digest in texts_of(record).items()
+        for file in [(place if place.is_dir() else place.parent) / name]
+        if file.is_file() and sha256(file.read_bytes()).hexdigest() != digest
+    ]
+    if changed:
+        remedy = "if that was you, all is well; else merge again"
+        faults.append(Fault(f"files were changed since: {shortened(changed)}", remedy))
     return [Check("record", tuple(faults), f"{len(files)} files"), _inputs(record)]
+
+
+def texts_of(record: Mapping[str, Any]) -> dict[str, str]:
+    """The digests of config, tokenizer and recipe that a record tells, by names inside a folder."""
+    texts = record.get("texts")
+    pairs = texts.items() if isinstance(texts, dict) else ()
+    return {
+        str(name): str(digest)
+        for name, digest in pairs
+        if ".." not in Path(str(name)).parts and not Path(str(name)).is_absolute()
+    }
 
 
 def _inputs(record: Mapping[str, Any]) -> Check:

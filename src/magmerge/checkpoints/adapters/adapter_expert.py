@@ -18,7 +18,7 @@ from magmerge.checkpoints.adapters.factored import TILE, rows_between
 from magmerge.checkpoints.adapters.nouns import Adapter, Entries, LowRank
 from magmerge.checkpoints.adapters.placement import Place, Placement, find, mismatch
 from magmerge.checkpoints.adapters.rescaling import Rescaling, misfit, places_of_factors
-from magmerge.checkpoints.heads import Head, head_of, scales, shared_embeddings
+from magmerge.checkpoints.heads import Head, head_of, inseparable, shared_embeddings
 from magmerge.checkpoints.kinds import kinds_of, read_model_config
 from magmerge.core.errors import Fault
 from magmerge.core.models import OWN_BASE, Checkpoint, Expert
@@ -35,7 +35,7 @@ UNTIE = (
 )
 INSEPARABLE = (
     "train the adapter without the embedding and the head: models of this type compute otherwise "
-    "where the two are apart"
+    "where the two are apart, or have the embedding in several places"
 )
 SEVERAL = "give a base that has each of its modules in one tensor, as the adapter's trainer had it"
 NAMED = 3
@@ -160,7 +160,7 @@ class AdapterExpert:
         PEFT runs them as different matrices then, whichever of them the adapter changes.
         """
         shared = shared_embeddings(base)
-        if not shared or self.adapter.config.get("ensure_weight_tying"):
+        if not shared:
             return frozenset()
         touched = sorted(shared & (set(self._places) | set(self._replaced)))
         shapes = {base.specs[name].shape for name in shared}
@@ -169,7 +169,7 @@ class AdapterExpert:
         heads = [name for name in lacking if own[name] in shapes]
         if touched or heads:
             self.apart = head_of(base)
-        remedy = INSEPARABLE if scales(base) else UNTIE
+        remedy = INSEPARABLE if inseparable(base) else UNTIE
         for name in touched:
             self._note(
                 f"{name}: {self.name} changes the embedding or the head, and in the base "

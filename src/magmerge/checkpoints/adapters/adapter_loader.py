@@ -49,13 +49,16 @@ OF_TRAINING = ("optimizer", "scheduler", "rng_state", "training_args", "scaler",
 def open_adapter(path: str | Path) -> Adapter:
     """Open an adapter without reading its factors.
 
-    `path` is a file, or PEFT's folder with an adapter_config.json, or a folder of such folders for
-    the models of a diffusion pipeline. What the format is, keys and header tell, never the file's
-    name. AdapterError, with the key and the remedy, for anything that is no sound adapter.
+    `path` is a file, or PEFT's folder with an adapter_config.json (or the file of tensors in it),
+    or a folder of such folders for the models of a diffusion pipeline. What the format is, keys and
+    header tell, never the file's name. AdapterError, with the key and the remedy, for anything that
+    is no sound adapter.
     """
     place = located(Path(path)) if str(path) else Path(path)
     parts = [name for name in COMPONENTS if (place / name / CONFIG).is_file()] if str(path) else []
-    if str(path) and (place / CONFIG).is_file():
+    if place.name in NAMES and (place.parent / CONFIG).is_file():
+        adapter = _with_config(open_checkpoint(place), place.parent)
+    elif str(path) and (place / CONFIG).is_file():
         adapter = _open_peft(place)
     else:
         adapter = _join(place, parts) if parts else _open_file(path)

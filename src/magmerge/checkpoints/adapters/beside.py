@@ -70,7 +70,9 @@ def placed(adapter: Adapter, base: Checkpoint, placement: Placement) -> Beside:
     for name, tokens in adapter.tokens.items():
         tensor = placement.names.get(name)
         if tensor is None:
-            beside.lacking.append(name)
+            others = [other for key, other in adapter.tokens.items() if key != name]
+            if not any(_same_rows(tokens, other) for other in others):
+                beside.lacking.append(name)
             continue
         shape, (rows, replacement) = base.specs[tensor].shape, tokens
         if (
@@ -87,6 +89,14 @@ def placed(adapter: Adapter, base: Checkpoint, placement: Placement) -> Beside:
     return beside
 
 
+def _same_rows(first: TokenRows, second: TokenRows) -> bool:
+    """Whether two tables replace the same rows by the same ones: PEFT saves those of an embedding
+    for the head too where it is one with it.
+    """
+    stored = [table.tensor.checkpoint.read(table.tensor.key) for table in (first, second)]
+    return first.rows == second.rows and stored[0].equal(stored[1])
+
+
 def _put(
     beside: Beside,
     name: str,
@@ -95,7 +105,7 @@ def _put(
     targets: Sequence[tuple[Place, str]],
 ) -> None:
     (size,) = addition.replacement.spec.shape
-    if sum(place.rows for place, _ in targets) != size or any(place.turned for place, _ in targets):
+    if sum(place.rows for place, _ in targets) != size:
         rows = [list(base.specs[tensor].shape) for _, tensor in targets if tensor in base.specs]
         if targets:
             beside.misfits.append(
