@@ -37,6 +37,11 @@ HEADS_APART = (
     "give models that are all tied, or all untied (tie_word_embeddings in config.json); or "
     "--ignore 'lm_head.*' (ignore=) where the head is no part of what the experts learnt"
 )
+WIDER = ("conv_in.weight", "input_blocks.0.0.weight", "x_embedder.weight", "img_in.weight")
+"""Layers of image models that may take further channels, as those for inpainting do."""
+MORE_CHANNELS = (
+    "give the model with the most input channels as the base: what others lack stays its"
+)
 FLOATING = "save that model in bfloat16, float16 or float32"
 NO_BIAS = (
     "give a base whose layers have biases (zeros, if it had none), or merge without these of the "
@@ -215,6 +220,8 @@ def _remedy(spec: TensorSpec, lora: bool, other: TensorSpec | None = None) -> st
     if parts[-1] in TABLES:
         return DISPENSABLE.format(f"*.{parts[-1]}")
     if other is not None:
+        if spec.name.endswith(WIDER) and other.shape[1:2] > spec.shape[1:2]:
+            return MORE_CHANNELS
         table = "pos" in spec.name and spec.shape[-1:] == other.shape[-1:]
         return POSITIONS if table else ARCHITECTURE
     if parts[-2:-1] == ["lm_head"]:
