@@ -215,3 +215,10 @@ def test_merge_keys_of_yaml_are_no_doubles() -> None:
         "params: {<<: *q}\nmethod: ties"
     )
     assert Recipe.from_yaml(text).params == {"target": "ellipsoid"}
+
+
+def test_a_recipe_of_mergekits_and_a_choice_that_is_none_are_told_in_plain_words() -> None:
+    with pytest.raises(ParameterError, match=r"recipe of mergekit's"):
+        Recipe.from_yaml("slices: []\nmerge_method: slerp\n")
+    with pytest.raises(ParameterError, match="recipe: weights: input should be 'ema'"):
+        Recipe.model_validate({"weights": "emma"})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from magmerge.checkpoints.donor import part_folders, weights_file
 from magmerge.checkpoints.kinds import kinds_of, read_model_config
+from magmerge.checkpoints.loader import READ
 from magmerge.core.errors import CheckpointError
 from magmerge.core.models import Checkpoint
 from magmerge.core.types import Kind, TensorSpec
@@ -21,10 +22,6 @@ WHOLE_PIPELINE = (
     "give a whole pipeline's folder; in diffusers, from_single_file(FILE) of the pipeline's class "
     "and save_pretrained(FOLDER) make one of a single file"
 )
-
-
-WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl"})
-"""Endings of files of weights."""
 
 
 class PipelineFolder:
@@ -101,7 +98,7 @@ class PipelineFolder:
 def opened(folder: Path, parts: Mapping[str, Checkpoint]) -> PipelineFolder:
     """The pipeline in a folder, of the models of its parts."""
     check_parts(folder, parts)
-    beside = sorted(file.name for file in folder.iterdir() if file.suffix in WEIGHTS)
+    beside = sorted(file.name for file in folder.iterdir() if file.suffix in READ)
     note = f"{folder} is read as a pipeline; beside its parts lies {', '.join(beside)}"
     return PipelineFolder(str(folder), folder, parts, notes=[note] if beside else [])
 

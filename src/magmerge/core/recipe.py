@@ -275,6 +275,12 @@ class Recipe(_Data):
                 f"not YAML: {error}", source=source, remedy="mend the line it names"
             ) from error
         contents = [content for content in contents if content is not None]
+        if any(isinstance(content, dict) and "merge_method" in content for content in contents):
+            raise ParameterError(
+                "it is a recipe of mergekit's, which magmerge does not read",
+                source=source,
+                remedy="write it as one of magmerge's: base:, experts:, method:, params:",
+            )
         if not contents:
             remedy = "write one: base, experts"
             raise ParameterError("it holds no recipe", source=source, remedy=remedy)
@@ -284,8 +290,9 @@ class Recipe(_Data):
 def explained(error: ValidationError, source: str, known: Mapping[str, Any]) -> MagmergeError:
     """A pydantic error as one of magmerge's own, which names the key."""
     fault = error.errors()[0]
-    # The kind of an output is no key of the file.
-    path = [str(part) for part in fault["loc"] if part not in ("model", "adapter")]
+    # The kind of an output is no key of the file, nor is the form of a value that has several.
+    forms = ("model", "adapter") if fault["loc"][:1] == ("output",) else ()
+    path = [str(part) for part in fault["loc"] if part not in forms and "[" not in str(part)]
     if len(path) > 1 or (path and path[0] not in known and fault["type"] != "extra_forbidden"):
         parts: dict[str, type[BaseModel]] = {"output": ModelOutput, "samples": Samples}
         if fault["loc"][:2] == ("output", "adapter"):

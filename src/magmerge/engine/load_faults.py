@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from magmerge.checkpoints.donor import companion_files, dtype_settings, read_companions
 from magmerge.checkpoints.load_checks import BEYOND, Written, checks_of
 from magmerge.checkpoints.output.target import Target
 from magmerge.core.errors import Fault, StructureError
 from magmerge.engine.job import Job
-
-
-def result_texts(job: Job) -> dict[str, bytes]:
-    """The files beside a model's tensors: config and tokenizer of its donor, as they will be."""
-    settings = {**dtype_settings(job.donor, job.recipe.output.dtype), **job.models.settings}
-    return read_companions(companion_files(job.donor), settings, job.models.texts)
+from magmerge.engine.outputs import result_texts
 
 
 def load_faults(job: Job, target: Target) -> list[Fault]:

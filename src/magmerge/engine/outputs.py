@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from magmerge.checkpoints.donor import companion_files, weights_file
+from magmerge.checkpoints.donor import (
+    companion_files,
+    dtype_settings,
+    read_companions,
+    weights_file,
+)
 from magmerge.checkpoints.output.layout import INDEX, SUFFIX, lay_out
 from magmerge.checkpoints.output.own_files import ADAPTER
 from magmerge.checkpoints.output.target import Target
@@ -89,6 +94,12 @@ def _check_folder(out: Path, parts: Mapping[str, str]) -> None:
             remedy="drop the suffix, or write one part alone: give that part's own folder of each "
             f"model, such as BASE/{part}",
         )
+
+
+def result_texts(job: Job) -> dict[str, bytes]:
+    """The files beside a model's tensors: config and tokenizer of its donor, as they will be."""
+    settings = {**dtype_settings(job.donor, job.recipe.output.dtype), **job.models.settings}
+    return read_companions(companion_files(job.donor), settings, job.models.texts)
 
 
 def _check_suffix(out: Path, naming: str) -> None:

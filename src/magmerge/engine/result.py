@@ -19,7 +19,7 @@ from magmerge.core.recipe import ModelOutput, Recipe
 from magmerge.core.types import LayerRecord, Plan, Step, Uncovered
 from magmerge.engine.job import Job
 from magmerge.engine.notes import config_notes, warn
-from magmerge.engine.outputs import place, target_for
+from magmerge.engine.outputs import place, result_texts, target_for
 from magmerge.engine.publish import Files, Report, origin, publish
 
 
@@ -120,7 +120,7 @@ def model_files(job: Job, steps: list[Step], target: Target) -> Files:
     placed, shards = place(steps, job, target, header)
     if target.single:
         return Files(placed, shards)
-    return Files(placed, shards, load("magmerge.engine.load_faults:result_texts")(job))
+    return Files(placed, shards, result_texts(job))
 
 
 def write_all(steps: Any, tensors: Mapping[str, Tensor], sink: Sink) -> None:

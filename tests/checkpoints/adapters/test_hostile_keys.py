@@ -62,3 +62,11 @@ def test_keys_are_read_or_refused(
         factors = adapter.read(module.name)
         assert factors.up.shape == (module.shape[0], module.rank)
         assert factors.down.shape == (module.rank, *module.shape[1:])
+
+
+def test_a_layer_with_and_without_its_wrapper_is_no_bare_parameter() -> None:
+    """Both have factors, and no parameter of either is named: once no number of wrappers fitted."""
+    from magmerge.checkpoints.adapters.formats.bare_parameters import parameter_of
+
+    modules: dict = {"a.proj_in": {}, "a.proj_in.base_layer": {}}
+    assert parameter_of("a.proj_in.base_layer", modules, {"target_parameters": ["b.w"]}) is None

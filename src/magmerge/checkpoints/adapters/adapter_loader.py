@@ -23,7 +23,7 @@ from magmerge.checkpoints.adapters.nouns import (
     Rescale,
     TokenRows,
 )
-from magmerge.checkpoints.loader import located, located_note, open_checkpoint
+from magmerge.checkpoints.loader import TORCH_SUFFIXES, located, located_note, open_checkpoint
 from magmerge.core.errors import AdapterError, EmptyCheckpointError
 from magmerge.core.models import Checkpoint
 from magmerge.core.types import Naming
@@ -41,7 +41,7 @@ LEAVES = (".weight", ".bias")
 WRAPPERS = ("module.", "_orig_mod.")
 """What parallel and compiled models put before a name."""
 NAMES = ("adapter_model.safetensors", "adapter_model.bin")
-WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt"})
+WEIGHTS = TORCH_SUFFIXES | {".safetensors"}
 OF_TRAINING = ("optimizer", "scheduler", "rng_state", "training_args", "scaler", "random_states")
 """What the names of files begin with that a trainer needs to go on, and a model does not."""
 

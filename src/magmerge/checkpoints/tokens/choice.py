@@ -89,7 +89,7 @@ def _place(name: object, members: Sequence[Member], key: str, more: Sequence[str
     if name not in names:
         raise UnknownNameError(
             f"{key} {name!r} is none of this recipe's models",
-            remedy=suggestion(name, [*more, BASE, *names]),
+            remedy=suggestion(name, dict.fromkeys((*more, BASE, *names))),
         )
     return names.index(str(name))
 

@@ -44,7 +44,7 @@ def parameter_of(
     paths = (str(name).rpartition(".") for name in told)
     own = [leaf for owner, _, leaf in paths if f".{path}".endswith(f".{owner}")]
     depth = (len(module) - len(path)) // len(WRAPPED)
-    count = next(n for n in range(len(own) + 2) if f"{path}{WRAPPED * n}" not in modules)
+    count = next(n for n in range(len(modules) + 1) if f"{path}{WRAPPED * n}" not in modules)
     if not own or own == ["weight"]:
         return None
     if len(own) != count or (count > 1 and not set(own) <= set(ORDER)):
