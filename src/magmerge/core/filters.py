@@ -189,22 +189,3 @@ def settled(value: Any, depth: float) -> Any:
     if not share:
         return float(points[left])
     return float(points[left]) * (1 - share) + float(points[left + 1]) * share
-
-
-def depths(names: Iterable[str]) -> dict[str, float]:
-    """How deep in its stack of blocks each tensor is: 0 in the first, 1 in the last, 0 outside.
-
-    A stack is what its names number first: model.layers.N, encoder.block.N, blocks.N.
-    """
-    blocks = {name: _block(name) for name in names}
-    last: dict[str, int] = {}
-    for stack, number in blocks.values():
-        last[stack] = max(last.get(stack, 0), number)
-    return {name: number / (last[stack] or 1) for name, (stack, number) in blocks.items()}
-
-
-def _block(name: str) -> tuple[str, int]:
-    """The stack that a tensor is in, and its number there; without a number, its first."""
-    parts = name.split(".")
-    place = next((place for place, part in enumerate(parts) if part.isdecimal()), None)
-    return (name, 0) if place is None else (".".join(parts[:place]), int(parts[place]))

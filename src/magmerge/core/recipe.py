@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -26,7 +25,7 @@ from pydantic import (
 
 from magmerge.core import lazy
 from magmerge.core.dtypes import parse_float_dtype, parse_size
-from magmerge.core.errors import MagmergeError, ParameterError, UnknownNameError, suggestion
+from magmerge.core.errors import ParameterError
 from magmerge.core.models import named_by_path, strengths_as_weights
 
 
@@ -127,25 +126,26 @@ class TokenSource(_Data):
     force: bool = False
 
 
+class Slice(_Data):
+    """Some blocks of the result, one after the other, and the blocks that they are merged of.
+
+    `layers` tells for the base and each expert that has a part in it which of its own blocks they
+    are, from the first to before the last, as many in each; None: all that it has. `stack` is the
+    stack of blocks that they are in (model.layers, encoder.block), by its name or a part of it that
+    only one has; None: the only one, or the greatest. `base` is the expert that is the base here.
+    """
+
+    layers: dict[str, tuple[int, int] | None]
+    stack: str | None = None
+    base: str | None = None
+
+
 LISTS = ("sensitive", "skip", "ignore")
-LATER = ("rename", "weights", "tokenizer", "tokens", "pad_to_multiple_of")
+LATER = (
+    *("rename", "weights", "tokenizer", "tokens", "pad_to_multiple_of"),
+    *("slices", "chat_template"),
+)
 """Fields that recipes once had not: where they are not set the digest is what it was."""
-FIELD_SYNTAX = {
-    "experts": "a list of paths, or names with paths: {maths: PATH, code: PATH}",
-    "calibrate": "a name, such as wsc, or a list of such",
-    "params": "names with values: {density: 0.3}",
-    "output": "fields with values: {dtype: bfloat16}",
-    "samples": "fields with values: {data: {maths: PATH}, samples: 8}",
-    "rename": "old names with new ones: {'old.*': 'new.*'}, or such a map for each expert",
-    "gate": "on or off",
-    "weights": "ema or model, or either by a model's name: {maths: ema}",
-    **dict.fromkeys(LISTS, "a name or a pattern, or a list of such"),
-    "tokens": 'texts of tokens with sources: {"<|im_start|>": {source: chat, force: true}}',
-    **dict.fromkeys(("seed", "pad_to_multiple_of"), "a whole number"),
-    "tokenizer": "base, union or an expert's name",
-    **dict.fromkeys(("name", "base", "merged", "method"), "one word or path, in quotes if need be"),
-}
-"""How each field of a recipe is written."""
 
 
 class Recipe(_Data):
@@ -160,7 +160,9 @@ class Recipe(_Data):
     weights are looked at. `name` is what later documents of the same file call this one's result.
     `tokenizer` is base, union or an expert's name: whose tokens the result has, None for those of
     all; `tokens` tells where rows of single tokens are from, and `pad_to_multiple_of` what the
-    number of rows is a multiple of.
+    number of rows is a multiple of. `slices` are the result's blocks, where they are not those of
+    the models, each merged with the others of its place; `chat_template` is the result's: auto, one
+    by name, or a text.
     """
 
     name: str | None = None
@@ -180,6 +182,8 @@ class Recipe(_Data):
     tokenizer: str | None = None
     tokens: dict[str, TokenSource] = Field(default_factory=dict)
     pad_to_multiple_of: Annotated[int, Field(gt=0)] | None = None
+    slices: tuple[Slice, ...] = ()
+    chat_template: str | None = None
     samples: Samples | None = None
     output: ModelOutput | AdapterOutput = Field(default_factory=ModelOutput, discriminator="kind")
 
@@ -227,7 +231,9 @@ class Recipe(_Data):
             return handler(content)
         except ValidationError as error:
             source = (info.context or {}).get("source", "the recipe")
-            raise explained(error, source, cls.model_fields) from error
+            raise lazy.load("magmerge.core.recipe_faults:explained")(
+                error, source, cls.model_fields
+            ) from error
 
     @field_validator("gate", mode="before")
     @classmethod
@@ -285,35 +291,3 @@ class Recipe(_Data):
             remedy = "write one: base, experts"
             raise ParameterError("it holds no recipe", source=source, remedy=remedy)
         return [cls.model_validate(content, context={"source": source}) for content in contents]
-
-
-def explained(error: ValidationError, source: str, known: Mapping[str, Any]) -> MagmergeError:
-    """A pydantic error as one of magmerge's own, which names the key."""
-    fault = error.errors()[0]
-    # The kind of an output is no key of the file, nor is the form of a value that has several.
-    forms = ("model", "adapter") if fault["loc"][:1] == ("output",) else ()
-    path = [str(part) for part in fault["loc"] if part not in forms and "[" not in str(part)]
-    if len(path) > 1 or (path and path[0] not in known and fault["type"] != "extra_forbidden"):
-        parts: dict[str, type[BaseModel]] = {"output": ModelOutput, "samples": Samples}
-        if fault["loc"][:2] == ("output", "adapter"):
-            parts["output"] = AdapterOutput
-        known = parts[path[0]].model_fields if path[0] in parts else known
-    key = ".".join(path)
-    if fault["type"] == "extra_forbidden":
-        homes = {"output": (ModelOutput, AdapterOutput), "samples": (Samples,)}
-        home = next((h for h, kinds in homes.items() if _has(kinds, path[-1])), None)
-        remedy = suggestion(path[-1], known)
-        if len(path) == 1 and home is not None:
-            remedy = f"write it under {home}: {home}: {{{path[-1]}: ...}}"
-        return UnknownNameError(f"unknown key {key!r}", source=source, remedy=remedy)
-    field = path[0] if path else ""
-    syntax = FIELD_SYNTAX.get(field)
-    remedy = f"{field} is {syntax}" if syntax else f"known keys: {', '.join(known)}"
-    problem = f"{key}: {fault['msg'].lower()}" if key else fault["msg"].lower()
-    if not key and fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
-        problem = "it is no mapping from keys to values"
-    return ParameterError(problem, source=source, remedy=remedy)
-
-
-def _has(kinds: Sequence[type[BaseModel]], field: str) -> bool:
-    return any(field in kind.model_fields for kind in kinds)

@@ -12,7 +12,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from magmerge.core import registry
 from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.core.filters import GRADIENT, Item, items_of, points_of, stored, varies
-from magmerge.core.recipe import EVERY, Calibration, explained
+from magmerge.core.lazy import load
+from magmerge.core.recipe import EVERY, Calibration
 from magmerge.core.traits import Calibrator, Method, Parameter
 from magmerge.core.types import Naming
 
@@ -167,7 +168,9 @@ def check_calibrations(
         try:
             calibrate = Calibration.model_validate(calibrate)
         except ValidationError as error:
-            raise explained(error, "calibrate", Calibration.model_fields) from error
+            raise load("magmerge.core.recipe_faults:explained")(
+                error, "calibrate", Calibration.model_fields
+            ) from error
     if calibrate.method in COMPOSED:
         return _composed(calibrate)
     calibrator = registry.calibrators.get(calibrate.method, besides=COMPOSED)

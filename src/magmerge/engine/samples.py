@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from magmerge import data
 from magmerge.core import registry
 from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
+from magmerge.core.lazy import load
 from magmerge.core.models import MEMORY
-from magmerge.core.recipe import Calibration, Recipe, Samples, explained
+from magmerge.core.recipe import Calibration, Recipe, Samples
 from magmerge.engine.job import Job, Live, Models
 
 if TYPE_CHECKING:
@@ -62,7 +63,9 @@ def samples_of(
     try:
         samples = Samples(**fields)
     except ValidationError as error:
-        raise explained(error, "the arguments", Samples.model_fields) from error
+        raise load("magmerge.core.recipe_faults:explained")(
+            error, "the arguments", Samples.model_fields
+        ) from error
     module = None if isinstance(model, str) else model
     return samples, Live(data=sources, module=module, build=True)
 

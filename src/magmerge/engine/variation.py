@@ -9,7 +9,8 @@ from typing import Any
 
 from magmerge.core import registry
 from magmerge.core.errors import ParameterError
-from magmerge.core.filters import Filters, Item, depths, items_of, settled, varies
+from magmerge.core.filters import Filters, Item, items_of, settled, varies
+from magmerge.core.lazy import load
 from magmerge.core.recipe import Recipe
 from magmerge.core.traits import Method
 from magmerge.core.types import Action, Choice, Step
@@ -27,7 +28,9 @@ class Varying:
             name: items_of(name, value) for name, value in recipe.params.items() if varies(value)
         }
         self._filters = Filters(names if self.items else ())
-        self._depths = depths(self._filters.names)
+        self._depths: Mapping[str, float] = {}
+        if self.items:
+            self._depths = load("magmerge.core.stacks:depths")(self._filters.names)
 
     def at(self, name: str, action: Action) -> tuple[tuple[str, Any], ...]:
         """The values of those that act on a tensor, by public name."""

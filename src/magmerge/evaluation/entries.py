@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 
 from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.core.plain_yaml import PlainLoader
-from magmerge.core.recipe import explained
+from magmerge.core.recipe_faults import explained
 from magmerge.data.rows import Preparation
 
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "perplexity"]

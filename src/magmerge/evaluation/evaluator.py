@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from magmerge.checkpoints.output.own_files import check_document
 from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.core.machine import Progress
-from magmerge.core.recipe import explained
+from magmerge.core.recipe_faults import explained
 from magmerge.evaluation.entries import WHOLE, SuiteEntry
 from magmerge.evaluation.harness import LmEval, run_harness
 from magmerge.evaluation.live_model import Hardware, Measurable

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from magmerge.core.errors import UnknownNameError, suggestion
-from magmerge.core.recipe import explained
+from magmerge.core.recipe_faults import explained
 from magmerge.evaluation.entries import keys_of, path_of, read_yaml
 
 STRICT = ConfigDict(frozen=True, extra="forbid")

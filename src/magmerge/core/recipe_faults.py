@@ -1,0 +1,61 @@
+"""Errors of a recipe as pydantic finds them, in magmerge's own words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from magmerge.core.errors import MagmergeError, ParameterError, UnknownNameError, suggestion
+from magmerge.core.recipe import LISTS, AdapterOutput, ModelOutput, Samples
+
+FIELD_SYNTAX = {
+    "experts": "a list of paths, or names with paths: {maths: PATH, code: PATH}",
+    "calibrate": "a name, such as wsc, or a list of such",
+    "params": "names with values: {density: 0.3}",
+    "output": "fields with values: {dtype: bfloat16}",
+    "samples": "fields with values: {data: {maths: PATH}, samples: 8}",
+    "rename": "old names with new ones: {'old.*': 'new.*'}, or such a map for each expert",
+    "gate": "on or off",
+    "weights": "ema or model, or either by a model's name: {maths: ema}",
+    **dict.fromkeys(LISTS, "a name or a pattern, or a list of such"),
+    "tokens": 'texts of tokens with sources: {"<|im_start|>": {source: chat, force: true}}',
+    **dict.fromkeys(("seed", "pad_to_multiple_of"), "a whole number"),
+    "slices": "a list of such: {layers: {base: [0, 8], maths: [0, 8]}}",
+    "tokenizer": "base, union or an expert's name",
+    **dict.fromkeys(("name", "base", "merged", "method"), "one word or path, in quotes if need be"),
+}
+"""How each field of a recipe is written."""
+
+
+def explained(error: ValidationError, source: str, known: Mapping[str, Any]) -> MagmergeError:
+    """A pydantic error as one of magmerge's own, which names the key."""
+    fault = error.errors()[0]
+    # The kind of an output is no key of the file, nor is the form of a value that has several.
+    forms = ("model", "adapter") if fault["loc"][:1] == ("output",) else ()
+    path = [str(part) for part in fault["loc"] if part not in forms and "[" not in str(part)]
+    if len(path) > 1 or (path and path[0] not in known and fault["type"] != "extra_forbidden"):
+        parts: dict[str, type[BaseModel]] = {"output": ModelOutput, "samples": Samples}
+        if fault["loc"][:2] == ("output", "adapter"):
+            parts["output"] = AdapterOutput
+        known = parts[path[0]].model_fields if path[0] in parts else known
+    key = ".".join(path)
+    if fault["type"] == "extra_forbidden":
+        homes = {"output": (ModelOutput, AdapterOutput), "samples": (Samples,)}
+        home = next((h for h, kinds in homes.items() if _has(kinds, path[-1])), None)
+        remedy = suggestion(path[-1], known)
+        if len(path) == 1 and home is not None:
+            remedy = f"write it under {home}: {home}: {{{path[-1]}: ...}}"
+        return UnknownNameError(f"unknown key {key!r}", source=source, remedy=remedy)
+    field = path[0] if path else ""
+    syntax = FIELD_SYNTAX.get(field)
+    remedy = f"{field} is {syntax}" if syntax else f"known keys: {', '.join(known)}"
+    problem = f"{key}: {fault['msg'].lower()}" if key else fault["msg"].lower()
+    if not key and fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        problem = "it is no mapping from keys to values"
+    return ParameterError(problem, source=source, remedy=remedy)
+
+
+def _has(kinds: Sequence[type[BaseModel]], field: str) -> bool:
+    return any(field in kind.model_fields for kind in kinds)
