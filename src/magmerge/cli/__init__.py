@@ -30,7 +30,7 @@ from magmerge.cli import (
     suite,
     verify,
 )
-from magmerge.cli.output import print_error, print_warning
+from magmerge.cli.output import print_error, print_stopped, print_warning
 from magmerge.core.errors import MagmergeError, MagmergeWarning, ParameterError
 from magmerge.core.version import __version__
 
@@ -102,25 +102,37 @@ def main() -> None:
     try:
         _check_strengths(sys.argv[1:])
         app()
-    except MagmergeError as error:
-        print_error(error, as_json=as_json)
+    except BaseException as error:
+        if _interrupted(error):
+            print_stopped(as_json=as_json)
+            sys.exit(130)
+        told = _error_of(error)
+        if told is None:
+            raise
+        print_error(told, as_json=as_json)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print_error(MagmergeError("stopped; nothing was left at the output"), as_json=as_json)
-        sys.exit(130)
-    except UnicodeError as error:
-        print_error(MagmergeError(f"a name cannot be written here: {error}"), as_json=as_json)
-        sys.exit(1)
-    except BrokenPipeError:
+
+
+def _error_of(error: BaseException) -> MagmergeError | None:
+    """What is said of an error; None for the end of the program, and for a fault of its own."""
+    if isinstance(error, MagmergeError):
+        return error
+    if isinstance(error, UnicodeError):
+        return MagmergeError(f"a name cannot be written here: {error}")
+    if isinstance(error, BrokenPipeError):
         # The reader of a pipe (head, less) has gone: no more output, and no complaint at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except OSError as error:
-        print_error(
-            MagmergeError(f"the system refuses: {error.strerror}", source=error.filename),
-            as_json=as_json,
-        )
-        sys.exit(1)
+    if isinstance(error, OSError):
+        return MagmergeError(f"the system refuses: {error.strerror}", source=error.filename)
+    return None
+
+
+def _interrupted(end: BaseException | None) -> bool:
+    """Whether an error is what somebody made of Ctrl-C."""
+    while end is not None and not isinstance(end, KeyboardInterrupt):
+        end = end.__cause__ or (None if end.__suppress_context__ else end.__context__)
+    return end is not None
 
 
 def program() -> NoReturn:

@@ -28,6 +28,7 @@ from rich.text import Text
 from magmerge.core.errors import MagmergeError, MagmergeWarning
 from magmerge.report.terminal_tables import paragraph, plain
 
+STOPPED = "stopped; nothing was left at the output"
 LOG_WIDTH = 240
 """Columns of a table where there is no terminal."""
 LOG_EVERY = 5.0
@@ -65,6 +66,14 @@ def print_error(error: MagmergeError, *, as_json: bool) -> None:
     _say(plain("error: ", "bold red") + paragraph(str(error)))
 
 
+def print_stopped(*, as_json: bool) -> None:
+    """What the program says when it ends because the user stops it."""
+    if as_json:
+        print_error(MagmergeError(STOPPED), as_json=True)
+    else:
+        _say(plain(STOPPED))
+
+
 def print_warning(message: Warning | str, category: type[Warning]) -> None:
     """One line for a warning of magmerge's own; those of other libraries are not for users."""
     if issubclass(category, MagmergeWarning):
@@ -75,6 +84,29 @@ def _say(text: Text) -> None:
     """To the same screen as the progress bar, which then moves down; whole words on a terminal."""
     text.overflow = None
     log().print(text, soft_wrap=not log().is_terminal)
+
+
+_open: list[tuple[Progress | None, bool]] = []
+"""The bars on the terminal, and whether there is something to say of what is there already."""
+
+
+def leave_screen() -> bool:
+    """Take the bars from the terminal; False where more is to be done before the program ends."""
+    if any(noted for _, noted in _open):
+        return False
+    for bars, _ in _open:
+        if bars is not None:
+            bars.stop()
+    return True
+
+
+@contextmanager
+def _noted(bars: Progress | None, note: object) -> Iterator[None]:
+    _open.append((bars, note is not None))
+    try:
+        yield
+    finally:
+        _open.pop()
 
 
 @contextmanager
@@ -89,16 +121,17 @@ def progress_reporter(
     screen = log()
     try:
         if not screen.is_terminal:
-            yield _LineReporter(screen)
+            with _noted(None, note):
+                yield _LineReporter(screen)
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         spent = (TimeElapsedColumn(), TextColumn("elapsed"))
         left = (TimeRemainingColumn(), TextColumn("left"))
-        with Progress(*columns, *spent, *left, console=screen) as bars:
+        bars = Progress(*columns, *spent, *left, console=screen)
+        with bars, _noted(bars, note):
             yield _BarReporter(bars)
     except KeyboardInterrupt:
         if note is None:
-            screen.print("stopped; nothing was left at the output")
             raise
         screen.print(f"stopped{note()}", markup=False)
         raise typer.Exit(130) from None

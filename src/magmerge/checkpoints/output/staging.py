@@ -22,11 +22,12 @@ from magmerge.checkpoints.output.own_files import (
     output_error,
 )
 from magmerge.checkpoints.output.target import Target
-from magmerge.core.errors import OutputError
 
 LOCK, KEY = ".lock", ".job"
 NOTES = (KEY, LEDGER, FINDINGS)
 """Files that tell how far the work is."""
+UNFINISHED: set[Path] = set()
+"""Folders of this process's results that are not whole yet."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
@@ -49,6 +50,7 @@ class Staging:
         self._lock: int | None = None
 
     def __enter__(self) -> Staging:
+        UNFINISHED.add(self.folder)
         try:
             with disk_errors(self.target):
                 self.target.parent.mkdir(parents=True, exist_ok=True)
@@ -61,8 +63,8 @@ class Staging:
                 self._clear()
                 (self.folder / KEY).write_text(self.key, encoding="utf-8")
                 self.place.check_free(self.own)
-        except OutputError:
-            self._abandon()
+        except BaseException:
+            self.__exit__(None)
             raise
         return self
 
@@ -70,6 +72,7 @@ class Staging:
         if kind is not None and self.resume:
             self._release()
         self._abandon()
+        UNFINISHED.discard(self.folder)
 
     def _is_plain(self) -> bool:
         """Whether no link and nothing but files of this run's own names lies here."""
