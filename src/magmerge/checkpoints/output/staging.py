@@ -22,8 +22,13 @@ from magmerge.checkpoints.output.own_files import (
     output_error,
 )
 from magmerge.checkpoints.output.target import Target
+from magmerge.core.whole_file import write_whole
 
 LOCK, KEY = ".lock", ".job"
+PUBLISHING, OLD = ".publishing", "old"
+"""What tells that the files of a single one's result are being moved, and where those that they
+replace are meanwhile.
+"""
 NOTES = (KEY, LEDGER, FINDINGS)
 """Files that tell how far the work is."""
 UNFINISHED: set[Path] = set()
@@ -54,9 +59,8 @@ class Staging:
         try:
             with disk_errors(self.target):
                 self.target.parent.mkdir(parents=True, exist_ok=True)
-                if self.folder.is_symlink():
-                    problem = "a link stands where magmerge would work"
-                    raise output_error(self.folder, problem, "remove that link")
+                check_mine(self.folder)
+                check_mine(self._old)
                 self.folder.mkdir(exist_ok=True)
                 self._lock = lock_file(self.folder / LOCK, self.target, moves=True)
                 self.resumed = self.resume and self._read_key() == self.key and self._is_plain()
@@ -103,13 +107,7 @@ class Staging:
         self.place.check_free(self.own)
         if self.single:
             self.place.check_siblings(siblings)
-            named = (*siblings, self.target.name)
-            retired = self._retired(named)
-            for name in named:
-                os.replace(self.folder / name, self.target.parent / name)
-            for file in retired:
-                file.unlink(missing_ok=True)
-            sync_folder(self.target.parent)
+            self._publish_file(list(siblings))
             self._abandon()
             return
         # The lock moves with the folder, so that no other run takes this one's place meanwhile.
@@ -121,12 +119,45 @@ class Staging:
         sync_folder(self.target.parent)
         self._release()
 
-    def _retired(self, named: Collection[str]) -> list[Path]:
-        """What a result that is replaced has beside it, and this one has not."""
+    def _publish_file(self, siblings: list[str]) -> None:
+        """Put a single file in place, and `siblings` beside it.
+
+        The file's own rename is what counts: before it no new sibling is there, and after it no old
+        one, so that no record ever lies beside another model than its own. What is killed between
+        is finished, or taken back, by the next run.
+        """
+        old, beside = self.folder / OLD, self.target.parent
+        old.mkdir()
+        write_whole(self.folder / PUBLISHING, "")
+        for name in {*siblings, *self._retired()}:
+            if (beside / name).exists():
+                os.replace(beside / name, old / name)
+        sync_folder(beside)
+        os.replace(self.folder / self.target.name, self.target)
+        sync_folder(beside)
+        self._put_siblings(self.folder, siblings)
+
+    def _put_siblings(self, place: Path, names: Iterable[str]) -> None:
+        """Move files from `place` beside the target, where nothing else came to lie."""
+        for name in names:
+            if (place / name).is_file() and not os.path.lexists(self.target.parent / name):
+                os.replace(place / name, self.target.parent / name)
+        sync_folder(self.target.parent)
+
+    def _settle(self) -> None:
+        """Finish what a killed run was publishing, or take it back where its file is not there."""
+        marker, old = self.folder / PUBLISHING, self.folder / OLD
+        if not (self.single and marker.is_file()):
+            return
+        beside = {self.place.named(name) for name in (RECORD, RECIPE, REPORT)}
+        done = not (self.folder / self.target.name).exists()
+        self._put_siblings(self.folder if done else old, beside)
+
+    def _retired(self) -> list[str]:
+        """What a result that is replaced may have beside it."""
         if not self.place.overwrite or not is_own_record(self.place.record):
             return []
-        names = map(self.place.named, (RECORD, RECIPE, REPORT))
-        return [self.target.parent / name for name in names if name not in named]
+        return [self.place.named(name) for name in (RECORD, RECIPE, REPORT)]
 
     def _replace(self) -> None:
         """Exchange the folders in one step where the system can, else in two."""
@@ -140,6 +171,7 @@ class Staging:
     def _abandon(self) -> None:
         """Remove what is unfinished, while the lock is still held."""
         if self._lock is not None:
+            self._settle()
             shutil.rmtree(self.folder, ignore_errors=True)
             self._release()
 
@@ -150,6 +182,7 @@ class Staging:
 
     def _clear(self) -> None:
         """Remove what a killed run left; bring back an output that it had moved aside."""
+        self._settle()
         for entry in () if self.resumed else self.folder.iterdir():
             if entry.name != LOCK:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -158,6 +191,15 @@ class Staging:
                 discard(self._old, self.own | files_in(self.target), self.target)
             else:
                 os.rename(self._old, self.target)
+
+
+def check_mine(place: Path) -> None:
+    """OutputError where a link, or another user's file, stands where magmerge would work."""
+    if place.is_symlink():
+        raise output_error(place, "a link stands where magmerge would work", "remove that link")
+    if place.exists() and place.stat().st_uid != os.geteuid():
+        problem = "it is another user's, and stands where magmerge would work"
+        raise output_error(place, problem, "have it removed, or choose another output")
 
 
 def _exchange(first: Path, second: Path) -> bool:
