@@ -75,7 +75,8 @@ def test_what_another_user_planted_is_not_taken(
     planted = tmp_path / ".out.magmerge-old"
     planted.mkdir()
     (planted / "model.safetensors").write_text("evil")
-    monkeypatch.setattr(staging.os, "geteuid", lambda: os.stat(planted).st_uid + 1)
+    other = os.stat(planted).st_uid + 1
+    monkeypatch.setattr(staging.os, "geteuid", lambda: other)
     with pytest.raises(OutputError, match="another user's"):
         merge(folders, tmp_path / "out")
     assert not (tmp_path / "out").exists()
