@@ -88,6 +88,16 @@ def test_an_index_that_disagrees_with_its_shards_is_refused(tmp_path: Path) -> N
         magmerge.open_checkpoint(folder)
 
 
+def test_an_index_that_sends_a_tensor_to_another_shard_is_refused(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "m", random_state(1))
+    listed = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    name, shard = next(iter(listed.items()))
+    other = next(file for file in listed.values() if file != shard)
+    edit_index(folder, name, other)
+    with pytest.raises(CheckpointError, match=f"is listed in {other} and is in {shard}"):
+        magmerge.open_checkpoint(folder)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}'])
 def test_a_broken_index_is_refused(tmp_path: Path, text: str) -> None:
     folder = sharded(tmp_path / "m", random_state(1))

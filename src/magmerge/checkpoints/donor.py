@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -167,7 +168,7 @@ def check_donor(
     """OutputError if the donor's config or tokenizer are not for the model's own tensors, but for
     what `settings` and `texts` put in their place.
     """
-    if layout.folder is not None and donor.resolve() == layout.folder.resolve():
+    if layout.folder is not None and os.path.realpath(donor) == os.path.realpath(layout.folder):
         return
     parts, theirs = getattr(layout, "parts", {}), part_folders(donor)
     if bool(parts) != bool(theirs) or not set(parts) <= set(theirs):

@@ -93,7 +93,7 @@ def _numbered(folder: Path) -> Files | None:
     if len(sets) > 1:
         names = [f"{name}-...-of-{total:05d}{suffix}" for name, total, suffix in sets]
         raise CheckpointError(
-            f"it holds the shards of several checkpoints: {', '.join(names)}",
+            f"it holds the shards of several checkpoints: {shortened(names)}",
             source=folder,
             remedy="move those of one checkpoint to a folder of its own",
         )

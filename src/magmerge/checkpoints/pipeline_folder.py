@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from magmerge.checkpoints.donor import part_folders, weights_file
 from magmerge.checkpoints.kinds import kinds_of, read_model_config
 from magmerge.checkpoints.loader import READ
-from magmerge.core.errors import CheckpointError
+from magmerge.core.errors import CheckpointError, shortened
 from magmerge.core.models import Checkpoint
 from magmerge.core.types import Kind, TensorSpec
 
@@ -99,7 +99,7 @@ def opened(folder: Path, parts: Mapping[str, Checkpoint]) -> PipelineFolder:
     """The pipeline in a folder, of the models of its parts."""
     check_parts(folder, parts)
     beside = sorted(file.name for file in folder.iterdir() if file.suffix in READ)
-    note = f"{folder} is read as a pipeline; beside its parts lies {', '.join(beside)}"
+    note = f"{folder} is read as a pipeline; beside its parts lies {shortened(beside)}"
     return PipelineFolder(str(folder), folder, parts, notes=[note] if beside else [])
 
 

@@ -8,7 +8,7 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -63,6 +63,10 @@ class SafetensorsCheckpoint:
             specs[spec.name] = spec
             self._places[spec.name] = place
         self.specs = MappingProxyType(specs)
+
+    def file_of(self, name: str) -> Path:
+        """The file that the tensor `name` is in."""
+        return self._places[name].file
 
     def read(self, name: str) -> Tensor:
         """The tensor `name`, in memory of its own."""
@@ -180,16 +184,16 @@ def read_index(index: Path) -> tuple[list[Path], dict[str, str]]:
     missing = [shard for shard in shards if not (index.parent / shard).is_file()]
     if missing:
         raise CheckpointError(
-            f"{len(missing)} of its {len(shards)} shards are missing: {', '.join(missing)}",
+            f"{len(missing)} of its {len(shards)} shards are missing: {shortened(missing)}",
             source=index,
             remedy="fetch the missing files into this folder",
         )
     return [index.parent / shard for shard in shards], weight_map
 
 
-def check_against_index(checkpoint: Checkpoint, weight_map: dict[str, str]) -> tuple[str, ...]:
-    """What to know of an index; CheckpointError unless the shards hold exactly the tensors that it
-    lists, but for tables that models compute by themselves and heads that are their embeddings.
+def check_against_index(checkpoint: Checkpoint, weight_map: Mapping[str, str]) -> tuple[str, ...]:
+    """What to know of an index; CheckpointError unless each shard holds exactly the tensors that
+    are listed in it, but for tables that models compute themselves and heads that are embeddings.
     """
     absent = sorted(set(weight_map) - set(checkpoint.specs))
     tied = read_model_config(checkpoint).get("tie_word_embeddings") is True
@@ -201,9 +205,16 @@ def check_against_index(checkpoint: Checkpoint, weight_map: dict[str, str]) -> t
     unlisted = sorted(set(checkpoint.specs) - set(weight_map))
     faults = [f"{name} is listed but in no shard" for name in absent if name not in tables]
     faults += [f"{name} is in a shard but not listed" for name in unlisted]
+    if isinstance(checkpoint, SafetensorsCheckpoint):
+        held = {name: checkpoint.file_of(name).name for name in checkpoint.specs}
+        faults += [
+            f"{name} is listed in {shard} and is in {held[name]}"
+            for name, shard in weight_map.items()
+            if held.get(name, shard) != shard
+        ]
     if faults:
         raise CheckpointError(
-            f"its index and shards disagree: {'; '.join(faults)}",
+            f"its index and shards disagree: {shortened(faults)}",
             source=checkpoint.source,
             remedy="fetch the folder once more: shards of two versions are mixed",
         )

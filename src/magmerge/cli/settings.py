@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from magmerge.core.errors import ParameterError
+from magmerge.core.lazy import load
 
 PARTS_OF_DSC = ("wsc", "fsc")
 
@@ -91,7 +92,11 @@ def _join(settings: Sequence[_Setting]) -> Any:
 def _value(setting: str, text: str) -> Any:
     try:
         number = _number(text)
-        return yaml.safe_load(text) if number is None else number
+        return (
+            yaml.load(text, load("magmerge.core.plain_yaml:PlainLoader"))
+            if number is None
+            else number
+        )
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ParameterError(
             f"--set {setting}: the value cannot be read",

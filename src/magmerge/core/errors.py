@@ -96,7 +96,10 @@ class StructureError(MagmergeError):
     def __str__(self) -> str:
         lines = [self.summary]
         for remedy, texts in self.remedies.items():
-            lines += [*(f"  - {text}" for text in texts), f"  remedy: {remedy}"]
+            lines += [f"  - {text}" for text in texts[:LISTED]]
+            if len(texts) > LISTED:
+                lines.append(f"  - and {len(texts) - LISTED} more of the kind")
+            lines.append(f"  remedy: {remedy}")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
@@ -128,6 +131,10 @@ class MagmergeWarning(UserWarning):
     """Something that does not stop the work but that its reader should know."""
 
 
+FAR, COMPARED = 40, 10_000
+"""How far from a name's length, and how many, the names are that it is compared with."""
+
+
 def printable(text: str) -> str:
     """`text` with control characters spelled out: names inside files may be hostile."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
@@ -146,13 +153,15 @@ def shortened(names: Sequence[str]) -> str:
 
 def suggestion(name: object, known: Iterable[str]) -> str:
     """The remedy for a misspelt `name`: the nearest of the `known` names, or all of them."""
-    known, name = sorted(known), str(name)
-    folded = {candidate.lower(): candidate for candidate in known}
-    close = difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.6)
-    near = [folded[candidate] for candidate in close]
-    if near:
-        return f"did you mean {' or '.join(near)}?"
-    return f"known: {', '.join(known)}" if known else "none is known here"
+    known, name = sorted({*known} - {name}), str(name)
+    folded = {c.lower(): c for c in known if abs(len(c) - len(name)) <= FAR}
+    if len(folded) > COMPARED:
+        folded = {lower: c for lower, c in folded.items() if lower[:1] == name[:1].lower()}
+    candidates = list(folded)[:COMPARED]
+    close = difflib.get_close_matches(name.lower(), candidates, n=3, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(printable(folded[candidate]) for candidate in close)}?"
+    return f"known: {shortened(known)}" if known else "none is known here"
 
 
 def no_such_model(path: Path) -> CheckpointError:

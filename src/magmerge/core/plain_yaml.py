@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -23,3 +24,9 @@ class PlainLoader(yaml.SafeLoader):
                 problem = f"the key {key.value!r} stands twice"
                 raise ComposerError(None, None, problem, key.start_mark)
         return node
+
+
+# YAML 1.1 takes 1e-5 for a word, as it has no point; people who write it mean a number.
+PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+"), list("-+0123456789")
+)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from magmerge.core.errors import ParameterError, suggestion
+from magmerge.core.errors import ParameterError, shortened, suggestion
 from magmerge.core.types import TensorSpec
 
 FRONT = frozenset(
@@ -63,7 +63,7 @@ def stack_named(specs: Mapping[str, TensorSpec], word: str | None) -> str:
         block = block_of(name)
         if block is not None:
             sizes[block.stack] = sizes.get(block.stack, 0) + math.prod(spec.shape)
-    shown = ", ".join(sizes) or "none"
+    shown = shortened(list(sizes)) or "none"
     if word is None:
         most = max(sizes.values(), default=0)
         near = [stack for stack, size in sizes.items() if size > NEAR * most]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from magmerge.core.errors import UnknownNameError, suggestion
+from magmerge.core.errors import UnknownNameError, shortened, suggestion
 from magmerge.data import splits
 from magmerge.data.ready_files import ReadyFile
 from magmerge.data.rows import DataError, Images, Rows, SampleDraw, Texts
@@ -91,7 +91,7 @@ def choose_field(table: Table, how: SampleDraw) -> str:
         raise _too_few(table.source, how.samples or 1, 0)
     likely = (texts or images or list(table.columns) or ["text"])[0]
     raise DataError(
-        f"which column holds the texts? It has {', '.join(table.columns)}",
+        f"which column holds the texts? It has {shortened(list(table.columns))}",
         source=table.source,
         remedy=f"name it with --text-field (text_field=), {likely} for example",
     )

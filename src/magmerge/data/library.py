@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,10 +21,10 @@ MARKS = ("dataset_dict.json", "dataset_info.json", "state.json")
 
 
 class LibraryTable(Table):
-    """One split of a data set."""
+    """One split of a data set; of one that was saved in a `folder`, with images from there only."""
 
-    def __init__(self, data: Any, source: str) -> None:
-        self.source, self._data = source, data
+    def __init__(self, data: Any, source: str, folder: Path | None = None) -> None:
+        self.source, self._data, self._folder = source, data, folder
         self.columns = {name: _kind(feature) for name, feature in data.features.items()}
         self.classes = {
             name: tuple(feature.names)
@@ -47,8 +49,11 @@ class LibraryTable(Table):
                     f"row {row} cannot be read: {error}", source=self.source, remedy="save it anew"
                 ) from error
             place = f"{self.source}, row {row}"
-            images_here = {n: StoredPicture(part, row, n, place) for n, part in stored.items()}
-            yield SampleRow(f"row {row}", values | images_here)
+            pictures = {
+                name: StoredPicture(part, row, name, place, self._folder)
+                for name, part in stored.items()
+            }
+            yield SampleRow(f"row {row}", values | pictures)
 
     def _files(self, column: str) -> Any:
         """A column with its images as bytes or paths: `datasets` would decode any format."""
@@ -63,6 +68,7 @@ class StoredPicture(NamedTuple):
     row: int
     column: str
     place: str
+    folder: Path | None = None
 
     def content(self) -> BytesIO | Path:
         """The image's file as it is stored; ValueError where the row has none here."""
@@ -72,6 +78,8 @@ class StoredPicture(NamedTuple):
         if stored["bytes"] is not None:
             return BytesIO(stored["bytes"])
         path = Path(str(stored["path"]))
+        if self.folder is not None and not _is_inside(path, self.folder):
+            raise ValueError(f"it names a file outside its folder: {path}")
         if not path.is_file():
             raise ValueError(f"there is no file {path}")
         return path
@@ -105,17 +113,49 @@ def is_data_set(source: object) -> bool:
 
 def open_saved(folder: Path, how: SampleDraw) -> LibraryTable:
     """The split of a data set that `save_to_disk` wrote."""
+    _check_files(folder)
     library = needed("datasets", "a folder saved by datasets")
     remedy = "save it anew with save_to_disk, or give its rows as JSON Lines"
     with _failures(str(folder), "datasets cannot load it", remedy):
         data = library.load_from_disk(str(folder))
-    return open_object(data, str(folder), how)
+    return open_object(data, str(folder), how, folder)
 
 
-def open_object(data: Any, source: str, how: SampleDraw) -> LibraryTable:
+def _check_files(folder: Path) -> None:
+    """DataError where a saved data set names files that are not in its folder."""
+    for place in (folder, *(folder / name for name in _names(folder / MARKS[0], "splits"))):
+        files = _names(place / MARKS[2], "_data_files")
+        for path in (place, *(place / name for name in files)):
+            if not _is_inside(path, folder):
+                raise DataError(
+                    f"it names a file outside its folder: {path}",
+                    source=str(folder),
+                    remedy="do not use this data set: a sound one names files in itself",
+                )
+
+
+def _names(file: Path, key: str) -> list[str]:
+    """The names of splits, or of files, that a JSON file of a data set lists."""
+    try:
+        listed = json.loads(file.read_bytes())[key]
+        return [str(entry["filename"] if isinstance(entry, dict) else entry) for entry in listed]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        # What is not of its form is for datasets to tell.
+        return []
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path is the folder, or leads into it."""
+    real, home = (os.path.realpath(place) for place in (path, folder))
+    return real == home or real.startswith(f"{home}{os.sep}")
+
+
+def open_object(
+    data: Any, source: str, how: SampleDraw, folder: Path | None = None
+) -> LibraryTable:
     """The split of a Dataset, which may know which it is, or of a DatasetDict."""
     if isinstance(data, Mapping):
-        return LibraryTable(data[splits.among(how, data, source)], source)
+        return LibraryTable(data[splits.among(how, data, source)], source, folder)
     if not hasattr(data, "select_columns") or not hasattr(data, "__len__"):
         raise DataError("it is streamed", source=source, remedy="load it without streaming")
     own = None if data.split is None else str(data.split)
@@ -126,7 +166,7 @@ def open_object(data: Any, source: str, how: SampleDraw) -> LibraryTable:
             source=source,
             remedy="leave --split (split=) out",
         )
-    return LibraryTable(data, source)
+    return LibraryTable(data, source, folder)
 
 
 def open_named(text: str, how: SampleDraw) -> LibraryTable:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from magmerge.core.errors import shortened
 from magmerge.data.rows import DataError, SampleDraw
 
 TRAIN = "train"
@@ -50,7 +51,7 @@ def among(how: SampleDraw, names: Iterable[str], source: str) -> str:
         raise DataError(
             f"it has no split {own!r}",
             source=source,
-            remedy=f"choose one with --split (split=): {', '.join(names)}",
+            remedy=f"choose one with --split (split=): {shortened(list(names))}",
         )
     check_split(how, source, own)
     return own

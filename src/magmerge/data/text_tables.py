@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -146,10 +147,12 @@ class Separated(TextLines):
         for start, number, _, values in records:
             yield start, number
             first = first or values
-        twice = sorted({name for name in self._header if self._header.count(name) > 1})
-        if twice:
+        twice = min(
+            (name for name, count in Counter(self._header).items() if count > 1), default=None
+        )
+        if twice is not None:
             remedy = "give each column of the header a name of its own"
-            raise self._error(f"two columns are named {twice[0]!r}", remedy)
+            raise self._error(f"two columns are named {twice!r}", remedy)
         self.columns = {
             name: "other" if _is_number(value) else "text"
             for name, value in zip(self._header, first or self._header, strict=False)

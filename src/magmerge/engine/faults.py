@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from magmerge.checkpoints.kinds import HEAD_PARENTS, HEADS
 from magmerge.core import dtypes, registry
@@ -169,14 +169,14 @@ def _expert_count_faults(job: Job) -> list[Fault]:
 
 def _repeated_faults(models: Models) -> list[Fault]:
     """Models given twice, as far as their files tell; equal contents are found by the merge."""
-    seen: dict[tuple[Path, ...], str] = {}
+    seen: dict[tuple[str, ...], str] = {}
     faults = []
     opened: list[Checkpoint | Expert] = [
         *([models.base] if models.base else []),
         *models.experts,
     ]
     for model in opened:
-        files = tuple(file.resolve() for file in model.files)
+        files = tuple(os.path.realpath(file) for file in model.files)
         if files and files in seen:
             remedy = ITSELF if seen[files] == "the base" else ONCE
             faults.append(Fault(f"{model.source} is given twice: it is also {seen[files]}", remedy))

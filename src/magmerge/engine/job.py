@@ -145,6 +145,14 @@ class Job:
         folders = [folder for folder in (self.models.layout.folder, self.donor) if folder]
         return [*files, *(file.parent for file in files), *folders]
 
+    @property
+    def input_folders(self) -> list[Path]:
+        """Folders that are a model each: nothing else belongs into them."""
+        models = [entry.model for entry in self.inputs if entry.model is not None]
+        adapters = [file.parent for entry in self.inputs for file in entry.files]
+        own = [folder for folder in adapters if (folder / "adapter_config.json").is_file()]
+        return [*own, *(model.folder for model in models if model.folder is not None)]
+
 
 @dataclass(frozen=True, slots=True)
 class Findings:

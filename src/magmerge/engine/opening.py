@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -194,7 +195,11 @@ def experts_by_name(experts: Sequence[Model] | Mapping[str, Model]) -> dict[str,
         )
     models: dict[str, Model] = {}
     for number, model in enumerate(experts, start=1):
-        stem = Path(model).resolve().name if isinstance(model, str | Path) else f"expert-{number}"
+        stem = (
+            Path(os.path.realpath(model)).name
+            if isinstance(model, str | Path)
+            else f"expert-{number}"
+        )
         name, repeat = stem.removesuffix(".safetensors"), 2
         while name in models:
             name, repeat = f"{stem}-{repeat}", repeat + 1

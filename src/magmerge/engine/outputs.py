@@ -59,6 +59,7 @@ def target_for(
         weights=weights,
         own=own,
         inputs=job.input_files,
+        folders=job.input_folders,
         overwrite=overwrite,
         resume=resume,
     )

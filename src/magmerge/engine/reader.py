@@ -64,7 +64,11 @@ class Reader:
                 read(name, base, step.first + piece.start, tensor)
         if not seen and not is_finite(tensors):
             for expert, tensor in zip(experts, tensors, strict=True):
-                _check_finite(tensor, name, expert.source)
+                own = tensor
+                if what == "deltas" and not is_finite(tensor):
+                    own = expert.weight(name, base, step.first + piece.start)
+                _check_finite(own, name, expert.source)
+                _check_difference(tensor, name, expert.source)
         return tensors
 
     def voters(self, step: Step) -> list[Expert]:
@@ -113,6 +117,18 @@ class Reader:
         moved(source.read_part(step.spec.name, start, stop), part, part)
         _check_finite(part, step.spec.name, source.source, of_base=of_base)
         return part
+
+
+def _check_difference(tensor: Tensor, name: str, source: str) -> None:
+    """NonFiniteError where finite weights are too far from the base's for the arithmetic."""
+    if not is_finite(tensor):
+        raise NonFiniteError(
+            "its difference from the base is too large for float32",
+            source=source,
+            tensor=name,
+            remedy=f"see that both models are sound, or keep the base's tensor: --ignore {name} "
+            "(ignore=)",
+        )
 
 
 def _check_finite(tensor: Tensor, name: str, source: str, *, of_base: bool = False) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +99,12 @@ def _outcomes(work: Work, sink: Sink) -> list[Outcome]:
     work = replace(work, job=replace(work.job, stages=stages))
     if not isinstance(sink, FileSink):
         return [outcome for _, outcome in run_pass(bench_for(work, sink))]
-    done = sink.resumed(TypeAdapter(Outcome).validate_python)
+    form = TypeAdapter(Outcome)
+    done = sink.resumed(form.validate_python)
     bench = bench_for(work, sink)
     todo = {step.key for step in work.plan.steps if step.key not in done}
     fresh = run_pass(
-        bench, todo, finish=lambda step, outcome: sink.ledger.finish(step, asdict(outcome))
+        bench, todo, finish=lambda step, outcome: sink.ledger.finish(step, form.dump_json(outcome))
     )
     done |= {step.key: outcome for step, outcome in fresh}
     return [done[step.key] for step in work.plan.steps if step.key in done]

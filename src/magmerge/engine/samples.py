@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from magmerge import data
 from magmerge.core import registry
-from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
+from magmerge.core.errors import ParameterError, UnknownNameError, shortened, suggestion
 from magmerge.core.lazy import load
 from magmerge.core.models import MEMORY
 from magmerge.core.recipe import Calibration, Recipe, Samples
@@ -101,7 +101,7 @@ def by_expert(source: Any, experts: Sequence[str]) -> dict[str, Any]:
     lacking = [name for name in experts if name not in source]
     if lacking:
         raise ParameterError(
-            f"no data is given for {', '.join(lacking)}",
+            f"no data is given for {shortened(lacking)}",
             remedy=f"add --data {lacking[0]}=FILE; one source for all experts is --data FILE",
         )
     return dict(source)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from magmerge.core.errors import ParameterError, suggestion
+from magmerge.core.errors import ParameterError, shortened, suggestion
 from magmerge.data.rows import DataError, Rows, SampleDraw, Texts
 from magmerge.data.sources import has_splits, read_samples
 from magmerge.data.tokens import open_tokenizer, token_limit
@@ -128,7 +128,7 @@ def data_source(name: str, entry: TaskEntry, split: str, suite: Path) -> tuple[s
         raise ParameterError(
             f"the task {name} has no split {split!r}",
             source=suite,
-            remedy=f"choose one with --split (split=): {', '.join(known)}",
+            remedy=f"choose one with --split (split=): {shortened(list(known))}",
         )
     source = path_of(suite.parent, known[split])
     return source, split if has_splits(source) else None

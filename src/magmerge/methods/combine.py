@@ -41,9 +41,13 @@ def expert_weights(deltas: Sized, weights: Weights) -> list[float]:
 def total_weight(deltas: Sized, weights: Weights) -> float:
     """sum_k w_k; ParameterError where it is zero, for then no mean exists."""
     terms = expert_weights(deltas, weights)
-    total = math.fsum(terms)
+    try:
+        total, size = math.fsum(terms), math.fsum(map(abs, terms))
+    except OverflowError as error:
+        problem = "the weights add up to more than a number can be"
+        raise ParameterError(problem, remedy="give smaller weights") from error
     # 0.1 + 0.2 - 0.3 is zero to whoever wrote it.
-    if abs(total) <= len(terms) * EPSILON * math.fsum(map(abs, terms)):
+    if abs(total) <= len(terms) * EPSILON * size:
         raise ParameterError(
             "the weights add up to zero, so they have no mean",
             remedy="choose other weights, or normalize=false, which does not divide by their sum",

@@ -34,6 +34,7 @@ class Ledger:
         self._path = folder / LEDGER
         self._findings = folder / FINDINGS
         self._lock = threading.Lock()
+        self._stream: Any = None
         self._parts: dict[str, list[WrittenPart]] = {}
         self.written: dict[str, list[WrittenPart]] = {}
 
@@ -44,12 +45,13 @@ class Ledger:
             self._parts.setdefault(step.key, []).append(part)
             self.written.setdefault(step.key, []).append(part)
 
-    def finish(self, step: Step, outcome: Mapping[str, Any]) -> None:
-        """The step is done: nothing of it is written any more."""
+    def finish(self, step: Step, outcome: bytes) -> None:
+        """The step is done, with this JSON of what became of it: nothing is written any more."""
         with self._lock:
-            line = {"step": step.key, "parts": self._parts.pop(step.key, []), "outcome": outcome}
-            with self._path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
+            line = json.dumps({"step": step.key, "parts": self._parts.pop(step.key, [])})
+            if self._stream is None:
+                self._stream = self._path.open("ab", buffering=0)
+            self._stream.write(b'%b, "outcome": %b}\n' % (line[:-1].encode(), outcome))
 
     def finished(
         self, steps: Mapping[str, Sequence[Step]], shards: tuple[Shard, ...]

@@ -12,11 +12,14 @@ from typing import Any
 
 import safetensors
 import torch
+from pydantic import TypeAdapter
 
 from magmerge.core.models import Checkpoint
 from magmerge.core.recipe import Recipe
 from magmerge.core.types import LayerRecord, Uncovered
 from magmerge.core.version import __version__
+
+_LAYERS = TypeAdapter(LayerRecord)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +53,15 @@ def document(
         "versions": versions(),
         "warnings": list(account.warnings),
         "uncovered": [layer._asdict() for layer in account.uncovered],
-        "layers": [_finite(asdict(record)) for record in account.records],
+        "layers": [],
     }
     if account.modules:
         content["modules"] = [_finite(asdict(module)) for module in account.modules]
     content |= dict(account.extra)
-    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    # A line for each layer: models may have very many. No text holds a line's end before its key.
+    layers = ",\n  ".join(map(_layer, account.records))
+    return text.replace('\n "layers": []', f'\n "layers": [\n  {layers}\n ]', 1) if layers else text
 
 
 def versions() -> dict[str, str]:
@@ -78,8 +84,15 @@ def content_digest(model: Checkpoint) -> str:
     return digest.hexdigest()
 
 
+def _layer(record: LayerRecord) -> str:
+    """A layer's record in one line, with null for what is beyond the largest float."""
+    return _LAYERS.dump_json(record).decode()
+
+
 def _finite(record: dict[str, Any]) -> dict[str, Any]:
     """The record with null for a norm beyond the largest float."""
-    infinite = {k: None for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)}
-    factors = {"factors": list(map(_finite, record["factors"]))} if "factors" in record else {}
-    return record | infinite | factors
+    return record | {
+        key: None
+        for key, value in record.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    }

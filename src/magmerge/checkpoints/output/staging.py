@@ -62,6 +62,7 @@ class Staging:
                 check_mine(self.folder)
                 check_mine(self._old)
                 self.folder.mkdir(exist_ok=True)
+                check_mine(self.folder / LOCK)
                 self._lock = lock_file(self.folder / LOCK, self.target, moves=True)
                 self.resumed = self.resume and self._read_key() == self.key and self._is_plain()
                 self._clear()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,14 +49,17 @@ class Target:
         weights: str,
         own: Collection[str],
         inputs: Iterable[Path],
+        folders: Iterable[Path] = (),
         overwrite: bool = False,
         resume: bool = False,
     ) -> Target:
-        """The target, checked: OutputError where it is taken or is one of `inputs`."""
+        """The target, checked: OutputError where it is taken, is one of `inputs` or in one of their
+        `folders`.
+        """
         path = Path(out)
         # A link is followed once, here: what is renamed in the end is what it leads to.
         if path.is_symlink() or ".." in path.parts:
-            path = path.resolve()
+            path = real_path(path)
         target = cls(path, single, path.name if single else weights, frozenset(), overwrite, resume)
         beside = {target.named(name) for name in (RECORD, RECIPE, REPORT)}
         target = replace(target, own=frozenset({*own, *beside}))
@@ -63,7 +67,7 @@ class Target:
             problem = f"magmerge writes no {path.suffix} files"
             raise output_error(path, problem, "name a folder, or a file ending in .safetensors")
         try:
-            check_apart(path, inputs)
+            check_apart(path, inputs, folders)
             if single and path.is_dir():
                 raise output_error(path, "it is a folder", "name a file, or drop the suffix")
             if not single and path.is_file():
@@ -113,30 +117,45 @@ class Target:
 
 def check_space(target: Path, size: int) -> None:
     """OutputError if the disk that will hold `target` has no room for `size` bytes."""
-    place = next(parent for parent in target.resolve().parents if parent.exists())
+    place = next(parent for parent in real_path(target).parents if parent.exists())
     free = shutil.disk_usage(place).free
     if free < size + RESERVE:
-        problem = f"the result needs {spoken_size(size)}, but {spoken_size(free)} are free there"
+        needs = f"{spoken_size(size)} and {spoken_size(RESERVE)} to spare"
+        problem = f"the result needs {needs}, but {spoken_size(free)} are free there"
         remedy = "free some space, choose another disk, or a smaller --dtype"
         raise output_error(target, problem, remedy)
 
 
-def check_apart(target: Path, inputs: Iterable[Path]) -> None:
-    """OutputError where `target` is the current folder or one of `inputs`, or holds it."""
-    real = target.resolve()
+def real_path(path: Path) -> Path:
+    """Where a path leads, its links followed; OutputError where they lead in a circle."""
+    real = Path(os.path.realpath(path))
+    if any(part.is_symlink() for part in (real, *real.parents)):
+        raise output_error(path, "its links lead in a circle", "name another output")
+    return real
+
+
+def check_apart(target: Path, inputs: Iterable[Path], folders: Iterable[Path] = ()) -> None:
+    """OutputError where `target` is the current folder or one of `inputs`, holds it, or lies in one
+    of `folders`, which are an input each.
+    """
+    real = real_path(target)
     if real == Path.cwd():
         raise output_error(target, "it is the current folder", "name a folder of its own")
     for path in inputs:
         # A link in a download cache is an input as well as the file that it leads to.
-        for place in (path.resolve(), path.parent.resolve() / path.name):
+        for place in (real_path(path), real_path(path.parent) / path.name):
             if real == place or real in place.parents:
                 problem = f"it is the input {path}, or holds it"
                 raise output_error(target, problem, "choose an output apart from all inputs")
+    for folder in folders:
+        if real_path(folder) in real.parents:
+            problem = f"it lies in the folder of the input {folder}"
+            raise output_error(target, problem, "choose an output apart from all inputs")
 
 
-def check_apart_and_free(target: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
-    """OutputError where `target` is an input, or is there and may not be replaced."""
-    check_apart(target, inputs)
+def check_apart_and_free(target: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
+    """OutputError where `target` is an input or in one, or is there and may not be replaced."""
+    check_apart(target, inputs, filter(Path.is_dir, inputs))
     taken = target.is_dir() and any(target.iterdir())
     if not overwrite and (taken or target.is_file()):
         raise output_error(target, TAKEN, REPLACE)

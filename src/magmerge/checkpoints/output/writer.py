@@ -19,6 +19,7 @@ from magmerge.checkpoints.output.own_files import disk_errors, output_error
 from magmerge.checkpoints.output.staging import Staging, sync_folder
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
 from magmerge.core import dtypes
+from magmerge.core.errors import shortened
 from magmerge.core.types import Shard, Step
 
 T = TypeVar("T")
@@ -183,7 +184,7 @@ class FileSink:
             odd = {name for name in expected | specs if expected.get(name) != specs.get(name)}
             odd |= {name for name, spec in expected.items() if sizes[name] != dtypes.nbytes(spec)}
             if odd:
-                problem = f"the written files are not as planned: {', '.join(sorted(odd))}"
+                problem = f"the written files are not as planned: {shortened(sorted(odd))}"
                 remedy = "report this; nothing was left at the output"
                 raise output_error(self._staging.target, problem, remedy)
 
@@ -194,7 +195,7 @@ class FileSink:
 @contextmanager
 def _opened(path: Path, flags: int) -> Iterator[int]:
     """Opened for one use: a result may have more shards than a process may have open files."""
-    handle = os.open(path, flags | os.O_NOFOLLOW, 0o644)
+    handle = os.open(path, flags | os.O_NOFOLLOW, 0o666)
     try:
         yield handle
     finally:

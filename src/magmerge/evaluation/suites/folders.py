@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from magmerge.core.errors import shortened
 from magmerge.data import idx
 from magmerge.data.image_folder import images
 from magmerge.data.library import MARKS, is_saved
@@ -80,7 +81,7 @@ def _folder_of(name: str, task: SuiteTask, root: Path) -> Path:
         return own[0]
     if own:
         raise DataError(
-            f"the task {name} has {len(own)} folders: {', '.join(path.name for path in own)}",
+            f"the task {name} has {len(own)} folders: {shortened([path.name for path in own])}",
             source=root,
             remedy="keep one of them there",
         )

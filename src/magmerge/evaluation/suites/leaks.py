@@ -7,6 +7,7 @@ github.com/nik-dim/tall_masks, issue 1). Corrected ones are on the hub as nik-di
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 TASK = "dtd"
@@ -26,7 +27,7 @@ def leaked(task: str, expert: str | Path) -> str | None:
     """
     if task != TASK:
         return None
-    names = {str(expert), str(Path(expert).expanduser().resolve())}
+    names = {str(expert), os.path.realpath(Path(expert).expanduser())}
     if any(mark in name for mark in CORRECTED for name in names):
         return None
     parts = {part for name in names for part in Path(name).parts}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -147,7 +148,7 @@ def suite(
         reason = leaked(key, paths[key]) if key in paths else None
         notes += [] if reason is None else [reason]
     notes += heads.notes
-    content: dict[str, Any] = {"suite": name, "base": str(base.resolve()), "model": heads.model}
+    content: dict[str, Any] = {"suite": name, "base": os.path.realpath(base), "model": heads.model}
     if known.kind == "text":
         content["max_length"] = LONGEST
     with suite_folder(folder, overwrite=overwrite) as place:
@@ -260,7 +261,7 @@ def _entries(
         origin, classes = f"hub: {task.hub}", task.classes
         if name in local:
             result = local[name]
-            data = {split: str(path.resolve()) for split, path in result.sources.items()}
+            data = {split: os.path.realpath(path) for split, path in result.sources.items()}
             data |= {
                 split: write_list(place, name, split, rows) for split, rows in result.lists.items()
             }
@@ -271,7 +272,7 @@ def _entries(
             shared["classes"] = list(classes)
         shared |= _columns(task, local.get(name))
         if name in heads.experts:
-            shared["expert"] = str(heads.experts[name].resolve())
+            shared["expert"] = os.path.realpath(heads.experts[name])
         metrics = task.metrics if isinstance(task, TextTask) else ("accuracy",)
         for number, metric in enumerate(metrics):
             entry = name if number == 0 else f"{name}-{metric}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ def write_heads(folder: Path, heads: Mapping[str, Mapping[str, Tensor]]) -> None
 def write_list(folder: Path, name: str, split: str, rows: Sequence[tuple[Path, int]]) -> str:
     """An image list as data/TASK.SPLIT.images; its path from the suite file."""
     (folder / DATA).mkdir(exist_ok=True)
-    lines = (json.dumps({"image": str(path.resolve()), "label": label}) for path, label in rows)
+    lines = (json.dumps({"image": os.path.realpath(path), "label": label}) for path, label in rows)
     path = folder / DATA / f"{name}.{split}{LIST}"
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return f"{DATA}/{path.name}"

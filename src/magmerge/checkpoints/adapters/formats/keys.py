@@ -91,8 +91,17 @@ _REFUSALS = tuple(
 )
 
 
+_TELLING = re.compile(
+    r"lora|hada_|lokr_|dora_|\.diff|w_norm|b_norm|\.alpha|oft_|vera_|bias_[vis]|on_input"
+    r"|\.(?:[ab]|bm)[12]\.|set_weight|reshape_weight"
+)
+"""What is in every key of an adapter's: models have many keys, and few of these."""
+
+
 def read_key(key: str) -> AdapterKey | None:
     """What `key` says its tensor is; None where it is no adapter's."""
+    if _TELLING.search(key) is None:
+        return None
     for pattern, reason, in_files in _REFUSALS:
         match = pattern.fullmatch(key)
         if match and (not in_files or _style(match[1]) in ("kohya", "comfy")):

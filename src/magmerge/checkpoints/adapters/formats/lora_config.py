@@ -148,8 +148,9 @@ def _by_pattern(module: str, patterns: Any, default: Any) -> Any:
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        except (re.error, RecursionError, OverflowError) as error:
+            problem = f"{str(pattern)[:80]!r} is no regular expression: {error}"
+            raise ValueError(problem) from error
     return default
 
 

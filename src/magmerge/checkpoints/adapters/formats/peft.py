@@ -25,7 +25,7 @@ from magmerge.checkpoints.adapters.formats.single_files import (
 from magmerge.checkpoints.adapters.names.naming import in_parts
 from magmerge.checkpoints.adapters.names.vocabulary import prefixed
 from magmerge.checkpoints.adapters.nouns import Content, Encoded
-from magmerge.core.errors import AdapterError
+from magmerge.core.errors import AdapterError, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +50,7 @@ def encode(content: Content) -> dict[str, Encoded]:
     homeless = [*content.whole, *embeddings, *(() if kohya else content.added)]
     if homeless:
         raise AdapterError(
-            f"the {content.naming} format has no place for {', '.join(homeless)}",
+            f"the {content.naming} format has no place for {shortened(homeless)}",
             remedy="write the adapter as a PEFT folder",
         )
     return {"": write_kohya(content) if kohya else write_diffusers(content)}
@@ -89,7 +89,7 @@ def _folder(content: Content) -> Encoded:
 
     if not content.modules:
         raise AdapterError(
-            f"it replaces {', '.join(content.whole)} and adapts no module",
+            f"it replaces {shortened(list(content.whole))} and adapts no module",
             remedy="merge these as whole models",
         )
     tensors: dict[str, Tensor] = {}

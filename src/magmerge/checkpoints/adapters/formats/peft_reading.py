@@ -36,7 +36,7 @@ from magmerge.checkpoints.adapters.formats.lora_config import (
 )
 from magmerge.checkpoints.adapters.nouns import Adapter, Module, Replacement, Rescale, TokenRows
 from magmerge.core import dtypes
-from magmerge.core.errors import AdapterError
+from magmerge.core.errors import AdapterError, shortened
 from magmerge.core.models import Checkpoint
 
 _FACTOR = re.compile(
@@ -128,7 +128,7 @@ def _sort_keys(adapter: Checkpoint) -> _Keys:
     halves = sorted(name for name, roles in pairs if len(roles) == 1)
     if halves:
         raise AdapterError(
-            f"half of a pair is missing for {', '.join(halves)}",
+            f"half of a pair is missing for {shortened(list(halves))}",
             source=adapter.source,
             remedy=f"{AGAIN}: each module needs lora_A and lora_B",
         )
