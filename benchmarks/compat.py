@@ -44,6 +44,11 @@ DIFFUSERS: list[tuple[str, dict[str, Any]]] = [
                                 "joint_attention_dim": 8, "pooled_projection_dim": 8,
                                 "axes_dims_rope": (0, 2, 2)}),
 ]  # fmt: skip
+OPEN_CLIP: dict[str, Any] = {
+    "embed_dim": 8,
+    "vision_cfg": {"image_size": 8, "layers": 2, "width": 16, "patch_size": 4, "head_width": 8},
+    "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 2},
+}
 TIMM = ("vit_tiny_patch16_224", "resnet18", "convnext_atto")
 
 
@@ -77,9 +82,14 @@ def builders() -> Iterator[tuple[str, str, Callable[[], Any]]]:
     try:
         import timm
     except ImportError:
-        return
-    for name in TIMM:
+        timm = None
+    for name in TIMM if timm else ():
         yield "timm", name, lambda n=name: _Timm(timm.create_model(n, num_classes=3), n)
+    try:
+        import open_clip
+    except ImportError:
+        return
+    yield "open_clip", "CLIP", lambda: _OpenClip(open_clip.CLIP(**OPEN_CLIP))
 
 
 class _Timm:
@@ -96,6 +106,22 @@ class _Timm:
         save_file(self.model.state_dict(), folder / "model.safetensors")
         config = {"architecture": self.name, "num_classes": 3}
         (folder / "config.json").write_text(json.dumps(config))
+
+
+class _OpenClip(_Timm):
+    """A model of open_clip that saves itself as open_clip does."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__(model, "CLIP")
+
+    def save_pretrained(self, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        folder.mkdir()
+        save_file(self.model.state_dict(), folder / "open_clip_model.safetensors")
+        half = {"mean": [0.5] * 3, "std": [0.5] * 3}
+        config = {"model_cfg": OPEN_CLIP, "preprocess_cfg": half}
+        (folder / "open_clip_config.json").write_text(json.dumps(config))
 
 
 def tried(build: Callable[[], Any], root: Path) -> dict[str, Any]:

@@ -241,3 +241,20 @@ def test_code_of_a_checkpoint_never_runs(out: Path) -> None:
     (check,) = [c for c in magmerge.verify(out, load=True).checks if c.name == "loads"]
     assert not check.done
     assert "never runs" in check.seen
+
+
+def test_a_model_of_open_clip_keeps_the_names_that_it_is_loaded_by(
+    folders: list[Path], tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    for folder in folders:
+        (folder / "model.safetensors").rename(folder / "open_clip_model.safetensors")
+        (folder / "config.json").unlink(missing_ok=True)
+        (folder / "open_clip_config.json").write_text('{"model_cfg": {"embed_dim": 8}}')
+    out = magmerge.merge(base=folders[0], experts=folders[1:], out=tmp_path / "out").path
+    assert (out / "open_clip_model.safetensors").is_file()
+    assert (out / "open_clip_config.json").is_file()
+    assert not [said for said in recwarn if "no config.json" in str(said.message)]
+    again = magmerge.merge(base=folders[0], experts=folders[1:2], out=out, overwrite=True).path
+    assert sorted(path.name for path in again.glob("*.safetensors")) == [
+        "open_clip_model.safetensors"
+    ]

@@ -26,6 +26,7 @@ LEFT_OUT = frozenset({"magmerge.json", "adapter_config.json", "trainer_state.jso
 MODULES, PIPELINE = "modules.json", "model_index.json"
 CONFIG = "config.json"
 MODEL, DIFFUSERS = "model.safetensors", "diffusion_pytorch_model.safetensors"
+OPEN_CLIP, OPEN_CLIP_CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 DTYPE_KEYS = ("dtype", "torch_dtype")
 REMOVED = object()
 """In place of a setting's value: the result's config.json has none of its name."""
@@ -154,7 +155,10 @@ def weights_file(folder: Path | None) -> str:
     """The name under which the library of a model's config.json looks for its weights.
 
     diffusers writes its classes' names as `_class_name`, and loads nothing that is named otherwise.
+    open_clip has a config of its own name, and beside transformers' config its own weights.
     """
+    if folder is not None and (folder / OPEN_CLIP_CONFIG).is_file():
+        return MODEL if (folder / CONFIG).is_file() else OPEN_CLIP
     config = {} if folder is None else read_config(folder)
     return DIFFUSERS if "_class_name" in config else MODEL
 

@@ -12,8 +12,8 @@ EXTRAS |= {"datasets": "data", "scipy.io": "suites", "huggingface_hub": "models"
 EXTRAS |= {"lm_eval": "lm-eval", "accelerate": "models", "matplotlib": "report"}
 EXTRAS |= dict.fromkeys(("jinja2", "markupsafe"), "report")
 EXTRAS |= dict.fromkeys(("gguf", "gguf.quants"), "gguf")
-OTHERS = ("diffusers", "peft", "timm")
-"""Libraries of models that no extra of magmerge's brings."""
+OTHERS = {"diffusers": "diffusers", "peft": "peft", "timm": "timm", "open_clip": "open_clip_torch"}
+"""Libraries of models that no extra of magmerge's brings, and what installs them."""
 
 
 def needed(module: str, what: str, instead: str = "") -> Any:
@@ -31,4 +31,4 @@ def needed(module: str, what: str, instead: str = "") -> Any:
 
 
 def _package(module: str) -> str:
-    return module if module in OTHERS else f"'magmerge[{EXTRAS[module]}]'"
+    return OTHERS.get(module) or f"'magmerge[{EXTRAS[module]}]'"

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from magmerge.checkpoints.donor import PIPELINE, companion_files
+from magmerge.checkpoints.donor import OPEN_CLIP_CONFIG, PIPELINE, companion_files
 from magmerge.checkpoints.output.target import Target
 from magmerge.core.errors import MagmergeWarning, printable
 from magmerge.core.types import LayerRecord
@@ -19,7 +19,8 @@ CORRELATED = 0.1
 def config_notes(job: Job, target: Target) -> tuple[str, ...]:
     """A folder without config.json holds tensors, but no model that transformers can load."""
     model = not (target.single or job.writes_adapter or job.takes)
-    if not model or {"config.json", PIPELINE} & companion_files(job.donor).keys():
+    known = {"config.json", PIPELINE, OPEN_CLIP_CONFIG}
+    if not model or known & companion_files(job.donor).keys():
         return ()
     return (
         f"{job.donor or 'a model in memory or in a single file'} has no config.json, so the result "

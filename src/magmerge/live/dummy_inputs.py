@@ -20,6 +20,8 @@ def inputs_for(model: nn.Module) -> dict[str, Any] | None:
     config = getattr(inner, "config", None)
     if config is None and hasattr(inner, "default_cfg"):
         return {names[0]: torch.rand(1, *inner.default_cfg["input_size"])}
+    if config is None and hasattr(inner, "context_length"):
+        return _of_open_clip(inner)
     main = getattr(inner, "main_input_name", None) or next(iter(names), "")
     known = [name for name in names if name in MAKERS]
     if main not in known:
@@ -28,6 +30,13 @@ def inputs_for(model: nn.Module) -> dict[str, Any] | None:
     always = ALWAYS | (OF_DIFFUSERS if isinstance(config, dict) else set())
     always |= {"input_ids", "pixel_values"} if hasattr(config, "vision_config") else set()
     return {name: MAKERS[name](config) for name in known if name == main or name in always}
+
+
+def _of_open_clip(model: Any) -> dict[str, Any]:
+    side = model.visual.image_size
+    height, width = side if isinstance(side, tuple) else (side, side)
+    text = torch.arange(model.context_length)[None] % model.vocab_size
+    return {"image": torch.rand(1, 3, height, width), "text": text}
 
 
 def _size(config: Any, *names: str, default: int = 1) -> int:

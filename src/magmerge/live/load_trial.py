@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from magmerge.checkpoints.adapters.formats.keys import CONFIG as ADAPTER
-from magmerge.checkpoints.donor import part_folders
+from magmerge.checkpoints.donor import OPEN_CLIP, OPEN_CLIP_CONFIG, part_folders
 from magmerge.checkpoints.kinds import read_config, read_json
 from magmerge.checkpoints.load_checks import Check
 from magmerge.core.errors import Fault, MagmergeError, MissingExtraError, shortened
@@ -88,6 +88,8 @@ def _loaded(folder: Path) -> tuple[nn.Module, Mapping[str, Any]]:
         return kind.from_pretrained(folder, output_loading_info=True, low_cpu_mem_usage=False)  # type: ignore[no-any-return]
     if "architecture" in config and ("pretrained_cfg" in config or "num_classes" in config):
         return _of_timm(folder, config)
+    if "model_type" not in config and (folder / OPEN_CLIP_CONFIG).is_file():
+        return _of_open_clip(folder)
     if "model_type" not in config:
         raise _NotHere("no config.json that names a library")
     return _of_transformers(folder, config)
@@ -121,6 +123,15 @@ def _of_timm(folder: Path, config: Mapping[str, Any]) -> tuple[nn.Module, Mappin
         folder / "pytorch_model.bin", weights_only=True
     )  # fmt: skip
     told = model.load_state_dict(state, strict=False)
+    return model, told._asdict()
+
+
+def _of_open_clip(folder: Path) -> tuple[nn.Module, Mapping[str, Any]]:
+    from safetensors.torch import load_file
+
+    open_clip = needed("open_clip", "loading this model")
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    told = model.load_state_dict(load_file(folder / OPEN_CLIP), strict=False)
     return model, told._asdict()
 
 
