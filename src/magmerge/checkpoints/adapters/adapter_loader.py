@@ -14,6 +14,7 @@ from magmerge.checkpoints.adapters.formats.keys import CONFIG, PEFT, style_of
 from magmerge.checkpoints.adapters.formats.lora_config import MERGED_BY_PEFT, read_config
 from magmerge.checkpoints.adapters.formats.peft_reading import read_peft
 from magmerge.checkpoints.adapters.formats.single_files import read_diffusers, read_kohya
+from magmerge.checkpoints.adapters.initial import PLAIN, initial_folder, learnt_since
 from magmerge.checkpoints.adapters.names.vocabulary import COMPONENTS, Part, canonical, is_text
 from magmerge.checkpoints.adapters.nouns import (
     Adapter,
@@ -96,9 +97,21 @@ def _open_peft(folder: Path) -> Adapter:
 
 
 def _with_config(checkpoint: Checkpoint, folder: Path) -> Adapter:
-    files = (*checkpoint.files, folder / CONFIG)
-    adapter = read_peft(checkpoint, read_config(folder), files, read_metadata(checkpoint))
+    files, config = (*checkpoint.files, folder / CONFIG), read_config(folder)
+    before = initial_folder(folder, config)
+    if before is not None:
+        config = {**config, **PLAIN}
+    adapter = read_peft(checkpoint, config, files, read_metadata(checkpoint))
+    if before is not None:
+        adapter = learnt_since(adapter, _initial(before))
     return _with_other_weights(adapter, folder)
+
+
+def _initial(folder: Path) -> Adapter:
+    """An adapter as it was when its training began, whatever its start was."""
+    file = next((folder / name for name in NAMES if (folder / name).is_file()), folder)
+    checkpoint, config = open_checkpoint(file), {**read_config(folder), **PLAIN}
+    return read_peft(checkpoint, config, (*checkpoint.files, folder / CONFIG), {})
 
 
 def _join(folder: Path, components: list[str]) -> Adapter:

@@ -16,6 +16,7 @@ from magmerge.core.errors import AdapterError
 
 REPEATS, LONGEST = 2, 300
 """How many repetitions a file's pattern may have, and how long a name it is then tried on."""
+WITH_INITIAL = "put the adapter as it was before the training into a folder named initial in it"
 MERGED_BY_PEFT = "merge it into its base with PEFT (merge_and_unload) and give the whole model"
 REFUSED = {
     "layer_replication": "it copies layers of the base",
@@ -74,6 +75,8 @@ def check_config(
     if reasons:
         never = str(config.get("peft_type")) in PROMPTS or any(map(config.get, NEVER_MERGED))
         remedy = ALONE if never else MERGED_BY_PEFT
+        if start.startswith(("pissa", "olora", "corda", "lora_ga")):
+            remedy = f"{WITH_INITIAL}, or {MERGED_BY_PEFT}"
         raise AdapterError(f"refused: {reasons[0]}", source=source, remedy=remedy)
 
 
