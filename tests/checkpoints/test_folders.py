@@ -265,3 +265,17 @@ def test_whatever_an_index_says_it_is_read_or_refused(
     for path in (folder, index):
         with suppress(CheckpointError):
             assert set(open_checkpoint(path).specs) == {NAMES[0]}
+
+
+def test_an_empty_last_checkpoint_names_the_one_before(tmp_path: Path) -> None:
+    run, state = tmp_path / "run", random_state(1)
+    for step in (100, 200, 300):
+        (run / f"checkpoint-{step}").mkdir(parents=True)
+        (run / f"checkpoint-{step}" / "config.json").write_text("{}")
+    save_file(state, run / "checkpoint-100" / "model.safetensors")
+    for place in (run, run / "checkpoint-300"):
+        with pytest.raises(CheckpointError) as caught:
+            magmerge.open_checkpoint(place)
+        assert caught.value.remedy.endswith(f": {run / 'checkpoint-100'}")
+    before = Path(caught.value.remedy.rpartition(": ")[2])
+    assert magmerge.open_checkpoint(before).specs.keys() == state.keys()

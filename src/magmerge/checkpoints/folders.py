@@ -58,8 +58,26 @@ def files_of(folder: Path, weights: str | None) -> Files:
     raise CheckpointError(
         f"no checkpoint in this folder: it holds {listing}",
         source=folder,
-        remedy="name the file itself, or a folder with model.safetensors or its index",
+        remedy=_one_before(folder)
+        or "name the file itself, or a folder with model.safetensors or its index",
     )
+
+
+def _one_before(folder: Path) -> str:
+    """The remedy for a checkpoint-N without weights, as a full disk leaves it: the last that has
+    some; empty where there is none.
+    """
+    own = _step(folder)
+    steps = [] if own is None else [(_step(entry), entry) for entry in folder.parent.iterdir()]
+    earlier = {
+        int(match[1]): entry
+        for match, entry in steps
+        if own is not None and match is not None and int(match[1]) < int(own[1])
+    }
+    for number in sorted(earlier, reverse=True):
+        if any(file.suffix in SUFFIXES for file in earlier[number].iterdir()):
+            return f"name the one before, which has weights: {earlier[number]}"
+    return ""
 
 
 def check_whole(file: Path) -> None:
