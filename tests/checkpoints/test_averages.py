@@ -44,6 +44,12 @@ def diffusers_training(place: Path, raw: State, average: State) -> Path:
 
 FORMS: dict[str, tuple[Write, str]] = {
     "timm": (pickled(lambda raw, ema: {"state_dict": raw, "state_dict_ema": ema}), "ema"),
+    "shadow": (
+        pickled(
+            lambda raw, ema: {"model": raw, "ema": {"shadow": ema, "decay": 0.9, "num_updates": 3}}
+        ),
+        "ema",
+    ),
     "state": (pickled(lambda raw, ema: {"model": raw, "ema_state_dict": ema}), "ema"),
     "lightning": (
         pickled(

@@ -22,6 +22,8 @@ WRAPPERS = (
 """Keys under which training programs put the model, or its state."""
 AVERAGED = frozenset({"ema", "swa", "avg", "average", "averaged"})
 """Words of the keys under which they put the average of the weights, which is the model to use."""
+SHADOW = "shadow"
+"""Under which an average's own object keeps its weights beside its decay and count."""
 CALLBACKS = "callbacks"
 RAW = "current_model_state"
 """Under which Lightning's WeightAveraging puts the raw weights: state_dict is their average."""
@@ -158,8 +160,9 @@ def _average(key: str, value: Any, raw: Any) -> ModelState:
 
     RefusedError where they are not read: the raw ones are not the model to use.
     """
+    shadow = (_entries_of(value) or {}).get(SHADOW)
     try:
-        model = collect(value)
+        model = collect(shadow if _holds_names(shadow) else value)
     except RefusedError as error:
         raise _unread(key, error.problem) from error
     beside = None if raw is None else set(collect(raw).tensors)
