@@ -2,7 +2,7 @@
 
 The front door: `merge`, `calibrate`, `plan`, `convert`, `extract`, `inspect`, `diff`, `verify`,
 `sensitivity`, `evaluate`, `suite`, `named_suites`, `reproduce`, `plot`, `redraw`, `write_report`,
-`catalog`, `demo`, `Recipe`, `open_checkpoint`, `method`, `calibrator`, `register_method`,
+`catalog`, `demo`, `clean`, `Recipe`, `open_checkpoint`, `method`, `calibrator`, `register_method`,
 `register_calibrator`, `run`, `Machine`, `Live`. Each name is loaded at its first use, so that
 importing magmerge does not import torch.
 """
@@ -16,6 +16,7 @@ from magmerge.core.version import __version__
 
 if TYPE_CHECKING:
     from magmerge.checkpoints import open_checkpoint
+    from magmerge.checkpoints.output.leftovers import clean
     from magmerge.core.catalogue import calibrator, catalog, method
     from magmerge.core.errors import MagmergeError, MagmergeWarning
     from magmerge.core.machine import Machine
@@ -46,6 +47,7 @@ _HOMES = {
     "Result": "engine.result",
     "calibrate": "pipeline.merge",
     "calibrator": "core.catalogue",
+    "clean": "checkpoints.output.leftovers",
     "catalog": "core.catalogue",
     "convert": "pipeline.convert",
     "demo": "studies.demo",
@@ -82,6 +84,7 @@ __all__ = [
     "calibrate",
     "calibrator",
     "catalog",
+    "clean",
     "convert",
     "demo",
     "diff",

@@ -13,7 +13,7 @@ from magmerge.checkpoints.donor import (
 )
 from magmerge.checkpoints.output.layout import INDEX, SUFFIX, lay_out
 from magmerge.checkpoints.output.own_files import ADAPTER
-from magmerge.checkpoints.output.target import Target
+from magmerge.checkpoints.output.target import Target, check_outside
 from magmerge.core.errors import OutputError
 from magmerge.core.types import Naming, Shard, Step
 from magmerge.engine.job import Job
@@ -40,6 +40,7 @@ def target_for(
 ) -> Target:
     """The target, checked: OutputError where it is taken, is an input, or does not fit."""
     path = named_path(out)
+    check_outside(path, job.input_folders)
     if job.writes_adapter:
         naming = job.adapter_output.naming or (
             FOLDER if job.models.union is None else job.models.union.naming
@@ -59,7 +60,6 @@ def target_for(
         weights=weights,
         own=own,
         inputs=job.input_files,
-        folders=job.input_folders,
         overwrite=overwrite,
         resume=resume,
     )

@@ -15,6 +15,7 @@ from magmerge.core.errors import printable, printable_lines
 
 if TYPE_CHECKING:
     from magmerge.checkpoints.load_checks import Check
+    from magmerge.checkpoints.output.leftovers import Leftover
     from magmerge.core.types import Action, Choice, LayerRecord, Plan, Uncovered
     from magmerge.engine.inspection import CheckpointInfo, TensorDifference
 
@@ -210,6 +211,21 @@ def checks_table(source: str, checks: Sequence[Check]) -> Table:
 def _part_and_quiet(check: Check) -> tuple[str, bool]:
     """The part of a pipeline that a check is of, and whether there is nothing to say of it."""
     return check.name.rpartition(": ")[0], not check.faults and not check.seen
+
+
+def leftovers_table(leftovers: Sequence[Leftover], now: float) -> Table:
+    """What runs left: each path, what it is, its size and age, and whether a run has it."""
+    rows = table("left by runs", "path", "what", "size", "last changed", "", numbers=["size"])
+    for left in leftovers:
+        state = "--resume goes on from it" if left.resumable else ""
+        rows.add_row(
+            plain(str(left.path)),
+            plain(left.words),
+            spoken_size(left.size),
+            f"{max(now - left.changed, 0) / 3600:.1f} h ago",
+            plain("a run may be at work on it" if left.at_work else state, "dim"),
+        )
+    return rows
 
 
 def catalog_table(entries: Sequence[Mapping[str, Any]], kind: str) -> Table:

@@ -122,6 +122,21 @@ def lock_file(path: Path, target: Path, *, moves: bool = False) -> int:
     return lock
 
 
+def is_locked(path: Path) -> bool:
+    """Whether another run has this lock; False where there is none."""
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
 def tells(record: Path, file: str) -> bool:
     """Whether a record of magmerge's own names this file among those that it wrote."""
     files = _object(record).get("files")

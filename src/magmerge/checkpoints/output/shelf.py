@@ -56,7 +56,7 @@ def shelf_for(out: str | Path | None, count: int, *, resume: bool) -> Iterator[S
         done = True
     finally:
         if done or not resume:
-            _clear(shelf, count)
+            clear_shelf(shelf, count)
         os.close(lock)
 
 
@@ -70,7 +70,7 @@ def _taken(folder: Path, target: Path) -> int:
         return lock_file(folder / MARK, target)
 
 
-def _clear(shelf: Shelf, count: int) -> None:
+def clear_shelf(shelf: Shelf, count: int) -> None:
     """Remove the results and the shelf; whatever else somebody put there stays."""
     for number in range(count):
         place = shelf.place(number)

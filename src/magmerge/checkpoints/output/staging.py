@@ -58,12 +58,7 @@ class Staging:
         UNFINISHED.add(self.folder)
         try:
             with disk_errors(self.target):
-                self.target.parent.mkdir(parents=True, exist_ok=True)
-                check_mine(self.folder)
-                check_mine(self._old)
-                self.folder.mkdir(exist_ok=True)
-                check_mine(self.folder / LOCK)
-                self._lock = lock_file(self.folder / LOCK, self.target, moves=True)
+                self._take()
                 self.resumed = self.resume and self._read_key() == self.key and self._is_plain()
                 self._clear()
                 (self.folder / KEY).write_text(self.key, encoding="utf-8")
@@ -78,6 +73,27 @@ class Staging:
             self._release()
         self._abandon()
         UNFINISHED.discard(self.folder)
+
+    def _take(self) -> None:
+        """Make the folder and lock it; OutputError where another run has it, or another user."""
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        check_mine(self.folder)
+        check_mine(self._old)
+        self.folder.mkdir(exist_ok=True)
+        check_mine(self.folder / LOCK)
+        self._lock = lock_file(self.folder / LOCK, self.target, moves=True)
+
+    @classmethod
+    def put_right(cls, output: Path, *, single: bool) -> None:
+        """Finish or take back what a killed run was publishing, and remove what it left.
+
+        OutputError where another run is at work there.
+        """
+        staging = cls(Target(output, single, output.name, overwrite=True))
+        with disk_errors(output):
+            staging._take()
+            staging._clear()
+            staging._abandon()
 
     def _is_plain(self) -> bool:
         """Whether no link and nothing but files of this run's own names lies here."""

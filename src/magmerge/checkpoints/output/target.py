@@ -49,13 +49,10 @@ class Target:
         weights: str,
         own: Collection[str],
         inputs: Iterable[Path],
-        folders: Iterable[Path] = (),
         overwrite: bool = False,
         resume: bool = False,
     ) -> Target:
-        """The target, checked: OutputError where it is taken, is one of `inputs` or in one of their
-        `folders`.
-        """
+        """The target, checked: OutputError where it is taken or is one of `inputs`."""
         path = Path(out)
         # A link is followed once, here: what is renamed in the end is what it leads to.
         if path.is_symlink() or ".." in path.parts:
@@ -67,7 +64,7 @@ class Target:
             problem = f"magmerge writes no {path.suffix} files"
             raise output_error(path, problem, "name a folder, or a file ending in .safetensors")
         try:
-            check_apart(path, inputs, folders)
+            check_apart(path, inputs)
             if single and path.is_dir():
                 raise output_error(path, "it is a folder", "name a file, or drop the suffix")
             if not single and path.is_file():
@@ -134,10 +131,8 @@ def real_path(path: Path) -> Path:
     return real
 
 
-def check_apart(target: Path, inputs: Iterable[Path], folders: Iterable[Path] = ()) -> None:
-    """OutputError where `target` is the current folder or one of `inputs`, holds it, or lies in one
-    of `folders`, which are an input each.
-    """
+def check_apart(target: Path, inputs: Iterable[Path]) -> None:
+    """OutputError where `target` is the current folder or one of `inputs`, or holds it."""
     real = real_path(target)
     if real == Path.cwd():
         raise output_error(target, "it is the current folder", "name a folder of its own")
@@ -147,6 +142,11 @@ def check_apart(target: Path, inputs: Iterable[Path], folders: Iterable[Path] = 
             if real == place or real in place.parents:
                 problem = f"it is the input {path}, or holds it"
                 raise output_error(target, problem, "choose an output apart from all inputs")
+
+
+def check_outside(target: Path, folders: Iterable[Path]) -> None:
+    """OutputError where `target` lies in one of `folders`, which are an input each."""
+    real = real_path(target)
     for folder in folders:
         if real_path(folder) in real.parents:
             problem = f"it lies in the folder of the input {folder}"
@@ -155,7 +155,8 @@ def check_apart(target: Path, inputs: Iterable[Path], folders: Iterable[Path] = 
 
 def check_apart_and_free(target: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
     """OutputError where `target` is an input or in one, or is there and may not be replaced."""
-    check_apart(target, inputs, filter(Path.is_dir, inputs))
+    check_apart(target, inputs)
+    check_outside(target, filter(Path.is_dir, inputs))
     taken = target.is_dir() and any(target.iterdir())
     if not overwrite and (taken or target.is_file()):
         raise output_error(target, TAKEN, REPLACE)
