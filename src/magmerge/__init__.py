@@ -2,7 +2,7 @@
 
 The front door: `merge`, `calibrate`, `plan`, `convert`, `extract`, `inspect`, `diff`, `verify`,
 `sensitivity`, `evaluate`, `suite`, `named_suites`, `reproduce`, `plot`, `redraw`, `write_report`,
-`catalog`, `demo`, `Recipe`, `open_checkpoint`, `method`, `calibrator`, `register_method`,
+`card`, `catalog`, `demo`, `Recipe`, `open_checkpoint`, `method`, `calibrator`, `register_method`,
 `register_calibrator`, `run`, `Machine`, `Live`. Each name is loaded at its first use, so that
 importing magmerge does not import torch.
 """
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from magmerge.pipeline.documents import run
     from magmerge.pipeline.merge import calibrate, extract, merge, plan
     from magmerge.pipeline.verify import verify
+    from magmerge.report.card_file import card
     from magmerge.report.html_file import write_report
     from magmerge.studies.demo import demo
     from magmerge.studies.figures import plot, redraw
@@ -46,6 +47,7 @@ _HOMES = {
     "Result": "engine.result",
     "calibrate": "pipeline.merge",
     "calibrator": "core.catalogue",
+    "card": "report.card_file",
     "catalog": "core.catalogue",
     "convert": "pipeline.convert",
     "demo": "studies.demo",
@@ -81,6 +83,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "calibrator",
+    "card",
     "catalog",
     "convert",
     "demo",

@@ -13,6 +13,7 @@ import typer
 
 from magmerge.cli import (
     calibrate,
+    card,
     convert,
     demo,
     diff,
@@ -45,7 +46,7 @@ app = typer.Typer(
 )
 VERBS = (
     *(merge, calibrate, plan, convert, extract, inspect, diff, verify, sensitivity),
-    *(evaluate, suite, reproduce, methods, report, demo),
+    *(evaluate, suite, reproduce, methods, report, card, demo),
 )
 """In the order of the help."""
 for verb in VERBS:

@@ -75,7 +75,7 @@ def run(
             target = None
             if where is not None:
                 target = target_for(job, where, overwrite=overwrite or not last, resume=resume)
-            result = run_job(job, target, measure=measured, report=calibration_report)
+            result = run_job(job, target, measure=measured, report=result_pages)
             resolved.append(result.recipe)
     return result
 
@@ -148,9 +148,15 @@ def measured(work: Work, inputs: Mapping[str, Any]) -> Findings:
     return live.estimate(work, inputs)
 
 
-def calibration_report(record: str, target: Target) -> dict[str, bytes]:
-    """A calibration's report, made from its record; a warning where it cannot be drawn here."""
+def result_pages(record: str, target: Target, texts: Mapping[str, bytes]) -> dict[str, bytes]:
+    """What people read of a result: the model card of a folder, and a calibration's report."""
     content = json.loads(record)
+    card = {} if target.single else report.card_files(content, texts)
+    return {**card, **_calibration_report(content, target)}
+
+
+def _calibration_report(content: Mapping[str, Any], target: Target) -> dict[str, bytes]:
+    """The report, made from the record; a warning where it cannot be drawn here."""
     if not content["recipe"]["calibrate"]:
         return {}
     name = target.named(REPORT)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from magmerge.checkpoints.loader import Model
-from magmerge.checkpoints.output.target import Target, check_space
 from magmerge.core.errors import ParameterError
 from magmerge.core.filters import patterns
+from magmerge.core.lazy import load
 from magmerge.core.machine import CPU, DEFAULT_MEMORY, Machine, Progress
 from magmerge.core.models import strengths_as_weights
 from magmerge.core.recipe import LATER, Calibration, Recipe
@@ -18,12 +18,11 @@ from magmerge.core.validation import check_calibrations, check_rank, read_sensit
 from magmerge.engine.job import Job
 from magmerge.engine.opening import EXPERT, experts_by_name
 from magmerge.engine.outputs import target_for
-from magmerge.engine.plan import make_plan
 from magmerge.engine.resolve import open_job
 from magmerge.engine.result import Result
 from magmerge.engine.run import run_job
 from magmerge.engine.samples import samples_of
-from magmerge.pipeline.documents import calibration_report, measured, run
+from magmerge.pipeline.documents import measured, result_pages, run
 
 if TYPE_CHECKING:
     from torch import nn
@@ -209,15 +208,7 @@ def plan(*, out: str | Path | None = None, overwrite: bool = False, **arguments:
     """What `merge` with these arguments would do, from headers alone; raises what it would."""
     job = _job({**_DEFAULTS, **_known(arguments)})
     target = None if out is None else target_for(job, out, overwrite=overwrite)
-    return plan_job(job, target)
-
-
-def plan_job(job: Job, target: Target | None = None) -> Plan:
-    """The plan of a job, and whether there is room for its result."""
-    job_plan = make_plan(job, target)
-    if target is not None:
-        check_space(target.path, job_plan.disk)
-    return job_plan
+    return cast("Plan", load("magmerge.pipeline.planning:plan_job")(job, target))
 
 
 def _run(arguments: Mapping[str, Any]) -> Result:
@@ -229,7 +220,7 @@ def _run(arguments: Mapping[str, Any]) -> Result:
         target = target_for(job, out, overwrite=arguments["overwrite"], resume=resume)
     elif resume:
         raise ParameterError("resume speaks of an output", remedy="name one: out=")
-    return run_job(job, target, measure=measured, report=calibration_report)
+    return run_job(job, target, measure=measured, report=result_pages)
 
 
 def _job(arguments: Mapping[str, Any]) -> Job:
