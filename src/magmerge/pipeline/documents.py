@@ -16,6 +16,7 @@ from magmerge.checkpoints.output.shelf import shelf_for
 from magmerge.checkpoints.output.target import Target, check_apart_and_free
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
 from magmerge.core.errors import MissingExtraError, ParameterError, suggestion
+from magmerge.core.lazy import load
 from magmerge.core.machine import Machine
 from magmerge.core.recipe import Recipe
 from magmerge.engine.job import Findings, Live, Work
@@ -45,7 +46,7 @@ def run(
     the last is written there, else it stays in memory; with `resume` what a killed run of the same
     recipe left is gone on with. Raises MagmergeError's children.
     """
-    recipes = _recipes(recipe)
+    recipes = recipes_of(recipe, models or {})
     check_documents(recipes)
     if out is None and resume:
         raise ParameterError("resume speaks of an output", remedy="name one: out=")
@@ -80,9 +81,15 @@ def run(
     return result
 
 
-def _recipes(recipe: Recipe | Sequence[Recipe] | str | Path) -> list[Recipe]:
-    """One recipe or several, as they are given or from their file."""
+def recipes_of(
+    recipe: Recipe | Sequence[Recipe] | str | Path, models: Mapping[str, Model]
+) -> list[Recipe]:
+    """One recipe or several, as they are given or from their file, of which all faults are told at
+    once. `models` are those that the call has in place of paths.
+    """
     if isinstance(recipe, str | Path):
+        held = {key.removeprefix(EXPERT) for key in models}
+        load("magmerge.core.recipe_check:check_text")(_text_of(recipe), str(recipe), held)
         return read_recipes(recipe)
     recipes = [recipe] if isinstance(recipe, Recipe) else list(recipe)
     if not recipes or not all(isinstance(document, Recipe) for document in recipes):
@@ -100,9 +107,14 @@ def _of(recipe: Recipe, models: Mapping[str, Model]) -> dict[str, Model]:
 
 def read_recipes(path: str | Path) -> list[Recipe]:
     """The documents of a recipe's file; ParameterError, with key and remedy, where it is none."""
+    return Recipe.all_from_yaml(_text_of(path), str(path))
+
+
+def _text_of(path: str | Path) -> str:
+    """The text of a recipe's file."""
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ParameterError(
             "it is no UTF-8 text", source=file, remedy="save it as UTF-8"
@@ -112,7 +124,6 @@ def read_recipes(path: str | Path) -> list[Recipe]:
         told = suggestion(file.name, near) if near and not file.exists() else ""
         remedy = told if told.startswith("did you mean") else "check the path of the recipe"
         raise ParameterError("cannot be read", source=file, remedy=remedy) from error
-    return Recipe.all_from_yaml(text, str(file))
 
 
 def check_documents(recipes: Sequence[Recipe]) -> None:
