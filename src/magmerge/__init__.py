@@ -2,9 +2,9 @@
 
 The front door: `merge`, `calibrate`, `plan`, `convert`, `extract`, `inspect`, `diff`, `verify`,
 `sensitivity`, `evaluate`, `suite`, `named_suites`, `reproduce`, `plot`, `redraw`, `write_report`,
-`card`, `catalog`, `demo`, `Recipe`, `open_checkpoint`, `method`, `calibrator`, `register_method`,
-`register_calibrator`, `run`, `Machine`, `Live`. Each name is loaded at its first use, so that
-importing magmerge does not import torch.
+`card`, `plan_document`, `plan_recipe`, `catalog`, `demo`, `Recipe`, `open_checkpoint`, `method`,
+`calibrator`, `register_method`, `register_calibrator`, `run`, `Machine`, `Live`. Each name is loaded
+at its first use, so that importing magmerge does not import torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from magmerge.evaluation.suites import named_suites, suite
     from magmerge.pipeline.convert import convert
     from magmerge.pipeline.documents import run
-    from magmerge.pipeline.merge import calibrate, extract, merge, plan
+    from magmerge.pipeline.merge import calibrate, extract, merge
+    from magmerge.pipeline.planning import plan, plan_document, plan_recipe
     from magmerge.pipeline.verify import verify
     from magmerge.report.card_file import card
     from magmerge.report.html_file import write_report
@@ -59,7 +60,9 @@ _HOMES = {
     "method": "core.catalogue",
     "named_suites": "evaluation.suites",
     "open_checkpoint": "checkpoints",
-    "plan": "pipeline.merge",
+    "plan": "pipeline.planning",
+    "plan_document": "pipeline.planning",
+    "plan_recipe": "pipeline.planning",
     "plot": "studies.figures",
     "redraw": "studies.figures",
     "reproduce": "studies.reproduction",
@@ -96,6 +99,8 @@ __all__ = [
     "named_suites",
     "open_checkpoint",
     "plan",
+    "plan_document",
+    "plan_recipe",
     "plot",
     "redraw",
     "reproduce",

@@ -60,13 +60,13 @@ def run(
     with shelf_for(out, len(recipes) - 1, resume=resume) as shelf:
         for place, document in enumerate(recipes):
             last = place == len(recipes) - 1
-            in_memory = dict(models or {}) if last else _of(document, models or {})
+            in_memory = documents_models(document, models or {}, last=last)
             known = {name: shelf.place(number) for number, name in enumerate(names[:place])}
             results = {
-                key: known[path] for key, path in _named_models(document).items() if path in known
+                key: known[path] for key, path in named_models(document).items() if path in known
             }
             in_memory |= {
-                key: _result(folder, str(_named_models(document)[key]))
+                key: _result(folder, str(named_models(document)[key]))
                 for key, folder in results.items()
             }
             job = open_job(document, in_memory, machine=machine, live=live, documents=resolved)
@@ -99,10 +99,12 @@ def recipes_of(
     return recipes
 
 
-def _of(recipe: Recipe, models: Mapping[str, Model]) -> dict[str, Model]:
-    """The models of a call that an earlier document has a place for."""
+def documents_models(
+    recipe: Recipe, models: Mapping[str, Model], *, last: bool
+) -> dict[str, Model]:
+    """The models of a call that a document has a place for; all of them are the last one's."""
     keys = {"base", "merged", *recipe.experts, *(f"{EXPERT}{name}" for name in recipe.experts)}
-    return {key: model for key, model in models.items() if key in keys}
+    return {key: model for key, model in models.items() if last or key in keys}
 
 
 def read_recipes(path: str | Path) -> list[Recipe]:
@@ -189,7 +191,7 @@ def _result(folder: Path, name: str) -> Model:
     return checkpoint
 
 
-def _named_models(recipe: Recipe) -> dict[str, str]:
+def named_models(recipe: Recipe) -> dict[str, str]:
     """What the recipe reads, by the keys of a call's models."""
     roles = {"base": recipe.base, "merged": recipe.merged}
     experts = {f"{EXPERT}{name}": path for name, path in recipe.experts.items()}
