@@ -3,8 +3,8 @@
 The front door: `merge`, `calibrate`, `plan`, `convert`, `extract`, `inspect`, `diff`, `verify`,
 `sensitivity`, `evaluate`, `suite`, `named_suites`, `reproduce`, `plot`, `redraw`, `write_report`,
 `card`, `plan_document`, `plan_recipe`, `catalog`, `demo`, `Recipe`, `open_checkpoint`, `method`,
-`calibrator`, `register_method`, `register_calibrator`, `run`, `Machine`, `Live`. Each name is loaded
-at its first use, so that importing magmerge does not import torch.
+`calibrator`, `register_method`, `register_calibrator`, `run`, `Machine`, `Live`. Each name is
+loaded at its first use, so that importing magmerge does not import torch.
 """
 
 from __future__ import annotations
