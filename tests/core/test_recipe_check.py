@@ -22,7 +22,7 @@ BAD = """\
 base: bsae
 experts:
   one: expert0
-  two: nowhere/expert1
+  two: nowhere/of/expert1
 metod: ties
 method: ties
 params:
@@ -40,7 +40,7 @@ output:
 rename: {tree: {a: b}}
 """
 LINES = {
-    2: "bsae: no such file", 5: "nowhere/expert1: no such file", 6: "unknown key 'metod'",
+    2: "bsae: no such file", 5: "nowhere/of/expert1: no such file", 6: "unknown key 'metod'",
     9: "density = 2 for ties", 10: "no parameter 'lamda'", 12: "no calibrator named 'wsx'",
     13: "target = 'cube' for wsc", 15: "gate: input should be", 16: "seed: input should be",
     18: "no floating-point dtype 'float99'", 19: "unknown key 'output.shard'",

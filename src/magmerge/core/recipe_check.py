@@ -133,11 +133,15 @@ def _method(name: str, params: Mapping[str, Any]) -> Iterator[Located]:
 
 
 def _missing(text: str) -> Iterator[MagmergeError]:
-    """What is not there of a model; a name that the hub may have is left to who opens it."""
+    """What is not there of a model. What was in memory, and what may be a name on the hub, is left
+    to who opens it.
+    """
     for part in [text] if os.path.lexists(text) else text.split("+"):
-        if os.path.lexists(part) or os.path.lexists(part.partition("@")[0]):
+        name = part.partition("@")[0]
+        if not part or os.path.lexists(part) or os.path.lexists(name):
             continue
-        if not part or (HUB_ID.fullmatch(part.partition("@")[0]) and "@" in part):
+        in_memory = part.startswith("a ") and part.endswith(" in memory")
+        if in_memory or (HUB_ID.fullmatch(name) and not Path(name).parent.is_dir()):
             continue
         yield no_such_model(Path(part))
 

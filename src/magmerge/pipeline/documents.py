@@ -15,7 +15,7 @@ from magmerge.checkpoints.output.own_files import REPORT
 from magmerge.checkpoints.output.shelf import shelf_for
 from magmerge.checkpoints.output.target import Target, check_apart_and_free
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
-from magmerge.core.errors import MissingExtraError, ParameterError, suggestion
+from magmerge.core.errors import MagmergeError, MissingExtraError, ParameterError, suggestion
 from magmerge.core.lazy import load
 from magmerge.core.machine import Machine
 from magmerge.core.recipe import Recipe
@@ -89,8 +89,15 @@ def recipes_of(
     """
     if isinstance(recipe, str | Path):
         held = {key.removeprefix(EXPERT) for key in models}
-        load("magmerge.core.recipe_check:check_text")(_text_of(recipe), str(recipe), held)
-        return read_recipes(recipe)
+        check = load("magmerge.core.recipe_check:check_text")
+        try:
+            recipes = read_recipes(recipe)
+        except MagmergeError:
+            check(_text_of(recipe), str(recipe), held)
+            raise
+        check_documents(recipes)
+        check(_text_of(recipe), str(recipe), held)
+        return recipes
     recipes = [recipe] if isinstance(recipe, Recipe) else list(recipe)
     if not recipes or not all(isinstance(document, Recipe) for document in recipes):
         raise ParameterError(
