@@ -71,6 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "task vectors on the base",
         "are named otherwise",
         "no vote on the rest",
+        "no licence is told by",
     )
     for words in told:
         line = f"ignore:.*{words}:magmerge.core.errors.MagmergeWarning"

@@ -1,10 +1,7 @@
 """magmerge merges fine-tuned neural networks, then calibrates the magnitude of the change.
 
-The front door: `merge`, `calibrate`, `plan`, `convert`, `extract`, `inspect`, `diff`, `verify`,
-`sensitivity`, `evaluate`, `suite`, `named_suites`, `reproduce`, `plot`, `redraw`, `write_report`,
-`catalog`, `demo`, `clean`, `Recipe`, `open_checkpoint`, `method`, `calibrator`, `register_method`,
-`register_calibrator`, `run`, `Machine`, `Live`. Each name is loaded at its first use, so that
-importing magmerge does not import torch.
+The front door is `__all__`. Each name is loaded at its first use, so that importing magmerge does
+not import torch.
 """
 
 from __future__ import annotations
@@ -30,8 +27,10 @@ if TYPE_CHECKING:
     from magmerge.evaluation.suites import named_suites, suite
     from magmerge.pipeline.convert import convert
     from magmerge.pipeline.documents import run
-    from magmerge.pipeline.merge import calibrate, extract, merge, plan
+    from magmerge.pipeline.merge import calibrate, extract, merge
+    from magmerge.pipeline.planning import plan, plan_document, plan_recipe
     from magmerge.pipeline.verify import verify
+    from magmerge.report.card_file import card
     from magmerge.report.html_file import write_report
     from magmerge.studies.demo import demo
     from magmerge.studies.figures import plot, redraw
@@ -48,6 +47,7 @@ _HOMES = {
     "calibrate": "pipeline.merge",
     "calibrator": "core.catalogue",
     "clean": "checkpoints.output.leftovers",
+    "card": "report.card_file",
     "catalog": "core.catalogue",
     "convert": "pipeline.convert",
     "demo": "studies.demo",
@@ -59,7 +59,9 @@ _HOMES = {
     "method": "core.catalogue",
     "named_suites": "evaluation.suites",
     "open_checkpoint": "checkpoints",
-    "plan": "pipeline.merge",
+    "plan": "pipeline.planning",
+    "plan_document": "pipeline.planning",
+    "plan_recipe": "pipeline.planning",
     "plot": "studies.figures",
     "redraw": "studies.figures",
     "reproduce": "studies.reproduction",
@@ -83,6 +85,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "calibrator",
+    "card",
     "catalog",
     "clean",
     "convert",
@@ -96,6 +99,8 @@ __all__ = [
     "named_suites",
     "open_checkpoint",
     "plan",
+    "plan_document",
+    "plan_recipe",
     "plot",
     "redraw",
     "reproduce",

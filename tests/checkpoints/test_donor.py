@@ -21,7 +21,7 @@ def test_config_and_tokenizer_come_from_the_base(folders: list[Path], tmp_path: 
         (folders[0] / name).write_text("no")
     out = run(folders, tmp_path / "out")
     assert {path.name for path in out.iterdir()} == {
-        "config.json", "tokenizer.json", "generation_config.json", "magmerge.json",
+        "README.md", "config.json", "tokenizer.json", "generation_config.json", "magmerge.json",
         "magmerge.yaml", "model.safetensors",
     }  # fmt: skip
     assert json.loads((out / "magmerge.json").read_text())["magmerge"]

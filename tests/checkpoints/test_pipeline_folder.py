@@ -85,7 +85,7 @@ def test_a_pipeline_is_merged_part_by_part(
     pipes: list[Path], states: list[dict[str, State]], tmp_path: Path
 ) -> None:
     out = merge(pipes, tmp_path / "out")
-    assert files(out) == files(pipes[0]) | {"magmerge.json", "magmerge.yaml"}
+    assert files(out) == files(pipes[0]) | {"README.md", "magmerge.json", "magmerge.yaml"}
     for part in PARTS:
         for name, tensor in mean(states, part).items():
             torch.testing.assert_close(stored(out, part)[name].double(), tensor)

@@ -13,6 +13,7 @@ import typer
 
 from magmerge.cli import (
     calibrate,
+    card,
     clean,
     convert,
     demo,
@@ -46,7 +47,7 @@ app = typer.Typer(
 )
 VERBS = (
     *(merge, calibrate, plan, convert, extract, inspect, diff, verify, sensitivity),
-    *(evaluate, suite, reproduce, methods, report, demo, clean),
+    *(evaluate, suite, reproduce, methods, report, card, demo, clean),
 )
 """In the order of the help."""
 for verb in VERBS:

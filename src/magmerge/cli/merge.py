@@ -8,9 +8,8 @@ from magmerge.cli import options as o
 from magmerge.cli.merge_result import write_recipe, write_result
 from magmerge.core.errors import ParameterError
 
-WITH_RECIPE = frozenset(
-    {"places", "threads", "memory", "device", "offload", "overwrite", "resume", "allow_code"}
-)
+MACHINE = ("threads", "memory", "device", "offload")
+WITH_RECIPE = frozenset({"places", *MACHINE, "overwrite", "resume", "allow_code"})
 """What is said beside a recipe: nothing of it decides the result."""
 
 
@@ -23,7 +22,7 @@ def command(options: o.Options) -> None:
             remedy="write magmerge merge OUT, or magmerge merge RECIPE.yaml OUT",
         )
     if recipe:
-        _check_alone(options)
+        check_alone(options)
         write_recipe(recipe[0], {**options, "out": out})
         return
     if out.suffix in (".yaml", ".yml"):
@@ -43,7 +42,7 @@ def command(options: o.Options) -> None:
 _ONLY_HERE = frozenset({"places", "allow_code"})
 
 
-def _check_alone(options: o.Options) -> None:
+def check_alone(options: o.Options) -> None:
     """ParameterError for an option that the recipe has the say of."""
     defaults: dict[str, Any] = {name: item.default for name, item in o.TABLE.items()}
     for name, value in options.items():

@@ -53,6 +53,11 @@ def show(*parts: RenderableType) -> None:
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in text.splitlines()))
 
 
+def show_text(text: str) -> None:
+    """Print a file's text to stdout, line for line."""
+    sys.stdout.write(text)
+
+
 def show_json(content: Any) -> None:
     """Print JSON to stdout; a number that is not finite becomes null."""
     print(json.dumps(_finite(content), indent=1))  # noqa: T201

@@ -119,6 +119,16 @@ class ParameterError(MagmergeError):
     """A parameter is out of range or of the wrong type."""
 
 
+class RecipeError(StructureError, ParameterError):
+    """Several things are wrong with a file of recipes: `errors` are they, each with its line."""
+
+    def __init__(self, errors: Sequence[MagmergeError]) -> None:
+        self.errors = tuple(errors)
+        super().__init__(
+            [Fault(f"{one.source}: {one.problem}", one.remedy or "mend it") for one in errors]
+        )
+
+
 class MissingExtraError(MagmergeError):
     """A library that is not part of the core installation is needed, and is not there."""
 

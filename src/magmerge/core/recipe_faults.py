@@ -30,11 +30,29 @@ FIELD_SYNTAX = {
 
 
 def explained(error: ValidationError, source: str, known: Mapping[str, Any]) -> MagmergeError:
-    """A pydantic error as one of magmerge's own, which names the key."""
-    fault = error.errors()[0]
-    # The kind of an output is no key of the file, nor is the form of a value that has several.
-    forms = ("model", "adapter") if fault["loc"][:1] == ("output",) else ()
-    path = [str(part) for part in fault["loc"] if part not in forms and "[" not in str(part)]
+    """A pydantic error as one of magmerge's own, which names the key; the first of several."""
+    return faults_of(error, source, known)[0][1]
+
+
+def faults_of(
+    error: ValidationError, source: str, known: Mapping[str, Any]
+) -> list[tuple[tuple[str, ...], MagmergeError]]:
+    """Every fault that pydantic found, with the key that it lies under, in magmerge's own words."""
+    located: dict[tuple[str, ...], MagmergeError] = {}
+    for fault in error.errors():
+        # The kind of an output is no key of the file, nor is the form of a value of several.
+        forms = ("model", "adapter") if fault["loc"][:1] == ("output",) else ()
+        parts = [str(part) for part in fault["loc"] if part not in forms]
+        path = tuple(part for part in parts if "[" not in part)
+        # A value that may have several forms has a fault for each of them.
+        located.setdefault(path, _told(fault, list(path), source, known))
+    return list(located.items())
+
+
+def _told(
+    fault: Mapping[str, Any], path: list[str], source: str, known: Mapping[str, Any]
+) -> MagmergeError:
+    """One of pydantic's faults as an error."""
     if len(path) > 1 or (path and path[0] not in known and fault["type"] != "extra_forbidden"):
         parts: dict[str, type[BaseModel]] = {"output": ModelOutput, "samples": Samples}
         if fault["loc"][:2] == ("output", "adapter"):

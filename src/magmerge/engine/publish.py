@@ -24,14 +24,17 @@ from magmerge.checkpoints.output.staging import Staging
 from magmerge.checkpoints.output.target import Target, check_space
 from magmerge.checkpoints.output.writer import FileSink
 from magmerge.core.errors import CheckpointError
+from magmerge.core.lazy import load
 from magmerge.core.types import Shard, Step
 from magmerge.core.version import __version__
 from magmerge.engine.executors import local
 from magmerge.engine.job import Input, Job
 
 CONFIG = "config.json"
-Report = Callable[[str, Target], Mapping[str, bytes]]
-"""From the record's text to further files beside the result, such as report.html."""
+Report = Callable[[str, Target, Mapping[str, bytes]], Mapping[str, bytes]]
+"""From the record's text, and config, tokenizer and recipe by their names, to further files beside
+the result, such as report.html and the model card.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,7 @@ def publish(
         record = document(job.recipe, inputs, account, told)
         beside = {RECORD: record.encode(), RECIPE: recipes.encode()}
         extra = {target.named(name): text for name, text in beside.items()}
-        sink.publish({**files.texts, **extra, **report(record, target)})
+        sink.publish({**files.texts, **extra, **report(record, target, texts)})
     return account
 
 
@@ -168,12 +171,14 @@ def _inputs(job: Job, settlers: Sequence[Callable[[], None]]) -> list[dict[str, 
     by_file: dict[Path, str | None] = dict(known)
     by_file |= zip(paths, digests[: len(paths)], strict=True)
     contents = iter(digests[len(paths) :])
+    facts = load("magmerge.engine.origins:facts_of_inputs")(job)
     return [
         {
             "role": entry.role,
             "source": entry.source,
             "files": {_within(file, entry): by_file[file] for file in entry.files},
             **({} if entry.files or entry.model is None else {"content": next(contents)}),
+            **({"facts": told} if told else {}),
         }
-        for entry in inputs
+        for entry, told in zip(inputs, facts, strict=True)
     ]

@@ -84,7 +84,8 @@ class Result:
         target = target_for(job, out, overwrite=overwrite)
         load("magmerge.engine.load_faults:check_loads")(job, target)
         files, tensors = self.files(job, target)
-        notes = config_notes(job, target)
+        told = load("magmerge.engine.origins:licence_notes")(job)
+        notes = (*config_notes(job, target), *told)
         warn(notes)
 
         def fill(sink: FileSink) -> Account:

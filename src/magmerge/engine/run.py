@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from magmerge.checkpoints.output.provenance import Account
 from magmerge.checkpoints.output.target import Target
 from magmerge.checkpoints.output.writer import FileSink, MemorySink, Sink
+from magmerge.core.lazy import load
 from magmerge.engine.findings import packed, unpacked
 from magmerge.engine.form import form_of
 from magmerge.engine.job import Findings, Job, Work
@@ -43,7 +44,8 @@ def run_job(
     if not job.takes or job.models.base is not None:
         notes = (*notes, *doubts(job.models, plan.steps))
     if target is not None:
-        notes = (*config_notes(job, target), *notes)
+        told = load("magmerge.engine.origins:licence_notes")(job)
+        notes = (*config_notes(job, target), *told, *notes)
     warn(notes)
     work = Work(job, plan)
     form = form_of(job)

@@ -15,7 +15,8 @@ from magmerge.checkpoints.output.own_files import REPORT
 from magmerge.checkpoints.output.shelf import shelf_for
 from magmerge.checkpoints.output.target import Target, check_apart_and_free
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
-from magmerge.core.errors import MissingExtraError, ParameterError, suggestion
+from magmerge.core.errors import MagmergeError, MissingExtraError, ParameterError, suggestion
+from magmerge.core.lazy import load
 from magmerge.core.machine import Machine
 from magmerge.core.recipe import Recipe
 from magmerge.engine.job import Findings, Live, Work
@@ -45,7 +46,7 @@ def run(
     the last is written there, else it stays in memory; with `resume` what a killed run of the same
     recipe left is gone on with. Raises MagmergeError's children.
     """
-    recipes = _recipes(recipe)
+    recipes = recipes_of(recipe, models or {})
     check_documents(recipes)
     if out is None and resume:
         raise ParameterError("resume speaks of an output", remedy="name one: out=")
@@ -59,13 +60,13 @@ def run(
     with shelf_for(out, len(recipes) - 1, resume=resume) as shelf:
         for place, document in enumerate(recipes):
             last = place == len(recipes) - 1
-            in_memory = dict(models or {}) if last else _of(document, models or {})
+            in_memory = documents_models(document, models or {}, last=last)
             known = {name: shelf.place(number) for number, name in enumerate(names[:place])}
             results = {
-                key: known[path] for key, path in _named_models(document).items() if path in known
+                key: known[path] for key, path in named_models(document).items() if path in known
             }
             in_memory |= {
-                key: _result(folder, str(_named_models(document)[key]))
+                key: _result(folder, str(named_models(document)[key]))
                 for key, folder in results.items()
             }
             job = open_job(document, in_memory, machine=machine, live=live, documents=resolved)
@@ -75,15 +76,28 @@ def run(
             target = None
             if where is not None:
                 target = target_for(job, where, overwrite=overwrite or not last, resume=resume)
-            result = run_job(job, target, measure=measured, report=calibration_report)
+            result = run_job(job, target, measure=measured, report=result_pages)
             resolved.append(result.recipe)
     return result
 
 
-def _recipes(recipe: Recipe | Sequence[Recipe] | str | Path) -> list[Recipe]:
-    """One recipe or several, as they are given or from their file."""
+def recipes_of(
+    recipe: Recipe | Sequence[Recipe] | str | Path, models: Mapping[str, Model]
+) -> list[Recipe]:
+    """One recipe or several, as they are given or from their file, of which all faults are told at
+    once. `models` are those that the call has in place of paths.
+    """
     if isinstance(recipe, str | Path):
-        return read_recipes(recipe)
+        held = {key.removeprefix(EXPERT) for key in models}
+        check = load("magmerge.core.recipe_check:check_text")
+        try:
+            recipes = read_recipes(recipe)
+        except MagmergeError:
+            check(_text_of(recipe), str(recipe), held)
+            raise
+        check_documents(recipes)
+        check(_text_of(recipe), str(recipe), held)
+        return recipes
     recipes = [recipe] if isinstance(recipe, Recipe) else list(recipe)
     if not recipes or not all(isinstance(document, Recipe) for document in recipes):
         raise ParameterError(
@@ -92,17 +106,24 @@ def _recipes(recipe: Recipe | Sequence[Recipe] | str | Path) -> list[Recipe]:
     return recipes
 
 
-def _of(recipe: Recipe, models: Mapping[str, Model]) -> dict[str, Model]:
-    """The models of a call that an earlier document has a place for."""
+def documents_models(
+    recipe: Recipe, models: Mapping[str, Model], *, last: bool
+) -> dict[str, Model]:
+    """The models of a call that a document has a place for; all of them are the last one's."""
     keys = {"base", "merged", *recipe.experts, *(f"{EXPERT}{name}" for name in recipe.experts)}
-    return {key: model for key, model in models.items() if key in keys}
+    return {key: model for key, model in models.items() if last or key in keys}
 
 
 def read_recipes(path: str | Path) -> list[Recipe]:
     """The documents of a recipe's file; ParameterError, with key and remedy, where it is none."""
+    return Recipe.all_from_yaml(_text_of(path), str(path))
+
+
+def _text_of(path: str | Path) -> str:
+    """The text of a recipe's file."""
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ParameterError(
             "it is no UTF-8 text", source=file, remedy="save it as UTF-8"
@@ -112,7 +133,6 @@ def read_recipes(path: str | Path) -> list[Recipe]:
         told = suggestion(file.name, near) if near and not file.exists() else ""
         remedy = told if told.startswith("did you mean") else "check the path of the recipe"
         raise ParameterError("cannot be read", source=file, remedy=remedy) from error
-    return Recipe.all_from_yaml(text, str(file))
 
 
 def check_documents(recipes: Sequence[Recipe]) -> None:
@@ -148,9 +168,15 @@ def measured(work: Work, inputs: Mapping[str, Any]) -> Findings:
     return live.estimate(work, inputs)
 
 
-def calibration_report(record: str, target: Target) -> dict[str, bytes]:
-    """A calibration's report, made from its record; a warning where it cannot be drawn here."""
+def result_pages(record: str, target: Target, texts: Mapping[str, bytes]) -> dict[str, bytes]:
+    """What people read of a result: the model card of a folder, and a calibration's report."""
     content = json.loads(record)
+    card = {} if target.single else report.card_files(content, texts)
+    return {**card, **_calibration_report(content, target)}
+
+
+def _calibration_report(content: Mapping[str, Any], target: Target) -> dict[str, bytes]:
+    """The report, made from the record; a warning where it cannot be drawn here."""
     if not content["recipe"]["calibrate"]:
         return {}
     name = target.named(REPORT)
@@ -172,7 +198,7 @@ def _result(folder: Path, name: str) -> Model:
     return checkpoint
 
 
-def _named_models(recipe: Recipe) -> dict[str, str]:
+def named_models(recipe: Recipe) -> dict[str, str]:
     """What the recipe reads, by the keys of a call's models."""
     roles = {"base": recipe.base, "merged": recipe.merged}
     experts = {f"{EXPERT}{name}": path for name, path in recipe.experts.items()}

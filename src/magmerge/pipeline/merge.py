@@ -7,23 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from magmerge.checkpoints.loader import Model
-from magmerge.checkpoints.output.target import Target, check_space
 from magmerge.core.errors import ParameterError
 from magmerge.core.filters import patterns
 from magmerge.core.machine import CPU, DEFAULT_MEMORY, Machine, Progress
 from magmerge.core.models import strengths_as_weights
 from magmerge.core.recipe import LATER, Calibration, Recipe
-from magmerge.core.types import Plan
 from magmerge.core.validation import check_calibrations, check_rank, read_sensitive
 from magmerge.engine.job import Job
 from magmerge.engine.opening import EXPERT, experts_by_name
 from magmerge.engine.outputs import target_for
-from magmerge.engine.plan import make_plan
 from magmerge.engine.resolve import open_job
 from magmerge.engine.result import Result
 from magmerge.engine.run import run_job
 from magmerge.engine.samples import samples_of
-from magmerge.pipeline.documents import calibration_report, measured, run
+from magmerge.pipeline.documents import measured, result_pages, run
 
 if TYPE_CHECKING:
     from torch import nn
@@ -205,34 +202,19 @@ def extract(
     return cast("Extraction", run(recipe, out, models=models, machine=machine, overwrite=overwrite))
 
 
-def plan(*, out: str | Path | None = None, overwrite: bool = False, **arguments: Any) -> Plan:
-    """What `merge` with these arguments would do, from headers alone; raises what it would."""
-    job = _job({**_DEFAULTS, **_known(arguments)})
-    target = None if out is None else target_for(job, out, overwrite=overwrite)
-    return plan_job(job, target)
-
-
-def plan_job(job: Job, target: Target | None = None) -> Plan:
-    """The plan of a job, and whether there is room for its result."""
-    job_plan = make_plan(job, target)
-    if target is not None:
-        check_space(target.path, job_plan.disk)
-    return job_plan
-
-
 def _run(arguments: Mapping[str, Any]) -> Result:
     """A verb's arguments to a recipe, and that to its result."""
-    job = _job(arguments)
+    job = job_of(arguments)
     out, resume = arguments["out"], arguments["resume"]
     target = None
     if out is not None:
         target = target_for(job, out, overwrite=arguments["overwrite"], resume=resume)
     elif resume:
         raise ParameterError("resume speaks of an output", remedy="name one: out=")
-    return run_job(job, target, measure=measured, report=calibration_report)
+    return run_job(job, target, measure=measured, report=result_pages)
 
 
-def _job(arguments: Mapping[str, Any]) -> Job:
+def job_of(arguments: Mapping[str, Any]) -> Job:
     """The job that a verb's arguments ask for: names and parameters are checked first."""
     members, params = strengths_as_weights(*map(arguments.get, ("experts", "method", "params")))
     experts = experts_by_name(members)
@@ -305,13 +287,5 @@ def _described(model: Model) -> str:
     return str(model) if isinstance(model, str | Path) else f"a {type(model).__name__} in memory"
 
 
-def _known(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A plan's arguments, which are those of a merge; TypeError for any other, as Python has it."""
-    for name in arguments:
-        if name not in _DEFAULTS:
-            raise TypeError(f"plan() got an unexpected keyword argument {name!r}")
-    return arguments
-
-
-_DEFAULTS: dict[str, Any] = {"experts": (), **(merge.__kwdefaults__ or {})}
+DEFAULTS: dict[str, Any] = {"experts": (), **(merge.__kwdefaults__ or {})}
 """What `merge` takes where an argument is not given."""

@@ -101,11 +101,12 @@ class LayerAccount(FilePart):
 
 
 class InputAccount(FilePart):
-    """One model that was read, with the digests of its files."""
+    """One model that was read, with the digests of its files and what its folder tells of it."""
 
     role: str
     source: str
     files: dict[str, str | None] = {}
+    facts: dict[str, Any] = {}
 
 
 class UncoveredAccount(FilePart):

@@ -47,11 +47,8 @@ def write_report(
             source=record,
             remedy="this file has its numbers: error, modules, lost",
         )
-    tables: list[Mapping[str, Any]] = []
-    for score in scores:
-        tables += [score] if isinstance(score, Mapping) else _tables(Path(score))
     try:
-        text = render(document, tables, title)
+        text = render(document, tables_of(scores), title)
     except MagmergeError as error:
         # The page knows contents, not files.
         if error.source == FILE:
@@ -103,6 +100,14 @@ def _check(target: Path, *, overwrite: bool) -> None:
     check_free(target, overwrite=overwrite)
     if os.path.isfile(target) and MADE not in target.read_bytes():
         raise not_own(target)
+
+
+def tables_of(scores: Sequence[Scores]) -> list[Mapping[str, Any]]:
+    """What evaluations found, from files and from memory."""
+    tables: list[Mapping[str, Any]] = []
+    for score in scores:
+        tables += [score] if isinstance(score, Mapping) else _tables(Path(score))
+    return tables
 
 
 def _tables(file: Path) -> list[Mapping[str, Any]]:

@@ -124,11 +124,11 @@ def _entries(value: Mapping[Any, Any]) -> tuple[str, ...]:
 def _call(name: object, params: object) -> str:
     """A method with its parameters: wsc (target ellipsoid, granularity row)."""
     settings = params if isinstance(params, Mapping) else {}
-    texts = [f"{key} {_setting(value)}" for key, value in settings.items() if value is not None]
+    texts = [f"{key} {setting_text(value)}" for key, value in settings.items() if value is not None]
     return f"{name} ({', '.join(texts)})" if texts else str(name)
 
 
-def _setting(value: object) -> str:
+def setting_text(value: object) -> str:
     """A parameter's value; of one that varies by layer: 0 for vae, 0.3 for all others."""
     if not isinstance(value, list | tuple) or not any(isinstance(item, Mapping) for item in value):
         return _text(value)

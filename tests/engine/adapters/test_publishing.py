@@ -50,7 +50,7 @@ def leftovers(folder: Path) -> list[str]:
 def test_a_folder_for_peft_and_one_file_for_the_others(tmp_path: Path, dtype: torch.dtype) -> None:
     source = adapter(tmp_path, dtype=dtype)
     out = write(tmp_path / "out", source)
-    names = {"adapter_model.safetensors", "adapter_config.json", *RECORDS}
+    names = {"README.md", "adapter_model.safetensors", "adapter_config.json", *RECORDS}
     assert {file.name for file in out.iterdir()} == names
     tensors, stored = load_file(out / "adapter_model.safetensors"), load_file(source)
     module = f"base_model.model.{MODULE.removeprefix('unet.')}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +19,10 @@ from magmerge.core.errors import OutputError, shortened
 from magmerge.core.whole_file import check_free
 
 RECORD, RECIPE, REPORT = "magmerge.json", "magmerge.yaml", "report.html"
+CARD, FACTORS = "README.md", "magmerge-factors.svg"
+"""The model card of a folder, and its picture."""
+CARD_END = b"<!-- magmerge: "
+"""What the last line of a card begins with, before the digest of all lines above it."""
 LISTS = ("files", "weight_map")
 """Under which keys a record and an index tell what lies beside them."""
 ADAPTER = frozenset(
@@ -48,8 +53,10 @@ def foreign(folder: Path, own: Collection[str]) -> list[str]:
     where nothing there is magmerge's.
     """
     named = _named(folder)
-    # A report without a record beside it, or a recipe that no record tells, is somebody's own.
-    somebodys = {name for name in (REPORT, RECIPE) if name not in named}
+    # A report without a record beside it, a recipe that no record tells, and a card that somebody
+    # wrote or changed are somebody's own.
+    somebodys = {name for name in (REPORT, RECIPE, FACTORS) if name not in named}
+    somebodys |= set() if is_own_card(folder / CARD) else {CARD}
     known = {*own, *named} - somebodys
     return sorted(_foreign(folder, "", known))
 
@@ -143,6 +150,20 @@ def tells(record: Path, file: str) -> bool:
     return is_own_record(record) and isinstance(files, list) and file in files
 
 
+def is_own_card(file: Path) -> bool:
+    """Whether a model card is magmerge's, and nobody has changed it since."""
+    try:
+        head, mark, digest = file.read_bytes().rpartition(CARD_END)
+    except OSError:
+        return False
+    return bool(mark) and digest == card_end(head).removeprefix(CARD_END)
+
+
+def card_end(text: bytes) -> bytes:
+    """The last line of a card: by it a later run knows that nobody has changed the card."""
+    return CARD_END + hashlib.sha256(text).hexdigest().encode() + b" -->\n"
+
+
 def is_own_record(file: Path) -> bool:
     """Whether a JSON file is of magmerge's: its version stands in it, or in each of a list."""
     content = _json(file)
@@ -166,7 +187,7 @@ def _named(folder: Path) -> set[str]:
     """The files that the folder's own record and index name, and these themselves."""
     record = _object(folder / RECORD)
     content = [record] if "magmerge" in record else []
-    names = {RECORD, REPORT} if content else set()
+    names = {RECORD, REPORT, CARD, FACTORS} if content else set()
     if names and "modules" in record:
         names |= ADAPTER
     elif names and "files" not in record:

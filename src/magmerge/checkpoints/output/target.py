@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from magmerge.checkpoints.output.own_files import (
+    CARD,
+    FACTORS,
     RECIPE,
     RECORD,
     REPORT,
@@ -59,7 +61,8 @@ class Target:
             path = real_path(path)
         target = cls(path, single, path.name if single else weights, frozenset(), overwrite, resume)
         beside = {target.named(name) for name in (RECORD, RECIPE, REPORT)}
-        target = replace(target, own=frozenset({*own, *beside}))
+        folders = () if single else (CARD, FACTORS)
+        target = replace(target, own=frozenset({*own, *beside, *folders}))
         if path.suffix in UNWRITTEN:
             problem = f"magmerge writes no {path.suffix} files"
             raise output_error(path, problem, "name a folder, or a file ending in .safetensors")
