@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import yaml
 
 from magmerge.core.errors import ParameterError
 
+REGEX = re.compile(r"([^@=]+@/.+?/\s*)(=)(.*)", re.DOTALL)
 PARTS_OF_DSC = ("wsc", "fsc")
 
 
@@ -43,7 +45,9 @@ def parse_settings(
 
 
 def _read(text: str) -> _Setting:
-    key, equals, value = text.partition("=")
+    # A regular expression, between slashes, may hold any sign.
+    regex = REGEX.match(text)
+    key, equals, value = regex.groups() if regex else text.partition("=")
     key, at, layers = key.strip().partition("@")
     owner, _, name = key.rpartition(".")
     if not equals or not name:

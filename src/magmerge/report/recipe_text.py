@@ -9,6 +9,7 @@ import yaml
 
 from magmerge.core.errors import CheckpointError
 from magmerge.report.account import FILE, MergeAccount
+from magmerge.report.parameter_text import items_text
 from magmerge.report.sentences import count_text, samples_text
 
 Line = tuple[str, tuple[str, ...]]
@@ -124,17 +125,10 @@ def _entries(value: Mapping[Any, Any]) -> tuple[str, ...]:
 def _call(name: object, params: object) -> str:
     """A method with its parameters: wsc (target ellipsoid, granularity row)."""
     settings = params if isinstance(params, Mapping) else {}
-    texts = [f"{key} {_setting(value)}" for key, value in settings.items() if value is not None]
+    texts = [
+        f"{key} {items_text(value, _text)}" for key, value in settings.items() if value is not None
+    ]
     return f"{name} ({', '.join(texts)})" if texts else str(name)
-
-
-def _setting(value: object) -> str:
-    """A parameter's value; of one that varies by layer: 0 for vae, 0.3 for all others."""
-    if not isinstance(value, list | tuple) or not any(isinstance(item, Mapping) for item in value):
-        return _text(value)
-    items = [item if isinstance(item, Mapping) else {"value": item} for item in value]
-    texts = [f"{_text(item.get('value'))} for {item.get('filter', 'all others')}" for item in items]
-    return ", ".join(texts)
 
 
 def _text(value: object) -> str:
