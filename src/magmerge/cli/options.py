@@ -12,7 +12,14 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from magmerge.cli.settings import choices, numbers, parse_settings, renames, sources_by_expert
+from magmerge.cli.settings import (
+    choices,
+    numbers,
+    parse_settings,
+    renames,
+    sources_by_expert,
+    text_or_file,
+)
 from magmerge.core.errors import no_such_model
 from magmerge.core.strengths import split_strength
 
@@ -148,6 +155,8 @@ def merge_keywords(options: Options) -> dict[str, Any]:
         "data": sources_by_expert(options["data"]),
         "samples": sample_keywords(options),
     }
+    if "chat_template" in options:
+        keywords["chat_template"] = text_or_file(options["chat_template"])
     if "calibrate" in options:
         keywords["calibrate"] = [{"method": name, "params": others[name]} for name in calibrators]
     return keywords

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -157,6 +158,18 @@ def renames(texts: Sequence[str]) -> dict[str, str]:
             raise ParameterError(f"--rename {old}= is given twice", remedy="give each name once")
         named[old] = new
     return named
+
+
+def text_or_file(text: str | None) -> str | None:
+    """The text, or that of the file of this name; ParameterError where it cannot be read."""
+    if text is None or not os.path.isfile(text):
+        return text
+    try:
+        return Path(text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParameterError(
+            f"cannot be read: {error}", source=text, remedy="give a file of text, in UTF-8"
+        ) from error
 
 
 def numbers(option: str, text: str, example: str) -> tuple[float, ...]:
