@@ -70,7 +70,7 @@ def test_its_strength_is_its_weight(
     c = models["c"][0]
     refused = magmerge_cli("merge", tmp_path / "old", tmp_path / "no", "--expert", c)
     assert refused.code == 1
-    assert "the recipe has 2 weights, and there are 3 experts" in refused.message
+    assert "the recipe has 2 weights, and with the new one there are 3 experts" in refused.message
     assert "--set 'weights=[...]' (a, b, c)" in refused.message
     assert "--expert c=PATH=0.5" in refused.message
     told = ("merge", tmp_path / "old", "--expert", f"c={c}=0.5", tmp_path / "strength")

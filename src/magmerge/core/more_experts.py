@@ -92,7 +92,7 @@ def _check_lists(method: str, params: Mapping[str, Any], experts: Sequence[str])
             remedy += f", or the new one's strength: --expert {experts[-1]}=PATH=0.5"
         plural = name if name == WEIGHTS else f"values of {name}"
         raise ParameterError(
-            f"the recipe has {len(lists[0])} {plural}, and there are {len(experts)} experts with the "
-            "new one",
+            f"the recipe has {len(lists[0])} {plural}, and with the new one there are "
+            f"{len(experts)} experts",
             remedy=remedy,
         )
