@@ -1,10 +1,10 @@
 """magmerge merges fine-tuned neural networks, then calibrates the magnitude of the change.
 
 The front door: `merge`, `calibrate`, `plan`, `convert`, `extract`, `inspect`, `diff`, `verify`,
-`sensitivity`, `evaluate`, `suite`, `named_suites`, `reproduce`, `plot`, `redraw`, `write_report`,
-`catalog`, `demo`, `Recipe`, `open_checkpoint`, `method`, `calibrator`, `register_method`,
-`register_calibrator`, `run`, `Machine`, `Live`. Each name is loaded at its first use, so that
-importing magmerge does not import torch.
+`export`, `sensitivity`, `evaluate`, `suite`, `named_suites`, `reproduce`, `plot`, `redraw`,
+`write_report`, `catalog`, `demo`, `Recipe`, `open_checkpoint`, `method`, `calibrator`,
+`register_method`, `register_calibrator`, `run`, `Machine`, `Live`. Each name is loaded at its first
+use, so that importing magmerge does not import torch.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from magmerge.evaluation.suites import named_suites, suite
     from magmerge.pipeline.convert import convert
     from magmerge.pipeline.documents import run
+    from magmerge.pipeline.export import export
     from magmerge.pipeline.merge import calibrate, extract, merge, plan
     from magmerge.pipeline.verify import verify
     from magmerge.report.html_file import write_report
@@ -51,6 +52,7 @@ _HOMES = {
     "demo": "studies.demo",
     "diff": "engine.inspection",
     "evaluate": "evaluation",
+    "export": "pipeline.export",
     "extract": "pipeline.merge",
     "inspect": "engine.inspection",
     "merge": "pipeline.merge",
@@ -86,6 +88,7 @@ __all__ = [
     "demo",
     "diff",
     "evaluate",
+    "export",
     "extract",
     "inspect",
     "merge",
