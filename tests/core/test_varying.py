@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import magmerge
 from magmerge.cli.settings import parse_settings
 from magmerge.core import registry
-from magmerge.core.errors import ParameterError, StructureError
+from magmerge.core.errors import MagmergeError, ParameterError, StructureError
 from magmerge.core.filters import settled
 from magmerge.core.recipe import Recipe
 from magmerge.core.validation import check_calibrations, check_parameters
@@ -218,3 +220,36 @@ def test_the_plan_and_the_report_tell_layers_and_experts(
     page = (tmp_path / "out.report.html").read_text(encoding="utf-8")
     assert "0 to 1 for layers 0 to 2" in page
     assert "weights [0.3 for mlp, 0.5 for all others; 0.4] for all" in page
+
+
+VALUES: Any = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 3) | st.floats() | st.text("ab/*(", max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["filter", "value", "layers", "stack", "gradient", "x"]),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None, max_examples=400)
+@given(value=VALUES, parameter=st.sampled_from(TIES.parameters))
+def test_fuzz_any_value_is_read_or_refused_and_what_is_read_stays(
+    value: Any, parameter: Any
+) -> None:
+    try:
+        read = check_parameters(TIES, {parameter.name: value})[parameter.name]
+    except MagmergeError as error:
+        assert error.remedy
+        return
+    assert check_parameters(TIES, {parameter.name: read})[parameter.name] == read
+    recipe = Recipe(experts={"a": "x"}, method="ties", params={parameter.name: read})
+    assert Recipe.from_yaml(recipe.to_yaml()).params == recipe.params
+    try:
+        magmerge.plan(base=blocks(0), experts=[blocks(1)], method="ties", params=recipe.params)
+    except MagmergeError as error:
+        assert str(error)
