@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import magmerge
 from magmerge.core.errors import MagmergeError, ParameterError, StructureError, UnknownNameError
 from magmerge.core.recipe import Recipe
 from tests.conftest import CommandLine
-from tests.token_models import loaded, model, tokenizer
+from tests.front_door.test_token_rows import adapter
+from tests.token_models import EMBEDDING, loaded, model, tokenizer
 
 CHAT = [{"role": "user", "content": "a b"}]
 ONE, TWO = "{{ 'one' }}", "{{ 'two' }}"
@@ -130,6 +132,37 @@ def test_it_goes_with_anothers_tokenizer(models: dict[str, Path], tmp_path: Path
         merged(models, tmp_path / "out", "chatml", tokenizer="a")
     assert said(tmp_path / "out").startswith("<|im_start|>user")
     assert loaded(tmp_path / "out").convert_tokens_to_ids("<|new|>") == rows - 1
+
+
+def test_templates_with_names_go_with_their_tokenizer(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    for name, word in (("base", "search"), ("a", "tool_use")):
+        (models[name] / "additional_chat_templates").mkdir()
+        (models[name] / "additional_chat_templates" / f"{word}.jinja").write_text(word)
+    rows = len(tokenizer(models["a"], ["<|im_start|>", "<|im_end|>", "<|new|>"]))
+    model(models["a"], rows, 1)
+    with pytest.warns(magmerge.MagmergeWarning):
+        merged(models, tmp_path / "out", "chatml", tokenizer="a")
+    folder = tmp_path / "out" / "additional_chat_templates"
+    assert [path.name for path in folder.iterdir()] == ["tool_use.jinja"]
+    with pytest.warns(magmerge.MagmergeWarning):
+        merged(models, tmp_path / "out", None, tokenizer="base", overwrite=True)
+    assert [path.name for path in folder.iterdir()] == ["search.jinja"]
+
+
+def test_an_adapters_template_counts_too(models: dict[str, Path], tmp_path: Path) -> None:
+    low = tmp_path / "low"
+    low.mkdir()
+    adapter(low, len(load_file(models["base"] / "model.safetensors")[EMBEDDING]), 5)
+    give(low, TWO)
+    given = {"base": models["base"], "experts": {"low": low}, "params": {"lambda": 1}}
+    for place, template in enumerate(("low", "auto")):
+        out = tmp_path / f"out-{place}"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            magmerge.merge(**given, chat_template=template, out=out)
+        assert said(out) == "two"
 
 
 def test_what_has_no_place_for_a_template_is_refused(

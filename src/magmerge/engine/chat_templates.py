@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from magmerge.checkpoints.donor import TEMPLATES, VOCABULARIES
+from magmerge.checkpoints.donor import TEMPLATES, VOCABULARIES, companion_files
 from magmerge.checkpoints.tokens.chat_template import (
     OPENINGS,
     Template,
@@ -55,8 +55,9 @@ def with_chat_template(recipe: Recipe, models: Models) -> Models:
             f"tokenizer of {donor} has not, so that it is split up: take a model's tokens that has "
             "them with --tokenizer, or another template"
         )
-    if (donor / TEMPLATES).is_dir():
-        notes.append(f"the templates in {donor / TEMPLATES} are kept as they are")
+    named = {n: models.texts.get(n, b"") for n in (*companion_files(donor), *models.texts)}
+    if any(n.startswith(f"{TEMPLATES}/") and text is not None for n, text in named.items()):
+        notes.append(f"the templates with names of their own ({TEMPLATES}) are kept as they are")
     texts = {**models.texts, **with_template(contents, text, donor)}
     texts = {n: own for n, own in texts.items() if own is not None or (donor / n).is_file()}
     return replace(models, texts=texts, notes=(*models.notes, *notes))

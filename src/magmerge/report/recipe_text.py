@@ -10,7 +10,7 @@ import yaml
 from magmerge.core.errors import CheckpointError
 from magmerge.report.account import FILE, MergeAccount
 from magmerge.report.parameter_text import items_text
-from magmerge.report.sentences import count_text, samples_text
+from magmerge.report.sentences import count_text, samples_text, short
 
 Line = tuple[str, tuple[str, ...]]
 """What it is, and its one or several values."""
@@ -100,6 +100,8 @@ def _values(key: str, recipe: Mapping[str, Any], account: MergeAccount) -> tuple
             else str(item)
             for item in value
         )
+    if key == "chat_template":
+        return (short(" ".join(str(value).split())),)
     if isinstance(value, Mapping):
         return _entries(value)
     if isinstance(value, list | tuple):
