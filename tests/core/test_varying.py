@@ -74,6 +74,14 @@ def test_layers_are_those_of_a_stack_by_its_name() -> None:
     assert "3" in caught.value.remedy
 
 
+def test_a_model_without_blocks_has_no_layers() -> None:
+    plain = {"base": {"a.weight": torch.zeros(3, 2)}, "experts": [{"a.weight": torch.ones(3, 2)}]}
+    with pytest.raises(ParameterError, match="no numbered blocks") as caught:
+        magmerge.plan(**plain, params={"lambda": [{"layers": [0, 1], "value": 0.5}]})
+    assert "filter:" in caught.value.remedy
+    magmerge.plan(**plain, params={"lambda": [{"filter": "a", "value": 0.5}]})
+
+
 def test_a_regular_expression_between_slashes_is_searched_for_in_names() -> None:
     found = varied([{"filter": r"/layers\.[0-2]\.(mlp|attn)/", "value": 0.5}, {"value": 1.0}])
     half = {name for name, value in found.items() if value == pytest.approx(0.5, abs=1e-4)}

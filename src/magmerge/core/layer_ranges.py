@@ -18,6 +18,11 @@ class Ranges:
 
     def __init__(self, specs: Mapping[str, TensorSpec], items: Iterable[Item]) -> None:
         self._lengths = lengths(specs)
+        if not self._lengths:
+            raise ParameterError(
+                "an item is for layers, and this model has no numbered blocks",
+                remedy="say which tensors it is for with filter: in place of layers:",
+            )
         self._stacks: dict[str | None, str] = {}
         for item in items:
             assert item.layers is not None
