@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from magmerge.evaluation.suites import named_suites, suite
     from magmerge.pipeline.convert import convert
     from magmerge.pipeline.documents import run
+    from magmerge.pipeline.export import export
     from magmerge.pipeline.merge import calibrate, extract, merge
     from magmerge.pipeline.planning import plan, plan_document, plan_recipe
     from magmerge.pipeline.verify import verify
@@ -53,6 +54,7 @@ _HOMES = {
     "demo": "studies.demo",
     "diff": "engine.inspection",
     "evaluate": "evaluation",
+    "export": "pipeline.export",
     "extract": "pipeline.merge",
     "inspect": "engine.inspection",
     "merge": "pipeline.merge",
@@ -92,6 +94,7 @@ __all__ = [
     "demo",
     "diff",
     "evaluate",
+    "export",
     "extract",
     "inspect",
     "merge",

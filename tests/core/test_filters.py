@@ -281,6 +281,7 @@ def test_points_on_the_command_line_and_points_that_are_none() -> None:
 def test_points_of_what_decides_about_a_whole_model_are_refused_with_a_remedy_that_helps() -> None:
     base, expert = stack(0), stack(1)
     call = {"base": base, "experts": [expert, stack(2)], "method": "ties"}
+    points = {"gradient": [0.1, 0.9]}
     with pytest.raises(ParameterError, match="scope=tensor"):
-        magmerge.merge(**call, params={"density": [0.1, 0.9]})
-    magmerge.merge(**call, params={"density": [0.1, 0.9], "scope": "tensor"})
+        magmerge.merge(**call, params={"density": points})
+    magmerge.merge(**call, params={"density": points, "scope": "tensor"})

@@ -10,7 +10,7 @@ import magmerge
 from magmerge.core.errors import ParameterError
 from magmerge.linalg.draws import uniforms
 from magmerge.linalg.selection import by_rank
-from magmerge.methods.sparsify import dropped_by_rank
+from magmerge.methods.della import dropped_by_rank
 from tests.contracts.laws import rows_for
 from tests.methods.test_breadcrumbs import slow_elected
 

@@ -32,6 +32,8 @@ REMOVED = object()
 """In place of a setting's value: the result's config.json has none of its name."""
 TOKENIZER, PAIRS, LIST = "tokenizer.json", "vocab.json", "vocab.txt"
 """Files that say which token has which id; the last by its line."""
+TEMPLATES = "additional_chat_templates"
+"""The folder of chat templates that have names."""
 VOCABULARIES = (TOKENIZER, PAIRS, LIST, "tokenizer.model")
 BESIDE = ("added_tokens.json", "tokenizer_config.json")
 """Files that say it of added tokens, where there is no tokenizer.json."""
@@ -50,12 +52,13 @@ TOKENS = ("embed_tokens", "word_embeddings", "wte", "embed_in", "tok_embeddings"
 
 def companion_files(folder: Path | None) -> dict[str, Path]:
     """The files of a model folder that are no weights, by their path within it, and those of the
-    subfolders that a sentence encoder's modules.json or a pipeline's model_index.json names. Code
-    (.py) is never copied.
+    subfolders that a sentence encoder's modules.json or a pipeline's model_index.json names, and
+    further chat templates. Code (.py) is never copied.
     """
     if folder is None:
         return {}
-    inner = (*_module_folders(folder), *part_folders(folder))
+    inner = [*_module_folders(folder), *part_folders(folder)]
+    inner += [TEMPLATES] if (folder / TEMPLATES).is_dir() else []
     folders = {"": folder, **{f"{sub}/": folder / sub for sub in inner}}
     return {
         f"{start}{path.name}": path

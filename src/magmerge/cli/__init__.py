@@ -19,6 +19,7 @@ from magmerge.cli import (
     demo,
     diff,
     evaluate,
+    export,
     extract,
     inspect,
     merge,
@@ -46,7 +47,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 VERBS = (
-    *(merge, calibrate, plan, convert, extract, inspect, diff, verify, sensitivity),
+    *(merge, calibrate, plan, convert, extract, inspect, diff, verify, export, sensitivity),
     *(evaluate, suite, reproduce, methods, report, card, demo, clean),
 )
 """In the order of the help."""

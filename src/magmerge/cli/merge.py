@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from magmerge.cli import options as o
 from magmerge.cli.merge_result import write_recipe, write_result
+from magmerge.cli.settings import parse_settings
 from magmerge.core.errors import ParameterError
+from magmerge.core.lazy import load
+
+if TYPE_CHECKING:
+    from magmerge.core.recipe import Recipe
 
 MACHINE = ("threads", "memory", "device", "offload")
 WITH_RECIPE = frozenset({"places", *MACHINE, "overwrite", "resume", "allow_code"})
@@ -23,7 +29,7 @@ def command(options: o.Options) -> None:
         )
     if recipe:
         check_alone(options)
-        write_recipe(recipe[0], {**options, "out": out})
+        write_recipe(recipe_of(recipe[0], options), {**options, "out": out})
         return
     if out.suffix in (".yaml", ".yml"):
         raise ParameterError(
@@ -39,6 +45,23 @@ def command(options: o.Options) -> None:
     write_result("merge", {**keywords, "out": out})
 
 
+def recipe_of(path: Path, options: o.Options) -> Path | Recipe:
+    """The recipe's path, or the recipe with further experts."""
+    if not options["experts"]:
+        return path
+    recipes = load("magmerge.pipeline.documents:read_recipes")(path)
+    if len(recipes) > 1:
+        raise ParameterError(
+            f"an expert is added, and {path} holds {len(recipes)} recipes",
+            remedy="write the expert into a copy of the file",
+        )
+    params, _ = parse_settings(options["settings"], [], str(recipes[0].method))
+    further: Recipe = load("magmerge.core.more_experts:with_experts")(
+        recipes[0], list(map(str, options["experts"])), params
+    )
+    return further
+
+
 _ONLY_HERE = frozenset({"places", "allow_code"})
 
 
@@ -46,7 +69,9 @@ def check_alone(options: o.Options) -> None:
     """ParameterError for an option that the recipe has the say of."""
     defaults: dict[str, Any] = {name: item.default for name, item in o.TABLE.items()}
     for name, value in options.items():
-        default = [] if name == "experts" else defaults.get(name)
+        default = defaults.get(name)
+        if name == "experts" or (name == "settings" and options["experts"]):
+            continue
         if name not in WITH_RECIPE and value != default and name not in ("json", "verbose"):
             flag = o.TABLE[name].flags.split() or [f"--{name.replace('_', '-')}"]
             raise ParameterError(

@@ -22,6 +22,7 @@ from magmerge.report.adapter_table import (
 from magmerge.report.terminal_tables import plain, records_summary, records_table, uncovered_lines
 
 if TYPE_CHECKING:
+    from magmerge.core.recipe import Recipe
     from magmerge.engine.adapters.adapter_result import Extraction
     from magmerge.engine.result import Result
 
@@ -37,7 +38,7 @@ def write_result(verb: Literal["merge", "calibrate"], options: o.Options) -> Non
     _write(lambda progress: getattr(magmerge, verb)(**keywords, progress=progress), options)
 
 
-def write_recipe(recipe: Path, options: o.Options) -> None:
+def write_recipe(recipe: Path | Recipe, options: o.Options) -> None:
     """Carry a recipe's file out, and say what was done."""
     machine = {name: options[name] for name in ("threads", "memory", "device", "offload")}
     _write(

@@ -12,9 +12,17 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from magmerge.cli.settings import choices, numbers, parse_settings, renames, sources_by_expert
+from magmerge.cli.settings import (
+    choices,
+    numbers,
+    parse_settings,
+    renames,
+    sources_by_expert,
+    text_or_file,
+)
 from magmerge.core.errors import no_such_model
-from magmerge.core.strengths import split_strength
+from magmerge.core.lazy import load
+from magmerge.core.strengths import split_name, split_strength
 
 Options = Mapping[str, Any]
 """A verb's options by name, as they were typed or by default."""
@@ -125,9 +133,9 @@ def check_models(options: Options) -> None:
         for path in value if isinstance(value, list) else [value]:
             if not isinstance(path, Path) or str(path) == ".":
                 continue
-            place = Path(split_strength(str(path))[0]) if name == "experts" else path
-            if not os.path.lexists(place):
-                raise no_such_model(place)
+            bare = split_strength(split_name(str(path))[1])[0] if name == "experts" else path
+            if not os.path.lexists(bare):
+                raise no_such_model(Path(bare))
 
 
 def without(options: Options, *names: str) -> dict[str, Any]:
@@ -148,6 +156,11 @@ def merge_keywords(options: Options) -> dict[str, Any]:
         "data": sources_by_expert(options["data"]),
         "samples": sample_keywords(options),
     }
+    if any(split_name(str(path))[0] for path in options["experts"]):
+        named = load("magmerge.core.more_experts:experts_named")(list(map(str, options["experts"])))
+        keywords["experts"] = {name: Path(path) for name, path in named.items()}
+    if "chat_template" in options:
+        keywords["chat_template"] = text_or_file(options["chat_template"])
     if "calibrate" in options:
         keywords["calibrate"] = [{"method": name, "params": others[name]} for name in calibrators]
     return keywords

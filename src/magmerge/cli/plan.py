@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import magmerge
 from magmerge.cli import options as o
-from magmerge.cli.merge import MACHINE, check_alone
+from magmerge.cli.merge import MACHINE, check_alone, recipe_of
 from magmerge.cli.output import print_warning, show, show_json
 from magmerge.core.errors import MagmergeWarning, ParameterError
 from magmerge.report.plan_text import document_text
@@ -54,7 +54,11 @@ def _documents(options: o.Options) -> list[PlannedDocument]:
         machine = magmerge.Machine(**{name: options[name] for name in MACHINE})
         overwrite = options["overwrite"]
         return magmerge.plan_recipe(
-            recipe[0], out, machine=machine, overwrite=overwrite, seconds=seconds
+            recipe_of(recipe[0], options),
+            out,
+            machine=machine,
+            overwrite=overwrite,
+            seconds=seconds,
         )
     if not options["experts"]:
         raise ParameterError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +13,7 @@ import yaml
 from magmerge.core.errors import ParameterError
 from magmerge.core.lazy import load
 
+REGEX = re.compile(r"([^@=]+@/.+?/\s*)(=)(.*)", re.DOTALL)
 PARTS_OF_DSC = ("wsc", "fsc")
 
 
@@ -44,7 +47,9 @@ def parse_settings(
 
 
 def _read(text: str) -> _Setting:
-    key, equals, value = text.partition("=")
+    # A regular expression, between slashes, may hold any sign.
+    regex = REGEX.match(text)
+    key, equals, value = regex.groups() if regex else text.partition("=")
     key, at, layers = key.strip().partition("@")
     owner, _, name = key.rpartition(".")
     if not equals or not name:
@@ -158,6 +163,18 @@ def renames(texts: Sequence[str]) -> dict[str, str]:
             raise ParameterError(f"--rename {old}= is given twice", remedy="give each name once")
         named[old] = new
     return named
+
+
+def text_or_file(text: str | None) -> str | None:
+    """The text, or that of the file of this name; ParameterError where it cannot be read."""
+    if text is None or not os.path.isfile(text):
+        return text
+    try:
+        return Path(text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParameterError(
+            f"cannot be read: {error}", source=text, remedy="give a file of text, in UTF-8"
+        ) from error
 
 
 def numbers(option: str, text: str, example: str) -> tuple[float, ...]:

@@ -21,13 +21,33 @@ class Supplied:
     """Marks a parameter that the pipeline fills in, not the user."""
 
 
+@dataclass(frozen=True, slots=True)
+class PerExpert:
+    """Marks a parameter that has a value for each expert where it is a list, in their order.
+
+    `default`: that of an expert in tensors that none of its items takes, None: the parameter's.
+    """
+
+    default: float | None = None
+
+
+Share = Annotated[float, Interval(gt=0, le=1)]
+Chance = Annotated[float, Interval(ge=0, lt=1)]
 Density = Annotated[
-    float, Interval(gt=0, le=1), Doc("share of each task vector's entries that is kept")
+    Share | Sequence[Share],
+    PerExpert(),
+    Doc("share of each task vector's entries that is kept, or one for each expert"),
 ]
 Lambda = Annotated[float, Doc("factor on the merged task vector")]
-Probability = Annotated[float, Interval(ge=0, lt=1), Doc("chance that an entry is dropped")]
+Probability = Annotated[
+    Chance | Sequence[Chance],
+    PerExpert(),
+    Doc("chance that an entry is dropped, or one for each expert"),
+]
 Weights = Annotated[
-    Sequence[float] | None, Doc("one weight per expert, in their order; all equal if not given")
+    Sequence[float] | None,
+    PerExpert(1.0),
+    Doc("one weight per expert, in their order; all equal if not given"),
 ]
 Seeds = Annotated[Sequence[int] | None, Supplied()]
 Start = Annotated[int, Supplied()]

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Generic, Protocol, TypeVar, get_args, get_ori
 from typing_extensions import Doc
 
 from magmerge.core.errors import MagmergeError, UnknownNameError, suggestion
-from magmerge.core.parameters import Supplied
+from magmerge.core.parameters import PerExpert, Supplied
 from magmerge.core.traits import Calibrator, Method, Parameter
 from magmerge.core.types import Kind
 
@@ -156,7 +156,10 @@ def parameters_of(fn: Callable[..., Any]) -> tuple[Parameter, ...]:
             continue
         meaning = next((mark.documentation for mark in marks if isinstance(mark, Doc)), "")
         name = argument.name.rstrip("_")
-        parameters.append(Parameter(name, argument.name, argument.default, annotation, meaning))
+        each = next((mark for mark in marks if isinstance(mark, PerExpert)), None)
+        parameters.append(
+            Parameter(name, argument.name, argument.default, annotation, meaning, each)
+        )
     return tuple(parameters)
 
 

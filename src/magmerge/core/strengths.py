@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,24 @@ from typing import Any
 from magmerge.core.errors import ParameterError
 
 FORM = "write PATH=STRENGTH with a number, like style.safetensors=0.8"
+
+
+NAME = re.compile(r"[\w.-]+")
+
+
+def split_name(text: str) -> tuple[str | None, str]:
+    """A model's name, where one stands before its path (maths=PATH), and the rest; None where the
+    text is a path, or a path with its strength.
+    """
+    name, _, rest = text.partition("=")
+    if not rest or os.path.lexists(text) or not NAME.fullmatch(name):
+        return None, text
+    try:
+        float(rest)
+    except ValueError:
+        there = os.path.lexists(split_strength(rest)[0]) or not os.path.lexists(name)
+        return (name, rest) if there else (None, text)
+    return None, text
 
 
 def split_strength(text: str) -> tuple[str, float | None]:

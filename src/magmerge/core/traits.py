@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from magmerge.core.parameters import PerExpert
 from magmerge.core.types import Cut, Kind
 
 if TYPE_CHECKING:
@@ -14,13 +15,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One setting of a method or calibrator, as its function's signature declares it."""
+    """One setting of a method or calibrator, as its function's signature declares it.
+
+    `per_expert` is its mark where it may be a list with one value for each expert.
+    """
 
     name: str
     keyword: str
     default: object
     annotation: Any
     meaning: str
+    per_expert: PerExpert | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,13 +135,15 @@ class Shard:
 class Choice:
     """One value of a parameter that varies by layer, and how many merged tensors take it.
 
-    `filter` None: those that no filter takes.
+    `filter` None: those that no filter takes. `layers` and `stack`: as in `core.filters.Item`.
     """
 
     parameter: str
     filter: str | None
     value: Any
     tensors: int
+    layers: tuple[int, int] | None = None
+    stack: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

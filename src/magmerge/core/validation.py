@@ -7,17 +7,16 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from magmerge.core import registry
 from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
-from magmerge.core.filters import GRADIENT, Item, items_of, points_of, stored, varies
+from magmerge.core.filters import varies
 from magmerge.core.lazy import load
 from magmerge.core.recipe import EVERY, Calibration
-from magmerge.core.traits import Calibrator, Method, Parameter
+from magmerge.core.traits import Calibrator, Method
 from magmerge.core.types import Naming
 
-FINITE = ConfigDict(allow_inf_nan=False)
 COMPOSED = {"dsc": ("wsc", "fsc")}
 """Calibrations that are several in turn: MAGIC's DSC is WSC, then FSC on its result."""
 
@@ -51,94 +50,11 @@ def check_parameters(item: Method | Calibrator, params: Mapping[str, Any]) -> di
             raise UnknownNameError(
                 f"{item.name} has no parameter {name!r}", remedy=suggestion(name, known)
             )
-    return {
-        name: _given(item, parameter, params[name]) if name in params else parameter.default
-        for name, parameter in known.items()
-    }
-
-
-def _given(item: Method | Calibrator, parameter: Parameter, value: Any) -> Any:
-    """A parameter's checked value; of one that varies by layer, its items, the last for the rest.
-
-    Without an item for all tensors the default is added as one.
-    """
-    if not varies(value):
-        checked = _graded(item, parameter, value, parameter.name)
-        if checked == value or isinstance(item, Calibrator) or not runs(checked):
-            return checked
-        return stored([Item(None, checked)])
-    if isinstance(item, Calibrator):
-        raise ParameterError(
-            f"{parameter.name} of {item.name} cannot vary by layer: a calibrator's parameters hold "
-            "for all layers",
-            remedy="give it one value; exempt layers with --skip (skip=)",
-        )
-    items = [
-        Item(
-            entry.filter,
-            _graded(
-                item,
-                parameter,
-                entry.value,
-                parameter.name if entry.filter is None else f"{parameter.name}@{entry.filter}",
-            ),
-        )
-        for entry in items_of(parameter.name, value)
-    ]
-    if items[-1].filter is not None:
-        items.append(Item(None, parameter.default))
-    single = len(items) == 1 and not runs(items[0].value)
-    return items[0].value if single else stored(items)
-
-
-def _graded(item: Method | Calibrator, parameter: Parameter, value: Any, shown: str) -> Any:
-    """A checked value; of a gradient, a list of points where one number is meant, each of them."""
-    one = float in (parameter.annotation, *get_args(parameter.annotation))
-    points = points_of(value)
-    if one and points is None and isinstance(value, list | tuple) and value:
-        points = value
-    if points is not None:
-        return {GRADIENT: [_checked(item, parameter, point, shown) for point in points]}
-    if one or not isinstance(value, list | tuple):
-        return _checked(item, parameter, value, shown)
-    several = [part if isinstance(part, list | tuple) else points_of(part) for part in value]
-    if not any(several):
-        return _checked(item, parameter, value, shown)
-    # One weight of each expert at a time: of those that run through the model every point.
-    lists = [
-        [part] if points is None else list(points)
-        for part, points in zip(value, several, strict=True)
-    ]
-    for points in lists:
-        _checked(item, parameter, points, shown)
-    return [
-        part if points is None else {GRADIENT: list(points)}
-        for part, points in zip(value, several, strict=True)
-    ]
-
-
-def runs(value: object) -> bool:
-    """Whether a value, or one of a list of such, runs through the depth of the model."""
-    parts = value if isinstance(value, list | tuple) else [value]
-    return any(points_of(part) is not None for part in parts)
-
-
-def _checked(item: Method | Calibrator, parameter: Parameter, value: Any, shown: str) -> Any:
-    try:
-        adapter: TypeAdapter[Any] = TypeAdapter(parameter.annotation, config=FINITE)
-        valid = adapter.validate_python(value, strict=True)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        raise ParameterError(
-            f"{shown} = {value!r} for {item.name}: {fault['msg'].lower()}",
-            remedy=f"{parameter.name}: {parameter.meaning or 'see its method'}; "
-            f"the default is {parameter.default!r}{_example(parameter.default)}",
-        ) from error
-    return list(valid) if isinstance(valid, tuple) else valid
-
-
-def _example(default: object) -> str:
-    return "" if default is not None else ". On the command line: --set 'weights=[0.5, 0.5]'"
+    values = {name: parameter.default for name, parameter in known.items()}
+    if params:
+        check_value = load("magmerge.core.parameter_values:check_value")
+        values |= {name: check_value(item, known[name], value) for name, value in params.items()}
+    return values
 
 
 def keywords(item: Method | Calibrator, values: Mapping[str, Any]) -> dict[str, Any]:

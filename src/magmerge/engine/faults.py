@@ -11,6 +11,7 @@ from magmerge.core.errors import CheckpointError, Fault, StructureError
 from magmerge.core.filters import matches, values_of
 from magmerge.core.models import OWN_BASE, Checkpoint, Expert
 from magmerge.core.recipe import Recipe
+from magmerge.core.traits import Parameter
 from magmerge.core.types import TensorSpec
 from magmerge.engine.job import Job, Models
 from magmerge.engine.method_trial import cut_faults
@@ -148,15 +149,9 @@ def _expert_count_faults(job: Job) -> list[Fault]:
                 "give as many experts as the method takes, or choose another method",
             )
         )
-    weighting = recipe.params.get("weights")
-    for weights in values_of(weighting):
-        if weights is not None and len(weights) != count:
-            faults.append(
-                Fault(
-                    f"{len(weights)} weights are given for {count} experts",
-                    "give one weight for each expert: --set 'weights=[0.5, 0.5]'",
-                )
-            )
+    for parameter in method.parameters:
+        if parameter.per_expert:
+            faults += _list_faults(parameter, recipe.params.get(parameter.name), count)
     if models.base is None and models.union is None and not method.base_free:
         faults.append(
             Fault(
@@ -165,6 +160,20 @@ def _expert_count_faults(job: Job) -> list[Fault]:
             )
         )
     return faults
+
+
+def _list_faults(parameter: Parameter, value: object, experts: int) -> list[Fault]:
+    """Lists with a value for each expert that have not as many."""
+    name = parameter.name
+    plural = name if name.endswith("s") else f"values of {name}"
+    remedy = f"give one for each expert: --set '{name}=[{', '.join(['0.5'] * experts)}]'"
+    if parameter.default is not None:
+        remedy += f"; points through the depth are --set '{name}={{gradient: [0.1, 0.9]}}'"
+    return [
+        Fault(f"{len(own)} {plural} are given for {experts} experts", remedy)
+        for own in values_of(value)
+        if isinstance(own, list | tuple) and len(own) != experts
+    ]
 
 
 def _repeated_faults(models: Models) -> list[Fault]:

@@ -10,7 +10,12 @@ from magmerge.engine.outputs import result_texts
 
 
 def load_faults(job: Job, target: Target) -> list[Fault]:
-    """The faults of the folder that the job would write; none where it is forced, or no folder."""
+    """The faults of the folder that the job would write; none where it is forced, or no folder, but
+    for a chat template that has no place.
+    """
+    if target.single and job.recipe.chat_template:
+        remedy = "write a folder: drop .safetensors from the output's name; or drop --chat-template"
+        return [Fault("a chat template is asked for, and a single file holds none", remedy)]
     if target.single or job.writes_adapter or job.model_output.force:
         return []
     layout = job.models.layout

@@ -15,7 +15,7 @@ from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.core.filters import matches
 from magmerge.core.lazy import load
 from magmerge.core.traits import Method
-from magmerge.core.types import UNCHANGED, Action, Kind, Plan, Shard, Step, TensorSpec
+from magmerge.core.types import UNCHANGED, Action, Choice, Kind, Plan, Shard, Step, TensorSpec
 from magmerge.engine.faults import check_structure, dtype_warnings, reading_notes, tied_everywhere
 from magmerge.engine.form import AdapterForm, form_of
 from magmerge.engine.job import Job, Models
@@ -272,7 +272,7 @@ def describe(plan: Plan) -> dict[str, Any]:
     return {
         "digest": plan.digest,
         "steps": [{**asdict(step), "params": dict(step.params)} for step in plan.steps],
-        "choices": [asdict(choice) for choice in plan.choices],
+        "choices": [_choice(choice) for choice in plan.choices],
         "shards": [{"file": shard.file, "size": shard.size} for shard in plan.shards],
         "disk": plan.disk,
         "memory": plan.memory,
@@ -281,3 +281,10 @@ def describe(plan: Plan) -> dict[str, Any]:
         "copied": list(plan.copied),
         "warnings": list(plan.warnings),
     }
+
+
+def _choice(choice: Choice) -> dict[str, Any]:
+    """A choice, with layers where it is for some."""
+    told = asdict(choice)
+    quiet = () if choice.layers else ("layers", "stack")
+    return {key: value for key, value in told.items() if key not in quiet}

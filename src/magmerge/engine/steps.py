@@ -153,11 +153,14 @@ def method_for(
 
 
 def _keywords(work: Work, step: Step) -> dict[str, Any]:
-    """The method's keywords; of weights for each expert those of the voters."""
-    bound = dict(work.stages.keywords_at(step))
-    weights = bound.get("weights")
-    if step.voters is not None and weights is not None:
-        bound["weights"] = [weights[place] for place in step.voters]
+    """The method's keywords; of lists with a value for each expert those of the voters."""
+    bound, method = dict(work.stages.keywords_at(step)), work.stages.method
+    if step.voters is None or method is None:
+        return bound
+    for keyword in (parameter.keyword for parameter in method.parameters if parameter.per_expert):
+        values = bound.get(keyword)
+        if isinstance(values, Sequence):
+            bound[keyword] = [values[place] for place in step.voters]
     return bound
 
 

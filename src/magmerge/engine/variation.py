@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from magmerge.core import registry
 from magmerge.core.errors import ParameterError
-from magmerge.core.filters import Filters, Item, items_of, settled, varies
+from magmerge.core.filters import Filters, Item, items_of, named, varies
 from magmerge.core.lazy import load
 from magmerge.core.recipe import Recipe
 from magmerge.core.traits import Method
-from magmerge.core.types import Action, Choice, Step
+from magmerge.core.types import Action, Choice, Step, TensorSpec
 from magmerge.core.validation import keywords
 
 FREE = frozenset({"lambda_"})
@@ -21,57 +21,84 @@ FREE = frozenset({"lambda_"})
 
 
 class Varying:
-    """The parameters of a recipe's method that vary, among the tensors of the result."""
+    """The parameters of a recipe's method that vary, among the tensors of the result.
 
-    def __init__(self, recipe: Recipe, names: Iterable[str]) -> None:
-        self.items = {
-            name: items_of(name, value) for name, value in recipe.params.items() if varies(value)
-        }
-        self._filters = Filters(names if self.items else ())
-        self._depths: Mapping[str, float] = {}
-        if self.items:
-            self._depths = load("magmerge.core.stacks:depths")(self._filters.names)
+    ParameterError where one of their items names a stack of blocks that is none of the result's.
+    """
+
+    def __init__(self, recipe: Recipe, specs: Mapping[str, TensorSpec]) -> None:
+        self._stored = {name: value for name, value in recipe.params.items() if varies(value)}
+        self._items = {name: _read(name, value) for name, value in self._stored.items()}
+        self._filters = Filters(())
+        if self._items:
+            every = [item for items in self._items.values() for item in _every(items)]
+            layered = [item for item in every if item.layers is not None]
+            ranges = load("magmerge.core.layer_ranges:Ranges")(specs, layered) if layered else None
+            depths = load("magmerge.core.stacks:depths")(specs)
+            self._filters = Filters(specs, depths, ranges)
 
     def at(self, name: str, action: Action) -> tuple[tuple[str, Any], ...]:
         """The values of those that act on a tensor, by public name."""
         return tuple(
-            (parameter, self._value(items, name))
-            for parameter, items in self.items.items()
+            (parameter, self._filters.value_at(items, name))
+            for parameter, items in self._items.items()
             if action == "merge" or (action == "mean" and parameter == "lambda")
         )
 
     def choices(self, steps: Sequence[Step]) -> tuple[Choice, ...]:
         """Each value that they can have, with how many of the tensors take it."""
         choices = []
-        for parameter, items in self.items.items():
+        for parameter, items in self._items.items():
             names = [step.spec.name for step in steps if parameter in dict(step.params)]
             taken = [self._filters.item_for(items, name) for name in names]
-            choices += [
-                Choice(parameter, item.filter, item.value, sum(own is item for own in taken))
-                for item in items
-            ]
+            for item, told in zip(items, self._stored[parameter], strict=True):
+                count = sum(own is item for own in taken)
+                place = (item.layers, item.stack)
+                choices.append(Choice(parameter, item.filter, told["value"], count, *place))
         return tuple(choices)
 
     def unused(self) -> list[str]:
         """Filters that no tensor takes."""
-        return [
-            fault
-            for parameter, items in self.items.items()
-            for fault in self._filters.faults(parameter, items)
-        ]
+        faults = []
+        for parameter, items in self._items.items():
+            faults += self._filters.faults(parameter, items)
+            for item in items:
+                for number, own in enumerate(item.value if isinstance(item.value, list) else ()):
+                    if isinstance(own, tuple):
+                        shown = f"{named(parameter, item)} (expert {number + 1})"
+                        faults += self._filters.faults(shown, own)
+        return faults
 
     def torn(self, ties: Mapping[str, str]) -> list[str]:
         """Tensors in one memory that would take two values."""
+        value_at = self._filters.value_at
         return [
             f"{parameter} varies between {name} and {twin}, which share their memory"
-            for parameter, items in self.items.items()
+            for parameter, items in self._items.items()
             for name, twin in ties.items()
-            if self._value(items, name) != self._value(items, twin)
+            if value_at(items, name) != value_at(items, twin)
         ]
 
-    def _value(self, items: Sequence[Item], name: str) -> Any:
-        """What a tensor takes, at its depth where the value runs through the model."""
-        return settled(self._filters.item_for(items, name).value, self._depths[name])
+
+def _read(parameter: str, value: Sequence[Any]) -> tuple[Item, ...]:
+    """The items of a checked parameter, with those of single experts as tuples of such."""
+    return tuple(
+        item._replace(
+            value=[_read(parameter, own) if varies(own) else own for own in item.value]
+            if isinstance(item.value, list)
+            else item.value
+        )
+        for item in items_of(parameter, value)
+    )
+
+
+def _every(items: Sequence[Item]) -> Iterator[Item]:
+    """All items, those of single experts among them."""
+    for item in items:
+        yield item
+        for own in item.value if isinstance(item.value, list) else ():
+            if isinstance(own, tuple):
+                yield from own
 
 
 def check_varying(recipe: Recipe, steps: Sequence[Step], experts: int) -> None:

@@ -94,10 +94,8 @@ class LayerSums:
         return self._first if self._first is not None and self._first.passes else None
 
 
-class SurveysApart:
-    """A survey for each expert, for tensors some of whose rows only some experts have: each sees
-    the rows of one expert, and finds what is of all of them.
-    """
+class SurveyOfEach:
+    """A survey for each expert, as one: where they are to find different things."""
 
     def __init__(self, surveys: Sequence[Survey]) -> None:
         self._surveys = surveys
@@ -129,6 +127,12 @@ class SurveysApart:
         """What each finds, put together as one survey of all would tell it."""
         every = [survey.keywords(name) for survey in self._surveys]
         return {key: _joined([found[key] for found in every]) for key in every[0]}
+
+
+class SurveysApart(SurveyOfEach):
+    """A survey for each expert, for tensors some of whose rows only some experts have: each sees
+    the rows of one expert, and finds what is of all of them.
+    """
 
     def of(self, voters: Sequence[int]) -> SurveysApart:
         """The surveys of some experts."""

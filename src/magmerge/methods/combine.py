@@ -26,16 +26,21 @@ Stack = Float[Tensor, "K *shape"] | Sequence[Tensor]
 """The task vectors of K experts."""
 
 
+def one_for_each(value: float | Sequence[float], experts: int, name: str) -> list[float]:
+    """The value of each expert; ParameterError where there is a list of another length."""
+    if not isinstance(value, Sequence):
+        return [value] * experts
+    if len(value) != experts:
+        raise ParameterError(
+            f"{len(value)} {name} for {experts} experts",
+            remedy=f"give one {name.removesuffix('s')} for each expert, in their order",
+        )
+    return [float(entry) for entry in value]
+
+
 def expert_weights(deltas: Sized, weights: Weights) -> list[float]:
     """The K weights, all 1 if none are given; ParameterError where their number is not K."""
-    if weights is None:
-        return [1.0] * len(deltas)
-    if len(weights) != len(deltas):
-        raise ParameterError(
-            f"{len(weights)} weights for {len(deltas)} experts",
-            remedy="give one weight for each expert, in their order",
-        )
-    return [float(weight) for weight in weights]
+    return one_for_each(1.0 if weights is None else weights, len(deltas), "weights")
 
 
 def total_weight(deltas: Sized, weights: Weights) -> float:

@@ -2,19 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from annotated_types import Interval
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import Doc
 
-from magmerge.core.parameters import Density, Lambda, Seeds, Start, Weights
+from magmerge.core.errors import ParameterError
+from magmerge.core.parameters import Density, Lambda, PerExpert, Seeds, Start, Weights
 from magmerge.core.registry import register_method
 from magmerge.core.types import Cut
-from magmerge.methods.combine import Normalize, Vote, elected_merge, scaled_sum
-from magmerge.methods.sparsify import Epsilon, Rescale, check_chances, dropped_by_rank
+from magmerge.linalg.draws import uniforms
+from magmerge.linalg.selection import by_rank
+from magmerge.linalg.survey import surveyed
+from magmerge.methods.combine import Normalize, Vote, elected_merge, one_for_each, scaled_sum
+from magmerge.methods.sparsify import Rescale, Sparse, l1_survey, seeds_of
+
+Spread = Annotated[float, Interval(ge=0, lt=0.5)]
+Epsilon = Annotated[
+    Spread | Sequence[Spread],
+    PerExpert(),
+    Doc(
+        "how far the chance to stay is from `density` at the ends of a row's ranks, or one for "
+        "each expert"
+    ),
+]
 
 
 def cut(*, rescale: str = "inverse", **_: object) -> Cut:
     """Ranks are those of a row; mergekit's rescaling is that of a whole tensor."""
     return "whole" if rescale == "l1" else "rows"
+
+
+def check_chances(*, density: Density, epsilon: Epsilon, **_: object) -> None:
+    """ParameterError unless every chance to stay is within (0, 1), or nothing is dropped."""
+    experts = max(len(own) if isinstance(own, Sequence) else 1 for own in (density, epsilon))
+    shares = one_for_each(density, experts, "density")
+    for own, spread in zip(shares, one_for_each(epsilon, experts, "epsilon"), strict=True):
+        if own != 1 and not (own - spread > 0 and own + spread < 1):
+            raise ParameterError(
+                f"density {own} +- epsilon {spread} is not within (0, 1)",
+                remedy=f"choose an epsilon below {min(own, 1 - own):g}, or another density",
+            )
 
 
 @register_method(
@@ -79,3 +111,52 @@ def della_linear(
     """
     sparse = dropped_by_rank(deltas, density, epsilon, rescale, seeds, start)
     return scaled_sum(sparse, weights, lambda_, normalize)
+
+
+def dropped_by_rank(
+    deltas: Float[Tensor, "K *shape"],
+    density: Density,
+    epsilon: Epsilon,
+    rescale: str,
+    seeds: Seeds,
+    start: int = 0,
+) -> Sparse:
+    """Each D_k with small entries dropped more often than large ones of their row, rescaled."""
+    if density == 1 or deltas[0].numel() == 0:
+        return list(deltas)
+    check_chances(density=density, epsilon=epsilon)
+    own = one_for_each(density, len(deltas), "density")
+    spreads = one_for_each(epsilon, len(deltas), "epsilon")
+    experts = zip(deltas, seeds_of(deltas, seeds), own, spreads, strict=True)
+    kept = [
+        delta.clone() if share == 1 else _by_rank(delta, seed, (share, spread), rescale, start)
+        for delta, seed, share, spread in experts
+    ]
+    if rescale == "l1":
+        flat = [delta.reshape(-1) for delta in kept]
+        survey = l1_survey(lambda run, at, _: [row[at : at + run.shape[1]] for row in flat])
+        for delta, ratio in zip(kept, surveyed(survey, deltas)["ratios"], strict=True):
+            delta.mul_(ratio)
+    return kept
+
+
+def _by_rank(
+    delta: Float[Tensor, "*shape"], seed: int, share: tuple[float, float], rescale: str, start: int
+) -> Float[Tensor, "*shape"]:
+    """One task vector's entries, each with the chance of its rank, of a density and an epsilon."""
+    # A vector is one row.
+    count = len(delta) if delta.ndim > 1 else 1
+    rows = delta.reshape(count, -1)
+    chances = by_rank(rows, chances_by_rank(rows.shape[1], *share))
+    draws = uniforms(seed, rows.shape, start).to(chances)
+    # 1 where the draw is below the chance, else 0.
+    stays = draws.neg_().add_(chances).sign_().clamp_(min=0).mul_(rows)
+    return (stays.div_(chances) if rescale == "inverse" else stays).reshape(delta.shape)
+
+
+def chances_by_rank(count: int, density: float, epsilon: float) -> Float[Tensor, "count"]:
+    """The chance to stay of each rank, from the smallest entry to the largest."""
+    if count == 1:
+        return torch.full((1,), density, dtype=torch.float64)
+    steps = torch.arange(count, dtype=torch.float64) / (count - 1)
+    return density - epsilon + 2 * epsilon * steps

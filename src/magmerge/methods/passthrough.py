@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Doc
 
+from magmerge.core.parameters import PerExpert
 from magmerge.core.registry import register_method
+from magmerge.methods.combine import one_for_each
+
+Scale = Annotated[
+    float | Sequence[float], PerExpert(), Doc("factor on the weights, or one for each expert")
+]
 
 
 @register_method(
@@ -24,7 +31,7 @@ from magmerge.core.registry import register_method
 def passthrough(
     weights: Float[Tensor, "1 *shape"],
     *,
-    scale: Annotated[float, Doc("factor on the weights")] = 1.0,
+    scale: Scale = 1.0,
 ) -> Float[Tensor, "*shape"]:
     """The expert's own weights, times `scale`; to the last bit where that is 1."""
-    return weights[0] * scale
+    return weights[0] * one_for_each(scale, len(weights), "scale")[0]

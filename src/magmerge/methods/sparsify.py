@@ -7,32 +7,36 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Interval
 from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Doc
 
-from magmerge.core.errors import ParameterError
-from magmerge.core.parameters import Seeds, Supplied, Thresholds
+from magmerge.core.parameters import (
+    Chance,
+    Density,
+    PerExpert,
+    Probability,
+    Seeds,
+    Supplied,
+    Thresholds,
+)
 from magmerge.core.traits import Survey
-from magmerge.linalg.draws import derive_seed, drop, uniforms
+from magmerge.linalg.draws import derive_seed, drop
 from magmerge.linalg.radix import ModelThreshold
-from magmerge.linalg.selection import by_rank, kept_count, largest, whole_share
-from magmerge.linalg.survey import LayerSums, surveyed
+from magmerge.linalg.selection import kept_count, largest, whole_share
+from magmerge.linalg.survey import LayerSums, SurveyOfEach, surveyed
 from magmerge.linalg.threshold import LayerThreshold, magnitudes
+from magmerge.methods.combine import one_for_each
 
 Scope = Annotated[
     Literal["tensor", "model"], Doc("whether the density holds in each tensor or in the model")
 ]
-Epsilon = Annotated[
-    float,
-    Interval(ge=0, lt=0.5),
-    Doc("how far the chance to stay is from `density` at the ends of a row's ranks"),
-]
 Gamma = Annotated[
-    float,
-    Interval(ge=0, lt=1),
-    Doc("share of each task vector's entries, the largest, that is removed"),
+    Chance | Sequence[Chance],
+    PerExpert(),
+    Doc(
+        "share of each task vector's entries, the largest, that is removed, or one for each expert"
+    ),
 ]
 Rescale = Annotated[
     Literal["inverse", "l1", "none"],
@@ -54,13 +58,17 @@ def trim_survey(
     *,
     entries: int,
     unchanged: int = 0,
-    density: float = 0.2,
+    density: Density = 0.2,
     scope: str = "model",
     **_: object,
 ) -> Survey | None:
     """Each expert's threshold, in the layer or in the whole model."""
-    if density == 1:
-        return None
+    if isinstance(density, Sequence):
+        return SurveyOfEach([_trim(entries, unchanged, own, scope) for own in density])
+    return None if density == 1 else _trim(entries, unchanged, density, scope)
+
+
+def _trim(entries: int, unchanged: int, density: float, scope: str) -> Survey:
     if scope == "model":
         # What no expert changes is part of the model too, though it is not looked at.
         return ModelThreshold(lambda seen: [kept_count(density, seen + unchanged)], magnitudes)
@@ -69,13 +77,14 @@ def trim_survey(
 
 def trimmed(
     deltas: Float[Tensor, "K *shape"],
-    density: float,
+    density: Density,
     scope: str = "tensor",
     thresholds: Thresholds = None,
     start: int = 0,
 ) -> Sparse:
     """Each D_k with all but its largest entries set to zero: ceil(density n) of n stay."""
     if thresholds is None:
+        _check_count(deltas, density=density)
         survey = trim_survey(entries=deltas[0].numel(), density=density, scope=scope)
         if survey is None:
             return list(deltas)
@@ -84,14 +93,17 @@ def trimmed(
     return [largest(d, t, start) for d, t in zip(deltas, per_expert, strict=True)]
 
 
-def dropped(deltas: Float[Tensor, "K *shape"], p: float, seeds: Seeds, start: int = 0) -> Sparse:
+def dropped(
+    deltas: Float[Tensor, "K *shape"], p: Probability, seeds: Seeds, start: int = 0
+) -> Sparse:
     """Each D_k with each entry zero with probability p, not rescaled."""
-    pairs = zip(deltas, _seeds(deltas, seeds), strict=True)
-    return [drop(delta, seed, 1 - p, start) for delta, seed in pairs]
+    chances = one_for_each(p, len(deltas), "p")
+    triples = zip(deltas, seeds_of(deltas, seeds), chances, strict=True)
+    return [drop(delta, seed, 1 - chance, start) for delta, seed, chance in triples]
 
 
 def drop_survey(
-    *, p: float = 0.9, rescale: str = "inverse", seeds: Seeds = None, **_: object
+    *, p: Probability = 0.9, rescale: str = "inverse", seeds: Seeds = None, **_: object
 ) -> Survey | None:
     """The sums that the L1 rescaling of `dropped` matches."""
     if rescale != "l1":
@@ -100,65 +112,24 @@ def drop_survey(
 
 
 def drop_factors(
-    deltas: Float[Tensor, "K *shape"], p: float, rescale: str, seeds: Seeds, ratios: Ratios
+    deltas: Float[Tensor, "K *shape"], p: Probability, rescale: str, seeds: Seeds, ratios: Ratios
 ) -> Sequence[float]:
     """What the entries that `dropped` leaves of each expert are multiplied with."""
     survey = drop_survey(p=p, rescale=rescale, seeds=seeds)
     if survey is None:
-        return [1 / (1 - p) if rescale == "inverse" else 1.0] * len(deltas)
+        chances = one_for_each(p, len(deltas), "p")
+        return [1 / (1 - chance) if rescale == "inverse" else 1.0 for chance in chances]
     factors: Sequence[float] = surveyed(survey, deltas)["ratios"] if ratios is None else ratios
     return factors
 
 
-def check_chances(*, density: float, epsilon: float, **_: object) -> None:
-    """ParameterError unless every chance to stay is within (0, 1), or nothing is dropped."""
-    if density != 1 and not (density - epsilon > 0 and density + epsilon < 1):
-        raise ParameterError(
-            f"density {density} +- epsilon {epsilon} is not within (0, 1)",
-            remedy=f"choose an epsilon below {min(density, 1 - density):g}, or another density",
-        )
+def _check_count(deltas: Tensor, **parameters: float | Sequence[float]) -> None:
+    """ParameterError for a list that has not one value for each expert."""
+    for name, value in parameters.items():
+        one_for_each(value, len(deltas), name)
 
 
-def dropped_by_rank(
-    deltas: Float[Tensor, "K *shape"],
-    density: float,
-    epsilon: float,
-    rescale: str,
-    seeds: Seeds,
-    start: int = 0,
-) -> Sparse:
-    """Each D_k with small entries dropped more often than large ones of their row, rescaled."""
-    if density == 1 or deltas[0].numel() == 0:
-        return list(deltas)
-    check_chances(density=density, epsilon=epsilon)
-    # A vector is one row.
-    count = len(deltas[0]) if deltas.ndim > 2 else 1
-    ladder = chances_by_rank(deltas[0].numel() // count, density, epsilon)
-    kept = []
-    for delta, seed in zip(deltas, _seeds(deltas, seeds), strict=True):
-        rows = delta.reshape(count, -1)
-        chances = by_rank(rows, ladder)
-        draws = uniforms(seed, rows.shape, start).to(chances)
-        # 1 where the draw is below the chance, else 0.
-        stays = draws.neg_().add_(chances).sign_().clamp_(min=0).mul_(rows)
-        kept.append((stays.div_(chances) if rescale == "inverse" else stays).reshape(delta.shape))
-    if rescale == "l1":
-        flat = [delta.reshape(-1) for delta in kept]
-        survey = l1_survey(lambda run, at, _: [row[at : at + run.shape[1]] for row in flat])
-        for delta, ratio in zip(kept, surveyed(survey, deltas)["ratios"], strict=True):
-            delta.mul_(ratio)
-    return kept
-
-
-def chances_by_rank(count: int, density: float, epsilon: float) -> Float[Tensor, "count"]:
-    """The chance to stay of each rank, from the smallest entry to the largest."""
-    if count == 1:
-        return torch.full((1,), density, dtype=torch.float64)
-    steps = torch.arange(count, dtype=torch.float64) / (count - 1)
-    return density - epsilon + 2 * epsilon * steps
-
-
-def _seeds(deltas: Sequence[Tensor] | Tensor, seeds: Seeds) -> Sequence[int]:
+def seeds_of(deltas: Sequence[Tensor] | Tensor, seeds: Seeds) -> Sequence[int]:
     """One seed for each expert; without any, those of a layer without name by the seed 0."""
     return [derive_seed(0, "", k) for k in range(len(deltas))] if seeds is None else seeds
 
@@ -177,15 +148,20 @@ def band_ranks(entries: int, density: float, gamma: float) -> tuple[int, int]:
 def band_survey(
     *,
     entries: int,
-    density: float = 0.143,
-    gamma: float = 0.007,
+    density: Density = 0.143,
+    gamma: Gamma = 0.007,
     rescale: str = "none",
     **_: object,
 ) -> Survey | None:
     """Both thresholds of each expert, and where asked for, the ratios of what stays."""
     if density == 1 or entries == 0:
         return None
-    thresholds = LayerThreshold(entries, band_ranks(entries, density, gamma))
+    lists = [own for own in (density, gamma) if isinstance(own, Sequence)]
+    experts = len(lists[0]) if lists else 1
+    shares = one_for_each(density, experts, "density")
+    pairs = zip(shares, one_for_each(gamma, experts, "gamma"), strict=True)
+    surveys = [LayerThreshold(entries, band_ranks(entries, *pair)) for pair in pairs]
+    thresholds: Survey = SurveyOfEach(surveys) if lists else surveys[0]
     if rescale != "l1":
         return thresholds
     return l1_survey(lambda run, start, first: _band(run, first["thresholds"], start), thresholds)
@@ -193,8 +169,8 @@ def band_survey(
 
 def banded(
     deltas: Float[Tensor, "K *shape"],
-    density: float,
-    gamma: float,
+    density: Density,
+    gamma: Gamma,
     rescale: str,
     thresholds: Thresholds,
     ratios: Ratios,
@@ -202,6 +178,7 @@ def banded(
 ) -> Sparse:
     """Each D_k with only entries of middling magnitude, rescaled."""
     if thresholds is None:
+        _check_count(deltas, density=density, gamma=gamma)
         survey = band_survey(
             entries=deltas[0].numel(), density=density, gamma=gamma, rescale=rescale
         )
@@ -211,7 +188,8 @@ def banded(
         thresholds, ratios = result["thresholds"], result.get("ratios")
     assert thresholds is not None
     sparse = _band(deltas, thresholds, start)
-    factors = [1 / density] * len(deltas) if rescale == "inverse" else ratios or []
+    shares = one_for_each(density, len(deltas), "density")
+    factors = [1 / share for share in shares] if rescale == "inverse" else ratios or []
     for delta, factor in zip(sparse, factors, strict=False):
         delta.mul_(factor)
     return sparse

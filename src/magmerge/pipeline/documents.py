@@ -11,7 +11,8 @@ from typing import Any
 from magmerge import live, report
 from magmerge.checkpoints.digests import file_digest
 from magmerge.checkpoints.loader import Model, adapts, open_checkpoint
-from magmerge.checkpoints.output.own_files import REPORT
+from magmerge.checkpoints.output.layout import SUFFIX
+from magmerge.checkpoints.output.own_files import RECIPE, RECORD, REPORT
 from magmerge.checkpoints.output.shelf import shelf_for
 from magmerge.checkpoints.output.target import Target, check_apart_and_free
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
@@ -115,13 +116,28 @@ def documents_models(
 
 
 def read_recipes(path: str | Path) -> list[Recipe]:
-    """The documents of a recipe's file; ParameterError, with key and remedy, where it is none."""
+    """The documents of a recipe's file, or of the recipe beside a result or its record.
+
+    ParameterError, with key and remedy, where it is none.
+    """
     return Recipe.all_from_yaml(_text_of(path), str(path))
 
 
 def _text_of(path: str | Path) -> str:
     """The text of a recipe's file."""
     file = Path(path)
+    if file.is_dir():
+        file = file / RECIPE
+        if not file.exists():
+            raise ParameterError(
+                f"it is a folder without a recipe ({RECIPE})",
+                source=path,
+                remedy="name models with --base and --expert, or give a recipe's file",
+            )
+    elif file.name.endswith(RECORD):
+        file = file.with_name(file.name.removesuffix(RECORD) + RECIPE)
+    elif file.suffix == SUFFIX:
+        file = file.with_name(f"{file.name.removesuffix(SUFFIX)}.{RECIPE}")
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

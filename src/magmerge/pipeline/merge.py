@@ -57,6 +57,7 @@ def merge(
     tokenizer: str | None = None,
     tokens: Mapping[str, Any] | None = None,
     pad_to_multiple_of: int | None = None,
+    chat_template: str | None = None,
     data: Any = None,
     samples: Samples = 8,
     model: nn.Module | str | None = None,
@@ -85,14 +86,14 @@ def merge(
     be a LoRA adapter. `experts` is a sequence, or a mapping from names to models. `method`
     and `params` are what `magmerge methods` lists; `calibrate` names a calibrator, or is
     {"method": ..., "params": {...}}, or a list of these, applied in order. `gate`, `sensitive`,
-    `skip`, `ignore`, `rename`, `weights`, `dtype`, `seed`, `tokenizer`, `tokens` and
-    `pad_to_multiple_of` are as in `Recipe`. With `out` the result is written to a folder (or a file
-    ending in .safetensors), in shards of at most `shard_size` bytes (5GB, 5GiB), with config and
-    tokenizer of `donor` (default: the base's folder); without, it stays in memory. A folder that
-    its library would not load is written only with `force`. With `resume` what a killed run left
-    there is gone on with. At most `memory` bytes are used beyond the interpreter, torch and a
-    result in memory, by `threads` pieces at once; `device` (cpu, cuda) does the arithmetic: no
-    other bits, but for rounding elsewhere.
+    `skip`, `ignore`, `rename`, `weights`, `dtype`, `seed`, `tokenizer`, `tokens`,
+    `pad_to_multiple_of` and `chat_template` are as in `Recipe`. With `out` the result is written to
+    a folder (or a file ending in .safetensors), in shards of at most `shard_size` bytes (5GB,
+    5GiB), with config and tokenizer of `donor` (default: the base's folder); without, it stays in
+    memory. A folder that its library would not load is written only with `force`. With `resume`
+    what a killed run left there is gone on with. At most `memory` bytes are used beyond the
+    interpreter, torch and a result in memory, by `threads` pieces at once; `device` (cpu, cuda)
+    does the arithmetic: no other bits, but for rounding elsewhere.
 
     A calibrator that looks at inputs runs the merged model on `data`: a source of unlabelled
     samples for each expert by its name, or one for all: a file, a folder, a data set, a tensor, or

@@ -9,7 +9,8 @@ import yaml
 
 from magmerge.core.errors import CheckpointError
 from magmerge.report.account import FILE, MergeAccount
-from magmerge.report.sentences import count_text, samples_text
+from magmerge.report.parameter_text import items_text
+from magmerge.report.sentences import count_text, samples_text, short
 
 Line = tuple[str, tuple[str, ...]]
 """What it is, and its one or several values."""
@@ -99,6 +100,8 @@ def _values(key: str, recipe: Mapping[str, Any], account: MergeAccount) -> tuple
             else str(item)
             for item in value
         )
+    if key == "chat_template":
+        return (short(" ".join(str(value).split())),)
     if isinstance(value, Mapping):
         return _entries(value)
     if isinstance(value, list | tuple):
@@ -130,11 +133,7 @@ def _call(name: object, params: object) -> str:
 
 def setting_text(value: object) -> str:
     """A parameter's value; of one that varies by layer: 0 for vae, 0.3 for all others."""
-    if not isinstance(value, list | tuple) or not any(isinstance(item, Mapping) for item in value):
-        return _text(value)
-    items = [item if isinstance(item, Mapping) else {"value": item} for item in value]
-    texts = [f"{_text(item.get('value'))} for {item.get('filter', 'all others')}" for item in items]
-    return ", ".join(texts)
+    return items_text(value, _text)
 
 
 def _text(value: object) -> str:

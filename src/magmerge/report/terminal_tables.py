@@ -12,6 +12,7 @@ from rich.text import Text
 
 from magmerge.core.dtypes import spoken_size, torch_name
 from magmerge.core.errors import printable, printable_lines
+from magmerge.report.parameter_text import place_text, value_text
 
 if TYPE_CHECKING:
     from magmerge.checkpoints.load_checks import Check
@@ -101,10 +102,12 @@ def plan_summary(plan: Plan) -> Text:
 def choice_lines(choices: Sequence[Choice]) -> list[str]:
     """Each parameter that varies by layer: its values, and how many merged tensors take them."""
     values: dict[str, list[str]] = {}
+    several = Counter(choice.parameter for choice in choices)
     for choice in choices:
-        where = "all others" if choice.filter is None else choice.filter
+        place = {"filter": choice.filter, "layers": choice.layers, "stack": choice.stack}
+        where = place_text(place, alone=several[choice.parameter] == 1)
         tensors = f"{choice.tensors} tensor{'' if choice.tensors == 1 else 's'}"
-        text = f"{_setting(choice.value)} for {where} ({tensors})"
+        text = f"{value_text(choice.value, _setting)} for {where} ({tensors})"
         values.setdefault(choice.parameter, []).append(text)
     return [f"{parameter}: {', '.join(texts)}" for parameter, texts in values.items()]
 

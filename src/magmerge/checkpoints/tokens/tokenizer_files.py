@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from magmerge.checkpoints.donor import TOKENIZER
+from magmerge.checkpoints.donor import TEMPLATES, TOKENIZER
 from magmerge.checkpoints.kinds import RESTORE as RESTORE_CONFIG
 from magmerge.checkpoints.kinds import read_config, read_errors, read_json
 from magmerge.checkpoints.tokens.vocabulary import (
@@ -37,7 +37,8 @@ Texts = dict[str, bytes | None]
 def taken_from(owner: Path, donor: Path) -> Texts:
     """The tokenizer of another folder in place of the donor's, and its ids in what generates."""
     texts: Texts = {}
-    for name in FILES:
+    further = (f"{TEMPLATES}/{file.name}" for home in (owner, donor) for file in _named(home))
+    for name in dict.fromkeys((*FILES, *further)):
         if (owner / name).is_file():
             with read_errors(owner / name):
                 texts[name] = (owner / name).read_bytes()
@@ -50,6 +51,11 @@ def taken_from(owner: Path, donor: Path) -> Texts:
         content |= {key: value for key, value in own.items() if key.endswith(IDS)}
         texts[GENERATION] = _json(content)
     return texts
+
+
+def _named(folder: Path) -> list[Path]:
+    """Its chat templates that have names."""
+    return sorted((folder / TEMPLATES).glob("*.jinja"))
 
 
 def token_ids(owner: Path, donor: Path) -> dict[str, Any]:
