@@ -82,7 +82,7 @@ def _with_sizes(
     warnings = [*reading_notes(job.models), *dtype_warnings(job.models)]
     if form is not None:
         warnings += form.notes(job)
-    quiet = job.takes and job.models.base is None
+    quiet = job.takes and job.models.base is None and not job.models.made_of
     return Plan(
         digest=job.recipe.digest,
         steps=tuple(steps),
