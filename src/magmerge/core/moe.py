@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
+from magmerge.core.errors import MagmergeError, ParameterError, UnknownNameError, suggestion
 from magmerge.core.recipe import ModelOutput, Recipe
 
 Router = Literal["hidden", "embedding", "random", "uniform"]
@@ -85,13 +85,20 @@ def written_out(content: Any) -> dict[str, Any]:
     try:
         return Moe.model_validate(content).model_dump(mode="json")
     except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(["moe", *map(str, fault["loc"])])
-        if fault["type"] == "extra_forbidden":
-            remedy = suggestion(fault["loc"][-1], Moe.model_fields)
-            raise UnknownNameError(f"unknown key {key!r}", remedy=remedy) from error
-        remedy = "moe is fields with values: {router: hidden, prompts: {maths: ['...']}}"
-        raise ParameterError(f"{key}: {fault['msg'].lower()}", remedy=remedy) from error
+        written = "moe is fields with values: {router: hidden, prompts: {maths: ['...']}}"
+        raise explained(error, ["moe"], Moe.model_fields, written) from error
+
+
+def explained(
+    error: ValidationError, above: list[str], known: Iterable[str], written: str
+) -> MagmergeError:
+    """A pydantic error as one of magmerge's own, which names the key below those `above`."""
+    fault = error.errors()[0]
+    key = ".".join([*above, *map(str, fault["loc"])])
+    if fault["type"] == "extra_forbidden":
+        remedy = suggestion(fault["loc"][-1], known)
+        return UnknownNameError(f"unknown key {key!r}", remedy=remedy)
+    return ParameterError(f"{key}: {fault['msg'].lower()}", remedy=written)
 
 
 def checked(recipe: Recipe) -> dict[str, Any]:
