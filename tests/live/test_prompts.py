@@ -74,7 +74,31 @@ def test_hidden_routers_are_the_direction_of_what_enters_the_mlps(
     inner = "block_sparse_moe" if kind == "llama" else "mlp"
     for block in range(3):
         made = tensors(tmp_path / "out")[f"model.layers.{block}.{inner}.gate.weight"].double()
-        assert torch.allclose(made, torch.stack([unit(a[block]), unit(b[block])]), atol=1e-5)
+        # Of two directions half their difference, and its opposite, are of length one.
+        apart = unit(unit(a[block]) - unit(b[block]))
+        assert torch.allclose(made, torch.stack([apart, -apart]), atol=1e-5)
+
+
+def test_three_experts_are_chosen_as_by_their_directions(tmp_path: Path) -> None:
+    base, prompts = dense(tmp_path / "base"), {**PROMPTS, "c": ["on the mat and"]}
+    mixed(base, dict.fromkeys("abc", base), tmp_path / "out", prompts=prompts)
+    directions = torch.stack([unit(mlp_inputs(base, prompts[name])[1]) for name in "abc"])
+    made = router(tmp_path / "out", 1).double()
+    assert abs(float(made.square().sum(-1).mean()) - 1) < 1e-6
+    states = torch.randn(32, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    own, plain = made @ states, directions @ states
+    spread = [scores - scores.mean(0) for scores in (own, plain)]
+    factor = spread[0].norm() / spread[1].norm()
+    assert factor > 1
+    assert torch.allclose(spread[0], spread[1] * factor, atol=1e-4)
+
+
+def test_prompts_that_the_base_cannot_tell_apart_are_refused(tmp_path: Path) -> None:
+    base = dense(tmp_path / "base")
+    with pytest.raises(magmerge.MagmergeError, match="sees no difference") as raised:
+        mixed(base, {"a": base, "b": base}, tmp_path / "out",
+              prompts={"a": "the cat", "b": "the  cat"})  # fmt: skip
+    assert "router: random" in str(raised.value.remedy)
 
 
 def test_bits_do_not_depend_on_threads(tmp_path: Path) -> None:

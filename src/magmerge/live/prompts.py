@@ -30,6 +30,8 @@ BATCH = 16
 EMBEDDING = "embed_tokens.weight"
 SMALL = 1e-8
 """Of the length of a mean: a direction of less is rounding."""
+ROUNDING = 1e-5
+"""The same of the difference of two directions from a run in float32."""
 
 
 class Prompt(NamedTuple):
@@ -42,8 +44,8 @@ class Prompt(NamedTuple):
 def routers(work: Work) -> Findings:
     """The routers and gates of the mixture that its prompts tell of, by their names.
 
-    A row is the direction, of length one, that sets an expert's prompts off. The base is run in
-    float32, block by block; sums are in float64. Raises MagmergeError's children.
+    A row is the direction of an expert's prompts, of length one. The base is run in float32, block
+    by block; sums are in float64. Raises MagmergeError's children.
     """
     moe, mixture = Moe.model_validate(work.job.recipe.moe), work.layout
     assert isinstance(mixture, Mixture)
@@ -55,6 +57,7 @@ def routers(work: Work) -> Findings:
     if moe.router == "hidden":
         states = _hidden(work, mixture.base, mlps, prompts)
         rows = {name: _unit(_by_states(moe, name, states), name) for name in (*routed, *gated)}
+        rows |= _apart({name: rows[name] for name in routed})
     else:
         of = partial(_by_embedding, mixture.base, prompts)
         rows = {name: _by_tokens(moe, name, of).expand(len(mlps), -1) for name in (*routed, *gated)}
@@ -131,6 +134,27 @@ def _unit(rows: Tensor, name: str) -> Tensor:
         )
     directions: Tensor = rows / lengths
     return directions
+
+
+def _apart(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The rows [blocks, features] of all experts less their mean, all times one number, so that
+    they are of length one again in the mean of squares.
+
+    A router's choice is not changed by what all its rows have in common, nor by that number; but
+    what sets them apart is most of them then: experts that fit get more weight, and rounding to 16
+    bits loses none of it.
+    """
+    stacked = torch.stack(list(rows.values()))
+    if len(stacked) == 1:
+        return dict(rows)
+    apart = stacked - stacked.mean(0)
+    lengths = apart.square().sum(-1, keepdim=True).mean(0).sqrt()
+    if not bool((lengths > ROUNDING).all()):
+        raise ParameterError(
+            "the base sees no difference between the prompts of the experts",
+            remedy="give each expert prompts of its own kind, or write router: random",
+        )
+    return dict(zip(rows, apart / lengths, strict=True))
 
 
 def _hidden(
