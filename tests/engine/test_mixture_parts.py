@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 import magmerge
 from magmerge.core.errors import MagmergeError
-from tests.mixtures import PROMPTS, dense, logits, mixed
+from magmerge.core.moe import Moe
+from magmerge.engine.resolve import check_recipe
+from tests.mixtures import PROMPTS, dense, logits, mixed, tensors
+from tests.quick import examples
 from tests.token_models import config_of
 
 
@@ -133,3 +139,43 @@ def test_what_is_chosen_for_the_user_is_said(tmp_path: Path) -> None:
     alike = {**PROMPTS, "c": PROMPTS["b"]}
     told = mixed(base, experts, tmp_path / "alike", router="embedding", prompts=alike)
     assert any("c and b have the same prompts" in note for note in told)
+
+
+def test_blocks_that_are_left_out_are_told(tmp_path: Path) -> None:
+    base = dense(tmp_path / "base")
+    state = tensors(base)
+    number = 10**12
+    gap = {name.replace("layers.2.", f"layers.{number}."): t for name, t in state.items()}
+    save_file(gap, base / "model.safetensors", metadata={"format": "pt"})
+    assert f"of its {number + 1} blocks 3 are there" in refusal(tmp_path, base, base)
+
+
+def test_configs_may_hold_anything(tmp_path: Path) -> None:
+    base = dense(tmp_path / "base", "qwen2")
+    config = config_of(base)
+    odd = {"max_window_layers": "x", "layer_types": 3, "use_sliding_window": True}
+    odd |= {"architectures": 7, "rope_parameters": [1], "num_key_value_heads": None}
+    (base / "config.json").write_text(json.dumps({**config, **odd}))
+    try:
+        mixed(base, {"a": base, "b": base}, tmp_path / "out", router="random")
+    except MagmergeError as error:
+        assert error.remedy
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.text(max_size=3) | st.floats(),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=examples(200), deadline=None)
+@given(st.dictionaries(st.sampled_from(sorted(Moe.model_fields)), VALUES))
+def test_any_fields_are_a_mixture_or_an_error_with_a_remedy(fields: dict[str, Any]) -> None:
+    try:
+        recipe = magmerge.Recipe(base="x", experts={"a": "y", "b": "z"}, moe=fields)
+        check_recipe(recipe)
+    except MagmergeError as error:
+        assert error.remedy
+    else:
+        assert magmerge.Recipe.from_yaml(recipe.to_yaml()) == recipe

@@ -10,7 +10,7 @@ import torch
 
 import magmerge
 from tests.conftest import CommandLine
-from tests.mixtures import KINDS, dense, logits, mixed, tensors
+from tests.mixtures import KINDS, PROMPTS, dense, logits, mixed, tensors
 from tests.token_models import config_of
 
 MIXTURES = {"Llama": "Mixtral", "Mistral": "Mixtral", "Qwen2": "Qwen2Moe", "Qwen3": "Qwen3Moe"}
@@ -199,3 +199,39 @@ def test_a_recipe_without_a_mixture_is_what_it_was() -> None:
     mixture = magmerge.Recipe(base="x", experts={"a": "y"}, moe={"router": "random"})
     assert magmerge.Recipe.from_yaml(mixture.to_yaml()) == mixture
     assert mixture.digest != magmerge.Recipe(base="x", experts={"a": "y"}).digest
+
+
+def test_the_example_is_a_recipe() -> None:
+    file = Path(__file__).parents[2] / "examples" / "mixture.yml"
+    recipe = magmerge.Recipe.from_yaml(file.read_text())
+    assert recipe.moe is not None
+    assert set(recipe.moe["prompts"]) == set(recipe.experts)
+
+
+def test_a_merge_before_it_may_be_an_expert(tmp_path: Path) -> None:
+    folders = {name: dense(tmp_path / name, seed=seed) for seed, name in enumerate("xabc")}
+    x, a, b, c = folders.values()
+    merge = magmerge.Recipe(
+        name="ab", base=str(x), experts={"a": str(a), "b": str(b)}, method="average"
+    )
+    mixture = magmerge.Recipe(
+        base=str(x), experts={"ab": "ab", "c": str(c)}, moe={"router": "random"}
+    )
+    magmerge.run([merge, mixture], tmp_path / "out")
+    own = [tensors(folder)["model.layers.2.mlp.up_proj.weight"] for folder in (a, b)]
+    made = tensors(tmp_path / "out")["model.layers.2.block_sparse_moe.experts.0.w3.weight"]
+    assert torch.allclose(made, (own[0] + own[1]) / 2, atol=1e-6)
+    record = json.loads((tmp_path / "out" / "magmerge.json").read_text())
+    assert record["inputs"][1]["source"] == "ab"
+
+
+def test_the_plan_tells_the_memory_of_the_run(tmp_path: Path) -> None:
+    base, other = dense(tmp_path / "base"), dense(tmp_path / "other", seed=1)
+    recipe = magmerge.Recipe(
+        base=str(base), experts={"a": str(base), "b": str(other)}, moe={"prompts": PROMPTS}
+    )
+    result = magmerge.run(recipe, machine=magmerge.Machine(threads=1))
+    sizes = {name: 4 * tensor.numel() for name, tensor in tensors(base).items()}
+    block = sum(size for name, size in sizes.items() if ".layers.0." in name)
+    outside = sum(size for name, size in sizes.items() if ".layers." not in name)
+    assert result.plan.live == block + outside

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from magmerge.core.dtypes import torch_dtype
 from magmerge.core.models import Checkpoint, Expert
+from magmerge.core.stacks import block_of
 from magmerge.core.types import Kind, TensorSpec
 from magmerge.linalg.draws import uniforms
 
@@ -69,6 +70,17 @@ class Mixture:
             name: kind for name, kind in base.kinds.items() if name in specs
         }
         self._patches = patches
+
+    def live(self, runs: int) -> int:
+        """Bytes of the base while prompts are read by so many runs at once: in float32, all that is
+        in no block, and a block for each run.
+        """
+        sizes: dict[str, int] = {}
+        for name, spec in self.base.specs.items():
+            block = block_of(name)
+            place = "" if block is None else f"{block.stack}.{block.number}"
+            sizes[place] = sizes.get(place, 0) + 4 * math.prod(spec.shape)
+        return sizes.pop("", 0) + runs * max(sizes.values(), default=0)
 
     def read(self, name: str) -> Tensor:
         """The tensor that is `name` here."""

@@ -120,10 +120,11 @@ THETA = 10000.0
 
 
 class Counts(NamedTuple):
-    """Sizes of a mixture: experts that are routed, those for each token, the width of each MLP, and
-    that of the shared one.
+    """Sizes of a mixture: blocks, experts that are routed, those for each token, the width of each
+    MLP, and that of the shared one.
     """
 
+    blocks: int
     experts: int
     chosen: int
     width: int
@@ -162,10 +163,9 @@ def told_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return told
 
 
-def windows_of(config: Mapping[str, Any]) -> list[bool]:
-    """Which blocks of a dense model see only the tokens within its sliding window."""
+def windows_of(config: Mapping[str, Any], count: int) -> list[bool]:
+    """Which of a dense model's blocks see only the tokens within its sliding window."""
     kind, told = config["model_type"], told_of(config)
-    count = int(told["num_hidden_layers"])
     if told.get("sliding_window") is None or not told.get("use_sliding_window", kind == "mistral"):
         return [False] * count
     if kind == "mistral":
@@ -173,7 +173,8 @@ def windows_of(config: Mapping[str, Any]) -> list[bool]:
     types = config.get("layer_types")
     if isinstance(types, list) and len(types) == count:
         return [entry == "sliding_attention" for entry in types]
-    return [number >= told["max_window_layers"] for number in range(count)]
+    first = told["max_window_layers"]
+    return [isinstance(first, int) and number >= first for number in range(count)]
 
 
 def settings_of(
@@ -195,7 +196,7 @@ def settings_of(
         "router_aux_loss_coef": 0.001,
     }
     settings |= {"auto_map": REMOVED} if "auto_map" in config else {}
-    windows = windows_of(config)
+    windows = windows_of(config, counts.blocks)
     window = told["sliding_window"] if any(windows) else None
     if shape.model_type == "mixtral":
         return settings | {

@@ -90,7 +90,7 @@ def _another_shape(parts: Parts, held: Collection[str]) -> str:
 
 def _shape_faults(parts: Parts) -> Iterator[Fault]:
     """What the mixture cannot be by its kind: shared experts, windows; and texts without tokens."""
-    shape, base, several = parts.shape, parts.base, set(windows_of(parts.config))
+    shape, base, several = parts.shape, parts.base, set(windows_of(parts.config, parts.blocks))
     kinds = DENSE[parts.config["model_type"]].shapes
     sharing = [name for name in kinds if SHAPES[name].shared]
     if parts.shared and not shape.shared:

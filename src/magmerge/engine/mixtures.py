@@ -10,6 +10,7 @@ from typing import Any
 from magmerge.checkpoints.kinds import read_model_config
 from magmerge.checkpoints.mixture import Mixture, Patch
 from magmerge.checkpoints.mixture_shapes import PARTS, Counts, settings_of, shape_of
+from magmerge.core.errors import CheckpointError
 from magmerge.core.models import Checkpoint, Expert
 from magmerge.core.moe import Moe
 from magmerge.core.recipe import Recipe
@@ -34,12 +35,10 @@ def mixture_of(recipe: Recipe, models: Models) -> Models:
     config = read_model_config(base)
     shape = shape_of(config, moe.shape, base.source)
     stack = stack_named(base.specs, "layers")
-    numbers = [
-        block.number for block in map(block_of, base.specs) if block and block.stack == stack
-    ]
+    blocks = _count(base, stack)
     routed = [expert for expert in models.experts if expert.name not in moe.shared]
     shared = [expert for expert in models.experts if expert.name in moe.shared]
-    parts = Parts(shape, moe, base, config, stack, max(numbers) + 1, routed, shared)
+    parts = Parts(shape, moe, base, config, stack, blocks, routed, shared)
     faults = list(mixture_faults(parts))
     inputs = [Input("base", base.source, base.files, base)]
     inputs += [Input("expert", e.source, e.files, e.whole) for e in models.experts]
@@ -56,6 +55,19 @@ def mixture_of(recipe: Recipe, models: Models) -> Models:
     )
 
 
+def _count(base: Checkpoint, stack: str) -> int:
+    """How many blocks there are. CheckpointError where their numbers leave some out."""
+    blocks = [block for block in map(block_of, base.specs) if block and block.stack == stack]
+    numbers = {block.number for block in blocks}
+    if max(numbers) + 1 != len(numbers):
+        raise CheckpointError(
+            f"of its {max(numbers) + 1} blocks {len(numbers)} are there",
+            source=base.source,
+            remedy="give the whole model: all of its files, with the index that lists them",
+        )
+    return len(numbers)
+
+
 def _width(parts: Parts) -> int:
     """The width of an MLP, as the base has it."""
     spec = parts.base.specs.get(parts.mlp(0, PARTS[0]))
@@ -69,7 +81,7 @@ def _shared_width(parts: Parts) -> int:
 
 def _settings(parts: Parts) -> dict[str, Any]:
     chosen, width = parts.moe.experts_per_token, _width(parts)
-    counts = Counts(len(parts.routed), chosen, width, _shared_width(parts))
+    counts = Counts(parts.blocks, len(parts.routed), chosen, width, _shared_width(parts))
     inner = {block.inner for block in map(block_of, parts.base.specs) if block is not None}
     return settings_of(parts.shape, parts.config, counts, inner)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from magmerge.checkpoints.mixture import Mixture
 from magmerge.checkpoints.mixture_shapes import SHAPES
 from magmerge.core.errors import ParameterError
+from magmerge.core.extras import needed
 from magmerge.core.models import Checkpoint
 from magmerge.core.moe import Moe
 from magmerge.data.tokens import open_tokenizer, token_limit
@@ -164,6 +165,7 @@ def _hidden(
     after the norm, as the router will see it.
     """
     assert base.folder is not None
+    needed("accelerate", "a router from hidden states", "write router: embedding under moe:")
     model = empty_model(base.folder, model_class=None, build=None).eval()
     names = matched(model, {name: s.shape for name, s in base.specs.items()}, base.source)
     offload = Offload(model, names, _Stored(base), torch.float32, "cpu")
