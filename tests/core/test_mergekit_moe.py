@@ -80,6 +80,13 @@ def test_architectures(word: str, shape: str | None) -> None:
     assert moe["shape"] == shape
 
 
+def test_other_documents_of_the_file_stay_as_they_are() -> None:
+    plain = {"name": "models/base", "base": "b", "experts": {"source_model": "x"}, "method": "ties"}
+    first, second = Recipe.all_from_yaml(f"{yaml.safe_dump(plain)}---{TEXT}")
+    assert first == Recipe(**plain)
+    assert second == Recipe.from_yaml(TEXT)
+
+
 WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "key": ({"gate_mod": "random"}, "unknown key 'gate_mod'", "did you mean gate_mode or"),
     "mode": ({"gate_mode": "best"}, "gate_mode", "write base_model"),

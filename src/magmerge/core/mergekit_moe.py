@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -59,7 +59,23 @@ class MergekitMoe(_Data):
     architecture: str | None = None
 
 
-def translated(content: Mapping[Any, Any], source: str) -> dict[str, Any]:
+def translated(contents: Sequence[Any], source: str) -> list[Any]:
+    """The documents of a file, those of mergekit-moe's in the words of a recipe."""
+    return [
+        _recipe(content, source) if _is_of_mergekit_moe(content) else content
+        for content in contents
+    ]
+
+
+def _is_of_mergekit_moe(content: object) -> bool:
+    """Whether its experts are a list of mappings with a source_model."""
+    experts = content.get("experts") if isinstance(content, dict) else None
+    return isinstance(experts, list) and any(
+        isinstance(expert, dict) and "source_model" in expert for expert in experts
+    )
+
+
+def _recipe(content: Mapping[Any, Any], source: str) -> dict[str, Any]:
     """A document in the words of a recipe; errors that name its key."""
     own = {key: content[key] for key in OWN if key in content}
     try:

@@ -296,18 +296,6 @@ class Recipe(_Data):
         if not contents:
             remedy = "write one: base, experts"
             raise ParameterError("it holds no recipe", source=source, remedy=remedy)
-        contents = [
-            lazy.load("magmerge.core.mergekit_moe:translated")(content, source)
-            if _of_mergekit_moe(content)
-            else content
-            for content in contents
-        ]
+        if "source_model" in text:
+            contents = lazy.load("magmerge.core.mergekit_moe:translated")(contents, source)
         return [cls.model_validate(content, context={"source": source}) for content in contents]
-
-
-def _of_mergekit_moe(content: object) -> bool:
-    """Whether a document is mergekit-moe's: its experts are mappings with a source_model."""
-    experts = content.get("experts") if isinstance(content, dict) else None
-    return isinstance(experts, list) and any(
-        isinstance(expert, dict) and "source_model" in expert for expert in experts
-    )
