@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import magmerge
+from magmerge.checkpoints.output import writer
 from tests.mixtures import PROMPTS, dense, mixed, tensors
 
 
@@ -126,3 +128,26 @@ def test_a_shared_expert_with_prompts_has_a_gate_of_them(tmp_path: Path) -> None
     stored = own["model.layers.1.mlp.down_proj.weight"]
     assert torch.equal(made["model.layers.1.mlp.shared_expert.down_proj.weight"], 2 * stored)
     assert torch.equal(made["model.layers.1.mlp.experts.1.down_proj.weight"], stored)
+
+
+def test_a_run_that_is_gone_on_with_reads_no_prompt_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, other = dense(tmp_path / "base"), dense(tmp_path / "other", seed=1)
+    recipe = magmerge.Recipe(
+        base=str(base), experts={"a": str(base), "b": str(other)}, moe={"prompts": PROMPTS}
+    )
+    magmerge.run(recipe, tmp_path / "whole")
+    finish = writer.Ledger.finish
+
+    def stopping(self: Any, step: Any, outcome: Any) -> None:
+        finish(self, step, outcome)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(writer.Ledger, "finish", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            magmerge.run(recipe, tmp_path / "out", resume=True)
+    monkeypatch.setattr("magmerge.live.prompts._tokens", None)
+    magmerge.run(recipe, tmp_path / "out", resume=True)
+    assert torch.equal(router(tmp_path / "out", 2), router(tmp_path / "whole", 2))
