@@ -94,7 +94,7 @@ def _show(result: Result, seconds: float, *, verbose: bool) -> None:
     recipe = result.recipe
     steps = [recipe.method] if recipe.method else []
     if result.job.takes:
-        steps = ["one model as it is"]
+        steps = ["one model as it is"] if recipe.moe is None else ["a mixture"]
     steps += [calibration.method for calibration in recipe.calibrate]
     count = len(recipe.experts)
     head = f"{' + '.join(steps)} of " + (f"{recipe.merged} with " if recipe.merged else "")

@@ -143,7 +143,7 @@ class Slice(_Data):
 LISTS = ("sensitive", "skip", "ignore")
 LATER = (
     *("rename", "weights", "tokenizer", "tokens", "pad_to_multiple_of"),
-    *("slices", "chat_template"),
+    *("slices", "chat_template", "moe"),
 )
 """Fields that recipes once had not: where they are not set the digest is what it was."""
 
@@ -162,7 +162,7 @@ class Recipe(_Data):
     all; `tokens` tells where rows of single tokens are from, and `pad_to_multiple_of` what the
     number of rows is a multiple of. `slices` are the result's blocks, where they are not those of
     the models, each merged with the others of its place; `chat_template` is the result's: auto, one
-    by name, or a text.
+    by name, or a text. With `moe` (`core.moe.Moe`) the experts stand side by side in a mixture.
     """
 
     name: str | None = None
@@ -184,6 +184,7 @@ class Recipe(_Data):
     pad_to_multiple_of: Annotated[int, Field(gt=0)] | None = None
     slices: tuple[Slice, ...] = ()
     chat_template: str | None = None
+    moe: dict[str, Any] | None = None
     samples: Samples | None = None
     output: ModelOutput | AdapterOutput = Field(default_factory=ModelOutput, discriminator="kind")
 
@@ -241,6 +242,11 @@ class Recipe(_Data):
         # YAML reads a bare on or off as a boolean.
         return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
+    @field_validator("moe", mode="before")
+    @classmethod
+    def _moe_written_out(cls, value: object) -> object:
+        return value if value is None else lazy.load("magmerge.core.moe:written_out")(value)
+
     @property
     def digest(self) -> str:
         """SHA-256 of the recipe in canonical JSON."""
@@ -290,4 +296,6 @@ class Recipe(_Data):
         if not contents:
             remedy = "write one: base, experts"
             raise ParameterError("it holds no recipe", source=source, remedy=remedy)
+        if "source_model" in text:
+            contents = lazy.load("magmerge.core.mergekit_moe:translated")(contents, source)
         return [cls.model_validate(content, context={"source": source}) for content in contents]

@@ -23,6 +23,7 @@ FIELD_SYNTAX = {
     "tokens": 'texts of tokens with sources: {"<|im_start|>": {source: chat, force: true}}',
     **dict.fromkeys(("seed", "pad_to_multiple_of"), "a whole number"),
     "slices": "a list of such: {layers: {base: [0, 8], maths: [0, 8]}}",
+    "moe": "fields with values: {router: hidden, prompts: {maths: ['...']}}",
     "tokenizer": "base, union or an expert's name",
     "chat_template": "auto, a name like chatml, base or an expert's name, or a jinja text",
     **dict.fromkeys(("name", "base", "merged", "method"), "one word or path, in quotes if need be"),

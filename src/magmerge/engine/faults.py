@@ -130,6 +130,8 @@ def tied_everywhere(models: Models, name: str) -> bool:
 
 def _expert_count_faults(job: Job) -> list[Fault]:
     recipe, models, count = job.recipe, job.models, len(job.models.experts)
+    if models.made_of:
+        return []
     if job.takes and count != 1:
         remedy = "name a method that merges them: --method (method=)"
         return [Fault(f"nothing is merged, and {count} models are given instead of one", remedy)]

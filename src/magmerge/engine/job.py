@@ -41,7 +41,7 @@ class Models:
     where the rows of tokens are from, where the models' vocabularies are not the same. `unmerged`
     are tensors that the layout keeps as they are, because they mean another thing in each model;
     `notes` say how the models were brought to one form, and `faults` what is wrong with how the
-    recipe would have them seen.
+    recipe would have them seen. `made_of` are the models of which the layout is put together.
     """
 
     layout: Checkpoint
@@ -56,6 +56,7 @@ class Models:
     unmerged: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     faults: Sequence[Fault] = ()
+    made_of: Sequence[Input] = ()
 
     @property
     def others(self) -> list[Checkpoint | Expert]:
@@ -124,6 +125,8 @@ class Job:
     def inputs(self) -> list[Input]:
         """Each model that is read."""
         models = self.models
+        if models.made_of:
+            return list(models.made_of)
         whole = [("merged", models.merged), ("base", models.base)]
         inputs = [
             Input(role, model.source, model.files, model)

@@ -144,9 +144,8 @@ def allow(
     room = limit - OVERHEAD - taken
     if room <= 0 and taken:
         held = "the adapter" if job.writes_adapter else "the model that is run"
-        remedy = (
-            "" if job.writes_adapter else ", or run it block by block (--offload, offload=True)"
-        )
+        remedy = ", or run it block by block (--offload, offload=True)"
+        remedy = "" if job.writes_adapter or job.recipe.moe is not None else remedy
         raise ParameterError(
             f"{_gigabytes(limit)} of memory are too little: {held} takes {_gigabytes(taken)}",
             remedy=f"allow more with --memory {_gigabytes(taken + 2 * OVERHEAD)} (memory=){remedy}",

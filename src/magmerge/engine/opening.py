@@ -56,6 +56,9 @@ def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
             remedy="name the base with --base (base=)",
         )
     seen = _with_experts(_whole_models(recipe, models, experts), recipe, experts, renames)
+    if recipe.moe is not None:
+        mixture: Models = load("magmerge.engine.mixtures:mixture_of")(recipe, seen)
+        return mixture
     return _in_one_form(recipe, seen)
 
 

@@ -75,6 +75,8 @@ def _with_sizes(
     """The plan with what it takes of memory and disk, and what its reader should know."""
     samples = job.recipe.samples
     live = 0 if samples is None else bytes_at_work(steps, samples, job.machine)
+    if job.recipe.moe is not None and job.recipe.moe["router"] == "hidden":
+        live = job.models.layout.live(job.machine.count)  # type: ignore[attr-defined]
     held = 0 if form is None else bytes_of_result(job, steps)
     needs = needs_of if form is None else form.needs
     # A replaced tensor is averaged in float32, beside one that is read.
@@ -82,7 +84,7 @@ def _with_sizes(
     warnings = [*reading_notes(job.models), *dtype_warnings(job.models)]
     if form is not None:
         warnings += form.notes(job)
-    quiet = job.takes and job.models.base is None
+    quiet = job.takes and job.models.base is None and not job.models.made_of
     return Plan(
         digest=job.recipe.digest,
         steps=tuple(steps),

@@ -99,7 +99,10 @@ def check_recipe(recipe: Recipe) -> Recipe:
     if isinstance(recipe.output, AdapterOutput):
         _check_adapter(recipe.output)
     check_rename(recipe.rename, recipe.experts)
-    return recipe.model_copy(update={"method": method, "params": params, "calibrate": calibrations})
+    told = {"method": method, "params": params, "calibrate": calibrations}
+    if recipe.moe is not None:
+        told["moe"] = load("magmerge.core.moe:checked")(recipe)
+    return recipe.model_copy(update=told)
 
 
 def _check_adapter(output: AdapterOutput) -> None:
@@ -157,7 +160,10 @@ def _resolved(recipe: Recipe, models: Models, names: Container[str | None]) -> R
         for expert in models.experts
         for path in (recipe.experts[expert.name],)
     }
-    return recipe.model_copy(update={**roles, "experts": experts, "output": output})
+    told = {**roles, "experts": {**recipe.experts, **experts}, "output": output}
+    if recipe.moe is not None:
+        told["moe"] = {**recipe.moe, "shape": models.settings["model_type"]}
+    return recipe.model_copy(update=told)
 
 
 def _donor(output: ModelOutput, models: Models) -> Path | None:

@@ -248,8 +248,12 @@ def _again(recipe: Recipe, machine: Machine) -> dict[str, Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         work = Work(job := open_job(recipe, {}, machine=machine), make_plan(job))
+        actions = ("merge", "mean", *(["carry"] if recipe.moe is not None else []))
+        measured = getattr(work.layout, "routers", ())
         names = dict.fromkeys(
-            step.spec.name for step in work.plan.steps if step.action in ("merge", "mean")
+            step.spec.name
+            for step in work.plan.steps
+            if step.action in actions and step.spec.name not in measured
         )
         chosen = list(names)[:: max(1, len(names) // SAMPLE)][:SAMPLE]
         sink = MemorySink()

@@ -8,14 +8,17 @@ from magmerge.core.lazy import front
 
 if TYPE_CHECKING:
     from magmerge.live.measurement import estimate
+    from magmerge.live.prompts import routers
 
 __all__ = [
     "estimate",
+    "routers",
 ]
 
 __getattr__ = front(
     __name__,
     {
         "estimate": "measurement",
+        "routers": "prompts",
     },
 )

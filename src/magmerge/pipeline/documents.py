@@ -180,7 +180,9 @@ def check_documents(recipes: Sequence[Recipe]) -> None:
 
 
 def measured(work: Work, inputs: Mapping[str, Any]) -> Findings:
-    """A pass into the live model, which is loaded where there are samples."""
+    """A pass into the live model, which is loaded where there are samples, or prompts."""
+    if work.job.recipe.moe is not None:
+        return live.routers(work)
     return live.estimate(work, inputs)
 
 
