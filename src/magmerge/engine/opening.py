@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from os.path import lexists
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +21,7 @@ from magmerge.core.errors import (
     suggestion,
 )
 from magmerge.core.lazy import load
+from magmerge.core.machine import Machine
 from magmerge.core.models import MEMORY, Checkpoint, Expert
 from magmerge.core.recipe import AdapterOutput, ModelOutput, Recipe
 from magmerge.engine.job import Models
@@ -32,17 +34,22 @@ EXPERT = "experts."
 """What stands before an expert's name among a call's models, where it could be a role's too."""
 
 
-def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
-    """The recipe's models, those of the call in place of its paths; each file is stamped.
+def open_models(
+    recipe: Recipe, models: Mapping[str, Model], machine: Machine | None = None
+) -> Models:
+    """The recipe's models, those of the call in place of its paths; each file is stamped. Those of
+    the hub are fetched.
 
     With an output's `names` (a family of CLIP) they are seen under these.
     """
     own = {role: path for role in ROLES if (path := getattr(recipe, role)) is not None}
-    models = {**models, **{role: _model(role, path, models) for role, path in own.items()}}
-    experts = {
+    named = {
         name: _model(_expert_key(name, models), path, models)
         for name, path in recipe.experts.items()
     }
+    roles = {role: _pinned(_model(role, path, models), machine) for role, path in own.items()}
+    models = {**models, **roles}
+    experts = {name: _pinned(model, machine) for name, model in named.items()}
     based = bool(own)
     alone = None if based else adapters.adapters_alone(experts)
     renames = _renames(recipe, based=alone is None)
@@ -194,7 +201,9 @@ def experts_by_name(experts: Sequence[Model] | Mapping[str, Model]) -> dict[str,
         )
     models: dict[str, Model] = {}
     for number, model in enumerate(experts, start=1):
-        stem = Path(model).resolve().name if isinstance(model, str | Path) else f"expert-{number}"
+        stem = f"expert-{number}"
+        if isinstance(model, str | Path):
+            stem = load("magmerge.core.model_strings:short_name")(str(model))
         name, repeat = stem.removesuffix(".safetensors"), 2
         while name in models:
             name, repeat = f"{stem}-{repeat}", repeat + 1
@@ -218,6 +227,14 @@ def _model(role: str, path: str, models: Mapping[str, Model]) -> Model:
             remedy=f"give it with the call: models={{{role!r}: ...}}",
         )
     return path
+
+
+def _pinned(model: Model, machine: Machine | None) -> Model:
+    """A model of the hub by its commit, so that all that is read of it is of one."""
+    if not isinstance(model, str) or lexists(model):
+        return model
+    pinned: Model = load("magmerge.checkpoints.named:pinned")(model, machine)
+    return pinned
 
 
 def _family(recipe: Recipe) -> str | None:

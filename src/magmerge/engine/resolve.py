@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
+from os.path import lexists
 from pathlib import Path
 
 from magmerge.checkpoints.donor import check_donor
@@ -14,6 +15,7 @@ from magmerge.core.errors import (
     UnknownNameError,
     suggestion,
 )
+from magmerge.core.lazy import load
 from magmerge.core.machine import CPU, Machine
 from magmerge.core.recipe import AdapterOutput, ModelOutput, Recipe
 from magmerge.core.validation import (
@@ -49,7 +51,7 @@ def open_job(
     recipe = in_its_order(check_recipe(recipe))
     _check_keys(recipe, models)
     live = check_samples(recipe, live)
-    opened = open_models(recipe, models)
+    opened = open_models(recipe, models, machine)
     recipe = _resolved(recipe, opened, {document.name for document in documents})
     if opened.union is not None and machine.device != CPU:
         raise ParameterError(
@@ -166,6 +168,8 @@ def _donor(output: ModelOutput, models: Models) -> Path | None:
         renamed = output.names is not None and getattr(models.layout, "left_out", None) is not None
         return None if renamed else models.layout.folder
     folder = Path(output.donor)
+    if not lexists(folder):
+        folder = load("magmerge.checkpoints.named:folder_of_texts")(output.donor)
     if not folder.is_dir():
         raise OutputError(
             "the donor of config and tokenizer is no folder",

@@ -1,0 +1,79 @@
+"""Models by strings that are no paths here: of the hub, and with an adapter folded in."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from magmerge.checkpoints.adapters.adapter_loader import open_adapter
+from magmerge.checkpoints.adapters.folded import FoldedCheckpoint
+from magmerge.checkpoints.adapters.nouns import Adapter
+from magmerge.checkpoints.hub.cache import at_hand
+from magmerge.checkpoints.hub.fetch import Snapshot, fetched, fetched_texts
+from magmerge.checkpoints.loader import Model, open_checkpoint, open_stored
+from magmerge.core.errors import CheckpointError
+from magmerge.core.machine import Machine
+from magmerge.core.model_strings import ModelString, is_name, parse
+from magmerge.core.models import Checkpoint
+
+
+def opened(text: str, weights: str | None = None) -> Checkpoint:
+    """The model that a string names which is no path here, its tensors as they are stored."""
+    named = parse(text)
+    if named.adapter is None:
+        snapshot = fetched(named.model)
+        checkpoint: Any = open_stored(snapshot.folder, weights)
+        checkpoint.source = str(snapshot.part)
+        checkpoint.notes = (*snapshot.notes, *checkpoint.notes)
+        return checkpoint  # type: ignore[no-any-return]
+    adapter = replace(open_adapter(str(named.adapter)), source=str(named.adapter))
+    return FoldedCheckpoint(open_checkpoint(str(named.model), weights), adapter)
+
+
+def adapter_on(text: str, base: Checkpoint) -> Adapter | None:
+    """The adapter of MODEL+ADAPTER, where MODEL is `base`: None where it is another."""
+    named = parse(text)
+    assert named.adapter is not None
+    files = [file.resolve() for file in open_stored(str(named.model)).files]
+    if files != [file.resolve() for file in base.files]:
+        return None
+    return replace(open_adapter(str(named.adapter)), source=text)
+
+
+def place_of(text: str) -> Snapshot:
+    """The folder of an id of the hub; CheckpointError for a model with an adapter."""
+    named = parse(text)
+    if named.adapter is None:
+        return fetched(named.model)
+    raise CheckpointError(
+        "it is a model with an adapter folded in, and an adapter alone is needed here",
+        source=text,
+        remedy=f"name the adapter alone: {named.adapter}",
+    )
+
+
+def folder_of_texts(text: str) -> Path:
+    """The folder with config and tokenizer of a model of the hub, maybe without weights."""
+    return fetched_texts(parse(text).model).folder if is_name(text) else Path(text)
+
+
+def pinned(model: Model, machine: Machine | None = None) -> Model:
+    """A model of the hub in the words that say its commit, fetched; any other as it is."""
+    if not isinstance(model, str) or not is_name(model):
+        return model
+    named = parse(model)
+    parts = [fetched(part, machine).part if part.on_hub else part for part in named.parts]
+    return str(ModelString(*parts))
+
+
+def is_at_hand(model: str) -> bool:
+    """Whether a model can be read without a network."""
+    if os.path.lexists(model):
+        return True
+    try:
+        parts = parse(model).parts
+    except CheckpointError:
+        return False
+    return all(not part.on_hub or at_hand(part) is not None for part in parts)
