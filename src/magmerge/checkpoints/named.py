@@ -13,7 +13,7 @@ from magmerge.checkpoints.adapters.nouns import Adapter
 from magmerge.checkpoints.hub.cache import at_hand
 from magmerge.checkpoints.hub.fetch import Snapshot, fetched, fetched_texts
 from magmerge.checkpoints.loader import Model, open_checkpoint, open_stored
-from magmerge.core.errors import CheckpointError
+from magmerge.core.errors import CheckpointError, MagmergeError
 from magmerge.core.machine import Machine
 from magmerge.core.model_strings import ModelString, is_name, parse
 from magmerge.core.models import Checkpoint
@@ -74,6 +74,15 @@ def is_at_hand(model: str) -> bool:
         return True
     try:
         parts = parse(model).parts
-    except CheckpointError:
+        return all(not part.on_hub or at_hand(part) is not None for part in parts)
+    except MagmergeError:
         return False
-    return all(not part.on_hub or at_hand(part) is not None for part in parts)
+
+
+def place_at_hand(model: str) -> Path | None:
+    """The folder in the hub's cache of a model at a commit, if it is whole there."""
+    try:
+        named = parse(model)
+        return at_hand(named.model) if named.adapter is None else None
+    except MagmergeError:
+        return None

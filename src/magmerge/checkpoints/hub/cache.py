@@ -56,19 +56,19 @@ def shards(choice: Choice, found: Listing) -> list[str]:
     return [name for own in every for name in own]
 
 
-def _repository(part: Part) -> Path:
+def repository(part: Part) -> Path:
     """Where the hub's library keeps a model: snapshots by commit, and refs that name commits."""
     name = f"models--{part.place.replace('/', '--')}"
     return Path(hub_library().constants.HF_HUB_CACHE) / name
 
 
 def folder_of(part: Part) -> Path:
-    return _repository(part) / "snapshots" / str(part.revision)
+    return repository(part) / "snapshots" / str(part.revision)
 
 
 def cached_listing(part: Part) -> Listing:
     """The same from the cache alone; CheckpointError where it has not the revision, or not all."""
-    ref = _repository(part) / "refs" / (part.revision or "main")
+    ref = repository(part) / "refs" / (part.revision or "main")
     commit = part.revision or ""
     if not COMMIT.fullmatch(commit):
         commit = ref.read_text(encoding="ascii").strip() if ref.is_file() else ""

@@ -6,10 +6,9 @@ import inspect
 import shutil
 import sys
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from magmerge.checkpoints.hub.cache import (
     Listing,
@@ -19,6 +18,7 @@ from magmerge.checkpoints.hub.cache import (
     incomplete,
     known_listing,
     remember,
+    repository,
     shards,
 )
 from magmerge.checkpoints.hub.choice import needed_files, needed_texts
@@ -29,10 +29,12 @@ from magmerge.checkpoints.hub.hub_faults import (
     hub_library,
     is_offline,
 )
+from magmerge.checkpoints.hub.ranges import SilentBar, fetch_by_ranges
 from magmerge.core.dtypes import spoken_size
 from magmerge.core.errors import CheckpointError
 from magmerge.core.machine import Machine
 from magmerge.core.model_strings import Part
+from magmerge.core.whole_file import replace_whole
 
 AT_ONCE = 4
 """Files that are fetched side by side."""
@@ -110,69 +112,50 @@ def _fetch(part: Part, found: Listing, names: tuple[str, ...], machine: Machine 
     total = sum(found.files[name].size for name in lost)
     _check_room(pinned, total)
     count = _Count(part.place, total, machine)
-    with hub_faults(part):
-        if part != pinned:
-            # By the revision's own name once, so that the cache knows that without a network.
-            _fetch_one(part, min(lost, key=lambda name: found.files[name].size), _Bar)
-        with ThreadPoolExecutor(1 if count.bar is None else AT_ONCE) as pool:
-            try:
-                list(pool.map(lambda name: _fetch_one(pinned, name, count.bar), lost))
-            except BaseException:
-                count.stopped.set()
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+    _name_commit(part, pinned)
+    with hub_faults(part), ThreadPoolExecutor(AT_ONCE) as pool:
+        try:
+            list(pool.map(lambda name: _fetch_one(found, name, count), lost))
+        except BaseException:
+            count.stopped.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
     count.finish()
 
 
-def _fetch_one(part: Part, name: str, bar: type[_Bar] | None) -> None:
-    download = hub_library().hf_hub_download
+def _fetch_one(found: Listing, name: str, count: _Count) -> None:
+    """One file: a large one by ranges, which can be gone on with; the hub's library cannot."""
+    file = found.files[name]
+    if file.sha256 is not None:
+        fetch_by_ranges(found.part, name, file, count.add)
+        return
+    part, download = found.part, hub_library().hf_hub_download
     # Older libraries draw their own bars.
-    drawn = bar is not None and "tqdm_class" in inspect.signature(download).parameters
-    own = {"tqdm_class": bar} if drawn else {}
+    drawn = "tqdm_class" in inspect.signature(download).parameters
+    own = {"tqdm_class": count.bar} if drawn else {}
     download(part.place, name, revision=part.revision, endpoint=endpoint(), **own)
 
 
-class _Bar:
-    """What the hub's library takes for a bar of one file."""
-
-    total: int | None = None
-    add: Callable[[float], None] | None = None
-
-    def __init__(self, *_: Any, initial: int = 0, **__: Any) -> None:
-        self.update(initial)
-
-    def update(self, count: float | None = 1) -> None:
-        if self.add is not None:
-            self.add(count or 0)
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "update_transfer":
-            raise AttributeError(name)
-        return lambda *_, **__: None
+def _name_commit(part: Part, pinned: Part) -> None:
+    """Let the cache know which commit a revision is, as the hub's library writes it."""
+    if part == pinned:
+        return
+    ref = repository(part) / "refs" / (part.revision or "main")
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    replace_whole(ref, str(pinned.revision))
 
 
 class _Count:
-    """The bytes that have come of several files, for `progress`; without it the hub's library draws
-    its bars on a terminal, and a log gets a line.
-    """
+    """The bytes that have come of several files, for `progress`, or as lines in a log."""
 
     def __init__(self, name: str, total: int, machine: Machine | None) -> None:
         progress = None if machine is None else machine.progress
-        self._label, self._total, self._progress = f"fetching {name} (MB)", total, progress
+        self._label, self._total = f"fetching {name} (MB)", total
+        self._progress = progress or _lines
         self._done, self._lock, self.stopped = 0, threading.Lock(), threading.Event()
-        self.bar: type[_Bar] | None = None
-        if progress is not None:
-            self.bar = type("_OwnBar", (_Bar,), {"add": staticmethod(self._add)})
-        elif not sys.stderr.isatty():
-            sys.stderr.write(f"fetching {name}: {spoken_size(total)}\n")
+        self.bar = type("OwnBar", (SilentBar,), {"add": staticmethod(self.add)})
 
-    def _add(self, count: float) -> None:
+    def add(self, count: float) -> None:
         """More bytes. InterruptedError once the others are to stop."""
         if self.stopped.is_set():
             raise InterruptedError
@@ -185,8 +168,17 @@ class _Count:
         self._tell(self._total)
 
     def _tell(self, done: int) -> None:
-        if self._progress is not None:
-            self._progress(self._label, done // MEGABYTE, max(1, self._total // MEGABYTE))
+        total = -(-self._total // MEGABYTE)
+        self._progress(self._label, total if done == self._total else done // MEGABYTE, total)
+
+
+def _lines(label: str, done: int, total: int) -> None:
+    """Progress without a listener: a line for what is done; on a terminal one that is replaced."""
+    if sys.stderr.isatty() and done < total:
+        sys.stderr.write(f"\r{label}: {done}/{total}")
+    elif done == total:
+        start = "\r" if sys.stderr.isatty() else ""
+        sys.stderr.write(f"{start}{label}: {done}/{total}\n")
 
 
 def _is_inside(name: str) -> bool:

@@ -6,6 +6,7 @@ import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 from magmerge.core.errors import CheckpointError, MagmergeError, suggestion
@@ -20,7 +21,10 @@ AGAIN = "try again: what has come is kept"
 
 def hub_library() -> Any:
     """huggingface_hub; MissingExtraError that names the extra where it is missing."""
-    return needed("huggingface_hub", "a model of the Hugging Face hub")
+    library = needed("huggingface_hub", "a model of the Hugging Face hub")
+    for module in ("constants", "errors"):
+        import_module(f"huggingface_hub.{module}")
+    return library
 
 
 def endpoint() -> str:
