@@ -80,6 +80,12 @@ def open_checkpoint(model: Model, weights: str | None = None) -> Checkpoint:
     return checkpoint
 
 
+def with_notes(checkpoint: Any, notes: tuple[str, ...]) -> Checkpoint:
+    """A checkpoint with what else its reader should know."""
+    checkpoint.notes = (*notes, *checkpoint.notes)
+    return cast("Checkpoint", checkpoint)
+
+
 def open_stored(model: Model, weights: str | None = None) -> Checkpoint:
     """Open a model as `open_checkpoint` does, its tensors as they are stored."""
     if isinstance(model, str | Path):

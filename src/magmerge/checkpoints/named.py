@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from magmerge.checkpoints.adapters.adapter_loader import open_adapter
 from magmerge.checkpoints.adapters.folded import FoldedCheckpoint
 from magmerge.checkpoints.adapters.nouns import Adapter
 from magmerge.checkpoints.hub.cache import at_hand
-from magmerge.checkpoints.hub.fetch import Snapshot, fetched, fetched_texts
+from magmerge.checkpoints.hub.choice import adapter_files
+from magmerge.checkpoints.hub.fetch import Snapshot, fetched, fetched_texts, listing
+from magmerge.checkpoints.hub.streamed import named as on_hub
+from magmerge.checkpoints.hub.streamed import open_streamed
 from magmerge.checkpoints.loader import Model, open_checkpoint, open_stored
 from magmerge.core.errors import CheckpointError, MagmergeError
-from magmerge.core.machine import Machine
-from magmerge.core.model_strings import ModelString, is_name, parse
+from magmerge.core.machine import Machine, hub_manner
+from magmerge.core.model_strings import ModelString, Part, is_name, parse
 from magmerge.core.models import Checkpoint
 
 
@@ -23,11 +25,10 @@ def opened(text: str, weights: str | None = None) -> Checkpoint:
     """The model that a string names which is no path here, its tensors as they are stored."""
     named = parse(text)
     if named.adapter is None:
+        if hub_manner() != "whole":
+            return open_streamed(named.model, weights)
         snapshot = fetched(named.model)
-        checkpoint: Any = open_stored(snapshot.folder, weights)
-        checkpoint.source = str(snapshot.part)
-        checkpoint.notes = (*snapshot.notes, *checkpoint.notes)
-        return checkpoint  # type: ignore[no-any-return]
+        return on_hub(open_stored(snapshot.folder, weights), snapshot.part, snapshot.notes)
     adapter = replace(open_adapter(str(named.adapter)), source=str(named.adapter))
     return FoldedCheckpoint(open_checkpoint(str(named.model), weights), adapter)
 
@@ -46,6 +47,8 @@ def place_of(text: str) -> Snapshot:
     """The folder of an id of the hub; CheckpointError for a model with an adapter."""
     named = parse(text)
     if named.adapter is None:
+        if hub_manner() != "whole" and not adapter_files(listing(named.model).files):
+            return fetched_texts(named.model)
         return fetched(named.model)
     raise CheckpointError(
         "it is a model with an adapter folded in, and an adapter alone is needed here",
@@ -64,8 +67,13 @@ def pinned(model: Model, machine: Machine | None = None) -> Model:
     if not isinstance(model, str) or not is_name(model):
         return model
     named = parse(model)
-    parts = [fetched(part, machine).part if part.on_hub else part for part in named.parts]
+    whole = machine is None or machine.hub == "whole"
+    parts = [_at_commit(part, machine, whole) if part.on_hub else part for part in named.parts]
     return str(ModelString(*parts))
+
+
+def _at_commit(part: Part, machine: Machine | None, whole: bool) -> Part:
+    return fetched(part, machine).part if whole else listing(part).part
 
 
 def is_at_hand(model: str) -> bool:

@@ -9,7 +9,17 @@ from magmerge.cli.merge_result import write_recipe, write_result
 from magmerge.core.errors import ParameterError
 
 WITH_RECIPE = frozenset(
-    {"places", "threads", "memory", "device", "offload", "overwrite", "resume", "allow_code"}
+    {
+        "places",
+        "threads",
+        "memory",
+        "device",
+        "offload",
+        "stream",
+        "overwrite",
+        "resume",
+        "allow_code",
+    }
 )
 """What is said beside a recipe: nothing of it decides the result."""
 

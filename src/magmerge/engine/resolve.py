@@ -16,7 +16,7 @@ from magmerge.core.errors import (
     suggestion,
 )
 from magmerge.core.lazy import load
-from magmerge.core.machine import CPU, Machine
+from magmerge.core.machine import CPU, Machine, hub_read
 from magmerge.core.recipe import AdapterOutput, ModelOutput, Recipe
 from magmerge.core.validation import (
     check_calibrations,
@@ -51,7 +51,8 @@ def open_job(
     recipe = in_its_order(check_recipe(recipe))
     _check_keys(recipe, models)
     live = check_samples(recipe, live)
-    opened = open_models(recipe, models, machine)
+    with hub_read(machine.hub):
+        opened = open_models(recipe, models, machine)
     recipe = _resolved(recipe, opened, {document.name for document in documents})
     if opened.union is not None and machine.device != CPU:
         raise ParameterError(

@@ -10,7 +10,7 @@ from magmerge.checkpoints.loader import Model
 from magmerge.checkpoints.output.target import Target, check_space
 from magmerge.core.errors import ParameterError
 from magmerge.core.filters import patterns
-from magmerge.core.machine import CPU, DEFAULT_MEMORY, Machine, Progress
+from magmerge.core.machine import CPU, DEFAULT_MEMORY, Machine, Manner, Progress
 from magmerge.core.models import strengths_as_weights
 from magmerge.core.recipe import LATER, Calibration, Recipe
 from magmerge.core.types import Plan
@@ -77,6 +77,7 @@ def merge(
     threads: int | None = None,
     memory: str | int = DEFAULT_MEMORY,
     device: str = CPU,
+    stream: bool = False,
     rank: Rank = None,
     energy: float | None = None,
     naming: Naming | None = None,
@@ -95,7 +96,8 @@ def merge(
     its library would not load is written only with `force`. With `resume` what a killed run left
     there is gone on with. At most `memory` bytes are used beyond the interpreter, torch and a
     result in memory, by `threads` pieces at once; `device` (cpu, cuda) does the arithmetic: no
-    other bits, but for rounding elsewhere.
+    other bits, but for rounding elsewhere. With `stream` models of the hub are not fetched, but
+    read there.
 
     A calibrator that looks at inputs runs the merged model on `data`: a source of unlabelled
     samples for each expert by its name, or one for all: a file, a folder, a data set, a tensor, or
@@ -146,6 +148,7 @@ def calibrate(
     threads: int | None = None,
     memory: str | int = DEFAULT_MEMORY,
     device: str = CPU,
+    stream: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """Calibrate a merged checkpoint that any tool made, given its base and experts.
@@ -207,7 +210,7 @@ def extract(
 
 def plan(*, out: str | Path | None = None, overwrite: bool = False, **arguments: Any) -> Plan:
     """What `merge` with these arguments would do, from headers alone; raises what it would."""
-    job = _job({**_DEFAULTS, **_known(arguments)})
+    job = _job({**_DEFAULTS, **_known(arguments)}, "headers")
     target = None if out is None else target_for(job, out, overwrite=overwrite)
     return plan_job(job, target)
 
@@ -232,8 +235,10 @@ def _run(arguments: Mapping[str, Any]) -> Result:
     return run_job(job, target, measure=measured, report=calibration_report)
 
 
-def _job(arguments: Mapping[str, Any]) -> Job:
-    """The job that a verb's arguments ask for: names and parameters are checked first."""
+def _job(arguments: Mapping[str, Any], manner: Manner = "whole") -> Job:
+    """The job that a verb's arguments ask for: names and parameters are checked first. `manner` is
+    how models of the hub are read where the arguments do not say.
+    """
     members, params = strengths_as_weights(*map(arguments.get, ("experts", "method", "params")))
     experts = experts_by_name(members)
     if arguments["gate"] not in ("on", "off"):
@@ -267,6 +272,7 @@ def _job(arguments: Mapping[str, Any]) -> Job:
         arguments["device"],
         arguments["offload"],
         arguments["progress"],
+        "ranges" if arguments["stream"] else manner,
     )
     models = {role: model for role, model in roles.items() if model is not None}
     models |= {f"{EXPERT}{name}": model for name, model in experts.items()}

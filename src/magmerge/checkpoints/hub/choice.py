@@ -68,6 +68,11 @@ def needed_texts(names: Collection[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*texts, *indices]))
 
 
+def adapter_files(names: Collection[str]) -> list[str]:
+    """The configurations of adapters among the files of a repository."""
+    return [name for name in names if name.rpartition("/")[2] == ADAPTER_CONFIG]
+
+
 def shards_of(index: str, text: bytes, names: Collection[str]) -> list[str]:
     """The shards that an index beside them lists, as paths in the repository."""
     start = index.rpartition("/")[0]
