@@ -1,10 +1,10 @@
 """magmerge merges fine-tuned neural networks, then calibrates the magnitude of the change.
 
 The front door: `merge`, `calibrate`, `plan`, `convert`, `extract`, `inspect`, `diff`, `verify`,
-`sensitivity`, `evaluate`, `suite`, `named_suites`, `reproduce`, `plot`, `redraw`, `write_report`,
-`catalog`, `demo`, `Recipe`, `open_checkpoint`, `method`, `calibrator`, `register_method`,
-`register_calibrator`, `run`, `Machine`, `Live`. Each name is loaded at its first use, so that
-importing magmerge does not import torch.
+`push`, `sensitivity`, `evaluate`, `suite`, `named_suites`, `reproduce`, `plot`, `redraw`,
+`write_report`, `catalog`, `demo`, `Recipe`, `open_checkpoint`, `method`, `calibrator`,
+`register_method`, `register_calibrator`, `run`, `Machine`, `Live`. Each name is loaded at its first
+use, so that importing magmerge does not import torch.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from magmerge.pipeline.convert import convert
     from magmerge.pipeline.documents import run
     from magmerge.pipeline.merge import calibrate, extract, merge, plan
+    from magmerge.pipeline.push import push
     from magmerge.pipeline.verify import verify
     from magmerge.report.html_file import write_report
     from magmerge.studies.demo import demo
@@ -59,6 +60,7 @@ _HOMES = {
     "open_checkpoint": "checkpoints",
     "plan": "pipeline.merge",
     "plot": "studies.figures",
+    "push": "pipeline.push",
     "redraw": "studies.figures",
     "reproduce": "studies.reproduction",
     "register_calibrator": "core.registry",
@@ -94,6 +96,7 @@ __all__ = [
     "open_checkpoint",
     "plan",
     "plot",
+    "push",
     "redraw",
     "reproduce",
     "run",

@@ -24,6 +24,7 @@ from magmerge.cli import (
     options,
     plan,
     plot,
+    push,
     report,
     reproduce,
     sensitivity,
@@ -44,7 +45,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 VERBS = (
-    *(merge, calibrate, plan, convert, extract, inspect, diff, verify, sensitivity),
+    *(merge, calibrate, plan, convert, extract, inspect, diff, verify, push, sensitivity),
     *(evaluate, suite, reproduce, methods, report, demo),
 )
 """In the order of the help."""

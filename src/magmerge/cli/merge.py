@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import magmerge
 from magmerge.cli import options as o
 from magmerge.cli.merge_result import write_recipe, write_result
+from magmerge.cli.output import log, show
+from magmerge.cli.push import lines
 from magmerge.core.errors import ParameterError
+from magmerge.core.lazy import load
 
 WITH_RECIPE = frozenset(
     {
-        "places",
-        "threads",
-        "memory",
-        "device",
-        "offload",
-        "stream",
-        "overwrite",
-        "resume",
-        "allow_code",
+        *("places", "threads", "memory", "device", "offload", "stream", "overwrite", "resume"),
+        *("allow_code", "push", "private"),
     }
 )
 """What is said beside a recipe: nothing of it decides the result."""
@@ -27,6 +25,20 @@ WITH_RECIPE = frozenset(
 def command(options: o.Options) -> None:
     """Merge experts that share a base, and write an ordinary checkpoint."""
     *recipe, out = options["places"]
+    repo = options["push"]
+    if repo is None and options["private"]:
+        raise ParameterError("--private speaks of --push", remedy="add --push ORG/NAME")
+    if repo is not None:
+        load("magmerge.checkpoints.hub.upload:check_upload")(repo, private=options["private"])
+    _merge(recipe, out, options)
+    if repo is not None:
+        sent = magmerge.push(out, repo, private=options["private"])
+        # The result itself is what a program reads.
+        log().print(*lines(sent), sep="\n") if options["json"] else show(*lines(sent))
+
+
+def _merge(recipe: list[Path], out: Path, options: o.Options) -> None:
+    """The merge that a recipe or the options tell, written to `out`."""
     if len(recipe) > 1:
         raise ParameterError(
             f"{len(options['places'])} places are given: {', '.join(map(str, options['places']))}",
@@ -50,7 +62,7 @@ def command(options: o.Options) -> None:
     write_result("merge", {**keywords, "out": out})
 
 
-_ONLY_HERE = frozenset({"places", "allow_code"})
+_ONLY_HERE = frozenset({"places", "allow_code", "push", "private"})
 
 
 def _check_alone(options: o.Options) -> None:

@@ -96,8 +96,7 @@ def merge(
     its library would not load is written only with `force`. With `resume` what a killed run left
     there is gone on with. At most `memory` bytes are used beyond the interpreter, torch and a
     result in memory, by `threads` pieces at once; `device` (cpu, cuda) does the arithmetic: no
-    other bits, but for rounding elsewhere. With `stream` models of the hub are not fetched, but
-    read there.
+    other bits, but for rounding elsewhere. With `stream` models of the hub are read there.
 
     A calibrator that looks at inputs runs the merged model on `data`: a source of unlabelled
     samples for each expert by its name, or one for all: a file, a folder, a data set, a tensor, or
@@ -236,9 +235,7 @@ def _run(arguments: Mapping[str, Any]) -> Result:
 
 
 def _job(arguments: Mapping[str, Any], manner: Manner = "whole") -> Job:
-    """The job that a verb's arguments ask for: names and parameters are checked first. `manner` is
-    how models of the hub are read where the arguments do not say.
-    """
+    """The job that a verb's arguments ask for, its models of the hub read in the `manner`."""
     members, params = strengths_as_weights(*map(arguments.get, ("experts", "method", "params")))
     experts = experts_by_name(members)
     if arguments["gate"] not in ("on", "off"):
