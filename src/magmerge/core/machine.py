@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from magmerge.core.dtypes import parse_size
 from magmerge.core.errors import ParameterError
@@ -57,6 +57,9 @@ class Machine:
     def __post_init__(self) -> None:
         if self.threads is not None and (not isinstance(self.threads, int) or self.threads < 1):
             raise ParameterError(f"{self.threads} threads", remedy="give one thread or more")
+        if self.hub not in get_args(Manner):
+            told = ", ".join(get_args(Manner))
+            raise ParameterError(f"models of the hub are read {self.hub!r}", remedy=f"say {told}")
         object.__setattr__(self, "memory", parse_size(self.memory))
 
     @property

@@ -317,6 +317,38 @@ def test_a_killed_download_is_gone_on_with(
     assert not [path for method, path, _ in hub.asked if method == "GET"]
 
 
+def test_hostile_names_lead_nowhere(hub: Hub, models: dict[str, str], tmp_path: Path) -> None:
+    repo = hub.repos["org/base"]
+    files = dict(repo.commits[repo.refs["main"]])
+    for name in ("../../../evil.json", "/tmp/evil.json", "a\nb.json", "unet/../../evil.json"):
+        files[name] = b"{}"
+    index = {"weight_map": {"w": "../../../evil.safetensors"}}
+    files["modules.json"] = b"[]"
+    hub.repos["org/base"].commit(files)
+    before = {str(path) for path in tmp_path.parent.rglob("evil*")}
+    assert magmerge.open_checkpoint("org/base").read("lm_head.weight").equal(BASE["lm_head.weight"])
+    del files["model.safetensors"]
+    files["model.safetensors.index.json"] = json.dumps(index).encode()
+    hub.repos["org/base"].commit(files)
+    with pytest.raises(CheckpointError, match="names a shard outside its folder"):
+        magmerge.open_checkpoint("org/base")
+    assert {str(path) for path in tmp_path.parent.rglob("evil*")} == before
+
+
+def test_strengths_and_recipes(
+    hub: Hub, models: dict[str, str], magmerge_cli: CommandLine, tmp_path: Path
+) -> None:
+    Path("recipe.yaml").write_text(
+        "base: org/base\nexperts: [org/expert]\nmethod: task_arithmetic\n"
+        "params: {weights: [0.5], lambda: 1.0}\n"
+    )
+    done = magmerge_cli("merge", "recipe.yaml", "one")
+    assert done.code == 0, done.message
+    done = magmerge_cli("merge", "--base", "org/base", "--expert", "org/expert=0.5", "two")
+    assert done.code == 0, done.message
+    assert filecmp.cmp("one/model.safetensors", "two/model.safetensors", shallow=False)
+
+
 def test_what_comes_otherwise_than_the_hub_tells_is_refused(
     hub: Hub, models: dict[str, str], tmp_path: Path
 ) -> None:

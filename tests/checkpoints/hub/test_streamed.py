@@ -184,3 +184,23 @@ def test_a_connection_that_stays_broken_is_one_message(hub: Hub, wide: dict[str,
     assert "org/wide" in str(caught.value)
     hub.drops.clear()
     assert model.read("a.weight").equal(WIDE["a.weight"])
+
+
+def test_offline_nothing_is_streamed(
+    hub: Hub, wide: dict[str, str], magmerge_cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    call = ["merge", "--base", "org/wide", "--expert", "org/tuned", "--stream"]
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    done = magmerge_cli(*call, "none")
+    assert done.code == 1
+    assert "HF_HUB_OFFLINE is set" in done.message
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    for name in wide:
+        magmerge.open_checkpoint(name)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hub.asked.clear()
+    done = magmerge_cli(*call, "out")
+    assert done.code == 0, done.message
+    assert not hub.asked

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shutil
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from magmerge.checkpoints.hub.cache import (
     Listing,
@@ -33,7 +34,7 @@ from magmerge.checkpoints.hub.ranges import SilentBar, fetch_by_ranges
 from magmerge.core.dtypes import spoken_size
 from magmerge.core.errors import CheckpointError
 from magmerge.core.machine import Machine
-from magmerge.core.model_strings import Part
+from magmerge.core.model_strings import COMMIT, Part
 from magmerge.core.whole_file import replace_whole
 
 AT_ONCE = 4
@@ -71,8 +72,14 @@ def listing(part: Part) -> Listing:
             raise error from None
         note = f"the hub cannot be reached: {cached.part} is taken from its cache"
         return cached._replace(notes=(note, *cached.notes))
+    if not COMMIT.fullmatch(told.sha or ""):
+        raise CheckpointError(
+            "what answers is no hub: it tells no commit",
+            source=f"{endpoint()}/{part.place}",
+            remedy="check HF_ENDPOINT",
+        )
     files = {
-        sibling.rfilename: Remote(sibling.size or 0, sibling.lfs.sha256 if sibling.lfs else None)
+        sibling.rfilename: Remote(sibling.size or 0, _digest(sibling))
         for sibling in told.siblings or ()
         if _is_inside(sibling.rfilename)
     }
@@ -179,6 +186,12 @@ def _lines(label: str, done: int, total: int) -> None:
     elif done == total:
         start = "\r" if sys.stderr.isatty() else ""
         sys.stderr.write(f"{start}{label}: {done}/{total}\n")
+
+
+def _digest(sibling: Any) -> str | None:
+    """The SHA-256 of a large file. It becomes a file's name, so it must look like one."""
+    told = sibling.lfs.sha256 if sibling.lfs else None
+    return told if told and re.fullmatch(r"[0-9a-f]{64}", told) else None
 
 
 def _is_inside(name: str) -> bool:

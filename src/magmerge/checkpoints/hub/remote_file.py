@@ -99,7 +99,7 @@ class RemoteFile:
 
 def _is_passing(error: Exception) -> bool:
     """Whether the same may go well in a moment."""
-    if isinstance(error, CheckpointError):
+    if isinstance(error, CheckpointError | hub_library().errors.OfflineModeIsEnabled):
         return False
     code = getattr(getattr(error, "response", None), "status_code", None)
     return code in AGAIN if code is not None else True

@@ -41,9 +41,9 @@ class HubFile(PosixPath):
 
     sha256: str | None = None
 
-    def is_file(self) -> bool:
-        """It is on the hub."""
-        return True
+    def is_file(self, **how: Any) -> bool:
+        """It is on the hub; of a path that is made of it, whether it is here."""
+        return self.sha256 is not None or super().is_file(**how)
 
 
 class StreamedCheckpoint(SafetensorsCheckpoint):
