@@ -201,7 +201,11 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.hub.asked.append(("POST", self.path, dict(self.headers)))
         if path == "/api/validate-yaml":
-            self._json({"errors": [], "warnings": []})
+            if b"BAD" in body:
+                told = b'{"errors": [{"message": "no such licence"}], "warnings": []}'
+                self._answer(400, told, {"Content-Type": "application/json"})
+            else:
+                self._json({"errors": [], "warnings": []})
             return
         if self.headers.get("Authorization") != f"Bearer {self.hub.token}":
             self._refuse(401, "", {"X-Error-Message": "Invalid username or password."})

@@ -136,6 +136,12 @@ def test_mistakes_are_one_message(
     done = magmerge_cli("push", out, "others/merge")
     assert done.code == 1
     assert "the hub refuses (403)" in done.message
+    card = (out / "README.md").read_text()
+    (out / "README.md").write_text(card.replace("mit", "BAD"))
+    done = magmerge_cli("push", out, "me/public")
+    assert done.code == 1
+    assert "mend the YAML" in done.message
+    (out / "README.md").write_text(card)
     magmerge.push(out, "me/public")
     with pytest.raises(OutputError, match="for all to see"):
         magmerge.push(out, "me/public", private=True)

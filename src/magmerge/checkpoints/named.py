@@ -17,7 +17,7 @@ from magmerge.checkpoints.hub.streamed import open_streamed
 from magmerge.checkpoints.loader import Model, open_checkpoint, open_stored
 from magmerge.core.errors import CheckpointError, MagmergeError
 from magmerge.core.machine import Machine, hub_manner
-from magmerge.core.model_strings import ModelString, Part, is_name, parse
+from magmerge.core.model_strings import ModelString, is_name, parse
 from magmerge.core.models import Checkpoint
 
 
@@ -62,18 +62,27 @@ def folder_of_texts(text: str) -> Path:
     return fetched_texts(parse(text).model).folder if is_name(text) else Path(text)
 
 
-def pinned(model: Model, machine: Machine | None = None) -> Model:
-    """A model of the hub in the words that say its commit, fetched; any other as it is."""
+def pinned(model: Model, machine: Machine | None = None) -> tuple[Model, tuple[str, ...]]:
+    """A model of the hub in the words that say its commit, fetched, and what its reader should know
+    of how that was found; any other as it is.
+    """
     if not isinstance(model, str) or not is_name(model):
-        return model
-    named = parse(model)
-    whole = machine is None or machine.hub == "whole"
-    parts = [_at_commit(part, machine, whole) if part.on_hub else part for part in named.parts]
-    return str(ModelString(*parts))
+        return model, ()
+    named, parts = parse(model), []
+    notes: list[str] = []
+    for part in named.parts:
+        found = listing(part) if part.on_hub else None
+        if found is not None and (machine is None or machine.hub == "whole"):
+            fetched(found.part, machine)
+        parts.append(part if found is None else found.part)
+        # What is known of the cache alone is told by what is opened of it.
+        notes += found.notes if found is not None and found.files else ()
+    return str(ModelString(*parts)), tuple(notes)
 
 
-def _at_commit(part: Part, machine: Machine | None, whole: bool) -> Part:
-    return fetched(part, machine).part if whole else listing(part).part
+def pinned_texts(text: str) -> str:
+    """A donor of the hub in the words that say its commit; any other as it is."""
+    return str(listing(parse(text).model).part) if is_name(text) else text
 
 
 def is_at_hand(model: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from os.path import lexists
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -47,22 +48,22 @@ def open_models(
         name: _model(_expert_key(name, models), path, models)
         for name, path in recipe.experts.items()
     }
-    roles = {role: _pinned(_model(role, path, models), machine) for role, path in own.items()}
+    roles = {role: _model(role, path, models) for role, path in own.items()}
+    (roles, experts), told = _pinned((roles, named), machine)
     models = {**models, **roles}
-    experts = {name: _pinned(model, machine) for name, model in named.items()}
     based = bool(own)
     alone = None if based else adapters.adapters_alone(experts)
     renames = _renames(recipe, based=alone is None)
     if alone is not None:
         union, members = alone
-        return Models(union, None, members, stamps=_stamps(members), union=union)
+        return Models(union, None, members, stamps=_stamps(members), union=union, notes=told)
     if recipe.calibrate and recipe.base is None:
         raise MagmergeError(
             "a calibration needs to know what the merge changed: no base is given",
             remedy="name the base with --base (base=)",
         )
     seen = _with_experts(_whole_models(recipe, models, experts), recipe, experts, renames)
-    return _in_one_form(recipe, seen)
+    return _in_one_form(recipe, replace(seen, notes=(*told, *seen.notes)))
 
 
 class Whole(NamedTuple):
@@ -229,12 +230,19 @@ def _model(role: str, path: str, models: Mapping[str, Model]) -> Model:
     return path
 
 
-def _pinned(model: Model, machine: Machine | None) -> Model:
-    """A model of the hub by its commit, so that all that is read of it is of one."""
-    if not isinstance(model, str) or lexists(model):
-        return model
-    pinned: Model = load("magmerge.checkpoints.named:pinned")(model, machine)
-    return pinned
+def _pinned(
+    tables: Iterable[Mapping[str, Model]], machine: Machine | None
+) -> tuple[list[dict[str, Model]], tuple[str, ...]]:
+    """Models of the hub by their commits, so that all that is read of one is of one; and notes."""
+    notes: list[str] = []
+    every: list[dict[str, Model]] = []
+    for table in tables:
+        every.append(dict(table))
+        for key, model in table.items():
+            if isinstance(model, str) and not lexists(model):
+                every[-1][key], told = load("magmerge.checkpoints.named:pinned")(model, machine)
+                notes += told
+    return every, tuple(dict.fromkeys(notes))
 
 
 def _family(recipe: Recipe) -> str | None:

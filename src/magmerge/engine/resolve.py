@@ -144,6 +144,9 @@ def _resolved(recipe: Recipe, models: Models, names: Container[str | None]) -> R
             f"an adapter on a base has no rank of inputs: its rank is {output.rank or 'not given'}",
             remedy="give a number (--rank 16), or --rank auto --energy 0.99",
         )
+    if isinstance(output, ModelOutput) and output.donor is not None and not lexists(output.donor):
+        donor = load("magmerge.checkpoints.named:pinned_texts")(output.donor)
+        output = output.model_copy(update={"donor": donor})
     if isinstance(output, ModelOutput) and output.dtype is None:
         output = output.model_copy(update={"dtype": getattr(models.layout, "written", None)})
     models_by_role = {"base": models.base, "merged": models.merged}

@@ -54,7 +54,7 @@ def verify(
     nothing is at the path.
     """
     machine = machine or Machine()
-    model = str(loaded("magmerge.checkpoints.named:pinned")(model, machine))
+    model = str(loaded("magmerge.checkpoints.named:pinned")(model, machine)[0])
     place = place_of(model)
     if not place.exists():
         raise no_such_model(place)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import magmerge
 from magmerge.checkpoints.hub import fetch, ranges, remote_file
 from magmerge.checkpoints.hub.choice import needed_files
-from magmerge.core.errors import CheckpointError
+from magmerge.core.errors import CheckpointError, MagmergeWarning
 from magmerge.core.machine import Machine
 from tests.conftest import CommandLine, random_state, tuned
 from tests.hub_server import Hub, sha256
@@ -150,6 +150,8 @@ def test_other_verbs_take_names(
         "--expert", "org/base", "--donor", "org/expert", "three",
     )  # fmt: skip
     assert done.code == 0, done.message
+    record = json.loads((tmp_path / "three" / "magmerge.json").read_text())
+    assert record["recipe"]["output"]["donor"] == f"org/expert@{models['org/expert']}"
 
 
 GATED = "request access at http://127.0.0.1:{port}/org/base, then log in: hf auth login"
@@ -264,6 +266,9 @@ def test_no_network(hub: Hub, models: dict[str, str], monkeypatch: pytest.Monkey
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     read = magmerge.open_checkpoint("org/base")
     assert any("the hub cannot be reached" in note for note in read.notes)
+    with pytest.warns(MagmergeWarning, match="org/base@.* is taken from its cache"):
+        result = magmerge.merge(base="org/base", experts=[tuned(BASE, 1)])
+    assert any("the hub cannot be reached" in note for note in result.warnings)
     with pytest.raises(CheckpointError, match=r"cannot be reached at http://127\.0\.0\.1:9") as e:
         magmerge.open_checkpoint("org/expert")
     assert "hf download org/expert" in (e.value.remedy or "")

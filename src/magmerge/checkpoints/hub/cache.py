@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -63,6 +64,7 @@ def repository(part: Part) -> Path:
 
 
 def folder_of(part: Part) -> Path:
+    """Where the hub's library keeps a model's files at a commit."""
     return repository(part) / "snapshots" / str(part.revision)
 
 
@@ -107,6 +109,7 @@ def _listed(index: Path) -> list[str]:
 
 
 def incomplete(part: Part, lost: list[str]) -> CheckpointError:
+    """That some of a model's files are not here, and the network is off."""
     return CheckpointError(
         f"{len(lost)} of its files are not in the hub's cache: {', '.join(sorted(lost)[:3])}",
         source=part,
@@ -141,11 +144,21 @@ def _read_known(part: Part, place: Path) -> Listing | None:
 
 
 def remember(found: Listing) -> None:
+    """Keep the listing of a commit, where it can be kept."""
     place = _known_place(found.part)
     if place is None:
         return
-    try:
+    with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
         replace_whole(place, json.dumps({n: list(file) for n, file in found.files.items()}))
-    except OSError:
+
+
+def name_commit(part: Part, pinned: Part) -> None:
+    """Let the cache know which commit a revision is, as the hub's library writes it."""
+    if part == pinned:
         return
+    ref = repository(part) / "refs" / (part.revision or "main")
+    # A cache that cannot be written is told by what is fetched into it.
+    with suppress(OSError):
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        replace_whole(ref, str(pinned.revision))

@@ -18,8 +18,8 @@ from magmerge.checkpoints.hub.cache import (
     folder_of,
     incomplete,
     known_listing,
+    name_commit,
     remember,
-    repository,
     shards,
 )
 from magmerge.checkpoints.hub.choice import needed_files, needed_texts
@@ -35,7 +35,6 @@ from magmerge.core.dtypes import spoken_size
 from magmerge.core.errors import CheckpointError
 from magmerge.core.machine import Machine
 from magmerge.core.model_strings import COMMIT, Part
-from magmerge.core.whole_file import replace_whole
 
 AT_ONCE = 4
 """Files that are fetched side by side."""
@@ -85,6 +84,7 @@ def listing(part: Part) -> Listing:
     }
     found = Listing(part._replace(revision=told.sha), files)
     remember(found)
+    name_commit(part, found.part)
     return found
 
 
@@ -119,7 +119,6 @@ def _fetch(part: Part, found: Listing, names: tuple[str, ...], machine: Machine 
     total = sum(found.files[name].size for name in lost)
     _check_room(pinned, total)
     count = _Count(part.place, total, machine)
-    _name_commit(part, pinned)
     with hub_faults(part), ThreadPoolExecutor(AT_ONCE) as pool:
         try:
             list(pool.map(lambda name: _fetch_one(found, name, count), lost))
@@ -141,15 +140,6 @@ def _fetch_one(found: Listing, name: str, count: _Count) -> None:
     drawn = "tqdm_class" in inspect.signature(download).parameters
     own = {"tqdm_class": count.bar} if drawn else {}
     download(part.place, name, revision=part.revision, endpoint=endpoint(), **own)
-
-
-def _name_commit(part: Part, pinned: Part) -> None:
-    """Let the cache know which commit a revision is, as the hub's library writes it."""
-    if part == pinned:
-        return
-    ref = repository(part) / "refs" / (part.revision or "main")
-    ref.parent.mkdir(parents=True, exist_ok=True)
-    replace_whole(ref, str(pinned.revision))
 
 
 class _Count:

@@ -16,7 +16,7 @@ from magmerge.core.model_strings import Part
 CLIENTS = (("httpx2", "HTTPError"), ("httpx", "HTTPError"), ("requests", "RequestException"))
 """Libraries by which the hub's own speaks to it, and what all their errors are."""
 LOGIN = "hf auth login"
-AGAIN = "try again: what has come is kept"
+AGAIN = "try it again, a little later"
 
 
 def hub_library() -> Any:
@@ -43,23 +43,24 @@ class UnreachableError(CheckpointError):
 
 
 @contextmanager
-def hub_faults(part: Part) -> Iterator[None]:
+def hub_faults(part: Part, way: str = "") -> Iterator[None]:
     """Turns errors of the hub's library into CheckpointErrors of `part`, without any text of
-    theirs, which may tell what was sent.
+    theirs, which may tell what was sent. `way` is the command that does it once more; by default
+    the one that fetches it.
     """
     try:
         yield
     except MagmergeError:
         raise
     except Exception as error:
-        told = _explained(part, error)
+        told = _explained(part, error, way or f"hf download {_command(part)}")
         if told is None:
             raise
         # The library's own error holds the request, with its headers.
         raise told from None
 
 
-def _explained(part: Part, error: Exception) -> CheckpointError | None:
+def _explained(part: Part, error: Exception, way: str) -> CheckpointError | None:
     """The error in magmerge's words; None for one that is not of the hub."""
     errors, page = hub_library().errors, f"{endpoint()}/{part.place}"
     response = getattr(error, "response", None)
@@ -81,7 +82,7 @@ def _explained(part: Part, error: Exception) -> CheckpointError | None:
         remedy = f"log in with another: {LOGIN}"
     elif code is not None:
         problem = f"the hub answers with an error ({code})"
-        remedy = f"{AGAIN}; or fetch it with hf download {_command(part)}"
+        remedy = f"{AGAIN}: {way}"
     elif isinstance(error, errors.OfflineModeIsEnabled):
         return not_cached(part)
     elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -94,12 +95,11 @@ def _explained(part: Part, error: Exception) -> CheckpointError | None:
         return UnreachableError(
             f"the hub cannot be reached at {endpoint()}: {type(error).__name__}",
             source=part,
-            remedy="check the network (HF_ENDPOINT, HTTPS_PROXY), then "
-            f"hf download {_command(part)}",
+            remedy=f"check the network (HF_ENDPOINT, HTTPS_PROXY), then {way}",
         )
     elif isinstance(error, OSError | ValueError):
-        problem = f"it could not be fetched whole: {type(error).__name__}"
-        remedy = f"{AGAIN}; or fetch it with hf download {_command(part)}"
+        problem = f"the hub's library gives up: {type(error).__name__}"
+        remedy = f"{AGAIN}: {way}"
     else:
         return None
     return CheckpointError(problem, source=part, remedy=remedy)

@@ -13,6 +13,9 @@ from magmerge.core.model_strings import ID, Part
 LOGIN = "log in with a token that may write: hf auth login"
 
 
+AGAIN = "magmerge push OUT {}"
+
+
 def check_repo(repo: str) -> None:
     """ParameterError for what is no name of a repository."""
     match = ID.fullmatch(repo)
@@ -38,7 +41,7 @@ def check_upload(repo: str, *, private: bool) -> bool:
     if library.get_token() is None:
         raise OutputError("the hub takes nothing without a token", source=repo, remedy=LOGIN)
     api = library.HfApi(endpoint=endpoint())
-    with hub_faults(part):
+    with hub_faults(part, AGAIN.format(repo)):
         try:
             told: Any = api.model_info(repo)
         except library.errors.RepositoryNotFoundError:
@@ -61,12 +64,19 @@ def upload(files: Mapping[str, Path], repo: str, *, private: bool) -> str:
         library.CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path))
         for name, path in files.items()
     ]
-    with hub_faults(part):
+    with hub_faults(part, AGAIN.format(repo)):
         if not there:
             # None leaves the choice to the settings of an organisation.
             api.create_repo(repo, private=private or None, exist_ok=True)
-        told = api.create_commit(
-            repo, operations, commit_message="Upload a model merged by magmerge"
-        )
+        try:
+            told = api.create_commit(
+                repo, operations, commit_message="Upload a model merged by magmerge"
+            )
+        except ValueError as error:
+            raise OutputError(
+                "the hub does not take the head of README.md, or another of the files",
+                source=repo,
+                remedy="mend the YAML between the two lines of --- in README.md, and push again",
+            ) from error
     address: str = told.commit_url
     return address
