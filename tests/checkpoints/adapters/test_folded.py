@@ -16,6 +16,7 @@ import magmerge
 from magmerge.core.errors import CheckpointError, StructureError
 from tests.checkpoints.adapters.test_on_base import EVERY, trained
 from tests.conftest import CommandLine
+from tests.front_door.models import llama
 
 State = dict[str, Tensor]
 LORA: dict[str, Any] = {"r": 2, "lora_alpha": 3, "init_lora_weights": False}
@@ -157,3 +158,24 @@ def test_sides_that_are_exchanged_or_nested_are_told(
         magmerge.open_checkpoint(f"{base}+{base}")
     with pytest.raises(CheckpointError, match=r"is not|no such"):
         magmerge.open_checkpoint(f"{base}+{lora}+{lora}")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_of_the_embedding_alone_sets_the_head_apart(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    model = llama(tie=True)
+    model.save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(target_modules=["q_proj", "embed_tokens"], **LORA)
+    trained(config, tmp_path / "lora", model)
+    text = f"{tmp_path}/base+{tmp_path}/lora"
+    tokens = torch.arange(6)[None]
+    wrapped = peft.PeftModel.from_pretrained(model, tmp_path / "lora").eval()
+    expected = wrapped(tokens).logits
+    magmerge.run(magmerge.Recipe(experts={"m": text}), tmp_path / "out")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert torch.allclose(loaded(tokens).logits, expected, atol=1e-5)
+    magmerge.merge(base=tmp_path / "base", experts=[text], params={"lambda": 1.0},
+                   out=tmp_path / "on")  # fmt: skip
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "on").eval()
+    assert torch.allclose(loaded(tokens).logits, expected, atol=1e-5)

@@ -13,11 +13,14 @@ from torch import Tensor
 
 from magmerge.checkpoints.adapters.adapter_expert import AdapterExpert
 from magmerge.checkpoints.adapters.nouns import Adapter
+from magmerge.checkpoints.kinds import read_model_config
+from magmerge.checkpoints.ties import untied, untied_settings
 from magmerge.core.dtypes import torch_dtype
 from magmerge.core.errors import CheckpointError, Fault, StructureError
 from magmerge.core.models import OWN_BASE, Checkpoint
 from magmerge.core.types import Kind, TensorSpec
 
+APART = "{} is {} in {}, and with {} another matrix: it has both, and tie_word_embeddings false"
 BEFORE = "write the model that this adapter was trained on before the +"
 
 
@@ -35,8 +38,16 @@ class FoldedCheckpoint:
                 source=f"{model.source}+{adapter.source}",
                 remedy="name the pipeline as the base, and the adapter alone as an expert",
             )
+        self.settings: Mapping[str, Any] = getattr(model, "settings", MappingProxyType({}))
         self._model = model
         self._expert = AdapterExpert(adapter.source, adapter, model)
+        head, notes = self._expert.apart, model.notes
+        if head is not None:
+            # PEFT runs the two as different matrices then.
+            self._model = untied(model, head)
+            self._expert = AdapterExpert(adapter.source, adapter, self._model)
+            self.settings = {**self.settings, **untied_settings(read_model_config(model))}
+            notes = (*notes, APART.format(head.name, head.embedding, model.source, adapter.source))
         faults = [*self._expert.faults, *self._misfits()]
         if faults:
             told = [(f.text, BEFORE if f.remedy == OWN_BASE else f.remedy) for f in faults]
@@ -44,11 +55,10 @@ class FoldedCheckpoint:
         self.source = f"{model.source}+{adapter.source}"
         self.folder: Path | None = model.folder
         self.files: tuple[Path, ...] = (*model.files, *adapter.files)
-        self.specs: Mapping[str, TensorSpec] = model.specs
-        self.ties: Mapping[str, str] = model.ties
-        self.kinds: Mapping[str, Kind] = model.kinds
-        self.notes: tuple[str, ...] = (*model.notes, *self._expert.notes)
-        self.settings: Mapping[str, Any] = getattr(model, "settings", MappingProxyType({}))
+        self.specs: Mapping[str, TensorSpec] = self._model.specs
+        self.ties: Mapping[str, str] = self._model.ties
+        self.kinds: Mapping[str, Kind] = self._model.kinds
+        self.notes: tuple[str, ...] = (*notes, *self._expert.notes)
         self.written: str | None = getattr(model, "written", None)
 
     def read(self, name: str) -> Tensor:
