@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import magmerge
@@ -438,3 +440,29 @@ def test_the_machine_hears_of_it(hub: Hub, models: dict[str, str]) -> None:
     state = load_file("out.safetensors")
     assert torch.allclose(state["lm_head.weight"], tuned(BASE, 1)["lm_head.weight"])
     assert result.recipe.base.startswith("org/base@")  # type: ignore[union-attr]
+
+
+NAMES = st.sampled_from(
+    [
+        *TEXTS, *NEEDLESS, "model.safetensors", "model-00001-of-00002.safetensors",
+        "x.safetensors", "model.safetensors.index.json", "adapter_config.json",
+        "adapter_model.bin", "..", "a/", "model_index.json", "unet/model.safetensors",
+        "unet/config.json", "modules.json", "",
+    ]
+)  # fmt: skip
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.sets(NAMES | st.text(max_size=5)))
+def test_any_files_have_a_choice_or_an_error(names: set[str]) -> None:
+    try:
+        choice = needed_files(names, "org/name")
+    except CheckpointError as error:
+        assert error.remedy
+        return
+    every = [*choice.texts, *choice.weights, *choice.indices]
+    assert set(every) <= names
+    assert choice.weights or choice.indices
+    assert not set(choice.weights) & {"pytorch_model.bin", "model.gguf"} or (
+        "model.safetensors" not in names and "model.safetensors.index.json" not in names
+    )

@@ -15,6 +15,7 @@ from magmerge.checkpoints.hub import blocks, remote_file, streamed
 from magmerge.core.errors import CheckpointError
 from magmerge.core.machine import hub_read
 from tests.checkpoints.hub.test_hub import BASE, folder
+from tests.checkpoints.test_pipeline_folder import PARTS, file_of, write
 from tests.conftest import CommandLine, random_state, tuned
 from tests.hub_server import Hub, sha256
 
@@ -204,3 +205,25 @@ def test_offline_nothing_is_streamed(
     done = magmerge_cli(*call, "out")
     assert done.code == 0, done.message
     assert not hub.asked
+
+
+@pytest.mark.filterwarnings("ignore:.*read on the hub")
+def test_pipelines_too(hub: Hub, tmp_path: Path, magmerge_cli: CommandLine) -> None:
+    states = {part: random_state(number, PARTS[part]) for number, part in enumerate(PARTS)}
+    write(tmp_path / "B", states)
+    write(tmp_path / "E", {part: tuned(state, 1) for part, state in states.items()})
+    hub.put("org/B", tmp_path / "B")
+    hub.put("org/E", tmp_path / "E")
+    calls = {
+        "here": ["B", "E"],
+        "there": ["org/B", "org/E", "--stream"],
+        "kept": ["org/B", "org/E"],
+    }
+    for out, (base, expert, *more) in calls.items():
+        done = magmerge_cli("merge", "--base", base, "--expert", expert, out, *more)
+        assert done.code == 0, done.message
+        assert bool(whole_in_cache(tmp_path)) == (out == "kept")
+        for part in PARTS:
+            file = f"{part}/{file_of(part)}"
+            assert filecmp.cmp(f"here/{file}", f"{out}/{file}", shallow=False)
+        assert (tmp_path / out / "scheduler" / "scheduler_config.json").is_file()
