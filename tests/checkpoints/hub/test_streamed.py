@@ -132,6 +132,10 @@ def test_a_plan_reads_headers_alone_and_says_what_would_be_fetched(
     assert "in 3 files would be fetched from the hub" in done.message
     assert sum(n for name, n in hub.sent.items() if name.endswith(".safetensors")) < size / 10
     assert not whole_in_cache(tmp_path)
+    done = magmerge_cli("inspect", "org/wide", "--json")
+    assert done.code == 0, done.message
+    assert {tensor["name"] for tensor in done.json["tensors"]} == set(WIDE)
+    assert not whole_in_cache(tmp_path)
     # What does not fit is found without fetching either.
     hub.put("org/other", folder(tmp_path / "made" / "other", BASE))
     done = magmerge_cli("plan", "--base", "org/wide", "--expert", "org/other")
