@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from magmerge.pipeline.export import export
     from magmerge.pipeline.merge import calibrate, extract, merge
     from magmerge.pipeline.planning import plan, plan_document, plan_recipe
+    from magmerge.pipeline.push import push
     from magmerge.pipeline.verify import verify
     from magmerge.report.card_file import card
     from magmerge.report.html_file import write_report
@@ -65,6 +66,7 @@ _HOMES = {
     "plan_document": "pipeline.planning",
     "plan_recipe": "pipeline.planning",
     "plot": "studies.figures",
+    "push": "pipeline.push",
     "redraw": "studies.figures",
     "reproduce": "studies.reproduction",
     "register_calibrator": "core.registry",
@@ -105,6 +107,7 @@ __all__ = [
     "plan_document",
     "plan_recipe",
     "plot",
+    "push",
     "redraw",
     "reproduce",
     "run",

@@ -18,35 +18,6 @@ from tests.conftest import CommandLine, random_state, tuned
 BASE = random_state(0)
 
 
-@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-0.5B", "org/name"])
-def test_a_name_of_the_hub_is_told_with_the_command_that_fetches_it(
-    magmerge_cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    folder = name.partition("/")[2]
-    with pytest.raises(CheckpointError, match="Hugging Face hub") as caught:
-        magmerge.merge(base=name, experts=[tuned(BASE, 1)])
-    assert f"hf download {name} --local-dir {folder}" in (caught.value.remedy or "")
-    save_file(tuned(BASE, 1), "e.safetensors")
-    done = magmerge_cli("merge", "--base", name, "--expert", "e.safetensors", "o.safetensors")
-    assert done.code == 1
-    assert f"hf download {name}" in done.message
-    # What the command would have left there.
-    Path(folder).mkdir()
-    save_file(BASE, f"{folder}/model.safetensors")
-    done = magmerge_cli("merge", "--base", folder, "--expert", "e.safetensors", "o.safetensors")
-    assert done.code == 0, done.message
-
-
-def test_a_path_is_no_name_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "models").mkdir()
-    for path in ("models/lost", "lost/model.safetensors", "./org/name", "a/b/c"):
-        with pytest.raises(CheckpointError) as caught:
-            magmerge.open_checkpoint(path if path[0] != "." else str(tmp_path / path))
-        assert "hf download" not in (caught.value.remedy or "")
-
-
 def test_numpy_arrays_are_tensors() -> None:
     expert = tuned(BASE, 1)
     right = magmerge.merge(base=BASE, experts=[expert]).state_dict()

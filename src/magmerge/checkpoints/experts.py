@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from magmerge.checkpoints import adapters
 from magmerge.checkpoints.kinds import INTEGERS
-from magmerge.checkpoints.loader import Model, adapts_parts, is_adapter, located, open_checkpoint
+from magmerge.checkpoints.loader import Model, folds, in_parts, is_adapter, open_checkpoint
 from magmerge.checkpoints.memory_checkpoint import from_expert, wrapped_layers
 from magmerge.checkpoints.views import under_names
 from magmerge.core import dtypes
@@ -27,6 +27,7 @@ from magmerge.core.types import TensorSpec
 from magmerge.linalg.device import moved
 
 if TYPE_CHECKING:
+    from magmerge.checkpoints.adapters.nouns import Adapter
     from magmerge.checkpoints.names.mapping import Renames
 
 BASE = "base"
@@ -77,11 +78,16 @@ def open_expert(
     """Open one expert: a whole model under the names of `base`, or a LoRA adapter as task vectors
     on it. Its own names are mapped by `renames` first. `weights` as in `open_checkpoint`.
     """
-    in_parts = isinstance(model, str | Path) and adapts_parts(located(Path(model)))
+    if isinstance(model, str) and base is not None and folds(model):
+        # On its own base an adapter is one, also where it is written as a model with it.
+        adapter = load("magmerge.checkpoints.named:adapter_on")(model, base)
+        if adapter is not None:
+            return _adapter_on(name, adapter, base, renames)
+    split = isinstance(model, str | Path) and in_parts(model)
     if hasattr(model, "named_modules"):
         # One that PEFT has wrapped counts with what its adapter adds.
         model = from_expert(cast("nn.Module", model))
-    checkpoint = None if in_parts else open_checkpoint(model, weights)
+    checkpoint = None if split else open_checkpoint(model, weights)
     if checkpoint is not None and not is_adapter(checkpoint):
         if renames is not None and hasattr(checkpoint, "parts"):
             raise CheckpointError(
@@ -108,7 +114,13 @@ def open_expert(
             source=model,
             remedy="name the base with --base (base=)",
         )
-    adapter = adapters.open_adapter(model)
+    return _adapter_on(name, adapters.open_adapter(model), base, renames)
+
+
+def _adapter_on(
+    name: str, adapter: Adapter, base: Checkpoint, renames: Renames | None
+) -> adapters.AdapterExpert:
+    """An adapter as an expert, its names mapped by `renames` first."""
     if renames is not None:
         adapter = adapter.under_names(partial(renames.names, name, adapter.source))
     return adapters.AdapterExpert(name, adapter, base)

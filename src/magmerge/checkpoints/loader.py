@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os.path import lexists
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
@@ -20,6 +21,8 @@ from magmerge.core.models import Checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from magmerge.core.model_strings import ModelString
 
     Model: TypeAlias = str | Path | Mapping[str, Tensor] | nn.Module | Checkpoint
 else:
@@ -59,10 +62,10 @@ def open_checkpoint(model: Model, weights: str | None = None) -> Checkpoint:
     """Open a model without reading its tensors, which are seen as what they stand for: weights of 8
     bits times their scales, and MXFP4.
 
-    `model` is a folder or file path, a mapping from names to tensors, a torch module, or a
-    checkpoint. Where it holds weights and their moving average, `weights` "model" or "ema" says
-    which; None: those that the program would load that wrote it. Raises CheckpointError, with the
-    remedy, for anything missing, corrupt or unsafe.
+    `model` is a folder or file path, org/name of the hub, MODEL+ADAPTER, a mapping from names to
+    tensors, a torch module, or a checkpoint. Where it holds weights and their moving average,
+    `weights` "model" or "ema" says which; None: those that the program would load that wrote it.
+    Raises CheckpointError, with the remedy, for anything missing, corrupt or unsafe.
     """
     checkpoint = open_stored(model, weights)
     if checkpoint is model:
@@ -77,11 +80,20 @@ def open_checkpoint(model: Model, weights: str | None = None) -> Checkpoint:
     return checkpoint
 
 
+def with_notes(checkpoint: Any, notes: tuple[str, ...]) -> Checkpoint:
+    """A checkpoint with what else its reader should know."""
+    checkpoint.notes = (*notes, *checkpoint.notes)
+    return cast("Checkpoint", checkpoint)
+
+
 def open_stored(model: Model, weights: str | None = None) -> Checkpoint:
     """Open a model as `open_checkpoint` does, its tensors as they are stored."""
     if isinstance(model, str | Path):
         with read_errors(model):
-            return _open_path(_named_path(model), weights)
+            if _is_name(model):
+                named: Checkpoint = load("magmerge.checkpoints.named:opened")(model, weights)
+                return named
+            return _open_path(place_of(model), weights)
     if isinstance(model, Mapping):
         return MemoryCheckpoint(model)
     if hasattr(model, "specs") and hasattr(model, "read"):
@@ -107,7 +119,12 @@ def adapts(model: Model) -> bool:
     """Whether a model is an adapter's file or folder, or a folder of such."""
     if not isinstance(model, str | Path):
         return False
-    return adapts_parts(located(_named_path(model))) or is_adapter(open_stored(model))
+    return in_parts(model) or is_adapter(open_stored(model))
+
+
+def in_parts(model: str | Path) -> bool:
+    """Whether it names a folder of PEFT's folders, one for each model of a diffusion pipeline."""
+    return not folds(model) and adapts_parts(located(place_of(model)))
 
 
 def adapts_parts(folder: Path) -> bool:
@@ -117,11 +134,32 @@ def adapts_parts(folder: Path) -> bool:
     )
 
 
-def _named_path(model: str | Path) -> Path:
+def folds(model: str | Path) -> bool:
+    """Whether a string names a model with an adapter folded in: MODEL+ADAPTER."""
+    return "+" in str(model) and _is_name(model) and _parsed(str(model)).adapter is not None
+
+
+def place_of(model: str | Path) -> Path:
+    """Where the file or folder is that a model is named by, of the hub in its cache."""
+    if _is_name(model):
+        place: Path = load("magmerge.checkpoints.named:place_of")(model).folder
+        return place
     if str(model) == "" or "\0" in str(model):
-        what = "is empty" if str(model) == "" else f"holds a NUL: {str(model)!r}"
-        raise CheckpointError(f"a model's path {what}", remedy="name a folder or a file")
+        _parsed(str(model))
     return Path(model)
+
+
+def _is_name(model: str | Path) -> bool:
+    """Whether it is no path, but may be read in another way."""
+    if not isinstance(model, str) or lexists(model):
+        return False
+    named: bool = load("magmerge.core.model_strings:is_name")(model)
+    return named
+
+
+def _parsed(text: str) -> ModelString:
+    parsed: ModelString = load("magmerge.core.model_strings:parse")(text)
+    return parsed
 
 
 def files_in(folder: Path, weights: str | None = None) -> Files:

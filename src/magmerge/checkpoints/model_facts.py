@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from magmerge.checkpoints.licences import Licence, licence_in, licence_of
-from magmerge.core.errors import HUB_ID
+from magmerge.core.model_strings import is_id
 from magmerge.core.plain_yaml import PlainLoader
 
 CARD = "README.md"
@@ -77,7 +77,7 @@ def hub_id(source: str, folder: Path | None = None) -> str | None:
 
 def plausible(text: object) -> str | None:
     """The text, where it may be a model's name on the hub and is not likely a path."""
-    if not isinstance(text, str) or len(text) > 96 or not HUB_ID.fullmatch(text):
+    if not isinstance(text, str) or len(text) > 96 or not is_id(text):
         return None
     owner, _, name = text.partition("/")
     odd = "--" in text or ".." in text or name.endswith((".git", ".ipynb", ".", "-"))

@@ -52,7 +52,7 @@ class SafetensorsCheckpoint:
         self._places: dict[str, _Offset] = {}
         self._handles = Handles()
         specs: dict[str, TensorSpec] = {}
-        for spec, place in itertools.chain(*map(read_header, self.files)):
+        for spec, place in itertools.chain(*map(self._header, self.files)):
             if spec.name in specs:
                 raise CheckpointError(
                     f"it is also in {self._places[spec.name].file.name}",
@@ -81,9 +81,16 @@ class SafetensorsCheckpoint:
         tensor = torch.empty(stop - start, dtype=dtype) if out is None else out
         if stop > start:
             view = tensor.view(torch.uint8).numpy().data
-            with self._handles.opened(place.file) as handle:
-                read_into(handle, view, place.file, place.start + start * dtype.itemsize, name)
+            self._fill(view, place.file, place.start + start * dtype.itemsize, name)
         return tensor
+
+    def _header(self, file: Path) -> list[tuple[TensorSpec, _Offset]]:
+        return read_header(file)
+
+    def _fill(self, view: memoryview, file: Path, offset: int, name: str) -> None:
+        """A file's bytes from `offset` on into `view`."""
+        with self._handles.opened(file) as handle:
+            read_into(handle, view, file, offset, name)
 
 
 class Handles:
@@ -162,8 +169,22 @@ def read_header(file: Path) -> list[tuple[TensorSpec, _Offset]]:
 
 def read_index(index: Path) -> tuple[list[Path], dict[str, str]]:
     """The shards that an index names, all of them there and inside its folder; and its map."""
+    weight_map = read_index_map(index)
+    shards = sorted(set(weight_map.values()))
+    missing = [shard for shard in shards if not (index.parent / shard).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{len(missing)} of its {len(shards)} shards are missing: {', '.join(missing)}",
+            source=index,
+            remedy="fetch the missing files into this folder",
+        )
+    return [index.parent / shard for shard in shards], weight_map
+
+
+def read_index_map(index: Path) -> dict[str, str]:
+    """The map of an index from tensors to shards, all of them inside its folder."""
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
@@ -181,14 +202,7 @@ def read_index(index: Path) -> tuple[list[Path], dict[str, str]]:
     if not shards:
         remedy = "fetch the index once more"
         raise CheckpointError("it lists no tensors", source=index, remedy=remedy)
-    missing = [shard for shard in shards if not (index.parent / shard).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{len(missing)} of its {len(shards)} shards are missing: {shortened(missing)}",
-            source=index,
-            remedy="fetch the missing files into this folder",
-        )
-    return [index.parent / shard for shard in shards], weight_map
+    return weight_map
 
 
 def check_against_index(checkpoint: Checkpoint, weight_map: Mapping[str, str]) -> tuple[str, ...]:

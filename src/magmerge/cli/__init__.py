@@ -27,6 +27,7 @@ from magmerge.cli import (
     options,
     plan,
     plot,
+    push,
     report,
     reproduce,
     sensitivity,
@@ -47,8 +48,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 VERBS = (
-    *(merge, calibrate, plan, convert, extract, inspect, diff, verify, export, sensitivity),
-    *(evaluate, suite, reproduce, methods, report, card, demo, clean),
+    *(merge, calibrate, plan, convert, extract, inspect, diff, verify, export, push),
+    *(sensitivity, evaluate, suite, reproduce, methods, report, card, demo, clean),
 )
 """In the order of the help."""
 for verb in VERBS:

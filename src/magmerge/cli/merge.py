@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import magmerge
 from magmerge.cli import options as o
 from magmerge.cli.merge_result import write_recipe, write_result
+from magmerge.cli.output import log, show
+from magmerge.cli.push import lines
 from magmerge.cli.settings import parse_settings
 from magmerge.core.errors import ParameterError
 from magmerge.core.lazy import load
@@ -15,13 +18,29 @@ if TYPE_CHECKING:
     from magmerge.core.recipe import Recipe
 
 MACHINE = ("threads", "memory", "device", "offload")
-WITH_RECIPE = frozenset({"places", *MACHINE, "overwrite", "resume", "allow_code"})
+WITH_RECIPE = frozenset(
+    {"places", *MACHINE, "stream", "overwrite", "resume", "allow_code", "push", "private"}
+)
 """What is said beside a recipe: nothing of it decides the result."""
 
 
 def command(options: o.Options) -> None:
     """Merge experts that share a base, and write an ordinary checkpoint."""
     *recipe, out = options["places"]
+    repo = options["push"]
+    if repo is None and options["private"]:
+        raise ParameterError("--private speaks of --push", remedy="add --push ORG/NAME")
+    if repo is not None:
+        load("magmerge.checkpoints.hub.upload:check_upload")(repo, private=options["private"])
+    _merge(recipe, out, options)
+    if repo is not None:
+        sent = magmerge.push(out, repo, private=options["private"])
+        # The result itself is what a program reads.
+        log().print(*lines(sent), sep="\n") if options["json"] else show(*lines(sent))
+
+
+def _merge(recipe: list[Path], out: Path, options: o.Options) -> None:
+    """The merge that a recipe or the options tell, written to `out`."""
     if len(recipe) > 1:
         raise ParameterError(
             f"{len(options['places'])} places are given: {', '.join(map(str, options['places']))}",
@@ -62,7 +81,7 @@ def recipe_of(path: Path, options: o.Options) -> Path | Recipe:
     return further
 
 
-_ONLY_HERE = frozenset({"places", "allow_code"})
+_ONLY_HERE = frozenset({"places", "allow_code", "push", "private"})
 
 
 def check_alone(options: o.Options) -> None:

@@ -41,6 +41,7 @@ def write_result(verb: Literal["merge", "calibrate"], options: o.Options) -> Non
 def write_recipe(recipe: Path | Recipe, options: o.Options) -> None:
     """Carry a recipe's file out, and say what was done."""
     machine = {name: options[name] for name in ("threads", "memory", "device", "offload")}
+    machine["hub"] = "ranges" if options["stream"] else "whole"
     _write(
         lambda progress: magmerge.run(
             recipe,

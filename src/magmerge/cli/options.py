@@ -21,7 +21,7 @@ from magmerge.cli.settings import (
     text_or_file,
 )
 from magmerge.core.errors import no_such_model
-from magmerge.core.lazy import load
+from magmerge.core.model_strings import parse
 from magmerge.core.strengths import split_name, split_strength
 
 Options = Mapping[str, Any]
@@ -53,15 +53,21 @@ class Option:
             if self.argument
             else typer.Option(*flags, help=self.help, rich_help_panel=self.panel)
         )
+        kind = {ModelText: str, list[ModelText]: list[str]}.get(self.kind, self.kind)
         return Parameter(
             self.name,
             Parameter.KEYWORD_ONLY,
             default=Parameter.empty if self.default is ... else self.default,
-            annotation=Annotated[self.kind | None if self.default is None else self.kind, info],
+            annotation=Annotated[kind | None if self.default is None else kind, info],
         )
 
 
+class ModelText(str):
+    """What names a model: a path, or a name of the hub, as it was typed."""
+
+
 KINDS = {
+    **{"model": ModelText, "models": list[ModelText]},
     **{"text": str, "int": int, "float": float, "flag": bool, "path": Path},
     **{"texts": list[str], "paths": list[Path]},
 }
@@ -112,8 +118,15 @@ def typer_function(
 ) -> Callable[..., None]:
     """A function of one mapping as a verb with these options, in the order of its help."""
 
+    models = [option.name for option in options if option.kind in (ModelText, list[ModelText])]
+    models.sort(key=lambda name: name != "base")
+    recipes = [option.name for option in options if option.name == "recipe"]
+
     def function(**values: Any) -> None:
-        check_models(values)
+        for name in models:
+            check_models(name, values[name])
+        for name in recipes:
+            check_recipe(values[name])
         verb(values)
 
     function.__doc__ = words
@@ -122,20 +135,18 @@ def typer_function(
     return function
 
 
-READ = ("base", "experts", "merged", "model", "checkpoint", "a", "b", "recipe")
-"""Options that name models which are read."""
+def check_models(name: str, value: str | list[str] | None) -> None:
+    """CheckpointError for what names no model, before the libraries that read one are loaded."""
+    for text in value if isinstance(value, list) else [value]:
+        if text is not None:
+            bare = split_strength(split_name(text)[1])[0] if name == "experts" else text
+            parse(bare)
 
 
-def check_models(options: Options) -> None:
-    """CheckpointError for a path of no model, before the libraries that read one are loaded."""
-    for name in READ:
-        value = options.get(name)
-        for path in value if isinstance(value, list) else [value]:
-            if not isinstance(path, Path) or str(path) == ".":
-                continue
-            bare = split_strength(split_name(str(path))[1])[0] if name == "experts" else path
-            if not os.path.lexists(bare):
-                raise no_such_model(Path(bare))
+def check_recipe(path: Path | None) -> None:
+    """The same of a recipe's file."""
+    if path is not None and not os.path.lexists(path):
+        raise no_such_model(path)
 
 
 def without(options: Options, *names: str) -> dict[str, Any]:
@@ -158,7 +169,7 @@ def merge_keywords(options: Options) -> dict[str, Any]:
     }
     if any(split_name(str(path))[0] for path in options["experts"]):
         named = load("magmerge.core.more_experts:experts_named")(list(map(str, options["experts"])))
-        keywords["experts"] = {name: Path(path) for name, path in named.items()}
+        keywords["experts"] = dict(named)
     if "chat_template" in options:
         keywords["chat_template"] = text_or_file(options["chat_template"])
     if "calibrate" in options:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 OF_FILES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".json"})
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LISTED = 10
 """How many names one line of a message lists."""
 
@@ -180,10 +178,5 @@ def no_such_model(path: Path) -> CheckpointError:
     near = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
     remedy = suggestion(path.name, near) if near else f"{parent} does not exist either"
     if not remedy.startswith("did you mean"):
-        remedy = "check the path; a model of the Hugging Face hub must be downloaded first"
-        if HUB_ID.fullmatch(str(path)) and not parent.is_dir() and path.suffix not in OF_FILES:
-            local = path.name
-            problem = "no such file or folder; it may be a model's name on the Hugging Face hub"
-            remedy = f"download it: hf download {path} --local-dir {local}, and give {local}"
-            return CheckpointError(problem, source=path, remedy=remedy)
+        remedy = "check the path; models of the Hugging Face hub are named by text: org/name"
     return CheckpointError("no such file or folder", source=path, remedy=remedy)

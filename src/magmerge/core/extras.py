@@ -8,7 +8,7 @@ from typing import Any
 from magmerge.core.errors import MissingExtraError
 
 EXTRAS = {"transformers": "models", "PIL.Image": "images", "PIL.ImageOps": "images"}
-EXTRAS |= {"datasets": "data", "scipy.io": "suites", "huggingface_hub": "models"}
+EXTRAS |= {"datasets": "data", "scipy.io": "suites", "huggingface_hub": "hub"}
 EXTRAS |= {"lm_eval": "lm-eval", "accelerate": "models", "matplotlib": "report"}
 EXTRAS |= dict.fromkeys(("jinja2", "markupsafe"), "report")
 EXTRAS |= dict.fromkeys(("gguf", "gguf.quants"), "gguf")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from magmerge.core.dtypes import parse_size
 from magmerge.core.errors import ParameterError
@@ -15,12 +18,33 @@ CPU = "cpu"
 DEFAULT_MEMORY = "2GB"
 
 
+Manner = Literal["whole", "ranges", "headers"]
+"""How models of the hub are read: fetched whole into its cache; by ranges of bytes where they lie;
+or nothing but their headers, as for a plan."""
+_manner: ContextVar[Manner] = ContextVar("manner", default="whole")
+
+
+def hub_manner() -> Manner:
+    """How a model of the hub is to be opened."""
+    return _manner.get()
+
+
+@contextmanager
+def hub_read(manner: Manner) -> Iterator[None]:
+    """Models that are opened inside are read from the hub in this manner."""
+    token = _manner.set(manner)
+    try:
+        yield
+    finally:
+        _manner.reset(token)
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """Threads at work at once (None: one for each core that this process may use), bytes of memory
     beyond the interpreter, torch and a result that stays in memory, and the device of the
     arithmetic, whose rounding alone may differ. `offload`: a model that is run is in memory block
-    by block. `progress` hears how far the work is.
+    by block. `hub` is how models of the hub are read. `progress` hears how far the work is.
     """
 
     threads: int | None = None
@@ -28,10 +52,14 @@ class Machine:
     device: str = CPU
     offload: bool = False
     progress: Progress | None = None
+    hub: Manner = "whole"
 
     def __post_init__(self) -> None:
         if self.threads is not None and (not isinstance(self.threads, int) or self.threads < 1):
             raise ParameterError(f"{self.threads} threads", remedy="give one thread or more")
+        if self.hub not in get_args(Manner):
+            told = ", ".join(get_args(Manner))
+            raise ParameterError(f"models of the hub are read {self.hub!r}", remedy=f"say {told}")
         object.__setattr__(self, "memory", parse_size(self.memory))
 
     @property

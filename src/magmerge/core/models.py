@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -172,7 +171,7 @@ def named_by_path(paths: Sequence[str]) -> dict[str, str]:
     """Each path by its last part, made unique, less the ending of a file."""
     named: dict[str, str] = {}
     for path in paths:
-        stem = Path(os.path.realpath(path)).name
+        stem = load("magmerge.core.model_strings:short_name")(path)
         name, repeat = stem.removesuffix(".safetensors"), 2
         while name in named:
             name, repeat = f"{stem}-{repeat}", repeat + 1

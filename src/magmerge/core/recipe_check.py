@@ -12,12 +12,12 @@ from pydantic import ValidationError
 
 from magmerge.core import registry
 from magmerge.core.errors import (
-    HUB_ID,
     MagmergeError,
     ParameterError,
     RecipeError,
     no_such_model,
 )
+from magmerge.core.model_strings import is_id
 from magmerge.core.plain_yaml import PlainLoader
 from magmerge.core.recipe import Recipe
 from magmerge.core.recipe_faults import faults_of
@@ -141,7 +141,7 @@ def _missing(text: str) -> Iterator[MagmergeError]:
         if not part or os.path.lexists(part) or os.path.lexists(name):
             continue
         in_memory = part.startswith("a ") and part.endswith(" in memory")
-        if in_memory or (HUB_ID.fullmatch(name) and not Path(name).parent.is_dir()):
+        if in_memory or (is_id(name) and not Path(name).parent.is_dir()):
             continue
         yield no_such_model(Path(part))
 

@@ -15,7 +15,7 @@ from magmerge.checkpoints.loader import Model, open_stored
 from magmerge.core import dtypes
 from magmerge.core.errors import StructureError
 from magmerge.core.filters import matches, patterns
-from magmerge.core.machine import Machine, Progress
+from magmerge.core.machine import Machine, Progress, hub_read
 from magmerge.core.models import Checkpoint
 from magmerge.core.types import Kind, TensorSpec
 from magmerge.engine.executors import local
@@ -61,7 +61,8 @@ class TensorDifference:
 
 def inspect(model: Model) -> CheckpointInfo:
     """What a model holds: every tensor's shape, dtype, kind and size, from headers alone."""
-    checkpoint = open_stored(model)
+    with hub_read("ranges"):
+        checkpoint = open_stored(model)
     kinds = kinds_of(checkpoint, read_model_config(checkpoint))
     tensors = tuple(
         TensorInfo(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from os.path import lexists
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,6 +22,7 @@ from magmerge.core.errors import (
     suggestion,
 )
 from magmerge.core.lazy import load
+from magmerge.core.machine import Machine
 from magmerge.core.models import MEMORY, Checkpoint, Expert
 from magmerge.core.recipe import AdapterOutput, ModelOutput, Recipe
 from magmerge.engine.job import Models
@@ -33,29 +35,35 @@ EXPERT = "experts."
 """What stands before an expert's name among a call's models, where it could be a role's too."""
 
 
-def open_models(recipe: Recipe, models: Mapping[str, Model]) -> Models:
-    """The recipe's models, those of the call in place of its paths; each file is stamped.
+def open_models(
+    recipe: Recipe, models: Mapping[str, Model], machine: Machine | None = None
+) -> Models:
+    """The recipe's models, those of the call in place of its paths; each file is stamped. Those of
+    the hub are fetched.
 
     With an output's `names` (a family of CLIP) they are seen under these.
     """
     own = {role: path for role in ROLES if (path := getattr(recipe, role)) is not None}
-    models = {**models, **{role: _model(role, path, models) for role, path in own.items()}}
-    experts = {
+    named = {
         name: _model(_expert_key(name, models), path, models)
         for name, path in recipe.experts.items()
     }
+    roles = {role: _model(role, path, models) for role, path in own.items()}
+    (roles, experts), told = _pinned((roles, named), machine)
+    models = {**models, **roles}
     based = bool(own)
     alone = None if based else adapters.adapters_alone(experts)
     renames = _renames(recipe, based=alone is None)
     if alone is not None:
         union, members = alone
-        return Models(union, None, members, stamps=_stamps(members), union=union)
+        return Models(union, None, members, stamps=_stamps(members), union=union, notes=told)
     if recipe.calibrate and recipe.base is None:
         raise MagmergeError(
             "a calibration needs to know what the merge changed: no base is given",
             remedy="name the base with --base (base=)",
         )
     seen = _with_experts(_whole_models(recipe, models, experts), recipe, experts, renames)
+    seen = replace(seen, notes=(*told, *seen.notes))
     if recipe.moe is not None:
         mixture: Models = load("magmerge.engine.mixtures:mixture_of")(recipe, seen)
         return mixture
@@ -198,11 +206,9 @@ def experts_by_name(experts: Sequence[Model] | Mapping[str, Model]) -> dict[str,
         )
     models: dict[str, Model] = {}
     for number, model in enumerate(experts, start=1):
-        stem = (
-            Path(os.path.realpath(model)).name
-            if isinstance(model, str | Path)
-            else f"expert-{number}"
-        )
+        stem = f"expert-{number}"
+        if isinstance(model, str | Path):
+            stem = load("magmerge.core.model_strings:short_name")(str(model))
         name, repeat = stem.removesuffix(".safetensors"), 2
         while name in models:
             name, repeat = f"{stem}-{repeat}", repeat + 1
@@ -226,6 +232,21 @@ def _model(role: str, path: str, models: Mapping[str, Model]) -> Model:
             remedy=f"give it with the call: models={{{role!r}: ...}}",
         )
     return path
+
+
+def _pinned(
+    tables: Iterable[Mapping[str, Model]], machine: Machine | None
+) -> tuple[list[dict[str, Model]], tuple[str, ...]]:
+    """Models of the hub by their commits, so that all that is read of one is of one; and notes."""
+    notes: list[str] = []
+    every: list[dict[str, Model]] = []
+    for table in tables:
+        every.append(dict(table))
+        for key, model in table.items():
+            if isinstance(model, str) and not lexists(model):
+                every[-1][key], told = load("magmerge.checkpoints.named:pinned")(model, machine)
+                notes += told
+    return every, tuple(dict.fromkeys(notes))
 
 
 def _family(recipe: Recipe) -> str | None:

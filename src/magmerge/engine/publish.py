@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from magmerge.checkpoints.digests import DigestMemory, stamp
+from magmerge.checkpoints.digests import DigestMemory, is_told, stamp
 from magmerge.checkpoints.output.own_files import RECIPE, RECORD
 from magmerge.checkpoints.output.provenance import (
     Account,
@@ -31,6 +31,7 @@ from magmerge.engine.executors import local
 from magmerge.engine.job import Input, Job
 
 CONFIG = "config.json"
+TOLD = "told by the hub, where the weights were read"
 Report = Callable[[str, Target, Mapping[str, bytes]], Mapping[str, bytes]]
 """From the record's text, and config, tokenizer and recipe by their names, to further files beside
 the result, such as report.html and the model card.
@@ -177,6 +178,7 @@ def _inputs(job: Job, settlers: Sequence[Callable[[], None]]) -> list[dict[str, 
             "role": entry.role,
             "source": entry.source,
             "files": {_within(file, entry): by_file[file] for file in entry.files},
+            **({"digests": TOLD} if any(map(is_told, entry.files)) else {}),
             **({} if entry.files or entry.model is None else {"content": next(contents)}),
             **({"facts": told} if told else {}),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
+from os.path import lexists
 from pathlib import Path
 
 from magmerge.checkpoints.donor import check_donor
@@ -15,7 +16,7 @@ from magmerge.core.errors import (
     suggestion,
 )
 from magmerge.core.lazy import load
-from magmerge.core.machine import CPU, Machine
+from magmerge.core.machine import CPU, Machine, hub_read
 from magmerge.core.recipe import AdapterOutput, ModelOutput, Recipe
 from magmerge.core.validation import (
     check_calibrations,
@@ -50,7 +51,8 @@ def open_job(
     recipe = in_its_order(check_recipe(recipe))
     _check_keys(recipe, models)
     live = check_samples(recipe, live)
-    opened = open_models(recipe, models)
+    with hub_read(machine.hub):
+        opened = open_models(recipe, models, machine)
     if recipe.chat_template:
         opened = load("magmerge.engine.chat_templates:with_chat_template")(recipe, opened)
     recipe = _resolved(recipe, opened, {document.name for document in documents})
@@ -147,6 +149,9 @@ def _resolved(recipe: Recipe, models: Models, names: Container[str | None]) -> R
             f"an adapter on a base has no rank of inputs: its rank is {output.rank or 'not given'}",
             remedy="give a number (--rank 16), or --rank auto --energy 0.99",
         )
+    if isinstance(output, ModelOutput) and output.donor is not None and not lexists(output.donor):
+        donor = load("magmerge.checkpoints.named:pinned_texts")(output.donor)
+        output = output.model_copy(update={"donor": donor})
     if isinstance(output, ModelOutput) and output.dtype is None:
         output = output.model_copy(update={"dtype": getattr(models.layout, "written", None)})
     models_by_role = {"base": models.base, "merged": models.merged}
@@ -175,6 +180,8 @@ def _donor(output: ModelOutput, models: Models) -> Path | None:
         renamed = output.names is not None and getattr(models.layout, "left_out", None) is not None
         return None if renamed else models.layout.folder
     folder = Path(output.donor)
+    if not lexists(folder):
+        folder = load("magmerge.checkpoints.named:folder_of_texts")(output.donor)
     if not folder.is_dir():
         raise OutputError(
             "the donor of config and tokenizer is no folder",

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
+from os.path import lexists
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from magmerge.checkpoints.output.own_files import RECORD
 from magmerge.checkpoints.output.writer import MemorySink
 from magmerge.core import dtypes
 from magmerge.core.errors import Fault, MagmergeError, shortened
+from magmerge.core.lazy import load
 from magmerge.core.machine import Machine
 from magmerge.core.models import Checkpoint
 from magmerge.core.pieces import cut
@@ -213,13 +215,19 @@ def _input_files(record: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
     entries = record.get("inputs")
     for entry in entries if isinstance(entries, list) else ():
         files = entry.get("files") if isinstance(entry, dict) else None
-        source = Path(str(entry.get("source"))) if isinstance(files, dict) else Path()
+        source = _place(str(entry.get("source"))) if isinstance(files, dict) else Path()
         for name, digest in files.items() if isinstance(files, dict) else ():
             inside = ".." not in Path(name).parts and not Path(name).is_absolute()
             # An adapter is called by its weights, and its configuration lies beside them.
             file = (source if source.is_dir() else source.parent) / name
             if inside and file.is_file() and isinstance(digest, str):
                 yield file, digest
+
+
+def _place(source: str) -> Path:
+    """Where an input is that a record names, of the hub in its cache."""
+    place = None if lexists(source) else load("magmerge.checkpoints.named:place_at_hand")(source)
+    return place or Path(source)
 
 
 def computed_again(checkpoint: Checkpoint, recipes: Sequence[Recipe], machine: Machine) -> Check:
@@ -231,6 +239,9 @@ def computed_again(checkpoint: Checkpoint, recipes: Sequence[Recipe], machine: M
     recipe = recipes[0]
     if recipe.samples is not None or recipe.output.kind != "model":
         return Check(name, seen="a recipe with samples, or of an adapter", done=False)
+    away = [path for path in recipe.models.values() if not _is_at_hand(path)]
+    if away:
+        return Check(name, seen=f"not at hand: {shortened(away)}", done=False)
     try:
         tensors = _again(recipe, machine)
     except (MagmergeError, OSError) as error:
@@ -242,6 +253,12 @@ def computed_again(checkpoint: Checkpoint, recipes: Sequence[Recipe], machine: M
     rounded = f"; {len(odd)} of them but for rounding, as by another build of torch" if odd else ""
     seen = f"{len(tensors)} tensors, bit for bit{rounded}"
     return Check(name, (Fault(text, AGAIN),) if far else (), seen)
+
+
+def _is_at_hand(path: str) -> bool:
+    """Whether a model is here, so that nothing is fetched to check another."""
+    at_hand: bool = lexists(path) or load("magmerge.checkpoints.named:is_at_hand")(path)
+    return at_hand
 
 
 def _again(recipe: Recipe, machine: Machine) -> dict[str, Tensor]:

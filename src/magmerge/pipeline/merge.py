@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from magmerge.checkpoints.loader import Model
 from magmerge.core.errors import ParameterError
 from magmerge.core.filters import patterns
-from magmerge.core.machine import CPU, DEFAULT_MEMORY, Machine, Progress
+from magmerge.core.machine import CPU, DEFAULT_MEMORY, Machine, Manner, Progress
 from magmerge.core.models import strengths_as_weights
 from magmerge.core.recipe import LATER, Calibration, Recipe
 from magmerge.core.validation import check_calibrations, check_rank, read_sensitive
@@ -75,6 +75,7 @@ def merge(
     threads: int | None = None,
     memory: str | int = DEFAULT_MEMORY,
     device: str = CPU,
+    stream: bool = False,
     rank: Rank = None,
     energy: float | None = None,
     naming: Naming | None = None,
@@ -93,7 +94,8 @@ def merge(
     memory. A folder that its library would not load is written only with `force`. With `resume`
     what a killed run left there is gone on with. At most `memory` bytes are used beyond the
     interpreter, torch and a result in memory, by `threads` pieces at once; `device` (cpu, cuda)
-    does the arithmetic: no other bits, but for rounding elsewhere.
+    does the arithmetic: no other bits, but for rounding elsewhere. With `stream` models of the hub
+    are read there.
 
     A calibrator that looks at inputs runs the merged model on `data`: a source of unlabelled
     samples for each expert by its name, or one for all: a file, a folder, a data set, a tensor, or
@@ -144,6 +146,7 @@ def calibrate(
     threads: int | None = None,
     memory: str | int = DEFAULT_MEMORY,
     device: str = CPU,
+    stream: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """Calibrate a merged checkpoint that any tool made, given its base and experts.
@@ -215,8 +218,10 @@ def _run(arguments: Mapping[str, Any]) -> Result:
     return run_job(job, target, measure=measured, report=result_pages)
 
 
-def job_of(arguments: Mapping[str, Any]) -> Job:
-    """The job that a verb's arguments ask for: names and parameters are checked first."""
+def job_of(arguments: Mapping[str, Any], manner: Manner = "whole") -> Job:
+    """The job that a verb's arguments ask for, its models of the hub read in the `manner`: names
+    and parameters are checked first.
+    """
     members, params = strengths_as_weights(*map(arguments.get, ("experts", "method", "params")))
     experts = experts_by_name(members)
     if arguments["gate"] not in ("on", "off"):
@@ -250,6 +255,7 @@ def job_of(arguments: Mapping[str, Any]) -> Job:
         arguments["device"],
         arguments["offload"],
         arguments["progress"],
+        "ranges" if arguments["stream"] else manner,
     )
     models = {role: model for role, model in roles.items() if model is not None}
     models |= {f"{EXPERT}{name}": model for name, model in experts.items()}

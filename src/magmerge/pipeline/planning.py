@@ -50,7 +50,7 @@ def plan_document(
     for name in arguments:
         if name not in DEFAULTS:
             raise TypeError(f"plan() got an unexpected keyword argument {name!r}")
-    job = job_of({**DEFAULTS, **arguments})
+    job = job_of({**DEFAULTS, **arguments}, "ranges" if seconds else "headers")
     target = None if out is None else target_for(job, out, overwrite=overwrite)
     return planned(job, target, seconds=seconds)
 
@@ -92,6 +92,7 @@ def plan_recipe(
     """
     recipes = recipes_of(recipe, models or {})
     check_documents(recipes)
+    machine = replace(machine or Machine(), hub="ranges" if seconds else "headers")
     documents: list[PlannedDocument] = []
     results: dict[str, PlannedCheckpoint | None] = {}
     resolved: list[Recipe] = []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from magmerge.checkpoints.adapters.adapter_loader import open_adapter
 from magmerge.checkpoints.load_checks import Check
-from magmerge.checkpoints.loader import adapts, adapts_parts, open_checkpoint
+from magmerge.checkpoints.loader import adapts, adapts_parts, open_checkpoint, place_of
 from magmerge.checkpoints.output.own_files import RECIPE
 from magmerge.core.errors import Fault, MagmergeError, no_such_model
 from magmerge.core.lazy import load as loaded
@@ -53,7 +53,9 @@ def verify(
     never runs. Faults are in the result, each with a remedy; raises CheckpointError only where
     nothing is at the path.
     """
-    place, machine = Path(model), machine or Machine()
+    machine = machine or Machine()
+    model = str(loaded("magmerge.checkpoints.named:pinned")(model, machine)[0])
+    place = place_of(model)
     if not place.exists():
         raise no_such_model(place)
     record = record_of(place)
@@ -61,7 +63,7 @@ def verify(
         checkpoint = _opened(place)
     except MagmergeError as error:
         fault = Fault(f"{error.source or place}: {error.problem}", error.remedy or "")
-        return Verification(str(place), (Check("files", (fault,)),))
+        return Verification(model, (Check("files", (fault,)),))
     files = Check("files", seen=", ".join(file.name for file in checkpoint.files))
     checks = [
         files,
@@ -72,7 +74,7 @@ def verify(
     ]
     if load:
         checks += loaded("magmerge.live.load_trial:load_trial")(place)
-    return Verification(str(place), tuple(checks))
+    return Verification(model, tuple(checks))
 
 
 def _again(

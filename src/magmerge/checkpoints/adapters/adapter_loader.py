@@ -24,7 +24,13 @@ from magmerge.checkpoints.adapters.nouns import (
     Rescale,
     TokenRows,
 )
-from magmerge.checkpoints.loader import TORCH_SUFFIXES, located, located_note, open_checkpoint
+from magmerge.checkpoints.loader import (
+    TORCH_SUFFIXES,
+    located,
+    located_note,
+    open_checkpoint,
+    place_of,
+)
 from magmerge.core.errors import AdapterError, EmptyCheckpointError
 from magmerge.core.models import Checkpoint
 from magmerge.core.types import Naming
@@ -55,16 +61,19 @@ def open_adapter(path: str | Path) -> Adapter:
     header tell, never the file's name. AdapterError, with the key and the remedy, for anything that
     is no sound adapter.
     """
-    place = located(Path(path)) if str(path) else Path(path)
-    parts = [name for name in COMPONENTS if (place / name / CONFIG).is_file()] if str(path) else []
+    named = place_of(path)
+    place = located(named)
+    parts = [name for name in COMPONENTS if (place / name / CONFIG).is_file()]
     if place.name in NAMES and (place.parent / CONFIG).is_file():
         adapter = _with_config(open_checkpoint(place), place.parent)
-    elif str(path) and (place / CONFIG).is_file():
+    elif (place / CONFIG).is_file():
         adapter = _open_peft(place)
     else:
-        adapter = _join(place, parts) if parts else _open_file(path)
-    if place != Path(path):
-        adapter = replace(adapter, notes=(*located_note(Path(path)), *adapter.notes))
+        adapter = _join(place, parts) if parts else _open_file(named)
+    if place != named:
+        adapter = replace(adapter, notes=(*located_note(named), *adapter.notes))
+    if named != Path(path):
+        adapter = replace(adapter, source=str(path))
     for name in (*adapter.modules, *adapter.whole):
         if not name.isprintable():
             raise AdapterError(
