@@ -2,7 +2,7 @@
 
 The front door: `merge`, `calibrate`, `plan`, `convert`, `extract`, `inspect`, `diff`, `verify`,
 `sensitivity`, `evaluate`, `suite`, `named_suites`, `reproduce`, `plot`, `redraw`, `write_report`,
-`catalog`, `demo`, `Recipe`, `open_checkpoint`, `method`, `calibrator`, `register_method`,
+`catalog`, `demo`, `tune`, `Recipe`, `open_checkpoint`, `method`, `calibrator`, `register_method`,
 `register_calibrator`, `run`, `Machine`, `Live`. Each name is loaded at its first use, so that
 importing magmerge does not import torch.
 """
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from magmerge.studies.demo import demo
     from magmerge.studies.figures import plot, redraw
     from magmerge.studies.reproduction import reproduce
+    from magmerge.studies.tuning import TuneResult, tune
 
 _HOMES = {
     "MagmergeError": "core.errors",
@@ -66,6 +67,8 @@ _HOMES = {
     "Sensitivity": "evaluation.sensitivity",
     "sensitivity": "evaluation.sensitivity",
     "suite": "evaluation.suites",
+    "TuneResult": "studies.tuning",
+    "tune": "studies.tuning",
     "verify": "pipeline.verify",
     "write_report": "report.html_file",
 }
@@ -78,6 +81,7 @@ __all__ = [
     "Recipe",
     "Result",
     "Sensitivity",
+    "TuneResult",
     "__version__",
     "calibrate",
     "calibrator",
@@ -101,6 +105,7 @@ __all__ = [
     "register_method",
     "sensitivity",
     "suite",
+    "tune",
     "verify",
     "write_report",
 ]

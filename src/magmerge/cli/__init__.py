@@ -28,6 +28,7 @@ from magmerge.cli import (
     reproduce,
     sensitivity,
     suite,
+    tune,
     verify,
 )
 from magmerge.cli.output import print_error, print_warning
@@ -45,7 +46,7 @@ app = typer.Typer(
 )
 VERBS = (
     *(merge, calibrate, plan, convert, extract, inspect, diff, verify, sensitivity),
-    *(evaluate, suite, reproduce, methods, report, demo),
+    *(evaluate, suite, tune, reproduce, methods, report, demo),
 )
 """In the order of the help."""
 for verb in VERBS:

@@ -11,6 +11,7 @@ EXTRAS = {"transformers": "models", "PIL.Image": "images", "PIL.ImageOps": "imag
 EXTRAS |= {"datasets": "data", "scipy.io": "suites", "huggingface_hub": "models"}
 EXTRAS |= {"lm_eval": "lm-eval", "accelerate": "models", "matplotlib": "report"}
 EXTRAS |= dict.fromkeys(("jinja2", "markupsafe"), "report")
+EXTRAS |= {"optuna": "tune"}
 EXTRAS |= dict.fromkeys(("gguf", "gguf.quants"), "gguf")
 OTHERS = ("diffusers", "peft", "timm")
 """Libraries of models that no extra of magmerge's brings."""

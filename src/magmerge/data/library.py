@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -94,6 +95,16 @@ def split_name(text: str) -> tuple[str, str | None, str | None]:
 def is_saved(folder: Path) -> bool:
     """Whether `save_to_disk` of datasets made this folder."""
     return any((folder / mark).is_file() for mark in MARKS)
+
+
+def saved_splits(folder: Path) -> tuple[str, ...]:
+    """The splits of a saved DatasetDict; none of any other folder."""
+    try:
+        content = json.loads((folder / MARKS[0]).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return ()
+    names = content.get("splits", ()) if isinstance(content, dict) else ()
+    return tuple(name for name in names if isinstance(name, str))
 
 
 def is_data_set(source: object) -> bool:

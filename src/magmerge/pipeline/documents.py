@@ -100,9 +100,14 @@ def _of(recipe: Recipe, models: Mapping[str, Model]) -> dict[str, Model]:
 
 def read_recipes(path: str | Path) -> list[Recipe]:
     """The documents of a recipe's file; ParameterError, with key and remedy, where it is none."""
+    return Recipe.all_from_yaml(recipe_text(path), str(Path(path)))
+
+
+def recipe_text(path: str | Path) -> str:
+    """What a recipe's file holds; ParameterError where it cannot be read."""
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ParameterError(
             "it is no UTF-8 text", source=file, remedy="save it as UTF-8"
@@ -112,7 +117,6 @@ def read_recipes(path: str | Path) -> list[Recipe]:
         told = suggestion(file.name, near) if near and not file.exists() else ""
         remedy = told if told.startswith("did you mean") else "check the path of the recipe"
         raise ParameterError("cannot be read", source=file, remedy=remedy) from error
-    return Recipe.all_from_yaml(text, str(file))
 
 
 def check_documents(recipes: Sequence[Recipe]) -> None:
