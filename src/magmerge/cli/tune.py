@@ -41,8 +41,7 @@ def command(options: o.Options) -> None:
 
 def _say(trial: Any, best: Any) -> None:
     """One line for a trial."""
-    values = ", ".join(f"{name} {value}" for name, value in trial.values.items())
-    text = f"trial {trial.number}: {values}: "
+    text = f"trial {trial.number}: {trial.words}: "
     if trial.same_as is not None:
         text += f"as trial {trial.same_as}, "
     text += f"failed: {trial.fault}" if trial.score is None else f"{trial.score:.5g}"
@@ -54,12 +53,11 @@ def _say(trial: Any, best: Any) -> None:
 def _show(result: Any) -> None:
     """Default, best and gain, and what to think of them."""
     default, best = result.default, result.best
-    values = ", ".join(f"{name} {value}" for name, value in best.values.items())
     lines = [plain(f"{result.words}, on {result.count} held-out rows", "bold")]
     lines += [plain(f"  {name}: {rows}", "dim") for name, rows in result.rows.items()]
     told = "failed" if default.score is None else f"{default.score:.5g}"
     lines.append(plain(f"  default {told}"))
-    lines.append(plain(f"  best    {best.score:.5g} (trial {best.number}: {values})"))
+    lines.append(plain(f"  best    {best.score:.5g} (trial {best.number}: {best.words})"))
     if result.gain is not None:
         lines.append(plain(f"  gain    {result.gain:.5g} ± {result.error:.2g} (standard error)"))
     lines += [plain(f"  {note}", "yellow") for note in _notes(result)]

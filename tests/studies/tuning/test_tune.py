@@ -191,6 +191,42 @@ def test_parameters_that_a_method_does_not_take_are_left_out(suite: Path, tmp_pa
         read_space(recipe(suite.parent, method="!tune [tie, average]"), "r")
 
 
+def test_what_speaks_of_a_calibration_goes_with_it(suite: Path, tmp_path: Path) -> None:
+    data = {name: str(suite.parent / "data" / f"{name}.train.jsonl") for name in "ab"}
+    fields = {
+        "method": "average",
+        "calibrate": "!tune {choices: [null, fsc, {method: wsc, params: {target: sphere}}]}",
+        "skip": ["*attention*"],
+        "samples": {"data": data, "samples": "!tune [2, 4]"},
+    }
+    path = write(suite, tmp_path, **fields)
+    found = magmerge.tune(path, suite=suite, trials=9)
+    assert all(trial.score is not None for trial in found.trials)
+    kinds = {json.dumps(trial.values["calibrate"]): trial for trial in found.trials}
+    assert len(kinds) == 3
+    for trial in found.trials:
+        assert ("samples.samples" in trial.values) == (trial.values["calibrate"] == "fsc")
+
+
+def test_several_documents(suite: Path, tmp_path: Path) -> None:
+    one, two = (suite.parent / name for name in "ab")
+    base = suite.parent / "base"
+    path = tmp_path / "recipe.yml"
+    path.write_text(
+        f"name: first\nbase: {base}\nexperts: {{a: {one}}}\nmethod: task_arithmetic\n"
+        "params: {lambda: !tune [0.5, 1.5]}\n---\n"
+        f"base: {base}\nexperts: {{m: first, b: {two}}}\nmethod: task_arithmetic\n"
+        "params: {lambda: !tune [0.5, 1.5]}\n"
+    )
+    found = magmerge.tune(path, tmp_path / "out", suite=suite, trials=3)
+    assert [*found.best.values] == ["1:params.lambda", "2:params.lambda"]
+    scores = magmerge.evaluate(tmp_path / "out", suite=suite, split="validation")
+    assert scores.mean == pytest.approx(found.best.score)
+    data = {name: suite.parent / "data" / f"{name}.train.jsonl" for name in "ab"}
+    near = magmerge.tune(path, unlabelled=data, trials=1, rows=5)
+    assert sorted(near.default.tasks) == ["a", "b"]
+
+
 def test_where_the_first_trial_begins(suite: Path) -> None:
     def start(**fields: Any) -> dict[str, Any]:
         return read_space(recipe(suite.parent, **fields), "r").start()

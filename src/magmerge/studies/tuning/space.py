@@ -8,12 +8,15 @@ from typing import Any, get_args
 
 from magmerge.core import registry
 from magmerge.core.errors import ParameterError
-from magmerge.core.marks import Choices, Mark, Marked, as_text, has_mark, read_marked
+from magmerge.core.marks import Choices, Mark, Marked, Range, as_text, has_mark, read_marked
 from magmerge.core.plain_yaml import MARK
 from magmerge.core.recipe import Recipe
 from magmerge.core.traits import Parameter
 from magmerge.core.validation import COMPOSED
 
+OF_CALIBRATION = ("skip", "gate", "sensitive")
+OF_SAMPLES = ("samples",)
+"""Keys of a recipe that speak of a calibration, and of one that looks at inputs."""
 Values = Mapping[str, Any]
 """What is chosen for marks, by their paths."""
 
@@ -44,8 +47,9 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """A recipe's marks. Parameters with marks that a trial's method does not take are left out of
-    that trial.
+    """A recipe's marks. What a trial's values make needless is left out of it: parameters with
+    marks that its method does not take, and, where the calibration is searched, what speaks of one
+    if there is none.
     """
 
     marked: Marked
@@ -55,6 +59,9 @@ class Space:
     def marks(self) -> dict[str, Mark]:
         """All marks by their paths; methods first, which decide what else counts."""
         deciding = {id(s.content.get("method")) for s in self.sections()}
+        for document in self.marked.documents:
+            if isinstance(document, dict):
+                deciding |= {id(mark) for mark in _marks_in(document.get("calibrate"))}
         marks = self.marked.marks.items()
         return dict(sorted(marks, key=lambda item: id(item[1]) not in deciding))
 
@@ -107,19 +114,21 @@ class Space:
 
     def notes(self) -> list[str]:
         """What is odd about the marks: whole numbers where the parameter takes others too."""
-        notes = []
+        doubtful: set[int] = set()
         for section in self.sections():
+            if "merge_method" in section.content:
+                # mergekit's parameters are numbers of any kind but for a few.
+                doubtful |= {id(mark) for mark in _marks_in(section.content)}
             for key, value in section.params.items():
                 known = [_parameters(section.kind, m).get(key) for m in section.methods]
-                broken = any(p is not None and _takes_fractions(p) for p in known)
-                for mark in _marks_in(value) if broken else ():
-                    if not isinstance(mark.space, Choices) and mark.space.whole:
-                        low, high = mark.space.low, mark.space.high
-                        notes.append(
-                            f"{key} in line {mark.line} is searched in whole numbers; for all "
-                            f"between write {MARK} [{low}.0, {high}.0]"
-                        )
-        return notes
+                if any(p is not None and _takes_fractions(p) for p in known):
+                    doubtful |= {id(mark) for mark in _marks_in(value)}
+        return [
+            f"{name} in line {mark.line} is searched in whole numbers; for all between write "
+            f"{MARK} [{mark.space.low}.0, {mark.space.high}.0]"
+            for name, mark in self.marks.items()
+            if id(mark) in doubtful and isinstance(mark.space, Range) and mark.space.whole
+        ]
 
     def _pruned(self, values: Values) -> Marked:
         """Without parameters that are searched, and that the methods of `values` do not take."""
@@ -143,6 +152,10 @@ class Space:
                 made["calibrate"] = [part("calibrators", entry) for entry in calibrate]
             elif isinstance(calibrate, dict):
                 made["calibrate"] = part("calibrators", calibrate)
+            if has_mark(calibrate):
+                (told,) = Marked((made["calibrate"],), self.marked.marks).filled(values)
+                needless = _needless(told)
+                made = {key: value for key, value in made.items() if key not in needless}
             documents.append(made)
         there = {id(mark) for document in documents for mark in _marks_in(document)}
         marks = {name: mark for name, mark in self.marked.marks.items() if id(mark) in there}
@@ -182,6 +195,17 @@ def read_space(text: str, source: str) -> Space:
 
 def _marks_in(value: Any) -> list[Mark]:
     return list(Marked.of([value]).marks.values())
+
+
+def _needless(calibrate: Any) -> tuple[str, ...]:
+    """Keys of a recipe that say nothing where it is calibrated so."""
+    entries = calibrate if isinstance(calibrate, list) else [calibrate]
+    names = [entry.get("method") if isinstance(entry, dict) else entry for entry in entries]
+    parts = [part for name in names if name for part in COMPOSED.get(name, (name,))]
+    if not parts:
+        return (*OF_CALIBRATION, *OF_SAMPLES)
+    items = [registry.calibrators.get(part, besides=COMPOSED) for part in parts]
+    return () if any(item.needs == "inputs" for item in items) else OF_SAMPLES
 
 
 def _parameters(kind: str, method: Any) -> dict[str, Parameter]:

@@ -35,6 +35,16 @@ class Trial:
     fault: str | None = None
     seconds: float = 0.0
 
+    @property
+    def words(self) -> str:
+        """Its values as one line."""
+        return ", ".join(f"{name} {spoken(value)}" for name, value in self.values.items())
+
+
+def spoken(value: Any) -> str:
+    """A value as a reader of YAML knows it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
 
 def best_of(trials: list[Trial], *, rising: bool) -> Trial | None:
     """The first of the best; None where all failed."""

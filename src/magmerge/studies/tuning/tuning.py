@@ -31,7 +31,7 @@ from magmerge.studies.tuning.proposals import check_sampler
 from magmerge.studies.tuning.search import Proposing, Search
 from magmerge.studies.tuning.space import Space, read_space
 from magmerge.studies.tuning.trials import FILE, Trial, TrialFile, best_of
-from magmerge.studies.tuning.tuning_plot import FIGURES, draw_trials
+from magmerge.studies.tuning.tuning_plot import FIGURES, check_drawing, draw_trials
 
 BEST = "best.yml"
 FOLDER = ".tune"
@@ -121,6 +121,7 @@ def tune(
     if not isinstance(trials, int) or trials < 1:
         raise ParameterError(f"{trials} trials", remedy="make one or more")
     check_sampler(how.sampler)
+    check_drawing()
     text, source = _text(recipe)
     space = read_space(text, source)
     recipes = space.recipes(space.start())

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from magmerge.core.errors import printable
 from magmerge.core.marks import Choices, Mark
 from magmerge.core.whole_file import write_whole
+from magmerge.report.axis import factor_ticks
 from magmerge.report.svg import COLOURS, DOTS, drawing, svg_text, tip
-from magmerge.studies.tuning.trials import Trial
+from magmerge.studies.tuning.trials import Trial, spoken
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,10 +25,22 @@ FINE = 144
 PANEL = (340.0, 250.0)
 """Width and height of a panel in pixels of a page."""
 COLUMNS = 3
-LONGEST = 34
-"""Letters of a title, and of a choice's name, that are shown."""
+LONGEST = 48
+"""Letters of a title, and of all choices' names below a panel, that are shown."""
+FEW = 4
+"""Choices whose names stand side by side; those of more are turned."""
 PANELS = 11
 """Values that get a panel of their own, the first ones."""
+
+
+ROOM = 0.04
+"""Part of a range that is left free beside it."""
+LOOKS: Mapping[str, Any] = {
+    kind: {"marker": marker, "ms": size, "color": COLOURS[colour], "mec": COLOURS["paper"]}
+    for kind, marker, size, colour in (
+        ("default", "D", 7, "ink"), ("best", "o", 8, "series-1"), ("other", "o", 5, "muted"),
+    )
+}  # fmt: skip
 
 
 def draw_trials(
@@ -42,6 +55,12 @@ def draw_trials(
     write_whole(folder / FIGURES[1], raw.getvalue())
 
 
+def check_drawing() -> None:
+    """MissingExtraError, before any work, where no figure could be drawn."""
+    with drawing():
+        pass
+
+
 def trial_chart(
     trials: Sequence[Trial], marks: Mapping[str, Mark], words: str, best: Trial
 ) -> Figure:
@@ -52,45 +71,48 @@ def trial_chart(
     count = 1 + len(shown)
     columns = min(COLUMNS, count)
     rows = -(-count // columns)
-    size = (columns * PANEL[0] / DOTS, (rows * PANEL[1] + 40) / DOTS)
+    size = (columns * PANEL[0] / DOTS, (rows * PANEL[1] + 70) / DOTS)
     figure = Figure(figsize=size, dpi=DOTS, facecolor=COLOURS["paper"])
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
     figure.suptitle(_letters(words, 90), x=0.01, ha="left", size=12, weight="bold")
-    panels = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten().tolist()
     for axes in panels:
         axes.set_frame_on(False)
         axes.grid(axis="y", lw=0.8)
-        axes.tick_params(length=0, pad=6)
+        axes.tick_params(length=0, pad=6, labelleft=True)
     for axes in panels[count:]:
         axes.remove()
     _over_trials(panels[0], trials, best)
     for axes, (name, mark) in zip(panels[1:], shown.items(), strict=False):
         _against(axes, name, mark, trials, best)
+    figure.legend(loc="outside lower left", ncols=5, frameon=False, fontsize=9)
     return figure
 
 
 def _over_trials(axes: Axes, trials: Sequence[Trial], best: Trial) -> None:
-    """Each trial's score, the default's and the best's in their own colours; failed ones as
-    crosses at the lower edge.
+    """Each trial's score, the default's and the best's in their own looks, a line at the default's;
+    failed ones as crosses at the lower edge.
     """
     from matplotlib.ticker import MaxNLocator
 
     axes.set_title("score of each trial", loc="left", weight="bold")
-    axes.set_xlabel("trial")
     for trial in trials:
         if trial.score is not None:
             _dot(axes, trial.number, trial, best)
     default = trials[0]
     if default.score is not None:
         axes.axhline(default.score, color=COLOURS["muted"], lw=1, ls=(0, (3, 3)), zorder=1)
-        _note(axes, "default", (len(trials) - 1, default.score))
     failed = [trial.number for trial in trials if trial.fault is not None]
+    for kind, name in (("default", "default"), ("best", "best"), ("other", "other trials")):
+        axes.plot([], [], ls="none", label=name, **LOOKS[kind])
     if failed:
         low = axes.get_ylim()[0]
-        axes.scatter(failed, [low] * len(failed), marker="x", color=COLOURS["muted"], clip_on=False)
+        axes.plot(
+            failed, [low] * len(failed), ls="none", marker="x", color=COLOURS["muted"],
+            clip_on=False, label="failed",
+        )  # fmt: skip
         axes.set_ylim(bottom=low)
-        _note(axes, "x failed", (failed[-1], low))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
     axes.set_xlim(-0.5, max(1, len(trials)) - 0.5)
 
 
@@ -99,53 +121,37 @@ def _against(axes: Axes, name: str, mark: Mark, trials: Sequence[Trial], best: T
     axes.set_title(_letters(name, LONGEST), loc="left", weight="bold")
     space = mark.space
     for trial in trials:
-        if trial.score is None or name not in trial.values:
-            continue
-        value = trial.values[name]
-        _dot(
-            axes, _place(space.values, value) if isinstance(space, Choices) else value, trial, best
-        )
+        if trial.score is not None and name in trial.values:
+            value = trial.values[name]
+            x = _place(space.values, value) if isinstance(space, Choices) else value
+            _dot(axes, x, trial, best)
     if isinstance(space, Choices):
-        labels = [_letters(_spoken(value), LONGEST // min(3, len(space.values)))
-                  for value in space.values]  # fmt: skip
-        axes.set_xticks(range(len(labels)), labels)
-        axes.set_xlim(-0.6, len(labels) - 0.4)
-        return
-    if space.log:
+        count = len(space.values)
+        turned: dict[str, Any] = {"rotation": 30, "ha": "right"} if count > FEW else {}
+        labels = [_letters(spoken(value), LONGEST // min(count, FEW)) for value in space.values]
+        axes.set_xticks(range(count), labels, **turned)
+        axes.set_xlim(-0.6, count - 0.4)
+    elif space.log:
+        ends = space.low / (space.high / space.low) ** ROOM, space.high
         axes.set_xscale("log")
-        axes.set_xlim(space.low / 1.1, space.high * 1.1)
-        return
-    room = 0.04 * (space.high - space.low)
-    axes.set_xlim(space.low - room, space.high + room)
+        axes.set_xlim(ends[0], ends[1] * (space.high / space.low) ** ROOM)
+        ticks = factor_ticks(space.low, space.high) or [space.low, space.high]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xticks([], minor=True)
+    else:
+        room = ROOM * (space.high - space.low)
+        axes.set_xlim(space.low - room, space.high + room)
 
 
 def _dot(axes: Axes, x: float, trial: Trial, best: Trial) -> None:
     """A trial, with its values in its tooltip."""
-    kind = "series-1" if trial.number == best.number else "ink" if trial.number == 0 else "muted"
-    marked = trial.number in (0, best.number)
-    score = trial.score if trial.score is not None else float("nan")
-    values = ", ".join(f"{name} {_spoken(value)}" for name, value in trial.values.items())
-    axes.plot(
-        [x], [score],
-        marker="D" if trial.number == 0 else "o", ms=8 if marked else 5, color=COLOURS[kind],
-        mec=COLOURS["paper"], mew=0.8, zorder=3 if marked else 2,
-        gid=tip(f"trial {trial.number}: {score:.5g} with {values}"),
-    )  # fmt: skip
-
-
-def _note(axes: Axes, text: str, place: tuple[float, float]) -> None:
-    axes.annotate(
-        text, place, xytext=(0, 4), textcoords="offset points", ha="right", size=9,
-        color=COLOURS["muted"],
-    )  # fmt: skip
+    kind = "best" if trial.number == best.number else "other" if trial.number else "default"
+    text = f"trial {trial.number}: {trial.score:.5g} with {trial.words}"
+    axes.plot([x], [trial.score or 0.0], **LOOKS[kind], zorder=2 + (kind != "other"), gid=tip(text))
 
 
 def _place(values: Sequence[Any], value: Any) -> int:
     return next(i for i, own in enumerate(values) if value in Choices((own,)))
-
-
-def _spoken(value: Any) -> str:
-    return str(value)
 
 
 def _letters(text: str, most: int) -> str:
