@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from tests.studies.tuning.recipes import (
     TRUE_LAMBDA,
     change_suite,
@@ -99,6 +100,18 @@ def test_no_row_of_test_is_looked_at(
     second = magmerge.tune(path, suite=broken, trials=2, overwrite=True)
     assert set(opened) == {"a.validation.jsonl", "b.validation.jsonl"}
     scores = [[trial.score for trial in found.trials] for found in (first, second)]
+    assert scores[0] == scores[1]
+
+
+def test_a_suite_that_names_no_base(suite: Path, tmp_path: Path) -> None:
+    """Config and tokenizer are the merge's own, which are no files yet."""
+    path, other = write(suite, tmp_path, **LAMBDA), suite.with_name("bare.yaml")
+    content = yaml.safe_load(suite.read_text())
+    other.write_text(yaml.safe_dump({k: v for k, v in content.items() if k != "base"}))
+    scores = [
+        [trial.score for trial in magmerge.tune(path, suite=s, trials=2, overwrite=True).trials]
+        for s in (suite, other)
+    ]
     assert scores[0] == scores[1]
 
 
@@ -372,6 +385,10 @@ def test_a_finished_search_is_made_longer_but_not_another(suite: Path, tmp_path:
     longer = magmerge.tune(path, suite=suite, trials=4, resume=True)
     assert [t.values for t in longer.trials[:2]] == [t.values for t in short.trials]
     assert len(longer.trials) == 4
+    heard: list[str] = []
+    machine = magmerge.Machine(progress=lambda label, done, total: heard.append(label))
+    magmerge.tune(path, suite=suite, trials=5, resume=True, machine=machine)
+    assert set(heard) == {"trials"}
     with pytest.raises(ParameterError, match="another search: rows"):
         magmerge.tune(path, suite=suite, trials=4, resume=True, rows=5)
     file = tmp_path / "recipe.tune" / "trials.jsonl"

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -130,10 +130,12 @@ def tune(
     folder = _folder(recipe, out)
     warn(space.notes())
     with _own(folder, how), tempfile.TemporaryDirectory(prefix="magmerge-tune-") as texts:
-        said = _said(text, measure, how)
+        said = _said(text, measure, opened, how)
         file = TrialFile(folder, said, resume=how.resume)
         entry = opened.entry.model if opened.entry is not None else ModelEntry.model_validate({})
-        bench = Bench(how.machine, Path(texts), entry, opened.base, build=measure.allow_code)
+        # Of what a trial does the number of trials alone is told.
+        quiet = replace(how.machine, progress=None)
+        bench = Bench(quiet, Path(texts), entry, opened.base, build=measure.allow_code)
         measuring = Measuring(bench)
         search = Search(space, measuring, partial(opened.objective, measuring), file)
         found = _searched(
@@ -247,10 +249,10 @@ def _check_out(out: str | Path | None, recipes: list[Recipe], *, overwrite: bool
         check_apart_and_free(named_path(out), inputs, overwrite=overwrite)
 
 
-def _said(text: str, measure: Measure, how: TuneOptions) -> dict[str, Any]:
+def _said(text: str, measure: Measure, opened: OpenMeasure, how: TuneOptions) -> dict[str, Any]:
     """All that decides what the trials are, as data."""
     plain = {f.name: getattr(measure, f.name) for f in fields(Measure)}
-    plain["suite"] = getattr(measure.suite, "path", measure.suite)
+    plain["suite"] = None if opened.entry is None else opened.entry.model_dump(mode="json")
     if not isinstance(measure.unlabelled, Mapping | str | Path | None):
         plain["unlabelled"] = f"a {type(measure.unlabelled).__name__}"
     elif isinstance(measure.unlabelled, Mapping):
