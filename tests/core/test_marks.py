@@ -69,6 +69,7 @@ def test_as_a_block_and_with_a_default() -> None:
         ("{choices: 3}", "no two choices"),
         ("[a, a]", "stands twice"),
         ("[2026-01-01, b]", "no plain value"),
+        ("[{1: a}, b]", "no plain value"),
         ("{low: 0.1, high: 0.9, default: 2.0}", "none of what is searched"),
         ("{low: 0.0, high: 1.0, step: 0.5, default: 0.3}", "none of what is searched"),
         ("[1, !tune [2, 3]]", "mark within the mark"),

@@ -10,7 +10,7 @@ import copy
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -211,16 +211,22 @@ def _choices(values: Any, line: int) -> Choices:
     if not isinstance(values, list) or len(values) < 2:
         raise _fault(line, "there are no two choices", EXAMPLE)
     for value in values:
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError) as error:
+        # A search that goes on reads them from JSON.
+        if not _is_plain(value):
             problem = f"the choice {value!r} is no plain value"
-            raise _fault(
-                line, problem, "choose among texts, numbers, booleans and lists"
-            ) from error
+            remedy = "choose among texts, numbers, booleans, lists, and mappings with texts as keys"
+            raise _fault(line, problem, remedy)
     if any(_same(a, b) for i, a in enumerate(values) for b in values[:i]):
         raise _fault(line, "one choice stands twice", "leave it out once")
     return Choices(tuple(values))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON gives a value back as it is."""
+    try:
+        return bool(json.loads(json.dumps(value, allow_nan=False)) == value)
+    except (TypeError, ValueError):
+        return False
 
 
 def _same(first: Any, second: Any) -> bool:
@@ -277,11 +283,10 @@ def _filled(node: Any, chosen: Mapping[int, Any], known: dict[int, Any]) -> Any:
         return known[id(node)]
     made: Any = [] if isinstance(node, list) else {}
     known[id(node)] = made
-    fill: Callable[[Any], Any] = lambda value: _filled(value, chosen, known)  # noqa: E731
     if isinstance(node, list):
-        made += map(fill, node)
+        made += [_filled(value, chosen, known) for value in node]
         return made
     for key, value in node.items():
         if not isinstance(value, Mark) or chosen.get(id(value)) is not None:
-            made[key] = fill(value)
+            made[key] = _filled(value, chosen, known)
     return made
