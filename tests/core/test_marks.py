@@ -153,9 +153,9 @@ plain = st.recursive(
 @settings(max_examples=examples(300), deadline=None)
 @given(content=plain, keys=st.text(max_size=5))
 def test_any_content_is_a_mark_or_a_plain_error(content: Any, keys: str) -> None:
-    flow = yaml.safe_dump(content, default_flow_style=True, allow_unicode=True).strip()
-    flow = flow.removesuffix("...").strip()
-    key = yaml.safe_dump(keys, allow_unicode=True).removesuffix("...\n").strip()
+    flow = yaml.safe_dump(content, default_flow_style=True, allow_unicode=True).strip("\n ")
+    flow = flow.removesuffix("...").strip("\n ")
+    key = yaml.safe_dump(keys, allow_unicode=True).removesuffix("...\n").strip("\n ")
     try:
         marked = read_marked(f"a:\n - {{{key}: !tune {flow}}}\n", "r.yml")
         values = {
