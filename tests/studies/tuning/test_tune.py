@@ -425,3 +425,18 @@ def test_a_recipe_as_text_leaves_nothing_behind(suite: Path, tmp_path: Path) -> 
 def test_choices_are_compared_as_they_are_written() -> None:
     assert 1 not in Choices((True, "1"))
     assert [0.5, 1] in Choices(([0.5, 1], 2))
+
+
+def test_a_recipe_of_mergekits_is_searched_as_it_stands(suite: Path, tmp_path: Path) -> None:
+    pytest.importorskip("magmerge.core.mergekit_dialect")
+    folder, path = suite.parent, tmp_path / "recipe.yml"
+    path.write_text(
+        f"merge_method: !tune [task_arithmetic, ties]\nbase_model: {folder / 'base'}\nmodels:\n"
+        f"  - model: {folder / 'a'}\n    parameters: {{weight: !tune [0.1, 2.0]}}\n"
+        f"  - model: {folder / 'b'}\n    parameters: {{weight: 1.0}}\ndtype: float32\n"
+    )
+    found = magmerge.tune(path, tmp_path / "out", suite=suite, trials=4)
+    assert [*found.best.values] == ["merge_method", "models[0].parameters.weight"]
+    assert "merge_method:" in found.recipe
+    scores = magmerge.evaluate(tmp_path / "out", suite=suite, split="validation")
+    assert scores.mean == pytest.approx(found.best.score)
