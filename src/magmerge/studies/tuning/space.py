@@ -189,8 +189,18 @@ def read_space(text: str, source: str) -> Space:
                     remedy=f"drop it, or name a method that takes it; these take "
                     f"{', '.join(sorted(taken)) or 'none'}",
                 )
+    for document in space.marked.documents:
+        calibrate = document.get("calibrate") if isinstance(document, dict) else None
+        for entry in calibrate if isinstance(calibrate, list) else [calibrate]:
+            for choice in _choices_of(entry):
+                _needless(choice)
     space.recipes(space.start())
     return space
+
+
+def _choices_of(value: Any) -> tuple[Any, ...]:
+    space = value.space if isinstance(value, Mark) else None
+    return space.values if isinstance(space, Choices) else ()
 
 
 def _marks_in(value: Any) -> list[Mark]:
@@ -201,7 +211,8 @@ def _needless(calibrate: Any) -> tuple[str, ...]:
     """Keys of a recipe that say nothing where it is calibrated so."""
     entries = calibrate if isinstance(calibrate, list) else [calibrate]
     names = [entry.get("method") if isinstance(entry, dict) else entry for entry in entries]
-    parts = [part for name in names if name for part in COMPOSED.get(name, (name,))]
+    named = [name for name in names if isinstance(name, str)]
+    parts = [part for name in named for part in COMPOSED.get(name, (name,))]
     if not parts:
         return (*OF_CALIBRATION, *OF_SAMPLES)
     items = [registry.calibrators.get(part, besides=COMPOSED) for part in parts]
