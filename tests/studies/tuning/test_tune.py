@@ -283,6 +283,11 @@ def test_a_recipe_without_marks_and_other_mistakes(suite: Path, tmp_path: Path) 
         magmerge.tune(path, suite=suite, sampel=3)
     with pytest.raises(OutputError):
         magmerge.tune(path, suite.parent / "base", suite=suite)
+    (tmp_path / "out.tune").mkdir()
+    (tmp_path / "out.tune" / "best.yml").write_text("mine")
+    with pytest.raises(OutputError, match=r"other things than a search: best\.yml"):
+        magmerge.tune(path, tmp_path / "out", suite=suite, overwrite=True)
+    assert (tmp_path / "out.tune" / "best.yml").read_text() == "mine"
 
 
 def test_relative_and_worst(suite: Path, tmp_path: Path) -> None:

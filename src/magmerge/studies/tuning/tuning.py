@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from magmerge.checkpoints.output.own_files import lock_file
 from magmerge.checkpoints.output.target import check_apart_and_free
-from magmerge.core.errors import MagmergeError, OutputError, ParameterError, suggestion
+from magmerge.core.errors import MagmergeError, ParameterError, suggestion
 from magmerge.core.machine import Machine
 from magmerge.core.recipe import Recipe
 from magmerge.core.whole_file import write_whole
@@ -29,11 +25,11 @@ from magmerge.studies.tuning.measures import Measure, OpenMeasure, open_measure
 from magmerge.studies.tuning.merged_models import Bench, Measuring
 from magmerge.studies.tuning.proposals import check_sampler
 from magmerge.studies.tuning.search import Proposing, Search
+from magmerge.studies.tuning.search_folder import BEST, own_folder
 from magmerge.studies.tuning.space import Space, read_space
-from magmerge.studies.tuning.trials import FILE, Trial, TrialFile, best_of
-from magmerge.studies.tuning.tuning_plot import FIGURES, check_drawing, draw_trials
+from magmerge.studies.tuning.trials import Trial, TrialFile, best_of
+from magmerge.studies.tuning.tuning_plot import check_drawing, draw_trials
 
-BEST = "best.yml"
 FOLDER = ".tune"
 """What the folder of a search ends in, beside its output."""
 NOISE = 2.0
@@ -129,7 +125,8 @@ def tune(
     _check_out(out, recipes, overwrite=how.overwrite)
     folder = _folder(recipe, out)
     warn(space.notes())
-    with _own(folder, how), tempfile.TemporaryDirectory(prefix="magmerge-tune-") as texts:
+    own = own_folder(folder, resume=how.resume, overwrite=how.overwrite)
+    with own, tempfile.TemporaryDirectory(prefix="magmerge-tune-") as texts:
         said = _said(text, measure, opened, how)
         file = TrialFile(folder, said, resume=how.resume)
         entry = opened.entry.model if opened.entry is not None else ModelEntry.model_validate({})
@@ -261,34 +258,3 @@ def _said(text: str, measure: Measure, opened: OpenMeasure, how: TuneOptions) ->
             for key, value in plain.items()}  # fmt: skip
     told["perplexity"] = [str(file) for file in measure.perplexity]
     return {"recipe": text, **told, "sampler": how.sampler}
-
-
-@contextmanager
-def _own(folder: Path | None, how: TuneOptions) -> Iterator[None]:
-    """The folder of the search, which is this run's alone; OutputError where it is taken."""
-    if folder is None:
-        yield
-        return
-    if (folder / FILE).exists() and not (how.resume or how.overwrite):
-        raise OutputError(
-            "a search is there already",
-            source=folder,
-            remedy="go on with it with --resume (resume=True), or begin anew with --yes "
-            "(overwrite=True)",
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"cannot be made: {error.strerror}", source=folder, remedy="name another output"
-        ) from error
-    lock = lock_file(folder / ".lock", folder)
-    try:
-        for name in (BEST, *FIGURES) if not how.resume else ():
-            (folder / name).unlink(missing_ok=True)
-        yield
-    finally:
-        with suppress(OSError):
-            (folder / ".lock").unlink()
-        fcntl.flock(lock, fcntl.LOCK_UN)
-        os.close(lock)
