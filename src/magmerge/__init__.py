@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from magmerge.studies.demo import demo
     from magmerge.studies.figures import plot, redraw
     from magmerge.studies.reproduction import reproduce
+    from magmerge.studies.tuning import TuneResult, tune
 
 _HOMES = {
     "MagmergeError": "core.errors",
@@ -74,6 +75,8 @@ _HOMES = {
     "Sensitivity": "evaluation.sensitivity",
     "sensitivity": "evaluation.sensitivity",
     "suite": "evaluation.suites",
+    "TuneResult": "studies.tuning",
+    "tune": "studies.tuning",
     "verify": "pipeline.verify",
     "write_report": "report.html_file",
 }
@@ -86,6 +89,7 @@ __all__ = [
     "Recipe",
     "Result",
     "Sensitivity",
+    "TuneResult",
     "__version__",
     "calibrate",
     "calibrator",
@@ -115,6 +119,7 @@ __all__ = [
     "register_method",
     "sensitivity",
     "suite",
+    "tune",
     "verify",
     "write_report",
 ]

@@ -32,6 +32,7 @@ from magmerge.cli import (
     reproduce,
     sensitivity,
     suite,
+    tune,
     verify,
 )
 from magmerge.cli.output import print_error, print_stopped, print_warning
@@ -49,7 +50,7 @@ app = typer.Typer(
 )
 VERBS = (
     *(merge, calibrate, plan, convert, extract, inspect, diff, verify, export, push),
-    *(sensitivity, evaluate, suite, reproduce, methods, report, card, demo, clean),
+    *(sensitivity, evaluate, suite, tune, reproduce, methods, report, card, demo, clean),
 )
 """In the order of the help."""
 for verb in VERBS:

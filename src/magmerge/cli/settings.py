@@ -128,7 +128,7 @@ def choices(texts: Sequence[str]) -> Any:
     return named.get("", named or None)
 
 
-def sources_by_expert(texts: Sequence[str]) -> Any:
+def sources_by_expert(texts: Sequence[str], option: str = "--data") -> Any:
     """Sources by expert, or the only one for all; None if none is given."""
     named: dict[str, str] = {}
     shared = []
@@ -138,16 +138,16 @@ def sources_by_expert(texts: Sequence[str]) -> Any:
             shared.append(text)
             continue
         if not name or not source:
-            raise ParameterError(f"--data {text}", remedy="write NAME=SOURCE, or SOURCE for all")
+            raise ParameterError(f"{option} {text}", remedy="write NAME=SOURCE, or SOURCE for all")
         if name in named:
             raise ParameterError(
-                f"--data {name}= is given twice", remedy="give each expert one source"
+                f"{option} {name}= is given twice", remedy="give each expert one source"
             )
         named[name] = source
     if len(shared) > 1 or (shared and named):
         raise ParameterError(
-            f"--data {shared[0]} names no expert",
-            remedy="write --data NAME=SOURCE for each expert, or one --data SOURCE for all",
+            f"{option} {shared[0]} names no expert",
+            remedy=f"write {option} NAME=SOURCE for each expert, or one {option} SOURCE for all",
         )
     return shared[0] if shared else named or None
 

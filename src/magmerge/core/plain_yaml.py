@@ -8,6 +8,17 @@ from typing import Any
 import yaml
 from yaml.composer import ComposerError
 
+MARK = "!tune"
+"""The tag of a place whose value is searched; the verb tune alone reads it."""
+
+
+class MarkError(yaml.YAMLError):
+    """A mark where values are read; `line` counts from 1."""
+
+    def __init__(self, line: int) -> None:
+        super().__init__(f"line {line} has a mark")
+        self.line = line
+
 
 class PlainLoader(yaml.SafeLoader):
     """YAML as plain data: no tag makes an object, and a key that stands twice is an error, where
@@ -30,3 +41,10 @@ class PlainLoader(yaml.SafeLoader):
 PlainLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+"), list("-+0123456789")
 )
+
+
+def _refuse(_: PlainLoader, node: yaml.Node) -> None:
+    raise MarkError(node.start_mark.line + 1)
+
+
+PlainLoader.add_constructor(MARK, _refuse)

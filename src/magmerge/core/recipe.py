@@ -283,9 +283,7 @@ class Recipe(_Data):
         try:
             contents = list(yaml.load_all(text, lazy.load("magmerge.core.plain_yaml:PlainLoader")))
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ParameterError(
-                f"not YAML: {error}", source=source, remedy="mend the line it names"
-            ) from error
+            raise lazy.load("magmerge.core.recipe_faults:not_read")(error, source) from error
         contents = [content for content in contents if content is not None]
         if any(isinstance(content, dict) and "merge_method" in content for content in contents):
             raise ParameterError(

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from magmerge.core.errors import MagmergeError, ParameterError, UnknownNameError, suggestion
+from magmerge.core.plain_yaml import MARK, MarkError
 from magmerge.core.recipe import LISTS, AdapterOutput, ModelOutput, Samples
 
 FIELD_SYNTAX = {
@@ -75,6 +76,17 @@ def _told(
     if not key and fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
         problem = "it is no mapping from keys to values"
     return ParameterError(problem, source=source, remedy=remedy)
+
+
+def not_read(error: Exception, source: str) -> ParameterError:
+    """That a recipe's text is not YAML, or has marks where only the verb tune reads them."""
+    if isinstance(error, MarkError):
+        return ParameterError(
+            f"this recipe has marks to search: {MARK} in line {error.line}",
+            source=source,
+            remedy=f"run magmerge tune {source} OUT, or write a value in the mark's place",
+        )
+    return ParameterError(f"not YAML: {error}", source=source, remedy="mend the line it names")
 
 
 def _has(kinds: Sequence[type[BaseModel]], field: str) -> bool:

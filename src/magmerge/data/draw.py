@@ -33,12 +33,11 @@ def drawing_order(seed: int, name: str, count: int) -> npt.NDArray[np.int64]:
 def draw_ready(file: ReadyFile, how: SampleDraw) -> Rows:
     """The drawn rows of a file of ready inputs."""
     total = len(file)
-    count = total if how.samples is None else how.samples
-    if total < max(count, 1):
-        raise _too_few(file.source, count, total)
+    if total < how.least:
+        raise _too_few(file.source, how.least, total)
     rows: Sequence[int] = range(total)
     if how.samples is not None:
-        rows = drawing_order(how.seed, how.name, total)[:count].tolist()
+        rows = drawing_order(how.seed, how.name, total)[: how.samples].tolist()
     labels = None if how.label_field is None else file.labels(rows, how.label_field)
     return Rows(how.name, file.source, file.read(rows, how.label_field), labels)
 
@@ -63,9 +62,9 @@ def draw(table: Table, how: SampleDraw) -> Rows:
             labels.append(_label(table, row, how.label_field))
         if len(values) == how.samples:
             break
-    if len(values) < (how.samples or 1):
+    if len(values) < how.least:
         spared = by_split and not (how.split or how.allow_test)
-        raise _too_few(table.source, how.samples or 1, len(values), how.split, spared=spared)
+        raise _too_few(table.source, how.least, len(values), how.split, spared=spared)
     notes = (f"{table.source}: {empty} rows without text were passed over",) if empty else ()
     content: Texts | Images = Images(tuple(values))
     if isinstance(values[0], str):

@@ -104,6 +104,16 @@ def is_saved(folder: Path) -> bool:
     return any((folder / mark).is_file() for mark in MARKS)
 
 
+def saved_splits(folder: Path) -> tuple[str, ...]:
+    """The splits of a saved DatasetDict; none of any other folder."""
+    try:
+        content = json.loads((folder / MARKS[0]).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return ()
+    names = content.get("splits", ()) if isinstance(content, dict) else ()
+    return tuple(name for name in names if isinstance(name, str))
+
+
 def is_data_set(source: object) -> bool:
     """Whether an object is a Dataset or DatasetDict."""
     return type(source).__module__.partition(".")[0] == "datasets" and (

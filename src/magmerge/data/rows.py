@@ -115,7 +115,8 @@ class SampleDraw:
 
     `field` is the column of the texts or images, `label_field` that of labels; with `pair_field` a
     row is a pair of texts, the second from that column. `split` is the part of the source, that of
-    test only where it is allowed. ParameterError for a number or a seed that is none.
+    test only where it is allowed. `fewer`: where there are fewer rows than `samples`, all are read.
+    ParameterError for a number or a seed that is none.
     """
 
     name: str
@@ -126,6 +127,12 @@ class SampleDraw:
     pair_field: str | None = None
     split: str | None = None
     allow_test: bool = False
+    fewer: bool = False
+
+    @property
+    def least(self) -> int:
+        """How many rows there must be."""
+        return 1 if self.fewer or self.samples is None else self.samples
 
     def __post_init__(self) -> None:
         if self.samples is not None and (not isinstance(self.samples, int) or self.samples < 1):

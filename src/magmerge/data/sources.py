@@ -64,6 +64,25 @@ def has_splits(source: str | Path) -> bool:
     return library.split_name(str(source))[2] is None
 
 
+def split_names(source: str | Path) -> tuple[str, ...]:
+    """The splits of a source that has several, as far as it tells them without being loaded.
+
+    Nothing is told of a data set that is known by its name. DataError where it cannot be read.
+    """
+    path = Path(source).expanduser()
+    if not has_splits(source):
+        return ()
+    if path.is_dir():
+        return library.saved_splits(path) or tuple(image_folder.split_folders(path))
+    if not path.is_file():
+        return ()
+    table = _open_file(path, None)
+    assert isinstance(table, Table)
+    rows = table.read(range(len(table)), [splits.COLUMN])
+    names = dict.fromkeys(row.values.get(splits.COLUMN) for row in rows)
+    return tuple(name for name in names if isinstance(name, str))
+
+
 def _open(source: str | Path, how: SampleDraw) -> Table | ReadyFile:
     """The table or file of ready inputs behind a path or name; DataError if there is none."""
     path = Path(source).expanduser()

@@ -64,6 +64,11 @@ def matthews(right: Classes, predicted: Classes, actual: Classes) -> Float[Tenso
     return torch.where(spread > 0, covariance / spread.clamp(min=1).sqrt(), 0.0)
 
 
+def accuracy(labels: Draws, predictions: Draws) -> Float[Tensor, "*resamples"]:
+    """The share of predictions that are right."""
+    return (labels == predictions).double().mean(dim=-1)
+
+
 def perplexity(
     losses: Float[Tensor, "*resamples texts"], tokens: Float[Tensor, "*resamples texts"]
 ) -> Float[Tensor, "*resamples"]:
@@ -125,10 +130,10 @@ def bootstrap(
     return low, high
 
 
-def resamples(rows: int) -> Iterator[Tensor]:
-    """RESAMPLES draws of `rows` rows with replacement, the same for each number of rows."""
+def resamples(rows: int, seed: int = SEED) -> Iterator[Tensor]:
+    """RESAMPLES draws of `rows` rows with replacement, the same for each number and seed."""
     step = max(1, CHUNK // rows)
     for start in range(0, RESAMPLES, step):
         draws = min(step, RESAMPLES - start)
-        words = integers(SEED, draws * rows, start * rows).long()
+        words = integers(seed, draws * rows, start * rows).long()
         yield ((words * rows) >> BITS).reshape(draws, rows)

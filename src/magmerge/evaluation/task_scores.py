@@ -6,8 +6,9 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -135,20 +136,27 @@ def data_source(name: str, entry: TaskEntry, split: str, suite: Path) -> tuple[s
 
 
 def prepare_task(
-    name: str, suite: SuiteEntry, path: Path, split: str, folder: Path | None
+    name: str,
+    suite: SuiteEntry,
+    path: Path,
+    split: str,
+    folder: Path | None,
+    draw: SampleDraw | None = None,
 ) -> Prepared:
-    """Read and prepare all rows of one split; `folder` has tokenizer or image processor.
+    """Read and prepare all rows of one split, or those of a draw; `folder` has tokenizer or image
+    processor.
 
     Raises DataError and its like for data, heads and labels that do not fit each other.
     """
     entry = suite.tasks[name]
     source, part = data_source(name, entry, split, path)
+    draw = draw or SampleDraw(name, None, allow_test=True)
 
     def read(label_field: str | None) -> Rows:
-        """All rows with one column beside their texts or images."""
-        how = SampleDraw(
-            name, None, field=entry.text_field, label_field=label_field,
-            pair_field=entry.pair_field, split=part, allow_test=True,
+        """The rows with one column beside their texts or images."""
+        how = replace(
+            draw, field=entry.text_field, label_field=label_field, pair_field=entry.pair_field,
+            split=part,
         )  # fmt: skip
         return read_samples(source, how)
 
@@ -219,22 +227,36 @@ def following(text: str, choice: str) -> str:
     return choice if text[-1:].isspace() or choice[:1].isspace() else f" {choice}"
 
 
+class Scoring(NamedTuple):
+    """A score of two columns with an entry for each row, resampled or not, and these columns."""
+
+    score: Callable[[Tensor, Tensor], Tensor]
+    first: Tensor
+    second: Tensor
+
+
+def scoring_of(metric: str, task: Prepared, answers: Tensor) -> Scoring:
+    """How what was answered for each row is scored."""
+    if task.labels is None:
+        return Scoring(metrics.perplexity, *answers.double().T)
+    if metric in CORRELATIONS:
+        return Scoring(CORRELATIONS[metric], task.labels, answers.double())
+    labels, predictions, classes = task.labels, answers[:, 0].long(), int(answers[:, 1].max())
+    check_range(int(labels.min()), int(labels.max()), classes, task.source)
+    if metric == "accuracy":
+        return Scoring(metrics.accuracy, labels, predictions)
+    of_counts = SCORES[metric]
+
+    def score(labels: Tensor, predictions: Tensor) -> Tensor:
+        return of_counts(*metrics.count(labels, predictions, classes))
+
+    return Scoring(score, labels, predictions)
+
+
 def score_of(metric: str, task: Prepared, answers: Tensor) -> tuple[float, float, float]:
     """The score of what was answered for each row, in the rows' order, and its 95 % interval."""
-    score: Callable[[Tensor, Tensor], Tensor]
-    if task.labels is None:
-        score, (first, second) = metrics.perplexity, answers.double().T
-    elif metric in CORRELATIONS:
-        score, first, second = CORRELATIONS[metric], task.labels, answers.double()
-    else:
-        first, second, classes = task.labels, answers[:, 0].long(), int(answers[:, 1].max())
-        check_range(int(first.min()), int(first.max()), classes, task.source)
-        if metric == "accuracy":
-            right = int((second == first).sum())
-            return right / task.count, *metrics.wilson(right, task.count)
-        of_counts = SCORES[metric]
-
-        def score(labels: Tensor, predictions: Tensor) -> Tensor:
-            return of_counts(*metrics.count(labels, predictions, classes))
-
+    score, first, second = scoring_of(metric, task, answers)
+    if metric == "accuracy":
+        right = int((second == first).sum())
+        return right / task.count, *metrics.wilson(right, task.count)
     return float(score(first, second)), *metrics.bootstrap(score, first, second)

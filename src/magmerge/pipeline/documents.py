@@ -94,10 +94,10 @@ def recipes_of(
         try:
             recipes = read_recipes(recipe)
         except MagmergeError:
-            check(_text_of(recipe), str(recipe), held)
+            check(recipe_text(recipe), str(recipe), held)
             raise
         check_documents(recipes)
-        check(_text_of(recipe), str(recipe), held)
+        check(recipe_text(recipe), str(recipe), held)
         return recipes
     recipes = [recipe] if isinstance(recipe, Recipe) else list(recipe)
     if not recipes or not all(isinstance(document, Recipe) for document in recipes):
@@ -120,11 +120,11 @@ def read_recipes(path: str | Path) -> list[Recipe]:
 
     ParameterError, with key and remedy, where it is none.
     """
-    return Recipe.all_from_yaml(_text_of(path), str(path))
+    return Recipe.all_from_yaml(recipe_text(path), str(path))
 
 
-def _text_of(path: str | Path) -> str:
-    """The text of a recipe's file."""
+def recipe_text(path: str | Path) -> str:
+    """What a recipe's file holds; ParameterError where it cannot be read."""
     file = Path(path)
     if file.is_dir():
         file = file / RECIPE
