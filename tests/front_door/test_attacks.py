@@ -118,7 +118,7 @@ def test_a_table_of_many_columns_and_lists_of_many_names(tmp_path: Path) -> None
     file.write_text("\n".join([",".join(names), ",".join("1" * len(names))]))
     table = Separated(file)
     assert len(table.columns) == len(names)
-    assert len(suggestion("nothing like it", names)) < 300
+    assert len(suggestion("nothing like it", names)) < 800
     assert suggestion("column77", ["column77", "column78"]) == "did you mean column78?"
     faults = StructureError(names, remedy="mend them")
     assert "and 199990 more" in str(faults)

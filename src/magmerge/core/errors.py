@@ -139,6 +139,8 @@ class MagmergeWarning(UserWarning):
     """Something that does not stop the work but that its reader should know."""
 
 
+KNOWN = 40
+"""How many names a remedy lists that someone may choose of."""
 FAR, COMPARED = 40, 10_000
 """How far from a name's length, and how many, the names are that it is compared with."""
 
@@ -153,10 +155,10 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def shortened(names: Sequence[str]) -> str:
-    """`names` as one line: the first ten, and how many more there are."""
-    more = [f"and {len(names) - LISTED} more"] if len(names) > LISTED else []
-    return ", ".join([*map(printable, names[:LISTED]), *more])
+def shortened(names: Sequence[str], most: int = LISTED) -> str:
+    """`names` as one line: the first ten, or `most`, and how many more there are."""
+    more = [f"and {len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*map(printable, names[:most]), *more])
 
 
 def suggestion(name: object, known: Iterable[str]) -> str:
@@ -169,7 +171,7 @@ def suggestion(name: object, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name.lower(), candidates, n=3, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(printable(folded[candidate]) for candidate in close)}?"
-    return f"known: {shortened(known)}" if known else "none is known here"
+    return f"known: {shortened(known, KNOWN)}" if known else "none is known here"
 
 
 def no_such_model(path: Path) -> CheckpointError:

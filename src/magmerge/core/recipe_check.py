@@ -42,7 +42,7 @@ def check_text(text: str, source: str, held: Container[str] = ()) -> None:
         return
     if len(lines) != len(contents) or not all(isinstance(one, dict) for one in contents):
         return
-    if any("merge_method" in content for content in contents):
+    if "source_model" in text or any("merge_method" in content for content in contents):
         return
     names = {str(content.get("name")) for content in contents}
     located: list[tuple[int, MagmergeError]] = []
