@@ -18,6 +18,12 @@ FRONT = frozenset(
     }
 )  # fmt: skip
 """Parts of names of what comes before a model's blocks."""
+ROLES = {
+    "vision": "vision", "visual": "vision", "image": "vision", "vit": "vision",
+    "text": "text", "language": "text", "audio": "audio", "speech": "audio",
+    "encoder": "encoder", "decoder": "decoder", "qformer": "qformer", "single": "single",
+}  # fmt: skip
+"""Words in names of stacks, and of keys of configs, that tell which of several it is."""
 NEAR = 0.5
 """A stack of more than this share of the greatest one's entries could be meant as well."""
 
@@ -42,6 +48,17 @@ def block_of(name: str) -> Block | None:
 def before_blocks(name: str) -> bool:
     """Whether a tensor outside of blocks comes before them, as embeddings do."""
     return not FRONT.isdisjoint(name.split("."))
+
+
+def roles(name: str) -> frozenset[str]:
+    """Which of a model's stacks a name speaks of: of its vision or text part, encoder or decoder.
+
+    A decoder that is called an encoder further in, as BERT's is, is a decoder.
+    """
+    words = name.replace(".", "_").split("_")
+    told = [ROLES[word] for word in words if word in ROLES]
+    sides = [role for role in told if role in ("encoder", "decoder")]
+    return frozenset(told) - frozenset(sides[1:]) | frozenset(sides[:1])
 
 
 def lengths(names: Iterable[str]) -> dict[str, int]:

@@ -30,6 +30,16 @@ class Input(NamedTuple):
     model: Checkpoint | None
 
 
+class Vote(NamedTuple):
+    """Who has a part in a tensor of a result that is made of slices: the slice's number from 1, the
+    experts by their places, in the order that the method takes them, and whether a base has one.
+    """
+
+    slice: int
+    experts: tuple[int, ...]
+    based: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Models:
     """The opened models. `layout` is the one whose tensors, and only those, the result has.
@@ -41,7 +51,8 @@ class Models:
     where the rows of tokens are from, where the models' vocabularies are not the same. `unmerged`
     are tensors that the layout keeps as they are, because they mean another thing in each model;
     `notes` say how the models were brought to one form, and `faults` what is wrong with how the
-    recipe would have them seen.
+    recipe would have them seen. `votes` tell who has a part in the tensors of slices; all have in
+    others.
     """
 
     layout: Checkpoint
@@ -56,6 +67,7 @@ class Models:
     unmerged: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     faults: Sequence[Fault] = ()
+    votes: Mapping[str, Vote] = field(default_factory=dict)
 
     @property
     def others(self) -> list[Checkpoint | Expert]:

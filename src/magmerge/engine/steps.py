@@ -25,6 +25,8 @@ from magmerge.engine.reader import Reader
 from magmerge.linalg.draws import derive_seed
 
 Keywords = Mapping[str, Any]
+PER_EXPERT = frozenset({"weights", "density", "p", "gamma", "epsilon", "scale"})
+"""Keywords of methods whose value may be a list with one for each expert."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +155,13 @@ def method_for(
 
 
 def _keywords(work: Work, step: Step) -> dict[str, Any]:
-    """The method's keywords; of weights for each expert those of the voters."""
+    """The method's keywords; of those with a value for each expert the values of the voters."""
     bound = dict(work.stages.keywords_at(step))
-    weights = bound.get("weights")
-    if step.voters is not None and weights is not None:
-        bound["weights"] = [weights[place] for place in step.voters]
+    if step.voters is None:
+        return bound
+    for name in PER_EXPERT & bound.keys():
+        if isinstance(bound[name], list | tuple):
+            bound[name] = [bound[name][place] for place in step.voters]
     return bound
 
 
