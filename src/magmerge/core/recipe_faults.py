@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from magmerge.core.errors import MagmergeError, ParameterError, UnknownNameError, suggestion
-from magmerge.core.recipe import LISTS, AdapterOutput, ModelOutput, Samples
+from magmerge.core.recipe import LISTS, AdapterOutput, ModelOutput, Samples, Slice
 
 FIELD_SYNTAX = {
     "experts": "a list of paths, or names with paths: {maths: PATH, code: PATH}",
@@ -31,12 +31,15 @@ FIELD_SYNTAX = {
 
 def explained(error: ValidationError, source: str, known: Mapping[str, Any]) -> MagmergeError:
     """A pydantic error as one of magmerge's own, which names the key."""
-    fault = error.errors()[0]
+    every = error.errors()
+    # What a misspelt key stands for is missing too.
+    fault = next((each for each in every if each["type"] == "extra_forbidden"), every[0])
     # The kind of an output is no key of the file, nor is the form of a value that has several.
     forms = ("model", "adapter") if fault["loc"][:1] == ("output",) else ()
     path = [str(part) for part in fault["loc"] if part not in forms and "[" not in str(part)]
     if len(path) > 1 or (path and path[0] not in known and fault["type"] != "extra_forbidden"):
         parts: dict[str, type[BaseModel]] = {"output": ModelOutput, "samples": Samples}
+        parts["slices"] = Slice
         if fault["loc"][:2] == ("output", "adapter"):
             parts["output"] = AdapterOutput
         known = parts[path[0]].model_fields if path[0] in parts else known

@@ -51,8 +51,8 @@ class Models:
     where the rows of tokens are from, where the models' vocabularies are not the same. `unmerged`
     are tensors that the layout keeps as they are, because they mean another thing in each model;
     `notes` say how the models were brought to one form, and `faults` what is wrong with how the
-    recipe would have them seen. `votes` tell who has a part in the tensors of slices; all have in
-    others.
+    recipe would have them seen. `votes` tell who has a part in the tensors of slices, where all
+    have in others, and `blocks` in words which blocks of whom the result has.
     """
 
     layout: Checkpoint
@@ -68,6 +68,7 @@ class Models:
     notes: tuple[str, ...] = ()
     faults: Sequence[Fault] = ()
     votes: Mapping[str, Vote] = field(default_factory=dict)
+    blocks: tuple[str, ...] = ()
 
     @property
     def others(self) -> list[Checkpoint | Expert]:

@@ -66,7 +66,8 @@ def make_plan(job: Job, target: Target | None = None) -> Plan:
     texts = job.models.texts
     files = {name for name in companion_files(job.donor) if texts.get(name, b"") is not None}
     copied = () if single else tuple(sorted(files | {name for name in texts if texts[name]}))
-    return replace(plan, copied=copied, choices=varying.choices(steps))
+    choices, blocks = varying.choices(steps), job.models.blocks
+    return replace(plan, copied=copied, choices=choices, blocks=blocks)
 
 
 def _with_sizes(
@@ -288,6 +289,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "digest": plan.digest,
         "steps": [{**asdict(step), "params": dict(step.params)} for step in plan.steps],
         "choices": [asdict(choice) for choice in plan.choices],
+        "blocks": list(plan.blocks),
         "shards": [{"file": shard.file, "size": shard.size} for shard in plan.shards],
         "disk": plan.disk,
         "memory": plan.memory,

@@ -12,7 +12,7 @@ from magmerge.checkpoints.donor import sizes_of
 from magmerge.checkpoints.kinds import read_config, read_model_config
 from magmerge.core.assembly import Seat, Seats
 from magmerge.core.block_config import Source, at, block_settings, keys_of, leading
-from magmerge.core.errors import Fault
+from magmerge.core.errors import Fault, printable
 from magmerge.core.models import Checkpoint
 from magmerge.core.recipe import ModelOutput, Recipe
 from magmerge.core.stacks import lengths
@@ -51,11 +51,10 @@ def with_config(
         settings |= {path: value for path, value in told.items() if _has_place(donor, path)}
         faults += _faults(own, stack, stacks, sources)
     faults += _unlike(own, places, settings)
-    notes = [_note(stack, own_seats) for stack, own_seats in seats.items()]
     return replace(
         models,
         settings={**models.settings, **settings},
-        notes=(*models.notes, *notes),
+        blocks=tuple(_told(stack, own_seats) for stack, own_seats in seats.items()),
         faults=models.faults if recipe.output.force else (*models.faults, *faults),
     )
 
@@ -106,7 +105,7 @@ def _unlike(
                 )
 
 
-def _note(stack: str, seats: Sequence[Seat]) -> str:
+def _told(stack: str, seats: Sequence[Seat]) -> str:
     """How many blocks the result has, and which of whose they are."""
     runs: list[str] = []
     for _, own in groupby(seats, key=lambda seat: seat.slice):
@@ -120,4 +119,4 @@ def _note(stack: str, seats: Sequence[Seat]) -> str:
                 for name, number in first.own.items()
             )
         )
-    return f"{stack} has {len(seats)} blocks in the result: {', then '.join(runs)}"
+    return f"{printable(stack)} has {len(seats)} blocks in the result: {', then '.join(runs)}"
