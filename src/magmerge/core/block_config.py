@@ -175,16 +175,18 @@ def block_settings(
     keys, number = keys_of(config, stack, stacks), len(sources)
     settings: dict[str, Any] = dict.fromkeys(keys.counts, number)
     for path in keys.lists:
-        entries = [_entry(source, at(config, path), path) for source in sources]
+        entries = [entry_of(source, config, path) for source in sources]
         settings[path] = "".join(entries) if isinstance(at(config, path), str) else entries
     for path in keys.indices:
         settings[path] = [i for i, s in enumerate(sources) if s.number in _like(s, config, path)]
     for path in keys.prefixes:
         first = [source.number < _like(source, config, path) for source in sources]
         settings[path] = [*first, False].index(False)
-    parent = (keys.counts or [""])[0].rpartition(".")[0]
-    inner = at(config, parent) if parent else config
-    settings |= _implied(inner, parent, sources) | _written_otherwise(inner, parent, sources)
+    for home in {path.rpartition(".")[0] for path in keys.counts}:
+        inner = at(config, home) if home else config
+        told = _implied(inner, sources) | _repeated(inner, sources)
+        told |= _stages(inner, stacks[stack], number)
+        settings |= {f"{home}.{key}".lstrip("."): value for key, value in told.items()}
     return settings | _decoder_of_t5(config, {**stacks, stack: number})
 
 
@@ -207,9 +209,9 @@ def _like(source: Source, main: Mapping[str, Any], path: str) -> Any:
     return own if type(own) is type(other) else other
 
 
-def _entry(source: Source, main: Any, path: str) -> Any:
-    """A block's entry in a list of its own model, else in the main one."""
-    own = at(source.config, path)
+def entry_of(source: Source, config: Mapping[str, Any], path: str) -> Any:
+    """A block's entry in a list of its own model's config, else in that of `config`."""
+    own, main = at(source.config, path), at(config, path)
     alike = type(own) is type(main) and len(own) == source.length
     entries = own if alike else main
     return entries[min(source.number, len(entries) - 1)]
@@ -233,31 +235,41 @@ what those are that have a remainder.
 """
 
 
-def _implied(config: Any, parent: str, sources: Sequence[Source]) -> dict[str, Any]:
+def _implied(config: Mapping[str, Any], sources: Sequence[Source]) -> dict[str, Any]:
     """The types of blocks that are of another type where they came from than at their place."""
-    kind = config.get("model_type") if isinstance(config, Mapping) else None
+    kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in PERIODS or config.get(TYPES) is not None:
         return {}
     key, default, shift, other = PERIODS[kind]
-    period = config.get(key) if key is not None else None
+    period = None if key is None else config.get(key)
     period = period if type(period) is int and period > 0 else default
-    types = [other if (source.number + shift) % period else FULL for source in sources]
-    return {f"{parent}.{TYPES}".lstrip("."): types}
+    return {TYPES: [other if (s.number + shift) % period else FULL for s in sources]}
 
 
-def _written_otherwise(config: Any, parent: str, sources: Sequence[Source]) -> dict[str, Any]:
+def _repeated(config: Mapping[str, Any], sources: Sequence[Source]) -> dict[str, Any]:
     """GPT-Neo's types of attention, which are told as kinds and how often they are repeated."""
-    told = config.get("attention_types") if isinstance(config, Mapping) else None
-    flat = []
+    flat: list[Any] = []
     try:
-        for kinds, count in told or ():
+        for kinds, count in config.get("attention_types") or ():
             flat += list(kinds) * min(count, MOST)
     except (TypeError, ValueError):
         return {}
     if len(flat) <= max((source.number for source in sources), default=0):
         return {}
-    path = f"{parent}.attention_types".lstrip(".")
-    return {path: [[[flat[source.number]], 1] for source in sources]}
+    return {"attention_types": [[[flat[source.number]], 1] for source in sources]}
+
+
+def _stages(config: Mapping[str, Any], before: int, count: int) -> dict[str, Any]:
+    """The blocks of a backbone after which it gives features: the last stays the last."""
+    told: dict[str, Any] = {}
+    if isinstance(config.get("stage_names"), list):
+        told["stage_names"] = ["stem", *(f"stage{number}" for number in range(1, count + 1))]
+    indices, kept = config.get("out_indices"), range(count + 1)
+    if isinstance(indices, list) and all(type(index) is int for index in indices):
+        moved = dict.fromkeys(count if i == before else i for i in indices if i in (before, *kept))
+        told["out_indices"] = list(moved)
+        told["out_features"] = ["stem" if i == 0 else f"stage{i}" for i in moved]
+    return told
 
 
 def _decoder_of_t5(config: Mapping[str, Any], stacks: Mapping[str, int]) -> dict[str, Any]:

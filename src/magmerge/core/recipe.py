@@ -48,7 +48,7 @@ def _bytes(value: object) -> object:
     return parse_size(value) if isinstance(value, str | int) else value
 
 
-def _named(value: object) -> object:
+def _named(value: Any) -> Any:
     """A mapping from names: YAML reads a bare 1 as a number, and a name may be one."""
     if not isinstance(value, dict):
         return value

@@ -11,7 +11,7 @@ from typing import Any
 from magmerge.checkpoints.donor import sizes_of
 from magmerge.checkpoints.kinds import read_config, read_model_config
 from magmerge.core.assembly import Seat, Seats
-from magmerge.core.block_config import Source, at, block_settings, keys_of, leading
+from magmerge.core.block_config import Source, at, block_settings, entry_of, keys_of, leading
 from magmerge.core.errors import Fault, printable
 from magmerge.core.models import Checkpoint
 from magmerge.core.recipe import ModelOutput, Recipe
@@ -24,36 +24,45 @@ UNSAID = (
 )
 TIES = ("tie_word_embeddings",)
 """What a merge decides by itself."""
-Places = Mapping[str, Sequence[tuple[Checkpoint, int]]]
-"""For each stack the model that each block is from, and its number there."""
+Places = Mapping[str, Sequence[Sequence[tuple[Checkpoint, int]]]]
+"""For each block of each stack the models that have a part in it, each with its number there. First
+is the one whose tensors the result has where nothing is merged.
+"""
 
 
 def with_config(
     recipe: Recipe, models: Models, seats: Seats, places: Places, stacks: Mapping[str, int]
 ) -> Models:
     """The models with what their blocks make of the config of the result. `stacks` are those of the
-    model that the result has its config of, main ones first, with their lengths.
+    model that it has its config of, with their lengths.
 
     What that config cannot tell of them is a fault, unless the recipe forces it.
     """
     assert isinstance(recipe.output, ModelOutput)
     folder = models.layout.folder if recipe.output.donor is None else Path(recipe.output.donor)
     donor = read_config(folder) if folder is not None and folder.is_dir() else {}
-    own = read_model_config(models.layout) or donor
+    own = read_model_config(models.layout)
     settings: dict[str, Any] = {}
     faults: list[Fault] = []
+    notes: list[str] = []
     for stack, blocks in places.items() if donor else ():
-        sources = [
-            Source(read_model_config(model), number, lengths(model.specs)[stack])
-            for model, number in blocks
+        parts = [
+            [Source(read_model_config(m), n, lengths(m.specs)[stack]) for m, n in row]
+            for row in blocks
         ]
-        told = block_settings(own, stack, stacks, sources)
+        sources = [row[0] for row in parts]
+        # A donor may tell what the model's own config does not.
+        config = own if keys_of(own, stack, stacks).counts else donor
+        told = block_settings(config, stack, stacks, sources)
         settings |= {path: value for path, value in told.items() if _has_place(donor, path)}
-        faults += _faults(own, stack, stacks, sources)
+        faults += _faults(config, stack, stacks, sources)
+        lists = keys_of(config, stack, stacks).lists
+        notes += [note for p in lists for note in _unlike_blocks(config, p, blocks, parts)]
     faults += _unlike(own, places, settings)
     return replace(
         models,
         settings={**models.settings, **settings},
+        notes=(*models.notes, *notes),
         blocks=tuple(_told(stack, own_seats) for stack, own_seats in seats.items()),
         faults=models.faults if recipe.output.force else (*models.faults, *faults),
     )
@@ -86,12 +95,31 @@ def _faults(
             )
 
 
+def _unlike_blocks(
+    config: Mapping[str, Any],
+    path: str,
+    blocks: Sequence[Sequence[tuple[Checkpoint, int]]],
+    parts: Sequence[Sequence[Source]],
+) -> Iterator[str]:
+    """That models say other things of blocks that are merged with each other."""
+    for row, own in zip(blocks, parts, strict=True):
+        first, *others = [entry_of(source, config, path) for source in own]
+        for (model, number), other in zip(row[1:], others, strict=True):
+            if other != first:
+                yield (
+                    f"{path} in config.json: block {number} of {model.source} is {other!r}, and "
+                    f"the one that it is merged with is {first!r}, as in the result"
+                )
+                return
+
+
 def _unlike(
     config: Mapping[str, Any], places: Places, settings: Mapping[str, Any]
 ) -> Iterator[Fault]:
     """Models of blocks in the result whose config says another size of blocks than its own."""
     sizes = sizes_of(config)
-    for model in dict.fromkeys(model for blocks in places.values() for model, _ in blocks):
+    rows = [row for blocks in places.values() for row in blocks]
+    for model in dict.fromkeys(model for row in rows for model, _ in row):
         theirs = sizes_of(read_model_config(model))
         for key, value in theirs.items():
             counted = (

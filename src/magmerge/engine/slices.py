@@ -19,7 +19,7 @@ from magmerge.core.recipe import Recipe
 from magmerge.core.stacks import lengths
 from magmerge.core.traits import Method
 from magmerge.engine.job import Models, Vote
-from magmerge.engine.slice_config import with_config
+from magmerge.engine.slice_config import Places, with_config
 from magmerge.engine.slice_faults import (
     check_sliceable,
     is_base,
@@ -52,7 +52,7 @@ def in_slices(recipe: Recipe, models: Models) -> Models:
         raise StructureError(faults)
     assembly = _Assembly(models, members, main, seats, method)
     seen = assembly.models()
-    seen = with_config(recipe, seen, seats, assembly.sources(), lengths(specs[main]))
+    seen = with_config(recipe, seen, seats, assembly.places(), lengths(specs[main]))
     return replace(seen, faults=(*seen.faults, *unsliced_faults(method, seen)))
 
 
@@ -92,12 +92,14 @@ class _Assembly:
         experts = [self._expert(expert, layout) for expert in given.experts]
         return replace(given, layout=layout, base=base, experts=experts, votes=votes)
 
-    def sources(self) -> dict[str, list[tuple[Checkpoint, int]]]:
-        """For each stack the model that each block's place in a config is from, and its number."""
-        return {
-            stack: [(self._whole(name), s.own[name]) for s in own for name in [self._source(s)]]
-            for stack, own in self.seats.items()
-        }
+    def places(self) -> Places:
+        """The models of each block of the result, that first whose tensors it has."""
+
+        def row(seat: Seat) -> list[tuple[Checkpoint, int]]:
+            names = dict.fromkeys((self._source(seat), *seat.own))
+            return [(self._whole(name), seat.own[name]) for name in names]
+
+        return {stack: [row(seat) for seat in own] for stack, own in self.seats.items()}
 
     def _vote(self, seat: Seat) -> Vote:
         based = any(is_base(name, seat, self.method) for name in seat.own)

@@ -1,0 +1,147 @@
+"""What slices make of a config: kinds of blocks follow them, or the plan refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import magmerge
+from magmerge.core.errors import StructureError
+from magmerge.core.stacks import lengths
+from tests.architectures import KEPT, MORE, SMALL
+from tests.engine.test_slices import Family
+from tests.sliced_models import OPTIONS, config_of, load, same, save, stacked, with_blocks
+
+PATTERN = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+LONG = [{"layers": {"a": [0, 2]}}, {"layers": {"b": [1, 4]}}]
+"""Blocks 0, 1, 1, 2, 3."""
+
+
+def qwen(tmp_path: Path, **options: Any) -> Family:
+    own = {"layer_types": PATTERN, "sliding_window": 4, "use_sliding_window": True}
+    return Family("Qwen3ForCausalLM", tmp_path, **{**SMALL, **KEPT, "num_hidden_layers": 4, **own,
+                                                   **options})  # fmt: skip
+
+
+def test_types_of_blocks_follow_them(tmp_path: Path) -> None:
+    family = qwen(tmp_path)
+    merged = family.merge(LONG)
+    config = config_of(tmp_path / "out")
+    assert config["layer_types"] == [PATTERN[place] for place in (0, 1, 1, 2, 3)]
+    assert config["num_hidden_layers"] == 5 == lengths(merged)["model.layers"]
+    # The shorter model is told as well.
+    family.merge([{"layers": {"a": [2, 4]}}])
+    assert config_of(tmp_path / "out")["layer_types"] == PATTERN[2:]
+
+
+def test_types_that_models_do_not_share_are_told(tmp_path: Path) -> None:
+    """The result has those of the model that it has its other tensors of."""
+    family = qwen(tmp_path)
+    other = config_of(tmp_path / "b")
+    other["layer_types"] = ["full_attention"] * 4
+    (tmp_path / "b" / "config.json").write_text(json.dumps(other))
+    layers = {"layers": {"a": [0, 4], "b": [0, 4]}}
+    with pytest.warns(magmerge.MagmergeWarning, match=r"block 1 of .* is 'full"):
+        magmerge.run(family.recipe([layers], method="average"), tmp_path / "out")
+    assert config_of(tmp_path / "out")["layer_types"] == PATTERN
+
+
+@pytest.mark.parametrize("kind", ["Gemma2ForCausalLM", "Gemma3ForCausalLM"])
+def test_types_that_a_config_does_not_say_are_written_out(kind: str, tmp_path: Path) -> None:
+    """Older configs say none: a block's number does."""
+    family = Family(kind, tmp_path, **{**SMALL, **KEPT, "num_hidden_layers": 8})
+    types = config_of(tmp_path / "a")["layer_types"]
+    for name in ("a", "b"):
+        content = config_of(tmp_path / name)
+        del content["layer_types"]
+        (tmp_path / name / "config.json").write_text(json.dumps(content))
+    family.merge([{"layers": {"a": [1, 4]}}, {"layers": {"b": [3, 8]}}])
+    assert config_of(tmp_path / "out")["layer_types"] == [*types[1:4], *types[3:8]]
+
+
+def test_numbers_of_blocks_are_those_of_the_result(tmp_path: Path) -> None:
+    options = {**SMALL, **KEPT, "num_hidden_layers": 4, "num_experts": 4, "mlp_only_layers": [1],
+               "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}  # fmt: skip
+    family = Family("Qwen2MoeForCausalLM", tmp_path, **options)
+    merged = family.merge(LONG)
+    assert config_of(tmp_path / "out")["mlp_only_layers"] == [1, 2]
+    a, b = family.states["a"], family.states["b"]
+    same(merged, stacked("model.layers", [(a, 0, 2), (b, 1, 4)]))
+
+
+def test_kinds_of_attention_that_are_told_by_repetition(tmp_path: Path) -> None:
+    options = {"hidden_size": 16, "num_layers": 4, "num_heads": 2, "vocab_size": 40,
+               "attention_types": [[["global", "local"], 2]]}  # fmt: skip
+    family = Family("GPTNeoForCausalLM", tmp_path, **options)
+    family.merge(LONG)
+    model = load(family.kind, tmp_path / "out")
+    kinds = ["global", "local", "local", "global", "local"]
+    assert model.config.attention_layers == kinds
+
+
+def test_first_blocks_of_another_kind(tmp_path: Path) -> None:
+    """Deepseek's dense ones, which come first, or not at all."""
+    options = {**dict(MORE)["DeepseekV3ForCausalLM"], "num_hidden_layers": 4}
+    family = Family("DeepseekV3ForCausalLM", tmp_path, **options, first_k_dense_replace=2)
+    family.merge([{"layers": {"a": [0, 2]}}, {"layers": {"b": [1, 4]}}])
+    assert config_of(tmp_path / "out")["first_k_dense_replace"] == 3
+    family.merge([{"layers": {"a": [2, 4]}}])
+    assert config_of(tmp_path / "out")["first_k_dense_replace"] == 0
+    slices = [{"layers": {"a": [2, 3]}}, {"layers": {"b": [0, 4]}}]
+    with pytest.raises(StructureError, match="first_k_dense_replace") as caught:
+        magmerge.run(family.recipe(slices))
+    assert "begin with the first blocks" in str(caught.value)
+
+
+JAMBA = {**SMALL, "num_hidden_layers": 4, "num_key_value_heads": 1, "mamba_d_state": 4,
+         "mamba_dt_rank": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2,
+         "expert_layer_period": 2, "expert_layer_offset": 1}  # fmt: skip
+
+
+def test_mixed_blocks_stay_where_their_model_has_them(tmp_path: Path) -> None:
+    """Jamba's config tells periods, and no kind of each block."""
+    family = Family("JambaForCausalLM", tmp_path, **JAMBA)
+    for name in ("a", "b"):
+        content = config_of(tmp_path / name)
+        content.pop("layers_block_type", None)
+        content.pop("layer_types", None)
+        (tmp_path / name / "config.json").write_text(json.dumps(content))
+    family.merge([{"layers": {"a": [0, 4]}}, {"layers": {"b": [2, 4]}}])
+    with pytest.raises(StructureError, match=r"slice 2: block 1 of b would be model.layers.2"):
+        magmerge.run(family.recipe(LONG))
+
+
+def test_features_of_a_backbone_are_of_its_last_block(tmp_path: Path) -> None:
+    options = {**SMALL, "num_hidden_layers": 4, "image_size": 8, "patch_size": 4}
+    family = Family("Dinov2Model", tmp_path, **options)
+    family.merge([{"layers": {"a": [0, 2]}}])
+    backbone = load("Dinov2Model", tmp_path / "out").config
+    assert backbone.out_indices == [2]
+
+
+def test_a_config_that_does_not_count_blocks_is_told(tmp_path: Path) -> None:
+    family = Family("LlamaForCausalLM", tmp_path)
+    content = config_of(tmp_path / "a")
+    del content["num_hidden_layers"]
+    (tmp_path / "a" / "config.json").write_text(json.dumps(content))
+    slices = [{"layers": {"a": [0, 3]}}]
+    with pytest.raises(StructureError, match=r"says that .* has 4 blocks") as caught:
+        magmerge.run(family.recipe(slices))
+    assert "--donor" in str(caught.value)
+    # Each of the remedies leads to a result.
+    family.merge(slices, output={"donor": str(tmp_path / "b")})
+    assert config_of(tmp_path / "out")["num_hidden_layers"] == 3
+    magmerge.run(family.recipe(slices, output={"force": True}), tmp_path / "forced")
+    magmerge.run(family.recipe([*slices, {"layers": {"a": [3, 4]}}]), tmp_path / "whole")
+
+
+def test_models_of_other_heads_are_told(tmp_path: Path) -> None:
+    """Of one width, so that no shape tells it."""
+    family = Family("GPT2LMHeadModel", tmp_path)
+    options = with_blocks(OPTIONS["GPT2LMHeadModel"], 4)
+    save("GPT2LMHeadModel", tmp_path / "b", {**options, "n_head": 4}, 3)
+    with pytest.raises(StructureError, match=r"n_head is 4 in the config.json of .*b"):
+        magmerge.run(family.recipe(LONG))
