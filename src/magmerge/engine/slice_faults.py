@@ -123,9 +123,9 @@ def _parameter_faults(
     """Weights that do not go together where only some of them count."""
     weights = recipe.params.get("weights")
     plain = isinstance(weights, list) and all(isinstance(w, int | float) for w in weights)
-    if not plain or method.check is None or weights is None:
+    if not plain or method.check is None or weights is None or not places:
         return
-    if len(weights) <= max(places, default=0):
+    if len(weights) <= max(places):
         return
     own = {"weights": [weights[place] for place in places]}
     params = {name: value for name, value in recipe.params.items() if not varies(value)}

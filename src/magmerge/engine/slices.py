@@ -14,6 +14,7 @@ from magmerge.checkpoints.patchwork import Patch, Patchwork
 from magmerge.core import registry
 from magmerge.core.assembly import BASE, Anatomy, Seat, Seats, seats_of
 from magmerge.core.errors import StructureError
+from magmerge.core.lazy import load
 from magmerge.core.models import Checkpoint, Expert
 from magmerge.core.recipe import Recipe
 from magmerge.core.stacks import lengths
@@ -86,8 +87,6 @@ class _Assembly:
         given = self.given
         layout = self._layout()
         votes = {n: self._vote(seat) for n in layout.specs if (seat := self._seat(n)) is not None}
-        for name, twin in layout.ties.items():
-            votes |= {name: votes[twin]} if twin in votes else {}
         base = self._base(layout)
         experts = [self._expert(expert, layout) for expert in given.experts]
         return replace(given, layout=layout, base=base, experts=experts, votes=votes)
@@ -106,7 +105,10 @@ class _Assembly:
         return Vote(seat.slice, voters(seat, self.given, self.method), based)
 
     def _seat(self, name: str) -> Seat | None:
-        """The place of a tensor of the result among the slices; None where none speaks of it."""
+        """The place of a tensor of the result among the slices; None where none speaks of it. A
+        head that is the embedding has the embedding's.
+        """
+        name = self.members[self.main].ties.get(name, name)
         block = self.anatomy.block(name)
         if block is not None:
             return self.seats[block.stack][block.number]
@@ -212,10 +214,10 @@ class _Assembly:
         first: Checkpoint,
         origins: Mapping[str, _Origin],
         layout: Checkpoint | None = None,
-        part: Callable[[Seat], bool] = lambda _: True,
+        part: Callable[[Seat], bool] | None = None,
     ) -> Patchwork:
         """A view of tensors of several models. Those of the layout where a model has no `part` in
-        the slice are nobody's.
+        the slice are nobody's; the layout itself has every row of a token that any model has.
         """
         patches: dict[str, Patch] = {}
         ties: dict[str, Any] = {}
@@ -225,16 +227,31 @@ class _Assembly:
             ties |= {name: layout.ties[name] for name in bare if name in layout.ties}
         for name, (member, old) in origins.items():
             whole = self._whole(member)
-            patches[name] = Patch(whole, whole.specs[old])
+            holder = whole if layout is not None else self._with_lent_rows(whole, old)
+            patches[name] = Patch(holder, whole.specs[old])
             twin = self._twin(name, whole.ties.get(old))
             if twin in origins and origins[twin].member == member:
                 ties[name] = twin
         return Patchwork(first, patches, ties, getattr(self.given.layout, "order", {}))
 
-    def _lacks(self, name: str, part: Callable[[Seat], bool]) -> bool:
+    def _lacks(self, name: str, part: Callable[[Seat], bool] | None) -> bool:
         """Whether slices give a model no part in a tensor."""
         seat = self._seat(name)
-        return seat is not None and not part(seat)
+        return seat is not None and part is not None and not part(seat)
+
+    def _with_lent_rows(self, whole: Checkpoint, name: str) -> Checkpoint:
+        """A model with the rows of tokens that it has not from the first model that has them,
+        though it has no part in the slice: no token of the result is without a row.
+        """
+        holes = getattr(whole, "absent", {}).get(name, ())
+        if not holes:
+            return whole
+        others = dict.fromkeys(self._whole(member) for member in self.members)
+        lenders = [other for other in others if other is not whole and name in other.specs]
+        view: Checkpoint = load("magmerge.checkpoints.tokens.rows:with_lent_rows")(
+            whole, name, lenders
+        )
+        return view
 
     def _twin(self, name: str, old: str | None) -> str:
         """The name here of what a tensor shares its memory with: outside blocks, or in its own."""
