@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import magmerge
 from magmerge.core.errors import StructureError
+from magmerge.core.recipe import Recipe
 from magmerge.core.stacks import lengths
 from tests.architectures import KEPT, MORE, SMALL
 from tests.engine.test_slices import Family
@@ -82,6 +85,17 @@ def test_kinds_of_attention_that_are_told_by_repetition(tmp_path: Path) -> None:
     assert model.config.attention_layers == kinds
 
 
+def test_types_of_an_encoder_and_a_decoder_apart(tmp_path: Path) -> None:
+    part = {**SMALL, **KEPT, "num_hidden_layers": 4}
+    family = Family("T5GemmaForConditionalGeneration", tmp_path, encoder=part, decoder=part,
+                    vocab_size=40)  # fmt: skip
+    types = config_of(tmp_path / "a")["decoder"]["layer_types"]
+    family.merge([{"stack": "decoder", "layers": {"a": [1, 4]}}])
+    config = config_of(tmp_path / "out")
+    assert config["decoder"]["layer_types"] == types[1:]
+    assert config["encoder"]["layer_types"] == types
+
+
 def test_first_blocks_of_another_kind(tmp_path: Path) -> None:
     """Deepseek's dense ones, which come first, or not at all."""
     options = {**dict(MORE)["DeepseekV3ForCausalLM"], "num_hidden_layers": 4}
@@ -145,3 +159,90 @@ def test_models_of_other_heads_are_told(tmp_path: Path) -> None:
     save("GPT2LMHeadModel", tmp_path / "b", {**options, "n_head": 4}, 3)
     with pytest.raises(StructureError, match=r"n_head is 4 in the config.json of .*b"):
         magmerge.run(family.recipe(LONG))
+
+
+PART = {**SMALL, "num_hidden_layers": 4}
+
+
+def vision_language(kind: str, folder: Path, seed: int) -> None:
+    """A tiny model of text and images, saved."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(seed)
+    if kind == "LlavaForConditionalGeneration":
+        vision = {k: v for k, v in PART.items() if k != "vocab_size"}
+        own = transformers.CLIPVisionConfig(**vision, image_size=8, patch_size=4)
+        text = transformers.LlamaConfig(**PART, **KEPT)
+        config = transformers.LlavaConfig(vision_config=own, text_config=text, image_token_index=39)
+    else:
+        rope = {"type": "mrope", "mrope_section": [1, 1, 2]}
+        config = transformers.Qwen2_5_VLConfig(
+            text_config={**PART, "num_key_value_heads": 1, "rope_scaling": rope},
+            vision_config={"depth": 4, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2,
+                           "out_hidden_size": 16, "patch_size": 4, "fullatt_block_indexes": [1, 3]},
+        )  # fmt: skip
+    getattr(transformers, kind)(config).save_pretrained(folder)
+
+
+VISION_LANGUAGE = [
+    ("LlavaForConditionalGeneration", "language_model", "vision_tower", "num_hidden_layers"),
+    ("Qwen2_5_VLForConditionalGeneration", "model.layers", "visual.blocks", "depth"),
+]
+
+
+@pytest.mark.parametrize(("kind", "text", "vision", "depth"), VISION_LANGUAGE)
+def test_models_of_text_and_images(
+    kind: str, text: str, vision: str, depth: str, tmp_path: Path
+) -> None:
+    """Each stack has its own count; layers in between go with the blocks that they come after."""
+    transformers = pytest.importorskip("transformers")
+    for seed, name in enumerate(("a", "b")):
+        vision_language(kind, tmp_path / name, seed)
+    slices = [
+        {"stack": text, "layers": {"a": [0, 3]}},
+        {"stack": text, "layers": {"b": [1, 4]}},
+        {"stack": vision, "layers": {"b": [1, 4]}},
+    ]
+    experts = {name: str(tmp_path / name) for name in ("a", "b")}
+    content = {"experts": experts, "method": "passthrough", "slices": slices}
+    magmerge.run(Recipe.model_validate(content), tmp_path / "out")
+    config = config_of(tmp_path / "out")
+    assert config["text_config"]["num_hidden_layers"] == 6
+    assert config["vision_config"][depth] == 3
+    if "fullatt_block_indexes" in config["vision_config"]:
+        assert config["vision_config"]["fullatt_block_indexes"] == [0, 2]
+    _, told = getattr(transformers, kind).from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not any(told[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    result, b = (load_file(tmp_path / n / "model.safetensors") for n in ("out", "b"))
+    between = [n for n in b if "merger" in n or "patch_embed" in n]
+    assert between
+    same(result, {name: b[name] for name in between})
+
+
+def test_tensors_with_a_part_for_each_block_are_told(tmp_path: Path) -> None:
+    """ESM's contacts are of the attention of all blocks."""
+    family = Family("EsmModel", tmp_path, **PART, pad_token_id=1, mask_token_id=2)
+    with pytest.raises(StructureError, match=r"contact_head.* has a part for each block"):
+        magmerge.run(family.recipe(LONG))
+    family.merge([{"layers": {"a": [0, 4]}}])
+
+
+def test_blocks_that_features_are_taken_from_are_needed(tmp_path: Path) -> None:
+    """Of Qwen3-VL, whose list of them is as long as that of what takes them in."""
+    config = {"depth": 4, "hidden_size": 6, "deepstack_visual_indexes": [0, 2]}
+    whole = {"num_hidden_layers": 4, "depth": 4, **config}
+    names = [*(f"blocks.{n}.w.weight" for n in range(4)), "norm.weight"]
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        state = {n: torch.randn(6, 6) if "blocks" in n else torch.randn(6) for n in names}
+        save_file(state, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text(json.dumps(whole))
+    experts = {name: str(tmp_path / name) for name in ("a", "b")}
+    content = {"experts": experts, "method": "passthrough", "slices": LONG}
+    magmerge.run(Recipe.model_validate(content), tmp_path / "out")
+    assert config_of(tmp_path / "out")["deepstack_visual_indexes"] == [0, 3]
+    content["slices"] = [{"layers": {"a": [0, 2]}}, {"layers": {"b": [3, 4]}}]
+    with pytest.raises(StructureError, match="not all of them: 2") as caught:
+        magmerge.run(Recipe.model_validate(content))
+    assert "choose slices that hold the blocks 2" in str(caught.value)

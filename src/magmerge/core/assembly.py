@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import NamedTuple
@@ -115,12 +116,12 @@ class Anatomy:
 
     What stands outside of blocks belongs to the stack whose name has most in common with its own:
     before the blocks, or after them. Where several have as much, to the main one, or before to the
-    first and after to the last.
+    first and after to the last. Numbered layers of which no two are alike are no stack.
     """
 
     def __init__(self, specs: Specs, sliced: Sequence[str]) -> None:
         self.sliced = frozenset(sliced)
-        self.lengths = lengths(specs)
+        self.stacks = self.sliced | _repeating(specs)
         self.pinned = frozenset(name for name in specs if _is_pinned(name, specs))
         try:
             self._main = stack_named(specs, None)
@@ -138,7 +139,8 @@ class Anatomy:
         """
         block, first = block_of(name), before_blocks(name) or name in self.pinned
         if name not in self.pinned:
-            near = self._nearest(name) if block is None else []
+            inside = block is not None and block.stack in self.stacks
+            near = [] if inside else self._nearest(name)
             stack = (
                 self._main if self._main in near else next(iter(near[:: 1 if first else -1]), "")
             )
@@ -151,11 +153,22 @@ class Anatomy:
         parts, own = name.split("."), roles(name)
         shared = {
             stack: (_common(parts, stack.split(".")), len(own & roles(stack)))
-            for stack in self.lengths
+            for stack in self.stacks
         }
         most = max(shared.values(), default=0)
         near = [stack for stack, common in shared.items() if common == most]
-        return sorted(near, key=lambda stack: "decoder" in roles(stack))
+        return sorted(near, key=lambda stack: ("decoder" in roles(stack), stack))
+
+
+def _repeating(specs: Specs) -> frozenset[str]:
+    """The stacks that have two blocks of the same tensors."""
+    kinds: dict[tuple[str, int], set[tuple[str, tuple[int, ...]]]] = {}
+    for name, spec in specs.items():
+        block = block_of(name)
+        if block is not None:
+            kinds.setdefault(block[:2], set()).add((block.inner, spec.shape))
+    seen = Counter((stack, frozenset(kind)) for (stack, _), kind in kinds.items())
+    return frozenset(stack for (stack, _), count in seen.items() if count > 1)
 
 
 def _common(parts: Sequence[str], others: Sequence[str]) -> int:

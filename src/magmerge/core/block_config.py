@@ -19,10 +19,12 @@ INDICES = frozenset(
     {
         "mlp_only_layers", "cross_attention_layers", "attn_layer_indices", "global_attn_indexes",
         "fullatt_block_indexes", "hybrid_layer_ids", "global_attn_layers", "moe_layers",
-        "deepstack_visual_indexes", "full_attn_idxs",
+        "full_attn_idxs",
     }
 )  # fmt: skip
-"""Keys of lists of blocks' numbers."""
+"""Keys of lists of blocks' numbers: those of one kind."""
+TAPPED = frozenset({"deepstack_visual_indexes", "intermediate_layers_indices"})
+"""Keys of lists of the blocks whose output goes elsewhere too: as many as what takes them in."""
 NUMBERING = ("_indices", "_indexes", "_idxs", "_ids", "_layers")
 """How other keys of such lists end."""
 PREFIX = frozenset({"first_k_dense_replace", "num_dense_layers"})
@@ -95,7 +97,7 @@ def _owned(
     """
 
     def of_role(other: str) -> list[str]:
-        own = roles(other)
+        own = _meant(other)
         fit = [p for p, role in counts.items() if role and role <= own and told[p] == stacks[other]]
         most = max((len(counts[path]) for path in fit), default=0)
         return [path for path in fit if len(counts[path]) == most]
@@ -110,10 +112,16 @@ ASIDE = frozenset({"decoder", "vision", "audio", "qformer", "single"})
 """Roles of stacks that plain keys do not mean where there is another one."""
 
 
+def _meant(stack: str) -> frozenset[str]:
+    """The roles that a stack has in a config: a plain one may be the text part of several."""
+    own = roles(stack)
+    return own if own & ASIDE else own | {"text"}
+
+
 def _fits(path: str, stack: str, stacks: Mapping[str, int]) -> bool:
     """Whether a key beside a stack's count speaks of it, and not of another one beside it."""
-    role = roles(path)
-    if role <= roles(stack) and role:
+    role = roles(path) & frozenset().union(*map(_meant, stacks))
+    if role <= _meant(stack) and role:
         return True
     others = [other for other in stacks if other != stack and stacks[other] == stacks[stack]]
     return not role and not (roles(stack) & ASIDE and any(not roles(o) & ASIDE for o in others))
@@ -133,7 +141,7 @@ def _is_indices(path: str, value: object, count: int) -> bool:
     key = _last(path)
     if not isinstance(value, list) or not all(type(entry) is int for entry in value):
         return False
-    if key in INDICES:
+    if key in INDICES | TAPPED:
         return True
     ordered = value == sorted(set(value)) and all(0 <= entry < count for entry in value)
     return bool(value) and ordered and len(value) != count and key.endswith(NUMBERING)
@@ -178,7 +186,13 @@ def block_settings(
         entries = [entry_of(source, config, path) for source in sources]
         settings[path] = "".join(entries) if isinstance(at(config, path), str) else entries
     for path in keys.indices:
-        settings[path] = [i for i, s in enumerate(sources) if s.number in _like(s, config, path)]
+        places = [[i for i, s in enumerate(sources) if s.number == n] for n in at(config, path)]
+        if _last(path) in TAPPED:
+            settings[path] = [own[-1] for own in places if own]
+        else:
+            settings[path] = [
+                i for i, s in enumerate(sources) if s.number in _like(s, config, path)
+            ]
     for path in keys.prefixes:
         first = [source.number < _like(source, config, path) for source in sources]
         settings[path] = [*first, False].index(False)
@@ -193,8 +207,16 @@ def block_settings(
 def traits_of(config: Mapping[str, Any], keys: Keys, number: int) -> tuple[str, ...]:
     """What a config tells of one block, beside its number: of what kind it is."""
     lists = [str(at(config, path)[number : number + 1]) for path in keys.lists]
-    indices = [str(number in at(config, path)) for path in keys.indices]
+    told = [path for path in keys.indices if _last(path) not in TAPPED]
+    indices = [str(number in at(config, path)) for path in told]
     return (*lists, *indices, *(str(number < at(config, path)) for path in keys.prefixes))
+
+
+def untapped(config: Mapping[str, Any], path: str, sources: Sequence[Source]) -> list[int]:
+    """Blocks whose output goes elsewhere too, and which the result has not."""
+    numbers = {source.number for source in sources}
+    tapped = at(config, path) if _last(path) in TAPPED else ()
+    return [number for number in tapped if number not in numbers]
 
 
 def leading(config: Mapping[str, Any], path: str, sources: Sequence[Source]) -> bool:

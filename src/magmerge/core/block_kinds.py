@@ -86,8 +86,9 @@ def place_faults(
 
     `traits` is what the config tells of each of its blocks, and is rebuilt for the result.
     """
-    kinds = [models[main].get(number, frozenset()) for number in range(len(models[main]))]
-    if len(set(kinds)) < 2:
+    kinds = [models[main].get(number, frozenset()) for number in range(max(models[main]) + 1)]
+    moved = [place for place, seat in enumerate(seats) if {*seat.own.values()} != {place}]
+    if len(set(kinds)) < 2 or (not moved and len(seats) == len(kinds)):
         return []
     told: dict[Hashable, set[Kind]] = {}
     for number, kind in enumerate(kinds):

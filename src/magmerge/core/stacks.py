@@ -15,6 +15,9 @@ FRONT = frozenset(
         "shared", "patch_embed", "patch_embedding", "patch_embeddings", "pos_embed", "cls_token",
         "class_embedding", "position_embedding", "positional_embedding", "position_embeddings",
         "embed_positions", "pre_layrnorm", "embed", "conv_in", "conv1", "stem", "conv_stem",
+        "feature_extractor", "feature_projection", "pos_conv_embed", "tok_embeddings",
+        "token_embedding", "tokens_embed", "positions_embed", "x_embedder", "img_in", "txt_in",
+        "context_embedder", "query_tokens", "rotary_emb", "rope_embeddings", "conv_layers",
     }
 )  # fmt: skip
 """Parts of names of what comes before a model's blocks."""

@@ -11,7 +11,15 @@ from typing import Any
 from magmerge.checkpoints.donor import sizes_of
 from magmerge.checkpoints.kinds import read_config, read_model_config
 from magmerge.core.assembly import Seat, Seats
-from magmerge.core.block_config import Source, at, block_settings, entry_of, keys_of, leading
+from magmerge.core.block_config import (
+    Source,
+    at,
+    block_settings,
+    entry_of,
+    keys_of,
+    leading,
+    untapped,
+)
 from magmerge.core.errors import Fault, printable
 from magmerge.core.models import Checkpoint
 from magmerge.core.recipe import ModelOutput, Recipe
@@ -86,6 +94,15 @@ def _faults(
             f"has {len(sources)}",
             f"{UNSAID}; or choose slices of {stacks[stack]} blocks in all",
         )
+    for path in keys.indices:
+        lacking = untapped(config, path, sources)
+        if lacking:
+            numbers = ", ".join(map(str, lacking))
+            yield Fault(
+                f"{path} in config.json names blocks of {stack} whose output goes elsewhere too, "
+                f"and the result has not all of them: {numbers}",
+                f"choose slices that hold the blocks {numbers}",
+            )
     for path in keys.prefixes:
         if not leading(config, path, sources):
             yield Fault(

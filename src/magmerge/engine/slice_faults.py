@@ -14,11 +14,15 @@ from magmerge.core.errors import Fault, ParameterError
 from magmerge.core.filters import varies
 from magmerge.core.models import Checkpoint, Expert
 from magmerge.core.recipe import AdapterOutput, Recipe
-from magmerge.core.stacks import block_of
+from magmerge.core.stacks import block_of, lengths
 from magmerge.core.traits import Method
 from magmerge.core.validation import keywords
 from magmerge.engine.job import Models
 
+PER_BLOCK = frozenset(
+    {"embed_tokens_per_layer", "per_layer_model_projection", "layer_weights", "contact_head"}
+)
+"""Parts of names of tensors outside of blocks that have rows or columns for each of them."""
 ONCE = "give each model once in a slice, or other blocks of it"
 
 
@@ -171,6 +175,26 @@ def structure_faults(seats: Seats, specs: Mapping[str, Specs], main: str, config
 
         faults += place_faults(own, kinds, main, stack, traits)
     return faults
+
+
+def per_block_faults(models: Models, seats: Seats) -> list[Fault]:
+    """Tensors outside of blocks that have a part for each of them, where these do not stay."""
+    moved = [
+        stack
+        for stack, own in seats.items()
+        if any({*seat.own.values()} != {place} for place, seat in enumerate(own))
+        or len(own) != lengths(models.layout.specs)[stack]
+    ]
+    names = [name for name in models.layout.specs if not PER_BLOCK.isdisjoint(name.split("."))]
+    return [
+        Fault(
+            f"{name} has a part for each block of {moved[0]}, in their order, and the blocks of "
+            "the result are others",
+            f"leave the blocks of {moved[0]} at their places: models with such cannot be stacked",
+        )
+        for name in names
+        if moved
+    ]
 
 
 def unsliced_faults(method: Method | None, models: Models) -> list[Fault]:

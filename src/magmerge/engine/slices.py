@@ -25,6 +25,7 @@ from magmerge.engine.slice_faults import (
     check_sliceable,
     is_base,
     model_faults,
+    per_block_faults,
     structure_faults,
     unsliced_faults,
     voters,
@@ -47,8 +48,9 @@ def in_slices(recipe: Recipe, models: Models) -> Models:
     seats, faults = seats_of(recipe.slices, specs, specs[main])
     faults += model_faults(recipe, models, seats)
     if not faults:
+        faults = per_block_faults(models, seats)
         config = read_model_config(models.base or models.layout)
-        faults = structure_faults(seats, specs, main, config, lengths(specs[main]))
+        faults += structure_faults(seats, specs, main, config, lengths(specs[main]))
     if faults:
         raise StructureError(faults)
     assembly = _Assembly(models, members, main, seats, method)
