@@ -161,6 +161,19 @@ def test_models_of_other_heads_are_told(tmp_path: Path) -> None:
         magmerge.run(family.recipe(LONG))
 
 
+def test_depth_of_a_vision_transformer_of_timm(tmp_path: Path) -> None:
+    """Its architecture's name tells it, unless the config does."""
+    (tmp_path / "a").mkdir()
+    state = {f"blocks.{number}.w.weight": torch.randn(6, 6) for number in range(4)}
+    save_file({**state, "patch_embed.proj.weight": torch.randn(6, 3, 2, 2)},
+              tmp_path / "a" / "model.safetensors")  # fmt: skip
+    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 0, "model_args": {"qkv": 1}}
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+    content = {"experts": {"a": str(tmp_path / "a")}, "slices": [{"layers": {"a": [1, 4]}}]}
+    magmerge.run(Recipe.model_validate(content), tmp_path / "out")
+    assert config_of(tmp_path / "out")["model_args"] == {"qkv": 1, "depth": 3}
+
+
 PART = {**SMALL, "num_hidden_layers": 4}
 
 

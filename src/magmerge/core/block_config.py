@@ -201,6 +201,7 @@ def block_settings(
         told = _implied(inner, sources) | _repeated(inner, sources)
         told |= _stages(inner, stacks[stack], number)
         settings |= {f"{home}.{key}".lstrip("."): value for key, value in told.items()}
+    settings |= _of_timm(config, stack, number) if not keys.counts else {}
     return settings | _decoder_of_t5(config, {**stacks, stack: number})
 
 
@@ -239,6 +240,8 @@ def entry_of(source: Source, config: Mapping[str, Any], path: str) -> Any:
     return entries[min(source.number, len(entries) - 1)]
 
 
+TRANSFORMERS = ("vit_", "deit", "beit", "eva")
+"""How the names of timm's vision transformers begin."""
 TYPES = "layer_types"
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 PERIODS: Mapping[str, tuple[str | None, int, int, str]] = {
@@ -292,6 +295,14 @@ def _stages(config: Mapping[str, Any], before: int, count: int) -> dict[str, Any
         told["out_indices"] = list(moved)
         told["out_features"] = ["stem" if i == 0 else f"stage{i}" for i in moved]
     return told
+
+
+def _of_timm(config: Mapping[str, Any], stack: str, number: int) -> dict[str, Any]:
+    """The depth of a vision transformer of timm, which else its architecture tells."""
+    name, told = config.get("architecture"), config.get("model_args")
+    if stack != "blocks" or not isinstance(name, str) or not name.startswith(TRANSFORMERS):
+        return {}
+    return {"model_args": {**(told if isinstance(told, Mapping) else {}), "depth": number}}
 
 
 def _decoder_of_t5(config: Mapping[str, Any], stacks: Mapping[str, int]) -> dict[str, Any]:
