@@ -144,6 +144,20 @@ def test_the_same_blocks_twice_in_one_slice(merge: Any, tmp_path: Path) -> None:
     magmerge.run(Recipe.model_validate({**content, "slices": other}))
 
 
+def test_blocks_that_are_not_there() -> None:
+    models = {"a": {n: t for n, t in MODELS["a"].items() if ".1." not in n}}
+    told = fault([layers(a=[0, 4])], models=models)
+    assert "blocks 0 to 4 of a, which has no layers.1" in told
+    merged([layers(a=[2, 4])], models)
+
+
+def test_numbers_beyond_reason() -> None:
+    models = {"a": {**MODELS["a"], "layers.999999.mlp.weight": torch.zeros(6, 6)}}
+    told = fault([layers(a=None)], models=models)
+    assert "which has no layers.4" in told
+    merged([layers(a=[0, 4])], models)
+
+
 def two_stacks(seed: int) -> dict[str, Any]:
     language, vision = model(seed), model(seed + 9, stack="layers")
     return {f"text.{n}": t for n, t in language.items()} | {

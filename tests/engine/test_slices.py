@@ -282,3 +282,19 @@ def test_a_slice_without_the_base_is_merged_and_not_calibrated(tmp_path: Path) -
     same(sliced, direct)
     first = [n for n in direct if n.startswith(("model.layers.0.", "model.layers.1."))]
     same(result.state_dict(), {name: direct[name] for name in first})
+
+
+def test_a_deeper_model_under_other_names(tmp_path: Path) -> None:
+    """The further blocks of a model without a head have the same beginning as its others."""
+    options = OPTIONS["LlamaForCausalLM"]
+    a = save("LlamaForCausalLM", tmp_path / "a", with_blocks(options, 4), 0)
+    b = save("LlamaModel", tmp_path / "b", with_blocks(options, 6), 1)
+    experts = {name: str(tmp_path / name) for name in ("a", "b")}
+    slices = [{"layers": {"a": [0, 2]}}, {"layers": {"b": [2, 6]}}, {"layers": {"a": [3, 4]}}]
+    content = {"experts": experts, "method": "passthrough", "slices": slices}
+    with pytest.warns(magmerge.MagmergeWarning, match="are named otherwise"):
+        magmerge.run(Recipe.model_validate(content), tmp_path / "out")
+    load("LlamaForCausalLM", tmp_path / "out")
+    own = {f"model.{name}": tensor for name, tensor in b.items()}
+    wish = stacked("model.layers", [(a, 0, 2), (own, 2, 6), (a, 3, 4)])
+    same(load_file(tmp_path / "out" / "model.safetensors"), wish)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
 from magmerge.core.errors import Fault, ParameterError, suggestion
 from magmerge.core.recipe import Slice
-from magmerge.core.stacks import Block, before_blocks, block_of, lengths, roles, stack_named
+from magmerge.core.stacks import Block, before_blocks, block_of, numbers_of, roles, stack_named
 from magmerge.core.types import TensorSpec
 
 BASE = "base"
@@ -43,7 +43,7 @@ def seats_of(
     """
     seats: dict[str, list[Seat]] = {}
     faults: list[Fault] = []
-    counts = {name: lengths(specs) for name, specs in models.items()}
+    blocks = {name: numbers_of(specs) for name, specs in models.items()}
     for number, slice_ in enumerate(slices, start=1):
         wrong = _names(number, slice_, models)
         try:
@@ -53,19 +53,18 @@ def seats_of(
             stack = ""
         ranges: dict[str, range] = {}
         for name, layers in slice_.layers.items() if not wrong else ():
-            count = counts[name].get(stack, 0)
-            wrong += _range(f"slice {number}", name, layers, (stack, count))
-            ranges[name] = range(*(layers or (0, count)))
-        if not wrong and len({len(blocks) for blocks in ranges.values()}) > 1:
-            told = ", ".join(f"{len(blocks)} of {name}" for name, blocks in ranges.items())
+            own = blocks[name].get(stack, set())
+            wrong += _range(f"slice {number}", name, layers, (stack, own))
+            ranges[name] = range(*(layers or (0, max(own, default=-1) + 1)))
+        if not wrong and len({len(each) for each in ranges.values()}) > 1:
+            told = ", ".join(f"{len(each)} of {name}" for name, each in ranges.items())
             remedy = "give each model of a slice as many blocks: layers: {a: [0, 4], b: [4, 8]}"
             wrong.append(Fault(f"slice {number} takes unequal numbers of blocks: {told}", remedy))
         faults += wrong
         if not wrong:
-            own = [
-                dict(zip(ranges, row, strict=True)) for row in zip(*ranges.values(), strict=True)
-            ]
-            seats.setdefault(stack, []).extend(Seat(number, row, slice_.base) for row in own)
+            rows = zip(*ranges.values(), strict=True)
+            parts = [dict(zip(ranges, row, strict=True)) for row in rows]
+            seats.setdefault(stack, []).extend(Seat(number, row, slice_.base) for row in parts)
     return seats, faults
 
 
@@ -92,10 +91,11 @@ def _names(number: int, slice_: Slice, models: Mapping[str, Specs]) -> list[Faul
 
 
 def _range(
-    slice_: str, name: str, layers: tuple[int, int] | None, stack: tuple[str, int]
+    slice_: str, name: str, layers: tuple[int, int] | None, stack: tuple[str, Collection[int]]
 ) -> list[Fault]:
-    """What is wrong with the range of one model, of the stack with its length."""
-    word, count = stack
+    """What is wrong with the range of one model, in a stack with blocks of these numbers."""
+    word, numbers = stack
+    count = max(numbers, default=-1) + 1
     if not count:
         return [Fault(f"{slice_}: {name} has no blocks {word}.N", f"drop {name} from this slice")]
     start, stop = layers or (0, count)
@@ -108,6 +108,10 @@ def _range(
         if start >= count:
             remedy = f"give a range within [0, {count}]"
         return [Fault(f"{told}, which are none", remedy)]
+    if sum(start <= number < stop for number in numbers) < stop - start:
+        lacking = next(number for number in range(start, stop) if number not in numbers)
+        remedy = "give a range of blocks that are there; magmerge inspect lists them"
+        return [Fault(f"{told}, which has no {word}.{lacking}", remedy)]
     return []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -31,6 +32,9 @@ NEAR = 0.5
 """A stack of more than this share of the greatest one's entries could be meant as well."""
 
 
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
+
+
 class Block(NamedTuple):
     """Where a tensor is: the stack, the number of the block in it, and its name there."""
 
@@ -42,7 +46,7 @@ class Block(NamedTuple):
 def block_of(name: str) -> Block | None:
     """The block of a tensor, by the first number in its name; None outside of blocks."""
     parts = name.split(".")
-    place = next((place for place, part in enumerate(parts) if part.isdecimal()), None)
+    place = next((place for place, part in enumerate(parts) if _NUMBER.fullmatch(part)), None)
     if place is None:
         return None
     return Block(".".join(parts[:place]), int(parts[place]), ".".join(parts[place + 1 :]))
@@ -64,13 +68,18 @@ def roles(name: str) -> frozenset[str]:
     return frozenset(told) - frozenset(sides[1:]) | frozenset(sides[:1])
 
 
-def lengths(names: Iterable[str]) -> dict[str, int]:
-    """How many blocks each stack has: its greatest number and one."""
-    found: dict[str, int] = {}
+def numbers_of(names: Iterable[str]) -> dict[str, set[int]]:
+    """The numbers of the blocks that each stack has."""
+    numbers: dict[str, set[int]] = {}
     for block in map(block_of, names):
         if block is not None:
-            found[block.stack] = max(found.get(block.stack, 0), block.number + 1)
-    return found
+            numbers.setdefault(block.stack, set()).add(block.number)
+    return numbers
+
+
+def lengths(names: Iterable[str]) -> dict[str, int]:
+    """How many blocks each stack has: its greatest number and one."""
+    return {stack: max(numbers) + 1 for stack, numbers in numbers_of(names).items()}
 
 
 def stack_named(specs: Mapping[str, TensorSpec], word: str | None) -> str:

@@ -11,15 +11,8 @@ from typing import Any
 from magmerge.checkpoints.donor import sizes_of
 from magmerge.checkpoints.kinds import read_config, read_model_config
 from magmerge.core.assembly import Seat, Seats
-from magmerge.core.block_config import (
-    Source,
-    at,
-    block_settings,
-    entry_of,
-    keys_of,
-    leading,
-    untapped,
-)
+from magmerge.core.block_config import Source, block_settings, entry_of, leading, untapped
+from magmerge.core.block_keys import at, keys_of
 from magmerge.core.errors import Fault, printable
 from magmerge.core.models import Checkpoint
 from magmerge.core.recipe import ModelOutput, Recipe
@@ -54,10 +47,9 @@ def with_config(
     faults: list[Fault] = []
     notes: list[str] = []
     for stack, blocks in places.items() if donor else ():
-        parts = [
-            [Source(read_model_config(m), n, lengths(m.specs)[stack]) for m, n in row]
-            for row in blocks
-        ]
+        whole = dict.fromkeys(model for row in blocks for model, _ in row)
+        known = {id(m): (read_model_config(m), lengths(m.specs)[stack]) for m in whole}
+        parts = [[_source(known[id(m)], n) for m, n in row] for row in blocks]
         sources = [row[0] for row in parts]
         # A donor may tell what the model's own config does not.
         config = own if keys_of(own, stack, stacks).counts else donor
@@ -74,6 +66,11 @@ def with_config(
         blocks=tuple(_told(stack, own_seats) for stack, own_seats in seats.items()),
         faults=models.faults if recipe.output.force else (*models.faults, *faults),
     )
+
+
+def _source(model: tuple[Mapping[str, Any], int], number: int) -> Source:
+    config, length = model
+    return Source(config, number, length)
 
 
 def _has_place(config: Mapping[str, Any], path: str) -> bool:

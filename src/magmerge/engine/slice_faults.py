@@ -8,7 +8,8 @@ from typing import Any
 
 from magmerge.core import registry
 from magmerge.core.assembly import BASE, Anatomy, Seat, Seats, Specs
-from magmerge.core.block_config import keys_of, traits_of
+from magmerge.core.block_config import traits_of
+from magmerge.core.block_keys import keys_of
 from magmerge.core.block_kinds import kinds_of_blocks, mixture_faults, place_faults, width_faults
 from magmerge.core.errors import Fault, ParameterError
 from magmerge.core.filters import varies

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from magmerge.checkpoints.adapters.adapter_in_slices import AdapterInSlices
 from magmerge.checkpoints.experts import FullExpert
 from magmerge.checkpoints.kinds import read_model_config
+from magmerge.checkpoints.names.further_blocks import with_further_blocks
 from magmerge.checkpoints.patchwork import Patch, Patchwork
 from magmerge.core import registry
 from magmerge.core.assembly import BASE, Anatomy, Seat, Seats, seats_of
@@ -39,6 +40,7 @@ def in_slices(recipe: Recipe, models: Models) -> Models:
     with the slices.
     """
     check_sliceable(recipe, models)
+    models = replace(models, experts=[_deeper(e, models.layout) for e in models.experts])
     method = None if recipe.method is None else registry.methods.get(recipe.method)
     members: dict[str, Checkpoint | Expert] = {e.name: e for e in models.experts}
     main = next(iter(members))
@@ -57,6 +59,14 @@ def in_slices(recipe: Recipe, models: Models) -> Models:
     seen = assembly.models()
     seen = with_config(recipe, seen, seats, assembly.places(), lengths(specs[main]))
     return replace(seen, faults=(*seen.faults, *unsliced_faults(method, seen)))
+
+
+def _deeper(expert: Expert, layout: Checkpoint) -> Expert:
+    """An expert with the blocks that it has more than the layout under the names of its stacks."""
+    if expert.whole is None or expert.whole is layout:
+        return expert
+    whole = with_further_blocks(expert.whole, layout)
+    return expert if whole is expert.whole else FullExpert(expert.name, whole)
 
 
 class _Origin(NamedTuple):
