@@ -240,3 +240,38 @@ def test_resumed_and_cut_into_shards(tmp_path: Path) -> None:
     whole = magmerge.run(family.recipe(slices, method="task_arithmetic")).state_dict()
     for file in (tmp_path / "shards").glob("*.safetensors"):
         same(whole, load_file(file))
+
+
+def test_formats_of_several_models_are_told(tmp_path: Path) -> None:
+    half = {name: tensor.bfloat16() for name, tensor in MODELS["a"].items()}
+    models = {"a": half, "b": MODELS["b"]}
+    slices = [layers(a=[0, 2]), layers(b=[2, 4])]
+    with pytest.warns(magmerge.MagmergeWarning, match="stored as bfloat16 and float32"):
+        result = merged(slices, models, method="passthrough")
+    assert result["layers.1.mlp.weight"].equal(half["layers.1.mlp.weight"])
+    assert result["layers.2.mlp.weight"].equal(MODELS["b"]["layers.2.mlp.weight"])
+    one = merged(slices, models, method="passthrough", output={"dtype": "bfloat16"})
+    assert {tensor.dtype for tensor in one.values()} == {torch.bfloat16}
+
+
+GRADED = [
+    ("T5ForConditionalGeneration", ("encoder.block", "decoder.block")),
+    ("CLIPModel", ("text_model.encoder.layers", "vision_model.encoder.layers")),
+    ("MixtralForCausalLM", ("model.layers",)),
+]
+
+
+@pytest.mark.parametrize(("kind", "stacks"), GRADED)
+def test_gradients_run_through_each_stack(
+    kind: str, stacks: tuple[str, ...], tmp_path: Path
+) -> None:
+    """From the first of its blocks to the last; embeddings and heads are where they begin."""
+    family = Family(kind, tmp_path)
+    a, b = family.states["a"], family.states["b"]
+    slices = [{"stack": stack, **layers(a=[0, 3], b=[1, 4])} for stack in stacks]
+    result = family.merge(slices, method="slerp", params={"t": [0, 1]})
+    for stack in stacks:
+        ends = stacked(stack, [(a, 0, 1), (a, 1, 2), (b, 3, 4)], ["relative_attention"])
+        same(result, {name: t for name, t in ends.items() if f"{stack}.1." not in name})
+    outside = [n for n in a if not n.startswith(tuple(f"{stack}." for stack in stacks))]
+    same(result, {name: a[name] for name in outside})

@@ -125,6 +125,8 @@ class Anatomy:
 
     def __init__(self, specs: Specs, sliced: Sequence[str]) -> None:
         self.sliced = frozenset(sliced)
+        # A model with experts has many names, and each is looked up for every model.
+        self._blocks: dict[str, Block | None] = {}
         self.stacks = self.sliced | _repeating(specs)
         self.pinned = frozenset(name for name in specs if _is_pinned(name, specs))
         try:
@@ -134,8 +136,11 @@ class Anatomy:
 
     def block(self, name: str) -> Block | None:
         """The block of a tensor that moves with it; None for all others."""
-        block = None if name in self.pinned else block_of(name)
-        return block if block is not None and block.stack in self.sliced else None
+        if name not in self._blocks:
+            block = None if name in self.pinned else block_of(name)
+            moves = block is not None and block.stack in self.sliced
+            self._blocks[name] = block if moves else None
+        return self._blocks[name]
 
     def owner(self, name: str) -> tuple[str, bool] | None:
         """The sliced stack that a tensor outside of blocks belongs to, and whether before its

@@ -32,7 +32,7 @@ NEAR = 0.5
 """A stack of more than this share of the greatest one's entries could be meant as well."""
 
 
-_NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
+_NUMBER = re.compile(r"(?:^|\.)(0|[1-9][0-9]{0,5})(?=\.|\Z)", re.ASCII)
 
 
 class Block(NamedTuple):
@@ -45,11 +45,10 @@ class Block(NamedTuple):
 
 def block_of(name: str) -> Block | None:
     """The block of a tensor, by the first number in its name; None outside of blocks."""
-    parts = name.split(".")
-    place = next((place for place, part in enumerate(parts) if _NUMBER.fullmatch(part)), None)
-    if place is None:
+    found = _NUMBER.search(name)
+    if found is None:
         return None
-    return Block(".".join(parts[:place]), int(parts[place]), ".".join(parts[place + 1 :]))
+    return Block(name[: found.start()], int(found[1]), name[found.end() + 1 :])
 
 
 def before_blocks(name: str) -> bool:

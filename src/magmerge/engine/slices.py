@@ -12,13 +12,13 @@ from magmerge.checkpoints.experts import FullExpert
 from magmerge.checkpoints.kinds import read_model_config
 from magmerge.checkpoints.names.further_blocks import with_further_blocks
 from magmerge.checkpoints.patchwork import Patch, Patchwork
-from magmerge.core import registry
+from magmerge.core import dtypes, registry
 from magmerge.core.assembly import BASE, Anatomy, Seat, Seats, seats_of
 from magmerge.core.errors import StructureError
 from magmerge.core.lazy import load
 from magmerge.core.models import Checkpoint, Expert
 from magmerge.core.recipe import Recipe
-from magmerge.core.stacks import lengths
+from magmerge.core.stacks import block_of, lengths
 from magmerge.core.traits import Method
 from magmerge.engine.job import Models, Vote
 from magmerge.engine.slice_config import Places, with_config
@@ -58,7 +58,26 @@ def in_slices(recipe: Recipe, models: Models) -> Models:
     assembly = _Assembly(models, members, main, seats, method)
     seen = assembly.models()
     seen = with_config(recipe, seen, seats, assembly.places(), lengths(specs[main]))
-    return replace(seen, faults=(*seen.faults, *unsliced_faults(method, seen)))
+    notes = () if recipe.output.dtype is not None else _formats(seen.layout)
+    faults = [*seen.faults, *unsliced_faults(method, seen)]
+    return replace(seen, faults=faults, notes=(*seen.notes, *notes))
+
+
+def _formats(layout: Checkpoint) -> tuple[str, ...]:
+    """That blocks of one stack are stored in several formats, as those of several models are."""
+    codes: dict[tuple[str, str], set[str]] = {}
+    for name, spec in layout.specs.items():
+        block = block_of(name)
+        if block is not None and spec.dtype in dtypes.FLOATS:
+            codes.setdefault((block.stack, block.inner), set()).add(spec.dtype)
+    for (stack, inner), own in codes.items():
+        if len(own) > 1:
+            told = " and ".join(sorted(map(dtypes.torch_name, own)))
+            return (
+                f"blocks of {stack} are stored as {told} ({inner}), as their models have them; "
+                "output: {dtype: bfloat16} in the recipe makes them one",
+            )
+    return ()
 
 
 def _deeper(expert: Expert, layout: Checkpoint) -> Expert:
