@@ -216,7 +216,11 @@ def test_models_of_text_and_images(
         {"stack": vision, "layers": {"b": [1, 4]}},
     ]
     experts = {name: str(tmp_path / name) for name in ("a", "b")}
-    content = {"experts": experts, "method": "passthrough", "slices": slices}
+    content = {"experts": experts, "method": "passthrough", "slices": slices[:2]}
+    with pytest.raises(StructureError, match="of which no slice speaks") as caught:
+        magmerge.run(Recipe.model_validate(content))
+    assert str(caught.value).startswith("1 fault")
+    content["slices"] = slices
     magmerge.run(Recipe.model_validate(content), tmp_path / "out")
     config = config_of(tmp_path / "out")
     assert config["text_config"]["num_hidden_layers"] == 6

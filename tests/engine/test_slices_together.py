@@ -275,3 +275,17 @@ def test_gradients_run_through_each_stack(
         same(result, {name: t for name, t in ends.items() if f"{stack}.1." not in name})
     outside = [n for n in a if not n.startswith(tuple(f"{stack}." for stack in stacks))]
     same(result, {name: a[name] for name in outside})
+
+
+def test_a_base_without_a_part_lends_its_config_and_tokenizer_alone(tmp_path: Path) -> None:
+    """As mergekit's base_model does under passthrough: its tensors are nowhere in the result."""
+    family = Family("LlamaForCausalLM", tmp_path)
+    words = {name: tokenizer(tmp_path / name) for name in ("base", "a", "b")}
+    (tmp_path / "base" / "generation_config.json").write_text('{"max_new_tokens": 7}')
+    slices = [layers(a=[0, 2]), layers(b=[1, 4])]
+    result = family.merge(slices, base=True)
+    a, b = family.states["a"], family.states["b"]
+    same(result, stacked("model.layers", [(a, 0, 2), (b, 1, 4)]))
+    same(result, {"model.norm.weight": b["model.norm.weight"]})
+    assert loaded(tmp_path / "out").get_vocab() == words["base"].get_vocab()
+    assert "max_new_tokens" in (tmp_path / "out" / "generation_config.json").read_text()

@@ -206,12 +206,14 @@ def unsliced_faults(method: Method | None, models: Models) -> list[Fault]:
     ):
         return []
     left = [name for name in models.layout.specs if name not in models.votes]
-    stacks = dict.fromkeys(block.stack for name in left if (block := block_of(name)))
+    every = Anatomy(models.layout.specs, []).stacks
+    blocks = [block for name in left if (block := block_of(name)) is not None]
+    stacks = dict.fromkeys(block.stack for block in blocks if block.stack in every)
     return [
         Fault(
             f"{method.name} does not take {count} experts, and all of them have a part in {stack}, "
             "of which no slice speaks",
             f"add a slice for it: {{stack: {stack}, layers: {{{models.experts[0].name}: null}}}}",
         )
-        for stack in stacks or dict.fromkeys(left[:1])
+        for stack in stacks
     ]
