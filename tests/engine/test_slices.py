@@ -282,6 +282,10 @@ def test_a_slice_without_the_base_is_merged_and_not_calibrated(tmp_path: Path) -
     same(sliced, direct)
     first = [n for n in direct if n.startswith(("model.layers.0.", "model.layers.1."))]
     same(result.state_dict(), {name: direct[name] for name in first})
+    result.save(tmp_path / "out")
+    load(family.kind, tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "base 0 to 2, a 0 to 2, b 0 to 2" in page
 
 
 def test_a_deeper_model_under_other_names(tmp_path: Path) -> None:
