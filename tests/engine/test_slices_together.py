@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -289,3 +290,16 @@ def test_a_base_without_a_part_lends_its_config_and_tokenizer_alone(tmp_path: Pa
     same(result, {"model.norm.weight": b["model.norm.weight"]})
     assert loaded(tmp_path / "out").get_vocab() == words["base"].get_vocab()
     assert "max_new_tokens" in (tmp_path / "out" / "generation_config.json").read_text()
+
+
+def test_other_blocks_of_a_base_say_nothing_of_its_kinship(tmp_path: Path) -> None:
+    """The experts are near the base, and its blocks far from each other."""
+    generator = torch.Generator().manual_seed(3)
+    models = {"base": model(0, width=16)}
+    for name in ("a", "b"):
+        noise = {n: torch.randn(t.shape, generator=generator) for n, t in models["base"].items()}
+        models[name] = {n: t + 0.05 * noise[n] for n, t in models["base"].items()}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        merged([layers(base=[0, 3], a=[1, 4], b=[1, 4])], models)
+    assert not [str(w.message) for w in told if "in common" in str(w.message)]

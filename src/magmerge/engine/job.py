@@ -33,11 +33,13 @@ class Input(NamedTuple):
 class Vote(NamedTuple):
     """Who has a part in a tensor of a result that is made of slices: the slice's number from 1, the
     experts by their places, in the order that the method takes them, and whether a base has one.
+    `moved`: it is in another block of an expert than of the base.
     """
 
     slice: int
     experts: tuple[int, ...]
     based: bool
+    moved: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,8 +127,11 @@ def doubts(models: Models, steps: Sequence[Step]) -> tuple[str, ...]:
     """What a reader should know of the models' contents: a base that may be another's, integers
     that are lost.
     """
+    # A block has nothing in common with another one of its own base.
+    moved = {name for name, vote in models.votes.items() if vote.moved}
+    own = [step for step in steps if step.spec.name not in moved]
     return (
-        *check_base(models.base, models.experts, steps),
+        *check_base(models.base, models.experts, own),
         *_changed_buffers(models, steps),
     )
 

@@ -117,7 +117,9 @@ class _Assembly:
         """All models under the names of the result."""
         given = self.given
         layout = self._layout()
-        votes = {n: self._vote(seat) for n in layout.specs if (seat := self._seat(n)) is not None}
+        votes = {
+            n: self._vote(seat, n) for n in layout.specs if (seat := self._seat(n)) is not None
+        }
         base = self._base(layout)
         experts = [self._expert(expert, layout) for expert in given.experts]
         return replace(given, layout=layout, base=base, experts=experts, votes=votes)
@@ -131,9 +133,10 @@ class _Assembly:
 
         return {stack: [row(seat) for seat in own] for stack, own in self.seats.items()}
 
-    def _vote(self, seat: Seat) -> Vote:
-        based = any(is_base(name, seat, self.method) for name in seat.own)
-        return Vote(seat.slice, voters(seat, self.given, self.method), based)
+    def _vote(self, seat: Seat, name: str) -> Vote:
+        based = any(is_base(member, seat, self.method) for member in seat.own)
+        moved = self.anatomy.block(name) is not None and len(set(seat.own.values())) > 1
+        return Vote(seat.slice, voters(seat, self.given, self.method), based, moved)
 
     def _seat(self, name: str) -> Seat | None:
         """The place of a tensor of the result among the slices; None where none speaks of it. A
