@@ -208,7 +208,7 @@ def _config_faults(
     if other.get("quantization_config"):
         text = "its config.json has a quantization_config, and what is written is not quantised"
         yield text, "that is not quantised", "quantization_config"
-    sizes, theirs = _sizes(own), _sizes(other)
+    sizes, theirs = sizes_of(own), sizes_of(other)
     tables = [spec.shape for name, spec in layout.specs.items() if "position" in name]
     counts = [shape[0] for shape in tables if shape]
     for key in POSITIONS:
@@ -228,12 +228,12 @@ def _config_faults(
         yield text, "that was made for a vocabulary of this size", "vocab_size"
 
 
-def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+def sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a config says of its model's tensors, also in the parts of one that has several."""
     sizes = {key: config[key] for key in SIZES if key in config}
     for part, inner in config.items():
         if isinstance(inner, dict) and part.endswith("_config"):
-            sizes |= {f"{part}.{key}": value for key, value in _sizes(inner).items()}
+            sizes |= {f"{part}.{key}": value for key, value in sizes_of(inner).items()}
     return sizes
 
 

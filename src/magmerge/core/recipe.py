@@ -48,6 +48,13 @@ def _bytes(value: object) -> object:
     return parse_size(value) if isinstance(value, str | int) else value
 
 
+def _named(value: Any) -> Any:
+    """A mapping from names: YAML reads a bare 1 as a number, and a name may be one."""
+    if not isinstance(value, dict):
+        return value
+    return {str(name) if type(name) is int else name: entry for name, entry in value.items()}
+
+
 Dtype = Annotated[str | None, BeforeValidator(_code)]
 """safetensors' code of a format, from any common name of it."""
 Weights = Literal["ema", "model"]
@@ -135,7 +142,7 @@ class Slice(_Data):
     only one has; None: the only one, or the greatest. `base` is the expert that is the base here.
     """
 
-    layers: dict[str, tuple[int, int] | None]
+    layers: Annotated[dict[str, tuple[int, int] | None], BeforeValidator(_named)]
     stack: str | None = None
     base: str | None = None
 
@@ -199,9 +206,7 @@ class Recipe(_Data):
         experts, method, params = map(content.get, ("experts", "method", "params"))
         experts, params = strengths_as_weights(experts, method, params)
         calibrate = content.get("calibrate")
-        if isinstance(experts, dict):
-            # YAML reads a bare 1 as a number, and a name may be one.
-            experts = {str(n) if type(n) is int else n: path for n, path in experts.items()}
+        experts = _named(experts)
         if isinstance(experts, list) and all(isinstance(path, str) for path in experts):
             experts = named_by_path(experts)
         if isinstance(calibrate, str | dict):

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from magmerge.core.errors import MagmergeError, ParameterError, UnknownNameError, suggestion
 from magmerge.core.plain_yaml import MARK, MarkError
-from magmerge.core.recipe import LISTS, AdapterOutput, ModelOutput, Samples
+from magmerge.core.recipe import LISTS, AdapterOutput, ModelOutput, Samples, Slice
 
 FIELD_SYNTAX = {
     "experts": "a list of paths, or names with paths: {maths: PATH, code: PATH}",
@@ -42,7 +42,8 @@ def faults_of(
 ) -> list[tuple[tuple[str, ...], MagmergeError]]:
     """Every fault that pydantic found, with the key that it lies under, in magmerge's own words."""
     located: dict[tuple[str, ...], MagmergeError] = {}
-    for fault in error.errors():
+    # What a misspelt key stands for is missing too.
+    for fault in sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden"):
         # The kind of an output is no key of the file, nor is the form of a value of several.
         forms = ("model", "adapter") if fault["loc"][:1] == ("output",) else ()
         parts = [str(part) for part in fault["loc"] if part not in forms]
@@ -58,6 +59,7 @@ def _told(
     """One of pydantic's faults as an error."""
     if len(path) > 1 or (path and path[0] not in known and fault["type"] != "extra_forbidden"):
         parts: dict[str, type[BaseModel]] = {"output": ModelOutput, "samples": Samples}
+        parts["slices"] = Slice
         if fault["loc"][:2] == ("output", "adapter"):
             parts["output"] = AdapterOutput
         known = parts[path[0]].model_fields if path[0] in parts else known

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -15,11 +16,23 @@ FRONT = frozenset(
         "shared", "patch_embed", "patch_embedding", "patch_embeddings", "pos_embed", "cls_token",
         "class_embedding", "position_embedding", "positional_embedding", "position_embeddings",
         "embed_positions", "pre_layrnorm", "embed", "conv_in", "conv1", "stem", "conv_stem",
+        "feature_extractor", "feature_projection", "pos_conv_embed", "tok_embeddings",
+        "token_embedding", "tokens_embed", "positions_embed", "x_embedder", "img_in", "txt_in",
+        "context_embedder", "query_tokens", "rotary_emb", "rope_embeddings", "conv_layers",
     }
 )  # fmt: skip
 """Parts of names of what comes before a model's blocks."""
+ROLES = {
+    "vision": "vision", "visual": "vision", "image": "vision", "vit": "vision",
+    "text": "text", "language": "text", "audio": "audio", "speech": "audio",
+    "encoder": "encoder", "decoder": "decoder", "qformer": "qformer", "single": "single",
+}  # fmt: skip
+"""Words in names of stacks, and of keys of configs, that tell which of several it is."""
 NEAR = 0.5
 """A stack of more than this share of the greatest one's entries could be meant as well."""
+
+
+_NUMBER = re.compile(r"(?:^|\.)(0|[1-9][0-9]{0,5})(?=\.|\Z)", re.ASCII)
 
 
 class Block(NamedTuple):
@@ -32,11 +45,10 @@ class Block(NamedTuple):
 
 def block_of(name: str) -> Block | None:
     """The block of a tensor, by the first number in its name; None outside of blocks."""
-    parts = name.split(".")
-    place = next((place for place, part in enumerate(parts) if part.isdecimal()), None)
-    if place is None:
+    found = _NUMBER.search(name)
+    if found is None:
         return None
-    return Block(".".join(parts[:place]), int(parts[place]), ".".join(parts[place + 1 :]))
+    return Block(name[: found.start()], int(found[1]), name[found.end() + 1 :])
 
 
 def before_blocks(name: str) -> bool:
@@ -44,13 +56,29 @@ def before_blocks(name: str) -> bool:
     return not FRONT.isdisjoint(name.split("."))
 
 
-def lengths(names: Iterable[str]) -> dict[str, int]:
-    """How many blocks each stack has: its greatest number and one."""
-    found: dict[str, int] = {}
+def roles(name: str) -> frozenset[str]:
+    """Which of a model's stacks a name speaks of: of its vision or text part, encoder or decoder.
+
+    A decoder that is called an encoder further in, as BERT's is, is a decoder.
+    """
+    words = name.replace(".", "_").split("_")
+    told = [ROLES[word] for word in words if word in ROLES]
+    sides = [role for role in told if role in ("encoder", "decoder")]
+    return frozenset(told) - frozenset(sides[1:]) | frozenset(sides[:1])
+
+
+def numbers_of(names: Iterable[str]) -> dict[str, set[int]]:
+    """The numbers of the blocks that each stack has."""
+    numbers: dict[str, set[int]] = {}
     for block in map(block_of, names):
         if block is not None:
-            found[block.stack] = max(found.get(block.stack, 0), block.number + 1)
-    return found
+            numbers.setdefault(block.stack, set()).add(block.number)
+    return numbers
+
+
+def lengths(names: Iterable[str]) -> dict[str, int]:
+    """How many blocks each stack has: its greatest number and one."""
+    return {stack: max(numbers) + 1 for stack, numbers in numbers_of(names).items()}
 
 
 def stack_named(specs: Mapping[str, TensorSpec], word: str | None) -> str:

@@ -153,7 +153,8 @@ class Plan:
     `shards` are the files of a model; those of an adapter are known when it is merged. `memory` is
     the stated peak beyond the interpreter and torch; `room` the part of it that jobs share; `live`
     that of a model that is run, without what it computes; `piece` how many entries of a layer are
-    at work at once. `choices`: the values of parameters that vary by layer.
+    at work at once. `choices`: the values of parameters that vary by layer. `blocks` say of whose
+    blocks the result is, where it is made of slices.
     """
 
     digest: str
@@ -167,6 +168,7 @@ class Plan:
     live: int
     warnings: tuple[str, ...]
     choices: tuple[Choice, ...] = ()
+    blocks: tuple[str, ...] = ()
 
 
 class Uncovered(NamedTuple):

@@ -141,7 +141,9 @@ def _expert_count_faults(job: Job) -> list[Fault]:
     method = registry.methods.get(recipe.method)
     least, most = method.experts
     faults = []
-    if count < least or (most is not None and count > most):
+    few = count < least or (most is not None and count > most)
+    # How many have a vote in each slice is told with the slices.
+    if few and not models.votes:
         bounds = f"exactly {least}" if least == most else f"at least {least}"
         noun = "expert" if least == 1 else "experts"
         number = f"{count} {'is' if count == 1 else 'are'} given"
@@ -181,7 +183,10 @@ def _list_faults(parameter: Parameter, value: object, experts: int) -> list[Faul
 def _repeated_faults(models: Models) -> list[Fault]:
     """Models given twice, as far as their files tell; equal contents are found by the merge."""
     seen: dict[tuple[str, ...], str] = {}
-    faults = []
+    faults: list[Fault] = []
+    if models.votes:
+        # Of one model they may be other blocks.
+        return faults
     opened: list[Checkpoint | Expert] = [
         *([models.base] if models.base else []),
         *models.experts,

@@ -30,6 +30,18 @@ class Input(NamedTuple):
     model: Checkpoint | None
 
 
+class Vote(NamedTuple):
+    """Who has a part in a tensor of a result that is made of slices: the slice's number from 1, the
+    experts by their places, in the order that the method takes them, and whether a base has one.
+    `moved`: it is in another block of an expert than of the base.
+    """
+
+    slice: int
+    experts: tuple[int, ...]
+    based: bool
+    moved: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Models:
     """The opened models. `layout` is the one whose tensors, and only those, the result has.
@@ -42,6 +54,8 @@ class Models:
     are tensors that the layout keeps as they are, because they mean another thing in each model;
     `notes` say how the models were brought to one form, and `faults` what is wrong with how the
     recipe would have them seen. `made_of` are the models of which the layout is put together.
+    `votes` tell who has a part in the tensors of slices, where all have in others, and `blocks` in
+    words which blocks of whom the result has.
     """
 
     layout: Checkpoint
@@ -57,6 +71,8 @@ class Models:
     notes: tuple[str, ...] = ()
     faults: Sequence[Fault] = ()
     made_of: Sequence[Input] = ()
+    votes: Mapping[str, Vote] = field(default_factory=dict)
+    blocks: tuple[str, ...] = ()
 
     @property
     def others(self) -> list[Checkpoint | Expert]:

@@ -66,8 +66,9 @@ def check_distinct(models: Models, steps: Sequence[Step]) -> None:
     alone = models.union is not None
     faults = [
         f"{expert.source} {nothing}"
-        for expert in experts
-        if (base is not None or alone) and expert.changes_nothing(base, names)
+        for place, expert in enumerate(experts)
+        if (base is not None or alone)
+        and expert.changes_nothing(base, _of(models, names, place, based=True))
     ]
     if faults:
         told = "drop it: it was never trained" if alone else ""
@@ -75,8 +76,8 @@ def check_distinct(models: Models, steps: Sequence[Step]) -> None:
     for i, first in enumerate(experts):
         faults += [
             f"{first.source} and {second.source} are the same {'adapter' if alone else 'expert'}"
-            for second in experts[i + 1 :]
-            if first.equals(second, names)
+            for j, second in enumerate(experts[i + 1 :], start=i + 1)
+            if first.equals(second, _of(models, names, i, j))
         ]
     if faults:
         raise StructureError(
@@ -86,6 +87,20 @@ def check_distinct(models: Models, steps: Sequence[Step]) -> None:
         )
     if models.merged is not None and base is not None:
         _check_merged(models.merged, base, experts, names)
+
+
+def _of(
+    models: Models, names: Collection[str], *places: int, based: bool = False
+) -> Collection[str]:
+    """Those of the tensors in which all experts at these places have a part, and the base too."""
+    if not models.votes:
+        return names
+    votes = {name: models.votes.get(name) for name in names}
+    return [
+        name
+        for name, vote in votes.items()
+        if vote is None or (set(places) <= set(vote.experts) and (vote.based or not based))
+    ]
 
 
 def _check_merged(
@@ -112,8 +127,11 @@ def doubts(models: Models, steps: Sequence[Step]) -> tuple[str, ...]:
     """What a reader should know of the models' contents: a base that may be another's, integers
     that are lost.
     """
+    # A block has nothing in common with another one of its own base.
+    moved = {name for name, vote in models.votes.items() if vote.moved}
+    own = [step for step in steps if step.spec.name not in moved]
     return (
-        *check_base(models.base, models.experts, steps),
+        *check_base(models.base, models.experts, own),
         *_changed_buffers(models, steps),
     )
 
@@ -130,10 +148,11 @@ def _changed_buffers(models: Models, steps: Iterable[Step]) -> tuple[str, ...]:
         if step.kind == "buffer" and step.action == "carry" and not _counts(step.spec.name)
     ]
     notes = []
-    for expert in models.experts:
+    for place, expert in enumerate(models.experts):
         if expert.whole is None or expert.whole is base:
             continue
-        changed = [name for name in names if _differs(expert.whole, base, name)]
+        own = _of(models, names, place)
+        changed = [name for name in own if _differs(expert.whole, base, name)]
         if changed:
             notes.append(
                 f"{expert.source} has other values than {base.source} in tensors that are not "

@@ -127,13 +127,15 @@ def _with_experts(
 
 def _in_one_form(recipe: Recipe, models: Models) -> Models:
     """The models with what is one tensor in some of them and two in others, rows of tokens, and
-    what differs in shape on purpose, told alike in all.
+    what differs in shape on purpose, told alike in all; and the blocks of slices.
     """
     alike = all(_alike(model, models.layout) for model in models.others)
     if not alike and models.union is None:
         models = load("magmerge.engine.ties:in_one_form")(models)
     models = _on_one_vocabulary(recipe, models)
-    return models if alike else load("magmerge.engine.shapes:told_apart")(models)
+    if not alike:
+        models = load("magmerge.engine.shapes:told_apart")(models)
+    return load("magmerge.engine.slices:in_slices")(recipe, models) if recipe.slices else models
 
 
 def _alike(model: Checkpoint | Expert, layout: Checkpoint) -> bool:

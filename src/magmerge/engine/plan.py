@@ -18,7 +18,7 @@ from magmerge.core.traits import Method
 from magmerge.core.types import UNCHANGED, Action, Choice, Kind, Plan, Shard, Step, TensorSpec
 from magmerge.engine.faults import check_structure, dtype_warnings, reading_notes, tied_everywhere
 from magmerge.engine.form import AdapterForm, form_of
-from magmerge.engine.job import Job, Models
+from magmerge.engine.job import Job, Models, Vote
 from magmerge.engine.memory import allow, bytes_at_work, bytes_of_result, needs_of
 from magmerge.engine.outputs import place
 from magmerge.engine.variation import Varying, check_varying
@@ -66,7 +66,8 @@ def make_plan(job: Job, target: Target | None = None) -> Plan:
     texts = job.models.texts
     files = {name for name in companion_files(job.donor) if texts.get(name, b"") is not None}
     copied = () if single else tuple(sorted(files | {name for name in texts if texts[name]}))
-    return replace(plan, copied=copied, choices=varying.choices(steps))
+    choices, blocks = varying.choices(steps), job.models.blocks
+    return replace(plan, copied=copied, choices=choices, blocks=blocks)
 
 
 def _with_sizes(
@@ -175,9 +176,13 @@ def _by_rows(step: Step, job: Job) -> list[Step]:
     of it, and a merged model keeps its own.
     """
     name, shape, models = step.spec.name, step.spec.shape, job.models
-    holes = {place: expert.absent.get(name, ()) for place, expert in enumerate(models.experts)}
-    own = getattr(models.base, "absent", {}).get(name, ())
-    if not own and not any(holes.values()):
+    vote = models.votes.get(name)
+    step = step if vote is None else _in_slice(step, vote, len(models.experts))
+    places = range(len(models.experts)) if step.voters is None else step.voters
+    holes = {place: models.experts[place].absent.get(name, ()) for place in places}
+    # Where a slice has no base its method does without.
+    own = getattr(models.base, "absent", {}).get(name, ()) if vote is None or vote.based else ()
+    if step.action == "carry" or (not own and not any(holes.values())):
         return [step]
     if models.merged is not None:
         reason = "its rows are not those of the base and the experts"
@@ -212,6 +217,17 @@ def _by_rows(step: Step, job: Job) -> list[Step]:
             )
         )
     return steps
+
+
+def _in_slice(step: Step, vote: Vote, experts: int) -> Step:
+    """The step with the voters of its slice; without a base nothing tells what the merge changed,
+    so it is not calibrated.
+    """
+    if not vote.experts:
+        reason = f"no expert has a part in slice {vote.slice}"
+        return replace(step, action="carry", reason=reason, calibrated=False)
+    voters = None if vote.experts == tuple(range(experts)) else vote.experts
+    return replace(step, voters=voters, calibrated=step.calibrated and vote.based)
 
 
 def _fate_of_rows(
@@ -275,6 +291,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "digest": plan.digest,
         "steps": [{**asdict(step), "params": dict(step.params)} for step in plan.steps],
         "choices": [_choice(choice) for choice in plan.choices],
+        "blocks": list(plan.blocks),
         "shards": [{"file": shard.file, "size": shard.size} for shard in plan.shards],
         "disk": plan.disk,
         "memory": plan.memory,

@@ -156,7 +156,7 @@ def _resolved(recipe: Recipe, models: Models, names: Container[str | None]) -> R
         output = output.model_copy(update={"dtype": getattr(models.layout, "written", None)})
     models_by_role = {"base": models.base, "merged": models.merged}
     roles = {
-        role: path if model is None or path in names else model.source
+        role: path if model is None or path is None or path in names else model.source
         for role, model in models_by_role.items()
         for path in (getattr(recipe, role),)
     }

@@ -105,8 +105,19 @@ def _values(key: str, recipe: Mapping[str, Any], account: MergeAccount) -> tuple
     if isinstance(value, Mapping):
         return _entries(value)
     if isinstance(value, list | tuple):
-        return tuple(_text(item) for item in value)
+        return tuple(_slice(i) if isinstance(i, Mapping) else _text(i) for i in value)
     return (_text(value),)
+
+
+def _slice(value: Mapping[str, Any]) -> str:
+    """Which blocks of which model: maths 0 to 8, code 8 to 16."""
+    layers = value.get("layers")
+    texts = [
+        f"{name} {' to '.join(map(_text, own)) if isinstance(own, list | tuple) else 'all'}"
+        for name, own in (layers.items() if isinstance(layers, Mapping) else ())
+    ]
+    others = {name: entry for name, entry in value.items() if name != "layers"}
+    return ", ".join([*texts, *_entries(others)])
 
 
 def _entries(value: Mapping[Any, Any]) -> tuple[str, ...]:

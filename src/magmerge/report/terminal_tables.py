@@ -93,7 +93,7 @@ def plan_summary(plan: Plan) -> Text:
             else ""
         ),
     ]
-    lines += choice_lines(plan.choices)
+    lines += [*plan.blocks, *choice_lines(plan.choices)]
     if plan.copied:
         lines.append(f"copied beside them: {', '.join(plan.copied)}")
     return paragraph("\n".join(lines))

@@ -134,6 +134,34 @@ class GatheredRows:
         return out.copy_(table.reshape(-1)[start - first * width : stop - first * width])
 
 
+def with_lent_rows(
+    checkpoint: Checkpoint, name: str, lenders: Sequence[Checkpoint]
+) -> GatheredRows:
+    """A checkpoint with the rows of one tensor that it has not, each of the first of the `lenders`
+    that has it: they have the same rows in the same order.
+    """
+    spec, left = checkpoint.specs[name], _absent_rows(checkpoint, name)
+    own = np.where(left, ABSENT, np.arange(len(left)))
+    loans = []
+    for lender in lenders:
+        if lender.specs[name].shape != spec.shape:
+            continue
+        places = np.flatnonzero(left & ~_absent_rows(lender, name))
+        loans.append(Loan(places, lender, places))
+        left[places] = False
+    return GatheredRows(checkpoint, {name: RowMap(own, tuple(loans))})
+
+
+def _absent_rows(checkpoint: Checkpoint, name: str) -> NDArray[np.bool_]:
+    """Which rows of a tensor a checkpoint has not."""
+    spec = checkpoint.specs[name]
+    absent = np.zeros(spec.shape[row_axis(spec)], dtype=bool)
+    holes: Mapping[str, Sequence[range]] = getattr(checkpoint, "absent", {})
+    for rows in holes.get(name, ()):
+        absent[rows.start : rows.stop] = True
+    return absent
+
+
 def row_axis(spec: TensorSpec) -> int:
     """The dimension of a tensor that its rows are along: the first that is not 1."""
     return next((axis for axis, size in enumerate(spec.shape) if size != 1), 0)
