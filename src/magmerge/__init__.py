@@ -3,8 +3,8 @@
 The front door: `merge`, `calibrate`, `plan`, `convert`, `extract`, `inspect`, `diff`, `verify`,
 `sensitivity`, `evaluate`, `suite`, `named_suites`, `reproduce`, `plot`, `redraw`, `write_report`,
 `catalog`, `demo`, `Recipe`, `open_checkpoint`, `method`, `calibrator`, `register_method`,
-`register_calibrator`, `run`, `Machine`, `Live`. Each name is loaded at its first use, so that
-importing magmerge does not import torch.
+`register_calibrator`, `run`, `read_recipes`, `plan_recipe`, `Machine`, `Live`. Each name is loaded
+at its first use, so that importing magmerge does not import torch.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from magmerge.evaluation.sensitivity import Sensitivity, sensitivity
     from magmerge.evaluation.suites import named_suites, suite
     from magmerge.pipeline.convert import convert
-    from magmerge.pipeline.documents import run
+    from magmerge.pipeline.documents import read_recipes, run
     from magmerge.pipeline.merge import calibrate, extract, merge, plan
+    from magmerge.pipeline.recipe_plan import plan_recipe
     from magmerge.pipeline.verify import verify
     from magmerge.report.html_file import write_report
     from magmerge.studies.demo import demo
@@ -58,7 +59,9 @@ _HOMES = {
     "named_suites": "evaluation.suites",
     "open_checkpoint": "checkpoints",
     "plan": "pipeline.merge",
+    "plan_recipe": "pipeline.recipe_plan",
     "plot": "studies.figures",
+    "read_recipes": "pipeline.documents",
     "redraw": "studies.figures",
     "reproduce": "studies.reproduction",
     "register_calibrator": "core.registry",
@@ -93,7 +96,9 @@ __all__ = [
     "named_suites",
     "open_checkpoint",
     "plan",
+    "plan_recipe",
     "plot",
+    "read_recipes",
     "redraw",
     "reproduce",
     "run",

@@ -10,8 +10,9 @@ from magmerge.core.errors import ParameterError
 
 WITH_RECIPE = frozenset(
     {"places", "threads", "memory", "device", "offload", "overwrite", "resume", "allow_code"}
+    | {"rules"}
 )
-"""What is said beside a recipe: nothing of it decides the result."""
+"""What is said beside a recipe: nothing of it decides the result, but how mergekit's are read."""
 
 
 def command(options: o.Options) -> None:
@@ -23,7 +24,7 @@ def command(options: o.Options) -> None:
             remedy="write magmerge merge OUT, or magmerge merge RECIPE.yaml OUT",
         )
     if recipe:
-        _check_alone(options)
+        check_alone(options)
         write_recipe(recipe[0], {**options, "out": out})
         return
     if out.suffix in (".yaml", ".yml"):
@@ -36,14 +37,25 @@ def command(options: o.Options) -> None:
             "no expert is given",
             remedy="name each with --expert, or give a recipe: magmerge merge RECIPE.yaml OUT",
         )
-    keywords = {name: value for name, value in options.items() if name not in _ONLY_HERE}
+    check_rules(options)
+    keywords = {name: value for name, value in options.items() if name not in ONLY_HERE}
     write_result("merge", {**keywords, "out": out})
 
 
-_ONLY_HERE = frozenset({"places", "allow_code"})
+ONLY_HERE = frozenset({"places", "allow_code", "rules"})
+"""Options that the front door's verbs do not take."""
 
 
-def _check_alone(options: o.Options) -> None:
+def check_rules(options: o.Options) -> None:
+    """ParameterError for a way to read mergekit's recipes where there is none."""
+    if options["rules"] != o.TABLE["rules"].default:
+        raise ParameterError(
+            "--as speaks of a recipe of mergekit's, and none is given",
+            remedy="name it before the output: magmerge merge RECIPE.yml OUT --as mergekit",
+        )
+
+
+def check_alone(options: o.Options) -> None:
     """ParameterError for an option that the recipe has the say of."""
     defaults: dict[str, Any] = {name: item.default for name, item in o.TABLE.items()}
     for name, value in options.items():

@@ -42,7 +42,7 @@ def write_recipe(recipe: Path, options: o.Options) -> None:
     machine = {name: options[name] for name in ("threads", "memory", "device", "offload")}
     _write(
         lambda progress: magmerge.run(
-            recipe,
+            magmerge.read_recipes(recipe, options["rules"]),
             options["out"],
             machine=magmerge.Machine(**machine, progress=progress),
             live=magmerge.Live(build=options["allow_code"]),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -15,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    PrivateAttr,
     SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
@@ -187,6 +189,19 @@ class Recipe(_Data):
     samples: Samples | None = None
     output: ModelOutput | AdapterOutput = Field(default_factory=ModelOutput, discriminator="kind")
 
+    _notes: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of how it was read from a file. They are no part of it."""
+        return self._notes
+
+    def with_notes(self, notes: Iterable[str]) -> Recipe:
+        """The same recipe with these notes."""
+        recipe = self.model_copy()
+        recipe._notes = tuple(notes)
+        return recipe
+
     @model_validator(mode="before")
     @classmethod
     def _as_people_write_it(cls, content: object) -> object:
@@ -272,8 +287,12 @@ class Recipe(_Data):
         return recipes[0]
 
     @classmethod
-    def all_from_yaml(cls, text: str, source: str = "recipe") -> list[Recipe]:
-        """Every document of a file. It is read as data: no tag in it makes an object."""
+    def all_from_yaml(
+        cls, text: str, source: str = "recipe", rules: str = "better"
+    ) -> list[Recipe]:
+        """Every document of a file. It is read as data: no tag in it makes an object. mergekit's
+        are translated, by `rules` "better" or "mergekit".
+        """
         try:
             contents = list(yaml.load_all(text, lazy.load("magmerge.core.plain_yaml:PlainLoader")))
         except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -282,10 +301,14 @@ class Recipe(_Data):
             ) from error
         contents = [content for content in contents if content is not None]
         if any(isinstance(content, dict) and "merge_method" in content for content in contents):
+            dialect = lazy.load("magmerge.core.mergekit_dialect.translation:translated")
+            recipes: list[Recipe] = dialect(text, source, rules)
+            return recipes
+        if rules != "better":
             raise ParameterError(
-                "it is a recipe of mergekit's, which magmerge does not read",
+                f"no document of it is mergekit's, to be read as {rules}",
                 source=source,
-                remedy="write it as one of magmerge's: base:, experts:, method:, params:",
+                remedy="drop --as (rules=), or write merge_method: in place of method:",
             )
         if not contents:
             remedy = "write one: base, experts"

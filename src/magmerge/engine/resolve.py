@@ -63,7 +63,8 @@ def open_job(
     live = with_origin(live, recipe, layout, opened)
     stages = bind(recipe)
     job = Job(recipe, opened, stages, machine, device, donor, live, tuple(documents))
-    return replace(job, models=replace(opened, notes=(*opened.notes, *weakened(said, job))))
+    notes = (*recipe.notes, *opened.notes, *weakened(said, job))
+    return replace(job, models=replace(opened, notes=notes))
 
 
 def check_recipe(recipe: Recipe) -> Recipe:

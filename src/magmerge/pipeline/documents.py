@@ -62,10 +62,10 @@ def run(
             in_memory = dict(models or {}) if last else _of(document, models or {})
             known = {name: shelf.place(number) for number, name in enumerate(names[:place])}
             results = {
-                key: known[path] for key, path in _named_models(document).items() if path in known
+                key: known[path] for key, path in named_models(document).items() if path in known
             }
             in_memory |= {
-                key: _result(folder, str(_named_models(document)[key]))
+                key: _result(folder, str(named_models(document)[key]))
                 for key, folder in results.items()
             }
             job = open_job(document, in_memory, machine=machine, live=live, documents=resolved)
@@ -98,8 +98,12 @@ def _of(recipe: Recipe, models: Mapping[str, Model]) -> dict[str, Model]:
     return {key: model for key, model in models.items() if key in keys}
 
 
-def read_recipes(path: str | Path) -> list[Recipe]:
-    """The documents of a recipe's file; ParameterError, with key and remedy, where it is none."""
+def read_recipes(path: str | Path, rules: str = "better") -> list[Recipe]:
+    """The documents of a recipe's file; ParameterError, with key and remedy, where it is none.
+
+    One of mergekit's is translated, by `rules` "mergekit" with its own choices where they are not
+    the better ones; see docs/mergekit.md.
+    """
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")
@@ -112,7 +116,7 @@ def read_recipes(path: str | Path) -> list[Recipe]:
         told = suggestion(file.name, near) if near and not file.exists() else ""
         remedy = told if told.startswith("did you mean") else "check the path of the recipe"
         raise ParameterError("cannot be read", source=file, remedy=remedy) from error
-    return Recipe.all_from_yaml(text, str(file))
+    return Recipe.all_from_yaml(text, str(file), rules)
 
 
 def check_documents(recipes: Sequence[Recipe]) -> None:
@@ -172,7 +176,7 @@ def _result(folder: Path, name: str) -> Model:
     return checkpoint
 
 
-def _named_models(recipe: Recipe) -> dict[str, str]:
+def named_models(recipe: Recipe) -> dict[str, str]:
     """What the recipe reads, by the keys of a call's models."""
     roles = {"base": recipe.base, "merged": recipe.merged}
     experts = {f"{EXPERT}{name}": path for name, path in recipe.experts.items()}

@@ -1,0 +1,370 @@
+"""mergekit's recipes as recipes: what each word becomes, and how mistakes are told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+
+from magmerge.core.errors import MagmergeError, ParameterError, StructureError
+from magmerge.core.mergekit_dialect.method_table import METHODS
+from magmerge.core.mergekit_dialect.rule_table import RULES
+from magmerge.core.recipe import Recipe
+from magmerge.engine.resolve import check_recipe
+from tests.core.mergekit_dialect.documents import documents
+from tests.quick import examples
+
+
+def recipe_of(text: str | dict[str, Any], rules: str = "better") -> Recipe:
+    """The only recipe of a document."""
+    content = text if isinstance(text, str) else yaml.safe_dump(text, sort_keys=False)
+    (recipe,) = Recipe.all_from_yaml(content, "r.yml", rules)
+    return recipe
+
+
+def rules_of(recipe: Recipe) -> set[str]:
+    """The rules that its notes name."""
+    return {note.partition("rule ")[2].partition(":")[0] for note in recipe.notes}
+
+
+def faults_of(text: str) -> str:
+    with pytest.raises(MagmergeError) as caught:
+        Recipe.all_from_yaml(text, "r.yml")
+    return str(caught.value)
+
+
+def two(method: str, **more: Any) -> dict[str, Any]:
+    """A document that merges data/a and data/b on data/base."""
+    models = [
+        {"model": "data/a", "parameters": {"weight": 0.5, "density": 0.5}},
+        {"model": "data/b", "parameters": {"weight": 0.3, "density": 0.25}},
+    ]
+    return {"models": models, "merge_method": method, "base_model": "data/base", **more}
+
+
+TASK_VECTORS = {
+    "task_arithmetic": ("task_arithmetic", {"normalize": False, "lambda": 1.0}),
+    "ties": ("ties", {"density": [0.5, 0.25], "normalize": True, "scope": "model"}),
+    "dare_ties": ("dare_ties", {"p": [0.5, 0.75], "normalize": False, "rescale": "inverse"}),
+    "dare_linear": ("dare", {"p": [0.5, 0.75], "normalize": False, "rescale": "inverse"}),
+    "della": ("della", {"density": [0.5, 0.25], "epsilon": 0.15, "normalize": True}),
+    "della_linear": ("della_linear", {"density": [0.5, 0.25], "normalize": False}),
+    "breadcrumbs": ("breadcrumbs", {"gamma": 0.01, "normalize": False, "rescale": "none"}),
+    "breadcrumbs_ties": ("breadcrumbs_ties", {"gamma": 0.01, "normalize": False, "lambda": 1.0}),
+}
+
+
+@pytest.mark.parametrize("method", TASK_VECTORS)
+def test_task_vectors_have_mergekits_defaults(method: str) -> None:
+    recipe = recipe_of(two(method))
+    name, params = TASK_VECTORS[method]
+    assert (recipe.base, recipe.experts) == ("data/base", {"a": "data/a", "b": "data/b"})
+    assert recipe.method == name
+    assert recipe.params["weights"] == [0.5, 0.3]
+    assert recipe.params["lambda"] == 1.0
+    assert {key: recipe.params[key] for key in params} == params
+
+
+def test_ties_without_a_density_keeps_everything() -> None:
+    document = {"models": [{"model": "a"}, {"model": "b"}], "merge_method": "ties"}
+    recipe = recipe_of({**document, "base_model": "c", "parameters": {"weight": 1}})
+    assert recipe.params["density"] == 1.0
+    assert not rules_of(recipe)
+
+
+def test_as_mergekit_takes_its_own_choices() -> None:
+    ties = recipe_of(two("ties"), "mergekit")
+    assert ties.method == "breadcrumbs_ties"
+    assert (ties.params["gamma"], ties.params["vote"]) == (0.0, "weighted")
+    assert recipe_of(two("dare_ties"), "mergekit").params["rescale"] == "l1"
+    assert recipe_of(two("sce"), "mergekit").params["energy_floor"] == 1e-6
+    assert rules_of(recipe_of(two("ties"))) == {"ties-scope", "vote"}
+    assert not rules_of(ties)
+
+
+def test_rescaled_ties_is_scaled_to_the_sum_of_magnitudes() -> None:
+    recipe = recipe_of(two("ties", parameters={"rescale": True}))
+    assert (recipe.method, recipe.params["rescale"]) == ("breadcrumbs_ties", "l1")
+
+
+@pytest.mark.parametrize("method", ["linear", "karcher"])
+def test_a_listed_base_is_a_model_like_the_others_and_comes_first(method: str) -> None:
+    document = {**two(method), "base_model": "data/b"}
+    recipe = recipe_of(document)
+    assert recipe.base is None
+    assert list(recipe.experts.items()) == [("b", "data/b"), ("a", "data/a")]
+    if method == "linear":
+        assert recipe.params == {"weights": [0.3, 0.5], "normalize": True}
+
+
+def test_an_unlisted_base_is_merged_as_mergekit_does_or_gives_config_and_tokenizer() -> None:
+    recipe = recipe_of(two("karcher"))
+    assert list(recipe.experts) == ["a", "b"]
+    assert getattr(recipe.output, "donor", None) == "data/base"
+    assert "unlisted-base" in rules_of(recipe)
+    counted = recipe_of(two("karcher"), "mergekit")
+    assert counted.experts == {"base-model": "data/base", "a": "data/a", "b": "data/b"}
+
+
+def test_slerp_goes_from_the_base_to_the_other() -> None:
+    models = [{"model": "x/b"}, {"model": "x/a"}]
+    document = {"models": models, "merge_method": "slerp", "base_model": "x/a"}
+    recipe = recipe_of({**document, "parameters": {"t": 0.25}})
+    assert (list(recipe.experts), recipe.params) == (["a", "b"], {"t": 0.25})
+    ranged = [{"model": "x/b", "layer_range": [0, 2]}, {"model": "x/a", "layer_range": [0, 2]}]
+    slices = [{"sources": ranged}, {"sources": ranged, "base_model": "x/b"}]
+    document = {"slices": slices, "merge_method": "slerp", "base_model": "x/a"}
+    turned = recipe_of({**document, "parameters": {"t": [0.25, 0.5]}})
+    assert turned.params["t"][1] == {"value": {"gradient": [0.75, 0.5]}, "layers": [2, 4]}
+
+
+LEVELS = """
+slices:
+  - sources:
+      - {model: a, layer_range: [0, 2], parameters: {weight: [{filter: mlp, value: [0.1, 0.3]}]}}
+      - {model: b, layer_range: [2, 4]}
+    parameters: {weight: [{filter: mlp, value: 9}, {filter: attn, value: 0.5}]}
+  - sources:
+      - {model: b, layer_range: [0, 3]}
+merge_method: linear
+parameters: {weight: 2}
+"""
+
+
+def test_levels_fall_through_from_source_to_slice_to_top() -> None:
+    recipe = recipe_of(LEVELS)
+    assert [slice_.layers for slice_ in recipe.slices] == [
+        {"a": (0, 2), "b": (2, 4)},
+        {"b": (0, 3)},
+    ]
+    one, other = recipe.params["weights"]
+    assert one == [
+        {"filter": "mlp", "value": {"gradient": [0.1, 0.3]}},
+        {"filter": "attn", "value": 0.5},
+        {"value": 2.0},
+    ]
+    assert other == [
+        {"filter": "mlp", "value": 9.0, "layers": [0, 2]},
+        {"filter": "attn", "value": 0.5, "layers": [0, 2]},
+        {"value": 2.0, "layers": [0, 2]},
+        {"value": 2.0, "layers": [2, 5]},
+        {"value": 2.0},
+    ]
+
+
+def test_passthrough_takes_the_scale_of_each_slices_model() -> None:
+    sources = [
+        {"model": m, "layer_range": r, "parameters": {"scale": s}}
+        for m, r, s in (("a", [0, 3], 1), ("b", [1, 4], 0.5))
+    ]
+    slices = [{"sources": [source]} for source in sources]
+    recipe = recipe_of({"slices": slices, "merge_method": "passthrough", "dtype": "float16"})
+    assert recipe.params["scale"][:2] == [
+        {"value": 1.0, "layers": [0, 3]},
+        {"value": 0.5, "layers": [3, 6]},
+    ]
+    assert recipe.output.dtype == "F16"
+
+
+def test_a_model_that_merges_with_itself_has_two_names() -> None:
+    sources = [{"model": "a", "layer_range": [0, 2]}, {"model": "a", "layer_range": [2, 4]}]
+    document = {"slices": [{"sources": sources}], "merge_method": "linear"}
+    recipe = recipe_of({**document, "parameters": {"weight": 1}})
+    assert recipe.experts == {"a": "a", "a-2": "a"}
+    assert recipe.slices[0].layers == {"a": (0, 2), "a-2": (2, 4)}
+
+
+def test_modules_become_stacks_and_those_alike_none() -> None:
+    def modules(t: float) -> dict[str, Any]:
+        models = [{"model": "a"}, {"model": "b"}]
+        return {
+            "text_decoder": {"models": models, "parameters": {"t": 0.5}},
+            "vision_tower": {"models": models, "parameters": {"t": t}},
+            "multi_modal_projector": {"models": models, "parameters": {"t": 0.5}},
+        }
+
+    document = {"merge_method": "slerp", "base_model": "a"}
+    assert not recipe_of({**document, "modules": modules(0.5)}).slices
+    recipe = recipe_of({**document, "modules": modules(0.1)})
+    assert [slice_.stack for slice_ in recipe.slices] == ["language_model", "vis"]
+    assert recipe.params["t"][:2] == [
+        {"value": 0.5, "stack": "language_model"},
+        {"value": 0.1, "stack": "vis"},
+    ]
+
+
+def test_words_of_tokens_name_experts() -> None:
+    tokenizer = {
+        "source": "data/b",
+        "tokens": {
+            "<x>": {"source": "data/a", "force": True},
+            "<y>": {"source": {"kind": "model_token", "model": "data/base", "token": 7}},
+            "<z>": {"source": {"kind": "zero"}},
+            "<w>": {},
+        },
+        "pad_to_multiple_of": 64,
+    }
+    recipe = recipe_of(two("ties", tokenizer=tokenizer, chat_template="auto"))
+    assert (recipe.tokenizer, recipe.pad_to_multiple_of, recipe.chat_template) == ("b", 64, "auto")
+    assert {text: token.source for text, token in recipe.tokens.items()} == {
+        "<x>": "a",
+        "<y>": {"kind": "model_token", "model": "base", "token": "7"},
+        "<z>": {"kind": "zero"},
+    }
+    assert recipe.tokens["<x>"].force
+    assert {"tokens", "padding"} <= rules_of(recipe)
+
+
+def test_own_keys_stand_beside_mergekits() -> None:
+    own = {
+        "calibrate": "fsc",
+        "samples": {"data": {"data/a": "a.txt", "b": "b.txt"}, "samples": 3},
+        "seed": 7,
+        "rename": {"data/a": {"x": "y"}},
+        "output": {"shard_size": "1GB"},
+        "out_dtype": "bfloat16",
+        "dtype": "float32",
+    }
+    recipe = recipe_of(two("ties", **own))
+    assert recipe.calibrate[0].method == "fsc"
+    assert recipe.samples is not None
+    assert recipe.samples.data == {"a": "a.txt", "b": "b.txt"}
+    assert (recipe.seed, recipe.rename, recipe.output.dtype) == (7, {"a": {"x": "y"}}, "BF16")
+
+
+SEVERAL = """
+merge_method: linear
+models: [{model: first}, {model: second}]
+parameters: {weight: 1}
+---
+name: second
+merge_method: linear
+models: [{model: first}, {model: c}]
+parameters: {weight: 1}
+---
+name: first
+merge_method: linear
+models: [{model: a}, {model: b}]
+parameters: {weight: 1}
+"""
+
+
+def test_documents_are_put_in_the_order_of_work() -> None:
+    recipes = Recipe.all_from_yaml(SEVERAL)
+    assert [recipe.name for recipe in recipes] == ["first", "second", None]
+    circle = SEVERAL.replace("model: a}", "model: second}")
+    with pytest.raises(ParameterError, match="read each other's results"):
+        Recipe.all_from_yaml(circle)
+
+
+WRONG = """models:
+  - model: data/a
+    parameters: {wieght: 1.0}
+  - model: data/b
+    layer_range: [0, 4]
+merge_method: ties
+base_modle: data/base
+parameters:
+  density: [0.5, much]
+dtype: int64
+"""
+
+
+def test_all_faults_are_told_at_once_with_their_lines() -> None:
+    text = faults_of(WRONG)
+    for part in (
+        "r.yml, line 3: unknown key 'wieght' in parameters\n  remedy: did you mean weight?",
+        "line 5: unknown key 'layer_range' in an entry of models\n  remedy: models are merged",
+        "line 7: unknown key 'base_modle' in the recipe\n  remedy: did you mean base_model?",
+        "line 9: density: 'much' is not a number",
+        "dtype: no floating-point dtype 'int64'",
+        "line 1: ties has no base_model",
+        "line 4: weight of data/b is missing\n  remedy: write parameters: {weight: 1.0}",
+    ):
+        assert part in text
+    mended = (
+        WRONG.replace("wieght", "weight")
+        .replace("layer_range: [0, 4]", "parameters: {weight: 1.0}")
+        .replace("base_modle", "base_model")
+        .replace("much", "1")
+        .replace("int64", "float32")
+    )
+    assert recipe_of(mended).params["density"] == {"gradient": [0.5, 1.0]}
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("merge_method: tiess", "did you mean ties?"),
+        ("models: [{model: a}]\nslices: []\nmerge_method: linear", "weight of a is missing"),
+        ("merge_method: linear\nmodels: [{model: a}]\nslices: [{sources: []}]", "are given"),
+        ("merge_method: linear\nmodels: [a]", "an entry of models is no mapping"),
+        ("merge_method: linear\nmodels: 3", "models is no list"),
+        ("merge_method: linear\nweight: 1", "write it under parameters: {weight: ...}"),
+        ("merge_method: slerp\nmodels: [{model: a}]\nbase_model: a", "slerp merges 2 models"),
+        ("merge_method: linear\nx: &a [*a]", "not YAML"),
+        ("merge_method: linear\n? [1]\n: 2", "not YAML"),
+        ("merge_method: linear\nx: !!python/object:os.system {}", "not YAML"),
+    ],
+)
+def test_mistakes_are_told_in_plain_words(line: str, told: str) -> None:
+    assert told in faults_of(line)
+
+
+def test_aliases_that_unfold_without_end_are_refused() -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    assert "unfolds to more values" in faults_of("\n".join(["merge_method: ties", *lines]))
+
+
+def test_a_filter_that_is_a_pattern_is_one_only_here() -> None:
+    parameters = {"t": [{"filter": "*.q_proj.*", "value": 0.1}, {"value": 0.5}]}
+    models = [{"model": "a"}, {"model": "b"}]
+    document = {"models": models, "merge_method": "slerp", "base_model": "a"}
+    document["parameters"] = parameters
+    assert recipe_of(document).params["t"][0] == {"filter": "*.q_proj.*", "value": 0.1}
+    assert recipe_of(document, "mergekit").params["t"] == 0.5
+
+
+def test_parameters_without_effect_are_said() -> None:
+    recipe = recipe_of(two("slerp", base_model="data/a", parameters={"t": 0.5, "int8_mask": True}))
+    assert "slerp: density, int8_mask, weight" in recipe.notes[0]
+
+
+@pytest.mark.parametrize("rules", ["better", "mergekit"])
+@given(document=documents())
+@settings(max_examples=examples(1500), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_a_document_is_a_recipe_that_reads_back_or_is_refused(
+    document: dict[str, Any], rules: str
+) -> None:
+    text = yaml.safe_dump(document, sort_keys=False)
+    try:
+        recipes = Recipe.all_from_yaml(text, "r.yml", rules)
+    except MagmergeError as error:
+        assert error.remedy
+        return
+    for recipe in recipes:
+        assert Recipe.from_yaml(recipe.to_yaml()).digest == recipe.digest
+
+
+def test_every_method_and_rule_of_the_tables_is_known_here() -> None:
+    assert len(METHODS) == 20
+    for rule in RULES.values():
+        assert rule.better
+        assert "  " not in rule.better
+    for method in METHODS:
+        plain = {"merge_method": method, "base_model": "b", "parameters": {"weight": 1, "t": 0.5}}
+        least = max(1, METHODS[method].experts[0])
+        models = [{"model": f"m{n}"} for n in range(least)]
+        if METHODS[method].base == "other":
+            plain["base_model"] = "m0"
+        check_recipe(recipe_of({**plain, "models": models}))
+
+
+def test_a_wrong_way_to_read_is_refused() -> None:
+    with pytest.raises(ParameterError, match="not read as 'worse'"):
+        Recipe.all_from_yaml(yaml.safe_dump(two("ties")), rules="worse")
+    with pytest.raises(StructureError):
+        recipe_of("merge_method: ties")
