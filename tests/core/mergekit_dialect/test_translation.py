@@ -291,7 +291,7 @@ def test_all_faults_are_told_at_once_with_their_lines() -> None:
         .replace("much", "1")
         .replace("int64", "float32")
     )
-    assert recipe_of(mended).params["density"] == {"gradient": [0.5, 1.0]}
+    assert recipe_of(mended).params["density"] == [{"value": {"gradient": [0.5, 1.0]}}]
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ OWN = (
 """Keys of magmerge's own that may stand beside mergekit's."""
 INPUTS = ("models", "slices", "modules")
 TOP = (
-    *("name", "merge_method", "base_model", "parameters", "dtype", "out_dtype"),
+    *("name", "out_path", "merge_method", "base_model", "parameters", "dtype", "out_dtype"),
     *("tokenizer_source", "tokenizer", "chat_template", *INPUTS, *OWN),
 )
+"""mergekit once had out_path, by which later documents call a result."""
 
 
 class Source(NamedTuple):

@@ -131,8 +131,6 @@ ELECTING = ("ties", "dare_ties", "della", "breadcrumbs_ties")
 """Methods that elect a sign."""
 DRAWING = ("dare_ties", "dare_linear", "della", "della_linear")
 """Methods that draw at random."""
-IN_FLOAT32 = ("linear", "slerp", "karcher", "passthrough")
-"""Methods that mergekit computes in float32 whatever the models' format."""
 MODULES = {
     "text_decoder": "language_model",
     "vision_tower": "vis",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from magmerge.core.mergekit_dialect.document import Document, Settings
-from magmerge.core.mergekit_dialect.method_table import DRAWING, ELECTING, IN_FLOAT32, Word
+from magmerge.core.mergekit_dialect.method_table import DRAWING, ELECTING, Word
 from magmerge.core.mergekit_dialect.nodes import Faults
 from magmerge.core.mergekit_dialect.roles import Place, Roles
 from magmerge.core.mergekit_dialect.rule_table import Rules, told
@@ -65,10 +65,9 @@ class Parameters:
         scaled = any(leaves(self._values["rescale"]))
         if dense and not scaled:
             return "ties", {**params, "scope": "tensor"}
-        varies = isinstance(params["density"], list) and any(
-            not isinstance(share, float) for share in params["density"]
-        )
-        varies = varies or isinstance(params["density"], Mapping)
+        shares = params["density"]
+        shares = shares if isinstance(shares, list) else [shares]
+        varies = not all(isinstance(share, float) for share in shares)
         if self._rules == "better" and not scaled:
             if varies:
                 return "ties", {**params, "scope": "tensor"}
@@ -111,7 +110,7 @@ class Parameters:
         if document.method in (*ELECTING, "ties") and any(w < 0 for w in leaves(weights)):
             self._note("negative-weights")
         half = document.words.get("dtype", "").removeprefix("torch.") in ("float16", "bfloat16")
-        if half and document.method not in IN_FLOAT32:
+        if half and document.method != "passthrough":
             self._note("arithmetic")
 
     def _all_settings(self) -> list[Settings]:

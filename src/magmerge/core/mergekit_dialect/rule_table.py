@@ -48,7 +48,8 @@ RULES = {
     ),
     "draws": Rule("random draws depend on seed, tensor and place; mergekit's cannot be repeated"),
     "arithmetic": Rule(
-        "it is computed in float32 and rounded once, where mergekit computes in the models' format"
+        "models are read as they are stored, merged in float32 and rounded once, where mergekit "
+        "rounds them to dtype first, and computes most methods in it"
     ),
     "negative-weights": Rule(
         "a model of negative weight counts with its task vector turned round, where mergekit "

@@ -156,8 +156,8 @@ def _read(text: str, kind: type) -> Any:
 
 
 def spread(parts: Sequence[Part], change: Callable[[float], float] | None = None) -> Any:
-    """One value, a gradient, or items: for each region its choices in turn, and last one for the
-    rest. `change` is what each number becomes.
+    """One value, or items: for each region its choices in turn, and last one for the rest.
+    `change` is what each number becomes.
     """
     first_region, first = parts[0]
     runs = any(isinstance(c.value, list) for _, choices in parts for c in choices)
@@ -175,7 +175,8 @@ def spread(parts: Sequence[Part], change: Callable[[float], float] | None = None
     if any(region.keys for region, _ in parts):
         rest = parts[-1][1][-1].value
         items.append({"value": _changed(rest[0] if isinstance(rest, list) else rest, change)})
-    return items[0]["value"] if len(items) == 1 else items
+    alone = len(items) == 1 and not isinstance(items[0]["value"], Mapping)
+    return items[0]["value"] if alone else items
 
 
 def _items(choice: Choice, region: Region, change: Callable[[float], float] | None) -> list[Any]:
@@ -228,13 +229,21 @@ def of_experts(values: Sequence[Any], *, weights: bool) -> Any:
     if not values:
         return []
     if not weights:
-        return values[0] if all(value == values[0] for value in values) else list(values)
-    if not all(isinstance(value, list) for value in values):
+        same = all(value == values[0] for value in values)
+        return values[0] if same else [_plain(value) for value in values]
+    if not any(isinstance(value, list) for value in values):
         return list(values)
-    heads = [[{k: v for k, v in item.items() if k != "value"} for item in v] for v in values]
+    items = [value if isinstance(value, list) else [{"value": value}] for value in values]
+    heads = [[{k: v for k, v in item.items() if k != "value"} for item in own] for own in items]
     if any(head != heads[0] for head in heads):
-        return list(values)
+        return [_plain(value) for value in values]
     return [
-        {**head, "value": [value[place]["value"] for value in values]}
+        {**head, "value": [own[place]["value"] for own in items]}
         for place, head in enumerate(heads[0])
     ]
+
+
+def _plain(value: Any) -> Any:
+    """An entry of a list of experts: a gradient for all tensors needs no item."""
+    alone = isinstance(value, list) and len(value) == 1 and set(value[0]) == {"value"}
+    return value[0]["value"] if alone else value

@@ -56,7 +56,9 @@ def _recipe(root: Node, source: str, rules: Rules, faults: Faults) -> Recipe | N
         **vocabulary_fields(document, roles, faults),
         **_own(document, roles),
     }
-    fields["output"] = _output(document, roles, faults)
+    tokens_said = any(fields.get(key) for key in ("tokenizer", "tokens", "pad_to_multiple_of"))
+    donor = None if tokens_said else roles.unlisted
+    fields["output"] = _output(document, donor, faults)
     if fields.get("tokenizer") == "union" or fields.get("tokens"):
         notes += told("tokens", rules)
     if fields.get("pad_to_multiple_of"):
@@ -97,7 +99,7 @@ def _own(document: Document, roles: Roles) -> dict[str, Any]:
     return own
 
 
-def _output(document: Document, roles: Roles, faults: Faults) -> Any:
+def _output(document: Document, donor: str | None, faults: Faults) -> Any:
     """The output, in the format that is said, with config and tokenizer of a base that is no
     model of the merge.
     """
@@ -115,8 +117,8 @@ def _output(document: Document, roles: Roles, faults: Faults) -> Any:
             except ParameterError as error:
                 faults.add(document.line, f"{key}: {error.problem}", str(error.remedy))
         output = {**output, "dtype": dtype}
-    if roles.unlisted is not None and "donor" not in output:
-        output = {**output, "donor": roles.unlisted.partition("+")[0]}
+    if donor is not None and "donor" not in output:
+        output = {**output, "donor": donor.partition("+")[0]}
     return output
 
 
