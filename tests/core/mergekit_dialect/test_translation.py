@@ -141,8 +141,9 @@ def test_levels_fall_through_from_source_to_slice_to_top() -> None:
     ]
     one, other = recipe.params["weights"]
     assert one == [
-        {"filter": "mlp", "value": {"gradient": [0.1, 0.3]}},
-        {"filter": "attn", "value": 0.5},
+        {"filter": "mlp", "value": {"gradient": [0.1, 0.3]}, "layers": [0, 2]},
+        {"filter": "attn", "value": 0.5, "layers": [0, 2]},
+        {"value": 2.0, "layers": [0, 2]},
         {"value": 2.0},
     ]
     assert other == [
@@ -176,8 +177,8 @@ def test_a_model_that_merges_with_itself_has_two_names() -> None:
     assert recipe.slices[0].layers == {"a": (0, 2), "a-2": (2, 4)}
 
 
-def test_modules_become_stacks_and_those_alike_none() -> None:
-    def modules(t: float) -> dict[str, Any]:
+def test_modules_of_whole_models_become_filters_and_those_alike_nothing() -> None:
+    def modules(t: Any) -> dict[str, Any]:
         models = [{"model": "a"}, {"model": "b"}]
         return {
             "text_decoder": {"models": models, "parameters": {"t": 0.5}},
@@ -186,12 +187,25 @@ def test_modules_become_stacks_and_those_alike_none() -> None:
         }
 
     document = {"merge_method": "slerp", "base_model": "a"}
-    assert not recipe_of({**document, "modules": modules(0.5)}).slices
+    assert recipe_of({**document, "modules": modules(0.5)}).params == {"t": 0.5}
     recipe = recipe_of({**document, "modules": modules(0.1)})
-    assert [slice_.stack for slice_ in recipe.slices] == ["language_model", "vis"]
-    assert recipe.params["t"][:2] == [
-        {"value": 0.5, "stack": "language_model"},
-        {"value": 0.1, "stack": "vis"},
+    assert not recipe.slices
+    assert recipe.params["t"] == [{"filter": "vis", "value": 0.1}, {"value": 0.5}]
+    both = recipe_of({**document, "modules": modules([{"filter": "mlp.fc", "value": 1}])})
+    assert both.params["t"][0] == {"filter": r"/vis.*mlp\.fc/", "value": 1.0}
+
+
+def test_modules_of_slices_become_slices_of_stacks() -> None:
+    def part(*ranges: tuple[int, int]) -> dict[str, Any]:
+        models = [{"model": m, "layer_range": list(r)} for m, r in zip("ab", ranges, strict=True)]
+        return {"slices": [{"sources": models}]}
+
+    modules = {"decoder": part((0, 2), (1, 3)), "encoder": {"models": [{"model": "b"}]}}
+    document = {"merge_method": "linear", "modules": modules, "parameters": {"weight": 1}}
+    slices = recipe_of(document).slices
+    assert [(s.stack, s.layers) for s in slices] == [
+        ("decoder", {"a": (0, 2), "b": (1, 3)}),
+        ("encoder", {"b": None}),
     ]
 
 

@@ -131,16 +131,27 @@ ELECTING = ("ties", "dare_ties", "della", "breadcrumbs_ties")
 """Methods that elect a sign."""
 DRAWING = ("dare_ties", "dare_linear", "della", "della_linear")
 """Methods that draw at random."""
+
+
+class Stack(NamedTuple):
+    """A module of mergekit's: what is in the name of its stack of blocks here (None: the main one),
+    and in the names of all its tensors (None: all that no other module has).
+    """
+
+    stack: str | None = None
+    part: str | None = None
+    blocks: bool = True
+
+
+VISION = Stack("vis", "vis")
 MODULES = {
-    "text_decoder": "language_model",
-    "vision_tower": "vis",
-    "vision_model": "vis",
-    "default": None,
-    "encoder": "encoder",
-    "decoder": "decoder",
+    "default": Stack(),
+    "text_decoder": Stack(),
+    "vision_tower": VISION,
+    "vision_model": VISION,
+    "encoder": Stack("encoder", "encoder."),
+    "decoder": Stack("decoder", "decoder."),
+    "shared": Stack(None, "shared", blocks=False),
+    "multi_modal_projector": Stack(None, "multi_modal_projector", blocks=False),
 }
-"""mergekit's modules with blocks, and a part of the name of each one's stack here; None: the main
-one.
-"""
-BLOCKLESS = ("multi_modal_projector", "shared")
-"""Modules of mergekit's without blocks."""
+"""By mergekit's names. A module that is not among them is a part of a stack's name."""

@@ -70,6 +70,7 @@ class Parameters:
         varies = not all(isinstance(share, float) for share in shares)
         if self._rules == "better" and not scaled:
             if varies:
+                self._note("ties-count")
                 return "ties", {**params, "scope": "tensor"}
             self._note("ties-scope")
             return "ties", {**params, "scope": "model"}
@@ -136,7 +137,7 @@ class Parameters:
             if place.turned:
                 chain = [Choice(c.filter, _turned(c.value)) for c in chain]
             parts.append((place.region, chain))
-        return spread(parts)
+        return spread(parts, regions=len(self._roles.places))
 
     def _each(self, name: str, word: Word) -> Any:
         """A parameter of each expert."""
@@ -148,7 +149,7 @@ class Parameters:
                 for place in self._roles.places
                 if expert in place.sources and expert != place.base
             ]
-            values.append(spread(parts, change) if parts else 1.0)
+            values.append(spread(parts, change, regions=len(self._roles.places)) if parts else 1.0)
         return of_experts(values, weights=name == "weight")
 
     def _share(self, density: float) -> float:

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from magmerge.core.mergekit_dialect.document import Document, Module, OutputSlice, Source
-from magmerge.core.mergekit_dialect.method_table import BLOCKLESS, METHODS, MODULES
+from magmerge.core.mergekit_dialect.method_table import METHODS, MODULES, Stack
 from magmerge.core.mergekit_dialect.nodes import Faults
 from magmerge.core.mergekit_dialect.settings import Region
 
@@ -42,6 +42,12 @@ class Roles(NamedTuple):
     experts: Mapping[str, str]
     places: Sequence[Place]
     unlisted: str | None
+
+    @property
+    def sliced(self) -> bool:
+        """Whether the result's blocks are not just those of all the models."""
+        models = {frozenset(place.sources) for place in self.places}
+        return len(models) > 1 or any(place.region.layers for place in self.places)
 
 
 def roles_of(document: Document, *, counted: bool, faults: Faults) -> Roles:
@@ -88,7 +94,8 @@ def _merged_alike(document: Document) -> Sequence[Module]:
     whole = all(s.layers is None for slice_ in document.slices for s in slice_.sources)
     if document.modules and whole and all(part == plain[0] for part in plain):
         return [document.modules[0]._replace(name=None)]
-    return [module for module in document.modules if module.name not in BLOCKLESS]
+    # The module whose tensors are all that no other one has comes last.
+    return sorted(document.modules, key=lambda module: _stack(module).part is None)
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,20 +129,21 @@ def _places(
 ) -> list[Place]:
     places = []
     for module in modules:
-        start = 0
+        start, stack = 0, _stack(module)
         for slice_ in module.slices:
             length = slice_.length
             layers = None if length is None else (start, start + length)
             start += length or 0
-            region = Region(_stack(module), layers)
-            places.append(_place(document, module, slice_, region, base, names, faults))
+            region = Region(stack.stack, layers, stack.part if layers is None else None)
+            if stack.blocks or layers is None:
+                places.append(_place(document, module, slice_, region, base, names, faults))
     return places
 
 
-def _stack(module: Module) -> str | None:
+def _stack(module: Module) -> Stack:
     if module.name is None:
-        return None
-    return MODULES.get(module.name, module.name)
+        return Stack()
+    return MODULES.get(module.name) or Stack(module.name, module.name)
 
 
 def _place(

@@ -22,6 +22,10 @@ RULES = {
         "tensor by itself",
         "each tensor is trimmed by itself, and its count of entries is rounded down",
     ),
+    "ties-count": Rule(
+        "a share of entries is rounded up, as in TIES' code, where mergekit cuts it off",
+        "the count of entries is rounded down",
+    ),
     "vote": Rule(
         "each model has one vote on a sign, as in TIES' paper, where mergekit weighs the votes",
         "votes on a sign are weighted, and a tie is a plus",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,20 +31,32 @@ class Choice(NamedTuple):
 
 
 class Region(NamedTuple):
-    """Some blocks of a stack of the result: half-open; None for all of them, or the main stack."""
+    """Some blocks of a stack of the result: half-open; None for all of them, or the main stack.
+    Where they are all, `part` is in the names of the module's tensors.
+    """
 
     stack: str | None = None
     layers: tuple[int, int] | None = None
+    part: str | None = None
 
     @property
     def keys(self) -> dict[str, Any]:
-        """What an item for it says."""
-        keys: dict[str, Any] = {}
-        if self.layers is not None:
-            keys["layers"] = list(self.layers)
-        if self.stack is not None:
-            keys["stack"] = self.stack
-        return keys
+        """What an item for these layers says."""
+        if self.layers is None:
+            return {}
+        stack = {} if self.stack is None else {"stack": self.stack}
+        return {"layers": list(self.layers), **stack}
+
+    def filter(self, own: str | None) -> dict[str, str]:
+        """What an item says of names, with a filter of its own or without."""
+        if self.part is not None and own is not None:
+            return {"filter": f"/{_escaped(self.part)}.*{_escaped(own)}/"}
+        filter_ = self.part or own
+        return {} if filter_ is None else {"filter": filter_}
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"[.^$*+?{}\[\]\\|()/]", r"\\\g<0>", text)
 
 
 Part = tuple[Region, Sequence[Choice]]
@@ -155,33 +168,39 @@ def _read(text: str, kind: type) -> Any:
         return text
 
 
-def spread(parts: Sequence[Part], change: Callable[[float], float] | None = None) -> Any:
+def spread(
+    parts: Sequence[Part], change: Callable[[float], float] | None = None, *, regions: int = 1
+) -> Any:
     """One value, or items: for each region its choices in turn, and last one for the rest.
-    `change` is what each number becomes.
+
+    `change` is what each number becomes, `regions` how many the result has, in some of which the
+    parameter may mean nothing.
     """
-    first_region, first = parts[0]
+    last, rest = parts[-1]
     runs = any(isinstance(c.value, list) for _, choices in parts for c in choices)
-    one_layer = (
-        first_region.layers is not None and first_region.layers[1] - first_region.layers[0] == 1
-    )
-    if (len(parts) == 1 and not (runs and one_layer)) or (
-        not runs and all(choices == first for _, choices in parts)
+    one_layer = last.layers is not None and last.layers[1] - last.layers[0] == 1
+    if (regions == 1 and not (runs and one_layer)) or (
+        not runs and all(choices == rest for _, choices in parts)
     ):
-        parts = [(Region(), first)]
+        parts = [(Region(), rest)]
     items: list[dict[str, Any]] = []
     for region, choices in parts:
-        for choice in choices:
-            items += _items(choice, region, change)
-    if any(region.keys for region, _ in parts):
-        rest = parts[-1][1][-1].value
-        items.append({"value": _changed(rest[0] if isinstance(rest, list) else rest, change)})
+        if region.part is None or choices != rest:
+            for choice in choices:
+                items += _items(choice, region, change)
+    last, rest = parts[-1]
+    if last.part is not None:
+        items += [item for choice in rest for item in _items(choice, Region(), change)]
+    elif last.keys:
+        point = rest[-1].value[0] if isinstance(rest[-1].value, list) else rest[-1].value
+        items.append({"value": _changed(point, change)})
     alone = len(items) == 1 and not isinstance(items[0]["value"], Mapping)
     return items[0]["value"] if alone else items
 
 
 def _items(choice: Choice, region: Region, change: Callable[[float], float] | None) -> list[Any]:
     """The items of a choice: one, or one for each value of flags that run through the layers."""
-    keys = {} if choice.filter is None else {"filter": choice.filter}
+    keys = region.filter(choice.filter)
     if isinstance(choice.value, list) and isinstance(choice.value[0], bool):
         return [
             {**keys, "value": value, **Region(region.stack, layers).keys}

@@ -10,7 +10,7 @@ from magmerge.core.errors import ParameterError
 from magmerge.core.mergekit_dialect.document import Document, read_document
 from magmerge.core.mergekit_dialect.nodes import Faults, Node, read_nodes
 from magmerge.core.mergekit_dialect.parameters import Parameters
-from magmerge.core.mergekit_dialect.roles import Place, Roles, roles_of
+from magmerge.core.mergekit_dialect.roles import Roles, roles_of
 from magmerge.core.mergekit_dialect.rule_table import Rules, check_rules, told
 from magmerge.core.mergekit_dialect.vocabulary import vocabulary_fields
 from magmerge.core.recipe import Recipe
@@ -52,7 +52,7 @@ def _recipe(root: Node, source: str, rules: Rules, faults: Faults) -> Recipe | N
         "experts": dict(roles.experts),
         "method": method,
         "params": params,
-        "slices": [_slice(place) for place in roles.places] if _sliced(roles) else [],
+        "slices": _slices(roles),
         **vocabulary_fields(document, roles, faults),
         **_own(document, roles),
     }
@@ -63,7 +63,7 @@ def _recipe(root: Node, source: str, rules: Rules, faults: Faults) -> Recipe | N
         notes += told("tokens", rules)
     if fields.get("pad_to_multiple_of"):
         notes += told("padding", rules)
-    if roles.unlisted is not None and rules == "better" and not _sliced(roles):
+    if roles.unlisted is not None and rules == "better" and not roles.sliced:
         notes += told("unlisted-base", rules)
     if faults.count > before:
         return None
@@ -72,15 +72,15 @@ def _recipe(root: Node, source: str, rules: Rules, faults: Faults) -> Recipe | N
     return recipe.with_notes(dict.fromkeys(notes))
 
 
-def _sliced(roles: Roles) -> bool:
-    """Whether the result's blocks are not just those of the models."""
-    return len(roles.places) > 1 or roles.places[0].region.keys != {}
-
-
-def _slice(place: Place) -> dict[str, Any]:
-    layers = {name: source.layers for name, source in place.sources.items()}
-    told = {"layers": layers, "stack": place.region.stack, "base": place.base}
-    return {key: value for key, value in told.items() if value is not None}
+def _slices(roles: Roles) -> list[dict[str, Any]]:
+    """The result's blocks; none where they are just those of the models."""
+    slices = []
+    for place in roles.places if roles.sliced else ():
+        layers = {name: source.layers for name, source in place.sources.items()}
+        told = {"layers": layers, "stack": place.region.stack, "base": place.base}
+        if place.region.stack is not None or place.region.part is None:
+            slices.append({key: value for key, value in told.items() if value is not None})
+    return slices
 
 
 def _own(document: Document, roles: Roles) -> dict[str, Any]:
