@@ -91,6 +91,8 @@ def build_models(folder: Path) -> None:
     for number, (family, build) in enumerate(FAMILIES.items()):
         torch.manual_seed(number)
         _save_family(folder / family, build(), number)
+    torch.manual_seed(50)
+    _save_family(folder / "half", FAMILIES["llama"]().to(torch.bfloat16), 50)
     torch.manual_seed(99)
     tokens = {"base": (), "a": ("<|one|>",), "b": ("<|two|>", "<|one|>")}
     for name, added in tokens.items():

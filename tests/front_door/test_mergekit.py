@@ -275,3 +275,15 @@ def test_chat_vectors_are_two_weights(states: dict[str, dict[str, Tensor]]) -> N
 def test_what_applies_is_warned_of(states: dict[str, dict[str, Tensor]]) -> None:
     with pytest.warns(MagmergeWarning, match="rule vote: each model has one vote"):
         run(of("breadcrumbs_ties"), "better")
+
+
+def test_without_a_dtype_the_format_is_the_bases_or_as_mergekit_the_widest(
+    states: dict[str, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    half = {name: tensor.bfloat16() for name, tensor in states["base"].items()}
+    save_file(half, tmp_path / "base" / "model.safetensors")
+    formats = []
+    for rules in ("better", "mergekit"):
+        merged = run(of("task_arithmetic"), rules).state_dict()
+        formats.append({tensor.dtype for tensor in merged.values()})
+    assert formats == [{torch.bfloat16}, {torch.float32}]

@@ -16,6 +16,7 @@ from magmerge.checkpoints.output.shelf import shelf_for
 from magmerge.checkpoints.output.target import Target, check_apart_and_free
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
 from magmerge.core.errors import MissingExtraError, ParameterError, suggestion
+from magmerge.core.lazy import load
 from magmerge.core.machine import Machine
 from magmerge.core.recipe import Recipe
 from magmerge.engine.job import Findings, Live, Work
@@ -116,7 +117,10 @@ def read_recipes(path: str | Path, rules: str = "better") -> list[Recipe]:
         told = suggestion(file.name, near) if near and not file.exists() else ""
         remedy = told if told.startswith("did you mean") else "check the path of the recipe"
         raise ParameterError("cannot be read", source=file, remedy=remedy) from error
-    return Recipe.all_from_yaml(text, str(file), rules)
+    recipes = Recipe.all_from_yaml(text, str(file), rules)
+    if rules == "mergekit":
+        recipes = [*map(load("magmerge.pipeline.promotion:with_promoted_dtype"), recipes)]
+    return recipes
 
 
 def check_documents(recipes: Sequence[Recipe]) -> None:

@@ -108,7 +108,8 @@ class Parameters:
         if idle:
             self._note("no-effect", f" ({document.method}: {', '.join(dict.fromkeys(idle))})")
         weights = values.get("weight")
-        if document.method in (*ELECTING, "ties") and any(w < 0 for w in leaves(weights)):
+        signed = document.method in ELECTING and any(leaves(values["normalize"]))
+        if signed and any(weight < 0 for weight in leaves(weights)):
             self._note("negative-weights")
         half = document.words.get("dtype", "").removeprefix("torch.") in ("float16", "bfloat16")
         if half and document.method != "passthrough":

@@ -55,6 +55,11 @@ RULES = {
         "models are read as they are stored, merged in float32 and rounded once, where mergekit "
         "rounds them to dtype first, and computes most methods in it"
     ),
+    "format": Rule(
+        "without dtype the result has the base's format, and what differs from it is told, where "
+        "mergekit takes the widest of the models'",
+        "without dtype the result has the widest of the models' formats",
+    ),
     "negative-weights": Rule(
         "a model of negative weight counts with its task vector turned round, where mergekit "
         "divides by the sum of the signed weights"
@@ -70,7 +75,9 @@ RULES = {
     "no-effect": Rule("some parameters have no effect, as in mergekit"),
     "clipped": Rule("a density above 1 keeps everything, as 1 does"),
 }
-"""By name. Those without a second sentence hold in both ways."""
+"""By name. Those without a second sentence hold in both ways. That of formats is told by what opens
+the models.
+"""
 
 
 def check_rules(rules: str) -> None:
