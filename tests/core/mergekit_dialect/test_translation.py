@@ -347,6 +347,58 @@ def test_parameters_without_effect_are_said() -> None:
     assert "slerp: density, int8_mask, weight" in recipe.notes[0]
 
 
+IN_THE_WILD = r"""
+base_model: C:\Users\me\base
+merge_method: della_linear
+dtype: bfloat16
+modules:
+  default:
+    slices:
+    - sources:
+      - {layer_range: [0, 4], model: E:\models\one, parameters: {weight: [0.9, 0.2, 0.4]}}
+      - {layer_range: [0, 4], model: C:\Users\me\base}
+parameters: {normalize: 1.0, density: 0.5, epsilon: 4e-1, lambda: "1"}
+tokenizer: {}
+"""
+
+
+def test_what_people_write_is_understood() -> None:
+    recipe = recipe_of(IN_THE_WILD)
+    assert recipe.experts == {"one": r"E:\models\one"}
+    assert recipe.params["normalize"] is True
+    assert (recipe.params["epsilon"], recipe.params["lambda"]) == (0.4, 1.0)
+    assert recipe.tokenizer == "union"
+    assert recipe.slices[0].layers == {"one": (0, 4), "base": (0, 4)}
+    karcher = {"merge_method": "karcher", "models": [{"model": "a"}, {"model": "b"}]}
+    recipe = recipe_of("parameters: {tol: 1e-10, max_iter: 1e3}\n" + yaml.safe_dump(karcher))
+    assert recipe.params == {"tol": 1e-10, "max_iter": 1000}
+
+
+def test_what_is_one_for_all_models_has_no_effect_in_one() -> None:
+    document = two("ties")
+    document["models"][0]["parameters"]["lambda"] = 0.5
+    recipe = recipe_of(document)
+    assert recipe.params["lambda"] == 1.0
+    assert any("lambda of a single model" in note for note in recipe.notes)
+    text = "models: [{model: a, parameters: {t: 0.5}}, {model: b}]\nmerge_method: slerp"
+    told = faults_of(f"{text}\nbase_model: a")
+    assert "t is missing\n  remedy: write beside merge_method parameters: {t: 0.5}" in told
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("models: [{model: a, revision: v1}]", "write it with the model: PATH@REVISION"),
+        ("parameters: {dtype: bfloat16}", "at the top of the recipe, beside merge_method: dtype"),
+        ("models: [{model: a, density: 0.5}]", "write it under parameters: {density: ...}"),
+        ("models: [{model: a, lambda: 0.5}]", "write it at the top, parameters: {lambda: ...}"),
+        ("slices: [{merge_method: slerp}]", "write it at the top of the recipe"),
+    ],
+)
+def test_keys_in_the_wrong_place_are_told_the_right_one(line: str, told: str) -> None:
+    assert told in faults_of(f"merge_method: ties\n{line}")
+
+
 @pytest.mark.parametrize("rules", ["better", "mergekit"])
 @given(document=documents())
 @settings(max_examples=examples(1500), deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -127,6 +127,11 @@ METHODS = {
 
 KNOWN = {name for method in METHODS.values() for name in method.words} | {"embed_slerp"}
 """Parameters that some method of mergekit's takes, or once took."""
+EACH = {
+    *(name for method in METHODS.values() for name, word in method.words.items() if word.each),
+    "scale",
+}
+"""Those that each model may have for itself."""
 ELECTING = ("ties", "dare_ties", "della", "breadcrumbs_ties")
 """Methods that elect a sign."""
 DRAWING = ("dare_ties", "dare_linear", "della", "della_linear")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from magmerge.core.errors import Fault, ParameterError, StructureError, suggestion
-from magmerge.core.mergekit_dialect.method_table import KNOWN
+from magmerge.core.mergekit_dialect.method_table import EACH, KNOWN
 from magmerge.core.plain_yaml import PlainLoader
 
 MOST, DEEPEST = 100_000, 40
@@ -125,6 +125,10 @@ def fields(node: Node | None, known: Iterable[str], place: str, faults: Faults) 
 MISPLACED = {
     ("an entry of models", "layer_range"): "models are merged whole; for some of their layers "
     "write slices: [{sources: [{model: M, layer_range: [0, 8]}]}]",
+    **dict.fromkeys(
+        [("an entry of models", "revision"), ("an entry of sources", "revision")],
+        "write it with the model: PATH@REVISION",
+    ),
     ("the recipe", "experts"): "beside merge_method the experts are models: [{model: PATH}]",
     ("the recipe", "base"): "beside merge_method the base is base_model: PATH",
     ("the recipe", "method"): "drop it: merge_method is the method",
@@ -134,13 +138,21 @@ MISPLACED = {
 
 
 def _suggestion(key: str, names: Iterable[str], place: str) -> str:
-    """What is meant with a key: one of these names, or a parameter that has its own place."""
+    """What is meant with a key: one of these names, or one that has its own place."""
+    if key in TOP_ALONE and place != "the recipe":
+        return f"write it at the top of the recipe, beside merge_method: {key}: ..."
     near = suggestion(key, names)
     own = suggestion(key, KNOWN)
     if place == "parameters" or near.startswith("did you mean") or not own.startswith("did you"):
         return near
     name = own.removeprefix("did you mean ").removesuffix("?").partition(" or ")[0]
+    if place in ("an entry of models", "an entry of sources") and name not in EACH:
+        return f"it is one for all models: write it at the top, parameters: {{{name}: ...}}"
     return f"write it under parameters: {{{name}: ...}}"
+
+
+TOP_ALONE = ("merge_method", "dtype", "out_dtype", "tokenizer_source", "chat_template", "calibrate")
+"""Keys that are meant for the whole recipe wherever they stand."""
 
 
 def entries(node: Node | None, place: str, faults: Faults) -> list[Node]:

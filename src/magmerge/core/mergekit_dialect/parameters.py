@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from magmerge.core.mergekit_dialect.document import Document, Settings
-from magmerge.core.mergekit_dialect.method_table import DRAWING, ELECTING, Word
+from magmerge.core.mergekit_dialect.method_table import DRAWING, EACH, ELECTING, Word
 from magmerge.core.mergekit_dialect.nodes import Faults
 from magmerge.core.mergekit_dialect.roles import Place, Roles
 from magmerge.core.mergekit_dialect.rule_table import Rules, told
@@ -105,6 +105,9 @@ class Parameters:
         idle = sorted(name for name in said if name not in words or words[name].name is None)
         if document.method == "task_arithmetic" and "rescale" in said:
             idle.append("rescale")
+        sources = [s for place in self._roles.places for s in place.sources.values()]
+        alone = {name for source in sources for name in source.settings if name in words}
+        idle += [f"{name} of a single model" for name in sorted(alone - EACH)]
         if idle:
             self._note("no-effect", f" ({document.method}: {', '.join(dict.fromkeys(idle))})")
         weights = values.get("weight")
@@ -172,9 +175,9 @@ class Parameters:
             source = place.sources[expert] if expert is not None else None
             owner = f" of {source.model}" if source is not None else ""
             line = place.slice_.line if source is None else source.line
-            self._faults.add(
-                line, f"{name}{owner} is missing", f"write parameters: {{{name}: {fallback}}}"
-            )
+            where = "" if source is not None else "beside merge_method "
+            remedy = f"write {where}parameters: {{{name}: {fallback}}}"
+            self._faults.add(line, f"{name}{owner} is missing", remedy)
             return [Choice(None, fallback)]
         if place.region.layers is None and word.kind is bool:
             for choice in chain:

@@ -4,8 +4,8 @@ of the result that they make.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from magmerge.core.mergekit_dialect.document import Document, Module, OutputSlice, Source
@@ -115,8 +115,8 @@ class _Names:
         for name, path in self.experts.items():
             if path == model and name not in besides:
                 return name
-        stem = PurePath(model.rpartition("+")[2].partition("@")[0]).name or "model"
-        stem = stem.removesuffix(".safetensors")
+        path = model.rpartition("+")[2].partition("@")[0].rstrip("/\\")
+        stem = re.split(r"[/\\]", path)[-1].removesuffix(".safetensors") or "model"
         name, repeat = f"{stem}-model" if stem in TAKEN else stem, 2
         while name in self.experts:
             name, repeat = f"{stem}-{repeat}", repeat + 1

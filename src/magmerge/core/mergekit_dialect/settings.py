@@ -144,7 +144,7 @@ class Lookup:
         if isinstance(value, str):
             value = _read(value, word.kind)
         fits = type(value) is bool if word.kind is bool else type(value) in (int, float)
-        if word.kind is bool and type(value) is int and value in (0, 1):
+        if word.kind is bool and type(value) in (int, float) and value in (0, 1):
             return bool(value)
         if word.kind is not bool and type(value) is bool:
             return int(value)
