@@ -34,7 +34,7 @@ from benchmarks.mergekit.tiny_models import build_models
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "mergekit_recipes.jsonl"
-RECIPES = HERE / "mergekit" / "recipes.yaml"
+RECIPES = sorted((HERE / "mergekit").glob("*_recipes.yaml"))
 RIVAL = HERE / "mergekit" / "rival.py"
 WAYS = ("mergekit", "better")
 COLUMNS = ("equal", "knowingly different", "mergekit fails, magmerge not", "magmerge fails")
@@ -64,7 +64,8 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--keep", type=Path, help="work in this folder, and leave it there")
     options = parser.parse_args()
-    cases = [Case(**entry) for entry in yaml.safe_load(RECIPES.read_text(encoding="utf-8"))]
+    texts = [file.read_text(encoding="utf-8") for file in RECIPES]
+    cases = [Case(**entry) for text in texts for entry in yaml.safe_load(text)]
     cases = [case for case in cases if options.only in case.name]
     with _folder(options.keep) as folder:
         if not (folder / "llama").is_dir():

@@ -300,16 +300,11 @@ class Recipe(_Data):
                 f"not YAML: {error}", source=source, remedy="mend the line it names"
             ) from error
         contents = [content for content in contents if content is not None]
-        if any(isinstance(content, dict) and "merge_method" in content for content in contents):
-            dialect = lazy.load("magmerge.core.mergekit_dialect.translation:translated")
-            recipes: list[Recipe] = dialect(text, source, rules)
+        dialect = any(isinstance(part, dict) and "merge_method" in part for part in contents)
+        if dialect or rules != "better":
+            translated = lazy.load("magmerge.core.mergekit_dialect.translation:translated")
+            recipes: list[Recipe] = translated(text, source, rules)
             return recipes
-        if rules != "better":
-            raise ParameterError(
-                f"no document of it is mergekit's, to be read as {rules}",
-                source=source,
-                remedy="drop --as (rules=), or write merge_method: in place of method:",
-            )
         if not contents:
             remedy = "write one: base, experts"
             raise ParameterError("it holds no recipe", source=source, remedy=remedy)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+import yaml
 from hypothesis import strategies as st
 
+from magmerge.core.errors import MagmergeError
 from magmerge.core.mergekit_dialect.method_table import KNOWN, METHODS
+from magmerge.core.recipe import Recipe
 
 MODELS = ("m/base", "m/a", "m/b", "org/c@main", "m/a+m/lora", "stage")
 numbers = st.one_of(
@@ -95,3 +99,31 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
     keys = draw(st.lists(st.sampled_from(sorted(more)), max_size=4, unique=True))
     document = {"merge_method": method, key: draw(inputs[key])}
     return {**document, **{key: draw(more[key]) for key in keys}}
+
+
+def recipe_of(text: str | dict[str, Any], rules: str = "better") -> Recipe:
+    """The only recipe of a document."""
+    content = text if isinstance(text, str) else yaml.safe_dump(text, sort_keys=False)
+    (recipe,) = Recipe.all_from_yaml(content, "r.yml", rules)
+    return recipe
+
+
+def rules_of(recipe: Recipe) -> set[str]:
+    """The rules that its notes name."""
+    return {note.partition("rule ")[2].partition(":")[0] for note in recipe.notes}
+
+
+def faults_of(text: str) -> str:
+    """What is told of a document that is refused."""
+    with pytest.raises(MagmergeError) as caught:
+        Recipe.all_from_yaml(text, "r.yml")
+    return str(caught.value)
+
+
+def two(method: str, **more: Any) -> dict[str, Any]:
+    """A document that merges data/a and data/b on data/base."""
+    models = [
+        {"model": "data/a", "parameters": {"weight": 0.5, "density": 0.5}},
+        {"model": "data/b", "parameters": {"weight": 0.3, "density": 0.25}},
+    ]
+    return {"models": models, "merge_method": method, "base_model": "data/base", **more}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from magmerge.core.dtypes import parse_float_dtype
@@ -25,15 +25,25 @@ def translated(text: str, source: str, rules: Rules = "better") -> list[Recipe]:
     check_rules(rules)
     faults = Faults(source)
     roots = read_nodes(text, source)
+    if not any(map(_is_mergekits, roots)):
+        raise ParameterError(
+            f"no document of it is mergekit's, to be read as {rules}",
+            source=source,
+            remedy="drop --as (rules=), or write merge_method: in place of method:",
+        )
     recipes = [_recipe(root, source, rules, faults) for root in roots]
     faults.check()
     return _in_order([recipe for recipe in recipes if recipe is not None], source)
 
 
+def _is_mergekits(root: Node) -> bool:
+    return isinstance(root.value, Mapping) and "merge_method" in root.value
+
+
 def _recipe(root: Node, source: str, rules: Rules, faults: Faults) -> Recipe | None:
     """One document's recipe; None where the faults tell why there is none."""
     before = faults.count
-    if not isinstance(root.value, Mapping) or "merge_method" not in root.value:
+    if not _is_mergekits(root):
         return Recipe.model_validate(root.plain, context={"source": source})
     document = read_document(root, faults)
     if document is None or not document.slices:
@@ -59,17 +69,22 @@ def _recipe(root: Node, source: str, rules: Rules, faults: Faults) -> Recipe | N
     tokens_said = any(fields.get(key) for key in ("tokenizer", "tokens", "pad_to_multiple_of"))
     donor = None if tokens_said else roles.unlisted
     fields["output"] = _output(document, donor, faults)
-    if fields.get("tokenizer") == "union" or fields.get("tokens"):
-        notes += told("tokens", rules)
-    if fields.get("pad_to_multiple_of"):
-        notes += told("padding", rules)
-    if roles.unlisted is not None and rules == "better" and not roles.sliced:
-        notes += told("unlisted-base", rules)
+    notes += _notes(fields, roles, rules)
     if faults.count > before:
         return None
     told_fields = {key: value for key, value in fields.items() if value is not None}
     recipe = Recipe.model_validate(told_fields, context={"source": source})
     return recipe.with_notes(dict.fromkeys(notes))
+
+
+def _notes(fields: Mapping[str, Any], roles: Roles, rules: Rules) -> Iterator[str]:
+    """The rules that apply to tokens and to a base that is no model of the merge."""
+    if fields.get("tokenizer") == "union" or fields.get("tokens"):
+        yield from told("tokens", rules)
+    if fields.get("pad_to_multiple_of"):
+        yield from told("padding", rules)
+    if roles.unlisted is not None and not roles.sliced:
+        yield from told("unlisted-base", rules)
 
 
 def _slices(roles: Roles) -> list[dict[str, Any]]:
