@@ -287,3 +287,30 @@ def test_without_a_dtype_the_format_is_the_bases_or_as_mergekit_the_widest(
         merged = run(of("task_arithmetic"), rules).state_dict()
         formats.append({tensor.dtype for tensor in merged.values()})
     assert formats == [{torch.bfloat16}, {torch.float32}]
+
+
+def test_filters_that_take_no_tensor_are_left_out_and_said(
+    states: dict[str, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    weights = [{"filter": "lm_head", "value": 9}, {"filter": "mlp", "value": [0.25, 0.75]}]
+    weights += [{"filter": "mlp.up", "value": 9}, {"value": 0.5}]
+    lambda_ = [{"filter": "lm_head", "value": 9}, {"value": 2}]
+    document = {
+        "merge_method": "task_arithmetic",
+        "base_model": "base",
+        "models": [{"model": "a"}, {"model": "b"}],
+        "parameters": {"weight": weights, "lambda": lambda_},
+    }
+    result = run(document, "better", "out")
+    assert result.recipe.params["lambda"] == 2.0
+    assert result.recipe.params["weights"] == [
+        {"filter": "mlp", "value": [{"gradient": [0.25, 0.75]}] * 2},
+        {"value": [0.5, 0.5]},
+    ]
+    told = [warning for warning in result.warnings if "takes no tensor" in warning]
+    assert len(told) == 3
+    merged = result.state_dict()["model.norm.weight"]
+    base, one, other = (states[name]["model.norm.weight"] for name in ("base", "a", "b"))
+    torch.testing.assert_close(merged, base + (one - base) + (other - base))
+    again = magmerge.run(tmp_path / "out" / "magmerge.yaml")
+    assert again.recipe.digest == result.recipe.digest

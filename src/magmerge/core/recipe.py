@@ -190,16 +190,22 @@ class Recipe(_Data):
     output: ModelOutput | AdapterOutput = Field(default_factory=ModelOutput, discriminator="kind")
 
     _notes: tuple[str, ...] = PrivateAttr(())
+    _drops_idle_filters: bool = PrivateAttr(False)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader should know of how it was read from a file. They are no part of it."""
         return self._notes
 
-    def with_notes(self, notes: Iterable[str]) -> Recipe:
-        """The same recipe with these notes."""
+    @property
+    def drops_idle_filters(self) -> bool:
+        """Whether filters that take no tensor are left out when models are opened, not refused."""
+        return self._drops_idle_filters
+
+    def with_notes(self, notes: Iterable[str], *, drops_idle_filters: bool = False) -> Recipe:
+        """The same recipe with these notes, and left to drop what takes no tensor."""
         recipe = self.model_copy()
-        recipe._notes = tuple(notes)
+        recipe._notes, recipe._drops_idle_filters = tuple(notes), drops_idle_filters
         return recipe
 
     @model_validator(mode="before")

@@ -14,6 +14,7 @@ from magmerge.core.errors import (
     UnknownNameError,
     suggestion,
 )
+from magmerge.core.lazy import load
 from magmerge.core.machine import CPU, Machine
 from magmerge.core.recipe import AdapterOutput, ModelOutput, Recipe
 from magmerge.core.validation import (
@@ -50,6 +51,8 @@ def open_job(
     _check_keys(recipe, models)
     live = check_samples(recipe, live)
     opened = open_models(recipe, models)
+    if recipe.drops_idle_filters:
+        recipe = load("magmerge.engine.idle_filters:without_idle_filters")(recipe, opened)
     recipe = _resolved(recipe, opened, {document.name for document in documents})
     if opened.union is not None and machine.device != CPU:
         raise ParameterError(

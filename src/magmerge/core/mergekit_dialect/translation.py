@@ -74,7 +74,7 @@ def _recipe(root: Node, source: str, rules: Rules, faults: Faults) -> Recipe | N
         return None
     told_fields = {key: value for key, value in fields.items() if value is not None}
     recipe = Recipe.model_validate(told_fields, context={"source": source})
-    return recipe.with_notes(dict.fromkeys(notes))
+    return recipe.with_notes(dict.fromkeys(notes), drops_idle_filters=True)
 
 
 def _notes(fields: Mapping[str, Any], roles: Roles, rules: Rules) -> Iterator[str]:
