@@ -296,22 +296,7 @@ class Recipe(_Data):
     def all_from_yaml(
         cls, text: str, source: str = "recipe", rules: str = "better"
     ) -> list[Recipe]:
-        """Every document of a file. It is read as data: no tag in it makes an object. mergekit's
-        are translated, by `rules` "better" or "mergekit".
-        """
-        try:
-            contents = list(yaml.load_all(text, lazy.load("magmerge.core.plain_yaml:PlainLoader")))
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ParameterError(
-                f"not YAML: {error}", source=source, remedy="mend the line it names"
-            ) from error
-        contents = [content for content in contents if content is not None]
-        dialect = any(isinstance(part, dict) and "merge_method" in part for part in contents)
-        if dialect or rules != "better":
-            translated = lazy.load("magmerge.core.mergekit_dialect.translation:translated")
-            recipes: list[Recipe] = translated(text, source, rules)
-            return recipes
-        if not contents:
-            remedy = "write one: base, experts"
-            raise ParameterError("it holds no recipe", source=source, remedy=remedy)
-        return [cls.model_validate(content, context={"source": source}) for content in contents]
+        """Every document of a file; mergekit's are translated, by `rules` better or mergekit."""
+        read = lazy.load("magmerge.core.recipe_documents:recipes_of")
+        recipes: list[Recipe] = read(text, source, rules)
+        return recipes
