@@ -61,6 +61,11 @@ def _bert() -> Any:
     return transformers.BertForMaskedLM(config)
 
 
+def _encoder() -> Any:
+    config = transformers.BertConfig(**SIZES, intermediate_size=48, vocab_size=96)
+    return transformers.BertModel(config)
+
+
 def _gpt2() -> Any:
     config = transformers.GPT2Config(vocab_size=96, n_embd=32, n_layer=4, n_head=4, n_positions=64)
     return transformers.GPT2LMHeadModel(config)
@@ -77,6 +82,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "phi3": _decoder("Phi3"),
     "gpt2": _gpt2,
     "bert": _bert,
+    "encoder": _encoder,
     "t5": _t5,
     "vit": _vit,
     "clip": _clip,
