@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from magmerge.core.filters import Filters, points_of, varies
+from magmerge.core.filters import Filters, varies
 from magmerge.core.recipe import Recipe
 from magmerge.engine.job import Models
 
@@ -33,8 +33,7 @@ def _used(value: Any, filters: Filters, dropped: list[str]) -> Any:
     items = _items(value, filters, dropped)
     items = [{**item, "value": _used(item["value"], filters, dropped)} for item in items]
     alone = len(items) == 1 and set(items[0]) == {"value"}
-    plain = alone and not any(map(points_of, _parts(items[0]["value"])))
-    return items[0]["value"] if plain else items
+    return items[0]["value"] if alone and _same_everywhere(items[0]["value"]) else items
 
 
 def _items(
@@ -59,5 +58,7 @@ def _items(
     return used
 
 
-def _parts(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list) else [value]
+def _same_everywhere(value: Any) -> bool:
+    """Whether a value, or each of a list of such, is one for all tensors."""
+    parts = value if isinstance(value, list) else [value]
+    return not any(isinstance(part, Mapping | list) for part in parts)

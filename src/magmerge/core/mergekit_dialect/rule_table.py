@@ -60,6 +60,10 @@ RULES = {
         "mergekit takes the widest of the models'",
         "without dtype the result has the widest of the models' formats",
     ),
+    "guessed": Rule(
+        "what stands behind the blocks is the last slice's, where mergekit, of an architecture "
+        "that it has to guess, takes it from the first"
+    ),
     "negative-weights": Rule(
         "a model of negative weight counts with its task vector turned round, where mergekit "
         "divides by the sum of the signed weights"
@@ -75,8 +79,8 @@ RULES = {
     "no-effect": Rule("some parameters have no effect, as in mergekit"),
     "clipped": Rule("a density above 1 keeps everything, as 1 does"),
 }
-"""By name. Those without a second sentence hold in both ways. That of formats is told by what opens
-the models.
+"""By name. Those without a second sentence hold in both ways. A recipe alone does not tell whether
+`format` and `guessed` apply: what opens the models tells formats.
 """
 
 
