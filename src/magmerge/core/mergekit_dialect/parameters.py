@@ -43,7 +43,6 @@ class Parameters:
             method, params = self._ties(params)
         if document.method in DRAWING:
             params["rescale"] = self._rescale(values["rescale"])
-            self._note("draws")
         elif document.method.startswith("breadcrumbs"):
             params["rescale"] = _word_for(values["rescale"], "l1")
         if method in ("dare", "dare_ties"):
@@ -81,8 +80,10 @@ class Parameters:
 
     def _rescale(self, flag: Any) -> Any:
         """What mergekit's rescale means for random draws."""
-        if any(leaves(flag)) and any(share < 1 for share in leaves(self._values["density"])):
-            self._note("rescale")
+        if any(share < 1 for share in leaves(self._values["density"])):
+            self._note("draws")
+            if any(leaves(flag)):
+                self._note("rescale")
         return _word_for(flag, "inverse" if self._rules == "better" else "l1")
 
     def _vote(self, weights: Any) -> str:
