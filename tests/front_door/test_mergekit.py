@@ -314,3 +314,28 @@ def test_filters_that_take_no_tensor_are_left_out_and_said(
     torch.testing.assert_close(merged, base + (one - base) + (other - base))
     again = magmerge.run(tmp_path / "out" / "magmerge.yaml")
     assert again.recipe.digest == result.recipe.digest
+
+
+def adapter(folder: Path, seed: int) -> str:
+    """A PEFT adapter of the first block."""
+    generator = torch.Generator().manual_seed(seed)
+    folder.mkdir()
+    name = "base_model.model.model.layers.0.attn.q.lora_{}.weight"
+    factors = {"A": (2, 8), "B": (8, 2)}
+    state = {name.format(k): torch.randn(s, generator=generator) for k, s in factors.items()}
+    save_file(state, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_a_plan_leaves_out_what_reads_an_adapter_that_is_not_made_yet(
+    states: dict[str, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    experts = {name: adapter(tmp_path / name, seed) for seed, name in enumerate("xy")}
+    first = magmerge.Recipe(name="both", experts=experts, method="average")
+    second = magmerge.Recipe(base="base", experts={"both": "both"}, method="task_arithmetic")
+    with pytest.warns(MagmergeWarning, match="reads an adapter that is not made yet"):
+        plans = magmerge.plan_recipe([first, second])
+    assert len(plans) == 1
+    assert magmerge.run([first, second]).state_dict().keys() == SHAPES.keys()

@@ -11,9 +11,10 @@ from magmerge.checkpoints.kinds import kinds_of, read_model_config
 from magmerge.checkpoints.loader import Model
 from magmerge.core.errors import CheckpointError
 from magmerge.core.machine import Machine
-from magmerge.core.recipe import Recipe
+from magmerge.core.recipe import AdapterOutput, Recipe
 from magmerge.core.types import Kind, Plan, TensorSpec
 from magmerge.engine.job import Job
+from magmerge.engine.notes import warn
 from magmerge.engine.outputs import target_for
 from magmerge.engine.resolve import open_job
 from magmerge.pipeline.documents import check_documents, named_models, read_recipes
@@ -59,26 +60,34 @@ def plan_recipe(
 ) -> list[Plan]:
     """The plan of each document in turn; raises what `run` would before its work.
 
-    Arguments are those of `run`. A later document sees the headers of an earlier one's result.
+    Arguments are those of `run`. A later document sees the headers of an earlier one's result; one
+    that reads an adapter which is not made yet is left out, with a warning.
     """
     if isinstance(recipe, str | Path):
         recipe = read_recipes(recipe)
     recipes = [recipe] if isinstance(recipe, Recipe) else list(recipe)
     check_documents(recipes)
     results: dict[str, Planned] = {}
+    unseen: set[str | None] = set()
     plans = []
     for place, document in enumerate(recipes):
         last = place == len(recipes) - 1
+        named = named_models(document)
+        if unseen & set(named.values()):
+            unseen.add(document.name)
+            warn([f"{document.name or 'the last document'} reads an adapter that is not made yet: "
+                  "what it would do cannot be told before"])  # fmt: skip
+            continue
         inputs = dict(models or {}) if last else {}
-        inputs |= {
-            key: results[path] for key, path in named_models(document).items() if path in results
-        }
+        inputs |= {key: results[path] for key, path in named.items() if path in results}
         job = open_job(document, inputs, machine=machine, documents=recipes[:place])
         target = None
         if last and out is not None:
             target = target_for(job, out, overwrite=overwrite)
         plans.append(plan_job(job, target))
-        if not last:
+        if isinstance(job.recipe.output, AdapterOutput):
+            unseen.add(document.name)
+        elif not last:
             results[str(document.name)] = _result(document, job, plans[-1])
     return plans
 

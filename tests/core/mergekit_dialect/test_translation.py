@@ -237,6 +237,14 @@ parameters: {weight: 1}
 """
 
 
+def test_a_result_is_no_donor_of_config_by_its_name() -> None:
+    text = SEVERAL.replace(
+        "merge_method: linear\n", "merge_method: linear\nbase_model: second\n", 1
+    )
+    recipes = Recipe.all_from_yaml(text.replace("model: second}", "model: c}"))
+    assert getattr(recipes[-1].output, "donor", None) is None
+
+
 def test_documents_are_put_in_the_order_of_work() -> None:
     recipes = Recipe.all_from_yaml(SEVERAL)
     assert [recipe.name for recipe in recipes] == ["first", "second", None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from magmerge.core.dtypes import parse_float_dtype
@@ -31,7 +31,9 @@ def translated(text: str, source: str, rules: Rules = "better") -> list[Recipe]:
             source=source,
             remedy="drop --as (rules=), or write merge_method: in place of method:",
         )
-    recipes = [_recipe(root, source, rules, faults) for root in roots]
+    mappings = [root.value for root in roots if isinstance(root.value, Mapping)]
+    names = {str(top["name"].plain) for top in mappings if "name" in top}
+    recipes = [_recipe(root, source, rules, names, faults) for root in roots]
     faults.check()
     return _in_order([recipe for recipe in recipes if recipe is not None], source)
 
@@ -40,8 +42,12 @@ def _is_mergekits(root: Node) -> bool:
     return isinstance(root.value, Mapping) and "merge_method" in root.value
 
 
-def _recipe(root: Node, source: str, rules: Rules, faults: Faults) -> Recipe | None:
-    """One document's recipe; None where the faults tell why there is none."""
+def _recipe(
+    root: Node, source: str, rules: Rules, names: Container[str], faults: Faults
+) -> Recipe | None:
+    """One document's recipe; None where the faults tell why there is none. `names` are those of
+    all documents, whose results take config and tokenizer along by themselves.
+    """
     before = faults.count
     if not _is_mergekits(root):
         return Recipe.model_validate(root.plain, context={"source": source})
@@ -67,7 +73,7 @@ def _recipe(root: Node, source: str, rules: Rules, faults: Faults) -> Recipe | N
         **_own(document, roles),
     }
     tokens_said = any(fields.get(key) for key in ("tokenizer", "tokens", "pad_to_multiple_of"))
-    donor = None if tokens_said else roles.unlisted
+    donor = None if tokens_said or roles.unlisted in names else roles.unlisted
     fields["output"] = _output(document, donor, faults)
     notes += _notes(fields, roles, rules)
     if faults.count > before:
