@@ -94,6 +94,16 @@ def test_keys_in_the_wrong_place_are_told_the_right_one(line: str, told: str) ->
     assert told in faults_of(f"merge_method: ties\n{line}")
 
 
+def test_a_density_of_nothing_is_told_what_to_write() -> None:
+    document = two("ties", parameters={"density": [1, 0.5, 0]})
+    for entry in document["models"]:
+        del entry["parameters"]["density"]
+    told = faults_of(yaml.safe_dump(document))
+    assert "a density of 0 keeps nothing\n  remedy: leave the model out, or give it weight" in told
+    document["parameters"]["density"] = [1, 0.5, 0.001]
+    assert recipe_of(document).params["density"][0]["value"]["gradient"][-1] == 0.001
+
+
 def test_a_wrong_way_to_read_is_refused() -> None:
     with pytest.raises(ParameterError, match="not read as 'worse'"):
         Recipe.all_from_yaml(yaml.safe_dump(two("ties")), rules="worse")

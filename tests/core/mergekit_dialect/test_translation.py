@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -322,3 +323,17 @@ def test_every_method_and_rule_of_the_tables_is_known_here() -> None:
         if METHODS[method].base == "other":
             plain["base_model"] = "m0"
         check_recipe(recipe_of({**plain, "models": models}))
+
+
+RECIPES = sorted((Path(__file__).parents[3] / "benchmarks" / "mergekit").glob("*_recipes.yaml"))
+
+
+@pytest.mark.parametrize("rules", ["better", "mergekit"])
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_the_recipes_of_the_benchmark_are_read(file: Path, rules: str) -> None:
+    entries = yaml.safe_load(file.read_text(encoding="utf-8"))
+    assert len(entries) > 20
+    for entry in entries:
+        for recipe in Recipe.all_from_yaml(entry["recipe"], entry["name"], rules):
+            assert Recipe.from_yaml(recipe.to_yaml()).digest == recipe.digest
+        assert set(entry.get("rules", ())) <= RULES.keys()

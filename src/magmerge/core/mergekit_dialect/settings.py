@@ -16,6 +16,7 @@ SYNTAX = (
     "write a number, a list of numbers that runs through the layers, or a list of "
     "{filter: self_attn, value: 0.5}, the last without a filter"
 )
+DENSITY = "leave the model out, or give it weight: 0; end a list of points at 0.001 or above"
 FLAGS = {"true": True, "yes": True, "on": True, "1": True} | {
     "false": False, "no": False, "off": False, "0": False,
 }  # fmt: skip
@@ -155,6 +156,8 @@ class Lookup:
             shown = "a list" if isinstance(node.value, list | dict) else repr(node.value)
             self._faults.add(node.line, f"{name}: {shown} is not {meant}", SYNTAX)
             return None
+        if name == "density" and value <= 0:
+            self._faults.add(node.line, f"a density of {value} keeps nothing", DENSITY)
         return float(value) if word.kind is float else value
 
 
