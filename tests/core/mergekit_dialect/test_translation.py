@@ -128,6 +128,14 @@ def test_levels_fall_through_from_source_to_slice_to_top() -> None:
     ]
 
 
+def test_a_last_slice_of_more_models_is_told() -> None:
+    one = {"sources": [{"model": "a", "layer_range": [0, 2]}]}
+    two_ = {"sources": [{"model": m, "layer_range": [2, 4]} for m in "ab"]}
+    document = {"merge_method": "linear", "parameters": {"weight": 1}, "slices": [one, two_]}
+    assert rules_of(recipe_of(document)) == {"last-slice"}
+    assert not rules_of(recipe_of({**document, "slices": [two_, one]}))
+
+
 def test_passthrough_takes_the_scale_of_each_slices_model() -> None:
     sources = [
         {"model": m, "layer_range": r, "parameters": {"scale": s}}

@@ -73,8 +73,6 @@ class Parameters:
                 return "ties", {**params, "scope": "tensor"}
             self._note("ties-scope")
             return "ties", {**params, "scope": "model"}
-        if self._rules == "mergekit":
-            self._note("ties-scope")
         rescale = _word_for(self._values["rescale"], "l1")
         return "breadcrumbs_ties", {**params, "gamma": 0.0, "rescale": rescale}
 

@@ -60,6 +60,10 @@ RULES = {
         "mergekit takes the widest of the models'",
         "without dtype the result has the widest of the models' formats",
     ),
+    "last-slice": Rule(
+        "final norm and head are merged of all models of the last slice, where mergekit loses "
+        "those that are more than the first slice has"
+    ),
     "guessed": Rule(
         "what stands behind the blocks is the last slice's, where mergekit, of an architecture "
         "that it has to guess, takes it from the first"

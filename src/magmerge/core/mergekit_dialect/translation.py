@@ -84,13 +84,17 @@ def _recipe(
 
 
 def _notes(fields: Mapping[str, Any], roles: Roles, rules: Rules) -> Iterator[str]:
-    """The rules that apply to tokens and to a base that is no model of the merge."""
+    """The rules that apply to tokens, a base that is no model of the merge, and slices."""
     if fields.get("tokenizer") == "union" or fields.get("tokens"):
         yield from told("tokens", rules)
     if fields.get("pad_to_multiple_of"):
         yield from told("padding", rules)
     if roles.unlisted is not None and not roles.sliced:
         yield from told("unlisted-base", rules)
+    for place in roles.places:
+        first, last = place.module.slices[0], place.module.slices[-1]
+        if len(last.sources) > len(first.sources):
+            yield from told("last-slice", rules)
 
 
 def _slices(roles: Roles) -> list[dict[str, Any]]:
