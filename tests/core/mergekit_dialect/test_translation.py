@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from magmerge.core.errors import MagmergeError, ParameterError
 from magmerge.core.mergekit_dialect.method_table import METHODS
 from magmerge.core.mergekit_dialect.rule_table import RULES
 from magmerge.core.recipe import Recipe
 from magmerge.engine.resolve import check_recipe
-from tests.core.mergekit_dialect.documents import documents, recipe_of, rules_of, two
+from tests.core.mergekit_dialect.documents import MODELS, documents, recipe_of, rules_of, two
 from tests.quick import examples
 
 TASK_VECTORS = {
@@ -317,6 +318,21 @@ def test_a_document_is_a_recipe_that_reads_back_or_is_refused(
         return
     for recipe in recipes:
         assert Recipe.from_yaml(recipe.to_yaml()).digest == recipe.digest
+
+
+@given(several=st.lists(documents(), min_size=2, max_size=3))
+@settings(max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_several_documents_are_recipes_in_an_order_or_are_refused(
+    several: list[dict[str, Any]],
+) -> None:
+    named = [{"name": name, **document} for name, document in zip(MODELS, several, strict=False)]
+    named += [{"experts": ["x", "y"], "method": "average"}]
+    try:
+        recipes = Recipe.all_from_yaml(yaml.safe_dump_all(named, sort_keys=False), "r.yml")
+    except MagmergeError as error:
+        assert error.remedy
+        return
+    assert len(recipes) == len(named)
 
 
 def test_every_method_and_rule_of_the_tables_is_known_here() -> None:
