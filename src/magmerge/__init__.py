@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from magmerge.evaluation.sensitivity import Sensitivity, sensitivity
     from magmerge.evaluation.suites import named_suites, suite
     from magmerge.pipeline.convert import convert
-    from magmerge.pipeline.documents import run
+    from magmerge.pipeline.documents import read_recipes, run
     from magmerge.pipeline.export import export
     from magmerge.pipeline.merge import calibrate, extract, merge
     from magmerge.pipeline.planning import plan, plan_document, plan_recipe
@@ -68,6 +68,7 @@ _HOMES = {
     "plan_recipe": "pipeline.planning",
     "plot": "studies.figures",
     "push": "pipeline.push",
+    "read_recipes": "pipeline.documents",
     "redraw": "studies.figures",
     "reproduce": "studies.reproduction",
     "register_calibrator": "core.registry",
@@ -112,6 +113,7 @@ __all__ = [
     "plan_recipe",
     "plot",
     "push",
+    "read_recipes",
     "redraw",
     "reproduce",
     "run",

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from magmerge.core import registry
-from magmerge.core.errors import MagmergeError, ParameterError, UnknownNameError
+from magmerge.core.errors import MagmergeError, ParameterError, StructureError, UnknownNameError
 from magmerge.core.recipe import Recipe
 from magmerge.core.validation import check_calibrations, check_parameters, keywords
 from magmerge.pipeline.documents import read_recipes
@@ -218,7 +218,13 @@ def test_merge_keys_of_yaml_are_no_doubles() -> None:
 
 
 def test_a_recipe_of_mergekits_and_a_choice_that_is_none_are_told_in_plain_words() -> None:
-    with pytest.raises(ParameterError, match=r"recipe of mergekit's"):
+    with pytest.raises(
+        StructureError, match=r"line 1: none of models, slices and modules is given"
+    ):
         Recipe.from_yaml("slices: []\nmerge_method: slerp\n")
+    with pytest.raises(
+        ParameterError, match="no document of it is mergekit's, to be read as mergekit"
+    ):
+        Recipe.all_from_yaml("experts: [a, b]", rules="mergekit")
     with pytest.raises(ParameterError, match="recipe: weights: input should be 'ema'"):
         Recipe.model_validate({"weights": "emma"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 
 MACHINE = ("threads", "memory", "device", "offload")
 WITH_RECIPE = frozenset(
-    {"places", *MACHINE, "stream", "overwrite", "resume", "allow_code", "push", "private"}
+    {"places", *MACHINE, "stream", "overwrite", "resume", "allow_code", "push", "private", "rules"}
 )
-"""What is said beside a recipe: nothing of it decides the result."""
+"""What is said beside a recipe: nothing of it decides the result, but how mergekit's are read."""
 
 
 def command(options: o.Options) -> None:
@@ -60,15 +61,18 @@ def _merge(recipe: list[Path], out: Path, options: o.Options) -> None:
             "no expert is given",
             remedy="name each with --expert, or give a recipe: magmerge merge RECIPE.yaml OUT",
         )
-    keywords = {name: value for name, value in options.items() if name not in _ONLY_HERE}
+    check_rules(options)
+    keywords = {name: value for name, value in options.items() if name not in ONLY_HERE}
     write_result("merge", {**keywords, "out": out})
 
 
-def recipe_of(path: Path, options: o.Options) -> Path | Recipe:
-    """The recipe's path, or the recipe with further experts."""
+def recipe_of(path: Path, options: o.Options) -> Sequence[Recipe]:
+    """The recipes of a file, or its one recipe with further experts."""
+    recipes: list[Recipe] = load("magmerge.pipeline.documents:recipes_of")(
+        path, {}, options["rules"]
+    )
     if not options["experts"]:
-        return path
-    recipes = load("magmerge.pipeline.documents:read_recipes")(path)
+        return recipes
     if len(recipes) > 1:
         raise ParameterError(
             f"an expert is added, and {path} holds {len(recipes)} recipes",
@@ -78,10 +82,20 @@ def recipe_of(path: Path, options: o.Options) -> Path | Recipe:
     further: Recipe = load("magmerge.core.more_experts:with_experts")(
         recipes[0], list(map(str, options["experts"])), params
     )
-    return further
+    return [further]
 
 
-_ONLY_HERE = frozenset({"places", "allow_code", "push", "private"})
+ONLY_HERE = frozenset({"places", "allow_code", "push", "private", "rules"})
+"""Options that the front door's verbs do not take."""
+
+
+def check_rules(options: o.Options) -> None:
+    """ParameterError for a way to read mergekit's recipes where there is none."""
+    if options["rules"] != o.TABLE["rules"].default:
+        raise ParameterError(
+            "--as speaks of a recipe of mergekit's, and none is given",
+            remedy="name it before the output: magmerge merge RECIPE.yml OUT --as mergekit",
+        )
 
 
 def check_alone(options: o.Options) -> None:

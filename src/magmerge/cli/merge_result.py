@@ -6,7 +6,6 @@ import ctypes
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import magmerge
@@ -38,13 +37,13 @@ def write_result(verb: Literal["merge", "calibrate"], options: o.Options) -> Non
     _write(lambda progress: getattr(magmerge, verb)(**keywords, progress=progress), options)
 
 
-def write_recipe(recipe: Path | Recipe, options: o.Options) -> None:
-    """Carry a recipe's file out, and say what was done."""
+def write_recipe(recipes: Sequence[Recipe], options: o.Options) -> None:
+    """Carry the recipes of a file out, and say what was done."""
     machine = {name: options[name] for name in ("threads", "memory", "device", "offload")}
     machine["hub"] = "ranges" if options["stream"] else "whole"
     _write(
         lambda progress: magmerge.run(
-            recipe,
+            recipes,
             options["out"],
             machine=magmerge.Machine(**machine, progress=progress),
             live=magmerge.Live(build=options["allow_code"]),

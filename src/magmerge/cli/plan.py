@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import magmerge
 from magmerge.cli import options as o
-from magmerge.cli.merge import MACHINE, check_alone, recipe_of
+from magmerge.cli.merge import MACHINE, ONLY_HERE, check_alone, check_rules, recipe_of
 from magmerge.cli.output import print_warning, show, show_json
 from magmerge.core.errors import MagmergeWarning, ParameterError
 from magmerge.report.plan_text import document_text
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 TRIAL = 2.0
 """Seconds of a trial."""
 RECIPES = (".yaml", ".yml")
-_ONLY_HERE = frozenset({"places", "trial"})
 
 
 def command(options: o.Options) -> None:
@@ -60,12 +59,13 @@ def _documents(options: o.Options) -> list[PlannedDocument]:
             overwrite=overwrite,
             seconds=seconds,
         )
+    check_rules(options)
     if not options["experts"]:
         raise ParameterError(
             "no expert is given",
             remedy="name each with --expert, or give a recipe: magmerge plan RECIPE.yaml",
         )
-    keywords = {name: value for name, value in options.items() if name not in _ONLY_HERE}
+    keywords = {name: value for name, value in options.items() if name not in {*ONLY_HERE, "trial"}}
     merged = {**o.merge_keywords(keywords), "out": out}
     return [magmerge.plan_document(**merged, seconds=seconds)]
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -15,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    PrivateAttr,
     SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
@@ -195,6 +197,25 @@ class Recipe(_Data):
     samples: Samples | None = None
     output: ModelOutput | AdapterOutput = Field(default_factory=ModelOutput, discriminator="kind")
 
+    _notes: tuple[str, ...] = PrivateAttr(())
+    _drops_idle_filters: bool = PrivateAttr(False)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of how it was read from a file. They are no part of it."""
+        return self._notes
+
+    @property
+    def drops_idle_filters(self) -> bool:
+        """Whether filters that take no tensor are left out when models are opened, not refused."""
+        return self._drops_idle_filters
+
+    def with_notes(self, notes: Iterable[str], *, drops_idle_filters: bool = False) -> Recipe:
+        """The same recipe with these notes, and left to drop what takes no tensor."""
+        recipe = self.model_copy()
+        recipe._notes, recipe._drops_idle_filters = tuple(notes), drops_idle_filters
+        return recipe
+
     @model_validator(mode="before")
     @classmethod
     def _as_people_write_it(cls, content: object) -> object:
@@ -283,22 +304,10 @@ class Recipe(_Data):
         return recipes[0]
 
     @classmethod
-    def all_from_yaml(cls, text: str, source: str = "recipe") -> list[Recipe]:
-        """Every document of a file. It is read as data: no tag in it makes an object."""
-        try:
-            contents = list(yaml.load_all(text, lazy.load("magmerge.core.plain_yaml:PlainLoader")))
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise lazy.load("magmerge.core.recipe_faults:not_read")(error, source) from error
-        contents = [content for content in contents if content is not None]
-        if any(isinstance(content, dict) and "merge_method" in content for content in contents):
-            raise ParameterError(
-                "it is a recipe of mergekit's, which magmerge does not read",
-                source=source,
-                remedy="write it as one of magmerge's: base:, experts:, method:, params:",
-            )
-        if not contents:
-            remedy = "write one: base, experts"
-            raise ParameterError("it holds no recipe", source=source, remedy=remedy)
-        if "source_model" in text:
-            contents = lazy.load("magmerge.core.mergekit_moe:translated")(contents, source)
-        return [cls.model_validate(content, context={"source": source}) for content in contents]
+    def all_from_yaml(
+        cls, text: str, source: str = "recipe", rules: str = "better"
+    ) -> list[Recipe]:
+        """Every document of a file; mergekit's are translated, by `rules` better or mergekit."""
+        read = lazy.load("magmerge.core.recipe_documents:recipes_of")
+        recipes: list[Recipe] = read(text, source, rules)
+        return recipes

@@ -53,6 +53,8 @@ def open_job(
     live = check_samples(recipe, live)
     with hub_read(machine.hub):
         opened = open_models(recipe, models, machine)
+    if recipe.drops_idle_filters:
+        recipe = load("magmerge.engine.idle_filters:without_idle_filters")(recipe, opened)
     if recipe.chat_template:
         opened = load("magmerge.engine.chat_templates:with_chat_template")(recipe, opened)
     recipe = _resolved(recipe, opened, {document.name for document in documents})
@@ -68,7 +70,8 @@ def open_job(
     live = with_origin(live, recipe, layout, opened)
     stages = bind(recipe)
     job = Job(recipe, opened, stages, machine, device, donor, live, tuple(documents))
-    return replace(job, models=replace(opened, notes=(*opened.notes, *weakened(said, job))))
+    notes = (*recipe.notes, *opened.notes, *weakened(said, job))
+    return replace(job, models=replace(opened, notes=notes))
 
 
 def check_recipe(recipe: Recipe) -> Recipe:

@@ -83,16 +83,18 @@ def run(
 
 
 def recipes_of(
-    recipe: Recipe | Sequence[Recipe] | str | Path, models: Mapping[str, Model]
+    recipe: Recipe | Sequence[Recipe] | str | Path,
+    models: Mapping[str, Model],
+    rules: str = "better",
 ) -> list[Recipe]:
     """One recipe or several, as they are given or from their file, of which all faults are told at
-    once. `models` are those that the call has in place of paths.
+    once. `models` are those that the call has in place of paths; `rules` as in `read_recipes`.
     """
     if isinstance(recipe, str | Path):
         held = {key.removeprefix(EXPERT) for key in models}
         check = load("magmerge.core.recipe_check:check_text")
         try:
-            recipes = read_recipes(recipe)
+            recipes = read_recipes(recipe, rules)
         except MagmergeError:
             check(recipe_text(recipe), str(recipe), held)
             raise
@@ -115,12 +117,17 @@ def documents_models(
     return {key: model for key, model in models.items() if last or key in keys}
 
 
-def read_recipes(path: str | Path) -> list[Recipe]:
-    """The documents of a recipe's file, or of the recipe beside a result or its record.
-
+def read_recipes(path: str | Path, rules: str = "better") -> list[Recipe]:
+    """The documents of a recipe's file, or of the recipe beside a result or its record;
     ParameterError, with key and remedy, where it is none.
+
+    One of mergekit's is translated, by `rules` "mergekit" with its own choices where they are not
+    the better ones; see docs/mergekit.md.
     """
-    return Recipe.all_from_yaml(recipe_text(path), str(path))
+    recipes = Recipe.all_from_yaml(recipe_text(path), str(path), rules)
+    if rules == "mergekit":
+        recipes = [*map(load("magmerge.pipeline.promotion:with_promoted_dtype"), recipes)]
+    return recipes
 
 
 def recipe_text(path: str | Path) -> str:
