@@ -20,7 +20,7 @@ from tests.quick import examples
 
 TASK_VECTORS = {
     "task_arithmetic": ("task_arithmetic", {"normalize": False, "lambda": 1.0}),
-    "ties": ("ties", {"density": [0.5, 0.25], "normalize": True, "scope": "model"}),
+    "ties": ("ties", {"density": [0.5, 0.25], "normalize": True, "scope": "tensor"}),
     "dare_ties": ("dare_ties", {"p": [0.5, 0.75], "normalize": False, "rescale": "inverse"}),
     "dare_linear": ("dare", {"p": [0.5, 0.75], "normalize": False, "rescale": "inverse"}),
     "della": ("della", {"density": [0.5, 0.25], "epsilon": 0.15, "normalize": True}),
@@ -54,7 +54,7 @@ def test_as_mergekit_takes_its_own_choices() -> None:
     assert (ties.params["gamma"], ties.params["vote"]) == (0.0, "weighted")
     assert recipe_of(two("dare_ties"), "mergekit").params["rescale"] == "l1"
     assert recipe_of(two("sce"), "mergekit").params["energy_floor"] == 1e-6
-    assert rules_of(recipe_of(two("ties"))) == {"ties-scope", "vote"}
+    assert rules_of(recipe_of(two("ties"))) == {"ties-count", "vote"}
     assert not rules_of(ties)
 
 

@@ -57,22 +57,16 @@ class Parameters:
         return method, params
 
     def _ties(self, params: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """TIES here trims in the whole model, or as mergekit does: that is breadcrumbs' trim with
-        nothing cut from above, which also rescales.
+        """TIES that trims each tensor by itself; where entries are counted as mergekit does, or
+        what stays is rescaled, that is breadcrumbs' trim with nothing cut from above.
         """
         dense = all(share == 1 for share in leaves(params["density"]))
         scaled = any(leaves(self._values["rescale"]))
         if dense and not scaled:
             return "ties", {**params, "scope": "tensor"}
-        shares = params["density"]
-        shares = shares if isinstance(shares, list) else [shares]
-        varies = not all(isinstance(share, float) for share in shares)
         if self._rules == "better" and not scaled:
-            if varies:
-                self._note("ties-count")
-                return "ties", {**params, "scope": "tensor"}
-            self._note("ties-scope")
-            return "ties", {**params, "scope": "model"}
+            self._note("ties-count")
+            return "ties", {**params, "scope": "tensor"}
         rescale = _word_for(self._values["rescale"], "l1")
         return "breadcrumbs_ties", {**params, "gamma": 0.0, "rescale": rescale}
 

@@ -17,11 +17,6 @@ class Rule(NamedTuple):
 
 
 RULES = {
-    "ties-scope": Rule(
-        "the density holds in each whole task vector, as in TIES' paper, where mergekit trims each "
-        "tensor by itself",
-        "each tensor is trimmed by itself, and its count of entries is rounded down",
-    ),
     "ties-count": Rule(
         "a share of entries is rounded up, as in TIES' code, where mergekit cuts it off",
         "the count of entries is rounded down",
