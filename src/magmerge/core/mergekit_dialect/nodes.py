@@ -142,7 +142,7 @@ def _suggestion(key: str, names: Iterable[str], place: str) -> str:
     if key in TOP_ALONE and place != "the recipe":
         return f"write it at the top of the recipe, beside merge_method: {key}: ..."
     near = suggestion(key, names)
-    own = suggestion(key, KNOWN)
+    own = f"did you mean {key}?" if key in KNOWN else suggestion(key, KNOWN)
     if place == "parameters" or near.startswith("did you mean") or not own.startswith("did you"):
         return near
     name = own.removeprefix("did you mean ").removesuffix("?").partition(" or ")[0]
