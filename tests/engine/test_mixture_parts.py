@@ -144,7 +144,7 @@ def test_what_is_chosen_for_the_user_is_said(tmp_path: Path) -> None:
 def test_blocks_that_are_left_out_are_told(tmp_path: Path) -> None:
     base = dense(tmp_path / "base")
     state = tensors(base)
-    number = 10**12
+    number = 10**5
     gap = {name.replace("layers.2.", f"layers.{number}."): t for name, t in state.items()}
     save_file(gap, base / "model.safetensors", metadata={"format": "pt"})
     assert f"of its {number + 1} blocks 3 are there" in refusal(tmp_path, base, base)

@@ -238,9 +238,9 @@ def test_tokenizers_that_cannot_be_put_together(tmp_path: Path, magmerge_cli: Co
     assert "no tokenizer can be made" in refused.message
     for name in ("base", "chat", "tool"):
         assert f"--tokenizer {name}" in refused.message
-        done = magmerge_cli(*call, "--tokenizer", name, tmp_path / name / "out")
+        done = magmerge_cli(*call, "--tokenizer", name, tmp_path / f"{name}-out")
         assert done.code == 0, done.err
-        check(family, tmp_path / name / "out")
+        check(family, tmp_path / f"{name}-out")
 
 
 def test_the_union_is_a_models_own_tokenizer_where_that_has_all(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from magmerge.cli.settings import (
     text_or_file,
 )
 from magmerge.core.errors import no_such_model
+from magmerge.core.lazy import load
 from magmerge.core.model_strings import parse
 from magmerge.core.strengths import split_name, split_strength
 

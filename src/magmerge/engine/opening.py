@@ -44,11 +44,11 @@ def open_models(
     With an output's `names` (a family of CLIP) they are seen under these.
     """
     own = {role: path for role in ROLES if (path := getattr(recipe, role)) is not None}
+    roles = {role: _model(role, path, models) for role, path in own.items()}
     named = {
         name: _model(_expert_key(name, models), path, models)
         for name, path in recipe.experts.items()
     }
-    roles = {role: _model(role, path, models) for role, path in own.items()}
     (roles, experts), told = _pinned((roles, named), machine)
     models = {**models, **roles}
     based = bool(own)

@@ -40,7 +40,6 @@ def target_for(
 ) -> Target:
     """The target, checked: OutputError where it is taken, is an input, or does not fit."""
     path = named_path(out)
-    check_outside(path, job.input_folders)
     if job.writes_adapter:
         naming = job.adapter_output.naming or (
             FOLDER if job.models.union is None else job.models.union.naming
@@ -54,7 +53,7 @@ def target_for(
         files = [f"{part}/{name}" for part, name in parts.items()] or [weights]
         indices = [f"{file.removesuffix(SUFFIX)}{INDEX}" for file in files]
         own = frozenset({*files, *indices, *companion_files(job.donor), *job.models.texts})
-    return Target.at(
+    target = Target.at(
         path,
         single=single,
         weights=weights,
@@ -63,6 +62,8 @@ def target_for(
         overwrite=overwrite,
         resume=resume,
     )
+    check_outside(path, job.input_folders)
+    return target
 
 
 def place(

@@ -157,8 +157,9 @@ def test_a_part_has_no_vote_on_the_others() -> None:
 def test_a_part_in_pieces_is_a_fault() -> None:
     vae = random_state(1, originals.vae())
     del vae["decoder.conv_in.weight"]
-    with pytest.raises(StructureError, match=r"decoder\.conv_in\.weight is missing"):
+    with pytest.raises(StructureError) as caught:
         merged(single_file(0), vae)
+    assert any("decoder.conv_in.weight is missing" in fault for fault in caught.value.faults)
 
 
 def test_names_in_files_may_be_anything() -> None:
