@@ -235,3 +235,17 @@ def test_the_plan_tells_the_memory_of_the_run(tmp_path: Path) -> None:
     block = sum(size for name, size in sizes.items() if ".layers.0." in name)
     outside = sum(size for name, size in sizes.items() if ".layers." not in name)
     assert result.plan.live == block + outside
+
+
+def test_a_mixture_may_have_a_chat_template(tmp_path: Path) -> None:
+    base = dense(tmp_path / "base")
+    template = "{{ messages[0].content }}"
+    recipe = magmerge.Recipe(
+        base=str(base),
+        experts={"a": str(base), "b": str(base)},
+        moe={"router": "random"},
+        chat_template=template,
+    )
+    out = magmerge.run(recipe, tmp_path / "out").path
+    assert out is not None
+    assert (out / "chat_template.jinja").read_text() == template

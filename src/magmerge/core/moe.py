@@ -17,7 +17,7 @@ GATE = 0.5
 """What a shared expert without prompts is multiplied with in every token: a gate of zeros."""
 OF_A_MERGE = (
     *("method", "merged", "calibrate", "samples", "slices", "ignore", "tokenizer", "tokens"),
-    *("pad_to_multiple_of", "chat_template"),
+    "pad_to_multiple_of",
 )
 """Fields of a recipe that speak of a merge."""
 FIRST = (
