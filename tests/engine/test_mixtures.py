@@ -242,7 +242,7 @@ def test_a_mixture_may_have_a_chat_template(tmp_path: Path) -> None:
     template = "{{ messages[0].content }}"
     recipe = magmerge.Recipe(
         base=str(base),
-        experts={"a": str(base), "b": str(base)},
+        experts={name: str(dense(tmp_path / name, seed=1)) for name in "ab"},
         moe={"router": "random"},
         chat_template=template,
     )
