@@ -37,8 +37,8 @@ def adapter_on(text: str, base: Checkpoint) -> Adapter | None:
     """The adapter of MODEL+ADAPTER, where MODEL is `base`: None where it is another."""
     named = parse(text)
     assert named.adapter is not None
-    files = [file.resolve() for file in open_stored(str(named.model)).files]
-    if files != [file.resolve() for file in base.files]:
+    files = [os.path.realpath(file) for file in open_stored(str(named.model)).files]
+    if files != [os.path.realpath(file) for file in base.files]:
         return None
     return replace(open_adapter(str(named.adapter)), source=text)
 
@@ -96,10 +96,13 @@ def is_at_hand(model: str) -> bool:
         return False
 
 
-def place_at_hand(model: str) -> Path | None:
-    """The folder in the hub's cache of a model at a commit, if it is whole there."""
+def places_at_hand(model: str) -> list[Path]:
+    """Where the model of a string lies, and its adapter: paths, and folders in the hub's cache that
+    are whole there.
+    """
     try:
-        named = parse(model)
-        return at_hand(named.model) if named.adapter is None else None
+        parts = parse(model).parts
+        places = [at_hand(part) if part.on_hub else Path(part.place) for part in parts]
     except MagmergeError:
-        return None
+        return []
+    return [place for place in places if place is not None]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from magmerge.core.errors import ParameterError
+from magmerge.core.lazy import load
 
 FORM = "write PATH=STRENGTH with a number, like style.safetensors=0.8"
 
@@ -27,7 +28,8 @@ def split_name(text: str) -> tuple[str | None, str]:
     try:
         float(rest)
     except ValueError:
-        there = os.path.lexists(split_strength(rest)[0]) or not os.path.lexists(name)
+        named = load("magmerge.core.model_strings:is_name")(rest)
+        there = named or os.path.lexists(split_strength(rest)[0]) or not os.path.lexists(name)
         return (name, rest) if there else (None, text)
     return None, text
 

@@ -101,8 +101,8 @@ class Job:
     """A resolved recipe, its models as they were opened, its stages bound once, and where it runs.
 
     `donor` is the folder that a model's config and tokenizer are taken from. `documents` are the
-    recipes whose results it reads, and `digests` those of these results' files, which are gone when
-    the last of them is done.
+    recipes whose results it reads, `digests` those of these results' files, which are gone when the
+    last of them is done, and `origins` what they were made of, as their records tell their inputs.
     """
 
     recipe: Recipe
@@ -114,6 +114,7 @@ class Job:
     live: Live = field(default_factory=Live)
     documents: tuple[Recipe, ...] = ()
     digests: Mapping[Path, str] = field(default_factory=dict)
+    origins: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def writes_adapter(self) -> bool:
@@ -156,6 +157,13 @@ class Job:
             Input("expert", sources.get(model.name) or model.source, model.files, model.whole)
             for model in models.experts
         ]
+
+    @property
+    def further_origins(self) -> list[Mapping[str, Any]]:
+        """What earlier documents were made of, less what this one reads too; each once."""
+        known = {entry.source for entry in self.inputs}
+        told = {str(origin["source"]): origin for origin in self.origins}
+        return [origin for source, origin in told.items() if source not in known]
 
     @property
     def input_files(self) -> list[Path]:

@@ -13,7 +13,7 @@ from magmerge.checkpoints.digests import stamp
 from magmerge.checkpoints.donor import same_tokens
 from magmerge.checkpoints.experts import BASE, align, open_expert, open_whole
 from magmerge.checkpoints.kinds import quantised_faults
-from magmerge.checkpoints.loader import Model, adapts, open_checkpoint
+from magmerge.checkpoints.loader import Model, adapts, folds, open_checkpoint
 from magmerge.core.errors import (
     MagmergeError,
     ParameterError,
@@ -103,7 +103,11 @@ def _with_experts(
     """All models, the experts under the names of the base, or of the first where there is none."""
     chosen, layout = _choices(recipe), whole.merged or whole.base
     opened: list[Expert] = []
-    for name, model in experts.items():
+    for name, path in experts.items():
+        model = path
+        if whole.base is None and isinstance(path, str) and folds(path):
+            # What the first expert is, is no base: a model with its adapter is a whole one there.
+            model = open_checkpoint(path, chosen(name))
         opened.append(open_expert(name, model, whole.base or layout, renames, chosen(name)))
         if layout is None:
             layout = _under(opened[0].whole, _family(recipe))

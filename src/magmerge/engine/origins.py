@@ -14,15 +14,29 @@ ADAPTER = "adapter_model.safetensors"
 
 
 def facts_of_inputs(job: Job) -> list[dict[str, Any]]:
-    """What is told of each of the job's inputs, in their order."""
-    return [facts_of(_name(entry), entry.source, _folder(entry)) for entry in job.inputs]
+    """What is told of each of the job's inputs, in their order; nothing of a document's result,
+    whose own inputs tell it.
+    """
+    made = _made(job)
+    return [
+        {} if entry.source in made else facts_of(_name(entry), entry.source, _folder(entry))
+        for entry in job.inputs
+    ]
+
+
+def _made(job: Job) -> set[str | None]:
+    return {document.name for document in job.documents}
 
 
 def licence_notes(job: Job) -> tuple[str, ...]:
     """What has to be known of the licence that the result has; nothing where no model tells one."""
-    names = map(_name, job.inputs)
-    facts = zip(names, facts_of_inputs(job), strict=True)
-    return joined([licence_from(name, told) for name, told in facts]).notes
+    pairs = zip(job.inputs, facts_of_inputs(job), strict=True)
+    made = _made(job)
+    told = [(_name(entry), facts) for entry, facts in pairs if entry.source not in made]
+    told += [
+        (Path(origin["source"]).name, origin.get("facts", {})) for origin in job.further_origins
+    ]
+    return joined([licence_from(name, facts) for name, facts in told]).notes
 
 
 def _name(entry: Input) -> str:

@@ -173,7 +173,7 @@ def _inputs(job: Job, settlers: Sequence[Callable[[], None]]) -> list[dict[str, 
     by_file |= zip(paths, digests[: len(paths)], strict=True)
     contents = iter(digests[len(paths) :])
     facts = load("magmerge.engine.origins:facts_of_inputs")(job)
-    return [
+    told_here = [
         {
             "role": entry.role,
             "source": entry.source,
@@ -184,3 +184,4 @@ def _inputs(job: Job, settlers: Sequence[Callable[[], None]]) -> list[dict[str, 
         }
         for entry, told in zip(inputs, facts, strict=True)
     ]
+    return [*told_here, *map(dict, job.further_origins)]

@@ -215,19 +215,22 @@ def _input_files(record: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
     entries = record.get("inputs")
     for entry in entries if isinstance(entries, list) else ():
         files = entry.get("files") if isinstance(entry, dict) else None
-        source = _place(str(entry.get("source"))) if isinstance(files, dict) else Path()
+        places = _places(str(entry.get("source"))) if isinstance(files, dict) else []
         for name, digest in files.items() if isinstance(files, dict) else ():
             inside = ".." not in Path(name).parts and not Path(name).is_absolute()
             # An adapter is called by its weights, and its configuration lies beside them.
-            file = (source if source.is_dir() else source.parent) / name
-            if inside and file.is_file() and isinstance(digest, str):
+            found = [(p if p.is_dir() else p.parent) / name for p in places]
+            file = next((file for file in found if file.is_file()), None)
+            if inside and file is not None and isinstance(digest, str):
                 yield file, digest
 
 
-def _place(source: str) -> Path:
-    """Where an input is that a record names, of the hub in its cache."""
-    place = None if lexists(source) else load("magmerge.checkpoints.named:place_at_hand")(source)
-    return place or Path(source)
+def _places(source: str) -> list[Path]:
+    """Where an input is that a record names, of the hub in its cache: a model's, an adapter's."""
+    if lexists(source):
+        return [Path(source)]
+    at_hand: list[Path] = load("magmerge.checkpoints.named:places_at_hand")(source)
+    return at_hand or [Path(source)]
 
 
 def computed_again(checkpoint: Checkpoint, recipes: Sequence[Recipe], machine: Machine) -> Check:

@@ -113,11 +113,11 @@ def elected_signs(deltas: Stack, weights: Sequence[float], vote: str) -> Float[T
     """The sign of the sum, as TIES' paper has it; "weighted": as mergekit has it.
 
     mergekit's is that of the weighted sum, and plus where that is zero. In the plain sum a negative
-    weight turns its task vector round.
+    weight turns its task vector round, and an expert of weight zero has no vote.
     """
     if vote == "weighted":
         return weighted_sum(deltas, weights).sign_().add_(0.5).sign_()
-    return weighted_sum(deltas, [math.copysign(1.0, weight) for weight in weights]).sign_()
+    return weighted_sum(deltas, [math.copysign(bool(weight), weight) for weight in weights]).sign_()
 
 
 def _agreement(delta: Tensor, weight: float, signs: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ def run(
     if out is not None:
         check_apart_and_free(named_path(out), inputs, overwrite=overwrite)
     resolved: list[Recipe] = []
+    origins: list[Mapping[str, Any]] = []
     with shelf_for(out, len(recipes) - 1, resume=resume) as shelf:
         for place, document in enumerate(recipes):
             last = place == len(recipes) - 1
@@ -72,14 +73,23 @@ def run(
             }
             job = open_job(document, in_memory, machine=machine, live=live, documents=resolved)
             digests = {file: file_digest(file) for file in job.models.stamps if shelf.holds(file)}
-            job = replace(job, digests=digests)
+            job = replace(job, digests=digests, origins=tuple(origins))
             where = out if last else shelf.place(place)
             target = None
             if where is not None:
                 target = target_for(job, where, overwrite=overwrite or not last, resume=resume)
             result = run_job(job, target, measure=measured, report=result_pages)
             resolved.append(result.recipe)
+            if not last:
+                origins += _origins(shelf.place(place), str(document.name), names)
     return result
+
+
+def _origins(folder: Path, document: str, names: Container[str | None]) -> list[dict[str, Any]]:
+    """What a document's result was made of, less results of other documents."""
+    record = json.loads((folder / RECORD).read_bytes())
+    own = [entry for entry in record["inputs"] if "document" not in entry]
+    return [{**entry, "document": document} for entry in own if entry["source"] not in names]
 
 
 def recipes_of(

@@ -128,8 +128,9 @@ def _result(job: Job, plan: Plan) -> PlannedCheckpoint | None:
 
 def _inputs(job: Job) -> tuple[PlannedInput, ...]:
     models = job.models
-    members: list[Any] = [m for m in (models.merged, models.base) if m is not None]
-    members += models.experts
+    members: list[Any] = [entry.model for entry in models.made_of]
+    members += [m for m in (models.merged, models.base) if m is not None] if not members else []
+    members += models.experts if not models.made_of else []
     return tuple(
         PlannedInput(
             entry.role,

@@ -8,13 +8,11 @@ from pathlib import Path
 
 from magmerge.checkpoints.hub.hub_faults import endpoint
 from magmerge.checkpoints.hub.upload import check_repo, upload
-from magmerge.checkpoints.output.own_files import RECIPE, RECORD, REPORT
+from magmerge.checkpoints.output.own_files import CARD, FACTORS, RECIPE, RECORD, REPORT
 from magmerge.core.errors import OutputError, no_such_model, shortened
 from magmerge.core.machine import Machine
 from magmerge.engine.verification import beside, record_of
 from magmerge.pipeline.verify import verify
-
-CARD = "README.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +80,7 @@ def _files(place: Path, *, force: bool) -> dict[str, Path]:
             source=place,
             remedy="add --force (force=True) to send all that is there",
         )
-    names = [*map(str, told), CARD] if place.is_dir() else [place.name]
+    names = [*map(str, told), CARD, FACTORS] if place.is_dir() else [place.name]
     own = [beside(place, name).name for name in (RECORD, RECIPE, REPORT)]
     # A record may hold anything: what is elsewhere is never sent.
     paths = {name: folder / name for name in sorted({*names, *own})}

@@ -101,9 +101,12 @@ class LayerAccount(FilePart):
 
 
 class InputAccount(FilePart):
-    """One model that was read, with the digests of its files and what its folder tells of it."""
+    """One model that was read, with the digests of its files and what its folder tells of it; by
+    an earlier `document`, where one is told.
+    """
 
     role: str
+    document: str | None = None
     source: str
     files: dict[str, str | None] = {}
     facts: dict[str, Any] = {}
@@ -153,6 +156,17 @@ class MergeAccount(FilePart):
     uncovered: tuple[UncoveredAccount, ...] = ()
     modules: tuple[ModuleAccount, ...] = ()
     samples: dict[str, int] = {}
+
+    @property
+    def read(self) -> tuple[InputAccount, ...]:
+        """The inputs of this recipe alone, results of earlier documents among them."""
+        return tuple(entry for entry in self.inputs if entry.document is None)
+
+    @property
+    def sources(self) -> tuple[InputAccount, ...]:
+        """All that it was made of, less results of earlier documents."""
+        made = {entry.document for entry in self.inputs}
+        return tuple(entry for entry in self.inputs if entry.source not in made)
 
     @property
     def experts(self) -> tuple[str, ...]:

@@ -85,9 +85,7 @@ def _title(account: MergeAccount, names: CardNames) -> str:
         head = inline(names.name(str(recipe["merged"])))
         return f"{head}, calibrated by {inline(' + '.join(steps))}" if steps else head
     if not recipe.get("method"):
-        return (
-            " and ".join(inline(name_of_model(entry)) for entry in account.inputs[-1:]) or "Model"
-        )
+        return " and ".join(inline(name_of_model(entry)) for entry in account.read[-1:]) or "Model"
     listed = (
         list_text(experts[:NAMED]) if len(experts) <= NAMED else count_text(len(experts), "expert")
     )
@@ -99,7 +97,7 @@ def _opening(account: MergeAccount, names: CardNames, relation: str | None) -> s
     """What it is, in a sentence."""
     recipe, steps = account.recipe, [name_of(name) for name in calibrations_of(account)]
     made = f"made with magmerge {inline(short(account.magmerge, 20))}"
-    bases = [inline(name_of_model(entry)) for entry in account.inputs if entry.role == "base"]
+    bases = [inline(name_of_model(entry)) for entry in account.read if entry.role == "base"]
     on = f" on {bases[0]}" if bases else ""
     count, what = count_text(len(account.experts), "expert"), "merge"
     if relation == "adapter":
@@ -111,7 +109,7 @@ def _opening(account: MergeAccount, names: CardNames, relation: str | None) -> s
             f"{steps_text}, in comparison with {count}{on}; {made}."
         )
     if not recipe.get("method"):
-        source = list_text([inline(name_of_model(entry)) for entry in account.inputs])
+        source = list_text([inline(name_of_model(entry)) for entry in account.read])
         kind = "A LoRA adapter" if relation == "adapter" else "A model"
         return f"{kind}, written anew from {source}; {made}."
     return f"A {what} of {count}{on} by {inline(str(recipe['method']))}{steps_text}; {made}."
@@ -119,7 +117,7 @@ def _opening(account: MergeAccount, names: CardNames, relation: str | None) -> s
 
 def _licence(account: MergeAccount, names: CardNames) -> Iterator[str]:
     joint = licence_of_merge(account)
-    told = any(entry.facts.get("license") for entry in account.inputs)
+    told = any(entry.facts.get("license") for entry in account.sources)
     if joint.notes:
         lines = [f"> - {inline(names.text(note))}" for note in joint.notes]
         yield "\n".join(["> [!WARNING]", "> Before you use it or give it on:", *lines])
@@ -135,7 +133,7 @@ def _models(account: MergeAccount) -> Iterator[str]:
     each = {k: v for k, v in params.items() if _for_each(v, len(members))}
     rows = [
         [_model(entry), entry.role, *[""] * len(each), _licence_cell(entry)]
-        for entry in account.inputs
+        for entry in account.read
         if entry.role != "expert"
     ]
     for place, (name, entry) in enumerate(members):
@@ -241,7 +239,7 @@ def _documents(texts: Mapping[str, bytes]) -> list[Mapping[str, Any]]:
 def _digests(account: MergeAccount) -> Iterator[str]:
     """The files that were read, each with the beginning of its digest."""
     rows = []
-    for entry in account.inputs:
+    for entry in account.sources:
         files = list(entry.files.items())
         for file, digest in files[:FILES]:
             code = digest[:16] if digest is not None and digest.isalnum() else "not known"

@@ -43,7 +43,7 @@ def metadata_of(account: MergeAccount, texts: Mapping[str, bytes]) -> dict[str, 
     models = base_models(account, texts)
     library = library_of(texts)
     task = task_of(texts, library)
-    facts = [entry.facts for entry in account.inputs]
+    facts = [entry.facts for entry in account.sources]
     told: dict[str, Any] = {
         "base_model": models,
         "base_model_relation": relation_of(account, texts) if models else None,
@@ -62,7 +62,7 @@ def base_models(account: MergeAccount, texts: Mapping[str, bytes]) -> list[str]:
     adapter, the model that it goes on.
     """
     own = plausible(_entry(texts, "adapter_config.json", "base_model_name_or_path"))
-    inputs = account.inputs
+    inputs = account.sources
     if relation_of(account, texts) == "adapter":
         bases = [name for entry in inputs if entry.role == "base" for name in _names(entry)]
         parents = [name for entry in inputs for name in entry.facts.get("parents", ())]
@@ -79,7 +79,7 @@ def relation_of(account: MergeAccount, texts: Mapping[str, bytes]) -> str | None
 
 def licence_of_merge(account: MergeAccount) -> JointLicence:
     """The strictest licence of the inputs, and what is to be known of it."""
-    return joined([licence_from(name_of_model(entry), entry.facts) for entry in account.inputs])
+    return joined([licence_from(name_of_model(entry), entry.facts) for entry in account.sources])
 
 
 def name_of_model(entry: InputAccount) -> str:

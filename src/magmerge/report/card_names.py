@@ -77,11 +77,12 @@ def _roles(account: MergeAccount) -> list[tuple[InputAccount, list[str]]]:
     recipe, inputs = account.recipe, account.inputs
     named = recipe.get("experts")
     experts = [str(path) for path in named.values()] if isinstance(named, Mapping) else []
-    members = [entry for entry in inputs if entry.role == "expert"]
+    members = [entry for entry in account.read if entry.role == "expert"]
     paths: dict[int, list[str]] = {}
     if len(members) == len(experts):
         paths = {id(entry): [path] for entry, path in zip(members, experts, strict=True)}
-    for entry in inputs:
+    paths |= {id(entry): [entry.source] for entry in inputs if entry.document is not None}
+    for entry in account.read:
         own = recipe.get(entry.role)
         if entry.role in ("base", "merged") and isinstance(own, str):
             paths[id(entry)] = [own]
@@ -90,7 +91,7 @@ def _roles(account: MergeAccount) -> list[tuple[InputAccount, list[str]]]:
 
 def members_of(account: MergeAccount) -> Sequence[tuple[str, InputAccount | None]]:
     """The experts by their names in the recipe, each with its input where that is sure."""
-    members = [entry for entry in account.inputs if entry.role == "expert"]
+    members = [entry for entry in account.read if entry.role == "expert"]
     same = len(members) == len(account.experts)
     return [(name, members[place] if same else None) for place, name in enumerate(account.experts)]
 

@@ -4,6 +4,7 @@ of the result that they make.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -115,7 +116,9 @@ class _Names:
         for name, path in self.experts.items():
             if path == model and name not in besides:
                 return name
-        path = model.rpartition("+")[2].partition("@")[0].rstrip("/\\")
+        path = model.rstrip("/\\")
+        if not os.path.lexists(path):
+            path = model.rpartition("+")[2].partition("@")[0].rstrip("/\\")
         stem = re.split(r"[/\\]", path)[-1].removesuffix(".safetensors") or "model"
         name, repeat = f"{stem}-model" if stem in TAKEN else stem, 2
         while name in self.experts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
+from os.path import lexists
 from typing import Any
 
 from magmerge.core.dtypes import parse_float_dtype
@@ -143,7 +144,7 @@ def _output(document: Document, donor: str | None, faults: Faults) -> Any:
                 faults.add(document.line, f"{key}: {error.problem}", str(error.remedy))
         output = {**output, "dtype": dtype}
     if donor is not None and "donor" not in output:
-        output = {**output, "donor": donor.partition("+")[0]}
+        output = {**output, "donor": donor if lexists(donor) else donor.partition("+")[0]}
     return output
 
 
