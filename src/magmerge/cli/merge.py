@@ -108,6 +108,6 @@ def check_alone(options: o.Options) -> None:
         if name not in WITH_RECIPE and value != default and name not in ("json", "verbose"):
             flag = o.TABLE[name].flags.split() or [f"--{name.replace('_', '-')}"]
             raise ParameterError(
-                f"{flag[0]} is given beside a recipe, which says that itself",
+                f"{flag[0]} is given beside a recipe, which has the say of that",
                 remedy="write it into the recipe, or drop it",
             )

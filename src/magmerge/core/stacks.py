@@ -99,7 +99,7 @@ def stack_named(specs: Mapping[str, TensorSpec], word: str | None) -> str:
             return near[0]
         raise ParameterError(
             f"layers are counted in one stack of blocks, and this model has {shown}",
-            remedy="name the one that is meant with stack:",
+            remedy="name the one that is meant with stack: (in recipes of mergekit's: modules:)",
         )
     if word in sizes:
         return word

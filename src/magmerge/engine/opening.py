@@ -60,7 +60,8 @@ def open_models(
     if recipe.calibrate and recipe.base is None:
         raise MagmergeError(
             "a calibration needs to know what the merge changed: no base is given",
-            remedy="name the base with --base (base=)",
+            remedy="name the base with --base (base=, base: in a recipe); slerp and passthrough of "
+            "mergekit's recipes have none: drop calibrate, or merge by a method of task vectors",
         )
     seen = _with_experts(_whole_models(recipe, models, experts), recipe, experts, renames)
     seen = replace(seen, notes=(*told, *seen.notes))

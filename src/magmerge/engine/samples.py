@@ -102,7 +102,8 @@ def by_expert(source: Any, experts: Sequence[str]) -> dict[str, Any]:
     if lacking:
         raise ParameterError(
             f"no data is given for {shortened(lacking)}",
-            remedy=f"add --data {lacking[0]}=FILE; one source for all experts is --data FILE",
+            remedy=f"add --data {lacking[0]}=FILE (tune: --unlabelled); one source for all is "
+            "FILE alone",
         )
     return dict(source)
 

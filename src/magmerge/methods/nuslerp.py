@@ -13,7 +13,7 @@ from magmerge.core.parameters import Weights
 from magmerge.core.registry import register_method
 from magmerge.core.traits import Survey
 from magmerge.core.types import Cut
-from magmerge.methods.combine import expert_weights, total_weight
+from magmerge.methods.combine import check_weights, expert_weights, total_weight
 from magmerge.methods.gram import GramMatrix, gram_survey
 from magmerge.methods.slerp import arc_shares, on_arc
 
@@ -46,6 +46,7 @@ def rotates(*, flatten: bool = True, **_: object) -> bool:
     base_free=True,
     experts=(2, 2),
     workspace=(0, 8),
+    check=check_weights,
     rotates=rotates,
 )
 def nuslerp(

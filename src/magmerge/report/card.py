@@ -84,6 +84,10 @@ def _title(account: MergeAccount, names: CardNames) -> str:
     if recipe.get("merged"):
         head = inline(names.name(str(recipe["merged"])))
         return f"{head}, calibrated by {inline(' + '.join(steps))}" if steps else head
+    if recipe.get("moe"):
+        chosen = list(dict.fromkeys(experts))
+        few = list_text(chosen) if len(chosen) <= NAMED else count_text(len(chosen), "expert")
+        return f"{few}, a mixture of experts"
     if not recipe.get("method"):
         return " and ".join(inline(name_of_model(entry)) for entry in account.read[-1:]) or "Model"
     listed = (
@@ -107,6 +111,13 @@ def _opening(account: MergeAccount, names: CardNames, relation: str | None) -> s
         return (
             f"A merged model that existed already, {inline(names.name(str(recipe['merged'])))}"
             f"{steps_text}, in comparison with {count}{on}; {made}."
+        )
+    if isinstance(moe := recipe.get("moe"), Mapping):
+        router, each = moe.get("router"), moe.get("experts_per_token")
+        return (
+            f"A mixture of {count}{on}: attention, norms and embeddings are the base's, the layers "
+            f"between them the experts', of which {inline(str(each))} are taken for each token; "
+            f"routers: {inline(str(router))}; {made}."
         )
     if not recipe.get("method"):
         source = list_text([inline(name_of_model(entry)) for entry in account.read])

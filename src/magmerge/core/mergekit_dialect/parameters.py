@@ -170,6 +170,8 @@ class Parameters:
             line = place.slice_.line if source is None else source.line
             where = "" if source is not None else "beside merge_method "
             remedy = f"write {where}parameters: {{{name}: {fallback}}}"
+            if source is not None:
+                remedy += ", at the model, or at the top for all of them"
             self._faults.add(line, f"{name}{owner} is missing", remedy)
             return [Choice(None, fallback)]
         if place.region.layers is None and word.kind is bool:

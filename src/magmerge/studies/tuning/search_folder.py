@@ -58,5 +58,7 @@ def own_folder(folder: Path | None, *, resume: bool, overwrite: bool) -> Iterato
     finally:
         with suppress(OSError):
             (folder / LOCK).unlink()
+            # A search that did not begin leaves nothing.
+            folder.rmdir()
         fcntl.flock(lock, fcntl.LOCK_UN)
         os.close(lock)

@@ -63,16 +63,9 @@ class TrialFile:
         self.trials: list[Trial] = []
         self._path = None if folder is None else folder / FILE
         self._head = {"magmerge": __version__, "search": json.loads(json.dumps(dict(search)))}
-        if self._path is None:
-            return
-        if resume and self._path.exists():
+        self._begun = False
+        if self._path is not None and resume and self._path.exists():
             self.trials = self._read(self._path)
-        # Also to drop a line that was cut off.
-        lines = [self._head, *map(asdict, self.trials)]
-        try:
-            replace_whole(self._path, "".join(f"{json.dumps(line)}\n" for line in lines))
-        except OSError as error:
-            raise self._refused(error) from error
 
     def add(self, trial: Trial) -> None:
         """Keep a trial, so that it is there after a kill."""
@@ -80,6 +73,12 @@ class TrialFile:
         if self._path is None:
             return
         try:
+            if not self._begun:
+                # A search that finds no trial leaves no file. This drops a line that was cut off.
+                lines = [self._head, *map(asdict, self.trials)]
+                replace_whole(self._path, "".join(f"{json.dumps(line)}\n" for line in lines))
+                self._begun = True
+                return
             with self._path.open("a", encoding="utf-8") as stream:
                 stream.write(f"{json.dumps(asdict(trial))}\n")
                 stream.flush()
