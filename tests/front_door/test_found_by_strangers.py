@@ -138,3 +138,15 @@ def test_a_plus_in_a_path_of_a_mergekit_recipe(models: dict[str, Tensor]) -> Non
     )
     recipe = magmerge.run("r.yml", "out").recipe
     assert recipe.output.donor == "c+d"
+
+
+def test_a_misspelt_filter_of_a_mergekit_recipe_is_told_with_what_may_be_meant(
+    models: dict[str, Tensor],
+) -> None:
+    del models
+    Path("r.yml").write_text(
+        "merge_method: linear\nmodels: [{model: m}, {model: other}]\n"
+        "parameters: {weight: [{filter: up_porj, value: 0.5}, {value: 1}]}\n"
+    )
+    with pytest.warns(magmerge.MagmergeWarning, match="left out: did you mean up_proj"):
+        magmerge.run("r.yml", "out")

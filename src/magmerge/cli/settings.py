@@ -165,8 +165,14 @@ def renames(texts: Sequence[str]) -> dict[str, str]:
     return named
 
 
+TEXTS = (".jinja", ".jinja2", ".j2", ".txt")
+"""How the names of files of text end."""
+
+
 def text_or_file(text: str | None) -> str | None:
     """The text, or that of the file of this name; ParameterError where it cannot be read."""
+    if text is not None and text.endswith(TEXTS) and not os.path.isfile(text):
+        raise ParameterError("no such file", source=text, remedy="check the path of the text")
     if text is None or not os.path.isfile(text):
         return text
     try:

@@ -240,10 +240,11 @@ class Filters:
             elif item.filter is None or any(self.takes(item.filter, name) for name in self.names):
                 faults.append(f"{shown} fits no tensor")
             else:
-                faults.append(f"{shown} fits no tensor: {self._near(item.filter)}")
+                faults.append(f"{shown} fits no tensor: {self.near(item.filter)}")
         return faults
 
-    def _near(self, filter_: str) -> str:
+    def near(self, filter_: str) -> str:
+        """The remedy for a filter that fits no tensor: what may have been meant."""
         parts = {part for name in self.names for part in name.split(".") if not part.isdigit()}
         near = suggestion(filter_, {*self.components, *parts})
         if near.startswith("did you mean") and filter_ not in parts:

@@ -17,11 +17,14 @@ def without_idle_filters(recipe: Recipe, models: Models) -> Recipe:
     for name, value in recipe.params.items():
         dropped: list[str] = []
         params[name] = _used(value, filters, dropped)
-        notes += [
-            f"the filter {filter_!r} of {name} takes no tensor, and is left out"
-            for filter_ in dict.fromkeys(dropped)
-        ]
+        notes += [_note(name, filter_, filters) for filter_ in dict.fromkeys(dropped)]
     return recipe.model_copy(update={"params": params}).with_notes(notes)
+
+
+def _note(parameter: str, filter_: str, filters: Filters) -> str:
+    near = filters.near(filter_)
+    hint = f": {near}" if near.startswith("did you mean") else ""
+    return f"the filter {filter_!r} of {parameter} takes no tensor, and is left out{hint}"
 
 
 def _used(value: Any, filters: Filters, dropped: list[str]) -> Any:

@@ -73,7 +73,8 @@ class Objective:
         ]
         sign = 1.0 if self.rising else -1.0
         gain = sign * (self.value(after) - self.value(before))
-        return gain, float((joined[1] - joined[0]).std())
+        # No gain is 0, not -0.
+        return gain or 0.0, float((joined[1] - joined[0]).std())
 
     def _joined(self, numbers: Mapping[str, Tensor]) -> Tensor:
         """The tasks' numbers as one, for each resample."""
