@@ -193,7 +193,12 @@ def test_a_token_from_a_stated_model(tmp_path: Path) -> None:
         tokens=sources,
     )
     assert magmerge.Recipe.from_yaml(recipe.to_yaml()) == recipe
-    magmerge.run(recipe, out)
+    told = magmerge.run(recipe, out)
+    record = json.loads((out / "magmerge.json").read_text())["tokens"]
+    assert record["sources"] == {END: True, START: False, "cat": True, "<pad>": False}
+    # Whose a forced row is, is told there; no model is said to have it alone, or none.
+    assert not any({END, "cat"} & {*group.get("tokens", ())} for group in record["groups"])
+    assert any("of the recipe's choice: <|im_end|>" in note for note in told.plan.warnings)
     merged, ids = result(out)[HEAD], loaded(out).get_vocab()
     assert torch.equal(merged[ids[END]].double(), family.row("tool", HEAD, END))
     assert not merged[ids["cat"]].any()

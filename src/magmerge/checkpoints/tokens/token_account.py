@@ -27,7 +27,12 @@ def account_of(
     alignment = choice.alignment
     names = [member.name for member in members if not member.is_merged]
     whole = [p for p in presence.values() if len(p) == len(names) and len(p[0]) == alignment.count]
-    groups = _groups(whole[0], names, alignment.texts) if whole else []
+    forced = [share.place for share in choice.shares if share.force]
+    seen = [own.copy() for own in whole[0]] if whole else []
+    for own in seen:
+        # Where such a row is from is told by itself.
+        own[forced] = True
+    groups = _groups(seen, names, alignment.texts) if whole else []
     lost = {
         member.name: {"tokens": list(texts), "rows": rows}
         for member, texts, rows in zip(members, alignment.lost, alignment.cut, strict=True)
@@ -55,7 +60,9 @@ def notes_of(
     told = [_spoken(group) for group in groups[:TOLD]]
     more = [f"and {len(groups) - TOLD} more groups in magmerge.json"] if len(groups) > TOLD else []
     head = f"the result has {account['rows']} rows of tokens (tokenizer: {account['tokenizer']})"
-    notes.append("; ".join([head, *told, *more]))
+    sources = [str(text) for text in account.get("sources", {})]
+    rows = [f"of the recipe's choice: {shortened(sources)}"] if sources else []
+    notes.append("; ".join([head, *told, *more, *rows]))
     for member in members if not members[0].is_merged else ():
         lost = account["lost"].get(member.name, {"tokens": [], "rows": 0})
         count = lost["rows"] + len(lost["tokens"])
