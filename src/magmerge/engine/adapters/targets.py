@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from magmerge.checkpoints.adapters.base_names import WEIGHT, nameless
+from magmerge.checkpoints.kinds import read_model_config
 from magmerge.core.errors import StructureError
 from magmerge.core.filters import matches
 from magmerge.core.types import Naming, Step
@@ -32,11 +33,18 @@ _UNASKED = {
 _DEPTHWISE = "a convolution of each channel by itself, which PEFT cannot adapt at every rank"
 
 
+SCANNED = frozenset({"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"})
+"""Kinds of model some of whose layers are computed within a scan, past any adapter on them."""
+INSIDE_SCAN = (".out_proj.weight", ".conv1d.weight")
+_SCANNED = "a layer that this model computes within its scan, which PEFT refuses to adapt"
+
+
 class _Reading(NamedTuple):
-    """What decides which tensors an adapter holds."""
+    """What decides which tensors an adapter holds; whether the base is of a kind in SCANNED."""
 
     targets: Sequence[str]
     naming: Naming
+    scanned: bool
 
 
 def mark_lost(job: Job, steps: Sequence[Step]) -> list[Step]:
@@ -48,7 +56,8 @@ def mark_lost(job: Job, steps: Sequence[Step]) -> list[Step]:
     output, base = job.adapter_output, job.models.layout
     changed = [step for step in steps if step.action in ("merge", "mean", "average")]
     _check_targets(changed, output.targets)
-    reading = _Reading(output.targets, check_naming(output.naming or "peft"))
+    scanned = read_model_config(base).get("model_type") in SCANNED
+    reading = _Reading(output.targets, check_naming(output.naming or "peft"), scanned)
     reasons = {
         step.spec.name: _reason_against(step, base.ties.get(step.spec.name), reading)
         for step in changed
@@ -112,6 +121,8 @@ def _reason_against(step: Step, twin: str | None, reading: _Reading) -> str | No
         return "an embedding, which only PEFT's format has a place for"
     if kind == "transposed" and len(shape) != 2:
         return "a transposed convolution, which PEFT has no adapter for"
+    if peft and reading.scanned and name.endswith(INSIDE_SCAN):
+        return _SCANNED
     if step.whole is not None:
         return "a part of its rows only is merged"
     if reading.targets:
