@@ -180,5 +180,5 @@ def no_such_model(path: Path) -> CheckpointError:
     near = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
     remedy = suggestion(path.name, near) if near else f"{parent} does not exist either"
     if not remedy.startswith("did you mean"):
-        remedy = "check the path; models of the Hugging Face hub are named by text: org/name"
+        remedy = "check the path; a model of the Hugging Face hub is called org/name"
     return CheckpointError("no such file or folder", source=path, remedy=remedy)

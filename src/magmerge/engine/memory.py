@@ -113,7 +113,7 @@ def bytes_at_work(steps: Sequence[Step], samples: Samples, machine: Machine) -> 
         return each * sum(sizes.values()) + beside
     blocks: dict[str, int] = {}
     for name, size in sizes.items():
-        blocks[block_of(name)] = blocks.get(block_of(name), 0) + size
+        blocks[_block(name)] = blocks.get(_block(name), 0) + size
     # Runs side by side are in different blocks, and in forward order some are a block ahead.
     here = sorted(blocks.values(), reverse=True)[
         : max(runs, 2 if samples.order == "forward" else 1)
@@ -121,7 +121,7 @@ def bytes_at_work(steps: Sequence[Step], samples: Samples, machine: Machine) -> 
     return (4 + each) * sum(here) + beside
 
 
-def block_of(name: str) -> str:
+def _block(name: str) -> str:
     """The block that a tensor belongs to, as its name tells: all up to the first number."""
     parts = name.split(".")
     place = next((place for place, part in enumerate(parts) if part.isdigit()), None)

@@ -106,3 +106,9 @@ def without_times(file: Path) -> list[dict[str, Any]]:
     for line in lines:
         line.pop("seconds", None)
     return lines
+
+
+def write(suite: Path, place: Path, **fields: Any) -> Path:
+    path = place / "recipe.yml"
+    path.write_text(recipe(suite.parent, **fields))
+    return path

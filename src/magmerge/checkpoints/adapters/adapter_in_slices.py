@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
+from magmerge.checkpoints.adapters.adapter_view import AdapterView
 from magmerge.checkpoints.patchwork import every_row
 from magmerge.core.models import Checkpoint, Expert
 from magmerge.core.types import TensorSpec
 from magmerge.linalg.device import moved
 
 
-class AdapterInSlices:
+class AdapterInSlices(AdapterView):
     """An adapter with the tensors `own`, from each name of the result to its own name for it.
 
     It has no vote on the others among `specs`. `origin` is the base that it changes; where the
@@ -29,7 +29,8 @@ class AdapterInSlices:
         specs: Mapping[str, TensorSpec],
         shared: frozenset[str],
     ) -> None:
-        self.adapter, self._origin, self._own, self._shared = adapter, origin, own, shared
+        super().__init__(adapter)
+        self._origin, self._own, self._shared = origin, own, shared
         stored = {name: adapter.specs[old] for name, old in own.items()}
         renamed = {name: TensorSpec(name, s.shape, s.dtype) for name, s in stored.items()}
         self.specs: Mapping[str, TensorSpec] = {**specs, **renamed}
@@ -38,16 +39,6 @@ class AdapterInSlices:
         self.absent: Mapping[str, Sequence[range]] = {**lacking, **holes}
         kept = {name for name in shared if own.get(name) in adapter.untouched}
         self.untouched = frozenset({*kept, *lacking})
-        self.whole: Checkpoint | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name == "adapter":
-            raise AttributeError(name)
-        return getattr(self.adapter, name)
-
-    def changes_nothing(self, base: Checkpoint | None, names: Collection[str]) -> bool:
-        """Whether every factor is zero."""
-        return self.adapter.changes_nothing(base, names)
 
     def equals(self, other: Expert, names: Collection[str]) -> bool:
         """Whether both are the same adapter, with the same blocks at some place."""

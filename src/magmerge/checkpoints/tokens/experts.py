@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from magmerge.checkpoints.adapters.adapter_view import AdapterView
 from magmerge.checkpoints.tokens.rows import RowMap, row_width, runs, with_rows
-from magmerge.core.models import Checkpoint, Expert
+from magmerge.core.models import Expert
 from magmerge.core.types import TensorSpec
 
 
-class AdapterOnRows:
+class AdapterOnRows(AdapterView):
     """An adapter whose token tensors have the first rows of longer ones, in the same order."""
 
     def __init__(self, adapter: Expert, rows: Mapping[str, RowMap]) -> None:
-        self.adapter, self._rows = adapter, rows
+        super().__init__(adapter)
+        self._rows = rows
         self._ends = {name: math.prod(adapter.specs[name].shape) for name in rows}
         specs = dict(adapter.specs)
         for name, each in rows.items():
@@ -26,16 +27,6 @@ class AdapterOnRows:
         self.specs: Mapping[str, TensorSpec] = specs
         every = {name: list(runs(each.lacking)) for name, each in rows.items()}
         self.absent: Mapping[str, Sequence[range]] = {n: part for n, part in every.items() if part}
-        self.whole: Checkpoint | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name == "adapter":
-            raise AttributeError(name)
-        return getattr(self.adapter, name)
-
-    def changes_nothing(self, base: Checkpoint | None, names: Collection[str]) -> bool:
-        """Whether every factor is zero."""
-        return self.adapter.changes_nothing(base, names)
 
     def equals(self, other: Expert, names: Collection[str]) -> bool:
         """Whether both are the same adapter."""
