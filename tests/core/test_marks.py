@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from magmerge.core.errors import MagmergeError, ParameterError
-from magmerge.core.marks import Choices, Mark, Range, as_text, read_marked
+from magmerge.core.marks import Choices, Mark, Range, read_marked
+from magmerge.core.plain_yaml import PlainLoader, yaml_of
 from magmerge.core.recipe import Recipe
 from tests.quick import examples
 
@@ -103,7 +104,7 @@ def test_values_go_in_wherever_the_mark_stood() -> None:
         "2:calibrate",
     ]
     values = dict(zip(marked.marks, (0.3, 1.25, 1, 0.5, None), strict=True))
-    first, second = yaml.safe_load_all(as_text(marked.filled(values)))
+    first, second = yaml.safe_load_all(yaml_of(*marked.filled(values)))
     assert first["params"] == {
         "weights": [0.3, 2],
         "lambda": [{"filter": "mlp", "value": 1.25}, {"value": {"gradient": [0, 1]}}],
@@ -151,11 +152,12 @@ plain = st.recursive(
 
 
 @settings(max_examples=examples(300), deadline=None)
+@example(content=[False, None], keys="0E0")
 @given(content=plain, keys=st.text(max_size=5))
 def test_any_content_is_a_mark_or_a_plain_error(content: Any, keys: str) -> None:
     flow = yaml.safe_dump(content, default_flow_style=True, allow_unicode=True).strip("\n ")
     flow = flow.removesuffix("...").strip("\n ")
-    key = yaml.safe_dump(keys, allow_unicode=True).removesuffix("...\n").strip("\n ")
+    key = yaml_of(keys).removesuffix("...\n").strip("\n ")
     try:
         marked = read_marked(f"a:\n - {{{key}: !tune {flow}}}\n", "r.yml")
         values = {
@@ -165,8 +167,8 @@ def test_any_content_is_a_mark_or_a_plain_error(content: Any, keys: str) -> None
     except MagmergeError:
         return
     assert all(values[name] in mark.space for name, mark in marked.marks.items())
-    text = as_text(marked.filled(values))
-    (back,) = yaml.safe_load_all(text)
+    text = yaml_of(*marked.filled(values))
+    (back,) = yaml.load_all(text, PlainLoader)
     assert "!tune" not in text or "!tune" in repr(content) + keys
     for name, mark in marked.marks.items():
         assert back == {"a": [{} if values[name] is None else {keys: values[name]}]}
@@ -178,7 +180,7 @@ def test_any_content_is_a_mark_or_a_plain_error(content: Any, keys: str) -> None
 def test_no_text_gives_anything_but_marks_or_an_error(text: str) -> None:
     try:
         marked = read_marked(text, "r.yml")
-        as_text(marked.filled({}))
+        yaml_of(*marked.filled({}))
     except MagmergeError:
         pass
 
@@ -195,4 +197,4 @@ def test_many_aliases_are_looked_at_once() -> None:
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 40)]
     marked = read_marked("\n".join(lines), "r.yml")
     assert list(marked.marks) == ["a0[0]"]
-    assert len(as_text(marked.filled({"a0[0]": 2}))) < 20_000
+    assert len(yaml_of(*marked.filled({"a0[0]": 2}))) < 20_000

@@ -120,11 +120,6 @@ class Marked:
         return [_filled(document, chosen, known) for document in self.documents]
 
 
-def as_text(documents: list[Any]) -> str:
-    """Documents as YAML."""
-    return yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True)
-
-
 class MarkLoader(PlainLoader):
     """YAML as plain data with marks in it."""
 

@@ -37,10 +37,23 @@ class PlainLoader(yaml.SafeLoader):
         return node
 
 
+class _PlainDumper(yaml.SafeDumper):
+    """YAML that PlainLoader reads as it was: a word that looks like a number there is quoted."""
+
+
 # YAML 1.1 takes 1e-5 for a word, as it has no point; people who write it mean a number.
-PlainLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+"), list("-+0123456789")
-)
+for _kind in (PlainLoader, _PlainDumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+"), list("-+0123456789")
+    )
+
+
+def yaml_of(*documents: Any, width: int = 80) -> str:
+    """Plain data as YAML, a document each, in lines of about `width`."""
+    text: str = yaml.dump_all(
+        documents, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=width
+    )
+    return text
 
 
 def _refuse(_: PlainLoader, node: yaml.Node) -> None:

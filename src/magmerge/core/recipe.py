@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -29,6 +28,7 @@ from magmerge.core import lazy
 from magmerge.core.dtypes import parse_float_dtype, parse_size
 from magmerge.core.errors import ParameterError
 from magmerge.core.models import named_by_path, strengths_as_weights
+from magmerge.core.plain_yaml import yaml_of
 
 
 class _Data(BaseModel):
@@ -291,7 +291,7 @@ class Recipe(_Data):
 
     def to_yaml(self) -> str:
         """The recipe as YAML, which `from_yaml` reads back to an equal recipe."""
-        return yaml.safe_dump(self._content(exclude_none=True), sort_keys=False, allow_unicode=True)
+        return yaml_of(self._content(exclude_none=True))
 
     @classmethod
     def from_yaml(cls, text: str, source: str = "recipe") -> Recipe:

@@ -9,7 +9,7 @@ import yaml
 
 from magmerge.checkpoints.model_facts import plausible
 from magmerge.checkpoints.output.own_files import CARD, FACTORS, RECIPE, card_end
-from magmerge.core.plain_yaml import PlainLoader
+from magmerge.core.plain_yaml import PlainLoader, yaml_of
 from magmerge.core.registry import calibrators
 from magmerge.report.account import InputAccount, MergeAccount, modules_of, read_account
 from magmerge.report.accuracy import ScoreTable, score_tables
@@ -54,9 +54,7 @@ def card_files(
     account = read_account(document)
     modules = modules_of(account.calibrated)
     picture = factors_picture(modules)
-    metadata = yaml.safe_dump(
-        metadata_of(account, texts), sort_keys=False, allow_unicode=True, width=10**6
-    )
+    metadata = yaml_of(metadata_of(account, texts), width=10**6)
     names = CardNames(account)
     told = relation_of(account, texts)
     parts = [
@@ -228,12 +226,8 @@ def _score_table(scores: ScoreTable, names: CardNames) -> str:
 def _recipe(account: MergeAccount, texts: Mapping[str, bytes], names: CardNames) -> Iterator[str]:
     """The recipe, and the command that carries it out."""
     documents = _documents(texts) or [account.recipe]
-    dumped = [
-        yaml.safe_dump(names.recipe(content), sort_keys=False, allow_unicode=True, width=100)
-        for content in documents
-    ]
     yield "## Recipe"
-    yield fenced("---\n".join(dumped), "yaml")
+    yield fenced(yaml_of(*map(names.recipe, documents), width=100), "yaml")
     yield f"With the models under these names, `magmerge merge {RECIPE} OUT` makes it again."
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from magmerge.core.errors import CheckpointError
+from magmerge.core.plain_yaml import yaml_of
 from magmerge.report.account import FILE, MergeAccount
 from magmerge.report.parameter_text import items_text
 from magmerge.report.sentences import count_text, samples_text, short
@@ -160,7 +161,7 @@ def _text(value: object) -> str:
 def recipe_yaml(account: MergeAccount) -> str:
     """The recipe as `magmerge` reads it; CheckpointError where it holds what is no data."""
     try:
-        text = yaml.safe_dump(dict(account.recipe), sort_keys=False, allow_unicode=True, width=100)
+        text = yaml_of(dict(account.recipe), width=100)
     except (yaml.YAMLError, RecursionError) as error:
         raise CheckpointError(
             "its recipe cannot be written as YAML",

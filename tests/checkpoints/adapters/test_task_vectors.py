@@ -17,7 +17,7 @@ def step(name: str, shape: tuple[int, ...], kind: Kind) -> Step:
 def reason_against(
     one: Step, twin: str | None, targets: tuple[str, ...], naming: Naming
 ) -> str | None:
-    return _reason_against(one, twin, _Reading(targets, naming))
+    return _reason_against(one, twin, _Reading(targets, naming, scanned=False))
 
 
 @pytest.mark.parametrize(

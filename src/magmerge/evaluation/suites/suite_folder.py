@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from magmerge.checkpoints.output.own_files import foreign
 from magmerge.checkpoints.output.staging import Staging
 from magmerge.checkpoints.output.target import Target
 from magmerge.core.errors import OutputError, shortened
+from magmerge.core.plain_yaml import yaml_of
 
 FILE, HEADS, DATA, LIST = "suite.yaml", "heads", "data", ".images"
 MARK = "# Written by magmerge, which may replace this folder."
@@ -86,7 +86,7 @@ def write_list(folder: Path, name: str, split: str, rows: Sequence[tuple[Path, i
 
 def write_suite(folder: Path, content: Mapping[str, Any]) -> None:
     """The suite file; names in it are plain text, whatever they hold."""
-    text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100)
+    text = yaml_of(dict(content), width=100)
     (folder / FILE).write_text(f"{MARK}\n{text}", encoding="utf-8")
 
 

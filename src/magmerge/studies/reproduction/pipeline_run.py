@@ -11,6 +11,7 @@ import yaml
 
 from magmerge.core.errors import MagmergeWarning
 from magmerge.core.machine import Progress
+from magmerge.core.plain_yaml import yaml_of
 from magmerge.core.whole_file import replace_whole
 from magmerge.evaluation import open_suite
 from magmerge.evaluation.calibration_samples import calibration_split
@@ -119,7 +120,7 @@ def _measure_of(
         # Figures of this suite are drawn of what is merged here.
         content = yaml.safe_load(written.file.read_text(encoding="utf-8"))
         content["base"] = str(base.resolve())
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        text = yaml_of(content)
         replace_whole(written.file, f"{MARK}\n{text}")
     parts = ingredients(base, models.experts)
     return parts, SuiteMeasure(written.file, parts, request)

@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 from magmerge.core import registry
 from magmerge.core.errors import ParameterError
-from magmerge.core.marks import Choices, Mark, Marked, Range, as_text, has_mark, read_marked
-from magmerge.core.plain_yaml import MARK
+from magmerge.core.marks import Choices, Mark, Marked, Range, has_mark, read_marked
+from magmerge.core.plain_yaml import MARK, yaml_of
 from magmerge.core.recipe import Recipe
 from magmerge.core.traits import Parameter
 from magmerge.core.validation import COMPOSED
@@ -84,7 +84,7 @@ class Space:
 
     def text(self, values: Values) -> str:
         """The recipe with these values, as YAML."""
-        return as_text(self._pruned(values).filled(values))
+        return yaml_of(*self._pruned(values).filled(values))
 
     def recipes(self, values: Values) -> list[Recipe]:
         """The same as recipes."""
