@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from magmerge.linalg.row_norms import (
+    BLOCK,
+    LANES,
+    mean_cosines,
     mean_of,
-    pairwise_cosines,
+    row_dots,
+    row_gram,
     row_norms,
     row_scale,
     squares,
@@ -15,7 +19,42 @@ from magmerge.linalg.row_norms import (
 
 
 def mean_pairwise_cosine(deltas: torch.Tensor) -> float | None:
-    return mean_of(pairwise_cosines(deltas).tolist())
+    return mean_of(mean_cosines(row_gram(None, deltas)).tolist())
+
+
+def dot_by_the_rule(left: list[float], right: list[float]) -> float:
+    """The order of additions as the module's first lines have it, number by number."""
+    total = [0.0] * LANES
+    for first in range(0, len(left), BLOCK):
+        lanes = [0.0] * LANES
+        for place, (a, b) in enumerate(
+            zip(left[first : first + BLOCK], right[first : first + BLOCK])
+        ):
+            lanes[place % LANES] += a * b
+        total = [sum_ + lane for sum_, lane in zip(total, lanes)]
+    while len(total) > 1:
+        half = len(total) // 2
+        total = [a + b for a, b in zip(total[:half], total[half:])]
+    return total[0]
+
+
+@pytest.mark.parametrize("columns", [0, 1, 7, 8, 127, 128, 129, 1000, 5000])
+def test_dots_are_added_up_in_one_order(columns: int) -> None:
+    left, right = torch.randn(2, 3, columns, generator=torch.Generator().manual_seed(columns))
+    pairs = zip(left.tolist(), right.tolist(), strict=True)
+    assert row_dots(left, right).tolist() == [dot_by_the_rule(a, b) for a, b in pairs]
+
+
+def test_one_long_row_is_added_up_in_the_same_order() -> None:
+    row = torch.randn(1, (1 << 18) + 77, generator=torch.Generator().manual_seed(0))
+    numbers = row[0].tolist()
+    assert row_dots(row, row).tolist() == [dot_by_the_rule(numbers, numbers)]
+
+
+@pytest.mark.parametrize("size", [1e-45, 1e-30, 1e30, 3e38])
+def test_products_neither_vanish_nor_overflow(size: float) -> None:
+    row = torch.full((1, 300), size)
+    assert float(row_dots(row, row)) == pytest.approx(300 * float(row[0, 0]) ** 2, rel=1e-12)
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-30, 1e-42, 1e30])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import torch
@@ -12,7 +11,7 @@ from typing_extensions import Doc
 
 from magmerge.core.registry import register_calibrator
 from magmerge.core.types import Cut, Kind
-from magmerge.linalg.row_norms import as_rows, row_norms, row_scale
+from magmerge.linalg.row_norms import as_rows, row_gram, row_scale
 
 Target = Annotated[
     Literal["ellipsoid", "sphere"],
@@ -57,37 +56,43 @@ def wsc(
     are the a_k; sphere: xi = mean_k |a_k| / |d|. Returns xi [rows], or a scalar with granularity
     "layer", which takes the layer as one row. Rows where d or all a_k are zero keep xi = 1.
     """
+    rows, axes = as_rows(merged), torch.stack([as_rows(delta) for delta in deltas])
     if granularity == "layer":
-        deltas, merged = deltas.unsqueeze(1), merged.unsqueeze(0)
-    rows = as_rows(merged)
-    # Powers of two for each row let no square underflow, and are put back without rounding.
-    size = row_scale(rows)
-    reach = torch.stack([row_scale(as_rows(delta)) for delta in deltas]).amax(dim=0)
-    rows = rows / size.unsqueeze(-1)
-    norms = torch.stack([row_norms(as_rows(delta) / reach.unsqueeze(-1)) for delta in deltas])
-    radius, length = norms.mean(dim=0), row_norms(rows)
+        rows, axes = rows.reshape(1, -1), axes.reshape(len(axes), 1, -1)
+    size = reach = rows.new_ones(len(rows), dtype=torch.float64)
+    if rows.dtype == torch.float64:
+        # The squares of float32 numbers fit into float64. Those of others need powers of two for
+        # each row, which are put back without rounding.
+        size, reach = row_scale(rows), row_scale(axes).amax(dim=0)
+        rows, axes = rows / size.unsqueeze(-1), axes / reach.unsqueeze(-1)
+    gram = row_gram(rows, axes)
+    length, norms = gram[0, 0].sqrt(), [gram[k, k].sqrt() for k in range(1, len(gram))]
+    radius = sum(norms[1:], start=norms[0]) / len(norms)
     if target == "sphere":
         factor = radius / torch.where(length > 0, length, 1.0)
     else:
-        axes = (as_rows(delta) / reach.unsqueeze(-1) for delta in deltas)
-        factor = _ellipsoid(rows, axes, norms, radius)
-    factor = torch.where((length > 0) & (radius > 0), factor * (reach / size), 1.0)
+        factor = _ellipsoid(gram, radius)
+    factor = torch.where((length > 0) & (radius > 0), factor * (reach / size), 1.0).to(rows.dtype)
     return factor.reshape(()) if granularity == "layer" else factor
 
 
 def _ellipsoid(
-    rows: Float[Tensor, "rows columns"],
-    axes: Iterable[Tensor],
-    norms: Float[Tensor, "K rows"],
-    radius: Float[Tensor, "rows"],
+    gram: Float[Tensor, "N N rows"], radius: Float[Tensor, "rows"]
 ) -> Float[Tensor, "rows"]:
-    residual = rows.clone()
-    squares = torch.zeros_like(radius)
-    for axis, norm in zip(axes, norms, strict=True):
-        length = torch.where(norm > 0, norm, 1.0)
-        direction = axis / length.unsqueeze(-1)
-        projection = (rows * direction).sum(dim=-1)
-        residual.addcmul_(projection.unsqueeze(-1), direction, value=-1.0)
-        squares += (projection / length).square()
-    squares += (row_norms(residual) / torch.where(radius > 0, radius, 1.0)).square()
-    return torch.where(squares > 0, squares, 1.0).rsqrt()
+    """The factor of each row, from the inner products of the merged row and the experts'.
+
+    |r|^2 = |d|^2 - 2 sum_k c_k <d, a_k> + sum_jk c_j c_k <a_j, a_k>, in this order.
+    """
+    experts = range(1, len(gram))
+    shares = [gram[0, k] / torch.where(gram[k, k] > 0, gram[k, k], 1.0) for k in experts]
+    squares, residual = torch.zeros_like(radius), gram[0, 0].clone()
+    for k, share in zip(experts, shares, strict=True):
+        residual -= 2 * share * gram[0, k]
+    for k, share in zip(experts, shares, strict=True):
+        squares += share * share
+        residual += share * share * gram[k, k]
+        for j in range(1, k):
+            residual += 2 * shares[j - 1] * share * gram[j, k]
+    length = torch.where(radius > 0, radius, 1.0)
+    squares += residual.clamp_(min=0) / (length * length)
+    return torch.where(squares > 0, squares, 1.0).sqrt().reciprocal()

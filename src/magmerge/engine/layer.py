@@ -15,7 +15,7 @@ from magmerge.calibrators.gate import gate
 from magmerge.core.traits import Method
 from magmerge.core.types import Factor, LayerRecord, Piece, Step
 from magmerge.engine.stages import Treatment
-from magmerge.linalg.row_norms import mean_of, pairwise_cosines, squares
+from magmerge.linalg.row_norms import as_rows, mean_cosines, mean_of, row_dots, row_gram, squares
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Tally:
 
     `xi` holds the factor of each row, `free` and `gated` what each calibrator in turn found before
     and after the gate, `experts` the squares of each expert's task vector, `before` and `after`
-    those of the merged one, grain by grain.
+    those of the merged one: row by row where the layer is calibrated, else grain by grain.
     """
 
     xi: tuple[float, ...] = ()
@@ -87,11 +87,13 @@ def calibrate_layer(
     sees what those before it made. Without calibrators xi = 1.
     """
     delta, weight = merged.delta, merged.weight
-    before = tuple(squares(delta, piece.grain))
     calibrators = treatment.at(step, piece)
     if not calibrators:
+        before = tuple(squares(delta, piece.grain))
         result = base + delta if weight is None else weight
         return Calibrated(result, delta, Tally(before=before, after=before))
+    gram = row_gram(_rows_of(delta, step), torch.stack([_rows_of(own, step) for own in deltas]))
+    size = gram[0, 0]
     xi = torch.ones((), dtype=delta.dtype, device=delta.device)
     free: list[tuple[float, ...]] = []
     gated: list[tuple[float, ...]] = []
@@ -99,12 +101,13 @@ def calibrate_layer(
         solved = treatment.solved(calibrator, step, piece)
         if solved is not None:
             delta, weight, xi, free, gated = solved, None, torch.ones_like(xi.mean()), [], []
+            size = _squares(delta, step)
             continue
         rows = _rows_first(deltas, step, 1), _rows_first(_spread(xi, step, delta) * delta, step, 0)
         output = calibrator.fn(*rows, **keywords)
         if calibrator.returns == "delta":
             delta, weight, xi = _rows_first(output, step, 0), None, torch.ones_like(xi.mean())
-            free, gated = [], []
+            free, gated, size = [], [], _squares(delta, step)
         else:
             bounded = treatment.gated and calibrator.gated
             factor = gate(output, step.sensitive) if bounded else output
@@ -116,10 +119,10 @@ def calibrate_layer(
         xi=_numbers(xi),
         free=tuple(free),
         gated=tuple(gated),
-        experts=tuple(tuple(squares(own, piece.grain)) for own in deltas),
-        cosines=_cosines(_rows_first(deltas, step, 1)),
-        before=before,
-        after=tuple(squares(scaled, piece.grain)),
+        experts=tuple(map(_numbers, gram.diagonal().T[1:])),
+        cosines=_numbers(mean_cosines(gram[1:, 1:])),
+        before=_numbers(gram[0, 0]),
+        after=_numbers(size * xi.double().square()),
     )
     result = apply_factor(base, delta, _spread(xi, step, delta), weight)
     return Calibrated(result, scaled, tally)
@@ -186,11 +189,15 @@ def _norm(squares: Sequence[Sequence[float]]) -> float:
     return math.sqrt(math.fsum(value for values in squares for value in values))
 
 
-def _cosines(deltas: Tensor) -> tuple[float, ...]:
-    """The mean cosine between task vectors, of each row; a vector is one row."""
-    if len(deltas) < 2:
-        return ()
-    return _numbers(pairwise_cosines(deltas.unsqueeze(1) if deltas.ndim == 2 else deltas))
+def _rows_of(tensor: Tensor, step: Step) -> Float[Tensor, "rows columns"]:
+    """The layer's output rows; what has no rows is one."""
+    return as_rows(_rows_first(tensor, step, 0)) if tensor.ndim > 1 else tensor.reshape(1, -1)
+
+
+def _squares(delta: Tensor, step: Step) -> Float[Tensor, "rows"]:
+    """|delta|^2 of each row."""
+    rows = _rows_of(delta, step)
+    return row_dots(rows, rows)
 
 
 def _numbers(tensor: Tensor) -> tuple[float, ...]:

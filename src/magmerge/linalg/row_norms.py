@@ -1,4 +1,10 @@
-"""Rows of a layer: norms, scales and angles that neither underflow nor depend on blocks"""
+"""Rows of a layer: norms, scales and angles that neither underflow nor depend on blocks.
+
+Sums over rows are taken in float64 and in one order, which is part of the definition: an entry
+belongs to one of LANES lanes by its place, each lane of BLOCK entries is added up in their order,
+then block after block, and at last the lanes, halved again and again. Products of float32 numbers
+are exact in float64, so that no other machine or library gives other bits.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +15,68 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-LEAST = 1e-20
-"""A sum of float32 squares below which some of them may have been lost."""
+LANES, BLOCK = 8, 128
+AT_ONCE = 1 << 17
+"""Entries whose products are in memory at once."""
 
 
 def as_rows(tensor: Float[Tensor, "rows *rest"]) -> Float[Tensor, "rows columns"]:
     """`tensor` with everything behind its first dimension flattened: a kernel becomes a row."""
     return tensor.reshape(tensor.shape[0], -1)
+
+
+def row_dots(
+    left: Float[Tensor, "rows columns"], right: Float[Tensor, "rows columns"]
+) -> Float[Tensor, "rows"]:
+    """<left, right> of each row, in float64."""
+    rows, columns = left.shape
+    height = max(1, AT_ONCE // max(BLOCK, columns))
+    parts = [
+        _dots(a, b) for a, b in zip(left.split(height), right.split(height), strict=True) if rows
+    ]
+    return torch.cat(parts) if parts else left.new_zeros(0, dtype=torch.float64)
+
+
+def _dots(left: Tensor, right: Tensor) -> Tensor:
+    """The same of rows whose products fit into memory, or of one long row."""
+    lanes = left.new_zeros((len(left), LANES), dtype=torch.float64)
+    if left.shape[1]:
+        for a, b in zip(left.split(AT_ONCE, dim=1), right.split(AT_ONCE, dim=1), strict=True):
+            lanes = _added(lanes, a.double() * b.double())
+    while lanes.shape[1] > 1:
+        half = lanes.shape[1] // 2
+        lanes = lanes[:, :half] + lanes[:, half:]
+    return lanes[:, 0]
+
+
+def _added(lanes: Tensor, products: Tensor) -> Tensor:
+    """The lanes, with the products of further columns."""
+    rows, columns = products.shape
+    blocks = -(-columns // BLOCK)
+    products = torch.nn.functional.pad(products, (0, blocks * BLOCK - columns))
+    terms = products.reshape(rows, blocks, BLOCK // LANES, LANES)
+    sums = terms[:, :, 0].clone()
+    for place in range(1, BLOCK // LANES):
+        sums += terms[:, :, place]
+    sums[:, 0] += lanes
+    return sums.cumsum(dim=1)[:, -1]
+
+
+def row_gram(
+    merged: Float[Tensor, "rows *rest"] | None, deltas: Float[Tensor, "K rows *rest"]
+) -> Float[Tensor, "N N rows"]:
+    """All inner products of the same row of different task vectors, in float64: first the merged
+    one's, where there is one, then the experts'.
+    """
+    layers = [as_rows(delta) for delta in deltas]
+    if merged is not None:
+        layers.insert(0, as_rows(merged))
+    count = len(layers)
+    gram = layers[0].new_empty((count, count, len(layers[0])), dtype=torch.float64)
+    for i, left in enumerate(layers):
+        for j in range(i, count):
+            gram[i, j] = gram[j, i] = row_dots(left, layers[j])
+    return gram
 
 
 def row_norms(
@@ -39,25 +100,21 @@ def row_scale(rows: Float[Tensor, "*batch rows columns"]) -> Float[Tensor, "*bat
     return torch.ldexp(torch.ones_like(greatest), exponent.clamp(min=-125, max=126))
 
 
-def pairwise_cosines(deltas: Float[Tensor, "K rows *rest"]) -> Float[Tensor, "paired"]:
-    """Mean cosine between the same row of different task vectors, for each row, in float64.
+def mean_cosines(gram: Float[Tensor, "K K rows"]) -> Float[Tensor, "paired"]:
+    """Mean cosine between the same row of different task vectors, for each row, in float64; from
+    their inner products.
 
     Rows of zeros have no direction; a row with fewer than two directions is left out.
     """
-    directions = torch.zeros_like(as_rows(deltas[0]))
-    counted = torch.zeros(deltas.shape[1], dtype=deltas.dtype, device=deltas.device)
-    for delta in map(as_rows, deltas):
-        scale = row_scale(delta).unsqueeze(-1)
-        scaled = delta / scale
-        norm = torch.linalg.vector_norm(scaled, dim=-1)
-        alive = norm > 0
-        directions += scaled / torch.where(alive, norm, 1.0).unsqueeze(-1)
-        counted += alive
-    # |sum of K unit vectors|^2 = K + the sum of all cosines of ordered pairs.
-    pairs = counted * (counted - 1)
-    total = directions.square().sum(dim=-1) - counted
+    norms = torch.diagonal(gram).T.sqrt()
+    total, pairs = torch.zeros_like(gram[0, 0]), torch.zeros_like(gram[0, 0])
+    for j in range(len(gram)):
+        for i in range(j):
+            both = (norms[i] > 0) & (norms[j] > 0)
+            pairs += both
+            total += torch.where(both, gram[i, j] / torch.where(both, norms[i] * norms[j], 1.0), 0)
     paired = pairs > 0
-    return (total[paired] / pairs[paired]).double().cpu()
+    return (total[paired] / pairs[paired]).cpu()
 
 
 def mean_of(values: Sequence[float]) -> float | None:
@@ -66,12 +123,6 @@ def mean_of(values: Sequence[float]) -> float | None:
 
 
 def squares(tensor: Float[Tensor, "*shape"], grain: int) -> list[float]:
-    """The sum of squares of every `grain` entries; in float64 where float32 has no room for it."""
-    sums = []
-    for part in torch.split(tensor.reshape(-1), grain):
-        total = float(torch.dot(part, part))
-        if not LEAST < total < math.inf:
-            wide = part.double()
-            total = float(torch.dot(wide, wide))
-        sums.append(total)
-    return sums
+    """The sum of squares of every `grain` entries."""
+    parts = torch.split(tensor.reshape(1, -1), grain, dim=1)
+    return [float(row_dots(part, part)) for part in parts]
