@@ -11,7 +11,7 @@ from typing_extensions import Doc
 
 from magmerge.core.registry import register_calibrator
 from magmerge.core.types import Cut, Kind
-from magmerge.linalg.row_norms import as_rows, row_gram, row_scale
+from magmerge.linalg.row_norms import as_rows, roots, row_gram, row_scale
 
 Target = Annotated[
     Literal["ellipsoid", "sphere"],
@@ -33,6 +33,11 @@ def cut_by(*, granularity: str = "row", **_: object) -> Cut:
     return "rows" if granularity == "row" else "whole"
 
 
+def kernel(*, target: str, granularity: str) -> str | None:
+    """The target, where compiled kernels calibrate by it: row by row."""
+    return target if granularity == "row" else None
+
+
 @register_calibrator(
     "wsc",
     source="MAGIC, arXiv:2512.19320, WSC",
@@ -40,6 +45,7 @@ def cut_by(*, granularity: str = "row", **_: object) -> Cut:
     near_orthogonal=assumes_orthogonal,
     cut=cut_by,
     rotates=True,
+    kernel=kernel,
 )
 def wsc(
     deltas: Float[Tensor, "K rows *rest"],
@@ -66,7 +72,7 @@ def wsc(
         size, reach = row_scale(rows), row_scale(axes).amax(dim=0)
         rows, axes = rows / size.unsqueeze(-1), axes / reach.unsqueeze(-1)
     gram = row_gram(rows, axes)
-    length, norms = gram[0, 0].sqrt(), [gram[k, k].sqrt() for k in range(1, len(gram))]
+    length, norms = roots(gram[0, 0]), [roots(gram[k, k]) for k in range(1, len(gram))]
     radius = sum(norms[1:], start=norms[0]) / len(norms)
     if target == "sphere":
         factor = radius / torch.where(length > 0, length, 1.0)
@@ -95,4 +101,4 @@ def _ellipsoid(
             residual += 2 * shares[j - 1] * share * gram[j, k]
     length = torch.where(radius > 0, radius, 1.0)
     squares += residual.clamp_(min=0) / (length * length)
-    return torch.where(squares > 0, squares, 1.0).sqrt().reciprocal()
+    return roots(torch.where(squares > 0, squares, 1.0)).reciprocal()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from magmerge.core.fused import Fused
 from magmerge.core.parameters import PerExpert
 from magmerge.core.types import Cut, Kind
 
@@ -46,6 +47,8 @@ class Method:
     `supplied`: the keywords of `fn`
     that the pipeline fills in: `seeds`, `start`, `base` (the base's piece), and what the survey
     found.
+    `kernel`, if set, gives from all keywords of `fn`, and `experts`, their number, what the compiled
+    kernels do in its place, to the same bits; None where they cannot.
     `check`, if set, raises ParameterError for parameters that do not go together.
     `homogeneous`: a multiple of all inputs gives the same multiple of the result. `faithful`:
     copies of one expert merge to a multiple of its entries, or of some of them. `rotates`: an
@@ -71,6 +74,7 @@ class Method:
     apart: bool = False
     supplied: frozenset[str] = frozenset()
     check: Callable[..., None] | None = None
+    kernel: Callable[..., Fused | None] | None = None
     homogeneous: bool = True
     faithful: bool = True
     rotates: bool | Callable[..., bool] = False
@@ -134,7 +138,8 @@ class Calibrator:
     gain for each token; the mean gains are what `fn` gets as `gains`. `gather`, of one that solves
     for a new task vector from inputs: from a layer's inputs [tokens, features] to what is summed up
     over all tokens of each expert's samples; the sums [K, ...] are what `fn` gets as `sums`.
-    `rotates`: as in `Method`.
+    `rotates`: as in `Method`. `kernel`, if set, gives from all parameters the target by which the
+    compiled kernels scale rows to the same bits; None where they cannot.
     """
 
     name: str
@@ -153,3 +158,4 @@ class Calibrator:
     measure: Callable[..., Tensor] | None = None
     gather: Callable[..., Tensor] | None = None
     rotates: bool = False
+    kernel: Callable[..., str | None] | None = None

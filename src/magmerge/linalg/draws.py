@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt64
 from torch import Tensor
 
 CHUNK = 1 << 16
@@ -22,6 +22,21 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
 
 
+def chunk_states(seeds: Sequence[int], start: int, stop: int) -> UInt64[np.ndarray, "K chunks 4"]:
+    """The states that the generators of the chunks of these places begin with, for each seed."""
+    chunks = range(start // CHUNK, max(-(-stop // CHUNK), start // CHUNK + 1))
+    states = [
+        [_generator(seed, chunk * CHUNK).state["state"]["state"] for chunk in chunks]
+        for seed in seeds
+    ]
+    return np.array(states, np.uint64)
+
+
+def _generator(seed: int, first: int) -> np.random.SFC64:
+    """Of the chunk whose first place this is."""
+    return np.random.SFC64(derive_seed(seed, first))
+
+
 def integers(seed: int, count: int, start: int = 0) -> Int[Tensor, "count"]:
     """Uniform integers of 31 bits for the places [start, start + count), as int32 on the CPU.
 
@@ -30,7 +45,7 @@ def integers(seed: int, count: int, start: int = 0) -> Int[Tensor, "count"]:
     draws = np.empty(count, dtype=np.int32)
     for chunk in range(start // CHUNK, -(-(start + count) // CHUNK)):
         first = chunk * CHUNK
-        words = np.random.SFC64(derive_seed(seed, first)).random_raw(CHUNK // 2)
+        words = _generator(seed, first).random_raw(CHUNK // 2)
         low, high = max(start, first), min(start + count, first + CHUNK)
         draws[low - start : high - start] = words.view(np.int32)[low - first : high - first]
     return torch.from_numpy(draws).bitwise_and_((1 << BITS) - 1)

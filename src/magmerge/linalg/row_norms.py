@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -62,6 +63,11 @@ def _added(lanes: Tensor, products: Tensor) -> Tensor:
     return sums.cumsum(dim=1)[:, -1]
 
 
+def roots(squares: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Square roots, rounded as IEEE 754 has it: torch's own may be a bit off on the CPU."""
+    return torch.from_numpy(np.sqrt(squares.numpy())) if squares.is_cpu else squares.sqrt()
+
+
 def row_gram(
     merged: Float[Tensor, "rows *rest"] | None, deltas: Float[Tensor, "K rows *rest"]
 ) -> Float[Tensor, "N N rows"]:
@@ -106,7 +112,7 @@ def mean_cosines(gram: Float[Tensor, "K K rows"]) -> Float[Tensor, "paired"]:
 
     Rows of zeros have no direction; a row with fewer than two directions is left out.
     """
-    norms = torch.diagonal(gram).T.sqrt()
+    norms = roots(torch.diagonal(gram).T)
     total, pairs = torch.zeros_like(gram[0, 0]), torch.zeros_like(gram[0, 0])
     for j in range(len(gram)):
         for i in range(j):

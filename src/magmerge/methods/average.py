@@ -5,9 +5,24 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from magmerge.core.fused import Fused
 from magmerge.core.parameters import Weights
 from magmerge.core.registry import register_method
-from magmerge.methods.combine import Normalize, check_weights, total_weight, weighted_sum
+from magmerge.methods.combine import (
+    Normalize,
+    check_weights,
+    expert_weights,
+    total_weight,
+    weighted_sum,
+)
+
+
+def kernel(*, experts: int, weights: Weights, normalize: bool) -> Fused:
+    """What compiled kernels do in place of `average`."""
+    terms = expert_weights(range(experts), weights)
+    if not normalize:
+        return Fused(terms)
+    return Fused(terms, scaling="divide", scale=total_weight(terms, terms))
 
 
 @register_method(
@@ -19,6 +34,7 @@ from magmerge.methods.combine import Normalize, check_weights, total_weight, wei
     workspace=(0, 1),
     check=check_weights,
     rotates=True,
+    kernel=kernel,
 )
 def average(
     deltas: Float[Tensor, "K *shape"], *, weights: Weights = None, normalize: Normalize = True

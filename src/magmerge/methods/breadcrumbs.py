@@ -2,13 +2,48 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jaxtyping import Float
 from torch import Tensor
 
+from magmerge.core.fused import Fused
 from magmerge.core.parameters import Density, Lambda, Start, Thresholds, Weights
 from magmerge.core.registry import register_method
-from magmerge.methods.combine import Normalize, Vote, elected_merge, scaled_sum
-from magmerge.methods.sparsify import Gamma, Ratios, Rescale, band_survey, banded
+from magmerge.methods.combine import (
+    Normalize,
+    Vote,
+    elected_merge,
+    expert_weights,
+    fused_election,
+    fused_sum,
+    scaled_sum,
+    sum_scale,
+)
+from magmerge.methods.sparsify import (
+    Gamma,
+    Ratios,
+    Rescale,
+    band_survey,
+    banded,
+    fused_band,
+)
+
+
+def kernel(
+    *,
+    experts: int,
+    lambda_: float,
+    normalize: bool,
+    weights: Weights,
+    vote: str | None = None,
+    **band: Any,
+) -> Fused:
+    """What compiled kernels do in place of `breadcrumbs`, and with a vote of `breadcrumbs_ties`."""
+    terms, keep = expert_weights(range(experts), weights), fused_band(experts, **band)
+    if vote is not None:
+        return fused_election(terms, vote, normalize, lambda_, **keep)
+    return fused_sum(terms, sum_scale(terms, lambda_, normalize, weights), **keep)
 
 
 @register_method(
@@ -18,6 +53,7 @@ from magmerge.methods.sparsify import Gamma, Ratios, Rescale, band_survey, bande
     apart=True,
     cut="entries",
     workspace=(1, 3),
+    kernel=kernel,
 )
 def breadcrumbs(
     deltas: Float[Tensor, "K *shape"],
@@ -50,6 +86,7 @@ def breadcrumbs(
     apart=True,
     cut="entries",
     workspace=(1, 6),
+    kernel=kernel,
 )
 def breadcrumbs_ties(
     deltas: Float[Tensor, "K *shape"],

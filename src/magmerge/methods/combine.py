@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence, Sized
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from magmerge.core.errors import ParameterError
+from magmerge.core.fused import Fused
 from magmerge.core.parameters import Weights
 
 EPSILON = 2.0**-52
@@ -79,8 +80,12 @@ def scaled_sum(
     deltas: Stack, weights: Weights, lambda_: float, normalize: bool
 ) -> Float[Tensor, "*shape"]:
     """lambda sum_k w_k D_k, over sum_k w_k with `normalize`."""
-    scale = lambda_ / total_weight(deltas, weights) if normalize else lambda_
-    return weighted_sum(deltas, weights).mul_(scale)
+    return weighted_sum(deltas, weights).mul_(sum_scale(deltas, lambda_, normalize, weights))
+
+
+def sum_scale(deltas: Sized, lambda_: float, normalize: bool, weights: Weights) -> float:
+    """What the weighted sum is multiplied with: lambda, over sum_k w_k with `normalize`."""
+    return lambda_ / total_weight(deltas, weights) if normalize else lambda_
 
 
 def elected_merge(
@@ -107,6 +112,21 @@ def elected_merge(
     # Where nobody agrees the total is zero, whatever it is divided by.
     least = min((abs(weight) for weight in shares if weight), default=1.0)
     return total.mul_(signs).div_(share.clamp_(min=least))
+
+
+def fused_sum(weights: Sequence[float], scale: float, **keep: Any) -> Fused:
+    """`scaled_sum` as compiled kernels do it, of what `keep` says stays."""
+    return Fused(weights, scaling="multiply", scale=scale, **keep)
+
+
+def fused_election(
+    weights: Sequence[float], vote: str, normalize: bool, lambda_: float, **keep: Any
+) -> Fused:
+    """lambda times `elected_merge` as compiled kernels do it, of what `keep` says stays."""
+    combine: Any = vote
+    return Fused(
+        weights, combine=combine, mean=normalize, scaling="multiply", scale=lambda_, **keep
+    )
 
 
 def elected_signs(deltas: Stack, weights: Sequence[float], vote: str) -> Float[Tensor, "*shape"]:

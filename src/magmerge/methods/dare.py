@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jaxtyping import Float
 from torch import Tensor
 
+from magmerge.core.fused import Fused
 from magmerge.core.parameters import Lambda, Probability, Seeds, Start, Weights
 from magmerge.core.registry import register_method
 from magmerge.methods.combine import (
@@ -13,10 +16,38 @@ from magmerge.methods.combine import (
     check_weights,
     elected_merge,
     expert_weights,
-    total_weight,
+    fused_election,
+    fused_sum,
+    sum_scale,
     weighted_sum,
 )
-from magmerge.methods.sparsify import Ratios, Rescale, drop_factors, drop_survey, dropped
+from magmerge.methods.sparsify import (
+    Ratios,
+    Rescale,
+    drop_factors,
+    drop_survey,
+    dropped,
+    fused_drop,
+    kept_factors,
+)
+
+
+def kernel(
+    *,
+    experts: int,
+    lambda_: float,
+    weights: Weights,
+    normalize: bool,
+    vote: str | None = None,
+    **drop: Any,
+) -> Fused:
+    """What compiled kernels do in place of `dare`, and with a vote of `dare_ties`."""
+    terms, factors = expert_weights(range(experts), weights), kept_factors(experts, **drop)
+    keep = fused_drop(experts, **drop)
+    if vote is not None:
+        return fused_election(terms, vote, normalize, lambda_, factors=factors, **keep)
+    products = [weight * factor for weight, factor in zip(terms, factors, strict=True)]
+    return fused_sum(products, sum_scale(terms, lambda_, normalize, weights), **keep)
 
 
 @register_method(
@@ -29,6 +60,7 @@ from magmerge.methods.sparsify import Ratios, Rescale, drop_factors, drop_survey
     apart=True,
     workspace=(1, 2),
     check=check_weights,
+    kernel=kernel,
 )
 def dare(
     deltas: Float[Tensor, "K *shape"],
@@ -50,7 +82,7 @@ def dare(
     factors = drop_factors(deltas, p, rescale, seeds, ratios)
     pairs = zip(expert_weights(deltas, weights), factors, strict=True)
     total = weighted_sum(sparse, [weight * factor for weight, factor in pairs])
-    return total.mul_(lambda_ / total_weight(deltas, weights) if normalize else lambda_)
+    return total.mul_(sum_scale(deltas, lambda_, normalize, weights))
 
 
 @register_method(
@@ -61,6 +93,7 @@ def dare(
     survey=drop_survey,
     apart=True,
     workspace=(1, 5),
+    kernel=kernel,
 )
 def dare_ties(
     deltas: Float[Tensor, "K *shape"],

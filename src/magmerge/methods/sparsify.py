@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Annotated, Any, Literal
 
 import torch
@@ -116,11 +116,43 @@ def drop_factors(
 ) -> Sequence[float]:
     """What the entries that `dropped` leaves of each expert are multiplied with."""
     survey = drop_survey(p=p, rescale=rescale, seeds=seeds)
-    if survey is None:
-        chances = one_for_each(p, len(deltas), "p")
-        return [1 / (1 - chance) if rescale == "inverse" else 1.0 for chance in chances]
-    factors: Sequence[float] = surveyed(survey, deltas)["ratios"] if ratios is None else ratios
-    return factors
+    if survey is not None and ratios is None:
+        ratios = surveyed(survey, deltas)["ratios"]
+    return kept_factors(len(deltas), p, rescale, ratios)
+
+
+def kept_factors(
+    experts: int, p: Probability, rescale: str, ratios: Ratios, **_: object
+) -> Sequence[float]:
+    """The same where the ratios of L1 rescaling are known."""
+    if rescale == "l1":
+        assert ratios is not None
+        return ratios
+    chances = one_for_each(p, experts, "p")
+    return [1 / (1 - chance) if rescale == "inverse" else 1.0 for chance in chances]
+
+
+def fused_drop(experts: int, p: Probability, seeds: Seeds, **_: object) -> dict[str, Any]:
+    """What `dropped` leaves, as compiled kernels do it."""
+    stay = [1 - chance for chance in one_for_each(p, experts, "p")]
+    return {"keep": "drop", "stay": stay, "seeds": seeds_of(range(experts), seeds)}
+
+
+def fused_band(
+    experts: int,
+    density: Density,
+    rescale: str,
+    thresholds: Thresholds,
+    ratios: Ratios,
+    **_: object,
+) -> dict[str, Any]:
+    """What `banded` leaves, as compiled kernels do it; without thresholds that is everything."""
+    if thresholds is None:
+        return {}
+    high, low = thresholds
+    shares = one_for_each(density, experts, "density")
+    factors = [1 / share for share in shares] if rescale == "inverse" else ratios
+    return {"keep": "band", "thresholds": (low, high), "factors": factors}
 
 
 def _check_count(deltas: Tensor, **parameters: float | Sequence[float]) -> None:
@@ -129,7 +161,7 @@ def _check_count(deltas: Tensor, **parameters: float | Sequence[float]) -> None:
         one_for_each(value, len(deltas), name)
 
 
-def seeds_of(deltas: Sequence[Tensor] | Tensor, seeds: Seeds) -> Sequence[int]:
+def seeds_of(deltas: Sized, seeds: Seeds) -> Sequence[int]:
     """One seed for each expert; without any, those of a layer without name by the seed 0."""
     return [derive_seed(0, "", k) for k in range(len(deltas))] if seeds is None else seeds
 

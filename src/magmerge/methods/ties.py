@@ -5,10 +5,32 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from magmerge.core.fused import Fused
 from magmerge.core.parameters import Density, Lambda, Start, Thresholds, Weights
 from magmerge.core.registry import register_method
-from magmerge.methods.combine import Normalize, Vote, elected_merge
+from magmerge.methods.combine import (
+    Normalize,
+    Vote,
+    elected_merge,
+    expert_weights,
+    fused_election,
+)
 from magmerge.methods.sparsify import Scope, trim_survey, trimmed
+
+
+def kernel(
+    *,
+    experts: int,
+    lambda_: float,
+    vote: str,
+    normalize: bool,
+    weights: Weights,
+    thresholds: Thresholds,
+    **_: object,
+) -> Fused:
+    """What compiled kernels do in place of `ties`; without thresholds everything stays."""
+    keep = {} if thresholds is None else {"keep": "beyond", "thresholds": thresholds}
+    return fused_election(expert_weights(range(experts), weights), vote, normalize, lambda_, **keep)
 
 
 @register_method(
@@ -18,6 +40,7 @@ from magmerge.methods.sparsify import Scope, trim_survey, trimmed
     apart=True,
     cut="entries",
     workspace=(1, 5),
+    kernel=kernel,
 )
 def ties(
     deltas: Float[Tensor, "K *shape"],
