@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "magmerge"
 FLOORS = (
     ("core",),
     ("linalg",),
-    ("methods", "calibrators"),
+    ("methods", "calibrators", "kernels"),
     ("checkpoints",),
     ("data",),
     ("engine",),

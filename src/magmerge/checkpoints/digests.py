@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from magmerge.core.machine import user_cache
 from magmerge.core.whole_file import replace_whole
 
 T = TypeVar("T")
@@ -81,12 +81,8 @@ class DigestMemory(Memory[str]):
 
 def default_path() -> Path | None:
     """Where digests are remembered; None for a user without a home."""
-    folder = os.environ.get("XDG_CACHE_HOME")
-    try:
-        root = Path(folder) if folder else Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return root / "magmerge" / "digests.json"
+    folder = user_cache()
+    return None if folder is None else folder / "digests.json"
 
 
 def stamp(file: Path) -> str:

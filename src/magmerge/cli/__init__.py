@@ -38,6 +38,7 @@ from magmerge.cli import (
 from magmerge.cli.output import print_error, print_stopped, print_warning
 from magmerge.core.errors import MagmergeError, MagmergeWarning, ParameterError
 from magmerge.core.version import __version__
+from magmerge.kernels.library_report import library_lines
 
 app = typer.Typer(
     name="magmerge",
@@ -59,16 +60,21 @@ for verb in VERBS:
 app.add_typer(plot.app, name="plot")
 
 
-def _version(version: bool) -> None:
+def _version(context: typer.Context, version: bool) -> None:
     if version:
         typer.echo(f"magmerge {__version__}")
+        for line in library_lines() if context.params.get("verbose") else ():
+            typer.echo(line)
         raise typer.Exit
 
 
 @app.callback()
 def _root(
     version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        False, "--version", callback=_version, help="Print the version and exit."
+    ),
+    verbose: bool = typer.Option(
+        False, "--verbose", "-v", is_eager=True, help="With --version: what merges run on, and why."
     ),
 ) -> None:
     """Options of the program itself."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from magmerge.core.dtypes import parse_size
@@ -37,6 +38,18 @@ def hub_read(manner: Manner) -> Iterator[None]:
         yield
     finally:
         _manner.reset(token)
+
+
+def user_cache() -> Path | None:
+    """magmerge's folder among what a user's programs can make again, which may not be there yet;
+    None for a user without a home.
+    """
+    folder = os.environ.get("XDG_CACHE_HOME")
+    try:
+        root = Path(folder) if folder else Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return root / "magmerge"
 
 
 @dataclass(frozen=True, slots=True)

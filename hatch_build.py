@@ -1,0 +1,72 @@
+"""Compiles the kernels into the wheel, and beside their source for an editable installation.
+
+Without a compiler the wheel has none in it, and says so: magmerge then compiles them at the first
+merge, or merges by torch. MAGMERGE_WHEEL_PLATFORM, a platform as wheels are named for it, builds
+for another machine, by the compiler that CC names (scripts/wheels.py).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+sys.path.insert(0, str(Path(__file__).parent / "src"))
+
+from magmerge.kernels.compile import (
+    HERE,
+    NoLibraryError,
+    Target,
+    build_library,
+    find_compiler,
+    this_machine,
+)
+
+SYSTEMS = {"win": "win32", "macosx": "darwin"}
+
+
+class KernelsHook(BuildHookInterface):
+    """Adds the library to what is built."""
+
+    folder = None
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile, and name the wheel for its platform."""
+        asked = os.environ.get("MAGMERGE_WHEEL_PLATFORM")
+        target = target_of(asked) if asked else this_machine()
+        editable = version == "editable"
+        self.folder = None if editable else tempfile.mkdtemp(prefix="magmerge-kernels-")
+        path = Path(self.folder or HERE, target.name)
+        try:
+            build_library(path, find_compiler(), target)
+        except (NoLibraryError, OSError) as error:
+            if asked:
+                raise
+            self.app.display_warning(f"no compiled kernels in this wheel: {error}")
+            return
+        if editable:
+            for old in set(HERE.glob("kernels-*")) - {path}:
+                old.unlink()
+            return
+        platform = asked or sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["tag"] = f"py3-none-{platform}"
+        build_data["pure_python"] = False
+        build_data["force_include"][str(path)] = f"magmerge/kernels/{target.name}"
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Remove what was compiled apart."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder)
+
+
+def target_of(platform: str) -> Target:
+    """The target of a wheel's platform: manylinux_2_17_x86_64, macosx_11_0_arm64, win_amd64."""
+    system = SYSTEMS.get(platform.partition("_")[0], "linux")
+    arm = platform.endswith(("arm64", "aarch64"))
+    return Target(system, "aarch64" if arm else "x86_64")

@@ -1,0 +1,1 @@
+"""The same arithmetic in C, over stored bytes: compiled, loaded, called by ctypes."""
