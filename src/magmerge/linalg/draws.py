@@ -7,9 +7,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+
+from magmerge.core.lazy import Float, Int, Tensor, torch
 
 CHUNK = 1 << 16
 """Entries that one generator draws for."""

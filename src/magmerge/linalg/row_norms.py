@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from magmerge.core.lazy import Float, Tensor, torch
 
 LEAST = 1e-20
 """A sum of float32 squares below which some of them may have been lost."""

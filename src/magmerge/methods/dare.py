@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
-from torch import Tensor
-
+from magmerge.core.lazy import Float, Tensor
 from magmerge.core.parameters import Lambda, Probability, Seeds, Start, Weights
 from magmerge.core.registry import register_method
 from magmerge.methods.combine import (
