@@ -15,17 +15,19 @@ from magmerge.core import registry
 from magmerge.core.types import Piece, Step, TensorSpec
 from magmerge.engine.layer import calibrate_layer, merge_layer
 from magmerge.engine.stages import Treatment
-from magmerge.kernels import calls
-from magmerge.linalg.draws import chunk_states, integers
+from magmerge.kernels.arguments import FORMATS, Inputs, is_here
+from magmerge.kernels.merging import Calibration, calibrated, merged
+from magmerge.kernels.parts import cast, differences, gram, observed
+from magmerge.linalg.draws import chunk_states
 from magmerge.linalg.row_norms import row_gram
 from magmerge.linalg.survey import surveyed
 from tests.quick import examples
 
-pytestmark = pytest.mark.skipif(not calls.is_here(), reason="no kernels on this machine")
+pytestmark = pytest.mark.skipif(not is_here(), reason="no kernels on this machine")
 
 TORCH = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 ODD = (0.0, -0.0, 1.0, -1.0, 6e-8, 1e-40, -3e-39, 0.5, 1e4, 60000.0)
-"""Values that formats treat apart: zeros, subnormal numbers, equals, and what is almost too large."""
+"""Values that formats treat apart: zeros, subnormal numbers, equals, what is almost too large."""
 
 VARIANTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "average": [{}, {"normalize": False}],
@@ -63,15 +65,15 @@ def as_array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
 
 def of_models(
     experts: int, count: int, codes: Sequence[str], seed: int, start: int = 0
-) -> tuple[list[torch.Tensor], calls.Inputs]:
+) -> tuple[list[torch.Tensor], Inputs]:
     generator = torch.Generator().manual_seed(seed)
     tensors = [stored(count, code, generator, 1.0) for code in codes[: experts + 1]]
     for expert in tensors[1:]:
         # What an expert did not change, and equal changes.
         expert[::5] = tensors[0][::5].to(expert.dtype)
-    formats = [calls.FORMATS[code] for code in codes]
+    formats = [FORMATS[code] for code in codes]
     arrays = [as_array(tensor) for tensor in tensors]
-    inputs = calls.Inputs(count, start, arrays[1:], formats[1 : experts + 1], arrays[0], formats[0])
+    inputs = Inputs(count, start, arrays[1:], formats[1 : experts + 1], arrays[0], formats[0])
     return tensors, inputs
 
 
@@ -162,8 +164,8 @@ def test_a_kernel_gives_the_function_s_bits(
         calibrators = [(registry.calibrators.get("wsc"), {"target": calibration[0]})]
     treatment = Treatment(calibrators, gated=rows and calibration[1] != "off")
     piece = Piece(0, count, shape, 1000)
-    merged = merge_layer(step, method, {**keywords, **more}, base, deltas.clone())
-    expected = calibrate_layer(step, piece, treatment, base, deltas, merged)
+    result_of = merge_layer(step, method, {**keywords, **more}, base, deltas.clone())
+    expected = calibrate_layer(step, piece, treatment, base, deltas, result_of)
     weight = expected.weight.to(TORCH[result])
 
     if method.random:
@@ -173,12 +175,9 @@ def test_a_kernel_gives_the_function_s_bits(
     )
     out = np.zeros(count * weight.element_size(), np.uint8)
     if rows:
-        done = calls.calibrated(
-            fused, calls.Calibration(*calibration), inputs, shape[1], calls.FORMATS[result], out
-        )
-        tally = done and (done.before, done.experts, done.cosines, done.free, done.factor)
+        done = calibrated(fused, Calibration(*calibration), inputs, shape[1], FORMATS[result], out)
     else:
-        done = calls.merged(fused, inputs, 1000, calls.FORMATS[result], out)
+        done = merged(fused, inputs, 1000, FORMATS[result], out)
     if not bool(weight.isfinite().all()):
         assert done is None
         return
@@ -201,12 +200,12 @@ def test_every_stored_value_is_widened_and_narrowed_as_torch_does(code: str) -> 
     values = bits.view(TORCH["BF16" if code == "F32" else code])
     finite = values[values.isfinite()].contiguous().to(TORCH[code])
     wide = finite.float()
-    base, deltas = np.empty(len(wide), np.float32), np.empty((1, len(wide)), np.float32)
-    inputs = calls.Inputs(len(wide), 0, [as_array(finite)], [calls.FORMATS[code]], None, 0)
-    assert calls.front(inputs, base, deltas)
+    deltas = np.empty((1, len(wide)), np.float32)
+    inputs = Inputs(len(wide), 0, [as_array(finite)], [FORMATS[code]], None, 0)
+    assert differences(inputs, deltas)
     assert torch.equal(torch.from_numpy(deltas[0]).view(torch.int32), wide.view(torch.int32))
     out = np.empty(len(wide) * finite.element_size(), np.uint8)
-    assert calls.cast(wide.numpy(), calls.FORMATS[code], out)
+    assert cast(wide.numpy(), FORMATS[code], out)
     assert np.array_equal(out, as_array(finite))
 
 
@@ -219,7 +218,7 @@ def test_rounding_is_to_the_nearest_and_to_even(code: str) -> None:
     values = torch.cat([values, (halfway << 2).view(torch.float32), halfway.view(torch.float32)])
     values = values[values.to(TORCH[code]).isfinite()].contiguous()
     out = np.empty(len(values) * TORCH[code].itemsize, np.uint8)
-    assert calls.cast(values.numpy(), calls.FORMATS[code], out)
+    assert cast(values.numpy(), FORMATS[code], out)
     assert np.array_equal(out, as_array(values.to(TORCH[code])))
 
 
@@ -230,25 +229,18 @@ def test_what_is_not_finite_is_told(code: str, bad: float) -> None:
     values[2999] = bad
     out = np.empty(3000 * TORCH[code].itemsize, np.uint8)
     fits = bool(values.to(TORCH[code]).isfinite().all())
-    assert calls.cast(values.numpy(), calls.FORMATS[code], out) == fits
+    assert cast(values.numpy(), FORMATS[code], out) == fits
     stored_values = values.to(TORCH[code])
-    inputs = calls.Inputs(3000, 0, [as_array(stored_values)], [calls.FORMATS[code]], None, 0)
-    sound = calls.front(inputs, np.empty(3000, np.float32), np.empty((1, 3000), np.float32))
+    inputs = Inputs(3000, 0, [as_array(stored_values)], [FORMATS[code]], None, 0)
+    sound = differences(inputs, np.empty((1, 3000), np.float32))
     assert sound == bool(stored_values.isfinite().all())
-
-
-@settings(max_examples=examples(60), deadline=None)
-@given(st.integers(0, 200_000), st.integers(0, 70_000), st.integers(0, 5))
-def test_draws_are_those_of_the_function(start: int, count: int, seed: int) -> None:
-    states = chunk_states([seed], start, start + count)[0]
-    assert np.array_equal(calls.draws(states, count, start), integers(seed, count, start).numpy())
 
 
 @pytest.mark.parametrize("columns", [1, 7, 128, 129, 1000, 3001])
 def test_inner_products_are_those_of_the_function(columns: int) -> None:
     layers = torch.randn(4, 5, columns, generator=torch.Generator().manual_seed(columns))
     expected = row_gram(None, layers)
-    assert np.array_equal(calls.gram([layer.numpy() for layer in layers]), expected.numpy())
+    assert np.array_equal(gram([layer.numpy() for layer in layers]), expected.numpy())
 
 
 @settings(max_examples=examples(60), deadline=None)
@@ -264,7 +256,7 @@ def test_a_survey_is_told_what_is_above_and_within(
 ) -> None:
     tensors, inputs = of_models(experts, count, codes, seed)
     brackets = [[tuple(sorted(bounds)), (0.25, 0.75)]] * experts
-    counts = calls.observed(inputs, brackets)
+    counts = observed(inputs, brackets)
     assert counts is not None
     for k, tensor in enumerate(tensors[1:]):
         sizes = (tensor.float() - tensors[0].float()).abs().numpy()

@@ -28,13 +28,13 @@ def dot_by_the_rule(left: list[float], right: list[float]) -> float:
     for first in range(0, len(left), BLOCK):
         lanes = [0.0] * LANES
         for place, (a, b) in enumerate(
-            zip(left[first : first + BLOCK], right[first : first + BLOCK])
+            zip(left[first : first + BLOCK], right[first : first + BLOCK], strict=True)
         ):
             lanes[place % LANES] += a * b
-        total = [sum_ + lane for sum_, lane in zip(total, lanes)]
+        total = [sum_ + lane for sum_, lane in zip(total, lanes, strict=True)]
     while len(total) > 1:
         half = len(total) // 2
-        total = [a + b for a, b in zip(total[:half], total[half:])]
+        total = [a + b for a, b in zip(total[:half], total[half:], strict=True)]
     return total[0]
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
-from torch import Tensor
+from magmerge.core.lazy import Float, Tensor
 
 
 def gate(factor: Float[Tensor, "*rows"], sensitive: bool) -> Float[Tensor, "*rows"]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
 from typing_extensions import Doc
 
+from magmerge.core.lazy import Float, Tensor, torch
 from magmerge.core.registry import register_calibrator
 from magmerge.core.types import Cut, Kind
 from magmerge.linalg.row_norms import as_rows, roots, row_gram, row_scale

@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
 from magmerge.checkpoints import adapters
 from magmerge.checkpoints.kinds import INTEGERS
@@ -20,15 +19,21 @@ from magmerge.checkpoints.memory_checkpoint import from_expert, wrapped_layers
 from magmerge.checkpoints.views import under_names
 from magmerge.core import dtypes
 from magmerge.core.errors import CheckpointError, Fault
-from magmerge.core.lazy import load
-from magmerge.core.models import Checkpoint, Expert
+from magmerge.core.lazy import Tensor, load, torch
+from magmerge.core.models import Checkpoint, Expert, as_stored
 from magmerge.core.pieces import cut
 from magmerge.core.types import TensorSpec
 from magmerge.linalg.device import moved
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import nn
+
     from magmerge.checkpoints.adapters.nouns import Adapter
     from magmerge.checkpoints.names.mapping import Renames
+    from magmerge.core.models import Bytes, Stored
+
+    Entries = NDArray[Any] | Tensor
 
 BASE = "base"
 WHOLE = INTEGERS | {"BOOL"}
@@ -58,6 +63,14 @@ class FullExpert:
     def equals(self, other: Expert, names: Collection[str]) -> bool:
         """Whether both are the same tensors."""
         return other.whole is not None and same_tensors(self.whole, other.whole, names)
+
+    def raw(self, name: str) -> bool:
+        """Whether the stored bytes of its own entries can be read."""
+        return as_stored(self.whole, name) is not None
+
+    def read_bytes(self, name: str, start: int, stop: int, out: Bytes) -> None:
+        """The stored bytes of entries [start, stop) of the flattened tensor, into all of `out`."""
+        cast("Stored", self.whole).read_bytes(name, start, stop, out)
 
     def weight(self, name: str, base: Tensor, start: int = 0, out: Tensor | None = None) -> Tensor:
         """The tensor's own entries, like those of `base`."""
@@ -192,17 +205,33 @@ def same_tensors(first: Checkpoint, second: Checkpoint, names: Collection[str]) 
 
 def same_tensor(first: Checkpoint, second: Checkpoint, name: str, other: str = "") -> bool:
     """Whether a tensor has the same values in both, or as `other` in the second, piece by piece."""
-    other = other or name
-    codes = {first.specs[name].dtype, second.specs[other].dtype}
-    wide = torch.float64
-    if "C64" in codes:
-        wide = torch.complex128
-    elif codes <= WHOLE:
-        wide = torch.int64
+    sides = ((first, name), (second, other or name))
+    codes = {model.specs[own].dtype for model, own in sides}
+    wide = "complex128" if "C64" in codes else "int64" if codes <= WHOLE else "float64"
     return all(
-        torch.equal(
-            first.read_part(name, piece.start, piece.stop).to(wide),
-            second.read_part(other, piece.start, piece.stop).to(wide),
-        )
+        _equal([entries(model, own, piece.start, piece.stop) for model, own in sides], wide)
         for piece in cut(first.specs[name].shape, "other", "entries")
     )
+
+
+def _equal(sides: Sequence[Entries], wide: str) -> bool:
+    """Whether both are the same, in a format that holds each exactly."""
+    first, second = sides
+    if isinstance(first, Tensor) or isinstance(second, Tensor):
+        dtype = getattr(torch, wide)
+        return torch.equal(torch.as_tensor(first).to(dtype), torch.as_tensor(second).to(dtype))
+    if first.dtype != second.dtype:
+        first, second = first.astype(wide), second.astype(wide)
+    return np.array_equal(first, second)
+
+
+def entries(model: Checkpoint, name: str, start: int, stop: int) -> Entries:
+    """Entries [start, stop) of a flattened tensor: numpy's where that has its numbers, and where
+    the model can give them without torch; else torch's.
+    """
+    spec, stored = model.specs[name], as_stored(model, name)
+    if stored is None or spec.dtype not in dtypes.NUMPY:
+        return model.read_part(name, start, stop)
+    data = np.empty((stop - start) * dtypes.width(spec.dtype), np.uint8)
+    stored.read_bytes(name, start, stop, data)
+    return dtypes.numpy_values(data, spec.dtype)

@@ -6,17 +6,19 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from magmerge.checkpoints.donor import part_folders, weights_file
 from magmerge.checkpoints.kinds import kinds_of, read_model_config
 from magmerge.checkpoints.loader import READ
 from magmerge.core.errors import CheckpointError, shortened
-from magmerge.core.models import Checkpoint
+from magmerge.core.models import Checkpoint, as_stored
 from magmerge.core.types import Kind, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from magmerge.core.models import Bytes, Stored
 
 WHOLE_PIPELINE = (
     "give a whole pipeline's folder; in diffusers, from_single_file(FILE) of the pipeline's class "
@@ -88,6 +90,16 @@ class PipelineFolder:
         """Entries [start, stop) of the flattened tensor, in memory of their own or in `out`."""
         part, inner = self._places[name]
         return self.parts[part].read_part(inner, start, stop, out)
+
+    def raw(self, name: str) -> bool:
+        """Whether its stored bytes are a stored tensor's."""
+        part, inner = self._places[name]
+        return as_stored(self.parts[part], inner) is not None
+
+    def read_bytes(self, name: str, start: int, stop: int, out: Bytes) -> None:
+        """The stored bytes of entries [start, stop) of the flattened tensor, into all of `out`."""
+        part, inner = self._places[name]
+        cast("Stored", self.parts[part]).read_bytes(inner, start, stop, out)
 
     def _spec(self, name: str) -> TensorSpec:
         part, inner = self._places[name]

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from magmerge.checkpoints.kinds import read_errors, read_model_config
 from magmerge.core import dtypes
 from magmerge.core.errors import CheckpointError, shortened
+from magmerge.core.lazy import Tensor, torch
 from magmerge.core.models import Checkpoint
 from magmerge.core.types import Kind, TensorSpec
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from magmerge.core.models import Bytes
 
 KEPT_OPEN = 64
 """Files that stay open: a process may have as few as 256."""
@@ -75,14 +76,20 @@ class SafetensorsCheckpoint:
 
     def read_part(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """Entries [start, stop) of the flattened tensor, in memory of their own or in `out`."""
-        import torch
+        if out is None:
+            out = torch.empty(stop - start, dtype=dtypes.torch_dtype(self.specs[name].dtype))
+        self.read_bytes(name, start, stop, out.view(torch.uint8).numpy())
+        return out
 
-        dtype, place = dtypes.torch_dtype(self.specs[name].dtype), self._places[name]
-        tensor = torch.empty(stop - start, dtype=dtype) if out is None else out
+    def raw(self, name: str) -> bool:
+        """Every tensor's stored bytes can be read."""
+        return name in self.specs
+
+    def read_bytes(self, name: str, start: int, stop: int, out: Bytes) -> None:
+        """The stored bytes of entries [start, stop) of the flattened tensor, into all of `out`."""
+        width, place = dtypes.width(self.specs[name].dtype), self._places[name]
         if stop > start:
-            view = tensor.view(torch.uint8).numpy().data
-            self._fill(view, place.file, place.start + start * dtype.itemsize, name)
-        return tensor
+            self._fill(out.data, place.file, place.start + start * width, name)
 
     def _header(self, file: Path) -> list[tuple[TensorSpec, _Offset]]:
         return read_header(file)
@@ -94,37 +101,42 @@ class SafetensorsCheckpoint:
 
 
 class Handles:
-    """Open files: the first KEPT_OPEN of all checkpoints stay open, others open for each use."""
+    """Open files: the first KEPT_OPEN of all stay open, others open for each use."""
 
     count = 0
     lock = threading.Lock()
 
-    def __init__(self) -> None:
+    def __init__(self, flags: int = os.O_RDONLY) -> None:
+        self._flags = flags
         self._open: dict[Path, int] = {}
         weakref.finalize(self, _close_all, self._open)
 
     @contextmanager
     def opened(self, file: Path) -> Iterator[int]:
-        """The file's descriptor, for reading."""
+        """The file's descriptor."""
         with self.lock:
             if file not in self._open and Handles.count < KEPT_OPEN:
-                self._open[file] = os.open(file, os.O_RDONLY)
+                self._open[file] = os.open(file, self._flags, 0o666)
                 Handles.count += 1
         handle = self._open.get(file)
         if handle is not None:
             yield handle
             return
-        handle = os.open(file, os.O_RDONLY)
+        handle = os.open(file, self._flags, 0o666)
         try:
             yield handle
         finally:
             os.close(handle)
 
+    def close(self) -> None:
+        """Close those that are open, when nobody uses them any more."""
+        _close_all(self._open)
+
 
 def _close_all(handles: dict[Path, int]) -> None:
-    Handles.count -= len(handles)
-    for handle in handles.values():
-        os.close(handle)
+    while handles:
+        os.close(handles.popitem()[1])
+        Handles.count -= 1
 
 
 def read_into(handle: int, view: memoryview, file: Path, offset: int, name: str) -> None:

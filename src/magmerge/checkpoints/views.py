@@ -8,14 +8,15 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from magmerge.core.dtypes import torch_dtype
-from magmerge.core.models import Checkpoint
+from magmerge.core.lazy import Tensor, torch
+from magmerge.core.models import Checkpoint, as_stored
 from magmerge.core.types import Kind, TensorSpec
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from magmerge.core.models import Bytes, Stored
 
 
 class Stretch(NamedTuple):
@@ -85,8 +86,6 @@ class CheckpointView:
         """Entries [start, stop) of the flattened tensor, in memory of their own or in `out`."""
         if name in self._stored:
             return self._checkpoint.read_part(self._stored[name], start, stop, out)
-        import torch
-
         if out is None:
             out = torch.empty(stop - start, dtype=torch_dtype(self.specs[name].dtype))
         stretches, ends = self._stretches[name], self._ends[name]
@@ -97,6 +96,15 @@ class CheckpointView:
             first, last = max(start, begin), min(stop, ends[place])
             self._fill(out[first - start : last - start], stretches[place], first - begin)
         return out
+
+    def raw(self, name: str) -> bool:
+        """Whether its stored bytes are a stored tensor's."""
+        stored = self._stored.get(name)
+        return stored is not None and as_stored(self._checkpoint, stored) is not None
+
+    def read_bytes(self, name: str, start: int, stop: int, out: Bytes) -> None:
+        """The stored bytes of entries [start, stop) of the flattened tensor, into all of `out`."""
+        cast("Stored", self._checkpoint).read_bytes(self._stored[name], start, stop, out)
 
     def _fill(self, out: Tensor, stretch: Stretch, start: int) -> None:
         """The entries of a stretch from `start` on, as many as `out` has room for."""

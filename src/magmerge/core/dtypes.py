@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from magmerge.core.errors import ParameterError, suggestion
 from magmerge.core.types import TensorSpec
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 _TORCH_NAMES = {
     "BOOL": ("bool", 1),
@@ -32,6 +34,8 @@ _TORCH_NAMES = {
 }
 FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
 """The formats that magmerge computes with."""
+NUMPY = frozenset(_TORCH_NAMES) - {"F8_E4M3", "F8_E5M2"}
+"""Those whose numbers numpy has."""
 QUANTISED = frozenset({"F8_E4M3", "F8_E5M2"})
 
 _SPOKEN = {"fp16": "F16", "half": "F16", "bf16": "BF16", "fp32": "F32", "float": "F32"}
@@ -63,6 +67,22 @@ def code_of(dtype: torch.dtype | str | None) -> str | None:
     """safetensors' code for a torch dtype, or its name; None where it has none."""
     name = str(dtype).removeprefix("torch.")
     return next((code for code, (spoken, _) in _TORCH_NAMES.items() if spoken == name), None)
+
+
+def numpy_values(data: NDArray[np.uint8], code: str) -> NDArray[Any]:
+    """Stored bytes as the numbers that they stand for, exactly; BF16 as float32."""
+    if code == "BF16":
+        return (data.view("uint16").astype("uint32") << 16).view("float32")
+    return data.view(torch_name(code))
+
+
+def rounded(values: NDArray[np.float64], code: str) -> NDArray[np.float64]:
+    """Finite numbers as they are after being stored in one of FLOATS, nearest and ties to even."""
+    if code != "BF16":
+        return values.astype(torch_name(code)).astype("float64")
+    bits = values.astype("float32").view("uint32")
+    kept: NDArray[Any] = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+    return kept.astype("uint32").view("float32").astype("float64")
 
 
 def nbytes(spec: TensorSpec) -> int:

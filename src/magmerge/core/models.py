@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from magmerge.core.errors import Fault
 from magmerge.core.lazy import load
 from magmerge.core.types import Kind, TensorSpec
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
+
+    Bytes = NDArray[np.uint8]
 
 
 OWN_BASE = "name the model that this adapter was trained on with --base (base=)"
@@ -91,6 +95,27 @@ class Checkpoint(Protocol):
         In memory of their own, or in `out`, which is flat, contiguous and of that dtype.
         """
         ...
+
+
+class Stored(Protocol):
+    """What else a checkpoint, or a whole model as an expert, has that holds tensors as files do."""
+
+    def raw(self, name: str) -> bool:
+        """Whether `read_bytes` gives this tensor."""
+        ...
+
+    def read_bytes(self, name: str, start: int, stop: int, out: Bytes) -> None:
+        """The stored bytes of entries [start, stop) of the flattened tensor, into all of `out`."""
+        ...
+
+
+def as_stored(model: Checkpoint | Expert | None, name: str) -> Stored | None:
+    """The model as one that gives the stored bytes of the tensor `name`; None if it is not."""
+    # A view that gives on what it does not know must not give this on.
+    if model is None or not hasattr(type(model), "raw"):
+        return None
+    stored = cast("Stored", model)
+    return stored if stored.raw(name) else None
 
 
 class Expert(Protocol):

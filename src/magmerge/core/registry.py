@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from importlib import import_module, metadata
+from types import SimpleNamespace
 from typing import Annotated, Any, Generic, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 from typing_extensions import Doc
@@ -134,7 +135,7 @@ def parameters_of(fn: Callable[..., Any]) -> tuple[Parameter, ...]:
     A trailing underscore, which keeps a name from being a Python keyword, is not part of the
     public name: `lambda_` is `lambda` in recipes and on the command line.
     """
-    hints = get_type_hints(fn, include_extras=True)
+    hints = _hints_of_keywords(fn)
     parameters = []
     for argument in inspect.signature(fn).parameters.values():
         if argument.kind is not argument.KEYWORD_ONLY:
@@ -165,12 +166,22 @@ def parameters_of(fn: Callable[..., Any]) -> tuple[Parameter, ...]:
 
 def supplied_of(fn: Callable[..., Any]) -> frozenset[str]:
     """The keywords of `fn` that are marked `Supplied`."""
-    hints = get_type_hints(fn, include_extras=True)
     return frozenset(
         name
-        for name, annotation in hints.items()
+        for name, annotation in _hints_of_keywords(fn).items()
         if any(isinstance(mark, Supplied) for mark in _marks(annotation))
     )
+
+
+def _hints_of_keywords(fn: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of the keyword-only arguments. Those of tensors are not looked at: that takes
+    libraries which a merge may do without.
+    """
+    plain = inspect.unwrap(fn)
+    named = inspect.getfullargspec(plain).kwonlyargs
+    own = {name: plain.__annotations__[name] for name in named if name in plain.__annotations__}
+    holder = SimpleNamespace(__annotations__=own)
+    return get_type_hints(holder, getattr(plain, "__globals__", None), include_extras=True)
 
 
 def _marks(annotation: Any) -> tuple[Any, ...]:

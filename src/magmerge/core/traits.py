@@ -47,8 +47,8 @@ class Method:
     `supplied`: the keywords of `fn`
     that the pipeline fills in: `seeds`, `start`, `base` (the base's piece), and what the survey
     found.
-    `kernel`, if set, gives from all keywords of `fn`, and `experts`, their number, what the compiled
-    kernels do in its place, to the same bits; None where they cannot.
+    `kernel`, if set, gives from all keywords of `fn` but `start`, and from `experts`, their number,
+    what the compiled kernels do in its place, to the same bits; None where they cannot.
     `check`, if set, raises ParameterError for parameters that do not go together.
     `homogeneous`: a multiple of all inputs gives the same multiple of the result. `faithful`:
     copies of one expert merge to a multiple of its entries, or of some of them. `rotates`: an

@@ -6,8 +6,8 @@ import json
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
 
+from magmerge.core.lazy import Tensor
 from magmerge.core.types import Uncovered
 from magmerge.engine.job import Findings
 

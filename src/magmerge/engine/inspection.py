@@ -7,14 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-
 from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.kinds import kinds_of, read_model_config
 from magmerge.checkpoints.loader import Model, open_stored
 from magmerge.core import dtypes
 from magmerge.core.errors import StructureError
 from magmerge.core.filters import matches, patterns
+from magmerge.core.lazy import torch
 from magmerge.core.machine import Machine, Progress, hub_read
 from magmerge.core.models import Checkpoint
 from magmerge.core.types import Kind, TensorSpec

@@ -12,17 +12,22 @@ import statistics
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+import numpy as np
 
-from magmerge.checkpoints.experts import same_tensor, same_tensors
+from magmerge.checkpoints.experts import entries, same_tensor, same_tensors
 from magmerge.core import dtypes
 from magmerge.core.errors import StructureError, shortened
-from magmerge.core.models import Checkpoint, Expert
+from magmerge.core.lazy import Tensor, torch
+from magmerge.core.models import Checkpoint, Expert, as_stored
 from magmerge.core.types import Kind, Step
 from magmerge.engine.job import Models
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Float64 = NDArray[np.float64]
 
 LAYERS, ENTRIES = 24, 4096
 """How many layers are looked at, and how many entries of each."""
@@ -183,7 +188,7 @@ def check_base(
     if base is None or not experts:
         return ()
     layers = [layer for step in _chosen(steps) if (layer := _sample(base, experts, step))]
-    if sum(origin.numel() for origin, _ in layers) < FEWEST:
+    if sum(origin.size for origin, _ in layers) < FEWEST:
         return ()
     kinships = [_kinship(expert.source, k, layers) for k, expert in enumerate(experts)]
     notes = [
@@ -204,8 +209,8 @@ def check_base(
     return tuple(notes or _shared(base, len(experts), layers))
 
 
-Layer = tuple[Float[Tensor, "n"], Float[Tensor, "K n"]]
-"""Entries of the base, and of each expert's task vector."""
+Layer = tuple[Any, Any]
+"""Entries of the base [n], and of each expert's task vector [K, n], in numpy's float64."""
 
 
 def _chosen(steps: Iterable[Step]) -> list[Step]:
@@ -225,17 +230,26 @@ def _sample(base: Checkpoint, experts: Sequence[Expert], step: Step) -> Layer | 
     if count < LEAST or name not in base.specs:
         return None
     start = (size - count) // 2
-    origin = base.read_part(name, start, start + count).double()
-    deltas = torch.stack([_delta(expert, name, origin, start) for expert in experts])
-    if not bool(origin.isfinite().all() and deltas.isfinite().all() and origin.any()):
+    origin = _float64(entries(base, name, start, start + count))
+    deltas = np.stack([_delta(expert, name, origin, start) for expert in experts])
+    if not (np.isfinite(origin).all() and np.isfinite(deltas).all() and origin.any()):
         return None
     return origin, deltas
 
 
-def _delta(expert: Expert, name: str, origin: Float[Tensor, "n"], start: int) -> Float[Tensor, "n"]:
+def _delta(expert: Expert, name: str, origin: Float64, start: int) -> Float64:
     """The task vector on the base in the expert's own precision: rounding is nothing learnt."""
-    stored = dtypes.torch_dtype(expert.specs[name].dtype)
-    return expert.weight(name, origin, start) - origin.to(stored).double()
+    if as_stored(expert, name) is not None:
+        assert expert.whole is not None
+        own = _float64(entries(expert.whole, name, start, start + len(origin)))
+    else:
+        own = expert.weight(name, torch.from_numpy(origin), start).numpy()
+    return own - dtypes.rounded(origin, expert.specs[name].dtype)
+
+
+def _float64(values: Any) -> Float64:
+    plain = values.double().numpy() if isinstance(values, Tensor) else values.astype(np.float64)
+    return cast("Float64", plain)
 
 
 def _kinship(source: str, expert: int, layers: Sequence[Layer]) -> Kinship:
@@ -244,7 +258,7 @@ def _kinship(source: str, expert: int, layers: Sequence[Layer]) -> Kinship:
     return Kinship(
         source,
         statistics.median(_cosine(origin, origin + delta) for origin, delta in own),
-        statistics.median(float(delta.norm() / origin.norm()) for origin, delta in own),
+        statistics.median(_norm(delta) / _norm(origin) for origin, delta in own),
     )
 
 
@@ -253,7 +267,7 @@ def _shared(base: Checkpoint, count: int, layers: Sequence[Layer]) -> list[str]:
     cosines = [
         statistics.fmean(_cosine(deltas[i], deltas[j]) for i, j in combinations(range(count), 2))
         for _, deltas in layers
-        if count > 1 and bool(deltas.flatten(1).any(dim=1).all())
+        if count > 1 and deltas.any(axis=1).all()
     ]
     shared = statistics.median(cosines) if ENOUGH * len(cosines) >= len(layers) else 0.0
     if not cosines or shared < SIBLINGS:
@@ -271,6 +285,10 @@ def _shared(base: Checkpoint, count: int, layers: Sequence[Layer]) -> list[str]:
     ]
 
 
-def _cosine(first: Float[Tensor, "n"], second: Float[Tensor, "n"]) -> float:
-    norms = first.norm() * second.norm()
-    return float(first @ second / norms) if norms > 0 else 0.0
+def _norm(values: Float64) -> float:
+    return float(np.linalg.norm(values))
+
+
+def _cosine(first: Float64, second: Float64) -> float:
+    norms = _norm(first) * _norm(second)
+    return float(first @ second) / norms if norms > 0 else 0.0

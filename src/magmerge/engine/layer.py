@@ -7,11 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from magmerge.calibrators.gate import gate
+from magmerge.core.lazy import Float, Tensor, torch
 from magmerge.core.traits import Method
 from magmerge.core.types import Factor, LayerRecord, Piece, Step
 from magmerge.engine.stages import Treatment

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from magmerge.core import registry
 from magmerge.core.errors import Fault
 from magmerge.core.filters import varies
+from magmerge.core.lazy import Tensor, torch
 from magmerge.core.traits import Method
 from magmerge.engine.memory import cut_of
 from magmerge.engine.stages import Stages

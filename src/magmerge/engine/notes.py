@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from magmerge.checkpoints.donor import OPEN_CLIP_CONFIG, PIPELINE, companion_files
 from magmerge.checkpoints.output.target import Target
+from magmerge.core import dtypes
 from magmerge.core.errors import MagmergeWarning, printable
-from magmerge.core.types import LayerRecord
-from magmerge.engine.job import Job
+from magmerge.core.types import LayerRecord, Step
+from magmerge.engine.job import Job, Work
 
 CORRELATED = 0.1
 """Mean cosine of task vectors above which WSC's ellipsoid makes the factor too small."""
@@ -71,3 +73,13 @@ def warn(notes: Sequence[str]) -> None:
     """Warn of each in Python's own way."""
     for note in notes:
         warnings.warn(note, MagmergeWarning, stacklevel=4)
+
+
+def carried_note(work: Work, step: Step, counts: Iterable[tuple[int, int]]) -> str | None:
+    """What to say of a carried tensor that is not finite: attention masks hold infinity."""
+    totals = [sum(column) for column in zip(*counts, strict=True)] or [0, 0]
+    if work.job.takes or not any(totals) or dtypes.width(step.spec.dtype) == 1:
+        return None
+    name, source = printable(step.spec.name), work.layout.source
+    bad = f"{totals[0]} NaN and {totals[1]} infinite of {math.prod(step.spec.shape)} values"
+    return f"{name} of {source} is carried over with {bad}"

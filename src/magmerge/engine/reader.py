@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from magmerge.core.dtypes import torch_dtype
+from magmerge.core import dtypes
 from magmerge.core.errors import NonFiniteError
-from magmerge.core.models import Checkpoint, Expert
+from magmerge.core.lazy import Tensor, torch
+from magmerge.core.models import Checkpoint, Expert, as_stored
 from magmerge.core.types import Piece, Step
 from magmerge.engine.job import Job
 from magmerge.linalg.device import moved
 from magmerge.linalg.finite import count_of_bad, is_finite
+
+if TYPE_CHECKING:
+    from magmerge.core.models import Bytes
 
 RUNS, STRIDE = 32, 8
 """A sample is every STRIDE-th entry of RUNS stretches of a layer."""
@@ -40,6 +43,17 @@ class Reader:
         dtype = torch.float64 if step.wide else torch.float32
         return self._read(self._models.layout, step, piece, dtype)
 
+    def stored(self, step: Step, piece: Piece) -> Bytes | None:
+        """The layout's own bytes, where it can give them and the result has the same format."""
+        layout, name, code = self._models.layout, step.spec.name, step.spec.dtype
+        source = as_stored(layout, name)
+        if source is None or layout.specs[name].dtype != code:
+            return None
+        start, stop = step.first + piece.start, step.first + piece.stop
+        data = np.empty((stop - start) * dtypes.width(code), np.uint8)
+        source.read_bytes(name, start, stop, data)
+        return data
+
     def experts(
         self,
         step: Step,
@@ -53,8 +67,8 @@ class Reader:
         experts, name = self.voters(step), step.spec.name
         tensors = base.new_empty((len(experts), *base.shape))
         models = [expert.whole for expert in experts]
-        dtypes = {model.specs[name].dtype if model is not None else None for model in models}
-        if len(dtypes) == 1 and None not in dtypes:
+        codes = {model.specs[name].dtype if model is not None else None for model in models}
+        if len(codes) == 1 and None not in codes:
             self._read_together(experts, step, piece, tensors)
             if what == "deltas":
                 tensors.sub_(base)
@@ -85,7 +99,7 @@ class Reader:
             step.spec.name,
         )
         start, stop = step.first + piece.start, step.first + piece.stop
-        stored = torch_dtype(models[0].specs[name].dtype)
+        stored = dtypes.torch_dtype(models[0].specs[name].dtype)
         size = (len(models), piece.stop - piece.start)
         raw = torch.empty(size, dtype=stored, pin_memory=tensors.is_cuda)
         for model, row in zip(models, raw, strict=True):

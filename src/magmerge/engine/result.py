@@ -7,14 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.output.provenance import Account
 from magmerge.checkpoints.output.target import Target
-from magmerge.checkpoints.output.writer import FileSink, Sink
+from magmerge.checkpoints.output.writer import FileSink, Sink, stored_bytes
 from magmerge.core import dtypes
-from magmerge.core.lazy import load
+from magmerge.core.lazy import Tensor, load
 from magmerge.core.recipe import ModelOutput, Recipe
 from magmerge.core.types import LayerRecord, Plan, Step, Uncovered
 from magmerge.engine.job import Job
@@ -127,7 +125,7 @@ def model_files(job: Job, steps: list[Step], target: Target) -> Files:
 def write_all(steps: Any, tensors: Mapping[str, Tensor], sink: Sink) -> None:
     """Give finished tensors to a sink, whole."""
     for step in steps:
-        sink.write(step, 0, tensors[step.key])
+        sink.write(step, 0, stored_bytes(tensors[step.key]))
 
 
 def _resized(job: Job, shard_size: str | int) -> object:

@@ -13,7 +13,6 @@ from magmerge.checkpoints.output.provenance import Account
 from magmerge.checkpoints.output.target import Target
 from magmerge.checkpoints.output.writer import FileSink, MemorySink, Sink
 from magmerge.core.lazy import load
-from magmerge.engine.findings import packed, unpacked
 from magmerge.engine.form import form_of
 from magmerge.engine.job import Findings, Job, Work
 from magmerge.engine.kinship import check_distinct, doubts
@@ -83,12 +82,14 @@ def _findings(work: Work, sink: Sink, inputs: Mapping[str, Any], measure: Measur
         return Findings()
     ledger = sink.ledger if isinstance(sink, FileSink) else None
     before = ledger.findings() if ledger is not None else None
-    known = None if before is None else unpacked(before)
+    known: Findings | None = (
+        None if before is None else load("magmerge.engine.findings:unpacked")(before)
+    )
     if known is not None:
         return known
     findings = measure(work, inputs)
     if ledger is not None:
-        ledger.keep_findings(packed(findings))
+        ledger.keep_findings(load("magmerge.engine.findings:packed")(findings))
     return findings
 
 

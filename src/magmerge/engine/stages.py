@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from torch import Tensor
-
 from magmerge.core import registry
 from magmerge.core.filters import varies
+from magmerge.core.lazy import Tensor
 from magmerge.core.recipe import AdapterOutput, Recipe
 from magmerge.core.traits import Calibrator, Method
 from magmerge.core.types import Kind, Piece, Step

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from magmerge.checkpoints.output.writer import Sink
+from magmerge.checkpoints.output.writer import Sink, stored_bytes
 from magmerge.core import dtypes, journal, registry
-from magmerge.core.errors import NonFiniteError, printable
+from magmerge.core.errors import NonFiniteError
+from magmerge.core.lazy import Tensor, torch
 from magmerge.core.pieces import cut, stretches, strewn
 from magmerge.core.traits import Method, Survey
 from magmerge.core.types import UNCHANGED, LayerRecord, Piece, Step
@@ -21,8 +19,13 @@ from magmerge.engine.executors.local import Job, Task
 from magmerge.engine.job import Work
 from magmerge.engine.layer import Calibrated, Merged, Tally, calibrate_layer, merge_layer, record_of
 from magmerge.engine.memory import bytes_of, cut_for
+from magmerge.engine.notes import carried_note
 from magmerge.engine.reader import Reader
 from magmerge.linalg.draws import derive_seed
+from magmerge.linalg.finite import bad_stored
+
+if TYPE_CHECKING:
+    from magmerge.core.models import Bytes
 
 Keywords = Mapping[str, Any]
 
@@ -57,16 +60,19 @@ class Bench:
         """Cast a part of the step's result, and give it to the sink; an error tells its `name`."""
         merged, name = not (kept or self.work.job.takes), name or step.spec.name
         part = cast_result(tensor, step.spec.dtype, name, kept=kept, merged=merged)
-        part = self.work.job.device.take(part)
+        self.put_bytes(step, start, stored_bytes(self.work.job.device.take(part)))
+
+    def put_bytes(self, step: Step, start: int, data: Bytes) -> None:
+        """Give the stored bytes of a part of the step's result to the sink."""
         order, first = self.orders.get(step.spec.name), step.first + start
         steps = (step, *self.twins.get(step.spec.name, ()))
         if order is None:
             for twin in steps:
-                self.sink.write(twin, first, part)
+                self.sink.write(twin, first, data)
             return
-        width, flat = math.prod(step.tensor.shape) // len(order), part.reshape(-1)
-        strewn_parts = strewn(order, width, first, first + len(flat))
-        parts = [(place, flat[begin:end]) for place, begin, end in strewn_parts]
+        row, width = math.prod(step.tensor.shape) // len(order), dtypes.width(step.spec.dtype)
+        strewn_parts = strewn(order, row, first, first + len(data) // width)
+        parts = [(place, data[begin * width : end * width]) for place, begin, end in strewn_parts]
         for twin in steps:
             self.sink.write_parts(twin, parts)
 
@@ -81,7 +87,7 @@ def run_step(bench: Bench, step: Step) -> Task[Outcome]:
     if step.action == "carry":
         pieces = cut(step.spec.shape, step.kind, "entries", work.plan.piece)
         bad = yield jobs(bench, step, pieces, partial(_carry, bench, step))
-        return Outcome(note=_note_of(work, step, [count for part in bad for count in part]))
+        return Outcome(note=carried_note(work, step, [count for part in bad for count in part]))
     survey = yield from surveyed(bench, step)
     pieces = cut_for(step, work.stages, work.plan.piece)
 
@@ -247,6 +253,10 @@ def _observe(bench: Bench, step: Step, survey: Survey, piece: Piece) -> None:
 
 def _carry(bench: Bench, step: Step, piece: Piece) -> tuple[int, int]:
     """Copy a piece of the layout's own tensor; how many of its entries are NaN and infinite."""
+    stored = bench.reader.stored(step, piece)
+    if stored is not None:
+        bench.put_bytes(step, piece.start, stored)
+        return bad_stored(stored, step.spec.dtype)
     start, stop = step.first + piece.start, step.first + piece.stop
     tensor = bench.work.layout.read_part(step.spec.name, start, stop)
     nans = infinities = 0
@@ -255,16 +265,6 @@ def _carry(bench: Bench, step: Step, piece: Piece) -> tuple[int, int]:
         nans, infinities = int(tensor.isnan().sum()), int(tensor.isinf().sum())
     bench.put(step, piece.start, tensor, kept=True)
     return nans, infinities
-
-
-def _note_of(work: Work, step: Step, counts: Iterable[tuple[int, int]]) -> str | None:
-    """What to say of a carried tensor that is not finite: attention masks hold infinity."""
-    totals = [sum(column) for column in zip(*counts, strict=True)] or [0, 0]
-    if work.job.takes or not any(totals) or dtypes.width(step.spec.dtype) == 1:
-        return None
-    name, source = printable(step.spec.name), work.layout.source
-    bad = f"{totals[0]} NaN and {totals[1]} infinite of {math.prod(step.spec.shape)} values"
-    return f"{name} of {source} is carried over with {bad}"
 
 
 def cast_result(

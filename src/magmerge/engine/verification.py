@@ -12,9 +12,6 @@ from os.path import lexists
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from magmerge.checkpoints.digests import DigestMemory
 from magmerge.checkpoints.donor import companion_files
 from magmerge.checkpoints.kinds import kinds_of, read_model_config
@@ -23,7 +20,7 @@ from magmerge.checkpoints.output.own_files import RECORD
 from magmerge.checkpoints.output.writer import MemorySink
 from magmerge.core import dtypes
 from magmerge.core.errors import Fault, MagmergeError, shortened
-from magmerge.core.lazy import load
+from magmerge.core.lazy import Tensor, load, torch
 from magmerge.core.machine import Machine
 from magmerge.core.models import Checkpoint
 from magmerge.core.pieces import cut

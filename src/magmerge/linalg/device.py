@@ -6,10 +6,8 @@ import re
 import threading
 from contextlib import AbstractContextManager, nullcontext
 
-import torch
-from torch import Tensor
-
 from magmerge.core.errors import ParameterError
+from magmerge.core.lazy import Tensor, torch
 from magmerge.core.machine import CPU
 
 
@@ -32,12 +30,12 @@ class Device:
     """
 
     def __init__(self, name: str = CPU) -> None:
-        self._device = torch.device(name)
+        self._name = name
         self._own = threading.local()
 
     def empty(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         """Memory there, to be filled."""
-        return torch.empty(shape, dtype=dtype, device=self._device)
+        return torch.empty(shape, dtype=dtype, device=self._name)
 
     def take(self, tensor: Tensor) -> Tensor:
         """The tensor in this machine's memory, finished."""
@@ -50,11 +48,11 @@ class Device:
 
     def queue(self) -> AbstractContextManager[object]:
         """Within it a thread's work runs beside that of the others."""
-        return nullcontext() if self._device.type == CPU else torch.cuda.stream(self._stream())
+        return nullcontext() if self._name == CPU else torch.cuda.stream(self._stream())
 
     def _stream(self) -> torch.cuda.Stream:
         if not hasattr(self._own, "stream"):
-            self._own.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            self._own.stream = torch.cuda.Stream(self._name)  # type: ignore[no-untyped-call]
         return self._own.stream  # type: ignore[no-any-return]
 
 

@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int, UInt64
-from torch import Tensor
+from numpy.typing import NDArray
+
+from magmerge.core.lazy import Float, Int, Tensor, torch
 
 CHUNK = 1 << 16
 """Entries that one generator draws for."""
@@ -22,7 +22,7 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
 
 
-def chunk_states(seeds: Sequence[int], start: int, stop: int) -> UInt64[np.ndarray, "K chunks 4"]:
+def chunk_states(seeds: Sequence[int], start: int, stop: int) -> NDArray[np.uint64]:
     """The states that the generators of the chunks of these places begin with, for each seed."""
     chunks = range(start // CHUNK, max(-(-stop // CHUNK), start // CHUNK + 1))
     states = [

@@ -8,10 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-import torch
-from jaxtyping import Float, Int, Shaped
-from torch import Tensor
-
+from magmerge.core.lazy import Float, Int, Shaped, Tensor, torch
 from magmerge.core.parameters import Threshold
 from magmerge.linalg.selection import (
     HALF,

@@ -12,9 +12,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
+
+from magmerge.core.lazy import Float, Tensor, torch
 
 LANES, BLOCK = 8, 128
 AT_ONCE = 1 << 17
@@ -33,7 +32,9 @@ def row_dots(
     rows, columns = left.shape
     height = max(1, AT_ONCE // max(BLOCK, columns))
     parts = [
-        _dots(a, b) for a, b in zip(left.split(height), right.split(height), strict=True) if rows
+        _dots(a, b)
+        for a, b in zip(torch.split(left, height), torch.split(right, height), strict=True)
+        if rows
     ]
     return torch.cat(parts) if parts else left.new_zeros(0, dtype=torch.float64)
 
@@ -42,7 +43,9 @@ def _dots(left: Tensor, right: Tensor) -> Tensor:
     """The same of rows whose products fit into memory, or of one long row."""
     lanes = left.new_zeros((len(left), LANES), dtype=torch.float64)
     if left.shape[1]:
-        for a, b in zip(left.split(AT_ONCE, dim=1), right.split(AT_ONCE, dim=1), strict=True):
+        for a, b in zip(
+            *(torch.split(side, AT_ONCE, dim=1) for side in (left, right)), strict=True
+        ):
             lanes = _added(lanes, a.double() * b.double())
     while lanes.shape[1] > 1:
         half = lanes.shape[1] // 2

@@ -7,11 +7,9 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int, Shaped
 from numpy.typing import NDArray
-from torch import Tensor
 
+from magmerge.core.lazy import Float, Int, Shaped, Tensor, torch
 from magmerge.core.parameters import Threshold
 
 HALF = 16

@@ -6,10 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from magmerge.core.lazy import Float, Tensor, torch
 from magmerge.core.parameters import UNIT
 from magmerge.core.traits import Survey
 

@@ -6,10 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from magmerge.core.lazy import Float, Tensor, torch
 from magmerge.core.parameters import UNIT
 from magmerge.linalg.radix import ModelThreshold, Search
 from magmerge.linalg.selection import count_above, nth_largest, tally_between, weighted_rank

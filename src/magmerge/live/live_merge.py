@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from magmerge.checkpoints.output.writer import MemorySink
+from magmerge.checkpoints.output.writer import MemorySink, stored_bytes
 from magmerge.core import dtypes
 from magmerge.core.errors import MagmergeError, ParameterError, StructureError
 from magmerge.core.types import Plan
@@ -121,8 +121,8 @@ def _fill(bench: Bench, names: Collection[str], *, only: bool = False) -> None:
         run_pass(bench, {step.key for step in steps} if only else None, quiet=only)
         return
     for step in steps:
-        tensor = work.layout.read(step.spec.name)
-        bench.sink.write(step, 0, tensor.float() if tensor.is_floating_point() else tensor)
+        tensor = work.layout.read(step.spec.name).to(dtypes.torch_dtype(step.spec.dtype))
+        bench.sink.write(step, 0, stored_bytes(tensor))
 
 
 def _in_float32(plan: Plan) -> Plan:

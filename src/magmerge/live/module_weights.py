@@ -5,12 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from magmerge.checkpoints.output.writer import entries_of
 from magmerge.core.errors import CheckpointError, StructureError
 from magmerge.core.types import Step
+
+if TYPE_CHECKING:
+    from magmerge.core.models import Bytes
 
 WRAPPINGS = ("base_model.model.", "module.", "_orig_mod.")
 """What PEFT, data parallelism and compilation put before a module's own names."""
@@ -78,13 +83,14 @@ class ModelSink:
                 own[name].data = place = place.contiguous()
             self._places[stored] = place
 
-    def write(self, step: Step, start: int, part: Tensor) -> None:
-        """Take the entries of `step` from `start` on."""
+    def write(self, step: Step, start: int, part: Bytes) -> None:
+        """Take the stored bytes of `step` from its entry `start` on."""
         place = self._places.get(step.spec.name)
         if place is not None:
-            place.reshape(-1)[start : start + part.numel()] = part.reshape(-1)
+            entries = entries_of(part, step.spec.dtype)
+            place.reshape(-1)[start : start + len(entries)] = entries
 
-    def write_parts(self, step: Step, parts: Sequence[tuple[int, Tensor]]) -> None:
+    def write_parts(self, step: Step, parts: Sequence[tuple[int, Bytes]]) -> None:
         """The same of many parts, each with its start."""
         for start, part in parts:
             self.write(step, start, part)

@@ -6,13 +6,11 @@ import math
 from collections.abc import Sequence, Sized
 from typing import Annotated, Any, Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
 from typing_extensions import Doc
 
 from magmerge.core.errors import ParameterError
 from magmerge.core.fused import Fused
+from magmerge.core.lazy import Float, Tensor, torch
 from magmerge.core.parameters import Weights
 
 EPSILON = 2.0**-52

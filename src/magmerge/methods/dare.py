@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxtyping import Float
-from torch import Tensor
-
 from magmerge.core.fused import Fused
+from magmerge.core.lazy import Float, Tensor
 from magmerge.core.parameters import Lambda, Probability, Seeds, Start, Weights
 from magmerge.core.registry import register_method
 from magmerge.methods.combine import (

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-import torch
 from annotated_types import Interval
-from jaxtyping import Float
-from torch import Tensor
 from typing_extensions import Doc
 
 from magmerge.core.errors import ParameterError
+from magmerge.core.lazy import Float, Tensor, torch
 from magmerge.core.parameters import Density, Lambda, PerExpert, Seeds, Start, Weights
 from magmerge.core.registry import register_method
 from magmerge.core.types import Cut

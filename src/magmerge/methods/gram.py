@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from magmerge.core.lazy import Float, Tensor, torch
 from magmerge.core.parameters import Supplied
 from magmerge.linalg.survey import LayerSums, surveyed
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from jaxtyping import Float
-from torch import Tensor
 from typing_extensions import Doc
 
+from magmerge.core.lazy import Float, Tensor
 from magmerge.core.parameters import PerExpert
 from magmerge.core.registry import register_method
 from magmerge.methods.combine import one_for_each

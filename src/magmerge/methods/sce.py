@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-import torch
 from annotated_types import Interval
-from jaxtyping import Float
-from torch import Tensor
 from typing_extensions import Doc
 
+from magmerge.core.lazy import Float, Tensor, torch
 from magmerge.core.parameters import Start, Supplied, Threshold
 from magmerge.core.registry import register_method
 from magmerge.core.traits import Survey

@@ -6,11 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Annotated, Any, Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
 from typing_extensions import Doc
 
+from magmerge.core.lazy import Float, Tensor, torch
 from magmerge.core.parameters import (
     Chance,
     Density,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
-from torch import Tensor
-
 from magmerge.core.fused import Fused
+from magmerge.core.lazy import Float, Tensor
 from magmerge.core.parameters import Density, Lambda, Start, Thresholds, Weights
 from magmerge.core.registry import register_method
 from magmerge.methods.combine import (

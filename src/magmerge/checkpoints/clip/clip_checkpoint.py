@@ -181,6 +181,10 @@ class ClipCheckpoint(CheckpointView):
         self.left_out: Mapping[str, str] = MappingProxyType(dict(part_map.left_out))
         super().__init__(checkpoint, part_map.specs, part_map.stretches)
 
+    def raw(self, name: str) -> bool:
+        """Whether its stored bytes are a stored tensor's; not of one that is lent."""
+        return name not in self._lent and super().raw(name)
+
     def read_part(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """Entries [start, stop) of the flattened tensor, in memory of their own or in `out`."""
         if self._lender is not None and name in self._lent:

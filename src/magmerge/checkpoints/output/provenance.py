@@ -8,12 +8,13 @@ import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from typing import Any
 
 import safetensors
-import torch
 from pydantic import TypeAdapter
 
+from magmerge.core.lazy import torch
 from magmerge.core.models import Checkpoint
 from magmerge.core.recipe import Recipe
 from magmerge.core.types import LayerRecord, Uncovered
@@ -68,7 +69,7 @@ def versions() -> dict[str, str]:
     """The libraries that decide the bits of a result."""
     return {
         "python": platform.python_version(),
-        "torch": str(torch.__version__),
+        "torch": metadata.version("torch"),
         "safetensors": safetensors.__version__,
     }
 

@@ -4,35 +4,45 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from magmerge.checkpoints.output.layout import index_of
 from magmerge.checkpoints.output.ledger import Ledger, WrittenPart
 from magmerge.checkpoints.output.own_files import disk_errors, output_error
 from magmerge.checkpoints.output.staging import Staging, sync_folder
-from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
+from magmerge.checkpoints.safetensors import Handles, SafetensorsCheckpoint
 from magmerge.core import dtypes
 from magmerge.core.errors import shortened
+from magmerge.core.lazy import Tensor, torch
 from magmerge.core.types import Shard, Step
 
+if TYPE_CHECKING:
+    from magmerge.core.models import Bytes
+
 T = TypeVar("T")
+
+
+def stored_bytes(tensor: Tensor) -> Bytes:
+    """A tensor's entries as files hold them, flat; the same memory where they lie so already."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def entries_of(data: Bytes, code: str) -> Tensor:
+    """Such bytes as the entries, flat, of the format `code`; in the same memory."""
+    return torch.from_numpy(data).view(dtypes.torch_dtype(code))
 
 
 class Sink(Protocol):
     """Takes every entry of each tensor once, in any order, from any thread."""
 
-    def write(self, step: Step, start: int, part: Tensor) -> None:
-        """Take the entries of the step's tensor from `start` on, in their final dtype."""
+    def write(self, step: Step, start: int, part: Bytes) -> None:
+        """Take the stored bytes of the step's tensor from its entry `start` on."""
         ...
 
-    def write_parts(self, step: Step, parts: Sequence[tuple[int, Tensor]]) -> None:
+    def write_parts(self, step: Step, parts: Sequence[tuple[int, Bytes]]) -> None:
         """The same of many parts, each with its start."""
         ...
 
@@ -44,17 +54,19 @@ class MemorySink:
         self.tensors: dict[str, Tensor] = {}
         self._lock = threading.Lock()
 
-    def write(self, step: Step, start: int, part: Tensor) -> None:
-        name, shape = step.spec.name, step.tensor.shape
+    def write(self, step: Step, start: int, part: Bytes) -> None:
+        name, code = step.spec.name, step.spec.dtype
         with self._lock:
             if step.twin is not None:
                 self.tensors[name] = self.tensors[step.twin]
                 return
             if name not in self.tensors:
-                self.tensors[name] = torch.empty(shape, dtype=part.dtype)
-        self.tensors[name].reshape(-1)[start : start + part.numel()] = part.reshape(-1)
+                dtype = dtypes.torch_dtype(code)
+                self.tensors[name] = torch.empty(step.tensor.shape, dtype=dtype)
+        first = start * dtypes.width(code)
+        stored_bytes(self.tensors[name])[first : first + len(part)] = part
 
-    def write_parts(self, step: Step, parts: Sequence[tuple[int, Tensor]]) -> None:
+    def write_parts(self, step: Step, parts: Sequence[tuple[int, Bytes]]) -> None:
         for start, part in parts:
             self.write(step, start, part)
 
@@ -71,6 +83,7 @@ class FileSink:
         self._written: dict[str, int] = {}
         self._settled: set[str] = set()
         self._lock = threading.Lock()
+        self._handles = Handles(os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
         self.ledger = Ledger(staging.folder)
 
     def resumed(self, read: Callable[[Mapping[str, Any]], T]) -> dict[str, T]:
@@ -100,7 +113,7 @@ class FileSink:
             for shard in self._shards:
                 path = self._staging.folder / shard.file
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with _opened(path, os.O_RDWR | os.O_CREAT) as handle:
+                with self._handles.opened(path) as handle:
                     os.ftruncate(handle, min(shard.size, os.fstat(handle).st_size))
                     # A full disk is found before the work. macOS can only set the size.
                     getattr(os, "posix_fallocate", _set_size)(handle, 0, shard.size)
@@ -108,20 +121,22 @@ class FileSink:
         return self
 
     def __exit__(self, *_: object) -> None:
-        return None
+        self._handles.close()
 
-    def write(self, step: Step, start: int, part: Tensor) -> None:
+    def write(self, step: Step, start: int, part: Bytes) -> None:
         self.write_parts(step, [(start, part)])
 
-    def write_parts(self, step: Step, parts: Sequence[tuple[int, Tensor]]) -> None:
-        path, size = self._staging.folder / self._shards[step.shard].file, 0
-        with self._explained(), _opened(path, os.O_RDWR) as handle:
+    def write_parts(self, step: Step, parts: Sequence[tuple[int, Bytes]]) -> None:
+        path, width = (
+            self._staging.folder / self._shards[step.shard].file,
+            dtypes.width(step.spec.dtype),
+        )
+        with self._explained(), self._handles.opened(path) as handle:
             for start, part in parts:
-                data = part.contiguous().reshape(-1).view(torch.uint8).numpy().data
-                _write_at(handle, data, step.offset + start * part.element_size())
-                size += len(data)
+                _write_at(handle, part.data, step.offset + start * width)
                 if step.twin is None:
-                    self.ledger.note(step, start, data)
+                    self.ledger.note(step, start, part.data)
+        size = sum(len(part) for _, part in parts)
         with self._lock:
             self._count(step, size)
 
@@ -134,7 +149,8 @@ class FileSink:
         return [partial(self._settle, shard.file) for shard in self._shards]
 
     def _settle(self, file: str) -> None:
-        with self._explained(), _opened(self._staging.folder / file, os.O_RDWR) as handle:
+        path = self._staging.folder / file
+        with self._explained(), self._handles.opened(path) as handle:
             os.fsync(handle)
             self._settled.add(file)
 
@@ -190,16 +206,6 @@ class FileSink:
 
     def _explained(self) -> AbstractContextManager[None]:
         return disk_errors(self._staging.target, "; nothing was left behind")
-
-
-@contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    """Opened for one use: a result may have more shards than a process may have open files."""
-    handle = os.open(path, flags | os.O_NOFOLLOW, 0o666)
-    try:
-        yield handle
-    finally:
-        os.close(handle)
 
 
 def _set_size(handle: int, _: int, size: int) -> None:

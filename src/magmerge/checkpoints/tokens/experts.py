@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 
-import torch
-from torch import Tensor
-
 from magmerge.checkpoints.adapters.adapter_view import AdapterView
 from magmerge.checkpoints.tokens.rows import RowMap, row_width, runs, with_rows
+from magmerge.core.lazy import Tensor, torch
 from magmerge.core.models import Expert
 from magmerge.core.types import TensorSpec
 

@@ -6,17 +6,19 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from magmerge.core.dtypes import torch_dtype
-from magmerge.core.models import Checkpoint
+from magmerge.core.models import Checkpoint, as_stored
 from magmerge.core.types import Kind, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from magmerge.core.models import Bytes, Stored
 
 ABSENT = -1
 """What stands for the row of a token that the model has not."""
@@ -132,6 +134,14 @@ class GatheredRows:
             else:
                 _gather(reader, name, rows, places, table)
         return out.copy_(table.reshape(-1)[start - first * width : stop - first * width])
+
+    def raw(self, name: str) -> bool:
+        """Whether its stored bytes are a stored tensor's."""
+        return name not in self._rows and as_stored(self._checkpoint, name) is not None
+
+    def read_bytes(self, name: str, start: int, stop: int, out: Bytes) -> None:
+        """The stored bytes of entries [start, stop) of the flattened tensor, into all of `out`."""
+        cast("Stored", self._checkpoint).read_bytes(name, start, stop, out)
 
 
 def with_lent_rows(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from magmerge.checkpoints.adapters.base_names import WEIGHT
 from magmerge.checkpoints.adapters.nouns import ModuleKind
-from magmerge.checkpoints.output.writer import MemorySink
+from magmerge.checkpoints.output.writer import MemorySink, stored_bytes
 from magmerge.core.dtypes import torch_dtype
 from magmerge.core.pieces import cut, stretches
 from magmerge.core.types import Piece, Step
@@ -93,10 +93,10 @@ def _truncated(
 ) -> Outcome:
     """The factors of one layer's whole task vector, as they are stored."""
     stages, kept = bench.work.stages, MemorySink()
-    tallies = []
+    tallies, exact = [], replace(step.spec, dtype="F64" if step.wide else "F32")
     for piece in pieces:
         done = treated(bench, step, survey, piece)
-        kept.write(step, piece.start, done.delta)
+        kept.write(replace(step, spec=exact), piece.start, stored_bytes(done.delta))
         tallies.append(done.tally)
     kind = module_kind(step)
     matrix = as_adapted(kept.tensors[step.spec.name], step, kind)

@@ -9,8 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
-import torch
-
+from magmerge.core.lazy import at_first_use_of_torch, torch, torch_is_loaded
 from magmerge.core.machine import Machine
 
 T = TypeVar("T")
@@ -42,10 +41,7 @@ def run(
     the earliest task and job is raised, so that it does not depend on the threads. Each job
     computes in one thread, so that its result does not depend on how many there are.
     """
-    with (
-        _one_thread_an_operation(),
-        ThreadPoolExecutor(machine.count, initializer=_single_threaded) as pool,
-    ):
+    with _one_thread_an_operation(), ThreadPoolExecutor(machine.count) as pool:
         state = _Run(pool, machine.count, _Room(room), done)
         try:
             return state.carry_out(iter(tasks))
@@ -173,6 +169,8 @@ class _Room:
             self._used += job.size
             self._change.notify_all()
         try:
+            if torch_is_loaded():
+                torch.set_num_threads(1)
             return job.call()
         finally:
             with self._change:
@@ -191,15 +189,22 @@ class _Room:
         return self._size is None or self._used == 0 or self._used + size <= self._size
 
 
-def _single_threaded() -> None:
-    torch.set_num_threads(1)
-
-
 @contextmanager
 def _one_thread_an_operation() -> Iterator[None]:
-    """torch's setting is the process's: give it back as it was."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    """torch's setting is the process's: give it back as it was. A job may be the first to need
+    torch, and each thread has to be told for itself.
+    """
+    before: list[int] = []
+
+    def tell() -> None:
+        before.append(torch.get_num_threads())
+        torch.set_num_threads(1)
+
+    with at_first_use_of_torch(tell):
+        if torch_is_loaded():
+            tell()
+        try:
+            yield
+        finally:
+            if before:
+                torch.set_num_threads(before[0])

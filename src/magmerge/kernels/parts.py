@@ -1,0 +1,91 @@
+"""Kernels for parts of the way: task vectors, casts, inner products, what a survey counts."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from magmerge.kernels.arguments import ALIGNED, Bytes, Inputs, library, piece_of, scratch
+
+
+def differences(inputs: Inputs, deltas: NDArray[np.float32]) -> bool:
+    """Fill `deltas` [K, n] with the task vectors, or without a base the weights; whether all are
+    finite.
+    """
+    piece, arrays = piece_of(inputs, 0, 1, 0, None)
+    flags = library().call("differences")(
+        ctypes.byref(piece),
+        ctypes.c_int32(len(inputs.experts)),
+        deltas.ctypes.data_as(ctypes.c_void_p),
+    )
+    del arrays
+    return flags == 0  # type: ignore[no-any-return]
+
+
+class Counts(NamedTuple):
+    """Of each expert and bracket how many magnitudes are above, [K, ranks], and those within."""
+
+    above: NDArray[np.int64]
+    values: Sequence[Sequence[NDArray[np.float32]]]
+
+
+def observed(inputs: Inputs, brackets: Sequence[Sequence[tuple[float, float]]]) -> Counts | None:
+    """What a survey wants to know of a piece; None where something is not finite."""
+    experts, ranks = len(inputs.experts), len(brackets[0])
+    low, high = (
+        np.array([[pair[i] for pair in row] for row in brackets], np.float32) for i in (0, 1)
+    )
+    above, within = np.empty((2, experts, ranks), np.int64)
+    piece, arrays = piece_of(inputs, 0, 1, 0, None)
+    room = min(inputs.entries + 1, max(1024, inputs.entries // 16))
+    while True:
+        values = np.empty((experts, ranks, room), np.float32)
+        flags = library().call("observe")(
+            ctypes.byref(piece),
+            ctypes.c_int32(experts),
+            ctypes.c_int32(ranks),
+            *(
+                array.ctypes.data_as(ctypes.c_void_p)
+                for array in (low, high, above, within, values)
+            ),
+            ctypes.c_int64(room),
+        )
+        if flags or within.max(initial=0) < room:
+            break
+        room = int(within.max()) + 1
+    del arrays
+    if flags:
+        return None
+    kept = [[values[k, r, : within[k, r]] for r in range(ranks)] for k in range(experts)]
+    return Counts(above, kept)
+
+
+def cast(values: NDArray[np.float32], code: int, out: Bytes) -> bool:
+    """Float32 numbers in the format `code`; whether all of them are within its range."""
+    flags = library().call("cast")(
+        values.ctypes.data_as(ctypes.c_void_p),
+        ctypes.c_int64(values.size),
+        ctypes.c_int32(code),
+        out.ctypes.data_as(ctypes.c_void_p),
+    )
+    return flags == 0  # type: ignore[no-any-return]
+
+
+def gram(layers: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+    """Inner products [N, N, rows] of the same row of N layers, each [rows, columns]."""
+    count, (rows, columns) = len(layers), layers[0].shape
+    products = np.empty((count, count, rows))
+    places = np.array([layer.ctypes.data for layer in layers], np.uintp)
+    library().call("gram")(
+        places.ctypes.data_as(ctypes.c_void_p),
+        ctypes.c_int32(count),
+        ctypes.c_int64(rows),
+        ctypes.c_int64(columns),
+        products.ctypes.data_as(ctypes.c_void_p),
+        scratch(ALIGNED * count * (16 + count)).ctypes.data_as(ctypes.c_void_p),
+    )
+    return products
