@@ -11,6 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "magmerge"
 FILES = sorted(SOURCE.rglob("*.py"))
 PURE = {
     "core.errors",
+    "core.fused",
     "core.journal",
     "core.lazy",
     "core.parameters",

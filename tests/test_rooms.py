@@ -13,8 +13,9 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "magmerge"
 FLOORS = (
     ("core",),
+    ("kernels",),
     ("linalg",),
-    ("methods", "calibrators", "kernels"),
+    ("methods", "calibrators"),
     ("checkpoints",),
     ("data",),
     ("engine",),

@@ -16,7 +16,8 @@ from magmerge.engine.executors.local import Task
 from magmerge.engine.form import form_of
 from magmerge.engine.job import Work
 from magmerge.engine.reader import Reader
-from magmerge.engine.steps import Bench, Outcome, merged_step, observed, run_step, survey_for
+from magmerge.engine.step_method import survey_for
+from magmerge.engine.steps import Bench, Outcome, merged_step, observed, run_step
 
 if TYPE_CHECKING:
     from magmerge.linalg.survey import SurveysApart

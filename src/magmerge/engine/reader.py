@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from magmerge.checkpoints.output.writer import stored_bytes
 from magmerge.core import dtypes
 from magmerge.core.errors import NonFiniteError
 from magmerge.core.lazy import Tensor, torch
 from magmerge.core.models import Checkpoint, Expert, as_stored
 from magmerge.core.types import Piece, Step
 from magmerge.engine.job import Job
+from magmerge.kernels.arguments import FORMATS, Inputs, is_here
+from magmerge.kernels.parts import differences
 from magmerge.linalg.device import moved
 from magmerge.linalg.finite import count_of_bad, is_finite
 
@@ -24,12 +28,27 @@ RUNS, STRIDE = 32, 8
 """A sample is every STRIDE-th entry of RUNS stretches of a layer."""
 
 
+class Memory(threading.local):
+    """A thread's memory for pieces as stored, kept for the next one."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[object, Bytes] = {}
+
+    def block(self, name: object, size: int) -> Bytes:
+        """The block of this name, of so many bytes; what was in it before is lost."""
+        known = self._blocks.get(name)
+        if known is None or len(known) < size:
+            known = self._blocks[name] = np.empty(size, np.uint8)
+        return known[:size]
+
+
 class Reader:
     """Reads pieces. What is not finite is reported with its tensor and source."""
 
     def __init__(self, job: Job) -> None:
         self._models = job.models
         self._device = job.device
+        self.memory = Memory()
 
     def base(self, step: Step, piece: Piece) -> Tensor:
         """The base's piece in float32, or float64 for a float64 model; zeros without a base."""
@@ -43,7 +62,7 @@ class Reader:
         dtype = torch.float64 if step.wide else torch.float32
         return self._read(self._models.layout, step, piece, dtype)
 
-    def stored(self, step: Step, piece: Piece) -> Bytes | None:
+    def carried(self, step: Step, piece: Piece) -> Bytes | None:
         """The layout's own bytes, where it can give them and the result has the same format."""
         layout, name, code = self._models.layout, step.spec.name, step.spec.dtype
         source = as_stored(layout, name)
@@ -68,7 +87,11 @@ class Reader:
         tensors = base.new_empty((len(experts), *base.shape))
         models = [expert.whole for expert in experts]
         codes = {model.specs[name].dtype if model is not None else None for model in models}
-        if len(codes) == 1 and None not in codes:
+        if _is_plain(tensors) and self.has_stored(step):
+            array = base.reshape(-1).numpy() if what == "deltas" else None
+            inputs = self._inputs(step, piece, array, FORMATS["F32"])
+            seen |= differences(inputs, tensors.reshape(len(experts), -1).numpy())
+        elif len(codes) == 1 and None not in codes:
             self._read_together(experts, step, piece, tensors)
             if what == "deltas":
                 tensors.sub_(base)
@@ -89,6 +112,39 @@ class Reader:
         """The experts that have these rows."""
         places = range(len(self._models.experts)) if step.voters is None else step.voters
         return [self._models.experts[place] for place in places]
+
+    def has_stored(self, step: Step) -> bool:
+        """Whether `stored` can give this layer: whole models of formats that kernels know."""
+        models = [expert.whole for expert in self.voters(step)]
+        models += [] if self._models.base is None else [self._models.base]
+        return all(
+            model is not None and model.specs[step.spec.name].dtype in FORMATS for model in models
+        )
+
+    def stored(self, step: Step, piece: Piece) -> Inputs:
+        """The base's piece and the voters', as stored, in this thread's memory."""
+        base, name = self._models.base, step.spec.name
+        if base is None:
+            return self._inputs(step, piece, None, FORMATS["F32"])
+        data = self._bytes(name, *_range(step, piece), base, "base")
+        return self._inputs(step, piece, data, FORMATS[base.specs[name].dtype])
+
+    def _inputs(self, step: Step, piece: Piece, base: Any, base_format: int) -> Inputs:
+        """The voters' pieces as stored, with the base's in this format."""
+        (start, stop), name = _range(step, piece), step.spec.name
+        models = [expert.whole for expert in self.voters(step) if expert.whole is not None]
+        data = [self._bytes(name, start, stop, model, k) for k, model in enumerate(models)]
+        formats = [FORMATS[model.specs[name].dtype] for model in models]
+        return Inputs(stop - start, start, data, formats, base, base_format)
+
+    def _bytes(self, name: str, start: int, stop: int, model: Checkpoint, place: object) -> Bytes:
+        source = as_stored(model, name)
+        if source is None:
+            return stored_bytes(model.read_part(name, start, stop))
+        size = (stop - start) * dtypes.width(model.specs[name].dtype)
+        data = self.memory.block(place, size)
+        source.read_bytes(name, start, stop, data)
+        return data
 
     def _read_together(
         self, experts: Sequence[Expert], step: Step, piece: Piece, tensors: Tensor
@@ -127,10 +183,25 @@ class Reader:
         of_base: bool = False,
     ) -> Tensor:
         part = self._device.empty(dtype, piece.shape)
-        start, stop = step.first + piece.start, step.first + piece.stop
+        (start, stop), code = _range(step, piece), source.specs[step.spec.name].dtype
+        if code in FORMATS and _is_plain(part):
+            data = self._bytes(step.spec.name, start, stop, source, "one")
+            inputs = Inputs(stop - start, start, [data], [FORMATS[code]], None, 0)
+            if differences(inputs, part.reshape(1, -1).numpy()):
+                return part
         moved(source.read_part(step.spec.name, start, stop), part, part)
         _check_finite(part, step.spec.name, source.source, of_base=of_base)
         return part
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether compiled kernels can fill it."""
+    return tensor.is_cpu and tensor.dtype == torch.float32 and is_here()
+
+
+def _range(step: Step, piece: Piece) -> tuple[int, int]:
+    """The entries of the step's tensor that the piece is."""
+    return step.first + piece.start, step.first + piece.stop
 
 
 def _check_difference(tensor: Tensor, name: str, source: str) -> None:

@@ -9,25 +9,26 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from magmerge.checkpoints.output.writer import Sink, stored_bytes
-from magmerge.core import dtypes, journal, registry
+from magmerge.core import dtypes, journal
 from magmerge.core.errors import NonFiniteError
 from magmerge.core.lazy import Tensor, torch
 from magmerge.core.pieces import cut, stretches, strewn
-from magmerge.core.traits import Method, Survey
-from magmerge.core.types import UNCHANGED, LayerRecord, Piece, Step
+from magmerge.core.traits import Survey
+from magmerge.core.types import LayerRecord, Piece, Step
 from magmerge.engine.executors.local import Job, Task
 from magmerge.engine.job import Work
+from magmerge.engine.kernel_steps import kernel_of
 from magmerge.engine.layer import Calibrated, Merged, Tally, calibrate_layer, merge_layer, record_of
 from magmerge.engine.memory import bytes_of, cut_for
 from magmerge.engine.notes import carried_note
 from magmerge.engine.reader import Reader
-from magmerge.linalg.draws import derive_seed
+from magmerge.engine.step_method import Keywords, method_for, of_piece, survey_for
+from magmerge.kernels.arguments import FORMATS, is_here
+from magmerge.kernels.parts import cast
 from magmerge.linalg.finite import bad_stored
 
 if TYPE_CHECKING:
     from magmerge.core.models import Bytes
-
-Keywords = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,15 @@ def run_step(bench: Bench, step: Step) -> Task[Outcome]:
     survey = yield from surveyed(bench, step)
     pieces = cut_for(step, work.stages, work.plan.piece)
 
+    kernel = kernel_of(work, bench.reader, step, survey)
+
     def merge(piece: Piece) -> Tally:
+        if kernel is not None:
+            stored = kernel.run(piece)
+            # Where something is not finite the functions find out what it is.
+            if stored is not None:
+                bench.put_bytes(step, piece.start, stored.data)
+                return stored.tally
         done = treated(bench, step, survey, piece)
         bench.put(step, piece.start, done.weight)
         return done.tally
@@ -128,67 +137,13 @@ def treated(bench: Bench, step: Step, survey: Keywords | None, piece: Piece) -> 
                 weight = reader.merged(step, piece)
                 merged = Merged(weight - base, weight)
         else:
-            method, bound = method_for(work, step, piece, survey, base)
+            method, bound = method_for(work, step, survey)
+            bound = of_piece(method, bound, step.first + piece.start, base)
             tensors = reader.experts(step, piece, base, method.acts_on, seen=survey is not None)
             merged = merge_layer(step, method, bound, base, tensors)
             deltas = tensors if method.acts_on == "deltas" else tensors - base
         done = calibrate_layer(step, piece, work.stages.treatment, base, deltas, merged)
     return done._replace(tally=replace(done.tally, notes=tuple(notes)))
-
-
-def method_for(
-    work: Work, step: Step, piece: Piece, survey: Keywords | None, base: Tensor
-) -> tuple[Method, dict[str, Any]]:
-    """The method for this layer, and its function's keywords for this piece."""
-    if step.action == "average":
-        return registry.methods.get("average"), {}
-    assert work.stages.method is not None
-    method, bound = work.stages.method, _keywords(work, step)
-    if step.action == "mean":
-        return registry.methods.get("task_arithmetic"), {
-            "lambda_": bound.get("lambda_", 1.0),
-            "normalize": True,
-        }
-    if method.random:
-        bound["seeds"] = _seeds(work, step)
-    if "start" in method.supplied:
-        bound["start"] = step.first + piece.start
-    if "base" in method.supplied:
-        bound["base"] = base
-    return method, {**bound, **(survey or {})}
-
-
-def _keywords(work: Work, step: Step) -> dict[str, Any]:
-    """The method's keywords; of lists with a value for each expert those of the voters."""
-    bound, method = dict(work.stages.keywords_at(step)), work.stages.method
-    if step.voters is None or method is None:
-        return bound
-    for keyword in (parameter.keyword for parameter in method.parameters if parameter.per_expert):
-        values = bound.get(keyword)
-        if isinstance(values, Sequence):
-            bound[keyword] = [values[place] for place in step.voters]
-    return bound
-
-
-def _seeds(work: Work, step: Step) -> list[int]:
-    """One for each voter."""
-    seed, name = work.job.recipe.seed, step.spec.name
-    return [derive_seed(seed, name, place) for place in work.voters(step)]
-
-
-def survey_for(work: Work, step: Step) -> Survey | None:
-    """The method's survey with these parameters, for this layer."""
-    method = work.stages.method
-    if method is None or method.survey is None:
-        return None
-    bound = _keywords(work, step)
-    bound["experts"] = len(work.voters(step))
-    bound["unchanged"] = sum(
-        math.prod(other.spec.shape) for other in work.plan.steps if other.reason == UNCHANGED
-    )
-    if method.random:
-        bound["seeds"] = _seeds(work, step)
-    return method.survey(entries=math.prod(step.spec.shape), **bound)
 
 
 def merged_step(work: Work, step: Step) -> Step:
@@ -253,7 +208,7 @@ def _observe(bench: Bench, step: Step, survey: Survey, piece: Piece) -> None:
 
 def _carry(bench: Bench, step: Step, piece: Piece) -> tuple[int, int]:
     """Copy a piece of the layout's own tensor; how many of its entries are NaN and infinite."""
-    stored = bench.reader.stored(step, piece)
+    stored = bench.reader.carried(step, piece)
     if stored is not None:
         bench.put_bytes(step, piece.start, stored)
         return bad_stored(stored, step.spec.dtype)
@@ -276,6 +231,10 @@ def cast_result(
     is `merged` can be made smaller.
     """
     dtype = dtypes.torch_dtype(code)
+    if tensor.is_cpu and tensor.dtype == torch.float32 and code in FORMATS and is_here():
+        result = torch.empty(tensor.shape, dtype=dtype)
+        if cast(tensor.contiguous().numpy(), FORMATS[code], stored_bytes(result)):
+            return result
     result = tensor.to(dtype)
     if not tensor.numel() or (result is tensor and kept) or not dtype.is_floating_point:
         return result

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from magmerge.core.lazy import Float, Tensor, torch
+from magmerge.kernels import parts
+from magmerge.kernels.arguments import is_here
 
 LANES, BLOCK = 8, 128
 AT_ONCE = 1 << 17
@@ -80,6 +82,8 @@ def row_gram(
     layers = [as_rows(delta) for delta in deltas]
     if merged is not None:
         layers.insert(0, as_rows(merged))
+    if all(layer.is_cpu and layer.dtype == torch.float32 for layer in layers) and is_here():
+        return torch.from_numpy(parts.gram([layer.contiguous().numpy() for layer in layers]))
     count = len(layers)
     gram = layers[0].new_empty((count, count, len(layers[0])), dtype=torch.float64)
     for i, left in enumerate(layers):
@@ -133,5 +137,8 @@ def mean_of(values: Sequence[float]) -> float | None:
 
 def squares(tensor: Float[Tensor, "*shape"], grain: int) -> list[float]:
     """The sum of squares of every `grain` entries."""
-    parts = torch.split(tensor.reshape(1, -1), grain, dim=1)
-    return [float(row_dots(part, part)) for part in parts]
+    flat = tensor.reshape(-1)
+    full = len(flat) // grain * grain
+    rows, rest = flat[:full].reshape(-1, grain), flat[full:].reshape(1, -1)
+    layers = [layer for layer in (rows, rest) if layer.numel() or full == len(flat) == 0]
+    return [float(square) for layer in layers for square in row_gram(None, layer[None])[0, 0]]

@@ -22,7 +22,8 @@ from magmerge.engine.executors.local import Job, Task
 from magmerge.engine.layer import record_of
 from magmerge.engine.memory import bytes_of, cut_for
 from magmerge.engine.stages import Stages
-from magmerge.engine.steps import Bench, Keywords, Outcome, merged_step, surveyed, treated
+from magmerge.engine.step_method import Keywords
+from magmerge.engine.steps import Bench, Outcome, merged_step, surveyed, treated
 from magmerge.linalg.best_rank import relative_error, scratch
 
 

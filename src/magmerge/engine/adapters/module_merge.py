@@ -24,7 +24,8 @@ from magmerge.engine.executors.local import Job, Task
 from magmerge.engine.job import Work
 from magmerge.engine.layer import Merged, calibrate_layer, merge_layer, record_of
 from magmerge.engine.stages import Stages, Treatment, Truncation
-from magmerge.engine.steps import Bench, Outcome, method_for, run_step
+from magmerge.engine.step_method import method_for, of_piece
+from magmerge.engine.steps import Bench, Outcome, run_step
 from magmerge.linalg.best_rank import best_rank, rank_by_energy, rank_for_energy
 
 FACTORED = 8
@@ -125,7 +126,8 @@ def _by_factors(bench: Bench, step: Step) -> _Cut:
     coords = coordinates(factors)
     base = torch.zeros_like(coords.deltas[0])
     with journal.listening() as notes:
-        method, keywords = method_for(bench.work, step, _piece(base), None, base)
+        method, keywords = method_for(bench.work, step, None)
+        keywords = of_piece(method, keywords, 0, base)
         merged = merge_layer(step, method, keywords, base, coords.deltas).delta
         values, vectors = spectrum(merged)
         rank = _chosen(bench.work, values, max(factor.down.shape[0] for factor in factors))

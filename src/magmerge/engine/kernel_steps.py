@@ -1,0 +1,111 @@
+"""Pieces by compiled kernels: stored bytes of all models in, stored bytes of the result out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from magmerge.core import dtypes
+from magmerge.core.fused import Fused
+from magmerge.core.machine import CPU
+from magmerge.core.types import Piece, Step
+from magmerge.engine.job import Work
+from magmerge.engine.layer import Tally
+from magmerge.engine.reader import Reader
+from magmerge.engine.stages import Treatment
+from magmerge.engine.step_method import method_for
+from magmerge.kernels.arguments import FORMATS, Bytes, is_here
+from magmerge.kernels.merging import Calibration, calibrated, merged
+from magmerge.linalg.draws import chunk_states
+
+BY_ROWS = ("matrix", "convolution")
+"""Kinds of layers whose output rows lie in memory one after the other."""
+
+
+class Stored(NamedTuple):
+    """A piece of the result as its file has it, and the tally of what was done."""
+
+    data: Bytes
+    tally: Tally
+
+
+@dataclass(frozen=True, slots=True)
+class KernelStep:
+    """A layer's merge, and its calibration where it has one, as compiled kernels do it."""
+
+    step: Step
+    reader: Reader
+    fused: Fused
+    calibration: Calibration | None
+
+    def run(self, piece: Piece) -> Stored | None:
+        """The piece merged; None where something in it is not finite, or becomes too large.
+
+        The bytes are this thread's, until it runs another piece.
+        """
+        step = self.step
+        inputs = self.reader.stored(step, piece)
+        if self.fused.keep == "drop":
+            stop = inputs.start + inputs.entries
+            states = chunk_states(self.fused.seeds, inputs.start, stop)
+            inputs = inputs._replace(states=states)
+        code = FORMATS[step.spec.dtype]
+        data = self.reader.memory.block("result", inputs.entries * dtypes.width(step.spec.dtype))
+        if self.calibration is None:
+            squares = merged(self.fused, inputs, piece.grain, code, data)
+            if squares is None:
+                return None
+            return Stored(data, Tally(before=tuple(squares), after=tuple(squares)))
+        columns = math.prod(step.spec.shape[1:])
+        rows = calibrated(self.fused, self.calibration, inputs, columns, code, data)
+        if rows is None:
+            return None
+        factor = rows.factor.astype(np.float64)
+        tally = Tally(
+            xi=tuple(factor.tolist()),
+            free=(tuple(rows.free.astype(np.float64).tolist()),),
+            gated=(tuple(factor.tolist()),),
+            experts=tuple(map(tuple, rows.experts.tolist())),
+            cosines=tuple(rows.cosines.tolist()),
+            before=tuple(rows.before.tolist()),
+            after=tuple((rows.before * (factor * factor)).tolist()),
+        )
+        return Stored(data, tally)
+
+
+def kernel_of(
+    work: Work, reader: Reader, step: Step, survey: Mapping[str, Any] | None
+) -> KernelStep | None:
+    """How compiled kernels do this step; None where they cannot, and the functions do it."""
+    plain = work.models.merged is None and work.stages.method is not None and not step.wide
+    if not plain or work.job.machine.device != CPU or step.spec.dtype not in FORMATS:
+        return None
+    calibration, usable = _calibration(work.stages.treatment, step)
+    if not usable or not math.prod(step.spec.shape):
+        return None
+    method, bound = method_for(work, step, survey)
+    if method.kernel is None or not reader.has_stored(step) or not is_here():
+        return None
+    keywords = {parameter.keyword: parameter.default for parameter in method.parameters}
+    keywords |= dict.fromkeys(method.supplied - {"start"}) | bound
+    fused = method.kernel(experts=len(reader.voters(step)), **keywords)
+    return None if fused is None else KernelStep(step, reader, fused, calibration)
+
+
+def _calibration(treatment: Treatment, step: Step) -> tuple[Calibration | None, bool]:
+    """How kernels calibrate the layer, and whether they can."""
+    calibrators = treatment.of(step)
+    if not calibrators:
+        return None, True
+    calibrator, bound = calibrators[0]
+    if len(calibrators) > 1 or calibrator.kernel is None or step.kind not in BY_ROWS:
+        return None, False
+    keywords = {parameter.keyword: parameter.default for parameter in calibrator.parameters}
+    target = calibrator.kernel(**{**keywords, **bound})
+    bounded = treatment.gated and calibrator.gated
+    gate = ("shrink" if step.sensitive else "grow") if bounded else "off"
+    return (None, False) if target is None else (Calibration(target, gate), True)
