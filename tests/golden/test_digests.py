@@ -38,8 +38,12 @@ def test_every_case_is_recorded() -> None:
     assert set(KNOWN["fingerprints"]) == set(CASES)
 
 
+@pytest.mark.parametrize("kernels", ["auto", "off"])
 @pytest.mark.parametrize("name", CASES)
-def test_the_bits_are_what_they_were(name: str, tmp_path: Path) -> None:
+def test_the_bits_are_what_they_were(
+    name: str, kernels: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAGMERGE_KERNELS", kernels)
     state = CASES[name](tmp_path)
     recorded = KNOWN["digests"].get(machine())
     if recorded is not None:
