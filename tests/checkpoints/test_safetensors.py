@@ -4,6 +4,7 @@ import json
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import magmerge
+from magmerge.checkpoints.output.writer import stored_bytes
 from magmerge.core.errors import CheckpointError, MagmergeError
+from magmerge.core.models import as_stored
 from tests.conftest import State, random_state
 from tests.quick import examples
 
@@ -34,6 +37,13 @@ def test_reads_every_dtype_and_shape_bit_for_bit(tmp_path: Path) -> None:
         found = checkpoint.read(name)
         assert found.dtype == tensor.dtype
         assert torch.equal(found, tensor)
+        stored, size = as_stored(checkpoint, name), tensor.element_size()
+        assert stored is not None
+        last = tensor.numel()
+        first = min(1, last)
+        data = np.zeros((last - first) * size, np.uint8)
+        stored.read_bytes(name, first, last, data)
+        assert np.array_equal(data, stored_bytes(tensor)[first * size :])
 
 
 def sharded(folder: Path, state: State) -> Path:

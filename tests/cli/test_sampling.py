@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from magmerge.cli import app
+from magmerge.cli import program_with
 from magmerge.core.errors import MagmergeError
 from tests.live.test_compound import family
 from tests.live.test_running import IDS, llama
@@ -31,7 +31,7 @@ def models(tmp_path: Path) -> Path:
 
 def call(folder: Path, *words: str) -> str:
     """What is printed; errors are raised as they are."""
-    found = Run.invoke(app, [*words], catch_exceptions=True)
+    found = Run.invoke(program_with(words[:1]), [*words], catch_exceptions=True)
     if found.exception is not None and not isinstance(found.exception, SystemExit):
         raise found.exception
     assert found.exit_code == 0, found.output

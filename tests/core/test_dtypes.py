@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -44,3 +45,21 @@ def test_sizes_are_spoken_in_three_digits() -> None:
     assert [dtypes.spoken_size(n) for n in (12, 90_900_000, 4.5e9, 7e12)] == [
         "12 B", "90.9 MB", "4.5 GB", "7 TB",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("code", sorted(dtypes.NUMPY))
+def test_stored_bytes_are_the_same_numbers_in_numpy(code: str) -> None:
+    tensor = torch.tensor([0, 1, 3, 7, 1]).to(dtypes.torch_dtype(code))
+    found = dtypes.numpy_values(tensor.view(torch.uint8).numpy(), code)
+    assert found.tolist() == tensor.tolist()
+
+
+@pytest.mark.parametrize("code", sorted(dtypes.FLOATS))
+def test_numbers_are_rounded_as_torch_rounds_them(code: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(4096, generator=generator).double()
+    # Halves between neighbours of bfloat16, which go to the even one.
+    ties = (1 + torch.arange(64, dtype=torch.float64) / 256) * 3
+    values = torch.cat([values, ties, -ties, values * 1e-6, values * 1e3])
+    expected = values.to(dtypes.torch_dtype(code)).double().numpy()
+    assert np.array_equal(dtypes.rounded(values.numpy(), code), expected)

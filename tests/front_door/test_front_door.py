@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import magmerge
 
@@ -48,6 +51,69 @@ def test_a_wrong_path_is_told_without_torch(arguments: list[str]) -> None:
         "print('torch' in sys.modules)"
     )
     assert run(code).endswith("1\nFalse\n")
+
+
+def test_a_plan_of_files_is_made_without_torch(folders: list[Path]) -> None:
+    base, *experts = map(str, folders)
+    code = (
+        "import sys, magmerge\n"
+        f"magmerge.plan(base={base!r}, experts={experts!r}, method='ties', calibrate=['wsc'])\n"
+        "print('torch' in sys.modules)"
+    )
+    assert run(code) == "False\n"
+    words = [word for expert in experts for word in ("--expert", expert)]
+    code = (
+        "import sys\nfrom magmerge.cli import main\n"
+        f"sys.argv = {['magmerge', 'plan', '--base', base, *words, 'out']!r}\n"
+        "try: main()\nexcept SystemExit as end: assert not end.code\n"
+        "print('torch' in sys.modules)"
+    )
+    assert run(code).endswith("False\n")
+
+
+MERGE = """
+import sys, magmerge
+from magmerge.engine import passes, steps
+class First(Exception): ...
+def treated(*_): raise First
+steps.treated = treated
+def run_step(bench, step):
+    if step.action == "carry":
+        return (yield from steps.run_step(bench, step))
+    stored = bench.reader.stored(step, steps.cut(step.spec.shape, step.kind, "entries")[0])
+    yield [steps.Job(0, lambda: bench.put_bytes(step, 0, stored))]
+    return steps.Outcome()
+if {whole}: passes.run_step = run_step
+try: magmerge.merge({arguments})
+except First: pass
+print("torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "whole"),
+    [
+        ("average", True),
+        *((name, False) for name in ("average", "task_arithmetic", "dare", "dare_ties")),
+    ],
+)
+def test_a_merge_of_files_needs_torch_for_its_arithmetic_alone(
+    folders: list[Path], tmp_path: Path, method: str, whole: bool
+) -> None:
+    """Up to the first piece; and all of it, where pieces are copied. Carried tensors are too."""
+    base, *experts = map(str, folders)
+    for folder in folders:
+        state = load_file(folder / "model.safetensors")
+        save_file({**state, "ids": torch.arange(7)}, folder / "model.safetensors")
+    arguments = f"base={base!r}, experts={experts!r}, method={method!r}, "
+    arguments += f"calibrate=['wsc'], out={str(tmp_path / 'out')!r}"
+    if whole:
+        arguments = arguments.replace("calibrate=['wsc'], ", "")
+    assert run(MERGE.format(whole=whole, arguments=arguments)) == "False\n"
+    if whole:
+        merged = load_file(tmp_path / "out" / "model.safetensors")
+        origin = load_file(folders[0] / "model.safetensors")
+        assert all(torch.equal(merged[name], tensor) for name, tensor in origin.items())
 
 
 def test_everything_promised_is_there() -> None:

@@ -139,7 +139,8 @@ def _group(licence: Licence) -> Mapping[str, Any]:
 
 @cache
 def _table() -> Mapping[str, Any]:
-    content: Mapping[str, Any] = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+    reader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    content: Mapping[str, Any] = yaml.load(TABLE.read_text(encoding="utf-8"), reader)
     return content
 
 

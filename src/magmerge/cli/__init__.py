@@ -6,58 +6,46 @@ import gc
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from typing import NoReturn
 
 import typer
 
-from magmerge.cli import (
-    calibrate,
-    card,
-    clean,
-    convert,
-    demo,
-    diff,
-    evaluate,
-    export,
-    extract,
-    inspect,
-    merge,
-    methods,
-    options,
-    plan,
-    plot,
-    push,
-    report,
-    reproduce,
-    sensitivity,
-    suite,
-    tune,
-    verify,
-)
+from magmerge.cli import options
 from magmerge.cli.output import print_error, print_stopped, print_warning
 from magmerge.core.errors import MagmergeError, MagmergeWarning, ParameterError
 from magmerge.core.version import __version__
 from magmerge.kernels.library_report import library_lines
 
-app = typer.Typer(
-    name="magmerge",
-    help="Merge fine-tuned neural networks, then calibrate the magnitude of the change.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 VERBS = (
-    *(merge, calibrate, plan, convert, extract, inspect, diff, verify, export, push),
-    *(sensitivity, evaluate, suite, tune, reproduce, methods, report, card, demo, clean),
+    *("merge", "calibrate", "plan", "convert", "extract", "inspect", "diff", "verify", "export"),
+    *("push", "sensitivity", "evaluate", "suite", "tune", "reproduce", "methods", "report"),
+    *("card", "demo", "clean", "plot"),
 )
 """In the order of the help."""
-for verb in VERBS:
-    name = verb.__name__.rpartition(".")[2]
-    app.command(name)(options.command(name, verb.command))
-app.add_typer(plot.app, name="plot")
+
+
+def program_with(verbs: Sequence[str]) -> typer.Typer:
+    """The program with these verbs. Each costs the import of its file."""
+    app = typer.Typer(
+        name="magmerge",
+        help="Merge fine-tuned neural networks, then calibrate the magnitude of the change.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        callback=_root,
+    )
+    for verb in verbs:
+        home = import_module(f"magmerge.cli.{verb}")
+        if hasattr(home, "app"):
+            app.add_typer(home.app, name=verb)
+        else:
+            app.command(verb)(options.command(verb, home.command))
+    return app
 
 
 def _version(context: typer.Context, version: bool) -> None:
@@ -68,7 +56,6 @@ def _version(context: typer.Context, version: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: bool = typer.Option(
         False, "--version", callback=_version, help="Print the version and exit."
@@ -111,8 +98,10 @@ def main() -> None:
     warnings.showwarning = lambda message, category, *_: print_warning(message, category)
     warnings.simplefilter("always", MagmergeWarning)
     try:
-        _check_strengths(sys.argv[1:])
-        app()
+        words = sys.argv[1:]
+        _check_strengths(words)
+        # The help, and what is said of a verb that there is not, speak of all.
+        program_with([verb for verb in VERBS if verb in words[:1]] or VERBS)()
     except BaseException as error:
         if _interrupted(error):
             print_stopped(as_json=as_json)

@@ -10,23 +10,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from io import StringIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
 from magmerge.core.errors import MagmergeError, MagmergeWarning
 from magmerge.report.terminal_tables import paragraph, plain
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 STOPPED = "stopped; nothing was left at the output"
 LOG_WIDTH = 240
@@ -129,10 +123,7 @@ def progress_reporter(
             with _noted(None, note):
                 yield _LineReporter(screen)
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        spent = (TimeElapsedColumn(), TextColumn("elapsed"))
-        left = (TimeRemainingColumn(), TextColumn("left"))
-        bars = Progress(*columns, *spent, *left, console=screen)
+        bars = _bars(screen)
         with bars, _noted(bars, note):
             yield _BarReporter(bars)
     except KeyboardInterrupt:
@@ -140,6 +131,15 @@ def progress_reporter(
             raise
         screen.print(f"stopped{note()}", markup=False)
         raise typer.Exit(130) from None
+
+
+def _bars(screen: Console) -> Progress:
+    from rich import progress as p
+
+    columns = (p.TextColumn("{task.description}"), p.BarColumn(), p.MofNCompleteColumn())
+    spent = (p.TimeElapsedColumn(), p.TextColumn("elapsed"))
+    left = (p.TimeRemainingColumn(), p.TextColumn("left"))
+    return p.Progress(*columns, *spent, *left, console=screen)
 
 
 class _BarReporter:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
+from pydantic_core import to_json
 
 from magmerge.checkpoints.output.provenance import Account
 from magmerge.checkpoints.output.target import Target
@@ -102,15 +104,25 @@ def _outcomes(work: Work, sink: Sink) -> list[Outcome]:
     work = replace(work, job=replace(work.job, stages=stages))
     if not isinstance(sink, FileSink):
         return [outcome for _, outcome in run_pass(bench_for(work, sink))]
-    form = TypeAdapter(Outcome)
-    done = sink.resumed(form.validate_python)
+    done = sink.resumed(lambda noted: _form().validate_python(noted))
     bench = bench_for(work, sink)
     todo = {step.key for step in work.plan.steps if step.key not in done}
     fresh = run_pass(
-        bench, todo, finish=lambda step, outcome: sink.ledger.finish(step, form.dump_json(outcome))
+        bench, todo, finish=lambda step, outcome: sink.ledger.finish(step, _noted(outcome))
     )
     done |= {step.key: outcome for step, outcome in fresh}
     return [done[step.key] for step in work.plan.steps if step.key in done]
+
+
+@cache
+def _form() -> TypeAdapter[Outcome]:
+    """What the ledger tells of a step, to be read; only a run that goes on needs it."""
+    return TypeAdapter(Outcome)
+
+
+def _noted(outcome: Outcome) -> bytes:
+    """What the ledger tells of a step: what is not finite as null."""
+    return to_json(outcome, inf_nan_mode="null")
 
 
 def _saved(result: Result, target: Target) -> Path:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -99,6 +102,28 @@ def test_operations_use_one_thread_and_the_setting_comes_back() -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_job_that_is_the_first_to_need_torch_has_one_thread_too() -> None:
+    """And so have those that began before torch was there; its own setting comes back."""
+    code = (
+        "import sys, threading\n"
+        "from magmerge.core.lazy import torch\n"
+        "from magmerge.core.machine import Machine\n"
+        "from magmerge.engine.executors import local\n"
+        "both = threading.Barrier(2)\n"
+        "def job():\n"
+        "    both.wait()\n"
+        "    return torch.get_num_threads()\n"
+        "assert 'torch' not in sys.modules\n"
+        "seen = local.run(local.single([job, job]), Machine(2))\n"
+        "print(set(seen), torch.get_num_threads())"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout == "{1} 2\n"
 
 
 def staged(log: list[str], name: str, widths: list[int]) -> local.Task[str]:

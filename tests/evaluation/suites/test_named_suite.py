@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import magmerge
-from magmerge.cli import app
+from magmerge.cli import program_with
 from magmerge.core.errors import (
     MagmergeError,
     MagmergeWarning,
@@ -232,6 +232,7 @@ def test_only_a_suite_is_ever_replaced(
 
 def test_the_verb(clip: Path, tmp_path: Path) -> None:
     run = CliRunner()
+    app = program_with(["suite"])
     listed = run.invoke(app, ["suite", "--list"])
     assert listed.exit_code == 0
     assert "vision20" in listed.stdout

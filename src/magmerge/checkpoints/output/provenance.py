@@ -12,15 +12,13 @@ from importlib import metadata
 from typing import Any
 
 import safetensors
-from pydantic import TypeAdapter
+from pydantic_core import to_json
 
 from magmerge.core.lazy import torch
 from magmerge.core.models import Checkpoint
 from magmerge.core.recipe import Recipe
 from magmerge.core.types import LayerRecord, Uncovered
 from magmerge.core.version import __version__
-
-_LAYERS = TypeAdapter(LayerRecord)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,7 @@ def content_digest(model: Checkpoint) -> str:
 
 def _layer(record: LayerRecord) -> str:
     """A layer's record in one line, with null for what is beyond the largest float."""
-    return _LAYERS.dump_json(record).decode()
+    return to_json(record, inf_nan_mode="null").decode()
 
 
 def _finite(record: dict[str, Any]) -> dict[str, Any]:
