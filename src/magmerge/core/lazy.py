@@ -1,11 +1,18 @@
-"""Names that are loaded at their first use, so that a merge imports only what it needs."""
+"""Names that are loaded at their first use, so that a merge imports only what it needs.
+
+`torch`, `Tensor` and the shapes of jaxtyping stand for the real ones: a merge that is computed
+without torch never imports it. An annotation of one of them is a string, which nobody evaluates but
+the checks of shapes in the tests.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 
 def front(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
@@ -25,3 +32,71 @@ def load(path: str) -> Any:
     """What "package.module:name" names."""
     module, _, name = path.partition(":")
     return getattr(import_module(module), name)
+
+
+def torch_is_loaded() -> bool:
+    """Whether torch is imported already, by whoever it was."""
+    return "torch" in sys.modules
+
+
+@contextmanager
+def at_first_use_of_torch(call: Callable[[], None]) -> Iterator[None]:
+    """Within it `call` is made in each thread that uses `torch` for its first time, before anything
+    is computed there.
+    """
+    _Torch.waiting.append(call)
+    try:
+        yield
+    finally:
+        _Torch.waiting.remove(call)
+
+
+class _Torch:
+    """torch, imported when something of it is first asked for."""
+
+    waiting: ClassVar[list[Callable[[], None]]] = []
+    thread = threading.local()
+
+    def __getattr__(self, name: str) -> Any:
+        if not hasattr(self.thread, "torch"):
+            self.thread.torch = import_module("torch")
+            for call in self.waiting:
+                call()
+        return getattr(self.thread.torch, name)
+
+
+class _AnyTensor(type):
+    """Nothing is a tensor before torch is loaded."""
+
+    def __instancecheck__(cls, value: object) -> bool:
+        return torch_is_loaded() and isinstance(value, import_module("torch").Tensor)
+
+    def __subclasscheck__(cls, kind: type) -> bool:
+        return torch_is_loaded() and issubclass(kind, import_module("torch").Tensor)
+
+
+class _Shaped:
+    """A class of jaxtyping's, such as Float: Float[Tensor, "rows columns"] checks shapes where
+    jaxtyping is loaded, as the tests do, and is else any Tensor.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getitem__(self, item: tuple[Any, str]) -> Any:
+        jaxtyping = sys.modules.get("jaxtyping")
+        return item[0] if jaxtyping is None else getattr(jaxtyping, self._name)[item]
+
+
+if TYPE_CHECKING:
+    import torch as torch  # noqa: PLC0414
+    from jaxtyping import Float as Float  # noqa: PLC0414
+    from jaxtyping import Int as Int  # noqa: PLC0414
+    from jaxtyping import Shaped as Shaped  # noqa: PLC0414
+    from torch import Tensor as Tensor  # noqa: PLC0414
+else:
+    torch = _Torch()
+    Float, Int, Shaped = map(_Shaped, ("Float", "Int", "Shaped"))
+
+    class Tensor(metaclass=_AnyTensor):
+        """torch's Tensor, for annotations and isinstance."""

@@ -12,13 +12,11 @@ from torch import Tensor
 from magmerge.core.dtypes import torch_dtype
 from magmerge.core.errors import NonFiniteError
 from magmerge.core.models import Checkpoint, Expert
+from magmerge.core.pieces import runs
 from magmerge.core.types import Piece, Step
 from magmerge.engine.job import Job
 from magmerge.linalg.device import moved
 from magmerge.linalg.finite import count_of_bad, is_finite
-
-RUNS, STRIDE = 32, 8
-"""A sample is every STRIDE-th entry of RUNS stretches of a layer."""
 
 
 class Reader:
@@ -92,15 +90,18 @@ class Reader:
             model.read_part(name, start, stop, row)
         moved(raw, tensors, tensors)
 
-    def sample(self, step: Step, what: Literal["deltas", "weights"], entries: int) -> Tensor:
-        """[K, entries]: some entries from everywhere in the layer; always the same ones."""
-        size, length = math.prod(step.spec.shape), STRIDE * max(1, entries // RUNS)
+    def sample(
+        self, steps: Sequence[Step], what: Literal["deltas", "weights"], entries: int
+    ) -> Tensor:
+        """[K, about entries]: entries from everywhere in these layers, in proportion to their size;
+        always the same ones. Only the base's are seen to be finite.
+        """
+        sizes = [math.prod(step.spec.shape) for step in steps]
         parts = []
-        for run in range(RUNS):
-            start = max(0, size - length) * run // (RUNS - 1)
-            piece = Piece(start, min(start + length, size), (min(length, size),), length)
-            tensors = self.experts(step, piece, self.base(step, piece), what)
-            parts.append(tensors[:, ::STRIDE])
+        for place, start, stop in runs(sizes, entries):
+            piece = Piece(start, stop, (stop - start,), stop - start)
+            base = self.base(steps[place], piece)
+            parts.append(self.experts(steps[place], piece, base, what, seen=True))
         return torch.cat(parts, dim=1)
 
     def _read(

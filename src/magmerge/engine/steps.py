@@ -225,16 +225,17 @@ def _place(step: Step, piece: Piece) -> tuple[str, int, int]:
 
 
 def observed(bench: Bench, step: Step, survey: Survey) -> Task[None]:
-    """All pieces of a layer, told to a survey of the whole model."""
+    """The pieces of a layer that a survey of the whole model wants."""
     pieces = cut(step.spec.shape, "other", "entries", bench.work.plan.piece)
-    yield jobs(bench, step, pieces, partial(_observe, bench, step, survey))
+    seen = [piece for piece in pieces if survey.wants(*_place(step, piece))]
+    yield jobs(bench, step, seen, partial(_observe, bench, step, survey))
 
 
 def _sample(bench: Bench, step: Step, survey: Survey) -> None:
     method = bench.work.stages.method
     assert method is not None
     with bench.work.job.device.queue():
-        survey.prepare(bench.reader.sample(step, method.acts_on, survey.samples))
+        survey.prepare(bench.reader.sample([step], method.acts_on, survey.samples))
 
 
 def _observe(bench: Bench, step: Step, survey: Survey, piece: Piece) -> None:
