@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -50,10 +51,9 @@ class Reader:
         """[K, *piece]: the voters' task vectors or weights. `seen`: found to be finite before."""
         experts, name = self.voters(step), step.spec.name
         tensors = base.new_empty((len(experts), *base.shape))
-        models = [expert.whole for expert in experts]
-        dtypes = {model.specs[name].dtype if model is not None else None for model in models}
-        if len(dtypes) == 1 and None not in dtypes:
-            self._read_together(experts, step, piece, tensors)
+        models = _alike(experts, name)
+        if models is not None:
+            _read_together(models, name, [_span(step, piece)], tensors)
             if what == "deltas":
                 tensors.sub_(base)
         else:
@@ -74,35 +74,40 @@ class Reader:
         places = range(len(self._models.experts)) if step.voters is None else step.voters
         return [self._models.experts[place] for place in places]
 
-    def _read_together(
-        self, experts: Sequence[Expert], step: Step, piece: Piece, tensors: Tensor
-    ) -> None:
-        """All experts' weights at once: one conversion for models that are stored alike."""
-        models, name = (
-            [expert.whole for expert in experts if expert.whole is not None],
-            step.spec.name,
-        )
-        start, stop = step.first + piece.start, step.first + piece.stop
-        stored = torch_dtype(models[0].specs[name].dtype)
-        size = (len(models), piece.stop - piece.start)
-        raw = torch.empty(size, dtype=stored, pin_memory=tensors.is_cuda)
-        for model, row in zip(models, raw, strict=True):
-            model.read_part(name, start, stop, row)
-        moved(raw, tensors, tensors)
-
     def sample(
         self, steps: Sequence[Step], what: Literal["deltas", "weights"], entries: int
     ) -> Tensor:
         """[K, about entries]: entries from everywhere in these layers, in proportion to their size;
-        always the same ones. Only the base's are seen to be finite.
+        always the same ones, and not seen to be finite.
         """
         sizes = [math.prod(step.spec.shape) for step in steps]
         parts = []
-        for place, start, stop in runs(sizes, entries):
-            piece = Piece(start, stop, (stop - start,), stop - start)
-            base = self.base(steps[place], piece)
-            parts.append(self.experts(steps[place], piece, base, what, seen=True))
+        for place, group in itertools.groupby(runs(sizes, entries), lambda run: run[0]):
+            pieces = [Piece(start, stop, (stop - start,), 1) for _, start, stop in group]
+            parts.append(self._strewn(steps[place], pieces, what))
         return torch.cat(parts, dim=1)
+
+    def _strewn(
+        self, step: Step, pieces: Sequence[Piece], what: Literal["deltas", "weights"]
+    ) -> Tensor:
+        """[K, entries] of many small pieces of a layer, end to end."""
+        models = _alike(self.voters(step), step.spec.name)
+        if models is None:
+            parts = [
+                self.experts(step, piece, self.base(step, piece), what, seen=True)
+                for piece in pieces
+            ]
+            return torch.cat(parts, dim=1)
+        size = sum(piece.stop - piece.start for piece in pieces)
+        spans = [_span(step, piece) for piece in pieces]
+        dtype = torch.float64 if step.wide else torch.float32
+        tensors, base = self._device.empty(dtype, (len(models), size)), self._models.base
+        _read_together(models, step.spec.name, spans, tensors)
+        if what == "deltas" and base is not None:
+            own = self._device.empty(dtype, (1, size))
+            _read_together([base], step.spec.name, spans, own)
+            tensors.sub_(own)
+        return tensors
 
     def _read(
         self,
@@ -118,6 +123,36 @@ class Reader:
         moved(source.read_part(step.spec.name, start, stop), part, part)
         _check_finite(part, step.spec.name, source.source, of_base=of_base)
         return part
+
+
+def _span(step: Step, piece: Piece) -> tuple[int, int]:
+    """The first entry of a piece in the step's tensor, and its last + 1."""
+    return step.first + piece.start, step.first + piece.stop
+
+
+def _alike(experts: Sequence[Expert], name: str) -> list[Checkpoint] | None:
+    """The experts' own models, where all have the tensor stored in one format."""
+    models = [expert.whole for expert in experts]
+    whole = [model for model in models if model is not None]
+    formats = {model.specs[name].dtype for model in whole}
+    return whole if len(formats) == 1 and len(whole) == len(models) else None
+
+
+def _read_together(
+    models: Sequence[Checkpoint], name: str, spans: Sequence[tuple[int, int]], tensors: Tensor
+) -> None:
+    """All models' weights [K, *shape] of these spans at once: one conversion for what is stored
+    alike.
+    """
+    stored = torch_dtype(models[0].specs[name].dtype)
+    size = (len(models), sum(stop - start for start, stop in spans))
+    raw = torch.empty(size, dtype=stored, pin_memory=tensors.is_cuda)
+    for model, row in zip(models, raw, strict=True):
+        place = 0
+        for start, stop in spans:
+            model.read_part(name, start, stop, row[place : place + stop - start])
+            place += stop - start
+    moved(raw, tensors, tensors)
 
 
 def _check_difference(tensor: Tensor, name: str, source: str) -> None:
