@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from magmerge.checkpoints.kinds import read_errors, read_model_config
+from magmerge.checkpoints.page_cache import give_back, read_in_order
 from magmerge.core import dtypes
 from magmerge.core.errors import CheckpointError, shortened
 from magmerge.core.models import Checkpoint
@@ -84,6 +85,13 @@ class SafetensorsCheckpoint:
             self._fill(view, place.file, place.start + start * dtype.itemsize, name)
         return tensor
 
+    def give_back(self, name: str, start: int, stop: int) -> None:
+        """Let go of the memory in which the system keeps these entries of the file."""
+        place, width = self._places[name], dtypes.width(self.specs[name].dtype)
+        if stop > start:
+            with self._handles.opened(place.file) as handle:
+                give_back(handle, place.start + start * width, (stop - start) * width)
+
     def _header(self, file: Path) -> list[tuple[TensorSpec, _Offset]]:
         return read_header(file)
 
@@ -109,6 +117,7 @@ class Handles:
         with self.lock:
             if file not in self._open and Handles.count < KEPT_OPEN:
                 self._open[file] = os.open(file, os.O_RDONLY)
+                read_in_order(self._open[file])
                 Handles.count += 1
         handle = self._open.get(file)
         if handle is not None:

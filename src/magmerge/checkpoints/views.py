@@ -98,6 +98,13 @@ class CheckpointView:
             self._fill(out[first - start : last - start], stretches[place], first - begin)
         return out
 
+    def give_back(self, name: str, start: int, stop: int) -> None:
+        """Let go of the memory in which the system keeps these entries, where they are stored as
+        they are here.
+        """
+        if name in self._stored and hasattr(self._checkpoint, "give_back"):
+            self._checkpoint.give_back(self._stored[name], start, stop)
+
     def _fill(self, out: Tensor, stretch: Stretch, start: int) -> None:
         """The entries of a stretch from `start` on, as many as `out` has room for."""
         stop = start + out.numel()

@@ -65,6 +65,7 @@ def _finished(
     bench: Bench, step: Step, finish: Callable[[Step, Outcome], None] | None
 ) -> Task[Outcome]:
     outcome = yield from _task(bench, step)
+    bench.reader.give_back(step)
     if finish is not None:
         finish(step, outcome)
     return outcome

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from magmerge.checkpoints.page_cache import are_large, size_of
 from magmerge.core.dtypes import torch_dtype
 from magmerge.core.errors import NonFiniteError
 from magmerge.core.models import Checkpoint, Expert
@@ -26,6 +27,9 @@ class Reader:
     def __init__(self, job: Job) -> None:
         self._models = job.models
         self._device = job.device
+        models = (job.models.base, *job.models.experts)
+        files = {file for model in models if model is not None for file in model.files}
+        self._large = are_large(map(size_of, files))
 
     def base(self, step: Step, piece: Piece) -> Tensor:
         """The base's piece in float32, or float64 for a float64 model; zeros without a base."""
@@ -68,6 +72,18 @@ class Reader:
                 _check_finite(own, name, expert.source)
                 _check_difference(tensor, name, expert.source)
         return tensors
+
+    def give_back(self, step: Step) -> None:
+        """Let go of the pages in which the system keeps a layer that is merged, where the inputs
+        are so large that they would fill its memory. Rows of a tensor that is several steps stay.
+        """
+        if not self._large or step.whole is not None:
+            return
+        size = math.prod(step.spec.shape)
+        for model in (self._models.base, *(expert.whole for expert in self.voters(step))):
+            give_back = getattr(model, "give_back", None)
+            if model is not None and give_back is not None and step.spec.name in model.specs:
+                give_back(step.spec.name, step.first, step.first + size)
 
     def voters(self, step: Step) -> list[Expert]:
         """The experts that have these rows."""
