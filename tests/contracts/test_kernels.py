@@ -261,6 +261,6 @@ def test_a_survey_is_told_what_is_above_and_within(
     for k, tensor in enumerate(tensors[1:]):
         sizes = (tensor.float() - tensors[0].float()).abs().numpy()
         for r, (low, high) in enumerate(brackets[k]):
-            assert counts.above[k, r] == (sizes > np.float32(high)).sum()
+            assert counts[k][0][r] == (sizes > np.float32(high)).sum()
             inside = sizes[(sizes >= np.float32(low)) & (sizes <= np.float32(high))]
-            assert np.array_equal(np.sort(counts.values[k][r]), np.sort(inside))
+            assert np.array_equal(np.sort(counts[k][1][r]), np.sort(inside))

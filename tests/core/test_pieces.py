@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from magmerge.core.parameters import UNIT
-from magmerge.core.pieces import ALIGNED, cut
+from magmerge.core.pieces import ALIGNED, cut, runs
 from magmerge.engine.memory import coarsest
 
 SHAPES = st.lists(st.integers(1, 70), min_size=1, max_size=4).map(tuple)
@@ -66,3 +66,28 @@ def test_fused_experts_are_matrices_and_a_transposed_layer_keeps_its_rows() -> N
 )
 def test_the_coarsest_cut_suits_all(cuts: tuple[str, ...], found: str) -> None:
     assert coarsest(*cuts) == found
+
+
+@settings(deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 300_000), min_size=1, max_size=8).filter(
+        lambda sizes: sum(sizes) > 40_000
+    ),
+    share=st.integers(2, 500),
+)
+def test_runs_are_from_everywhere_and_apart(sizes: list[int], share: int) -> None:
+    entries = max(1, sum(sizes) // share)
+    spans = list(runs(sizes, entries))
+    assert spans == list(runs(sizes, entries))
+    assert 0.8 * entries - 128 <= sum(stop - start for _, start, stop in spans) <= entries + 128
+    assert all(0 <= start < stop <= sizes[place] for place, start, stop in spans)
+    assert spans == sorted(spans)
+    # Each layer has its share of the runs.
+    for place, size in enumerate(sizes):
+        own = sum(1 for other, *_ in spans if other == place)
+        assert abs(own - len(spans) * size / sum(sizes)) <= 2
+
+
+def test_runs_do_not_meet_the_same_columns() -> None:
+    columns = {start % 4096 // 512 for _, start, _ in runs([4096 * 4096], 1 << 17)}
+    assert len(columns) == 8

@@ -10,9 +10,8 @@ from torch import Tensor
 
 import magmerge
 from magmerge.core.traits import Survey
-from magmerge.linalg.radix import ModelThreshold
 from magmerge.linalg.selection import kept_count, largest
-from magmerge.linalg.threshold import LayerThreshold, magnitudes
+from magmerge.linalg.threshold import ThresholdSurvey
 from magmerge.methods.sparsify import trimmed
 from tests.contracts.laws import rows_for
 
@@ -106,7 +105,8 @@ def test_the_model_threshold_equals_a_sort_of_the_whole_model(
 ) -> None:
     split = len(values) // 3
     layers = {"b": torch.tensor([values[:split]]), "a": torch.tensor([values[split:]])}
-    survey = ModelThreshold(lambda total: [kept_count(density, total)], magnitudes)
+    rank = kept_count(density, len(values))
+    survey = ThresholdSurvey(len(values), [rank], scope="model")
     sweep_all(survey, layers, piece)
     kept = {n: largest(d[0], survey.keywords(n)["thresholds"][0][0]) for n, d in layers.items()}
     flat = [(n, i) for n in sorted(layers) for i in range(layers[n].numel())]
@@ -132,7 +132,7 @@ def test_the_layer_threshold_equals_a_stable_sort(kind: str, dtype: torch.dtype)
         values[:, entries // 100 :] = 0
     elif kind == "scaled rows":
         values *= torch.logspace(-3, 3, entries, dtype=dtype)
-    survey = LayerThreshold(entries, ranks)
+    survey = ThresholdSurvey(entries, ranks)
     assert survey.samples > 0
     survey.prepare(values[:, :: entries // survey.samples])
     sweep_all(survey, {"layer": values}, 1 << 16)
@@ -147,7 +147,7 @@ def test_the_layer_threshold_equals_a_stable_sort(kind: str, dtype: torch.dtype)
 
 def test_a_bracket_that_fails_is_found_out() -> None:
     values = torch.randn(1, 300_000, generator=torch.Generator().manual_seed(2))
-    survey = LayerThreshold(300_000, [1000])
+    survey = ThresholdSurvey(300_000, [1000])
     survey.prepare(torch.full((1, survey.samples), 1e-3))
     sweep_all(survey, {"layer": values}, 1 << 16)
     threshold = survey.keywords("layer")["thresholds"][0][0]

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from magmerge.checkpoints.kinds import read_errors, read_model_config
+from magmerge.checkpoints.page_cache import give_back, read_in_order
 from magmerge.core import dtypes
 from magmerge.core.errors import CheckpointError, shortened
 from magmerge.core.lazy import Tensor, torch
@@ -91,6 +92,13 @@ class SafetensorsCheckpoint:
         if stop > start:
             self._fill(out.data, place.file, place.start + start * width, name)
 
+    def give_back(self, name: str, start: int, stop: int) -> None:
+        """Let go of the memory in which the system keeps these entries of the file."""
+        place, width = self._places[name], dtypes.width(self.specs[name].dtype)
+        if stop > start:
+            with self._handles.opened(place.file) as handle:
+                give_back(handle, place.start + start * width, (stop - start) * width)
+
     def _header(self, file: Path) -> list[tuple[TensorSpec, _Offset]]:
         return read_header(file)
 
@@ -117,6 +125,8 @@ class Handles:
         with self.lock:
             if file not in self._open and Handles.count < KEPT_OPEN:
                 self._open[file] = os.open(file, self._flags, 0o666)
+                if self._flags == os.O_RDONLY:
+                    read_in_order(self._open[file])
                 Handles.count += 1
         handle = self._open.get(file)
         if handle is not None:

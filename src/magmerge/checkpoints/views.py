@@ -106,6 +106,13 @@ class CheckpointView:
         """The stored bytes of entries [start, stop) of the flattened tensor, into all of `out`."""
         cast("Stored", self._checkpoint).read_bytes(self._stored[name], start, stop, out)
 
+    def give_back(self, name: str, start: int, stop: int) -> None:
+        """Let go of the memory in which the system keeps these entries, where they are stored as
+        they are here.
+        """
+        if name in self._stored and hasattr(self._checkpoint, "give_back"):
+            self._checkpoint.give_back(self._stored[name], start, stop)
+
     def _fill(self, out: Tensor, stretch: Stretch, start: int) -> None:
         """The entries of a stretch from `start` on, as many as `out` has room for."""
         stop = start + out.numel()

@@ -16,6 +16,10 @@ STRETCH = 1 << 22
 """Entries whose pieces one job treats in turn."""
 ALIGNED = 64
 """Entries of which every piece holds a multiple, so that vector instructions see equal parts."""
+RUNS, RUN = 128, 1024
+"""The least number of runs in a sample, and the greatest number of entries in one."""
+GOLDEN = (math.sqrt(5) - 1) / 2
+"""A share whose multiples, less their whole part, fill the line from 0 to 1 evenly."""
 
 
 def cut(shape: tuple[int, ...], kind: Kind, how: Cut, limit: int = PIECE) -> tuple[Piece, ...]:
@@ -51,6 +55,23 @@ def stretches(pieces: Sequence[Piece]) -> list[list[Piece]]:
             groups.append([])
         groups[-1].append(piece)
     return groups
+
+
+def runs(sizes: Sequence[int], entries: int) -> Iterator[tuple[int, int, int]]:
+    """A sample of about so many entries from everywhere in layers of these sizes, in proportion to
+    them, and always the same: of each run of neighbours the layer's place, and its first and last
+    entry + 1.
+    """
+    total, count = sum(sizes), max(RUNS, entries // RUN)
+    length, place, before = max(1, entries // count), 0, 0
+    for run in range(count):
+        # Not at equal distances: a layer's columns may be as far apart.
+        spare = max(0, total // count - length)
+        begin = total * run // count + int(run * GOLDEN % 1 * spare)
+        while begin >= before + sizes[place]:
+            before, place = before + sizes[place], place + 1
+        first = max(0, min(begin - before, sizes[place] - length))
+        yield place, first, min(first + length, sizes[place])
 
 
 def strewn(order: Any, width: int, start: int, stop: int) -> Iterator[tuple[int, int, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -121,6 +121,34 @@ class Survey(Protocol):
 
     def keywords(self, name: str) -> Mapping[str, Any]:
         """What the method's function gets for this layer, by keyword."""
+        ...
+
+
+Brackets = Sequence[Sequence[tuple[float, float]]]
+"""For each expert, of each of its ranks, the least and the greatest magnitude within."""
+
+
+@runtime_checkable
+class MagnitudeSurvey(Survey, Protocol):
+    """A survey that need not see tensors: it can be told which magnitudes are within brackets."""
+
+    @property
+    def brackets(self) -> Brackets | None:
+        """Those of the next sweep; None where it has to `observe` the tensors themselves."""
+        ...
+
+    def note(
+        self,
+        name: str,
+        start: int,
+        stop: int,
+        row: int,
+        above: Sequence[int],
+        values: Sequence[NDArray[Any]],
+    ) -> None:
+        """Take note of the entries [start, stop) of the layer `name`, of the expert `row`: for each
+        rank how many magnitudes are above its bracket, and all those within, in any order.
+        """
         ...
 
 

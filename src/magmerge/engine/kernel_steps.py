@@ -11,16 +11,18 @@ import numpy as np
 
 from magmerge.core import dtypes
 from magmerge.core.fused import Fused
-from magmerge.core.machine import CPU
+from magmerge.core.traits import MagnitudeSurvey, Survey
 from magmerge.core.types import Piece, Step
 from magmerge.engine.job import Work
 from magmerge.engine.layer import Tally
-from magmerge.engine.reader import Reader
 from magmerge.engine.stages import Treatment
 from magmerge.engine.step_method import method_for
+from magmerge.engine.stored_pieces import StoredPieces
 from magmerge.kernels.arguments import FORMATS, Bytes, is_here
 from magmerge.kernels.merging import Calibration, calibrated, merged
+from magmerge.kernels.parts import observed
 from magmerge.linalg.draws import chunk_states
+from magmerge.linalg.survey import brackets_of
 
 BY_ROWS = ("matrix", "convolution")
 """Kinds of layers whose output rows lie in memory one after the other."""
@@ -38,7 +40,7 @@ class KernelStep:
     """A layer's merge, and its calibration where it has one, as compiled kernels do it."""
 
     step: Step
-    reader: Reader
+    pieces: StoredPieces
     fused: Fused
     calibration: Calibration | None
 
@@ -48,13 +50,14 @@ class KernelStep:
         The bytes are this thread's, until it runs another piece.
         """
         step = self.step
-        inputs = self.reader.stored(step, piece)
+        span = step.first + piece.start, step.first + piece.stop
+        inputs = self.pieces.inputs(step, [span])
         if self.fused.keep == "drop":
             stop = inputs.start + inputs.entries
             states = chunk_states(self.fused.seeds, inputs.start, stop)
             inputs = inputs._replace(states=states)
         code = FORMATS[step.spec.dtype]
-        data = self.reader.memory.block("result", inputs.entries * dtypes.width(step.spec.dtype))
+        data = self.pieces.memory.block("result", inputs.entries * dtypes.width(step.spec.dtype))
         if self.calibration is None:
             squares = merged(self.fused, inputs, piece.grain, code, data)
             if squares is None:
@@ -78,22 +81,42 @@ class KernelStep:
 
 
 def kernel_of(
-    work: Work, reader: Reader, step: Step, survey: Mapping[str, Any] | None
+    work: Work, pieces: StoredPieces, step: Step, survey: Mapping[str, Any] | None
 ) -> KernelStep | None:
     """How compiled kernels do this step; None where they cannot, and the functions do it."""
     plain = work.models.merged is None and work.stages.method is not None and not step.wide
-    if not plain or work.job.machine.device != CPU or step.spec.dtype not in FORMATS:
+    if not plain or not work.job.device.is_cpu or step.spec.dtype not in FORMATS:
         return None
     calibration, usable = _calibration(work.stages.treatment, step)
     if not usable or not math.prod(step.spec.shape):
         return None
     method, bound = method_for(work, step, survey)
-    if method.kernel is None or not reader.has_stored(step) or not is_here():
+    if method.kernel is None or not pieces.has(step) or not is_here():
         return None
     keywords = {parameter.keyword: parameter.default for parameter in method.parameters}
     keywords |= dict.fromkeys(method.supplied - {"start"}) | bound
-    fused = method.kernel(experts=len(reader.voters(step)), **keywords)
-    return None if fused is None else KernelStep(step, reader, fused, calibration)
+    fused = method.kernel(experts=len(work.voters(step)), **keywords)
+    return None if fused is None else KernelStep(step, pieces, fused, calibration)
+
+
+def noted(work: Work, pieces: StoredPieces, step: Step, survey: Survey, piece: Piece) -> bool:
+    """Whether kernels have told the survey what it must know of a piece; else it is to observe it.
+
+    They do not where something is not finite, or the survey must see the tensors.
+    """
+    method, brackets = work.stages.method, brackets_of(survey)
+    if brackets is None or method is None or method.acts_on != "deltas":
+        return False
+    if not (work.job.device.is_cpu and pieces.has(step) and is_here()):
+        return False
+    start, stop = step.first + piece.start, step.first + piece.stop
+    counts = observed(pieces.inputs(step, [(start, stop)]), brackets)
+    if counts is None:
+        return False
+    assert isinstance(survey, MagnitudeSurvey)
+    for row, (above, values) in enumerate(counts):
+        survey.note(step.tensor_key, start, stop, row, above, values)
+    return True
 
 
 def _calibration(treatment: Treatment, step: Step) -> tuple[Calibration | None, bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from magmerge.checkpoints.output.writer import Sink
 from magmerge.core.lazy import load
@@ -21,6 +21,8 @@ from magmerge.engine.steps import Bench, Outcome, merged_step, observed, run_ste
 
 if TYPE_CHECKING:
     from magmerge.linalg.survey import SurveysApart
+
+SurveyKind = TypeVar("SurveyKind", bound=Survey)
 
 
 def bench_for(work: Work, sink: Sink) -> Bench:
@@ -64,6 +66,7 @@ def _finished(
     bench: Bench, step: Step, finish: Callable[[Step, Outcome], None] | None
 ) -> Task[Outcome]:
     outcome = yield from _task(bench, step)
+    bench.reader.give_back(step)
     if finish is not None:
         finish(step, outcome)
     return outcome
@@ -89,13 +92,14 @@ def _survey(bench: Bench) -> Survey | None:
     work = bench.work
     whole = [merged_step(work, step) for step in work.plan.steps]
     steps: Sequence[Step] = [step for step in whole if step.action == "merge"]
-    survey = survey_for(work, steps[0]) if steps else None
-    if survey is None or survey.scope != "model":
+    own = survey_for(work, steps[0]) if steps else None
+    if own is None or own.scope != "model":
         return None
     if any(step.voters is not None for step in steps):
-        survey = _apart(work, steps)
-    _sweep(bench, survey, steps)
-    return survey
+        return _swept(bench, _apart(work, steps), steps)
+    survey = survey_for(work, _together(steps[0], steps))
+    assert survey is not None
+    return _swept(bench, survey, steps)
 
 
 def _surveys_by_tensor(bench: Bench) -> dict[str, Survey]:
@@ -111,36 +115,52 @@ def _surveys_by_tensor(bench: Bench) -> dict[str, Survey]:
     for key, steps in tensors.items():
         if survey_for(work, steps[0]) is None:
             continue
-        surveys[key] = survey = _apart(work, steps)
-        _sample(bench, survey, steps)
-        _sweep(bench, survey, steps)
+        surveys[key] = _swept(bench, _apart(work, steps), steps)
     return surveys
+
+
+def _together(first: Step, steps: Sequence[Step]) -> Step:
+    """A step like the `first`, with as many entries as all these have; at least one."""
+    total = sum(math.prod(step.spec.shape) for step in steps)
+    return replace(first, spec=replace(first.spec, shape=(max(1, total),)))
 
 
 def _apart(work: Work, steps: Sequence[Step]) -> SurveysApart:
     """A survey for each expert, of the rows of these steps that it has."""
     surveys = []
     for place in range(len(work.models.experts)):
-        own = [math.prod(step.spec.shape) for step in steps if place in work.voters(step)]
-        first = replace(
-            steps[0], spec=replace(steps[0].spec, shape=(max(1, sum(own)),)), voters=(place,)
-        )
-        surveys.append(survey_for(work, first))
+        own = _together(steps[0], _steps_of(work, steps, place))
+        surveys.append(survey_for(work, replace(own, voters=(place,))))
     apart: SurveysApart = load("magmerge.linalg.survey:SurveysApart")(surveys)
     return apart
 
 
-def _sample(bench: Bench, survey: SurveysApart, steps: Sequence[Step]) -> None:
-    """Let each expert's survey look at some of the largest part of its rows."""
-    method, ready = bench.work.stages.method, set[int]()
+def _steps_of(work: Work, steps: Sequence[Step], expert: int) -> list[Step]:
+    """The steps whose rows an expert has, as steps of its own."""
+    return [replace(step, voters=(expert,)) for step in steps if expert in work.voters(step)]
+
+
+def _swept(bench: Bench, survey: SurveyKind, steps: Sequence[Step]) -> SurveyKind:
+    """The survey after a look at a sample of these steps, and after all its sweeps over them."""
+    of: Callable[[Sequence[int]], Survey] | None = getattr(survey, "of", None)
+    if of is None:
+        _sample(bench, survey, steps)
+    else:
+        for place in range(len(bench.work.models.experts)):
+            own = _steps_of(bench.work, steps, place)
+            if own:
+                _sample(bench, of([place]), own)
+    _sweep(bench, survey, steps)
+    return survey
+
+
+def _sample(bench: Bench, survey: Survey, steps: Sequence[Step]) -> None:
+    """Let a survey look at some entries of these steps."""
+    method = bench.work.stages.method
     assert method is not None
-    for step in sorted(steps, key=lambda step: -math.prod(step.spec.shape)):
-        left = [place for place in bench.work.voters(step) if place not in ready]
-        if left and survey.samples:
-            part = replace(step, voters=tuple(left))
-            sample = bench.reader.sample(part, method.acts_on, survey.samples)
-            survey.of(left).prepare(sample)
-            ready |= set(left)
+    if survey.samples:
+        with bench.work.job.device.queue():
+            survey.prepare(bench.reader.sample(steps, method.acts_on, survey.samples))
 
 
 def _sweep(bench: Bench, survey: Survey, steps: Sequence[Step]) -> None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from magmerge.checkpoints.output.writer import stored_bytes
+from magmerge.checkpoints.page_cache import are_large, size_of
 from magmerge.core import dtypes
 from magmerge.core.errors import NonFiniteError
 from magmerge.core.lazy import Tensor, torch
 from magmerge.core.models import Checkpoint, Expert, as_stored
+from magmerge.core.pieces import runs
 from magmerge.core.types import Piece, Step
 from magmerge.engine.job import Job
+from magmerge.engine.stored_pieces import StoredPieces
 from magmerge.kernels.arguments import FORMATS, Inputs, is_here
 from magmerge.kernels.parts import differences
 from magmerge.linalg.device import moved
@@ -24,23 +26,6 @@ from magmerge.linalg.finite import count_of_bad, is_finite
 if TYPE_CHECKING:
     from magmerge.core.models import Bytes
 
-RUNS, STRIDE = 32, 8
-"""A sample is every STRIDE-th entry of RUNS stretches of a layer."""
-
-
-class Memory(threading.local):
-    """A thread's memory for pieces as stored, kept for the next one."""
-
-    def __init__(self) -> None:
-        self._blocks: dict[object, Bytes] = {}
-
-    def block(self, name: object, size: int) -> Bytes:
-        """The block of this name, of so many bytes; what was in it before is lost."""
-        known = self._blocks.get(name)
-        if known is None or len(known) < size:
-            known = self._blocks[name] = np.empty(size, np.uint8)
-        return known[:size]
-
 
 class Reader:
     """Reads pieces. What is not finite is reported with its tensor and source."""
@@ -48,7 +33,10 @@ class Reader:
     def __init__(self, job: Job) -> None:
         self._models = job.models
         self._device = job.device
-        self.memory = Memory()
+        self.stored = StoredPieces(job.models)
+        models = (job.models.base, *job.models.experts)
+        files = {file for model in models if model is not None for file in model.files}
+        self._large = are_large(map(size_of, files))
 
     def base(self, step: Step, piece: Piece) -> Tensor:
         """The base's piece in float32, or float64 for a float64 model; zeros without a base."""
@@ -85,14 +73,14 @@ class Reader:
         """[K, *piece]: the voters' task vectors or weights. `seen`: found to be finite before."""
         experts, name = self.voters(step), step.spec.name
         tensors = base.new_empty((len(experts), *base.shape))
-        models = [expert.whole for expert in experts]
-        codes = {model.specs[name].dtype if model is not None else None for model in models}
-        if _is_plain(tensors) and self.has_stored(step):
-            array = base.reshape(-1).numpy() if what == "deltas" else None
-            inputs = self._inputs(step, piece, array, FORMATS["F32"])
+        models = _alike(experts, name)
+        if _is_plain(tensors) and self.stored.has(step):
+            inputs = self.stored.inputs(step, [_span(step, piece)], based=False)
+            if what == "deltas":
+                inputs = inputs._replace(base=base.reshape(-1).numpy())
             seen |= differences(inputs, tensors.reshape(len(experts), -1).numpy())
-        elif len(codes) == 1 and None not in codes:
-            self._read_together(experts, step, piece, tensors)
+        elif models is not None:
+            _read_together(models, name, [_span(step, piece)], tensors)
             if what == "deltas":
                 tensors.sub_(base)
         else:
@@ -108,70 +96,66 @@ class Reader:
                 _check_difference(tensor, name, expert.source)
         return tensors
 
+    def give_back(self, step: Step) -> None:
+        """Let go of the pages in which the system keeps a layer that is merged, where the inputs
+        are so large that they would fill its memory. Rows of a tensor that is several steps stay.
+        """
+        if not self._large or step.whole is not None:
+            return
+        size = math.prod(step.spec.shape)
+        for model in (self._models.base, *(expert.whole for expert in self.voters(step))):
+            give_back = getattr(model, "give_back", None)
+            if model is not None and give_back is not None and step.spec.name in model.specs:
+                give_back(step.spec.name, step.first, step.first + size)
+
     def voters(self, step: Step) -> list[Expert]:
         """The experts that have these rows."""
         places = range(len(self._models.experts)) if step.voters is None else step.voters
         return [self._models.experts[place] for place in places]
 
-    def has_stored(self, step: Step) -> bool:
-        """Whether `stored` can give this layer: whole models of formats that kernels know."""
-        models = [expert.whole for expert in self.voters(step)]
-        models += [] if self._models.base is None else [self._models.base]
-        return all(
-            model is not None and model.specs[step.spec.name].dtype in FORMATS for model in models
-        )
+    def sample(
+        self, steps: Sequence[Step], what: Literal["deltas", "weights"], entries: int
+    ) -> Any:
+        """[K, about entries]: entries from everywhere in these layers, in proportion to their size;
+        always the same ones, and not seen to be finite.
+        """
+        sizes = [math.prod(step.spec.shape) for step in steps]
+        parts: list[Any] = []
+        for place, group in itertools.groupby(runs(sizes, entries), lambda run: run[0]):
+            pieces = [Piece(start, stop, (stop - start,), 1) for _, start, stop in group]
+            parts.append(self._strewn(steps[place], pieces, what))
+        plain = all(isinstance(part, np.ndarray) for part in parts)
+        if plain:
+            return np.concatenate(parts, axis=1)
+        return torch.cat([torch.as_tensor(part) for part in parts], dim=1)
 
-    def stored(self, step: Step, piece: Piece) -> Inputs:
-        """The base's piece and the voters', as stored, in this thread's memory."""
-        base, name = self._models.base, step.spec.name
-        if base is None:
-            return self._inputs(step, piece, None, FORMATS["F32"])
-        data = self._bytes(name, *_range(step, piece), base, "base")
-        return self._inputs(step, piece, data, FORMATS[base.specs[name].dtype])
-
-    def _inputs(self, step: Step, piece: Piece, base: Any, base_format: int) -> Inputs:
-        """The voters' pieces as stored, with the base's in this format."""
-        (start, stop), name = _range(step, piece), step.spec.name
-        models = [expert.whole for expert in self.voters(step) if expert.whole is not None]
-        data = [self._bytes(name, start, stop, model, k) for k, model in enumerate(models)]
-        formats = [FORMATS[model.specs[name].dtype] for model in models]
-        return Inputs(stop - start, start, data, formats, base, base_format)
-
-    def _bytes(self, name: str, start: int, stop: int, model: Checkpoint, place: object) -> Bytes:
-        source = as_stored(model, name)
-        if source is None:
-            return stored_bytes(model.read_part(name, start, stop))
-        size = (stop - start) * dtypes.width(model.specs[name].dtype)
-        data = self.memory.block(place, size)
-        source.read_bytes(name, start, stop, data)
-        return data
-
-    def _read_together(
-        self, experts: Sequence[Expert], step: Step, piece: Piece, tensors: Tensor
-    ) -> None:
-        """All experts' weights at once: one conversion for models that are stored alike."""
-        models, name = (
-            [expert.whole for expert in experts if expert.whole is not None],
-            step.spec.name,
-        )
-        start, stop = step.first + piece.start, step.first + piece.stop
-        stored = dtypes.torch_dtype(models[0].specs[name].dtype)
-        size = (len(models), piece.stop - piece.start)
-        raw = torch.empty(size, dtype=stored, pin_memory=tensors.is_cuda)
-        for model, row in zip(models, raw, strict=True):
-            model.read_part(name, start, stop, row)
-        moved(raw, tensors, tensors)
-
-    def sample(self, step: Step, what: Literal["deltas", "weights"], entries: int) -> Tensor:
-        """[K, entries]: some entries from everywhere in the layer; always the same ones."""
-        size, length = math.prod(step.spec.shape), STRIDE * max(1, entries // RUNS)
-        parts = []
-        for run in range(RUNS):
-            start = max(0, size - length) * run // (RUNS - 1)
-            piece = Piece(start, min(start + length, size), (min(length, size),), length)
-            tensors = self.experts(step, piece, self.base(step, piece), what)
-            parts.append(tensors[:, ::STRIDE])
-        return torch.cat(parts, dim=1)
+    def _strewn(
+        self, step: Step, pieces: Sequence[Piece], what: Literal["deltas", "weights"]
+    ) -> Any:
+        """[K, entries] of many small pieces of a layer, end to end: of numpy or of torch."""
+        if self._device.is_cpu and is_here() and self.stored.has(step):
+            spans = [_span(step, piece) for piece in pieces]
+            inputs = self.stored.inputs(step, spans, based=what == "deltas")
+            sample = np.empty((len(inputs.experts), inputs.entries), np.float32)
+            differences(inputs, sample)
+            return sample
+        models = _alike(self.voters(step), step.spec.name)
+        if models is None:
+            parts = [
+                self.experts(step, piece, self.base(step, piece), what, seen=True)
+                for piece in pieces
+            ]
+            return torch.cat(parts, dim=1)
+        size = sum(piece.stop - piece.start for piece in pieces)
+        spans = [_span(step, piece) for piece in pieces]
+        dtype = torch.float64 if step.wide else torch.float32
+        tensors, base = self._device.empty(dtype, (len(models), size)), self._models.base
+        _read_together(models, step.spec.name, spans, tensors)
+        if what == "deltas" and base is not None:
+            own = self._device.empty(dtype, (1, size))
+            _read_together([base], step.spec.name, spans, own)
+            tensors.sub_(own)
+        return tensors
 
     def _read(
         self,
@@ -182,11 +166,11 @@ class Reader:
         *,
         of_base: bool = False,
     ) -> Tensor:
-        part = self._device.empty(dtype, piece.shape)
-        (start, stop), code = _range(step, piece), source.specs[step.spec.name].dtype
+        part, (start, stop) = self._device.empty(dtype, piece.shape), _span(step, piece)
+        code = source.specs[step.spec.name].dtype
         if code in FORMATS and _is_plain(part):
-            data = self._bytes(step.spec.name, start, stop, source, "one")
-            inputs = Inputs(stop - start, start, [data], [FORMATS[code]], None, 0)
+            data = self.stored.bytes_of(source, step.spec.name, [(start, stop)], "one")
+            inputs = Inputs(stop - start, start, [data], [FORMATS[code]], None, FORMATS["F32"])
             if differences(inputs, part.reshape(1, -1).numpy()):
                 return part
         moved(source.read_part(step.spec.name, start, stop), part, part)
@@ -199,9 +183,34 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.is_cpu and tensor.dtype == torch.float32 and is_here()
 
 
-def _range(step: Step, piece: Piece) -> tuple[int, int]:
-    """The entries of the step's tensor that the piece is."""
+def _span(step: Step, piece: Piece) -> tuple[int, int]:
+    """The first entry of a piece in the step's tensor, and its last + 1."""
     return step.first + piece.start, step.first + piece.stop
+
+
+def _alike(experts: Sequence[Expert], name: str) -> list[Checkpoint] | None:
+    """The experts' own models, where all have the tensor stored in one format."""
+    models = [expert.whole for expert in experts]
+    whole = [model for model in models if model is not None]
+    formats = {model.specs[name].dtype for model in whole}
+    return whole if len(formats) == 1 and len(whole) == len(models) else None
+
+
+def _read_together(
+    models: Sequence[Checkpoint], name: str, spans: Sequence[tuple[int, int]], tensors: Tensor
+) -> None:
+    """All models' weights [K, *shape] of these spans at once: one conversion for what is stored
+    alike.
+    """
+    stored = dtypes.torch_dtype(models[0].specs[name].dtype)
+    size = (len(models), sum(stop - start for start, stop in spans))
+    raw = torch.empty(size, dtype=stored, pin_memory=tensors.is_cuda)
+    for model, row in zip(models, raw, strict=True):
+        place = 0
+        for start, stop in spans:
+            model.read_part(name, start, stop, row[place : place + stop - start])
+            place += stop - start
+    moved(raw, tensors, tensors)
 
 
 def _check_difference(tensor: Tensor, name: str, source: str) -> None:

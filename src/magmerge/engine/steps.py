@@ -17,7 +17,7 @@ from magmerge.core.traits import Survey
 from magmerge.core.types import LayerRecord, Piece, Step
 from magmerge.engine.executors.local import Job, Task
 from magmerge.engine.job import Work
-from magmerge.engine.kernel_steps import kernel_of
+from magmerge.engine.kernel_steps import kernel_of, noted
 from magmerge.engine.layer import Calibrated, Merged, Tally, calibrate_layer, merge_layer, record_of
 from magmerge.engine.memory import bytes_of, cut_for
 from magmerge.engine.notes import carried_note
@@ -92,7 +92,7 @@ def run_step(bench: Bench, step: Step) -> Task[Outcome]:
     survey = yield from surveyed(bench, step)
     pieces = cut_for(step, work.stages, work.plan.piece)
 
-    kernel = kernel_of(work, bench.reader, step, survey)
+    kernel = kernel_of(work, bench.reader.stored, step, survey)
 
     def merge(piece: Piece) -> Tally:
         if kernel is not None:
@@ -186,24 +186,27 @@ def _place(step: Step, piece: Piece) -> tuple[str, int, int]:
 
 
 def observed(bench: Bench, step: Step, survey: Survey) -> Task[None]:
-    """All pieces of a layer, told to a survey of the whole model."""
+    """The pieces of a layer that a survey of the whole model wants."""
     pieces = cut(step.spec.shape, "other", "entries", bench.work.plan.piece)
-    yield jobs(bench, step, pieces, partial(_observe, bench, step, survey))
+    seen = [piece for piece in pieces if survey.wants(*_place(step, piece))]
+    yield jobs(bench, step, seen, partial(_observe, bench, step, survey))
 
 
 def _sample(bench: Bench, step: Step, survey: Survey) -> None:
     method = bench.work.stages.method
     assert method is not None
     with bench.work.job.device.queue():
-        survey.prepare(bench.reader.sample(step, method.acts_on, survey.samples))
+        survey.prepare(bench.reader.sample([step], method.acts_on, survey.samples))
 
 
 def _observe(bench: Bench, step: Step, survey: Survey, piece: Piece) -> None:
-    method = bench.work.stages.method
+    method, own = bench.work.stages.method, _of_voters(bench, step, survey)
     assert method is not None
+    if noted(bench.work, bench.reader.stored, step, own, piece):
+        return
     base = bench.reader.base(step, piece)
     tensors = bench.reader.experts(step, piece, base, method.acts_on)
-    _of_voters(bench, step, survey).observe(*_place(step, piece)[:2], tensors)
+    own.observe(*_place(step, piece)[:2], tensors)
 
 
 def _carry(bench: Bench, step: Step, piece: Piece) -> tuple[int, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,32 +25,30 @@ def differences(inputs: Inputs, deltas: NDArray[np.float32]) -> bool:
     return flags == 0  # type: ignore[no-any-return]
 
 
-class Counts(NamedTuple):
-    """Of each expert and bracket how many magnitudes are above, [K, ranks], and those within."""
-
-    above: NDArray[np.int64]
-    values: Sequence[Sequence[NDArray[np.float32]]]
+Noted = tuple[list[int], list[NDArray[np.float32]]]
+"""Of one expert, for each bracket, how many magnitudes are above it, and those within."""
 
 
-def observed(inputs: Inputs, brackets: Sequence[Sequence[tuple[float, float]]]) -> Counts | None:
-    """What a survey wants to know of a piece; None where something is not finite."""
-    experts, ranks = len(inputs.experts), len(brackets[0])
-    low, high = (
-        np.array([[pair[i] for pair in row] for row in brackets], np.float32) for i in (0, 1)
-    )
+def observed(
+    inputs: Inputs, brackets: Sequence[Sequence[tuple[float, float]]]
+) -> list[Noted] | None:
+    """What a survey must know of a piece, of each expert; None where something is not finite."""
+    experts, ranks = len(inputs.experts), max(map(len, brackets))
+    bounds = np.full((2, experts, ranks), np.inf, np.float32)
+    for k, row in enumerate(brackets):
+        for r, pair in enumerate(row):
+            bounds[:, k, r] = pair
     above, within = np.empty((2, experts, ranks), np.int64)
     piece, arrays = piece_of(inputs, 0, 1, 0, None)
     room = min(inputs.entries + 1, max(1024, inputs.entries // 16))
     while True:
         values = np.empty((experts, ranks, room), np.float32)
+        pointers = (*bounds, above, within, values)
         flags = library().call("observe")(
             ctypes.byref(piece),
             ctypes.c_int32(experts),
             ctypes.c_int32(ranks),
-            *(
-                array.ctypes.data_as(ctypes.c_void_p)
-                for array in (low, high, above, within, values)
-            ),
+            *(array.ctypes.data_as(ctypes.c_void_p) for array in pointers),
             ctypes.c_int64(room),
         )
         if flags or within.max(initial=0) < room:
@@ -60,8 +57,13 @@ def observed(inputs: Inputs, brackets: Sequence[Sequence[tuple[float, float]]]) 
     del arrays
     if flags:
         return None
-    kept = [[values[k, r, : within[k, r]] for r in range(ranks)] for k in range(experts)]
-    return Counts(above, kept)
+    return [
+        (
+            above[k, : len(row)].tolist(),
+            [values[k, r, : within[k, r]].copy() for r in range(len(row))],
+        )
+        for k, row in enumerate(brackets)
+    ]
 
 
 def cast(values: NDArray[np.float32], code: int, out: Bytes) -> bool:

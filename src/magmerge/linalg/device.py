@@ -33,6 +33,11 @@ class Device:
         self._name = name
         self._own = threading.local()
 
+    @property
+    def is_cpu(self) -> bool:
+        """Whether tensors are in this machine's own memory."""
+        return self._name == CPU
+
     def empty(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         """Memory there, to be filled."""
         return torch.empty(shape, dtype=dtype, device=self._name)

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from magmerge.core.lazy import Float, Int, Shaped, Tensor, torch
+from magmerge.core.lazy import Float, Tensor, torch
 from magmerge.core.parameters import Threshold
 
-HALF = 16
-HALF_BINS = 1 << HALF
 WORD = 32
+Array = NDArray[Any]
+Entries = Any
+"""A torch tensor [entries] on any device, or an array of numpy's."""
 
 
 def kept_count(density: float, entries: int) -> int:
@@ -39,112 +40,85 @@ def largest(
         kept = largest(values.to(torch.float32), threshold, start)
         return values * kept.bool()
     if value > 0 and until >= start + values.numel():
-        value = next_below(value, values.dtype)
+        value = next_below(value, np.float64 if values.dtype == torch.float64 else np.float32)
     if value <= 0:
         return values.clone()
     kept = torch.nn.functional.hardshrink(values, value)
     if start < until < start + values.numel():
         flat, out = values.reshape(-1), kept.reshape(-1)
-        equal = places_of(flat[: until - start].abs(), value).to(flat.device)
+        equal = torch.from_numpy(places_of(flat[: until - start].abs(), value)).to(flat.device)
         out[equal] = flat[equal]
     return kept
 
 
-def next_below(value: float, dtype: torch.dtype) -> float:
-    """The greatest number of this format that is smaller than `value`, which is positive."""
-    return float(torch.nextafter(torch.tensor(value, dtype=dtype), torch.zeros((), dtype=dtype)))
+def next_below(value: float, dtype: Any) -> float:
+    """The greatest number of this format of numpy's that is smaller than `value`, which is
+    positive.
+    """
+    return float(np.nextafter(dtype(value), dtype(0)))
 
 
-def count_above(magnitudes: Float[Tensor, "entries"], bound: float) -> int:
+def count_above(magnitudes: Entries, bound: float) -> int:
     """How many entries are greater than `bound`, a number of their format."""
-    return _count(_array(magnitudes) > bound)
+    mask = comparable(magnitudes) > bound
+    return int(np.count_nonzero(mask) if isinstance(mask, np.ndarray) else mask.sum())
 
 
-def count_equal(magnitudes: Float[Tensor, "entries"], value: float) -> int:
-    """How many entries are `value`."""
-    return _count(_array(magnitudes) == value)
+def places_of(magnitudes: Entries, value: float) -> Array:
+    """Where this value is, in rising order."""
+    return on_cpu(_places(comparable(magnitudes) == value))
 
 
-def places_of(magnitudes: Float[Tensor, "entries"], value: float) -> Int[Tensor, "equal"]:
-    """Where this value is, in rising order; on the CPU."""
-    return _places(_array(magnitudes) == value).cpu()
+def values_between(magnitudes: Entries, low: float, high: float) -> Array:
+    """The entries in [low, high]; of what is on an accelerator nothing else is moved."""
+    array = comparable(magnitudes)
+    return on_cpu(array[_places((array >= low) & (array <= high))])
 
 
-def tally_between(
-    magnitudes: Float[Tensor, "entries"], low: float, high: float
-) -> tuple[Float[Tensor, "values"], Int[Tensor, "values"]]:
-    """The different values in [low, high], rising, and how often each occurs; on the CPU."""
-    return tally(_within(magnitudes, low, high))
+def comparable(values: Entries) -> Any:
+    """The same: what is on the CPU by numpy, which compares several times as fast as torch."""
+    return values.numpy() if isinstance(values, Tensor) and values.is_cpu else values
 
 
-def tally(
-    values: Shaped[Tensor, "entries"],
-) -> tuple[Shaped[Tensor, "values"], Int[Tensor, "values"]]:
-    """The different values, rising, and how often each occurs; on the CPU."""
-    different, counts = np.unique(values.cpu().numpy(), return_counts=True)
-    return torch.from_numpy(different), torch.from_numpy(counts)
+def on_cpu(values: Entries) -> Array:
+    """The same as an array of numpy's."""
+    return values.cpu().numpy() if isinstance(values, Tensor) else values
 
 
-def _array(values: Tensor) -> Any:
-    """The same to compare: on the CPU by numpy, which is several times as fast as torch."""
-    return values.numpy() if values.is_cpu else values
-
-
-def _within(values: Tensor, low: float | int, high: float | int) -> Tensor:
-    array = _array(values)
-    return values[_places((array >= low) & (array <= high))]
-
-
-def _count(mask: Any) -> int:
-    count = torch.count_nonzero if isinstance(mask, Tensor) else np.count_nonzero
-    return int(count(mask))
-
-
-def _places(mask: Any) -> Tensor:
+def _places(mask: Any) -> Any:
     """Where a mask is true, in rising order, on its device."""
-    if isinstance(mask, Tensor):
-        return torch.nonzero(mask).reshape(-1)
-    return torch.from_numpy(np.flatnonzero(mask))
+    if isinstance(mask, np.ndarray):
+        return np.flatnonzero(mask)
+    return mask.nonzero().reshape(-1)
 
 
-def nth_largest(values: Float[Tensor, "entries"], *ranks: int) -> list[float]:
+def nth_largest(values: Entries, *ranks: int) -> list[float]:
     """The values of these ranks, from 1, the largest; a list with one for each rank."""
     places = [len(values) - rank for rank in ranks]
-    ordered = np.partition(values.cpu().numpy(), places)
+    ordered = np.partition(on_cpu(values), places)
     return [float(ordered[place]) for place in places]
 
 
-def weighted_rank(
-    values: Float[Tensor, "values"], counts: Int[Tensor, "values"], rank: int
-) -> float:
+def weighted_rank(values: Array, counts: Array, rank: int) -> float:
     """The `rank`-th largest of values that occur so often."""
-    ordered, order = values.sort(descending=True)
-    reached = counts[order].cumsum(0, dtype=torch.int64)
-    return float(ordered[torch.searchsorted(reached, rank)])
+    order = np.argsort(values)[::-1]
+    return float(values[order[np.searchsorted(np.cumsum(counts[order]), rank)]])
 
 
-def magnitude_bits(values: Float[Tensor, "entries"]) -> Int[Tensor, "entries"]:
-    """The bit patterns of float32 magnitudes: integers of the same order."""
-    return values.abs().view(torch.int32)
+def bits_of(magnitudes: Array) -> Array:
+    """The bit patterns of magnitudes: whole numbers of the same order."""
+    return magnitudes.view(f"u{magnitudes.itemsize}").astype(np.int64)
 
 
-def lower_halves(bits: Int[Tensor, "entries"], high: int) -> Int[Tensor, "within"]:
-    """The lower halves of those patterns whose upper half is `high`."""
-    low = high << HALF
-    return _within(bits, low, low + HALF_BINS - 1) - low
+def float_of_bits(bits: int, dtype: Any) -> float:
+    """The number of this format of numpy's whose bit pattern it is."""
+    return float(np.array(bits, dtype=f"u{np.dtype(dtype).itemsize}").view(dtype))
 
 
-def float_of_bits(high: int, low: int) -> float:
-    """The float32 whose bit pattern has these halves."""
-    return float(torch.tensor((high << HALF) | low, dtype=torch.int32).view(torch.float32))
-
-
-def bin_of_rank(counts: Int[Tensor, "bins"], rank: int) -> tuple[int, int]:
-    """The bin of the `rank`-th largest entry (from 1), and its rank within that bin."""
-    above = counts.flip(0).cumsum(0)
-    index = int(torch.searchsorted(above, rank))
-    before = int(above[index - 1]) if index else 0
-    return len(counts) - 1 - index, rank - before
+def bin_of_rank(counts: Array, rank: int) -> int:
+    """The bin of the `rank`-th largest entry, from 1."""
+    above = np.cumsum(counts[::-1])
+    return len(counts) - 1 - int(np.searchsorted(above, rank))
 
 
 def by_rank(
@@ -161,7 +135,7 @@ def by_rank(
     return torch.empty_like(rows).scatter_(1, order, ladder.to(rows).expand(rows.shape))
 
 
-def _order(bits: NDArray[Any]) -> NDArray[Any]:
+def _order(bits: Array) -> Array:
     """The columns of each row in rising order: pattern and column as one number, sorted."""
     keys = bits.astype(np.uint64)
     keys <<= np.uint64(WORD)

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from magmerge.core.lazy import Float, Tensor, torch
 from magmerge.core.parameters import UNIT
-from magmerge.core.traits import Survey
+from magmerge.core.traits import Brackets, MagnitudeSurvey, Survey
+from magmerge.linalg.selection import Array
 
 Measure = Callable[[int, Tensor, Mapping[str, Any]], Tensor]
 """From a run's first place, its entries [K, run] and what the survey before found to the float64
@@ -44,7 +45,7 @@ class LayerSums:
         own = 1 if self._result is None else 0
         return own if self._first is None else own + self._first.passes
 
-    def prepare(self, sample: Float[Tensor, "K samples"]) -> None:
+    def prepare(self, sample: Any) -> None:
         assert self._first is not None
         self._first.prepare(sample)
 
@@ -52,7 +53,7 @@ class LayerSums:
         before = self._before()
         return before is None or before.wants(name, start, stop)
 
-    def observe(self, name: str, start: int, tensors: Float[Tensor, "K *shape"]) -> None:
+    def observe(self, name: str, start: int, tensors: Any) -> None:
         """Measure the runs of one piece."""
         self._name, before = name, self._before()
         if before is not None:
@@ -66,6 +67,26 @@ class LayerSums:
             # the pieces in splinters.
             self._parts[start + first] = total.reshape(-1).tolist()
             self._shape = tuple(total.shape)
+
+    @property
+    def brackets(self) -> Brackets | None:
+        """Those of the survey before; the sums need the tensors themselves."""
+        before = self._before()
+        return None if before is None else brackets_of(before)
+
+    def note(
+        self,
+        name: str,
+        start: int,
+        stop: int,
+        row: int,
+        above: Sequence[int],
+        values: Sequence[Array],
+    ) -> None:
+        """What the survey before takes note of."""
+        self._name, before = name, self._before()
+        assert isinstance(before, MagnitudeSurvey)
+        before.note(name, start, stop, row, above, values)
 
     def conclude(self) -> None:
         """Add up all runs."""
@@ -103,17 +124,43 @@ class SurveyOfEach:
     def passes(self) -> int:
         return max(survey.passes for survey in self._surveys)
 
-    def prepare(self, sample: Float[Tensor, "K samples"]) -> None:
+    def prepare(self, sample: Any) -> None:
         for survey, row in zip(self._surveys, sample, strict=True):
-            survey.prepare(row.unsqueeze(0))
+            survey.prepare(row[None])
 
     def wants(self, name: str, start: int, stop: int) -> bool:
         return any(survey.passes and survey.wants(name, start, stop) for survey in self._surveys)
 
-    def observe(self, name: str, start: int, tensors: Float[Tensor, "K *shape"]) -> None:
+    def observe(self, name: str, start: int, tensors: Any) -> None:
         for survey, tensor in zip(self._surveys, tensors, strict=True):
-            if survey.passes and survey.wants(name, start, start + tensor.numel()):
-                survey.observe(name, start, tensor.unsqueeze(0))
+            if survey.passes and survey.wants(name, start, start + math.prod(tensor.shape)):
+                survey.observe(name, start, tensor[None])
+
+    @property
+    def brackets(self) -> Brackets | None:
+        """The row of each expert; no ranks for one of which all is known."""
+        rows: list[Sequence[tuple[float, float]]] = []
+        for survey in self._surveys:
+            own = brackets_of(survey) if survey.passes else [()]
+            if own is None:
+                return None
+            rows += own
+        return rows
+
+    def note(
+        self,
+        name: str,
+        start: int,
+        stop: int,
+        row: int,
+        above: Sequence[int],
+        values: Sequence[Array],
+    ) -> None:
+        """What the survey of the expert `row` takes note of."""
+        survey = self._surveys[row]
+        if survey.passes and survey.wants(name, start, stop):
+            assert isinstance(survey, MagnitudeSurvey)
+            survey.note(name, start, stop, 0, above, values)
 
     def conclude(self) -> None:
         for survey in self._surveys:
@@ -143,6 +190,11 @@ def _joined(lists: Sequence[Any]) -> Any:
     if isinstance(lists[0][0], list):
         return [_joined(parts) for parts in zip(*lists, strict=True)]
     return [entry for part in lists for entry in part]
+
+
+def brackets_of(survey: Survey) -> Brackets | None:
+    """Between which magnitudes it is to be told all; None where it must see the tensors."""
+    return survey.brackets if isinstance(survey, MagnitudeSurvey) else None
 
 
 def surveyed(survey: Survey, tensors: Float[Tensor, "K *shape"]) -> Mapping[str, Any]:

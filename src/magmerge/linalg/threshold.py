@@ -3,111 +3,228 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
-from magmerge.core.lazy import Float, Tensor, torch
-from magmerge.core.parameters import UNIT
-from magmerge.linalg.radix import ModelThreshold, Search
-from magmerge.linalg.selection import count_above, nth_largest, tally_between, weighted_rank
+import numpy as np
 
+from magmerge.core.lazy import torch
+from magmerge.core.parameters import UNIT, Threshold
+from magmerge.core.traits import Brackets
+from magmerge.linalg.selection import (
+    Array,
+    Entries,
+    count_above,
+    next_below,
+    nth_largest,
+    on_cpu,
+    places_of,
+    values_between,
+)
+from magmerge.linalg.tally import Search
+
+Scope = Literal["layer", "model"]
 SAMPLE, SHARE = 1 << 15, 1 << 7
-"""The least number of entries in a sample, and one of how many is in it in a large layer."""
-MOST = 1 << 18
-CROWD = 1 << 21
-"""Candidates beyond which they are counted rather than kept."""
-DEVIATIONS, SPARE = 8.0, 24.0
+"""The least number of entries in a sample, and one of how many is in it where there are many."""
+MOST: Mapping[Scope, int] = {"layer": 1 << 18, "model": 1 << 20}
+"""The greatest number of entries in a sample."""
+CROWD: Mapping[Scope, int] = {"layer": 1 << 21, "model": 1 << 22}
+"""Values in all tallies beyond which they are counted rather than kept."""
+DEVIATIONS, SPARE = 6.0, 24.0
 """How far a bracket reaches from the sample's own threshold: standard deviations, and entries."""
+GROUPS = 128
+"""Parts of a sample, each of neighbours, by whose differences its deviation is told."""
+KEEP_ALL, KEEP_NONE = Threshold(0.0, 0), Threshold(math.inf, 0)
 
-View = Callable[[Tensor], Iterable[Tensor]]
-"""From the experts' tensors [K, entries] to T tensors of magnitudes [entries] that are ranked."""
+View = Callable[[Any], Iterable[Any]]
+"""From the experts' entries [K, entries] to T rows of magnitudes [entries] that are ranked."""
 
 
-def magnitudes(deltas: Float[Tensor, "K *shape"]) -> Iterator[Float[Tensor, "entries"]]:
+def magnitudes(deltas: Any) -> Iterator[Any]:
     """What most methods rank: the size of each entry, of one task vector after the other."""
-    return (delta.abs().reshape(-1) for delta in deltas)
+    return (abs(delta).reshape(-1) for delta in deltas)
 
 
-class LayerThreshold(ModelThreshold):
+class ThresholdSurvey:
     """For each row of `view` and each of `ranks`: the threshold of its `rank` largest entries.
 
+    They are those of a layer, or of all layers together (scope "model"), and there are `entries`.
     A sample gives a bracket; one sweep counts what is above it and keeps the values within, among
-    which the threshold is then chosen. Where entries equal to it run out in the middle of a piece,
-    that piece is looked at again for the place. Where a bracket fails or holds too much, the bit
-    patterns of all entries are counted instead, as those of a model are.
+    which the threshold is then chosen. Equal entries are taken by layer name, then by place: where
+    they run out in the middle of a piece, that piece is looked at again. Where a bracket fails or
+    holds too much, a sweep counts bit patterns, and finds a bracket that holds the threshold for
+    sure. Of several layers all magnitudes are compared as float32, as some may be stored so.
     """
 
-    scope: Literal["layer", "model"] = "layer"
-
-    def __init__(self, entries: int, ranks: Sequence[int], view: View = magnitudes) -> None:
-        super().__init__(lambda _: self._ranks, view)
-        self._entries, self._ranks, self._stage = entries, ranks, "bracket"
-        self._brackets: list[list[tuple[float, float]]] = []
+    def __init__(
+        self,
+        entries: int,
+        ranks: Sequence[int],
+        view: View = magnitudes,
+        *,
+        scope: Scope = "layer",
+        experts: int = 1,
+    ) -> None:
+        self.scope: Scope = scope
         # A bracket is told from a sample; a small layer needs none.
-        self.samples = 0 if entries <= UNIT else min(max(SAMPLE, entries // SHARE), MOST)
+        share = max(SAMPLE, entries // SHARE)
+        self.samples = 0 if entries <= UNIT else min(share, MOST[scope])
+        self._entries, self._ranks, self._view, self._experts = entries, ranks, view, experts
+        self._searches: dict[tuple[int, int], Search] = {}
+        self._lock = threading.Lock()
+        self._ended = False
 
-    def prepare(self, sample: Float[Tensor, "K samples"]) -> None:
-        """Bracket each threshold so that the whole layer's is almost surely within."""
-        self._brackets = [
-            [_bracket(row, rank / self._entries) for rank in self._ranks]
-            for row in self._view(sample)
-        ]
+    @property
+    def passes(self) -> int:
+        """1 while there is a sweep to be made."""
+        return int(not self._ended)
 
-    def observe(self, name: str, start: int, tensors: Float[Tensor, "K *shape"]) -> None:
-        """Count what is above each bracket, keep the values within; then as for a model."""
-        if self._stage != "bracket":
-            super().observe(name, start, tensors)
-            return
-        for t, row in enumerate(self._view(tensors)):
-            everything = [(0.0, math.inf)] * len(self._ranks)
-            for r, (low, high) in enumerate(self._brackets[t] if self._brackets else everything):
-                above = 0 if math.isinf(high) else count_above(row, high)
-                values, counts = tally_between(row, low, high)
-                with self._lock:
-                    self._rows, self._dtype = max(self._rows, t + 1), row.dtype
-                    if self._crowded:
-                        continue
-                    known = self._searches.setdefault((t, r), Search()).tally
-                    known.add(name, start, start + len(row), above, values, counts)
-                    # Not kept once it is known that there are too many.
-                    if known.count > CROWD // len(tensors) and self._entries > UNIT:
-                        self._crowded = True
-                        self._searches.clear()
+    @property
+    def brackets(self) -> Brackets | None:
+        """For each expert, of each rank, the least and the greatest magnitude that `note` is to be
+        told of. None where the tensors themselves are to be observed.
+        """
+        if self._view is not magnitudes or self._places():
+            return None
+        return [[search.bracket for search in self._row(expert)] for expert in range(self._experts)]
+
+    def prepare(self, sample: Any) -> None:
+        """Bracket each threshold so that that of all entries is almost surely within.
+
+        `sample` is [K, samples]: a torch tensor or an array of numpy's.
+        """
+        for t, values in enumerate(self._view(sample)):
+            row = on_cpu(self._compared(values))
+            for r, rank in enumerate(self._ranks):
+                self._searches[t, r] = Search(*_bracket(row, rank / self._entries))
+
+    def wants(self, name: str, start: int, stop: int) -> bool:
+        """All pieces at first, then those in which equal entries run out."""
+        places = self._places()
+        return not places or any(
+            last.name == name and start < last.stop and last.start < stop
+            for last in (search.last for search in places)
+            if last is not None
+        )
+
+    def observe(self, name: str, start: int, tensors: Any) -> None:
+        """Look at one piece [K, entries]: a torch tensor, or an array of numpy's."""
+        placing = bool(self._places())
+        for t, values in enumerate(self._view(tensors)):
+            row, searches = self._compared(values), self._row(t)
+            if placing:
+                _place(searches, name, start, row)
+                continue
+            brackets = [search.bracket for search in searches]
+            within = [values_between(row, low, high) for low, high in brackets]
+            above = [0 if math.isinf(high) else count_above(row, high) for _, high in brackets]
+            self.note(name, start, start + len(row), t, above, within)
+
+    def note(
+        self,
+        name: str,
+        start: int,
+        stop: int,
+        row: int,
+        above: Sequence[int],
+        values: Sequence[Array],
+    ) -> None:
+        """Take note of the entries [start, stop) of the layer `name`, of one row: for each rank how
+        many are greater than its bracket, and all those within, in any order.
+        """
+        searches = self._row(row)
+        for search, over, within in zip(searches, above, values, strict=True):
+            if not search.sweeps:
+                continue
+            keeps = search.stage == "tally"
+            tally = np.unique(within, return_counts=True) if keeps else (within, None)
+            with self._lock:
+                search.add(name, start, stop, over, *tally)
+        with self._lock:
+            tallies = [s for s in self._searches.values() if s.stage == "tally" and s.low < s.high]
+            if sum(search.tally.count for search in tallies) > CROWD[self.scope]:
+                max(tallies, key=lambda search: search.tally.count).crowd()
 
     def conclude(self) -> None:
-        """Choose the thresholds among what was kept, or start to count everything."""
-        if self._stage != "bracket":
-            super().conclude()
-        elif self._crowded or not all(map(self._choose, list(self._searches))):
-            self._searches.clear()
-            self._crowded, self._entries, self._dtype = False, 0, torch.float32
-            self._stage = "upper"
-        else:
-            self._find_pieces()
+        """End one sweep."""
+        for (_, r), search in self._searches.items():
+            search.conclude(self._ranks[r], self._entries)
+        self._ended = all(search.stage == "done" for search in self._searches.values())
 
-    def _choose(self, key: tuple[int, int]) -> bool:
-        """Find the value; False if the bracket does not hold it."""
-        rank, search = self._ranks[key[1]], self._searches[key]
-        if not 0 < rank < self._entries:
-            del self._searches[key]
-            return True
-        values, counts = search.tally.columns()
-        left = rank - sum(finding.above for finding in search.tally.findings)
-        if not 0 < left <= int(counts.sum()):
-            return False
-        value = search.value = search.mark = weighted_rank(values, counts, left)
-        quota = left - int(counts[values > value].sum())
-        if value and quota < int(counts[values == value].sum()):
-            search.quota = quota
-        return True
+    def keywords(self, name: str) -> Mapping[str, Any]:
+        """One list of thresholds for each rank, with one for each row of the view."""
+        rows = range(1 + max((t for t, _ in self._searches), default=-1))
+        ranks = range(len(self._ranks))
+        return {"thresholds": [[self._threshold(t, r, name) for t in rows] for r in ranks]}
+
+    def _threshold(self, t: int, r: int, name: str) -> Threshold:
+        search = self._searches[t, r]
+        if self._ranks[r] <= 0:
+            return KEEP_NONE
+        if search.value == 0:
+            return KEEP_ALL
+        double = search.dtype == np.float64
+        if search.last is None or name < search.last.name:
+            below = next_below(search.value, np.float64 if double else np.float32)
+            return Threshold(below, 0, not double)
+        until = search.until if name == search.last.name else 0
+        return Threshold(search.value, until, not double)
+
+    def _row(self, t: int) -> list[Search]:
+        """The searches of one row: of all values, where no sample gave a bracket."""
+        with self._lock:
+            return [self._searches.setdefault((t, r), Search()) for r in range(len(self._ranks))]
+
+    def _places(self) -> list[Search]:
+        """Those that only seek a place, where that is all that is left to do."""
+        with self._lock:
+            searches = list(self._searches.values())
+        if any(search.sweeps for search in searches):
+            return []
+        return [search for search in searches if search.stage == "place"]
+
+    def _compared(self, values: Entries) -> Entries:
+        """The magnitudes in the format in which they are compared."""
+        if self.scope == "layer":
+            return values
+        if isinstance(values, np.ndarray):
+            return values.astype(np.float32, copy=False)
+        return values.to(torch.float32)
 
 
-def _bracket(row: Tensor, share: float) -> tuple[float, float]:
+def _place(searches: Sequence[Search], name: str, start: int, row: Entries) -> None:
+    """Find in one row of a piece where equal entries end that are kept."""
+    for search in searches:
+        last = search.last
+        if search.stage == "place" and last is not None and last[:2] == (name, start):
+            search.until = start + int(places_of(row, search.value)[search.quota - 1]) + 1
+
+
+def _bracket(row: Array, share: float) -> tuple[float, float]:
     """Two values between which the threshold of this share of a larger set almost surely lies."""
     size = len(row)
-    middle = share * size
-    margin = DEVIATIONS * math.sqrt(size * share * max(0.0, 1 - share)) + SPARE
+    middle = min(share, 1.0) * size
+    margin = DEVIATIONS * _deviation(row, share) + SPARE
     first, last = math.floor(middle - margin), math.ceil(middle + margin)
     ranks = [min(max(rank, 1), size) for rank in (first, last)]
     high, low = nth_largest(row, *ranks)
     return (low if last <= size else 0.0, high if first >= 1 else math.inf)
+
+
+def _deviation(row: Array, share: float) -> float:
+    """The standard deviation of how many entries of a sample are among this share of all.
+
+    Neighbours are alike, so it is more than that of independent entries: it is told from groups of
+    neighbours. Of these only those beside each other are compared, as what is sampled evenly from
+    everywhere varies by no more than they do.
+    """
+    size = len(row)
+    single = math.sqrt(size * share * max(0.0, 1 - share))
+    length = size // GROUPS
+    if not length:
+        return single
+    (middle,) = nth_largest(row, min(max(round(share * size), 1), size))
+    counts = np.count_nonzero(row[: GROUPS * length].reshape(GROUPS, length) >= middle, axis=1)
+    apart = np.diff(counts).astype(np.float64)
+    return max(single, math.sqrt(GROUPS * float(np.mean(apart * apart)) / 2))

@@ -14,7 +14,7 @@ from magmerge.core.registry import register_method
 from magmerge.core.traits import Survey
 from magmerge.linalg.selection import count_above, largest, whole_share
 from magmerge.linalg.survey import LayerSums, surveyed
-from magmerge.linalg.threshold import LayerThreshold
+from magmerge.linalg.threshold import ThresholdSurvey
 from magmerge.methods.combine import elected_merge
 
 
@@ -79,7 +79,7 @@ def sce(
     return elected_merge(selected(deltas, threshold, start), shares, "plain", normalize=True)
 
 
-class VarianceThreshold(LayerThreshold):
+class VarianceThreshold(ThresholdSurvey):
     """The threshold of the share `topk` of the variances that are not zero.
 
     Its rank is guessed from the sample, and set right when all varying entries are counted.
@@ -100,14 +100,12 @@ class VarianceThreshold(LayerThreshold):
     def observe(self, name: str, start: int, tensors: Float[Tensor, "K *shape"]) -> None:
         """Rank one piece by its variance."""
         ranked = variances(tensors)
-        if self._stage == "bracket":
-            self._varying[start] = count_above(ranked[0], 0.0)
+        self._varying[start] = count_above(ranked[0], 0.0)
         super().observe(name, start, ranked)
 
     def conclude(self) -> None:
         """Count what varies, and choose the threshold."""
-        if self._stage == "bracket":
-            self._set_rank(sum(self._varying.values()))
+        self._set_rank(sum(self._varying.values()))
         super().conclude()
 
     def keywords(self, name: str) -> Mapping[str, Any]:

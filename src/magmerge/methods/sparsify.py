@@ -20,10 +20,9 @@ from magmerge.core.parameters import (
 )
 from magmerge.core.traits import Survey
 from magmerge.linalg.draws import derive_seed, drop
-from magmerge.linalg.radix import ModelThreshold
 from magmerge.linalg.selection import kept_count, largest, whole_share
 from magmerge.linalg.survey import LayerSums, SurveyOfEach, surveyed
-from magmerge.linalg.threshold import LayerThreshold, magnitudes
+from magmerge.linalg.threshold import ThresholdSurvey
 from magmerge.methods.combine import one_for_each
 
 Scope = Annotated[
@@ -55,22 +54,24 @@ Sparsify = Callable[[Tensor, int, Mapping[str, Any]], Sequence[Tensor] | Tensor]
 def trim_survey(
     *,
     entries: int,
+    experts: int = 1,
     unchanged: int = 0,
     density: Density = 0.2,
     scope: str = "model",
     **_: object,
 ) -> Survey | None:
-    """Each expert's threshold, in the layer or in the whole model."""
-    if isinstance(density, Sequence):
-        return SurveyOfEach([_trim(entries, unchanged, own, scope) for own in density])
-    return None if density == 1 else _trim(entries, unchanged, density, scope)
+    """Each expert's threshold, in the layer of so many entries or in the whole model."""
 
-
-def _trim(entries: int, unchanged: int, density: float, scope: str) -> Survey:
-    if scope == "model":
+    def threshold(share: float, rows: int) -> Survey:
         # What no expert changes is part of the model too, though it is not looked at.
-        return ModelThreshold(lambda seen: [kept_count(density, seen + unchanged)], magnitudes)
-    return LayerThreshold(entries, [kept_count(density, entries)])
+        if scope == "model":
+            ranks = [kept_count(share, entries + unchanged)]
+            return ThresholdSurvey(entries, ranks, scope="model", experts=rows)
+        return ThresholdSurvey(entries, [kept_count(share, entries)], experts=rows)
+
+    if isinstance(density, Sequence):
+        return SurveyOfEach([threshold(own, 1) for own in density])
+    return None if density == 1 else threshold(density, experts)
 
 
 def trimmed(
@@ -178,6 +179,7 @@ def band_ranks(entries: int, density: float, gamma: float) -> tuple[int, int]:
 def band_survey(
     *,
     entries: int,
+    experts: int = 1,
     density: Density = 0.143,
     gamma: Gamma = 0.007,
     rescale: str = "none",
@@ -187,11 +189,17 @@ def band_survey(
     if density == 1 or entries == 0:
         return None
     lists = [own for own in (density, gamma) if isinstance(own, Sequence)]
-    experts = len(lists[0]) if lists else 1
-    shares = one_for_each(density, experts, "density")
-    pairs = zip(shares, one_for_each(gamma, experts, "gamma"), strict=True)
-    surveys = [LayerThreshold(entries, band_ranks(entries, *pair)) for pair in pairs]
-    thresholds: Survey = SurveyOfEach(surveys) if lists else surveys[0]
+    if lists:
+        shares = one_for_each(density, len(lists[0]), "density")
+        pairs = zip(shares, one_for_each(gamma, len(lists[0]), "gamma"), strict=True)
+        thresholds: Survey = SurveyOfEach(
+            [ThresholdSurvey(entries, band_ranks(entries, *pair)) for pair in pairs]
+        )
+    else:
+        assert not isinstance(density, Sequence)
+        assert not isinstance(gamma, Sequence)
+        ranks = band_ranks(entries, density, gamma)
+        thresholds = ThresholdSurvey(entries, ranks, experts=experts)
     if rescale != "l1":
         return thresholds
     return l1_survey(lambda run, start, first: _band(run, first["thresholds"], start), thresholds)

@@ -77,6 +77,11 @@ class StreamedCheckpoint(SafetensorsCheckpoint):
         else:
             super()._fill(view, file, offset, name)
 
+    def give_back(self, name: str, start: int, stop: int) -> None:
+        """Of files that are read on the hub the system keeps nothing."""
+        if self.file_of(name) not in self._blocks:
+            super().give_back(name, start, stop)
+
 
 def open_streamed(part: Part, weights: str | None = None) -> Checkpoint:
     """A model of the hub, its tensors as they are stored. What is in the cache is read there, and

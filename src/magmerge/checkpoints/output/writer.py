@@ -13,6 +13,7 @@ from magmerge.checkpoints.output.layout import index_of
 from magmerge.checkpoints.output.ledger import Ledger, WrittenPart
 from magmerge.checkpoints.output.own_files import disk_errors, output_error
 from magmerge.checkpoints.output.staging import Staging, sync_folder
+from magmerge.checkpoints.page_cache import are_large, give_back
 from magmerge.checkpoints.safetensors import Handles, SafetensorsCheckpoint
 from magmerge.core import dtypes
 from magmerge.core.errors import shortened
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from magmerge.core.models import Bytes
 
 T = TypeVar("T")
+TRAIL = 64 << 20
+"""Bytes of a large result that the system keeps before they are on their way to the disk."""
 
 
 def stored_bytes(tensor: Tensor) -> Bytes:
@@ -82,6 +85,7 @@ class FileSink:
         self._staging = staging
         self._written: dict[str, int] = {}
         self._settled: set[str] = set()
+        self._large, self._trail = are_large(shard.size for shard in shards), 0
         self._lock = threading.Lock()
         self._handles = Handles(os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
         self.ledger = Ledger(staging.folder)
@@ -136,9 +140,23 @@ class FileSink:
                 _write_at(handle, part.data, step.offset + start * width)
                 if step.twin is None:
                     self.ledger.note(step, start, part.data)
-        size = sum(len(part) for _, part in parts)
+            size = sum(len(part) for _, part in parts)
+            if self._is_long(size):
+                # This begins to write; what an earlier call began to write is let go of.
+                give_back(handle, 0, 0)
         with self._lock:
             self._count(step, size)
+
+    def _is_long(self, size: int) -> bool:
+        """Whether so much of a large result was written meanwhile that pages are to be given back;
+        told of each part's size.
+        """
+        with self._lock:
+            self._trail += size
+            long = self._large and self._trail > TRAIL
+            if long:
+                self._trail = 0
+        return long
 
     def _count(self, step: Step, size: int) -> None:
         name = f"{step.part}/{step.spec.name}"
@@ -152,6 +170,8 @@ class FileSink:
         path = self._staging.folder / file
         with self._explained(), self._handles.opened(path) as handle:
             os.fsync(handle)
+            if self._large:
+                give_back(handle, 0, 0)
             self._settled.add(file)
 
     def checksums(self) -> dict[str, str]:
