@@ -20,7 +20,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -59,10 +59,10 @@ CASES = {
             {"weight": 1.0, "lambda": 0.3},
         ),
         Case("ties", (*DENSITY, "scope=tensor"), "ties", THINNED),
-        Case("ties, scope model", (*DENSITY, "scope=model")),
+        Case("ties-model", (*DENSITY, "scope=model")),
         Case("dare_ties", ("--method", "dare_ties", "--set", "p=0.8"), "dare_ties", THINNED),
-        Case("average + wsc", ("--method", "average", "--calibrate", "wsc")),
-        Case("ties + wsc", (*DENSITY, "scope=model", "--calibrate", "wsc")),
+        Case("average+wsc", ("--method", "average", "--calibrate", "wsc")),
+        Case("ties-model+wsc", (*DENSITY, "scope=model", "--calibrate", "wsc")),
     )
 }
 
@@ -91,9 +91,9 @@ class Place(NamedTuple):
 
 
 def main() -> None:
-    """Build what is missing, run, print, write the JSON line."""
+    """Build what is missing, run, write JSON lines, print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--cases", default=";".join(CASES), help="names, apart by semicolons")
+    parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--sizes", default="0.35,1.3", help="billions of parameters, of two sizes")
     parser.add_argument("--experts", default="3,8")
     parser.add_argument("--parts", default=",".join(PARTS))
@@ -110,32 +110,33 @@ def main() -> None:
     if "floors" in chosen.parts:
         line["bandwidth"] = bandwidth()
     print(json.dumps(line))
-    runs = all_runs(chosen)
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line | {"runs": runs}) + "\n")
-    show(runs)
+    every = []
+    for runs in pieces(chosen):
+        every += runs
+        # What is measured stays, whatever becomes of the rest.
+        with RESULTS.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line | {"runs": runs}) + "\n")
+    show(every)
 
 
-def all_runs(chosen: argparse.Namespace) -> list[Run]:
-    """What the command line chooses, smaller models and fewer experts first."""
+def pieces(chosen: argparse.Namespace) -> Iterator[list[Run]]:
+    """What the command line chooses, with fewer experts and smaller models first."""
     rival = None if chosen.without_rival else mergekit()
-    parts, runs = chosen.parts.split(","), []
+    parts = chosen.parts.split(",")
     if "startup" in parts:
         tiny = Place("tiny", 3)
         tiny.build()
-        runs += measure(tiny, CASES["linear"], "warm", chosen.repeat, rival)
+        yield measure(tiny, CASES["linear"], "warm", chosen.repeat, rival)
     for experts in chosen.experts.split(","):
         for size in chosen.sizes.split(","):
             place = Place(size, int(experts))
             place.build()
             if "floors" in parts:
-                runs += floors(place, chosen.repeat)
-            for name in chosen.cases.split(";"):
+                yield floors(place, chosen.repeat)
+            for name in chosen.cases.split(","):
                 for state in ("cold", "warm"):
                     if state in parts:
-                        runs += measure(place, CASES[name], state, chosen.repeat, rival)
-    return runs
+                        yield measure(place, CASES[name], state, chosen.repeat, rival)
 
 
 def measure(place: Place, case: Case, state: str, repeat: int, program: Path | None) -> list[Run]:
