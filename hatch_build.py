@@ -8,6 +8,7 @@ for another machine, by the compiler that CC names (scripts/wheels.py).
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import sys
 import sysconfig
@@ -54,8 +55,7 @@ class KernelsHook(BuildHookInterface):
             for old in set(HERE.glob("kernels-*")) - {path}:
                 old.unlink()
             return
-        platform = asked or sysconfig.get_platform().replace("-", "_").replace(".", "_")
-        build_data["tag"] = f"py3-none-{platform}"
+        build_data["tag"] = f"py3-none-{asked or this_platform()}"
         build_data["pure_python"] = False
         build_data["force_include"][str(path)] = f"magmerge/kernels/{target.name}"
 
@@ -65,8 +65,16 @@ class KernelsHook(BuildHookInterface):
             shutil.rmtree(self.folder)
 
 
-def target_of(platform: str) -> Target:
-    """The target of a wheel's platform: manylinux_2_17_x86_64, macosx_11_0_arm64, win_amd64."""
-    system = SYSTEMS.get(platform.partition("_")[0], "linux")
-    arm = platform.endswith(("arm64", "aarch64"))
+def this_platform() -> str:
+    """This machine as wheels are named for it. A Python for two processors says so of itself, but
+    the library is for one.
+    """
+    own = sysconfig.get_platform().replace("universal2", platform.machine())
+    return own.replace("-", "_").replace(".", "_")
+
+
+def target_of(name: str) -> Target:
+    """The target of a platform, such as manylinux_2_17_x86_64, macosx_11_0_arm64, win_amd64."""
+    system = SYSTEMS.get(name.partition("_")[0], "linux")
+    arm = name.endswith(("arm64", "aarch64"))
     return Target(system, "aarch64" if arm else "x86_64")

@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.merge_speed import CACHE, HERE
+from benchmarks.speed.process import CACHE, HERE
 
 RESULTS = HERE / "results" / "evaluate_many.jsonl"
 SIZE, PATCH, LAYERS, WIDTH, CLASSES = 224, 32, 12, 192, 10

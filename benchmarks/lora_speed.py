@@ -24,8 +24,8 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.merge_speed import CACHE, GB, HERE, Cost, run
 from benchmarks.speed.lora_pair import shapes
+from benchmarks.speed.process import CACHE, GB, HERE, Cost, run
 
 RESULTS = HERE / "results" / "lora_speed.jsonl"
 

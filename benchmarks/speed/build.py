@@ -1,50 +1,37 @@
 """A Llama-shaped base in bfloat16 and experts with low-rank and noisy task vectors, in shards.
 
-python -m benchmarks.speed.build FOLDER EXPERTS LAYERS
+python -m benchmarks.speed.build FOLDER EXPERTS SIZE
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from math import prod
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-HIDDEN, INNER, TOKENS, HEADS = 1024, 2816, 32000, 16
+from benchmarks.speed.sizes import SIZES, Size, shapes
+
 SHARD = 200_000_000
 RANK, NOISE = 8, 0.1
 """Rank of a task vector's main part, and how large its noise is beside it."""
 
 
-def shapes(layers: int) -> dict[str, tuple[int, ...]]:
-    """The tensors of a Llama model."""
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (TOKENS, HIDDEN)}
-    for i in range(layers):
-        name = f"model.layers.{i}."
-        for part in "qkvo":
-            found[f"{name}self_attn.{part}_proj.weight"] = (HIDDEN, HIDDEN)
-        for part in ("gate", "up"):
-            found[f"{name}mlp.{part}_proj.weight"] = (INNER, HIDDEN)
-        found[f"{name}mlp.down_proj.weight"] = (HIDDEN, INNER)
-        for part in ("input", "post_attention"):
-            found[f"{name}{part}_layernorm.weight"] = (HIDDEN,)
-    return found | {"model.norm.weight": (HIDDEN,), "lm_head.weight": (TOKENS, HIDDEN)}
-
-
-def config(layers: int) -> dict[str, object]:
+def config(size: Size) -> dict[str, object]:
     """What transformers and mergekit want to know of it."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_size": HIDDEN,
-        "intermediate_size": INNER,
-        "num_hidden_layers": layers,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": HEADS,
-        "vocab_size": TOKENS,
+        "hidden_size": size.hidden,
+        "intermediate_size": size.inner,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.heads,
+        "num_key_value_heads": size.heads,
+        "vocab_size": size.tokens,
         "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-5,
         "hidden_act": "silu",
@@ -75,24 +62,24 @@ def hash_of(text: str) -> int:
     return int.from_bytes(text.encode(), "little") % (2**61 - 1)
 
 
-def save(folder: Path, layers: int, number: int) -> None:
+def save(folder: Path, size: Size, number: int) -> None:
     """Write the base (number 0) or an expert, in numbered shards with an index."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     groups: list[list[str]] = [[]]
     filled = 0
-    for name, shape in shapes(layers).items():
-        size = 2 * torch.Size(shape).numel()
-        if filled + size > SHARD and groups[-1]:
+    for name, shape in shapes(size).items():
+        room = 2 * prod(shape)
+        if filled + room > SHARD and groups[-1]:
             groups.append([])
             filled = 0
         groups[-1].append(name)
-        filled += size
+        filled += room
     weight_map, total = {}, 0
     for i, names in enumerate(groups, start=1):
         file = f"model-{i:05}-of-{len(groups):05}.safetensors"
         tensors = {}
         for name in names:
-            shape = shapes(layers)[name]
+            shape = shapes(size)[name]
             tensors[name] = (
                 expert_tensor(name, shape, number) if number else base_tensor(name, shape)
             )
@@ -101,12 +88,12 @@ def save(folder: Path, layers: int, number: int) -> None:
         weight_map |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "config.json").write_text(json.dumps(config(layers)))
+    (folder / "config.json").write_text(json.dumps(config(size)))
 
 
 if __name__ == "__main__":
-    root, experts, depth = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    root, experts, chosen = Path(sys.argv[1]), int(sys.argv[2]), SIZES[sys.argv[3]]
     for number in range(experts + 1):
         target = root / (f"expert-{number}" if number else "base")
         if not (target / "config.json").exists():
-            save(target, depth, number)
+            save(target, chosen, number)

@@ -55,7 +55,8 @@ class Target(NamedTuple):
     @property
     def name(self) -> str:
         """The file's name in the package. That of other sources or flags is another."""
-        return f"kernels-{source_digest()}{ENDINGS.get(self.system, '.so')}"
+        ending = ENDINGS.get(self.system, ".so")
+        return f"kernels-{self.processor}-{source_digest()}{ending}"
 
 
 def this_machine() -> Target:
