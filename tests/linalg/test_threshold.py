@@ -251,6 +251,7 @@ def test_surveys_of_each_hand_on_brackets_and_notes() -> None:
             if sums.wants("a", start, start + part.shape[1]):
                 note(sums, "a", start, part)
         sums.conclude()
+        assert sums.takes_arrays == bool(each.passes)
     assert sums.passes == 1
     assert sums.brackets is None
     found = kept(each, layers, 70_000)["a"]
