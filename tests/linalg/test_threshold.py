@@ -19,6 +19,7 @@ from torch import Tensor
 
 from magmerge.core.parameters import UNIT
 from magmerge.core.traits import MagnitudeSurvey, Survey
+from magmerge.linalg import selection
 from magmerge.linalg import threshold as module
 from magmerge.linalg.selection import largest
 from magmerge.linalg.survey import LayerSums, SurveyOfEach, brackets_of
@@ -202,6 +203,21 @@ def test_too_many_values_and_wrong_samples_cost_sweeps_only(
     check(survey, layers, ranks, rounded=False, piece=70_000)
 
 
+@pytest.mark.parametrize("kind", ["normal", "one value"])
+def test_tensors_of_an_accelerator_are_counted_there(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As there is none here, what numpy would do on the CPU is done by torch, as on a device."""
+    monkeypatch.setattr(selection, "comparable", lambda values: values)
+    monkeypatch.setattr(module, "CROWD", {"layer": 5000, "model": 5000})
+    layers, ranks = random_model(kind), [1234, 100_000]
+    entries = sum(layer.shape[1] for layer in layers.values())
+    survey = ThresholdSurvey(entries, ranks, scope="model", experts=2)
+    survey.prepare(sample_of(layers, survey.samples))
+    swept(survey, layers, UNIT)
+    check(survey, layers, ranks, rounded=True, piece=70_000)
+
+
 def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CROWD", {"layer": 5000, "model": 5000})
     layers = random_model("bfloat16")
@@ -235,6 +251,7 @@ def test_surveys_of_each_hand_on_brackets_and_notes() -> None:
             if sums.wants("a", start, start + part.shape[1]):
                 note(sums, "a", start, part)
         sums.conclude()
+        assert sums.takes_arrays == bool(each.passes)
     assert sums.passes == 1
     assert sums.brackets is None
     found = kept(each, layers, 70_000)["a"]

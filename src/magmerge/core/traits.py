@@ -137,6 +137,11 @@ class MagnitudeSurvey(Survey, Protocol):
         """Those of the next sweep; None where it has to `observe` the tensors themselves."""
         ...
 
+    @property
+    def takes_arrays(self) -> bool:
+        """Whether what it is to `observe` may be a float32 array of numpy's too."""
+        ...
+
     def note(
         self,
         name: str,

@@ -20,9 +20,9 @@ from magmerge.engine.step_method import method_for
 from magmerge.engine.stored_pieces import StoredPieces
 from magmerge.kernels.arguments import FORMATS, Bytes, is_here
 from magmerge.kernels.merging import Calibration, calibrated, merged
-from magmerge.kernels.parts import observed
+from magmerge.kernels.parts import differences, observed
 from magmerge.linalg.draws import chunk_states
-from magmerge.linalg.survey import brackets_of
+from magmerge.linalg.survey import brackets_of, takes_arrays
 
 BY_ROWS = ("matrix", "convolution")
 """Kinds of layers whose output rows lie in memory one after the other."""
@@ -105,12 +105,19 @@ def noted(work: Work, pieces: StoredPieces, step: Step, survey: Survey, piece: P
     They do not where something is not finite, or the survey must see the tensors.
     """
     method, brackets = work.stages.method, brackets_of(survey)
-    if brackets is None or method is None or method.acts_on != "deltas":
+    if method is None or method.acts_on != "deltas" or not takes_arrays(survey):
         return False
     if not (work.job.device.is_cpu and pieces.has(step) and is_here()):
         return False
     start, stop = step.first + piece.start, step.first + piece.stop
-    counts = observed(pieces.inputs(step, [(start, stop)]), brackets)
+    inputs = pieces.inputs(step, [(start, stop)])
+    if brackets is None:
+        deltas = np.empty((len(inputs.experts), inputs.entries), np.float32)
+        sound = differences(inputs, deltas)
+        if sound:
+            survey.observe(step.tensor_key, start, deltas)  # type: ignore[arg-type]
+        return sound
+    counts = observed(inputs, brackets)
     if counts is None:
         return False
     assert isinstance(survey, MagnitudeSurvey)

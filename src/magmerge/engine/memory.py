@@ -20,7 +20,9 @@ from magmerge.engine.stages import Stages
 FIXED_COPIES = 4
 """Tensors of a piece's size beside the experts': base, what is read, result, its cast."""
 OVERHEAD = 120_000_000
-"""Bytes for all that does not grow with the pieces: code loaded late, candidates, records."""
+"""Bytes for all that does not grow with the pieces: code loaded late, samples, candidates (at most
+some 50 million bytes each), records.
+"""
 BESIDE_A_LAYER = 5
 """Float32 tensors of a layer's size while it is measured: base, two changes, what they are of."""
 TALLIED = 32

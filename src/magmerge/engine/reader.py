@@ -26,6 +26,9 @@ from magmerge.linalg.finite import count_of_bad, is_finite
 if TYPE_CHECKING:
     from magmerge.core.models import Bytes
 
+SAMPLED = 1 << 22
+"""Entries of all experts together in a sample, at most."""
+
 
 class Reader:
     """Reads pieces. What is not finite is reported with its tensor and source."""
@@ -120,6 +123,7 @@ class Reader:
         always the same ones, and not seen to be finite.
         """
         sizes = [math.prod(step.spec.shape) for step in steps]
+        entries = min(entries, SAMPLED // max(1, len(self.voters(steps[0]))))
         parts: list[Any] = []
         for place, group in itertools.groupby(runs(sizes, entries), lambda run: run[0]):
             pieces = [Piece(start, stop, (stop - start,), 1) for _, start, stop in group]

@@ -516,36 +516,40 @@ EXPORT int32_t KERNEL(merge)(const Stages *stages, const Piece *piece, const Tal
 /* ---- what a survey must know (linalg/threshold.py) ---- */
 
 /* Of each task vector, and each of `ranks` brackets of it, how many magnitudes are above the
-bracket, and those within: fewer than `room` of them in `values`, [K, ranks, room], and their number
-in `within`. Returns flags. */
+bracket, and those within: up to `room` of them in `values`, [K, ranks, room], and their number in
+`within`. Returns flags. */
 EXPORT int32_t KERNEL(observe)(const Piece *piece, int32_t experts, int32_t ranks, const float *low,
                         const float *high, int64_t *above, int64_t *within, float *values,
                         int64_t room) {
     float base[TILE], delta[TILE];
+    uint8_t inside[TILE] = {0};
     int sound = 1;
     memset(above, 0, (size_t)experts * ranks * sizeof *above);
     memset(within, 0, (size_t)experts * ranks * sizeof *within);
     for (int64_t at = 0; at < piece->entries; at += TILE) {
         int64_t count = least_of(TILE, piece->entries - at);
+        if (count < TILE) memset(inside, 0, sizeof inside);
         read_base(piece, experts, at, count, base);
         for (int k = 0; k < experts; k++) {
             sound &= difference(piece->experts[k], piece->formats[k], at, count, base, delta);
             for (int64_t i = 0; i < count; i++) delta[i] = fabsf(delta[i]);
             for (int r = k * ranks; r < (k + 1) * ranks; r++) {
-                int32_t more = 0, inside = 0;
+                int32_t more = 0;
                 for (int64_t i = 0; i < count; i++) {
                     more += delta[i] > high[r];
-                    inside += (delta[i] >= low[r]) & (delta[i] <= high[r]);
+                    inside[i] = (uint8_t)((delta[i] >= low[r]) & (delta[i] <= high[r]));
                 }
                 above[r] += more;
-                int64_t kept = within[r];
-                within[r] += inside;
-                /* Without a branch: each is written, and the place moves on where it is within. */
-                if (inside && within[r] < room)
-                    for (int64_t i = 0; i < count; i++) {
-                        values[r * room + kept] = delta[i];
-                        kept += (delta[i] >= low[r]) & (delta[i] <= high[r]);
-                    }
+                for (int64_t i = 0; i < count; i += 8) {
+                    uint64_t some;
+                    memcpy(&some, inside + i, 8);
+                    /* Few are within a bracket: most eights have none. */
+                    for (int64_t j = i; some; j++, some >>= 8)
+                        if (some & 1) {
+                            if (within[r] < room) values[r * room + within[r]] = delta[j];
+                            within[r]++;
+                        }
+                }
             }
         }
     }

@@ -40,7 +40,7 @@ def observed(
             bounds[:, k, r] = pair
     above, within = np.empty((2, experts, ranks), np.int64)
     piece, arrays = piece_of(inputs, 0, 1, 0, None)
-    room = min(inputs.entries + 1, max(1024, inputs.entries // 16))
+    room = min(inputs.entries, max(1024, inputs.entries // 16))
     while True:
         values = np.empty((experts, ranks, room), np.float32)
         pointers = (*bounds, above, within, values)
@@ -51,9 +51,9 @@ def observed(
             *(array.ctypes.data_as(ctypes.c_void_p) for array in pointers),
             ctypes.c_int64(room),
         )
-        if flags or within.max(initial=0) < room:
+        if flags or within.max(initial=0) <= room:
             break
-        room = int(within.max()) + 1
+        room = int(within.max())
     del arrays
     if flags:
         return None

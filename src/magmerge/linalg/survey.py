@@ -69,6 +69,12 @@ class LayerSums:
             self._shape = tuple(total.shape)
 
     @property
+    def takes_arrays(self) -> bool:
+        """Whether the survey before does; the sums are of tensors."""
+        before = self._before()
+        return before is not None and takes_arrays(before)
+
+    @property
     def brackets(self) -> Brackets | None:
         """Those of the survey before; the sums need the tensors themselves."""
         before = self._before()
@@ -137,6 +143,11 @@ class SurveyOfEach:
                 survey.observe(name, start, tensor[None])
 
     @property
+    def takes_arrays(self) -> bool:
+        """Whether all do."""
+        return all(map(takes_arrays, self._surveys))
+
+    @property
     def brackets(self) -> Brackets | None:
         """The row of each expert; no ranks for one of which all is known."""
         rows: list[Sequence[tuple[float, float]]] = []
@@ -195,6 +206,11 @@ def _joined(lists: Sequence[Any]) -> Any:
 def brackets_of(survey: Survey) -> Brackets | None:
     """Between which magnitudes it is to be told all; None where it must see the tensors."""
     return survey.brackets if isinstance(survey, MagnitudeSurvey) else None
+
+
+def takes_arrays(survey: Survey) -> bool:
+    """Whether what it is to observe may be a float32 array of numpy's too."""
+    return isinstance(survey, MagnitudeSurvey) and survey.takes_arrays
 
 
 def surveyed(survey: Survey, tensors: Float[Tensor, "K *shape"]) -> Mapping[str, Any]:

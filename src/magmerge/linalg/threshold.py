@@ -81,11 +81,16 @@ class ThresholdSurvey:
         return int(not self._ended)
 
     @property
+    def takes_arrays(self) -> bool:
+        """Where plain magnitudes are ranked: other views are of torch tensors."""
+        return self._view is magnitudes
+
+    @property
     def brackets(self) -> Brackets | None:
         """For each expert, of each rank, the least and the greatest magnitude that `note` is to be
         told of. None where the tensors themselves are to be observed.
         """
-        if self._view is not magnitudes or self._places():
+        if not self.takes_arrays or self._places():
             return None
         return [[search.bracket for search in self._row(expert)] for expert in range(self._experts)]
 
