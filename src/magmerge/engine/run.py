@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 from magmerge.checkpoints.output.provenance import Account
 from magmerge.checkpoints.output.target import Target
 from magmerge.checkpoints.output.writer import FileSink, MemorySink, Sink
+from magmerge.checkpoints.tensor_digests import watched
 from magmerge.core.lazy import load
-from magmerge.engine.findings import packed, unpacked
 from magmerge.engine.form import form_of
 from magmerge.engine.job import Findings, Job, Work
 from magmerge.engine.kinship import check_distinct, doubts
@@ -37,6 +37,7 @@ def run_job(
     Samples are read, and models compared, before any long work. Raises MagmergeError's children.
     """
     plan = make_plan(job, target)
+    job = replace(job, digests=watched(job.states))
     inputs = inputs_of(job)
     notes = plan.warnings
     if not job.takes:
@@ -83,12 +84,14 @@ def _findings(work: Work, sink: Sink, inputs: Mapping[str, Any], measure: Measur
         return Findings()
     ledger = sink.ledger if isinstance(sink, FileSink) else None
     before = ledger.findings() if ledger is not None else None
-    known = None if before is None else unpacked(before)
+    known: Findings | None = None
+    if before is not None:
+        known = load("magmerge.engine.findings:unpacked")(before)
     if known is not None:
         return known
     findings = measure(work, inputs)
     if ledger is not None:
-        ledger.keep_findings(packed(findings))
+        ledger.keep_findings(load("magmerge.engine.findings:packed")(findings))
     return findings
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from magmerge.checkpoints.digests import DigestMemory
 from magmerge.checkpoints.donor import companion_files
+from magmerge.checkpoints.input_digests import is_as_recorded
 from magmerge.checkpoints.kinds import kinds_of, read_model_config
 from magmerge.checkpoints.load_checks import RESTORE, Check, Written, checks_of
 from magmerge.checkpoints.output.own_files import RECORD
@@ -201,7 +202,7 @@ def _inputs(record: Mapping[str, Any]) -> Check:
     memory, changed = DigestMemory(), []
     files = dict(_input_files(record))
     for file, digest in files.items():
-        changed += [] if memory.digest(file) == digest else [str(file)]
+        changed += [] if is_as_recorded(file, digest, memory) else [str(file)]
     memory.save()
     remedy = "merge again, or restore the inputs that the record tells"
     faults = [Fault(f"inputs were changed since: {shortened(changed)}", remedy)] if changed else []
