@@ -1,4 +1,4 @@
-"""SHA-256 of input files, remembered while a file stays as it is."""
+"""SHA-256 of files, remembered while a file stays as it is, and stamps that tell whether it did."""
 
 from __future__ import annotations
 
