@@ -84,9 +84,9 @@ def _findings(work: Work, sink: Sink, inputs: Mapping[str, Any], measure: Measur
         return Findings()
     ledger = sink.ledger if isinstance(sink, FileSink) else None
     before = ledger.findings() if ledger is not None else None
-    known: Findings | None = None
-    if before is not None:
-        known = load("magmerge.engine.findings:unpacked")(before)
+    known: Findings | None = (
+        None if before is None else load("magmerge.engine.findings:unpacked")(before)
+    )
     if known is not None:
         return known
     findings = measure(work, inputs)
