@@ -199,10 +199,8 @@ def texts_of(record: Mapping[str, Any]) -> dict[str, str]:
 
 def _inputs(record: Mapping[str, Any]) -> Check:
     """Digests of the inputs that are still at hand."""
-    memory, changed = DigestMemory(), []
-    files = dict(_input_files(record))
-    for file, digest in files.items():
-        changed += [] if is_as_recorded(file, digest, memory) else [str(file)]
+    memory, files = DigestMemory(), dict(_input_files(record))
+    changed = [str(file) for file, told in files.items() if not is_as_recorded(file, told, memory)]
     memory.save()
     remedy = "merge again, or restore the inputs that the record tells"
     faults = [Fault(f"inputs were changed since: {shortened(changed)}", remedy)] if changed else []
