@@ -11,6 +11,7 @@ import magmerge
 from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint
 from magmerge.core.errors import CheckpointError, MagmergeError, NonFiniteError, ParameterError
 from tests.conftest import State
+from tests.reference_digest import reference_digest
 
 
 def by_hand(base: State, experts: list[State], lam: float) -> State:
@@ -167,9 +168,7 @@ def test_provenance_is_complete_and_true(folders: list[Path], tmp_path: Path) ->
     assert document["recipe"]["seed"] == 3
     assert document["recipe_digest"] == result.recipe.digest
     assert [one["role"] for one in document["inputs"]] == ["base", "expert", "expert", "expert"]
-    import hashlib
-
-    digest = hashlib.sha256((folders[1] / "model.safetensors").read_bytes()).hexdigest()
+    digest = reference_digest(folders[1] / "model.safetensors")
     assert document["inputs"][1]["files"] == {"model.safetensors": digest}
     assert len(document["layers"]) == len(load_file(tmp_path / "out" / "model.safetensors"))
 

@@ -1,9 +1,11 @@
-"""SHA-256 of input files, remembered while a file stays as it is."""
+"""SHA-256 of files, remembered while a file stays as it is, and stamps that tell whether it did."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +18,7 @@ from magmerge.core.whole_file import replace_whole
 T = TypeVar("T")
 REMEMBERED = 4096
 """Values that a file of them holds, the latest ones."""
+SHA256 = re.compile("[0-9a-f]{64}")
 SETTLED = 2.0
 """Seconds after its last change from which a file's time tells whether it was changed again."""
 
@@ -67,9 +70,9 @@ class DigestMemory(Memory[str]):
 
     def digest(self, file: Path) -> str:
         """The file's digest, computed where it is not known."""
-        if is_told(file):
-            return stamp(file)
         key = stamp(file)
+        if key == getattr(file, "sha256", None):
+            return key
         known = self.get(key)
         if known is None:
             known = file_digest(file)
@@ -90,13 +93,22 @@ def stamp(file: Path) -> str:
     read elsewhere the digest that is told of it.
     """
     told: str | None = getattr(file, "sha256", None)
-    if told is not None:
-        return told
-    state = file.stat()
+    return stamp_of(file.stat()) if told is None else told
+
+
+def stamp_of(state: os.stat_result) -> str:
+    """The same of a file that is here, or is open."""
     times = state.st_mtime_ns, state.st_ctime_ns
     return ":".join(map(str, (state.st_dev, state.st_ino, state.st_size, *times)))
 
 
-def is_told(file: Path) -> bool:
-    """Whether a file's digest is what somebody tells of it, and is not taken of its bytes here."""
-    return getattr(file, "sha256", None) is not None
+def told_digest(file: Path) -> str | None:
+    """A file's SHA-256 where somebody tells it, and no byte is read for it here: the hub, of what
+    is read there; its cache, whose files have these names. None for other files.
+    """
+    told: str | None = getattr(file, "sha256", None)
+    if told is not None or not file.is_symlink():
+        return told
+    blob = file.resolve()
+    cached = blob.parent.name == "blobs" and blob.parents[1].name.startswith("models--")
+    return blob.name if cached and SHA256.fullmatch(blob.name) else None

@@ -14,8 +14,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from magmerge.checkpoints.digests import stamp
 from magmerge.checkpoints.kinds import read_errors, read_model_config
 from magmerge.checkpoints.page_cache import give_back, read_in_order
+from magmerge.checkpoints.tensor_digests import FileDigest, Offset, opened
 from magmerge.core import dtypes
 from magmerge.core.errors import CheckpointError, shortened
 from magmerge.core.lazy import Tensor, torch
@@ -36,9 +38,11 @@ MASKED = (".attn", ".attention")
 COMPLETE = "fetch or save this file once more: it is not a complete safetensors file"
 
 
-class _Offset(NamedTuple):
-    file: Path
-    start: int
+class Header(NamedTuple):
+    """The tensors that a file declares with where their bytes begin, and its other entries."""
+
+    tensors: list[tuple[TensorSpec, Offset]]
+    entries: Mapping[str, str]
 
 
 class SafetensorsCheckpoint:
@@ -51,8 +55,9 @@ class SafetensorsCheckpoint:
         self.ties: MappingProxyType[str, str] = MappingProxyType({})
         self.kinds: MappingProxyType[str, Kind] = MappingProxyType({})
         self.notes: tuple[str, ...] = ()
-        self._places: dict[str, _Offset] = {}
+        self._places: dict[str, Offset] = {}
         self._handles = Handles()
+        self._digests: dict[Path, FileDigest] = {}
         specs: dict[str, TensorSpec] = {}
         for spec, place in itertools.chain(*map(self._header, self.files)):
             if spec.name in specs:
@@ -99,13 +104,21 @@ class SafetensorsCheckpoint:
             with self._handles.opened(place.file) as handle:
                 give_back(handle, place.start + start * width, (stop - start) * width)
 
-    def _header(self, file: Path) -> list[tuple[TensorSpec, _Offset]]:
-        return read_header(file)
+    def _header(self, file: Path) -> list[tuple[TensorSpec, Offset]]:
+        """The tensors of a file; from now on what is read of it can be digested."""
+        with read_errors(file):
+            state = stamp(file)
+        header = read_header(file)
+        self._digests[file] = opened(FileDigest(state, *header))
+        return header.tensors
 
     def _fill(self, view: memoryview, file: Path, offset: int, name: str) -> None:
-        """A file's bytes from `offset` on into `view`."""
+        """A file's bytes from `offset` on into `view`; each of them is digested where that is
+        asked for, while it is in the processor's cache.
+        """
         with self._handles.opened(file) as handle:
             read_into(handle, view, file, offset, name)
+        self._digests[file].note(name, offset - self._places[name].start, view)
 
 
 class Handles:
@@ -161,9 +174,9 @@ def read_into(handle: int, view: memoryview, file: Path, offset: int, name: str)
         done += got
 
 
-def read_header(file: Path) -> list[tuple[TensorSpec, _Offset]]:
-    """The tensors that a file declares and where their bytes begin. safetensors' own reader checks
-    the file (length, overlaps, holes, sizes); this takes the offsets, which it does not tell.
+def read_header(file: Path) -> Header:
+    """What a file declares. safetensors' own reader checks the file (length, overlaps, holes,
+    sizes); this takes the offsets, which it does not tell.
     """
     _validate(file)
     with file.open("rb") as stream:
@@ -174,8 +187,8 @@ def read_header(file: Path) -> list[tuple[TensorSpec, _Offset]]:
             raise CheckpointError(
                 f"its header is not valid JSON: {error}", source=file, remedy=COMPLETE
             ) from error
-    header.pop("__metadata__", None)
-    entries = []
+    entries = header.pop("__metadata__", None) or {}
+    tensors = []
     for name, entry in header.items():
         if not dtypes.known(entry["dtype"]):
             raise CheckpointError(
@@ -185,8 +198,8 @@ def read_header(file: Path) -> list[tuple[TensorSpec, _Offset]]:
                 remedy="convert the checkpoint to bfloat16 or float32 first",
             )
         spec = TensorSpec(name, tuple(entry["shape"]), entry["dtype"])
-        entries.append((spec, _Offset(file, 8 + length + entry["data_offsets"][0])))
-    return entries
+        tensors.append((spec, Offset(file, 8 + length + entry["data_offsets"][0])))
+    return Header(tensors, entries)
 
 
 def read_index(index: Path) -> tuple[list[Path], dict[str, str]]:

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from magmerge.core.recipe import Recipe
 
 MACHINE = ("threads", "memory", "device", "offload")
-WITH_RECIPE = frozenset(
-    {"places", *MACHINE, "stream", "overwrite", "resume", "allow_code", "push", "private", "rules"}
-)
+WITH_RECIPE = frozenset({"places", *MACHINE, "stream", "sha256", "overwrite", "resume"})
+WITH_RECIPE |= {"allow_code", "push", "private", "rules"}
 """What is said beside a recipe: nothing of it decides the result, but how mergekit's are read."""
 
 

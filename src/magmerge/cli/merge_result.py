@@ -41,6 +41,7 @@ def write_recipe(recipes: Sequence[Recipe], options: o.Options) -> None:
     """Carry the recipes of a file out, and say what was done."""
     machine = {name: options[name] for name in ("threads", "memory", "device", "offload")}
     machine["hub"] = "ranges" if options["stream"] else "whole"
+    machine["sha256"] = options["sha256"]
     _write(
         lambda progress: magmerge.run(
             recipes,

@@ -182,3 +182,12 @@ def no_such_model(path: Path) -> CheckpointError:
     if not remedy.startswith("did you mean"):
         remedy = "check the path; a model of the Hugging Face hub is called org/name"
     return CheckpointError("no such file or folder", source=path, remedy=remedy)
+
+
+def changed_meanwhile(file: Path) -> CheckpointError:
+    """What is raised where an input is no longer the file that was opened."""
+    return CheckpointError(
+        "it was changed after it was opened",
+        source=file,
+        remedy="keep the inputs unchanged until the result is saved, and merge again",
+    )

@@ -57,7 +57,8 @@ class Machine:
     """Threads at work at once (None: one for each core that this process may use), bytes of memory
     beyond the interpreter, torch and a result that stays in memory, and the device of the
     arithmetic, whose rounding alone may differ. `offload`: a model that is run is in memory block
-    by block. `hub` is how models of the hub are read. `progress` hears how far the work is.
+    by block. `hub` is how models of the hub are read. `progress` hears how far the work is. With
+    `sha256` the record has the SHA-256 of the inputs' files beside their digests.
     """
 
     threads: int | None = None
@@ -66,6 +67,7 @@ class Machine:
     offload: bool = False
     progress: Progress | None = None
     hub: Manner = "whole"
+    sha256: bool = False
 
     def __post_init__(self) -> None:
         if self.threads is not None and (not isinstance(self.threads, int) or self.threads < 1):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from magmerge.checkpoints.digests import stamp
 from magmerge.core.errors import Fault
 from magmerge.core.machine import Machine
 from magmerge.core.models import Checkpoint, Expert
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from magmerge.checkpoints.adapters.union import AdapterUnion
+    from magmerge.checkpoints.tensor_digests import FileDigest
 
 
 class Input(NamedTuple):
@@ -101,8 +103,9 @@ class Job:
     """A resolved recipe, its models as they were opened, its stages bound once, and where it runs.
 
     `donor` is the folder that a model's config and tokenizer are taken from. `documents` are the
-    recipes whose results it reads, `digests` those of these results' files, which are gone when the
+    recipes whose results it reads, `passing` the files of these results, which are gone when the
     last of them is done, and `origins` what they were made of, as their records tell their inputs.
+    `digests` are those of files whose bytes are digested as they are read.
     """
 
     recipe: Recipe
@@ -113,7 +116,8 @@ class Job:
     donor: Path | None = None
     live: Live = field(default_factory=Live)
     documents: tuple[Recipe, ...] = ()
-    digests: Mapping[Path, str] = field(default_factory=dict)
+    passing: frozenset[Path] = frozenset()
+    digests: Mapping[Path, FileDigest] = field(default_factory=dict)
     origins: tuple[Mapping[str, Any], ...] = ()
 
     @property
@@ -164,6 +168,13 @@ class Job:
         known = {entry.source for entry in self.inputs}
         told = {str(origin["source"]): origin for origin in self.origins}
         return [origin for source, origin in told.items() if source not in known]
+
+    @property
+    def states(self) -> dict[Path, str]:
+        """The stamp of each file that is read, as it was when it was opened."""
+        stamps = self.models.stamps
+        files = dict.fromkeys(file for entry in self.inputs for file in entry.files)
+        return {file: stamps[file] if file in stamps else stamp(file) for file in files}
 
     @property
     def input_files(self) -> list[Path]:

@@ -7,12 +7,10 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
-from magmerge.checkpoints.digests import DigestMemory, is_told, stamp
+from magmerge.checkpoints.digests import stamp
 from magmerge.checkpoints.output.own_files import RECIPE, RECORD
 from magmerge.checkpoints.output.provenance import (
     Account,
@@ -23,15 +21,13 @@ from magmerge.checkpoints.output.provenance import (
 from magmerge.checkpoints.output.staging import Staging
 from magmerge.checkpoints.output.target import Target, check_space
 from magmerge.checkpoints.output.writer import FileSink
-from magmerge.core.errors import CheckpointError
+from magmerge.core.errors import changed_meanwhile
 from magmerge.core.lazy import load
 from magmerge.core.types import Shard, Step
 from magmerge.core.version import __version__
-from magmerge.engine.executors import local
-from magmerge.engine.job import Input, Job
+from magmerge.engine.job import Job
 
 CONFIG = "config.json"
-TOLD = "told by the hub, where the weights were read"
 Report = Callable[[str, Target, Mapping[str, bytes]], Mapping[str, bytes]]
 """From the record's text, and config, tokenizer and recipe by their names, to further files beside
 the result, such as report.html and the model card.
@@ -71,7 +67,7 @@ def publish(
     ):
         account = fill(sink)
         check_unchanged(job)
-        inputs = _inputs(job, sink.settlers())
+        inputs = load("magmerge.engine.input_record:recorded_inputs")(job, sink.settlers())
         recipes = "---\n".join(each.to_yaml() for each in (*job.documents, job.recipe))
         texts = {**files.texts, target.named(RECIPE): recipes.encode()}
         told = {
@@ -95,14 +91,10 @@ def origin(job: Job) -> dict[str, str]:
 def check_unchanged(job: Job) -> None:
     """CheckpointError where an input is no longer the file that was opened."""
     for file, before in job.models.stamps.items():
-        if file in job.digests:
+        if file in job.passing:
             continue
         if not file.is_file() or stamp(file) != before:
-            raise CheckpointError(
-                "it was changed after it was opened",
-                source=file,
-                remedy="keep the inputs unchanged until the result is saved, and merge again",
-            )
+            raise changed_meanwhile(file)
 
 
 def _key(job: Job, files: Files, target: Target) -> str:
@@ -143,45 +135,3 @@ def _samples_key(job: Job) -> str:
             if file.is_file():
                 digest.update(os.fsencode(f"{file}\0{stamp(file)}\0"))
     return digest.hexdigest()
-
-
-def _within(file: Path, entry: Input) -> str:
-    """A file's path from its model's folder, as parts of a pipeline have files of one name."""
-    folder = None if entry.model is None else entry.model.folder
-    inside = folder is not None and folder in file.parents
-    return file.relative_to(folder).as_posix() if inside and folder is not None else file.name
-
-
-def _inputs(job: Job, settlers: Sequence[Callable[[], None]]) -> list[dict[str, Any]]:
-    """Each input as the provenance tells it, while the result's own files wait for the disk.
-
-    A model in memory has no files, and is told by its content.
-    """
-    memory = DigestMemory()
-    inputs = job.inputs
-    known = job.digests
-    every = dict.fromkeys(file for entry in inputs for file in entry.files)
-    paths = [file for file in every if file not in known]
-    held = [entry.model for entry in inputs if not entry.files and entry.model is not None]
-    calls: list[Callable[[], str | None]] = [*settlers]
-    calls += [partial(memory.digest, file) for file in paths]
-    calls += [partial(content_digest, model) for model in held]
-    done = job.machine.counter("digesting inputs, syncing", len(calls))
-    digests = local.run(local.single(calls), job.machine, done=done)[len(settlers) :]
-    memory.save()
-    by_file: dict[Path, str | None] = dict(known)
-    by_file |= zip(paths, digests[: len(paths)], strict=True)
-    contents = iter(digests[len(paths) :])
-    facts = load("magmerge.engine.origins:facts_of_inputs")(job)
-    told_here = [
-        {
-            "role": entry.role,
-            "source": entry.source,
-            "files": {_within(file, entry): by_file[file] for file in entry.files},
-            **({"digests": TOLD} if any(map(is_told, entry.files)) else {}),
-            **({} if entry.files or entry.model is None else {"content": next(contents)}),
-            **({"facts": told} if told else {}),
-        }
-        for entry, told in zip(inputs, facts, strict=True)
-    ]
-    return [*told_here, *map(dict, job.further_origins)]

@@ -14,6 +14,7 @@ from pydantic_core import to_json
 from magmerge.checkpoints.output.provenance import Account
 from magmerge.checkpoints.output.target import Target
 from magmerge.checkpoints.output.writer import FileSink, MemorySink, Sink
+from magmerge.checkpoints.tensor_digests import watched
 from magmerge.core.lazy import load
 from magmerge.engine.form import form_of
 from magmerge.engine.job import Findings, Job, Work
@@ -38,6 +39,7 @@ def run_job(
     Samples are read, and models compared, before any long work. Raises MagmergeError's children.
     """
     plan = make_plan(job, target)
+    job = replace(job, digests=watched(job.states))
     inputs = inputs_of(job)
     notes = plan.warnings
     if not job.takes:

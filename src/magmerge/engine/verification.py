@@ -14,6 +14,7 @@ from typing import Any
 
 from magmerge.checkpoints.digests import DigestMemory
 from magmerge.checkpoints.donor import companion_files
+from magmerge.checkpoints.input_digests import is_as_recorded
 from magmerge.checkpoints.kinds import kinds_of, read_model_config
 from magmerge.checkpoints.load_checks import RESTORE, Check, Written, checks_of
 from magmerge.checkpoints.output.own_files import RECORD
@@ -195,10 +196,8 @@ def texts_of(record: Mapping[str, Any]) -> dict[str, str]:
 
 def _inputs(record: Mapping[str, Any]) -> Check:
     """Digests of the inputs that are still at hand."""
-    memory, changed = DigestMemory(), []
-    files = dict(_input_files(record))
-    for file, digest in files.items():
-        changed += [] if memory.digest(file) == digest else [str(file)]
+    memory, files = DigestMemory(), dict(_input_files(record))
+    changed = [str(file) for file, told in files.items() if not is_as_recorded(file, told, memory)]
     memory.save()
     remedy = "merge again, or restore the inputs that the record tells"
     faults = [Fault(f"inputs were changed since: {shortened(changed)}", remedy)] if changed else []

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from magmerge import live, report
-from magmerge.checkpoints.digests import file_digest
 from magmerge.checkpoints.loader import Model, adapts, open_checkpoint
 from magmerge.checkpoints.output.layout import SUFFIX
 from magmerge.checkpoints.output.own_files import RECIPE, RECORD, REPORT
-from magmerge.checkpoints.output.shelf import shelf_for
 from magmerge.checkpoints.output.target import Target, check_apart_and_free
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
 from magmerge.core.errors import MagmergeError, MissingExtraError, ParameterError, suggestion
@@ -59,6 +57,7 @@ def run(
         check_apart_and_free(named_path(out), inputs, overwrite=overwrite)
     resolved: list[Recipe] = []
     origins: list[Mapping[str, Any]] = []
+    shelf_for = load("magmerge.checkpoints.output.shelf:shelf_for")
     with shelf_for(out, len(recipes) - 1, resume=resume) as shelf:
         for place, document in enumerate(recipes):
             last = place == len(recipes) - 1
@@ -72,8 +71,8 @@ def run(
                 for key, folder in results.items()
             }
             job = open_job(document, in_memory, machine=machine, live=live, documents=resolved)
-            digests = {file: file_digest(file) for file in job.models.stamps if shelf.holds(file)}
-            job = replace(job, digests=digests, origins=tuple(origins))
+            passing = frozenset(filter(shelf.holds, job.models.stamps))
+            job = replace(job, passing=passing, origins=tuple(origins))
             where = out if last else shelf.place(place)
             target = None
             if where is not None:

@@ -76,6 +76,7 @@ def merge(
     memory: str | int = DEFAULT_MEMORY,
     device: str = CPU,
     stream: bool = False,
+    sha256: bool = False,
     rank: Rank = None,
     energy: float | None = None,
     naming: Naming | None = None,
@@ -95,7 +96,7 @@ def merge(
     what a killed run left there is gone on with. At most `memory` bytes are used beyond the
     interpreter, torch and a result in memory, by `threads` pieces at once; `device` (cpu, cuda)
     does the arithmetic: no other bits, but for rounding elsewhere. With `stream` models of the hub
-    are read there.
+    are read there. With `sha256` inputs are read once more, and their files' SHA-256 recorded.
 
     A calibrator that looks at inputs runs the merged model on `data`: a source of unlabelled
     samples for each expert by its name, or one for all: a file, a folder, a data set, a tensor, or
@@ -147,6 +148,7 @@ def calibrate(
     memory: str | int = DEFAULT_MEMORY,
     device: str = CPU,
     stream: bool = False,
+    sha256: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """Calibrate a merged checkpoint that any tool made, given its base and experts.
@@ -255,8 +257,8 @@ def job_of(arguments: Mapping[str, Any], manner: Manner = "whole") -> Job:
         arguments["device"],
         arguments["offload"],
         arguments["progress"],
-        "ranges" if arguments["stream"] else manner,
-    )
+        "ranges" if arguments["stream"] else manner, arguments["sha256"],
+    )  # fmt: skip
     models = {role: model for role, model in roles.items() if model is not None}
     models |= {f"{EXPERT}{name}": model for name, model in experts.items()}
     return open_job(recipe, models, machine=machine, live=live)

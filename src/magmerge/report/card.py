@@ -24,7 +24,7 @@ from magmerge.report.card_steps import calibrations_of, method_parts, registered
 from magmerge.report.factors_picture import factors_picture, factors_text
 from magmerge.report.markdown import fenced, inline, table
 from magmerge.report.recipe_text import setting_text
-from magmerge.report.sentences import count_text, gate_text, list_text, name_of, short
+from magmerge.report.sentences import count_text, digest_text, gate_text, list_text, name_of, short
 
 MAGIC = "2512.19320"
 FILES = 4
@@ -247,14 +247,14 @@ def _digests(account: MergeAccount) -> Iterator[str]:
     for entry in account.sources:
         files = list(entry.files.items())
         for file, digest in files[:FILES]:
-            code = digest[:16] if digest is not None and digest.isalnum() else "not known"
+            code = digest_text(digest) or "not known"
             rows.append([inline(short(name_of_model(entry), 60)), inline(file), code])
         if len(files) > FILES:
             more = f"{len(files) - FILES} more files"
             rows.append([inline(short(name_of_model(entry), 60)), more, "see magmerge.json"])
     if rows:
         yield "## Files that it was made of"
-        yield table(["Model", "File", "SHA-256 (its beginning)"], rows)
+        yield table(["Model", "File", "Digest (its beginning)"], rows)
 
 
 def _citation(account: MergeAccount) -> Iterator[str]:

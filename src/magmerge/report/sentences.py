@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from magmerge.report.account import LayerAccount, LayerModule, MergeAccount, differs
@@ -11,6 +12,7 @@ ABSENT = "–"  # noqa: RUF001
 NAMED = 3
 """Layers that a sentence names at most."""
 LONGEST = 90
+DIGEST, BEGINNING = re.compile("([a-z0-9-]+:)?([0-9a-z]+)"), 16
 COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -31,6 +33,12 @@ def short(text: str, longest: int = LONGEST) -> str:
     if len(text) <= longest:
         return text
     return f"{text[: longest // 2]}…{text[-(longest // 2 - 1) :]}"
+
+
+def digest_text(digest: str | None) -> str | None:
+    """A file's digest by its kind and beginning; None where it is not known, or is none."""
+    parts = DIGEST.fullmatch(digest or "")
+    return f"{parts[1] or 'sha256:'}{parts[2][:BEGINNING]}" if parts else None
 
 
 def count_text(count: int, noun: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from blake3 import blake3
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from magmerge.core.errors import CheckpointError, StructureError
 from tests.checkpoints.adapters.test_on_base import EVERY, trained
 from tests.conftest import CommandLine
 from tests.front_door.models import llama
+from tests.reference_digest import reference_digest
 
 State = dict[str, Tensor]
 LORA: dict[str, Any] = {"r": 2, "lora_alpha": 3, "init_lora_weights": False}
@@ -127,10 +129,12 @@ def test_files_of_both_are_digested(
     assert done.code == 0, done.message
     first, _ = json.loads((tmp_path / "out" / "magmerge.json").read_text())["inputs"]
     assert first["source"] == text
-    assert set(first["files"]) == {
-        "base.safetensors", "adapter_model.safetensors", "adapter_config.json",
-    }  # fmt: skip
-    assert all(len(digest) == 64 for digest in first["files"].values())
+    config = blake3((tmp_path / "lora" / "adapter_config.json").read_bytes()).hexdigest()
+    assert first["files"] == {
+        "base.safetensors": reference_digest(tmp_path / "base.safetensors"),
+        "adapter_model.safetensors": reference_digest(tmp_path / "lora/adapter_model.safetensors"),
+        "adapter_config.json": f"blake3:{config}",
+    }
 
 
 def test_an_adapter_that_does_not_fit_is_told(tmp_path: Path, case: tuple[State, State]) -> None:

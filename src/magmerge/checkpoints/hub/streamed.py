@@ -64,7 +64,7 @@ class StreamedCheckpoint(SafetensorsCheckpoint):
     def _header(self, file: Path) -> Headers:
         blocks = self._blocks.get(file)
         if blocks is None:
-            return read_header(file)
+            return super()._header(file)
         remote = blocks.remote
         return [
             (spec, place._replace(file=file))
@@ -183,7 +183,7 @@ def _remote_header(part: Part, name: str, size: int) -> Headers:
         stream.flush()
         os.truncate(stream.name, size)
         try:
-            return read_header(Path(stream.name))
+            return read_header(Path(stream.name)).tensors
         except CheckpointError as error:
             raise CheckpointError(
                 error.problem, source=f"{part}/{name}", tensor=error.tensor, remedy=error.remedy

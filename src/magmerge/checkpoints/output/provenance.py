@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import platform
@@ -14,6 +13,7 @@ from typing import Any
 import safetensors
 from pydantic_core import to_json
 
+from magmerge.checkpoints.tensor_digests import list_digest, tensor_digest
 from magmerge.core.lazy import torch
 from magmerge.core.models import Checkpoint
 from magmerge.core.recipe import Recipe
@@ -73,14 +73,13 @@ def versions() -> dict[str, str]:
 
 
 def content_digest(model: Checkpoint) -> str:
-    """SHA-256 of a model in memory: names, formats, shapes and bytes of its tensors, by name."""
-    digest = hashlib.sha256()
-    for name in sorted(model.specs):
-        spec = model.specs[name]
-        digest.update(f"{name}\0{spec.dtype}\0{list(spec.shape)}\0".encode())
+    """The digest of a model in memory: that of its tensors, as of a file that holds them."""
+    tensors = []
+    for name, spec in model.specs.items():
         tensor = model.read(name).reshape(-1)
-        digest.update(tensor.view(torch.uint8).numpy().data if tensor.numel() else b"")
-    return digest.hexdigest()
+        data = tensor.view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
+        tensors.append((spec, tensor_digest(data)))
+    return list_digest(tensors)
 
 
 def _layer(record: LayerRecord) -> str:
