@@ -142,6 +142,10 @@ class MagnitudeSurvey(Survey, Protocol):
         """Whether what it is to `observe` may be a float32 array of numpy's too."""
         ...
 
+    def observe(self, name: str, start: int, tensors: Any) -> None:
+        """Take note of the piece [K, entries] of the layer `name` whose first entry is `start`."""
+        ...
+
     def note(
         self,
         name: str,
