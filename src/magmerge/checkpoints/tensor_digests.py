@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakValueDictionary
@@ -118,6 +119,23 @@ def _covers(parts: list[tuple[int, bytes]], size: int) -> bool:
     return reached >= size
 
 
+class _Thread(threading.local):
+    samples = False
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def sampling() -> Iterator[None]:
+    """Within it what this thread reads is read again later, and is digested only then."""
+    _thread.samples = True
+    try:
+        yield
+    finally:
+        _thread.samples = False
+
+
 class TensorTree:
     """The leaves of a tensor of `size` bytes, as far as they were read."""
 
@@ -188,7 +206,7 @@ class FileDigest:
 
     def note(self, name: str, start: int, data: memoryview) -> None:
         """Bytes of a tensor from its byte `start` on were read."""
-        if self._torn is None or name in self._known:
+        if self._torn is None or name in self._known or _thread.samples:
             return
         tree = self.tree(name)
         tree.add(start, data, self._torn)

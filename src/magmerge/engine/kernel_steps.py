@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -120,9 +120,9 @@ def noted(work: Work, pieces: StoredPieces, step: Step, survey: Survey, piece: P
     counts = observed(inputs, brackets)
     if counts is None:
         return False
-    assert isinstance(survey, MagnitudeSurvey)
+    told = cast("MagnitudeSurvey", survey)
     for row, (above, values) in enumerate(counts):
-        survey.note(step.tensor_key, start, stop, row, above, values)
+        told.note(step.tensor_key, start, stop, row, above, values)
     return True
 
 

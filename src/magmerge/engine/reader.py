@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from magmerge.checkpoints.page_cache import are_large, size_of
+from magmerge.checkpoints.tensor_digests import sampling
 from magmerge.core import dtypes
 from magmerge.core.errors import NonFiniteError
 from magmerge.core.lazy import Tensor, torch
@@ -125,9 +126,10 @@ class Reader:
         sizes = [math.prod(step.spec.shape) for step in steps]
         entries = min(entries, SAMPLED // max(1, len(self.voters(steps[0]))))
         parts: list[Any] = []
-        for place, group in itertools.groupby(runs(sizes, entries), lambda run: run[0]):
-            pieces = [Piece(start, stop, (stop - start,), 1) for _, start, stop in group]
-            parts.append(self._strewn(steps[place], pieces, what))
+        with sampling():
+            for place, group in itertools.groupby(runs(sizes, entries), lambda run: run[0]):
+                pieces = [Piece(start, stop, (stop - start,), 1) for _, start, stop in group]
+                parts.append(self._strewn(steps[place], pieces, what))
         plain = all(isinstance(part, np.ndarray) for part in parts)
         if plain:
             return np.concatenate(parts, axis=1)

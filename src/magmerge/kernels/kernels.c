@@ -515,6 +515,25 @@ EXPORT int32_t KERNEL(merge)(const Stages *stages, const Piece *piece, const Tal
 
 /* ---- what a survey must know (linalg/threshold.py) ---- */
 
+/* The entries that are `inside`, `some` of them. */
+static void collect(const float *restrict from, const uint8_t *restrict inside, int64_t count,
+                    int64_t some, float *restrict to) {
+    if (some > count / 16) {
+        float all[TILE + 1];
+        int64_t place = 0;
+        for (int64_t i = 0; i < count; i++) all[place] = from[i], place += inside[i];
+        memcpy(to, all, (size_t)some * sizeof(float));
+        return;
+    }
+    /* Most eights have none. */
+    for (int64_t i = 0; some && i < count; i += 8) {
+        uint64_t eight;
+        memcpy(&eight, inside + i, 8);
+        for (int64_t j = i; eight; j++, eight >>= 8)
+            if (eight & 1) *to++ = from[j], some--;
+    }
+}
+
 /* Of each task vector, and each of `ranks` brackets of it, how many magnitudes are above the
 bracket, and those within: up to `room` of them in `values`, [K, ranks, room], and their number in
 `within`. Returns flags. */
@@ -534,22 +553,16 @@ EXPORT int32_t KERNEL(observe)(const Piece *piece, int32_t experts, int32_t rank
             sound &= difference(piece->experts[k], piece->formats[k], at, count, base, delta);
             for (int64_t i = 0; i < count; i++) delta[i] = fabsf(delta[i]);
             for (int r = k * ranks; r < (k + 1) * ranks; r++) {
-                int32_t more = 0;
+                int32_t more = 0, some = 0;
                 for (int64_t i = 0; i < count; i++) {
                     more += delta[i] > high[r];
                     inside[i] = (uint8_t)((delta[i] >= low[r]) & (delta[i] <= high[r]));
+                    some += inside[i];
                 }
                 above[r] += more;
-                for (int64_t i = 0; i < count; i += 8) {
-                    uint64_t some;
-                    memcpy(&some, inside + i, 8);
-                    /* Few are within a bracket: most eights have none. */
-                    for (int64_t j = i; some; j++, some >>= 8)
-                        if (some & 1) {
-                            if (within[r] < room) values[r * room + within[r]] = delta[j];
-                            within[r]++;
-                        }
-                }
+                if (within[r] + some <= room)
+                    collect(delta, inside, count, some, values + r * room + within[r]);
+                within[r] += some;
             }
         }
     }

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from magmerge.core.lazy import Float, Tensor, torch
 from magmerge.core.parameters import UNIT
-from magmerge.core.traits import Brackets, MagnitudeSurvey, Survey
+from magmerge.core.traits import Brackets, Survey
 from magmerge.linalg.selection import Array
 
 Measure = Callable[[int, Tensor, Mapping[str, Any]], Tensor]
@@ -91,8 +91,7 @@ class LayerSums:
     ) -> None:
         """What the survey before takes note of."""
         self._name, before = name, self._before()
-        assert isinstance(before, MagnitudeSurvey)
-        before.note(name, start, stop, row, above, values)
+        cast("MagnitudeSurvey", before).note(name, start, stop, row, above, values)
 
     def conclude(self) -> None:
         """Add up all runs."""
@@ -170,8 +169,7 @@ class SurveyOfEach:
         """What the survey of the expert `row` takes note of."""
         survey = self._surveys[row]
         if survey.passes and survey.wants(name, start, stop):
-            assert isinstance(survey, MagnitudeSurvey)
-            survey.note(name, start, stop, 0, above, values)
+            cast("MagnitudeSurvey", survey).note(name, start, stop, 0, above, values)
 
     def conclude(self) -> None:
         for survey in self._surveys:
@@ -205,12 +203,14 @@ def _joined(lists: Sequence[Any]) -> Any:
 
 def brackets_of(survey: Survey) -> Brackets | None:
     """Between which magnitudes it is to be told all; None where it must see the tensors."""
-    return survey.brackets if isinstance(survey, MagnitudeSurvey) else None
+    # By its name: to ask a protocol takes longer than a small tensor.
+    brackets: Brackets | None = getattr(survey, "brackets", None)
+    return brackets
 
 
 def takes_arrays(survey: Survey) -> bool:
     """Whether what it is to observe may be a float32 array of numpy's too."""
-    return isinstance(survey, MagnitudeSurvey) and survey.takes_arrays
+    return bool(getattr(survey, "takes_arrays", False))
 
 
 def surveyed(survey: Survey, tensors: Float[Tensor, "K *shape"]) -> Mapping[str, Any]:
