@@ -1,5 +1,6 @@
 """The program: `magmerge`, and `python -m magmerge`. Ctrl-C is seen to before all else."""
 
+import gc
 import os
 import signal
 import sys
@@ -31,6 +32,10 @@ def stop(*_: int | FrameType | None) -> None:
 def program() -> NoReturn:
     """The installed program."""
     signal.signal(signal.SIGINT, stop)
+    # Looking for cycles among the many objects that imports make takes long and finds nothing.
+    gc.set_threshold(100_000, 50, 100)
+    # To look for plugins pydantic opens the metadata of every package that is installed.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from magmerge import cli
 
     cli.program()

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import gc
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from safetensors.torch import load_file
 
 import magmerge
 from magmerge.checkpoints.output.writer import FileSink
+from magmerge.checkpoints.safetensors import Handles
 from magmerge.core.errors import OutputError
 from tests.conftest import State
 
@@ -73,3 +77,22 @@ def test_results_in_memory_are_saved_alike(
     kept.save(tmp_path / "saved")
     for path in written.path.iterdir():
         assert path.read_bytes() == (tmp_path / "saved" / path.name).read_bytes()
+
+
+def test_a_shard_stays_open_while_it_is_written_and_is_closed_at_the_end(
+    tmp_path: Path, folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    real = os.open
+
+    def counted(path: Any, *rest: Any, **named: Any) -> int:
+        opened.append(str(path))
+        return real(path, *rest, **named)
+
+    before = Handles.count
+    monkeypatch.setattr(os, "open", counted)
+    run(folders, tmp_path / "out")
+    staged = [path for path in opened if path.endswith("magmerge-partial/model.safetensors")]
+    assert 1 <= len(staged) <= 2  # once to write, once by the reader that verifies
+    gc.collect()
+    assert Handles.count <= before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import warnings
@@ -138,10 +137,8 @@ def _interrupted(end: BaseException | None) -> bool:
 def program() -> NoReturn:
     """The installed program: `main` in a process of its own.
 
-    Taking the interpreter down piece by piece, and looking for cycles among the many objects that
-    torch's import makes, takes a third of a second and does nothing for anybody.
+    Taking the interpreter down piece by piece takes time and does nothing for anybody.
     """
-    gc.set_threshold(100_000, 50, 100)
     code: int | str | None = 0
     try:
         main()

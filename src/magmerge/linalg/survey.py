@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from magmerge.core.lazy import Float, Tensor, torch
 from magmerge.core.parameters import UNIT
 from magmerge.core.traits import Brackets, Survey
 from magmerge.linalg.selection import Array
+
+if TYPE_CHECKING:
+    from magmerge.core.traits import MagnitudeSurvey
 
 Measure = Callable[[int, Tensor, Mapping[str, Any]], Tensor]
 """From a run's first place, its entries [K, run] and what the survey before found to the float64
