@@ -14,13 +14,22 @@ from torch import Tensor
 from magmerge.checkpoints.output.writer import Sink
 from magmerge.core import dtypes, journal, registry
 from magmerge.core.errors import NonFiniteError, printable
+from magmerge.core.lazy import load
 from magmerge.core.pieces import cut, stretches, strewn
 from magmerge.core.traits import Method, Survey
 from magmerge.core.types import UNCHANGED, LayerRecord, Piece, Step
 from magmerge.engine.executors.local import Job, Task
 from magmerge.engine.job import Work
-from magmerge.engine.layer import Calibrated, Merged, Tally, calibrate_layer, merge_layer, record_of
-from magmerge.engine.memory import bytes_of, cut_for
+from magmerge.engine.layer import (
+    Calibrated,
+    Merged,
+    Tally,
+    applied,
+    calibrate_layer,
+    merge_layer,
+    record_of,
+)
+from magmerge.engine.memory import bytes_of, cut_for, takes_in_turn
 from magmerge.engine.reader import Reader
 from magmerge.linalg.draws import derive_seed
 
@@ -112,6 +121,12 @@ def jobs(
 def treated(bench: Bench, step: Step, survey: Keywords | None, piece: Piece) -> Calibrated:
     """One piece, merged (or taken as it is) and calibrated, in the arithmetic's format."""
     work, reader = bench.work, bench.reader
+    if takes_in_turn(step, work.stages, piece):
+        method, bound = method_for(work, step, piece, survey)
+        treat: Callable[..., Calibrated] = load("magmerge.engine.turns:treated_in_turn")
+        return treat(
+            reader, step, piece, work.stages.treatment, partial(applied, step, method, bound)
+        )
     base = reader.base(step, piece)
     with journal.listening() as notes:
         if work.stages.method is None:
@@ -131,7 +146,7 @@ def treated(bench: Bench, step: Step, survey: Keywords | None, piece: Piece) -> 
 
 
 def method_for(
-    work: Work, step: Step, piece: Piece, survey: Keywords | None, base: Tensor
+    work: Work, step: Step, piece: Piece, survey: Keywords | None, base: Tensor | None = None
 ) -> tuple[Method, dict[str, Any]]:
     """The method for this layer, and its function's keywords for this piece."""
     if step.action == "average":
