@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magmerge.core.journal import listening, note
+from magmerge.linalg.deflation import LARGE, Deflated, deflate
 from magmerge.linalg.spectral import (
     TOLERANCE,
     Triplets,
@@ -46,8 +47,8 @@ def polar(matrix: Float[Tensor, "m n"]) -> Polar:
     """U V^T and sum S of the singular value decomposition U S V^T of `matrix`.
 
     Only singular values above RANK_CUT times the largest take part: the directions of the others
-    are not defined. In order of preference: A (A^T A)^(-1/2) by eigenvectors in float32, the same
-    in float64, and the decomposition.
+    are not defined. In order of preference: A (A^T A)^(-1/2) by eigenvectors in float32 (of a large
+    matrix beside its dominant directions), the same in float64, and the decomposition.
     """
     if matrix.shape[0] < matrix.shape[1]:
         turned = polar(matrix.T)
@@ -72,6 +73,10 @@ def _by_eigenvectors(
     product = gram(matrix, dtype, scale)
     if dtype == torch.float32 and not _well_conditioned(product):
         return None
+    if dtype == torch.float32 and len(product) >= LARGE:
+        apart = deflate(matrix / scale, product)
+        if apart is not None:
+            return _by_deflation(apart)
     values, vectors = eigen(product)
     del product
     rank = above_cut(values)
@@ -89,6 +94,29 @@ def _by_eigenvectors(
         factor = rowwise(matrix, root.double() / scale)
     nuclear = float(values[:rank].double().sum())
     return Polar(factor, nuclear, sensitivity(values, rank, len(matrix)))
+
+
+def _by_deflation(apart: Deflated) -> Polar | None:
+    """The polar factor U V^T of the dominant directions and that of the rest, in float32."""
+    count, rest = len(apart.values), apart.rest
+    values, vectors = eigen(gram(rest, torch.float32))
+    # The last are what rounding leaves of the dominant directions.
+    rank, dominant = len(values) - count, apart.values
+    every = torch.cat([dominant, values[:rank].double()])
+    if undecided(every) or above_cut(every) < len(every):
+        return None
+    # To first order as in `polar_error`, each direction's residual along the least of the rest.
+    coupled = (apart.residuals / dominant).norm() / every[-1] / len(every) ** 0.5
+    error = polar_error(values, rank) + 2 * float(coupled)
+    single = torch.finfo(torch.float32).eps * float(
+        every.norm() * every.reciprocal().norm() / len(every)
+    )
+    if error > TOLERANCE or single > TOLERANCE / 2:
+        return None
+    kept = vectors[:, :rank]
+    factor = rest @ ((kept / values[:rank]) @ kept.T)
+    factor.addmm_(apart.left.float(), apart.right.float().T)
+    return Polar(factor, float(every.sum()), sensitivity(every, len(every), len(rest)))
 
 
 def polar_error(values: Float[Tensor, "n"], rank: int) -> float:

@@ -184,5 +184,6 @@ def decomposition_bytes(shape: tuple[int, int]) -> int:
     m, n = max(shape), min(shape)
     if n >= REDUCED:
         return 7 * 8 * n * n
-    # The matrix scaled, and in float64 twice; both sets of vectors, and LAPACK's workspace.
-    return 28 * m * n + 8 * n * (m + n + 4 * n)
+    # The matrix scaled, and in float64 twice; both sets of vectors, LAPACK's workspace, and what
+    # blocks of these sizes leave in splinters.
+    return 40 * m * n + 8 * n * (m + n + 4 * n)

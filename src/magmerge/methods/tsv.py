@@ -22,7 +22,7 @@ def scratch(shape: tuple[int, ...], _: int) -> int:
     longer, shorter = sides(shape)
     triplets, entries = 8 * shorter * (longer + shorter), longer * shorter
     found = 4 * entries + decomposition_bytes((longer, shorter))
-    return triplets + max(found, 16 * entries, 8 * entries + 32 * shorter**2)
+    return triplets + max(found, 16 * entries, 12 * entries + 32 * shorter**2)
 
 
 @register_method(
