@@ -5,14 +5,20 @@ torch.linalg.svd in float32 (as the methods' authors do), both with all threads 
 both results' relative error (Frobenius) against the definition in float64, where affordable.
 Two kinds of task vectors: "flat" has independent normal entries, so that no direction stands out;
 "decaying" has singular values j^-0.6. A last table shows the growth with the number of experts.
+With --layer one layer of that shape is merged from files instead, each method in a process of its
+own: CPU seconds, and the peak memory as the plan states it and as it was measured.
 
     .venv/bin/python -m benchmarks.spectral_speed
+    .venv/bin/python -m benchmarks.spectral_speed --layer 4096 14336 --experts 4 --methods iso_c
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +48,12 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=8)
     parser.add_argument("--largest", type=int, default=4096, help="skip shapes with more rows")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--layer", nargs=2, metavar=("ROWS", "COLUMNS"))
+    parser.add_argument("--memory", default="2GB", help="what a merge of --layer may take")
     chosen = parser.parse_args()
+    if chosen.layer:
+        merge_layer(chosen)
+        return
     torch.set_num_threads(chosen.threads)
     rows = []
     for shape in SHAPES:
@@ -68,6 +79,24 @@ def main() -> None:
     line = {"threads": chosen.threads, "torch": torch.__version__, "rows": rows, "growth": growth}
     with RESULTS.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(line) + "\n")
+
+
+def merge_layer(chosen: argparse.Namespace) -> None:
+    """Merge one large layer by each method, and write a JSON line of what that took."""
+    program = [sys.executable, "-m", "benchmarks.speed.spectral_layer"]
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = [*chosen.layer, str(chosen.experts), "1", "bfloat16"]
+        subprocess.run([*program, "make", folder, *sizes], check=True)
+        rows = []
+        for name in chosen.methods:
+            options = [folder, name, chosen.memory, str(chosen.threads)]
+            done = subprocess.run([*program, "merge", *options], check=True, capture_output=True)
+            rows.append(
+                {"shape": chosen.layer, "experts": chosen.experts, **json.loads(done.stdout)}
+            )
+            print(json.dumps(rows[-1]), flush=True)
+    with RESULTS.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps({"torch": torch.__version__, "layer": rows}) + "\n")
 
 
 def task_vectors(experts: int, shape: tuple[int, int], kind: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import magmerge
 from tests.quick import quick_ones
 
 PROGRAM = """
@@ -47,7 +49,7 @@ print(plan.memory, peak() - before, file=sys.__stdout__)
 @pytest.mark.parametrize(
     "method",
     quick_ones(
-        ["average", "ties", "dare_ties", "della", "sce", "karcher", "iso_c"],
+        ["average", "ties", "dare_ties", "della", "sce", "karcher", "iso_c", "tsv_m"],
         lambda method: method == "ties",
     ),
 )
@@ -68,3 +70,20 @@ def test_the_plan_states_a_bound_that_holds_and_is_not_idle(tmp_path: Path, meth
     stated, measured = map(int, run.stdout.split())
     assert measured <= stated
     assert measured > stated / 8
+
+
+@pytest.mark.parametrize("method", ["tsv_m", "iso_c"])
+@pytest.mark.parametrize("shape", [(4096, 14336), (14336, 4096)], ids=str)
+def test_a_large_layer_of_four_experts_is_merged_within_the_default(
+    tmp_path: Path, method: str, shape: tuple[int, int]
+) -> None:
+    size = 2 * shape[0] * shape[1]
+    header = json.dumps({"a.weight": {"dtype": "BF16", "shape": shape, "data_offsets": [0, size]}})
+    for i in range(5):
+        with (tmp_path / f"{i}.safetensors").open("wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header.encode())
+            # A plan reads the header alone: the zeros take no room on the disk.
+            file.truncate(8 + len(header) + size)
+    models = [tmp_path / f"{i}.safetensors" for i in range(5)]
+    plan = magmerge.plan(base=models[0], experts=models[1:], method=method, calibrate="wsc")
+    assert plan.memory <= 2_000_000_000

@@ -42,7 +42,9 @@ class Method:
     piece of it can be merged; what a survey of the whole model takes by name cannot vary by layer.
     `workspace`: how many tensors of its input's size for one expert `fn`
     holds beside that input, for each expert and in all. `scratch`: bytes that it needs besides,
-    from the shape of one expert's piece and the number of experts. `apart`: the survey looks at
+    from the shape of one expert's piece and the number of experts. `in_turn`: in place of a tensor
+    it may get an `InTurn`, of which one task vector at a time is in memory; `scratch` is then all
+    that it takes, with what it is given and its result, in float32. `apart`: the survey looks at
     each expert by itself, so that where some have not all rows, it is of all that each has.
     `supplied`: the keywords of `fn`
     that the pipeline fills in: `seeds`, `start`, `base` (the base's piece), and what the survey
@@ -71,6 +73,7 @@ class Method:
     survey: Callable[..., Survey | None] | None = None
     workspace: tuple[int, int] = (0, 3)
     scratch: Callable[[tuple[int, ...], int], int] | None = None
+    in_turn: bool = False
     apart: bool = False
     supplied: frozenset[str] = frozenset()
     check: Callable[..., None] | None = None

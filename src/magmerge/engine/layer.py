@@ -61,13 +61,22 @@ def merge_layer(
 
     A method for matrices gets them as [out, in], however they are stored.
     """
-    if method.kinds is None:
-        result = method.fn(tensors, **keywords)
-    else:
-        result = _rows_first(method.fn(_rows_first(tensors, step, 1), **keywords), step, 0)
+    result = applied(step, method, keywords, tensors)
     if method.acts_on == "weights":
         return Merged(result - base, result)
     return Merged(result)
+
+
+def applied(
+    step: Step, method: Method, keywords: Mapping[str, Any], tensors: Any
+) -> Float[Tensor, "*shape"]:
+    """What the method's function makes of a layer, [K, *shape] as a tensor or an `InTurn`, stored
+    as the layer is.
+    """
+    if method.kinds is None:
+        return method.fn(tensors, **keywords)
+    rows_first = tensors.transpose(1, 2) if step.kind == "transposed" else tensors
+    return _rows_first(method.fn(rows_first, **keywords), step, 0)
 
 
 def calibrate_layer(

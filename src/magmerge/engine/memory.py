@@ -15,7 +15,7 @@ from magmerge.core.recipe import Samples
 from magmerge.core.traits import Calibrator, Method
 from magmerge.core.types import Cut, Piece, Step
 from magmerge.engine.job import Job
-from magmerge.engine.stages import Stages
+from magmerge.engine.stages import Stages, Treatment
 
 FIXED_COPIES = 4
 """Tensors of a piece's size beside the experts': base, what is read, result, its cast."""
@@ -62,23 +62,55 @@ def cut_for(step: Step, stages: Stages, limit: int) -> tuple[Piece, ...]:
     return cut(step.spec.shape, kind, coarsest(*cuts), limit)
 
 
+def takes_in_turn(step: Step, stages: Stages, piece: Piece) -> bool:
+    """Whether the method reads this piece's experts one after the other."""
+    method = stages.method
+    if method is None or step.action != "merge":
+        return False
+    return method.in_turn and len(piece.shape) > 1
+
+
+def parts_of(step: Step, treatment: Treatment, piece: Piece) -> list[Piece]:
+    """Those of a piece that is merged as a whole, as its calibrators can take them."""
+    cuts, kind = [cut_of(*item) for item in treatment.of(step)], step.kind
+    parts = cut(piece.shape, "other" if kind == "experts" else kind, coarsest(*cuts))
+    first = piece.start
+    return [part._replace(start=first + part.start, stop=first + part.stop) for part in parts]
+
+
 def bytes_of(step: Step, stages: Stages, experts: int, pieces: Sequence[Piece]) -> int:
     """Bytes of a job that treats these pieces one after the other, and of what is found before."""
-    entries = max((piece.stop - piece.start for piece in pieces), default=0)
+    entries, merging = max((piece.stop - piece.start for piece in pieces), default=0), 0
     if step.action == "carry":
         return 2 * entries * dtypes.width(step.spec.dtype)
+    if pieces and takes_in_turn(step, stages, pieces[0]):
+        merging = _bytes_in_turn(step, stages, experts, pieces[0])
+        part = parts_of(step, stages.treatment, pieces[0])[0]
+        entries = part.stop - part.start
     spaces = [calibrator.workspace for calibrator, _ in stages.treatment.of(step)]
     # While they are read the experts are there in their stored format too.
     spaces.append((1, 0))
     besides, method = 0, stages.method
     if method is not None and step.action == "merge":
         spaces.append(method.workspace)
-        if method.scratch is not None:
+        if method.scratch is not None and not merging:
             besides += max(method.scratch(piece.shape, experts) for piece in pieces)
         if method.survey is not None:
             besides += TALLIED * experts * min(math.prod(step.spec.shape), UNIT)
     workspace = max(each * experts + fixed for each, fixed in spaces)
+    besides += merging
     return (8 if step.wide else 4) * (experts + FIXED_COPIES + workspace) * entries + besides
+
+
+def _bytes_in_turn(step: Step, stages: Stages, experts: int, piece: Piece) -> int:
+    """Of a method that reads experts in turn: while it merges, or after that its result, the new
+    weight and its cast.
+    """
+    assert stages.method is not None
+    assert stages.method.scratch is not None
+    wide = 2 if step.wide else 1
+    merging = stages.method.scratch(piece.shape, experts)
+    return wide * max(merging, 3 * 4 * (piece.stop - piece.start))
 
 
 def bytes_of_result(job: Job, steps: Sequence[Step]) -> int:

@@ -11,15 +11,23 @@ from typing import TYPE_CHECKING, Any
 from magmerge.checkpoints.output.writer import Sink, stored_bytes
 from magmerge.core import dtypes, journal
 from magmerge.core.errors import NonFiniteError
-from magmerge.core.lazy import Tensor, torch
+from magmerge.core.lazy import Tensor, load, torch
 from magmerge.core.pieces import cut, stretches, strewn
 from magmerge.core.traits import Survey
 from magmerge.core.types import LayerRecord, Piece, Step
 from magmerge.engine.executors.local import Job, Task
 from magmerge.engine.job import Work
 from magmerge.engine.kernel_steps import kernel_of, noted
-from magmerge.engine.layer import Calibrated, Merged, Tally, calibrate_layer, merge_layer, record_of
-from magmerge.engine.memory import bytes_of, cut_for
+from magmerge.engine.layer import (
+    Calibrated,
+    Merged,
+    Tally,
+    applied,
+    calibrate_layer,
+    merge_layer,
+    record_of,
+)
+from magmerge.engine.memory import bytes_of, cut_for, takes_in_turn
 from magmerge.engine.notes import carried_note
 from magmerge.engine.reader import Reader
 from magmerge.engine.step_method import Keywords, method_for, of_piece, survey_for
@@ -127,6 +135,12 @@ def jobs(
 def treated(bench: Bench, step: Step, survey: Keywords | None, piece: Piece) -> Calibrated:
     """One piece, merged (or taken as it is) and calibrated, in the arithmetic's format."""
     work, reader = bench.work, bench.reader
+    if takes_in_turn(step, work.stages, piece):
+        method, bound = method_for(work, step, survey)
+        treat: Callable[..., Calibrated] = load("magmerge.engine.turns:treated_in_turn")
+        return treat(
+            reader, step, piece, work.stages.treatment, partial(applied, step, method, bound)
+        )
     base = reader.base(step, piece)
     with journal.listening() as notes:
         if work.stages.method is None:

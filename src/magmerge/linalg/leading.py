@@ -12,7 +12,7 @@ from magmerge.linalg.spectral import (
     TOLERANCE,
     Triplets,
     above_cut,
-    decompose,
+    decompose_above_cut,
     eigen,
     gram,
     noise,
@@ -43,6 +43,7 @@ def leading(
     count: int,
     tolerance: float = TOLERANCE,
     whole: float | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Triplets:
     """The first `count` singular triplets, those above RANK_CUT times the largest singular value.
 
@@ -51,42 +52,61 @@ def leading(
     V span. These spaces are what is exact: directions whose singular values (nearly) agree may be
     any basis of theirs, the same one on both sides. In order of preference: eigenvectors of the
     smaller Gram matrix by iteration in float32, all of them in float64, and the decomposition.
+    The result is in `dtype` (None: that of `matrix`); with float64 nothing is done in float32.
     """
     if matrix.shape[0] < matrix.shape[1]:
-        turned = leading(matrix.T, count, tolerance, whole)
+        turned = leading(matrix.T, count, tolerance, whole, dtype)
         return turned._replace(left=turned.right, right=turned.left)
-    scale = power_of_two(matrix)
-    unit = matrix / scale
-    if not bool(unit.any()):
-        return Triplets(unit[:, :0], unit[0, :0], unit.T[:, :0])
+    dtype, scale = dtype or matrix.dtype, power_of_two(matrix)
+    if not bool(matrix.any()):
+        nothing = matrix[:, :0].to(dtype)
+        return Triplets(nothing, nothing[0], matrix.T[:, :0].to(dtype))
     largest = None if whole is None else whole / scale
     triplets: Triplets | None = None
-    if unit.dtype == torch.float32 and worth_iterating(unit.shape[1], count):
-        triplets = _by_eigenvectors(unit, count, torch.float32, tolerance, largest)
+    if dtype == torch.float32 and worth_iterating(matrix.shape[1], count):
+        triplets = _by_iteration(matrix / scale, count, tolerance, largest)
     if triplets is None:
-        triplets = _by_eigenvectors(unit, count, torch.float64, tolerance, largest)
+        triplets = _by_eigenvectors(matrix, scale, count, tolerance, largest)
     if triplets is None:
-        triplets = decompose(unit, "leading singular directions are too ill defined")
-        triplets = triplets.first(min(count, above_cut(triplets.values, largest)))
-    left, values, right = (part.to(matrix.dtype) for part in triplets[:3])
+        why = "leading singular directions are too ill defined"
+        triplets = decompose_above_cut(matrix, scale, largest, why).first(count)
+    # Copies, where they are slices: of large matrices each would keep all directions in memory.
+    left, values, right = (part.to(dtype, copy=True) for part in triplets[:3])
     return Triplets(left, values * scale, right, triplets.error)
 
 
 def _by_eigenvectors(
-    unit: Float[Tensor, "m n"],
+    matrix: Float[Tensor, "m n"],
+    scale: float,
     count: int,
-    dtype: torch.dtype,
     tolerance: float,
     largest: float | None,
 ) -> Triplets | None:
-    """From A^T A = V S^2 V^T, U = A V S^-1; None where its error may exceed the tolerance.
-
-    In float32 by iteration; what that finds well is the space of V and some further directions.
-    Within it the directions are found again, from the images A V, in float64.
+    """Of A / `scale` in float64, from A^T A = V S^2 V^T, U = A V S^-1; None where its error may
+    exceed the tolerance.
     """
-    product = gram(unit, dtype)
-    single = dtype == torch.float32
-    started = leading_eigenvectors(product, count) if single else (*eigen(product), 0.0)
+    product = gram(matrix, torch.float64, scale)
+    mean = float(product.diagonal().mean())
+    values, vectors = eigen(product)
+    del product
+    rank = min(count, above_cut(values, largest))
+    if undecided(values[: count + 1], largest):
+        return None
+    error = leading_error(values, rank, rank, mean, matrix.shape[1])
+    if error > tolerance:
+        return None
+    values, kept = values[:rank], vectors[:, :rank]
+    return Triplets(rowwise(matrix, kept / values / scale), values, kept, error)
+
+
+def _by_iteration(
+    unit: Float[Tensor, "m n"], count: int, tolerance: float, largest: float | None
+) -> Triplets | None:
+    """The same in float32 by iteration. What that finds well is the space of V and some further
+    directions. Within it the directions are found again, from the images A V, in float64.
+    """
+    product, dtype = gram(unit, torch.float32), torch.float32
+    started = leading_eigenvectors(product, count)
     if started is None:
         return None
     values, vectors, left_over = started
@@ -95,13 +115,11 @@ def _by_eigenvectors(
     rank = min(count, above_cut(values, largest))
     if undecided(values[: count + 1], largest):
         return None
-    block = min(len(values), rank + max(MARGIN, rank // 4)) if single else rank
+    block = min(len(values), rank + max(MARGIN, rank // 4))
     error = left_over + leading_error(values, rank, block, mean, unit.shape[1])
     if error > tolerance:
         return None
     kept = vectors[:, :block]
-    if not single:
-        return Triplets(rowwise(unit, kept / values[:rank]), values[:rank], kept, error)
     images = unit @ kept
     values, turn = eigen(gram(images, torch.float64))
     values, turn = values[:rank], turn[:, :rank]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,11 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magmerge.core.journal import listening, note
+from magmerge.linalg.deflation import LARGE, Deflated, deflate
 from magmerge.linalg.spectral import (
     TOLERANCE,
     Triplets,
     above_cut,
-    decompose,
+    decompose_above_cut,
     eigen,
     gram,
     noise,
@@ -46,28 +47,36 @@ def polar(matrix: Float[Tensor, "m n"]) -> Polar:
     """U V^T and sum S of the singular value decomposition U S V^T of `matrix`.
 
     Only singular values above RANK_CUT times the largest take part: the directions of the others
-    are not defined. In order of preference: A (A^T A)^(-1/2) by eigenvectors in float32, the same
-    in float64, and the decomposition.
+    are not defined. In order of preference: A (A^T A)^(-1/2) by eigenvectors in float32 (of a large
+    matrix beside its dominant directions), the same in float64, and the decomposition.
     """
     if matrix.shape[0] < matrix.shape[1]:
         turned = polar(matrix.T)
         return turned._replace(factor=turned.factor.T)
     scale = power_of_two(matrix)
-    unit = matrix / scale
-    if not bool(unit.any()):
-        return Polar(torch.zeros_like(unit), 0.0, 0.0)
-    single: Polar | None = None
-    if unit.dtype == torch.float32 and unit.shape[1] >= SINGLE:
-        single = _by_eigenvectors(unit, torch.float32)
-    result = single or _by_eigenvectors(unit, torch.float64) or _by_decomposition(unit)
+    if not bool(matrix.any()):
+        return Polar(torch.zeros_like(matrix), 0.0, 0.0)
+    result: Polar | None = None
+    if matrix.dtype == torch.float32 and matrix.shape[1] >= SINGLE:
+        result = _by_eigenvectors(matrix, scale, torch.float32)
+    result = result or _by_eigenvectors(matrix, scale, torch.float64)
+    result = result or _by_decomposition(matrix, scale)
     return result._replace(nuclear=result.nuclear * scale)
 
 
-def _by_eigenvectors(unit: Float[Tensor, "m n"], dtype: torch.dtype) -> Polar | None:
-    """A V S^-1 V^T from A^T A = V S^2 V^T; None where its error may exceed the tolerance."""
-    product = gram(unit, dtype)
+def _by_eigenvectors(
+    matrix: Float[Tensor, "m n"], scale: float, dtype: torch.dtype
+) -> Polar | None:
+    """A V S^-1 V^T of A / `scale` from A^T A = V S^2 V^T; None where its error may exceed the
+    tolerance.
+    """
+    product = gram(matrix, dtype, scale)
     if dtype == torch.float32 and not _well_conditioned(product):
         return None
+    if dtype == torch.float32 and len(product) >= LARGE:
+        apart = deflate(matrix / scale, product)
+        if apart is not None:
+            return _by_deflation(apart)
     values, vectors = eigen(product)
     del product
     rank = above_cut(values)
@@ -75,14 +84,39 @@ def _by_eigenvectors(unit: Float[Tensor, "m n"], dtype: torch.dtype) -> Polar | 
         return None
     kept = vectors[:, :rank]
     root = (kept / values[:rank]) @ kept.T
+    del vectors, kept
     single = torch.finfo(torch.float32).eps * float(
         values.norm() * values[:rank].reciprocal().norm() / rank**0.5 / len(values) ** 0.5
     )
-    if unit.dtype == torch.float32 and single < TOLERANCE / 2:
-        factor = unit @ root.float()
+    if matrix.dtype == torch.float32 and single < TOLERANCE / 2:
+        factor = (matrix / scale) @ root.float()
     else:
-        factor = rowwise(unit, root.double())
-    return Polar(factor, float(values[:rank].double().sum()), sensitivity(values, rank, len(unit)))
+        factor = rowwise(matrix, root.double() / scale)
+    nuclear = float(values[:rank].double().sum())
+    return Polar(factor, nuclear, sensitivity(values, rank, len(matrix)))
+
+
+def _by_deflation(apart: Deflated) -> Polar | None:
+    """The polar factor U V^T of the dominant directions and that of the rest, in float32."""
+    count, rest = len(apart.values), apart.rest
+    values, vectors = eigen(gram(rest, torch.float32))
+    # The last are what rounding leaves of the dominant directions.
+    rank, dominant = len(values) - count, apart.values
+    every = torch.cat([dominant, values[:rank].double()])
+    if undecided(every) or above_cut(every) < len(every):
+        return None
+    # To first order as in `polar_error`, each direction's residual along the least of the rest.
+    coupled = (apart.residuals / dominant).norm() / every[-1] / len(every) ** 0.5
+    error = polar_error(values, rank) + 2 * float(coupled)
+    single = torch.finfo(torch.float32).eps * float(
+        every.norm() * every.reciprocal().norm() / len(every)
+    )
+    if error > TOLERANCE or single > TOLERANCE / 2:
+        return None
+    kept = vectors[:, :rank]
+    factor = rest @ ((kept / values[:rank]) @ kept.T)
+    factor.addmm_(apart.left.float(), apart.right.float().T)
+    return Polar(factor, float(every.sum()), sensitivity(every, len(every), len(rest)))
 
 
 def polar_error(values: Float[Tensor, "n"], rank: int) -> float:
@@ -119,16 +153,15 @@ def _well_conditioned(product: Float[Tensor, "n n"]) -> bool:
     return not bool(failed) and float(diagonal.min()) > 0.01 * float(diagonal.max())
 
 
-def _by_decomposition(unit: Float[Tensor, "m n"]) -> Polar:
-    whole = decompose(unit, "a polar factor is too ill conditioned for its Gram matrix")
-    rank = above_cut(whole.values)
-    left, values, right, _ = whole.first(rank)
-    factor = (left @ right.T).to(unit.dtype)
-    return Polar(factor, float(values.sum()), sensitivity(whole.values, rank, len(unit)))
+def _by_decomposition(matrix: Float[Tensor, "m n"], scale: float) -> Polar:
+    why = "a polar factor is too ill conditioned for its Gram matrix"
+    left, values, right, _ = decompose_above_cut(matrix, scale, None, why)
+    factor = (left @ right.T).to(matrix.dtype)
+    return Polar(factor, float(values.sum()), sensitivity(values, len(values), len(matrix)))
 
 
 def orthogonalised(
-    find: Callable[[torch.dtype, float], Sequence[Triplets]], dtype: torch.dtype
+    find: Callable[[torch.dtype, float], list[Triplets]], dtype: torch.dtype
 ) -> tuple[Float[Tensor, "m r"], Float[Tensor, "r"], Float[Tensor, "n r"]]:
     """Triplets of several matrices side by side, U and V each replaced by its polar factor.
 
@@ -136,18 +169,41 @@ def orthogonalised(
     polar factor multiplies the errors of its input; then the triplets are found again with more
     care: in float64, at last (tolerance zero) by decompositions.
     """
-    attempts = [(torch.float64, TOLERANCE), (torch.float64, 0.0)]
+    attempts: list[tuple[torch.dtype, float, float | None]]
+    attempts = [(torch.float64, TOLERANCE, ACCEPTED), (torch.float64, 0.0, None)]
     if dtype == torch.float32:
-        attempts.insert(0, (dtype, TOLERANCE))
-    for precision, tolerance in attempts:
+        attempts.insert(0, (dtype, TOLERANCE, ACCEPTED))
+    for precision, tolerance, accepted in attempts:
         with listening() as notes:
-            triplets = find(precision, tolerance)
-            left = polar(torch.cat([part.left for part in triplets], dim=1))
-            right = polar(torch.cat([part.right for part in triplets], dim=1))
-        worst = max([torch.finfo(precision).eps, *(part.error for part in triplets)])
-        if worst * max(left.sensitivity, right.sensitivity) < ACCEPTED:
+            triplets = _side_by_side(find(precision, tolerance), precision, accepted)
+        if triplets is not None:
             break
+    assert triplets is not None
     for text in dict.fromkeys(notes):
         note(text)
+    left, values, right, _ = triplets
+    return left.to(dtype), values.to(dtype), right.to(dtype)
+
+
+def _side_by_side(
+    triplets: list[Triplets], precision: torch.dtype, accepted: float | None
+) -> Triplets | None:
+    """The triplets as one, U and V made orthogonal; None where the error may exceed `accepted`, if
+    that is not None.
+
+    The list is emptied, so that large vectors are in memory once.
+    """
+    error = max([torch.finfo(precision).eps, *(part.error for part in triplets)])
     values = torch.cat([part.values for part in triplets])
-    return left.factor.to(dtype), values.to(dtype), right.factor.to(dtype)
+    sides = [
+        torch.cat([part.left for part in triplets], dim=1),
+        torch.cat([part.right for part in triplets], dim=1),
+    ]
+    triplets.clear()
+    # The lesser side first: where it is refused the other need not be found.
+    for side in sorted(range(2), key=lambda side: len(sides[side])):
+        factor, _, times = polar(sides[side])
+        sides[side] = factor
+        if accepted is not None and not error * times < accepted:
+            return None
+    return Triplets(sides[0], values, sides[1], error)

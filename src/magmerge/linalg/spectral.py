@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from magmerge.core.journal import note
+from magmerge.linalg.in_turn import InTurn
 from magmerge.linalg.row_norms import row_scale
 
 RANK_CUT = 2.0**-20
@@ -27,6 +28,8 @@ SOLVER = 3.0
 """Rounding of an eigensolver beside that of the product, as measured; see `noise`."""
 ROWS = 1024
 BLOCKS = 4
+REDUCED = 1024
+"""Columns from which on a matrix is brought to a triangle before it is decomposed."""
 
 
 class Triplets(NamedTuple):
@@ -54,8 +57,10 @@ def power_of_two(tensor: Float[Tensor, "*shape"]) -> float:
     return float(row_scale(torch.stack((low, high)).reshape(1, 2))[0])
 
 
-def summed(deltas: Float[Tensor, "K *shape"]) -> Float[Tensor, "*shape"]:
+def summed(deltas: Float[Tensor, "K *shape"] | InTurn) -> Float[Tensor, "*shape"]:
     """sum_k D_k, added in float64 and rounded once, so that the order of experts is forgotten."""
+    if isinstance(deltas, InTurn):
+        return deltas.by_runs(summed)
     total = torch.empty_like(deltas[0], memory_format=torch.contiguous_format)
     flat, out = deltas.reshape(len(deltas), -1), total.reshape(-1)
     for start in range(0, flat.shape[1], 1 << 16):
@@ -66,14 +71,18 @@ def summed(deltas: Float[Tensor, "K *shape"]) -> Float[Tensor, "*shape"]:
     return total
 
 
-def gram(matrix: Float[Tensor, "rows columns"], dtype: torch.dtype) -> Float[Tensor, "n n"]:
-    """A^T A in `dtype`, by blocks on and above the diagonal, without a copy of A in `dtype`."""
+def gram(
+    matrix: Float[Tensor, "rows columns"], dtype: torch.dtype, scale: float = 1.0
+) -> Float[Tensor, "n n"]:
+    """A^T A of A / `scale` in `dtype`, by blocks on and above the diagonal, without a copy of A in
+    `dtype`.
+    """
     n = matrix.shape[1]
     product = torch.zeros(n, n, dtype=dtype, device=matrix.device)
     width = max(1, -(-n // BLOCKS))
     rows = matrix.shape[0] if matrix.dtype == dtype else ROWS
     for part in torch.split(matrix, max(1, rows)):
-        cast = part.to(dtype)
+        cast = part.to(dtype) if scale == 1 else part.to(dtype) / scale
         for start in range(0, n, width):
             block = cast[:, start : start + width]
             product[start : start + width, start:].addmm_(block.T, cast[:, start:])
@@ -83,9 +92,13 @@ def gram(matrix: Float[Tensor, "rows columns"], dtype: torch.dtype) -> Float[Ten
     return product
 
 
-def rowwise(matrix: Float[Tensor, "m n"], other: Float[Tensor, "n k"]) -> Float[Tensor, "m k"]:
-    """`matrix @ other` in the dtype of `other`, rounded to that of `matrix`, by blocks of rows."""
-    out = matrix.new_empty(matrix.shape[0], other.shape[1])
+def rowwise(
+    matrix: Float[Tensor, "m n"], other: Float[Tensor, "n k"], dtype: torch.dtype | None = None
+) -> Float[Tensor, "m k"]:
+    """`matrix @ other` in the dtype of `other`, rounded to `dtype` (None: that of `matrix`), by
+    blocks of rows.
+    """
+    out = matrix.new_empty(matrix.shape[0], other.shape[1], dtype=dtype)
     for part, into in zip(torch.split(matrix, ROWS), torch.split(out, ROWS), strict=True):
         into.copy_(part.to(other.dtype) @ other)
     return out
@@ -139,3 +152,38 @@ def svd(matrix: Float[Tensor, "m n"]) -> Triplets:
         right, values, left = torch.linalg.svd(exact.T.contiguous(), full_matrices=False)
         return Triplets(left.T, values, right)
     return Triplets(left, values, right.T)
+
+
+def decompose_above_cut(
+    matrix: Float[Tensor, "m n"], scale: float, largest: float | None, why: str
+) -> Triplets:
+    """Of the slow path for A / `scale`, m >= n, the triplets that do not count as zero.
+
+    A large matrix is first brought to its triangular factor R, by blocks of rows, so that the
+    decomposition's many copies are of n x n entries: R = W S V^T has the S and V of A, and
+    U = A V S^-1 loses S_1 / S_j spacings of float64 at most, 2^-32.
+    """
+    if matrix.shape[1] < REDUCED:
+        whole = decompose(matrix / scale, why)
+        return whole.first(above_cut(whole.values, largest))
+    note(f"singular value decomposition used: {why}")
+    triangle = matrix.new_empty(0, matrix.shape[1], dtype=torch.float64)
+    for part in torch.split(matrix, matrix.shape[1]):
+        below = torch.cat([triangle, part.double() / scale])
+        triangle = torch.linalg.qr(below, mode="r").R
+        del below
+    _, values, right, _ = svd(triangle)
+    del triangle
+    rank = above_cut(values, largest)
+    values, right = values[:rank], right[:, :rank]
+    return Triplets(rowwise(matrix, right / values / scale, torch.float64), values, right)
+
+
+def decomposition_bytes(shape: tuple[int, int]) -> int:
+    """What `decompose_above_cut` takes beside the matrix, before its U of a large one."""
+    m, n = max(shape), min(shape)
+    if n >= REDUCED:
+        return 7 * 8 * n * n
+    # The matrix scaled, and in float64 twice; both sets of vectors, LAPACK's workspace, and what
+    # blocks of these sizes leave in splinters.
+    return 40 * m * n + 8 * n * (m + n + 4 * n)

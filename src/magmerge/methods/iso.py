@@ -12,11 +12,12 @@ from typing_extensions import Doc
 
 from magmerge.core.parameters import Lambda
 from magmerge.core.registry import register_method
+from magmerge.linalg.in_turn import InTurn
 from magmerge.linalg.leading import leading
 from magmerge.linalg.polar import orthogonalised, polar
 from magmerge.linalg.row_norms import as_rows
-from magmerge.linalg.spectral import Triplets, summed
-from magmerge.methods.matrices import MATRICES, scaled_mean
+from magmerge.linalg.spectral import Triplets, decomposition_bytes, summed
+from magmerge.methods.matrices import MATRICES, scaled_mean, sides
 
 CommonFraction = Annotated[
     float,
@@ -25,14 +26,36 @@ CommonFraction = Annotated[
 ]
 
 
+def scratch_of_sum(shape: tuple[int, ...], _: int) -> int:
+    """The sum; beside it its decomposition, or its polar factor and what that is a product of."""
+    longer, shorter = sides(shape)
+    entries = longer * shorter
+    products = max(20 * entries, 8 * entries + 32 * shorter**2)
+    return 4 * entries + max(decomposition_bytes((longer, shorter)), products)
+
+
+def scratch_of_each(shape: tuple[int, ...], _: int) -> int:
+    """The sum, and all singular vectors in float64; beside them a task vector, in float64 too, and
+    what it has outside the common directions as it is found, or is decomposed.
+    """
+    longer, shorter = sides(shape)
+    triplets, entries = 8 * shorter * (longer + shorter), longer * shorter
+    decomposition = decomposition_bytes((longer, shorter))
+    return triplets + 16 * entries + max(24 * entries, 8 * entries + decomposition)
+
+
 @register_method(
     "iso_c",
     source="Iso-C, arXiv:2502.04959, alg. 1",
     kinds=MATRICES,
     faithful=False,
-    workspace=(0, 24),
+    workspace=(0, 0),
+    scratch=scratch_of_sum,
+    in_turn=True,
 )
-def iso_c(deltas: Float[Tensor, "K *shape"], *, lambda_: Lambda = 1.0) -> Float[Tensor, "*shape"]:
+def iso_c(
+    deltas: Float[Tensor, "K *shape"] | InTurn, *, lambda_: Lambda = 1.0
+) -> Float[Tensor, "*shape"]:
     """The sum of the task vectors with all its singular values replaced by their mean.
 
     For a matrix: sum_k D_k = U S V^T gives lambda mean(S) U V^T, the mean over min(M, N) values.
@@ -53,10 +76,12 @@ def iso_c(deltas: Float[Tensor, "K *shape"], *, lambda_: Lambda = 1.0) -> Float[
     source="Iso-CTS, arXiv:2502.04959, alg. 2",
     kinds=MATRICES,
     faithful=False,
-    workspace=(0, 40),
+    workspace=(0, 0),
+    scratch=scratch_of_each,
+    in_turn=True,
 )
 def iso_cts(
-    deltas: Float[Tensor, "K *shape"],
+    deltas: Float[Tensor, "K *shape"] | InTurn,
     *,
     common_fraction: CommonFraction = 0.8,
     lambda_: Lambda = 1.0,
@@ -74,8 +99,8 @@ def iso_cts(
     """
     if deltas.ndim < 3:
         return scaled_mean(deltas, lambda_)
-    directions = min(as_rows(deltas[0]).shape)
-    common, own = shares(directions, len(deltas), common_fraction)
+    every = sides(deltas.shape[1:])[1]
+    common, own = shares(every, len(deltas), common_fraction)
     total = as_rows(summed(deltas))
 
     def find(dtype: torch.dtype, tolerance: float) -> list[Triplets]:
@@ -84,7 +109,7 @@ def iso_cts(
         return [*(residual(matrix, shared.left, own, tolerance) for matrix in matrices), shared]
 
     left, values, right = orthogonalised(find, deltas.dtype)
-    mean = float(values.double().sum()) / max(1, directions)
+    mean = float(values.double().sum()) / max(1, every)
     return (left @ right.T).mul_(lambda_ * mean).reshape(deltas.shape[1:])
 
 

@@ -7,10 +7,22 @@ from torch import Tensor
 
 from magmerge.core.parameters import Lambda
 from magmerge.core.registry import register_method
+from magmerge.linalg.in_turn import InTurn
 from magmerge.linalg.leading import leading
 from magmerge.linalg.polar import orthogonalised
 from magmerge.linalg.row_norms import as_rows
-from magmerge.methods.matrices import MATRICES, scaled_mean
+from magmerge.linalg.spectral import decomposition_bytes
+from magmerge.methods.matrices import MATRICES, scaled_mean, sides
+
+
+def scratch(shape: tuple[int, ...], _: int) -> int:
+    """All singular vectors in float64; beside them a task vector and its decomposition, or the
+    vectors of the longer side twice more while they are made orthogonal.
+    """
+    longer, shorter = sides(shape)
+    triplets, entries = 8 * shorter * (longer + shorter), longer * shorter
+    found = 4 * entries + decomposition_bytes((longer, shorter))
+    return triplets + max(found, 16 * entries, 12 * entries + 32 * shorter**2)
 
 
 @register_method(
@@ -18,9 +30,13 @@ from magmerge.methods.matrices import MATRICES, scaled_mean
     source="TSV-M, arXiv:2412.00081, alg. 1",
     kinds=MATRICES,
     faithful=False,
-    workspace=(0, 40),
+    workspace=(0, 0),
+    scratch=scratch,
+    in_turn=True,
 )
-def tsv_m(deltas: Float[Tensor, "K *shape"], *, lambda_: Lambda = 1.0) -> Float[Tensor, "*shape"]:
+def tsv_m(
+    deltas: Float[Tensor, "K *shape"] | InTurn, *, lambda_: Lambda = 1.0
+) -> Float[Tensor, "*shape"]:
     """Each expert's leading singular triplets, their vectors made orthogonal among the experts.
 
     For matrices [M, N]: of each D_k the first max(1, floor(min(M, N) / K)) triplets; all their left
@@ -32,10 +48,10 @@ def tsv_m(deltas: Float[Tensor, "K *shape"], *, lambda_: Lambda = 1.0) -> Float[
     """
     if deltas.ndim < 3:
         return scaled_mean(deltas, lambda_)
-    count = max(1, min(as_rows(deltas[0]).shape) // len(deltas))
+    count = max(1, sides(deltas.shape[1:])[1] // len(deltas))
     left, values, right = orthogonalised(
         lambda dtype, tolerance: [
-            leading(as_rows(delta).to(dtype), count, tolerance) for delta in deltas
+            leading(as_rows(delta), count, tolerance, dtype=dtype) for delta in deltas
         ],
         deltas.dtype,
     )
