@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -33,13 +34,19 @@ class Call(NamedTuple):
     kwargs: Mapping[str, Any]
     masks: Sequence[Tensor]
 
+    @property
+    def size(self) -> int:
+        """Bytes of the tensors that the layer is fed."""
+        values = (*self.args, *self.kwargs.values())
+        return sum(value.nbytes for value in values if isinstance(value, Tensor))
+
 
 Deltas = Mapping[str, Tensor]
 """Changes of a layer's parameters, by their names in the module; others do not change."""
 Origin = Callable[[str], Tensor]
 """The base's weights of a layer's parameter, by its name in the module, in float32."""
-Pieces = Iterator[tuple[int, Tensor]]
-"""Parts of a layer, and pieces [tokens, features] of the change in their output."""
+Pieces = Iterator[tuple[int, Sequence[Tensor]]]
+"""Parts of a layer, and pieces [tokens, features] of what each of several changes does there."""
 
 
 class Layer:
@@ -63,11 +70,11 @@ class Layer:
         """The part that each output row of a parameter belongs to, or the one all belong to."""
         return 0 if self._rows is None else self._rows
 
-    def changes(self, call: Call, deltas: Deltas, origin: Origin, /) -> Pieces:
-        """The change in output that `deltas` make.
+    def changes(self, call: Call, several: Sequence[Deltas], origin: Origin, /) -> Pieces:
+        """The changes in output that each of `several` deltas makes, without padding.
 
-        Without padding, and in the same pieces for any `deltas`. NotLinearError where the change
-        is not in proportion to `deltas`.
+        They change the same parameters. NotLinearError where a change in output is not in
+        proportion to the deltas.
         """
         raise NotImplementedError
 
@@ -75,26 +82,26 @@ class Layer:
 class TokenLayer(Layer):
     """A linear layer, a transposed one, or an embedding: every token is mapped on its own."""
 
-    def changes(self, call: Call, deltas: Deltas, _origin: Origin, /) -> Pieces:
+    def changes(self, call: Call, several: Sequence[Deltas], _origin: Origin, /) -> Pieces:
         inputs = call.args[0] if call.args else next(iter(call.kwargs.values()))
         embeds = isinstance(self.module, nn.Embedding)
         if embeds:
             inputs = inputs.unsqueeze(-1)
         tokens = tokens_of(inputs, call.masks)
-        weight, bias = deltas.get("weight"), deltas.get("bias")
         axis = 1 if embeds or is_turned(self.module) else 0
         own: Any = self.module.weight
         size = max(1, CHUNK // own.shape[axis])
         for start in range(0, len(tokens), size):
             piece = tokens[start : start + size]
             if embeds:
-                assert weight is not None
-                out = weight[piece[:, 0]]
+                outs = [deltas["weight"][piece[:, 0]] for deltas in several]
             else:
-                out = self._product(piece.float(), weight, bias)
-            yield from split(out, self._rows)
+                tokens_here = piece.float()
+                outs = [self._product(tokens_here, deltas) for deltas in several]
+            yield from split(outs, self._rows)
 
-    def _product(self, tokens: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    def _product(self, tokens: Tensor, deltas: Deltas) -> Tensor:
+        weight, bias = deltas.get("weight"), deltas.get("bias")
         if weight is None:
             assert bias is not None
             return bias.expand(len(tokens), -1)
@@ -108,7 +115,11 @@ class KnownLayer(Layer):
     Its forward is called with the changes in the parameters' place.
     """
 
-    def changes(self, call: Call, deltas: Deltas, _origin: Origin, /) -> Pieces:
+    def changes(self, call: Call, several: Sequence[Deltas], _origin: Origin, /) -> Pieces:
+        yield 0, [tokens_of(self._answer(call, deltas), call.masks) for deltas in several]
+
+    def _answer(self, call: Call, deltas: Deltas) -> Tensor:
+        """The output [..., features] with these deltas for parameters."""
         own = self.module.named_parameters(recurse=False)
         changed = {
             name: deltas.get(name, torch.zeros_like(parameter, dtype=torch.float32))
@@ -117,39 +128,52 @@ class KnownLayer(Layer):
         stand_in = with_parameters(self.module, changed)
         buffers, keywords = self.module._buffers.items(), call.kwargs.items()
         stand_in.__dict__["_buffers"] = {name: _widened(value) for name, value in buffers}
-        out = stand_in.forward(
+        out: Tensor = stand_in.forward(
             *map(_widened, call.args), **{name: _widened(value) for name, value in keywords}
         )
         last = isinstance(self.module, FEATURES_LAST)
         module: Any = self.module
-        out = out.flatten(-len(module.normalized_shape)) if last else out.movedim(1, -1)
-        yield 0, tokens_of(out, call.masks)
+        return out.flatten(-len(module.normalized_shape)) if last else out.movedim(1, -1)
 
 
 class TrialLayer(Layer):
     """A module whose output is computed, in float64, with the base's parameters and with changes.
 
-    That what half of a change does is half of what the change does is tried on every call.
+    That what half of a change does is half of what the change does is tried on every call: on its
+    first sample, and on all where that one by itself gives something else.
     """
 
-    def changes(self, call: Call, deltas: Deltas, origin: Origin, /) -> Pieces:
-        base = {name: origin(name).double() for name in deltas}
-        before, half, after = (
-            self._answer(call, {name: base[name] + share * deltas[name] for name in deltas})
-            for share in (0.0, 0.5, 1.0)
-        )
-        change = after - before
-        bend = (half - (before + after) / 2).abs().max()
-        if not bool(bend <= TOLERANCE * change.abs().max()):
-            raise NotLinearError("its output does not change in proportion to its parameters")
-        axis = self._features(after)
-        yield from split(tokens_of(change.movedim(axis, -1), call.masks), self._rows)
+    def changes(self, call: Call, several: Sequence[Deltas], origin: Origin, /) -> Pieces:
+        base = {name: origin(name).double() for name in several[0]}
+        inputs, first = _WideInputs(call), _WideInputs(_first_sample(call))
+        before = self._answer(inputs, base)
+        changes = [self._answer(inputs, _moved(base, deltas, 1.0)) - before for deltas in several]
+        for deltas, change in zip(several, changes, strict=True):
+            half = _moved(base, deltas, 0.5)
+            with suppress(Exception):
+                # What one sample alone does to a module is told by all of them.
+                if self._is_middle(first, half, before[:1], change[:1]):
+                    continue
+            if not self._is_middle(inputs, half, before, change):
+                raise NotLinearError("its output does not change in proportion to its parameters")
+        axis = self._features(before)
+        outs = [tokens_of(change.movedim(axis, -1), call.masks) for change in changes]
+        yield from split(outs, self._rows)
 
-    def _answer(self, call: Call, parameters: Mapping[str, Tensor]) -> Tensor:
+    def _is_middle(
+        self, inputs: _WideInputs, half: Mapping[str, Tensor], before: Tensor, change: Tensor
+    ) -> bool:
+        """Whether the output with half of a change is in the middle, as near as can be told."""
+        middle = self._answer(inputs, half)
+        if middle.shape != change.shape:
+            return False
+        bend = _greatest((middle - before).mul_(2).sub_(change)) / 2
+        return bool(bend <= TOLERANCE * _greatest(change))
+
+    def _answer(self, inputs: _WideInputs, parameters: Mapping[str, Tensor]) -> Tensor:
         stand_in = _in_float64(self.module, parameters)
-        out = stand_in.forward(
-            *map(_copied, call.args), **{n: _copied(v) for n, v in call.kwargs.items()}
-        )
+        args, kwargs = inputs.take()
+        out = stand_in.forward(*args, **kwargs)
         if not isinstance(out, Tensor) or out.ndim < 2 or not out.is_floating_point():
             raise NotLinearError("its output is no tensor of features")
         return out.double()
@@ -164,6 +188,57 @@ class TrialLayer(Layer):
         if out.ndim >= 4 and out.shape[1] in sizes and out.shape[-1] not in sizes:
             return 1
         return -1
+
+
+class _WideInputs:
+    """What a module is called with, in float64; copied anew when it has written into it."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._args, self._kwargs, self._versions = self._copies()
+
+    def take(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments as the call had them."""
+        if self._versions != _versions((self._args, self._kwargs)):
+            self._args, self._kwargs, self._versions = self._copies()
+        return self._args, self._kwargs
+
+    def _copies(self) -> tuple[tuple[Any, ...], dict[str, Any], list[int]]:
+        args, kwargs = _copied(self._call.args), _copied(dict(self._call.kwargs))
+        return args, kwargs, _versions((args, kwargs))
+
+
+def _versions(value: Any) -> list[int]:
+    """How often each tensor was written to, of all in lists, tuples and mappings."""
+    if isinstance(value, Tensor):
+        return [value._version]
+    parts = value.values() if isinstance(value, Mapping) else value
+    nested = isinstance(value, Mapping | list | tuple)
+    return [version for part in parts for version in _versions(part)] if nested else []
+
+
+def _first_sample(call: Call) -> Call:
+    """The call with the first row of all tensors that have as many as the first of them."""
+    values = [*call.args, *call.kwargs.values()]
+    rows = next((len(v) for v in values if isinstance(v, Tensor) and v.ndim > 1), 0)
+
+    def first(value: Any) -> Any:
+        own = isinstance(value, Tensor) and value.ndim > 1 and len(value) == rows
+        return value[:1] if own else value
+
+    kwargs = {name: first(value) for name, value in call.kwargs.items()}
+    return Call(tuple(map(first, call.args)), kwargs, call.masks)
+
+
+def _moved(base: Mapping[str, Tensor], deltas: Deltas, share: float) -> dict[str, Tensor]:
+    """The base's parameters with a share of the changes."""
+    return {name: base[name] + share * deltas[name] for name in deltas}
+
+
+def _greatest(tensor: Tensor) -> Tensor:
+    """The greatest magnitude; NaN where there is one."""
+    greatest: Tensor = torch.linalg.vector_norm(tensor, torch.inf)
+    return greatest
 
 
 def _in_float64(module: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module:
@@ -220,14 +295,14 @@ def _widened(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def split(out: Tensor, rows: Tensor | None) -> Pieces:
-    """Each part's own columns of [tokens, features]."""
+def split(outs: Sequence[Tensor], rows: Tensor | None) -> Pieces:
+    """Each part's own columns of several [tokens, features]."""
     if rows is None:
-        yield 0, out
+        yield 0, outs
         return
-    rows = rows.to(out.device)
+    rows = rows.to(outs[0].device)
     for part in range(int(rows.max()) + 1):
-        yield part, out[:, rows == part]
+        yield part, [out[:, rows == part] for out in outs]
 
 
 def kept_tokens(shape: Sequence[int], masks: Sequence[Tensor]) -> Tensor | None:

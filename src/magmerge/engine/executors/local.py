@@ -43,8 +43,8 @@ def run(
     computes in one thread, so that its result does not depend on how many there are.
     """
     with (
-        _one_thread_an_operation(),
-        ThreadPoolExecutor(machine.count, initializer=_single_threaded) as pool,
+        one_thread_an_operation(),
+        ThreadPoolExecutor(machine.count, initializer=single_threaded) as pool,
     ):
         state = _Run(pool, machine.count, _Room(room), done)
         try:
@@ -191,12 +191,13 @@ class _Room:
         return self._size is None or self._used == 0 or self._used + size <= self._size
 
 
-def _single_threaded() -> None:
+def single_threaded() -> None:
+    """Let the calling thread compute alone."""
     torch.set_num_threads(1)
 
 
 @contextmanager
-def _one_thread_an_operation() -> Iterator[None]:
+def one_thread_an_operation() -> Iterator[None]:
     """torch's setting is the process's: give it back as it was."""
     before = torch.get_num_threads()
     try:
