@@ -18,7 +18,10 @@ from magmerge.data.rows import Inputs
 from magmerge.live.calls import Listener, Observation
 from magmerge.live.layers import Call, Layer
 from magmerge.live.lockstep import Arrivals, in_lockstep
+from magmerge.live.own_state import OwnState
 
+UNKNOWN = 1 << 62
+"""Bytes that fit nowhere."""
 HELD = 4
 """How many tensors like those that a layer is fed a waiting run holds, about."""
 
@@ -104,18 +107,35 @@ def measure_once(
 ) -> Sums:
     """Run the model once on each expert's inputs and measure every layer as it is.
 
-    Runs come to each layer together, so that it is visited once: at first one of each expert, then
-    as many as what they hold fits into `room` bytes, by what those before them were fed.
+    Runs come to each layer together, so that it is visited once: one of each expert, and as many
+    more as what they hold fits into `room` bytes. Where modules keep something from one call to the
+    next, one run comes after the other.
     """
     observation, total = Observation(model, layers), Sums()
-    left, size, most = _in_turn(inputs), len(inputs), 1
+    left = _in_turn(inputs)
+    fed = _most_fed(layers, left)
+    state = OwnState(model)
     with observation.watched():
         while left:
-            group, left = left[:size], left[size:]
-            largest = _measure_group(observation, layers, group, visit, total, names, machine)
-            most = max(most, largest)
-            size = max(len(inputs), room // (HELD * most))
+            size = 1 if state.kept else max(len(inputs), room // (HELD * fed))
+            group, sums = left[:size], Sums()
+            fed = _measure_group(observation, layers, group, visit, sums, names, machine)
+            if size > 1 and state.check():
+                continue
+            total.join(sums)
+            left = left[size:]
     return total
+
+
+def _most_fed(layers: Sequence[Layer], runs: Sequence[Run]) -> int:
+    """More bytes than any layer is fed in a run, before that is known: all that the model is given,
+    at each place as many as the widest layer has features.
+    """
+    widest = max(
+        (max(p.shape, default=1) for layer in layers for p in layer.module.parameters()), default=1
+    )
+    most = max((Call(call.args, call.kwargs, ()).size for _, call in runs), default=0)
+    return most * widest or UNKNOWN
 
 
 def _in_turn(inputs: Mapping[int, Sequence[Inputs]]) -> list[Run]:
@@ -140,7 +160,7 @@ def _measure_group(
 ) -> int:
     """Runs in lockstep, all layers measured; the bytes that a run fed to the largest of them."""
     done = machine.counter("running the merged model", len(layers))
-    largest, seen = 0, set[str]()
+    largest, seen = 1, set[str]()
 
     def run(expert: int, call: Inputs, listener: Listener) -> object:
         return observation.run(call, listener, names[expert])

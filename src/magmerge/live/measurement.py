@@ -35,6 +35,8 @@ from magmerge.live.module_weights import at_rest
 from magmerge.live.visits import note_gains, note_inputs
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+REUSED = 32 * 1024**2 - 8192
+"""Just below the largest size that glibc learns (DEFAULT_MMAP_THRESHOLD_MAX)."""
 Calls = Mapping[int, Sequence[Inputs]]
 """The inputs of each expert, by its place."""
 
@@ -44,6 +46,7 @@ def estimate(work: Work, inputs: Mapping[str, Sequence[Inputs]]) -> Findings:
 
     The deltas of one layer at a time are in memory, those of several where several threads run.
     """
+    _keep_blocks()
     run, samples = Measurement(work), work.job.recipe.samples
     assert samples is not None
     calls = {run.experts.index(name): list(batches) for name, batches in inputs.items()}
@@ -64,6 +67,15 @@ def estimate(work: Work, inputs: Mapping[str, Sequence[Inputs]]) -> Findings:
                 if run.steps[name].action == "average" or run.steps[name].reason == "statistics"
             }
     return Findings(gains, run.deltas, statistics, tuple(result.uncovered))
+
+
+def _keep_blocks() -> None:
+    """Let the C library keep freed blocks up to REUSED bytes, where it is glibc.
+
+    It learns from the largest block that was freed. Without that each output of a layer is given
+    back to the system, and its pages are asked for anew, which takes longer than to fill them.
+    """
+    torch.empty(REUSED, dtype=torch.uint8)
 
 
 class Measurement:
