@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magmerge.calibrators.fsc import fsc, measure
+from magmerge.calibrators.fsc import fsc, measure, token_norms
 from magmerge.core import registry
 from magmerge.core.errors import ParameterError
+from magmerge.linalg.row_norms import row_norms
 
 seeds = st.integers(0, 1000)
 
@@ -29,6 +30,21 @@ def test_measure_is_the_quotient_of_lengths(norm: str, seed: int, size: float) -
             entries = [abs(value) for value in rows[token].double().tolist()]
             lengths.append(sum(entries) if norm == "l1" else math.hypot(*entries))
         assert float(found[token]) == pytest.approx(lengths[0] / lengths[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-9, 1.0, 1e15, 1e30])
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_norms_of_tokens_are_those_of_rows_to_the_bit(
+    size: float, order: int, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(7, 5, 301, generator=generator, dtype=dtype) * size
+    features[:, :, ::2] *= 1e-8
+    features[0, 0], features[0, 1, 3], features[0, 2, 3] = 0, torch.inf, torch.nan
+    for tokens in (features.flatten(0, 1), features.movedim(0, 1)[1], features[..., 7:].mT[2]):
+        norms = token_norms(tokens, order)
+        assert torch.equal(norms.nan_to_num(-1), row_norms(tokens, order).nan_to_num(-1))
 
 
 def test_tokens_without_a_change_tell_nothing() -> None:

@@ -20,6 +20,8 @@ Norm = Annotated[
 ]
 Gains = Annotated[Tensor | None, Supplied()]
 """By how much a layer's change in features falls short of each expert's: [K] or [K, rows]."""
+BOUNDS = (2.0**-30, 2.0**40)
+"""Norms whose sums of squares neither underflow nor overflow in float32, with room to spare."""
 LAYERS: frozenset[Kind] = frozenset(
     {"matrix", "transposed", "convolution", "embedding", "head", "vector", "experts", "other"}
 )
@@ -37,7 +39,17 @@ def measure(
     or NaN where either change is: such tokens tell nothing.
     """
     order = 2 if norm == "l2" else 1
-    return row_norms(expert, order) / row_norms(merged, order)
+    return token_norms(expert, order) / token_norms(merged, order)
+
+
+def token_norms(features: Float[Tensor, "tokens features"], order: int) -> Float[Tensor, "tokens"]:
+    """The norm of each token's features, to the bit what `row_norms` gives.
+
+    Between the bounds no power of two that it would divide by changes a bit of the sum.
+    """
+    norms = torch.linalg.vector_norm(features, order, dim=-1)
+    plain = (norms > BOUNDS[0]) & (norms < BOUNDS[1])
+    return norms if bool(plain.all()) else torch.where(plain, norms, row_norms(features, order))
 
 
 def cut_by(**_: object) -> Cut:

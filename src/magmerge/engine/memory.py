@@ -23,8 +23,9 @@ OVERHEAD = 120_000_000
 """Bytes for all that does not grow with the pieces: code loaded late, samples, candidates (at most
 some 50 million bytes each), records.
 """
-BESIDE_A_LAYER = 5
-"""Float32 tensors of a layer's size while it is measured: base, two changes, what they are of."""
+BESIDE_A_LAYER = (3, 2)
+"""Float32 tensors of a layer's size while it is measured: base, the merge's task vector and what it
+is taken of; and for each thread an expert's task vector and what that is taken of."""
 TALLIED = 32
 """Bytes for each entry of a small layer that a survey keeps for each expert, at most."""
 
@@ -133,13 +134,13 @@ def bytes_of_result(job: Job, steps: Sequence[Step]) -> int:
 def bytes_at_work(steps: Sequence[Step], samples: Samples, machine: Machine) -> int:
     """Bytes of the model that a calibration runs, and of what is read beside one of its layers.
 
-    What the model computes on its samples comes on top of that.
+    What the model computes on its samples comes on top of that: a batch of each expert at once.
     """
     floats = [step for step in steps if step.spec.dtype in dtypes.FLOATS and step.twin is None]
     sizes = {step.spec.name: math.prod(step.spec.shape) for step in floats}
     largest = max((sizes[step.spec.name] for step in floats if step.calibrated), default=0)
-    runs = 1 if samples.order == "forward" else machine.count
-    beside = 4 * BESIDE_A_LAYER * largest * runs
+    once, each_thread = BESIDE_A_LAYER
+    beside = 4 * largest * (once + each_thread * machine.count)
     if samples.order == "forward" or samples.batchnorm:
         beside += 4 * largest * len(samples.data)
     each = 4 if samples.precision == "float32" else 8
@@ -148,11 +149,8 @@ def bytes_at_work(steps: Sequence[Step], samples: Samples, machine: Machine) -> 
     blocks: dict[str, int] = {}
     for name, size in sizes.items():
         blocks[_block(name)] = blocks.get(_block(name), 0) + size
-    # Runs side by side are in different blocks, and in forward order some are a block ahead.
-    here = sorted(blocks.values(), reverse=True)[
-        : max(runs, 2 if samples.order == "forward" else 1)
-    ]
-    return (4 + each) * sum(here) + beside
+    # Runs side by side leave a block together before they enter the next.
+    return (4 + each) * max(blocks.values(), default=0) + beside
 
 
 def _block(name: str) -> str:

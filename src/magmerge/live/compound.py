@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,18 +41,22 @@ class AttentionLayer(Layer):
             return torch.arange(3).repeat_interleave(self.module.embed_dim)
         return APART.index(parameter)
 
-    def changes(self, call: Call, deltas: Deltas, _origin: Origin, /) -> Pieces:
-        arguments, bias = self._arguments(call), deltas.get("in_proj_bias")
-        weights = [deltas.get(name) for name in APART]
-        if "in_proj_weight" in deltas:
-            weights = list(deltas["in_proj_weight"].chunk(3))
-        biases = [None] * 3 if bias is None else bias.chunk(3)
+    def changes(self, call: Call, several: Sequence[Deltas], _origin: Origin, /) -> Pieces:
+        arguments = self._arguments(call)
         for part, role in enumerate(("query", "key", "value")):
             inputs = arguments[role].float()
-            yield part, self._linear(inputs, weights[part], biases[part], call)
-        weight, shift = deltas.get("out_proj.weight"), deltas.get("out_proj.bias")
-        if weight is not None or shift is not None:
-            yield 3, self._linear(self._context(call), weight, shift, call)
+            yield part, [self._linear(inputs, *_third(deltas, part), call) for deltas in several]
+        if several[0].keys() & {"out_proj.weight", "out_proj.bias"}:
+            context = self._context(call)
+            yield (
+                3,
+                [
+                    self._linear(
+                        context, deltas.get("out_proj.weight"), deltas.get("out_proj.bias"), call
+                    )
+                    for deltas in several
+                ],
+            )
 
     def _arguments(self, call: Call) -> dict[str, Any]:
         """The call's arguments by name."""
@@ -98,7 +103,7 @@ class MixtureLayer(Layer):
         first = 0 if parameter.startswith("gate_up_proj") else self._count
         return torch.arange(first, first + self._count)
 
-    def changes(self, call: Call, deltas: Deltas, _origin: Origin, /) -> Pieces:
+    def changes(self, call: Call, several: Sequence[Deltas], _origin: Origin, /) -> Pieces:
         tokens, routes = _routing(call)
         kept = kept_tokens(tokens.shape[:-1], call.masks)
         for expert in range(self._count):
@@ -108,12 +113,14 @@ class MixtureLayer(Layer):
             if not bool(hit.any()):
                 continue
             inputs = tokens[hit].float()
-            yield expert, self._linear(inputs, deltas, "gate_up_proj", expert)
+            first, second = "gate_up_proj", "down_proj"
+            yield expert, [self._linear(inputs, deltas, first, expert) for deltas in several]
             own = dict(self.module.named_parameters(recurse=False))
             inner = self.module._apply_gate(  # type: ignore[operator]
-                self._linear(inputs, {n: p.float() for n, p in own.items()}, "gate_up_proj", expert)
+                self._linear(inputs, {n: p.float() for n, p in own.items()}, first, expert)
             )
-            yield self._count + expert, self._linear(inner, deltas, "down_proj", expert)
+            outs = [self._linear(inner, deltas, second, expert) for deltas in several]
+            yield self._count + expert, outs
 
     def _linear(self, inputs: Tensor, deltas: Deltas, name: str, expert: int) -> Tensor:
         weight, bias = deltas.get(name), deltas.get(f"{name}_bias")
@@ -124,6 +131,14 @@ class MixtureLayer(Layer):
         matrix = weight[expert] if self.module.is_transposed else weight[expert].T
         out = inputs @ matrix
         return out if bias is None else out + bias[expert]
+
+
+def _third(deltas: Deltas, part: int) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias of query, key or value."""
+    weight, bias = deltas.get(APART[part]), deltas.get("in_proj_bias")
+    if "in_proj_weight" in deltas:
+        weight = deltas["in_proj_weight"].chunk(3)[part]
+    return weight, None if bias is None else bias.chunk(3)[part]
 
 
 def _routing(call: Call) -> tuple[Tensor, Tensor]:

@@ -14,10 +14,10 @@ from magmerge.live.layers import (
     KnownLayer,
     Layer,
     TokenLayer,
-    TrialLayer,
     is_turned,
 )
 from magmerge.live.row_groups import row_groups
+from magmerge.live.trial_layers import TrialLayer
 
 CHANNELS_FIRST = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,

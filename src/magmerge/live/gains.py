@@ -15,16 +15,15 @@ from torch import Tensor, nn
 from magmerge.core.machine import Machine
 from magmerge.core.types import Uncovered
 from magmerge.data.rows import Inputs
-from magmerge.engine.executors import local
 from magmerge.live.calls import Listener, Observation
-from magmerge.live.layers import Call, Layer, NotLinearError, TokenLayer, tokens_of
-from magmerge.live.live_merge import LiveMerge
+from magmerge.live.layers import Call, Layer
 from magmerge.live.lockstep import Arrivals, in_lockstep
+from magmerge.live.own_state import OwnState
 
-Measure = Callable[[Tensor, Tensor], Tensor]
-"""From the expert's change and the merge's, [tokens, features], to a gain for each token."""
-Gather = Callable[[Tensor], Tensor]
-"""From a layer's inputs, [tokens, features], to what is summed up over all tokens."""
+UNKNOWN = 1 << 62
+"""Bytes that fit nowhere."""
+HELD = 4
+"""How many tensors like those that a layer is fed a waiting run holds, about."""
 
 
 class GainEstimate(NamedTuple):
@@ -89,76 +88,146 @@ class Sums:
         return math.fsum(total for total, _ in values) / count if count else math.nan
 
 
-Listen = Callable[[Sums, int, Layer, Call], None]
-"""Takes note of one call of a layer, by an expert's samples."""
+Calls = Mapping[int, Sequence[Call]]
+"""The calls of a layer by each expert's samples."""
+Visit = Callable[[Sums, Layer, Calls], None]
+"""Takes note of a layer's calls, while all that the merge changed in it is at hand."""
+Run = tuple[int, Inputs]
+"""An expert's place, and some of its inputs."""
 
 
 def measure_once(
     model: nn.Module,
     layers: Sequence[Layer],
     inputs: Mapping[int, Sequence[Inputs]],
-    listen: Listen,
+    visit: Visit,
     names: Sequence[str],
     machine: Machine,
+    room: int,
 ) -> Sums:
     """Run the model once on each expert's inputs and measure every layer as it is.
 
-    Runs are side by side, each in one thread, so that results do not depend on how many there are.
+    Runs come to each layer together, so that it is visited once: one of each expert, and as many
+    more as what they hold fits into `room` bytes. Where modules keep something from one call to the
+    next, one run comes after the other.
     """
-    observation = Observation(model, layers)
-
-    def run(expert: int, call: Inputs) -> Sums:
-        sums = Sums()
-        observation.run(call, partial(listen, sums, expert), names[expert])
-        return sums
-
-    calls = [partial(run, expert, call) for expert, many in inputs.items() for call in many]
-    total, done = Sums(), machine.counter("running the merged model", len(calls))
+    observation, total = Observation(model, layers), Sums()
+    left = _in_turn(inputs)
+    fed = _most_fed(layers, left)
+    state = OwnState(model)
     with observation.watched():
-        for sums in local.run(local.single(calls), machine, done=done):
+        while left:
+            size = 1 if state.kept else max(len(inputs), room // (HELD * fed))
+            group, sums = left[:size], Sums()
+            fed = _measure_group(observation, layers, group, visit, sums, names, machine)
+            if size > 1 and state.check():
+                continue
             total.join(sums)
+            left = left[size:]
     return total
+
+
+def _most_fed(layers: Sequence[Layer], runs: Sequence[Run]) -> int:
+    """More bytes than any layer is fed in a run, before that is known: all that the model is given,
+    at each place as many as the widest layer has features.
+    """
+    widest = max(
+        (max(p.shape, default=1) for layer in layers for p in layer.module.parameters()), default=1
+    )
+    most = max((Call(call.args, call.kwargs, ()).size for _, call in runs), default=0)
+    return most * widest or UNKNOWN
+
+
+def _in_turn(inputs: Mapping[int, Sequence[Inputs]]) -> list[Run]:
+    """All runs: the first of each expert, then the second of each."""
+    most = max(map(len, inputs.values()), default=0)
+    return [
+        (expert, many[place])
+        for place in range(most)
+        for expert, many in inputs.items()
+        if place < len(many)
+    ]
+
+
+def _measure_group(
+    observation: Observation,
+    layers: Sequence[Layer],
+    group: Sequence[Run],
+    visit: Visit,
+    total: Sums,
+    names: Sequence[str],
+    machine: Machine,
+) -> int:
+    """Runs in lockstep, all layers measured; the bytes that a run fed to the largest of them."""
+    done = machine.counter("running the merged model", len(layers))
+    largest, seen = 1, set[str]()
+
+    def run(expert: int, call: Inputs, listener: Listener) -> object:
+        return observation.run(call, listener, names[expert])
+
+    def settle(layer: Layer, arrivals: Arrivals) -> None:
+        nonlocal largest
+        visit(total, layer, by_expert(group, arrivals))
+        largest = max(largest, *(call.size for _, call in arrivals))
+        if done is not None and layer.name not in seen:
+            done(layer)
+        seen.add(layer.name)
+
+    runs = [partial(run, *each) for each in group]
+    in_lockstep(runs, [layer.name for layer in layers], settle, machine)
+    return largest
+
+
+def by_expert(runs: Sequence[Run], arrivals: Arrivals) -> Calls:
+    """The calls of runs that came to a layer, by the expert whose samples they are."""
+    calls: dict[int, list[Call]] = defaultdict(list)
+    for place, call in arrivals:
+        calls[runs[place][0]].append(call)
+    return calls
 
 
 def measure_forward(
     model: nn.Module,
     layers: Sequence[Layer],
     inputs: Mapping[int, Sequence[Inputs]],
-    listen: Listen,
+    visit: Visit,
     names: Sequence[str],
     machine: Machine,
     correct: Callable[[Layer, Sums], None],
 ) -> Sums:
     """Measure layer after layer; `correct` changes each before the model's runs go on past it.
 
-    All runs come to a layer together, one computing at a time. A layer that is called several times
-    is measured at the first, and weights that layers share with the first of them. The model's
-    weights are changed.
+    All runs come to a layer together. A layer that is called several times is measured at the
+    first, and weights that layers share with the first of them. The model's weights are changed.
     """
-    observation = Observation(model, layers)
+    observation, past = Observation(model, layers), set[str]()
     runs = [(expert, call) for expert, many in inputs.items() for call in many]
     total, done = Sums(), machine.counter("calibrating in forward order", len(layers))
 
     def settle(layer: Layer, arrivals: Arrivals) -> None:
         name = layer.name
+        past.add(name)
         total.called.add(name)
         left = {p: t for p, t in layer.tensors.items() if t not in total.settled}
         if left:
             total.settled.update(dict.fromkeys(left.values(), name))
             here = copy.copy(layer)
             here.tensors = left
-            for place, call in arrivals:
-                listen(total, runs[place][0], here, call)
+            visit(total, here, by_expert(runs, arrivals))
             correct(here, total)
         if done is not None:
             done(layer)
 
     def run(expert: int, call: Inputs, listener: Listener) -> object:
-        return observation.run(call, listener, names[expert])
+        def first_calls(layer: Layer, call: Call) -> None:
+            if layer.name not in past:
+                listener(layer, call)
+
+        return observation.run(call, first_calls, names[expert])
 
     with observation.watched():
         order, seen = trace(observation, runs, names)
-        in_lockstep([partial(run, *call) for call in runs], order, settle)
+        in_lockstep([partial(run, *each) for each in runs], order, settle, machine)
     experts = set(inputs)
     total.late = {name for name, by in seen.items() if total.measured_by(name) < by & experts}
     return total
@@ -182,52 +251,6 @@ def trace(
 
         observation.run(call, listen, names[expert])
     return order, seen
-
-
-FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
-"""What a module may raise when it is called with other parameters than its own."""
-
-
-def note_inputs(gather: Gather, sums: Sums, expert: int, layer: Layer, call: Call) -> None:
-    """Take note of what is gathered from a linear layer's inputs; others stay as they are."""
-    sums.called.add(layer.name)
-    if not isinstance(layer, TokenLayer) or isinstance(layer.module, nn.Embedding):
-        kind = type(layer.module).__name__
-        sums.failed[layer.name] = f"a {kind} is no linear layer, which alone is solved for"
-        return
-    inputs = call.args[0] if call.args else next(iter(call.kwargs.values()))
-    sums.add_inputs(layer.name, expert, gather(tokens_of(inputs.float(), call.masks)))
-
-
-def note_gains(
-    merge: LiveMerge,
-    measure: Measure,
-    sums: Sums,
-    expert: int,
-    layer: Layer,
-    call: Call,
-) -> None:
-    """Take note of the gains of a layer's outputs."""
-    sums.called.add(layer.name)
-    if layer.name in sums.failed:
-        return
-    device = next(layer.module.parameters()).device
-
-    def origin(parameter: str) -> Tensor:
-        return merge.base(layer.tensors[parameter]).to(device)
-
-    own = {p: merge.expert(expert, t).to(device) for p, t in layer.tensors.items()}
-    merged = {p: merge.merged(t).to(device) for p, t in layer.tensors.items()}
-    try:
-        both = layer.changes(call, own, origin), layer.changes(call, merged, origin)
-        for (part, mine), (_, joint) in zip(*both, strict=True):
-            sums.add(layer.name, part, expert, measure(mine, joint))
-    except NotLinearError as error:
-        sums.failed[layer.name] = error.problem
-    except FAILURES as error:
-        # If it is the samples that are wrong, the model itself says so right after.
-        text = (str(error).splitlines() or [""])[0]
-        sums.failed[layer.name] = f"a {type(layer.module).__name__} cannot be followed: {text}"
 
 
 def conclude(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,8 +11,6 @@ from torch import Tensor, nn
 
 from magmerge.core.errors import MagmergeError
 
-TOLERANCE = 1e-3
-"""Of the change: how far the output half way may be from the middle."""
 CHUNK = 1 << 22
 """Entries of output that are computed at once where tokens do not depend on each other."""
 
@@ -33,13 +30,19 @@ class Call(NamedTuple):
     kwargs: Mapping[str, Any]
     masks: Sequence[Tensor]
 
+    @property
+    def size(self) -> int:
+        """Bytes of the tensors that the layer is fed."""
+        values = (*self.args, *self.kwargs.values())
+        return sum(value.nbytes for value in values if isinstance(value, Tensor))
+
 
 Deltas = Mapping[str, Tensor]
 """Changes of a layer's parameters, by their names in the module; others do not change."""
 Origin = Callable[[str], Tensor]
 """The base's weights of a layer's parameter, by its name in the module, in float32."""
-Pieces = Iterator[tuple[int, Tensor]]
-"""Parts of a layer, and pieces [tokens, features] of the change in their output."""
+Pieces = Iterator[tuple[int, Sequence[Tensor]]]
+"""Parts of a layer, and pieces [tokens, features] of what each of several changes does there."""
 
 
 class Layer:
@@ -63,11 +66,11 @@ class Layer:
         """The part that each output row of a parameter belongs to, or the one all belong to."""
         return 0 if self._rows is None else self._rows
 
-    def changes(self, call: Call, deltas: Deltas, origin: Origin, /) -> Pieces:
-        """The change in output that `deltas` make.
+    def changes(self, call: Call, several: Sequence[Deltas], origin: Origin, /) -> Pieces:
+        """The changes in output that each of `several` deltas makes, without padding.
 
-        Without padding, and in the same pieces for any `deltas`. NotLinearError where the change
-        is not in proportion to `deltas`.
+        They change the same parameters. NotLinearError where a change in output is not in
+        proportion to the deltas.
         """
         raise NotImplementedError
 
@@ -75,26 +78,26 @@ class Layer:
 class TokenLayer(Layer):
     """A linear layer, a transposed one, or an embedding: every token is mapped on its own."""
 
-    def changes(self, call: Call, deltas: Deltas, _origin: Origin, /) -> Pieces:
+    def changes(self, call: Call, several: Sequence[Deltas], _origin: Origin, /) -> Pieces:
         inputs = call.args[0] if call.args else next(iter(call.kwargs.values()))
         embeds = isinstance(self.module, nn.Embedding)
         if embeds:
             inputs = inputs.unsqueeze(-1)
         tokens = tokens_of(inputs, call.masks)
-        weight, bias = deltas.get("weight"), deltas.get("bias")
         axis = 1 if embeds or is_turned(self.module) else 0
         own: Any = self.module.weight
         size = max(1, CHUNK // own.shape[axis])
         for start in range(0, len(tokens), size):
             piece = tokens[start : start + size]
             if embeds:
-                assert weight is not None
-                out = weight[piece[:, 0]]
+                outs = [deltas["weight"][piece[:, 0]] for deltas in several]
             else:
-                out = self._product(piece.float(), weight, bias)
-            yield from split(out, self._rows)
+                tokens_here = piece.float()
+                outs = [self._product(tokens_here, deltas) for deltas in several]
+            yield from split(outs, self._rows)
 
-    def _product(self, tokens: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    def _product(self, tokens: Tensor, deltas: Deltas) -> Tensor:
+        weight, bias = deltas.get("weight"), deltas.get("bias")
         if weight is None:
             assert bias is not None
             return bias.expand(len(tokens), -1)
@@ -108,7 +111,11 @@ class KnownLayer(Layer):
     Its forward is called with the changes in the parameters' place.
     """
 
-    def changes(self, call: Call, deltas: Deltas, _origin: Origin, /) -> Pieces:
+    def changes(self, call: Call, several: Sequence[Deltas], _origin: Origin, /) -> Pieces:
+        yield 0, [tokens_of(self._answer(call, deltas), call.masks) for deltas in several]
+
+    def _answer(self, call: Call, deltas: Deltas) -> Tensor:
+        """The output [..., features] with these deltas for parameters."""
         own = self.module.named_parameters(recurse=False)
         changed = {
             name: deltas.get(name, torch.zeros_like(parameter, dtype=torch.float32))
@@ -117,85 +124,12 @@ class KnownLayer(Layer):
         stand_in = with_parameters(self.module, changed)
         buffers, keywords = self.module._buffers.items(), call.kwargs.items()
         stand_in.__dict__["_buffers"] = {name: _widened(value) for name, value in buffers}
-        out = stand_in.forward(
+        out: Tensor = stand_in.forward(
             *map(_widened, call.args), **{name: _widened(value) for name, value in keywords}
         )
         last = isinstance(self.module, FEATURES_LAST)
         module: Any = self.module
-        out = out.flatten(-len(module.normalized_shape)) if last else out.movedim(1, -1)
-        yield 0, tokens_of(out, call.masks)
-
-
-class TrialLayer(Layer):
-    """A module whose output is computed, in float64, with the base's parameters and with changes.
-
-    That what half of a change does is half of what the change does is tried on every call.
-    """
-
-    def changes(self, call: Call, deltas: Deltas, origin: Origin, /) -> Pieces:
-        base = {name: origin(name).double() for name in deltas}
-        before, half, after = (
-            self._answer(call, {name: base[name] + share * deltas[name] for name in deltas})
-            for share in (0.0, 0.5, 1.0)
-        )
-        change = after - before
-        bend = (half - (before + after) / 2).abs().max()
-        if not bool(bend <= TOLERANCE * change.abs().max()):
-            raise NotLinearError("its output does not change in proportion to its parameters")
-        axis = self._features(after)
-        yield from split(tokens_of(change.movedim(axis, -1), call.masks), self._rows)
-
-    def _answer(self, call: Call, parameters: Mapping[str, Tensor]) -> Tensor:
-        stand_in = _in_float64(self.module, parameters)
-        out = stand_in.forward(
-            *map(_copied, call.args), **{n: _copied(v) for n, v in call.kwargs.items()}
-        )
-        if not isinstance(out, Tensor) or out.ndim < 2 or not out.is_floating_point():
-            raise NotLinearError("its output is no tensor of features")
-        return out.double()
-
-    def _features(self, out: Tensor) -> int:
-        """The axis of the output that is features, as sizes and torch's own classes tell."""
-        convolution = isinstance(self.module, nn.modules.conv._ConvNd)
-        norm = isinstance(self.module, nn.modules.batchnorm._BatchNorm | nn.GroupNorm)
-        if convolution or norm or getattr(self.module, "data_format", "") == "channels_first":
-            return 1
-        sizes = {p.numel() for p in self.module.parameters(recurse=False) if p.numel() > 1}
-        if out.ndim >= 4 and out.shape[1] in sizes and out.shape[-1] not in sizes:
-            return 1
-        return -1
-
-
-def _in_float64(module: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module:
-    """A copy for one call: in float64, with these parameters of its own, and without hooks."""
-    if any(name.endswith(("_orig", "_g", "_v")) for name in module._parameters):
-        # The old ways of norming weights leave what they are computed from under these names.
-        raise NotLinearError("its parameters are computed from others")
-    try:
-        stand_in = copy.copy(module)
-    except RuntimeError as error:
-        raise NotLinearError("its parameters are computed from others") from error
-    state = stand_in.__dict__
-    own = {**module._parameters, **parameters}
-    state["_parameters"] = {name: _copied(value) for name, value in own.items()}
-    state["_buffers"] = {name: _copied(value) for name, value in module._buffers.items()}
-    state["_modules"] = {
-        name: None if child is None else _in_float64(child, {})
-        for name, child in module._modules.items()
-    }
-    state["_forward_hooks"], state["_forward_pre_hooks"] = OrderedDict(), OrderedDict()
-    return stand_in
-
-
-def _copied(value: Any) -> Any:
-    """A tensor of its own memory, in float64 if it is of numbers that are not whole."""
-    if isinstance(value, Tensor):
-        return value.detach().to(torch.float64, copy=True) if value.is_floating_point() else value
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(_copied, value))
-    if isinstance(value, list | tuple):
-        return type(value)(map(_copied, value))
-    return {name: _copied(part) for name, part in value.items()} if type(value) is dict else value
+        return out.flatten(-len(module.normalized_shape)) if last else out.movedim(1, -1)
 
 
 def tokens_of(out: Tensor, masks: Sequence[Tensor]) -> Tensor:
@@ -220,14 +154,14 @@ def _widened(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def split(out: Tensor, rows: Tensor | None) -> Pieces:
-    """Each part's own columns of [tokens, features]."""
+def split(outs: Sequence[Tensor], rows: Tensor | None) -> Pieces:
+    """Each part's own columns of several [tokens, features]."""
     if rows is None:
-        yield 0, out
+        yield 0, outs
         return
-    rows = rows.to(out.device)
+    rows = rows.to(outs[0].device)
     for part in range(int(rows.max()) + 1):
-        yield part, out[:, rows == part]
+        yield part, [out[:, rows == part] for out in outs]
 
 
 def kept_tokens(shape: Sequence[int], masks: Sequence[Tensor]) -> Tensor | None:

@@ -40,13 +40,13 @@ class LiveMerge(NamedTuple):
         assert self.models.base is not None
         return self.models.base.read(name).float()
 
-    def merged(self, name: str) -> Tensor:
-        """The merge's task vector."""
-        return self.weights[name].float().cpu() - self.base(name)
+    def merged(self, name: str, base: Tensor | None = None) -> Tensor:
+        """The merge's task vector; the base is read where it is not at hand."""
+        return self.weights[name].float().cpu() - (self.base(name) if base is None else base)
 
-    def expert(self, index: int, name: str) -> Tensor:
-        """The task vector of expert `index`."""
-        return self.models.experts[index].delta(name, self.base(name))
+    def expert(self, index: int, name: str, base: Tensor) -> Tensor:
+        """The task vector of expert `index` on the base's weight."""
+        return self.models.experts[index].delta(name, base)
 
 
 def live_merge(work: Work) -> LiveMerge:

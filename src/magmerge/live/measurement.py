@@ -22,20 +22,21 @@ from magmerge.live.calls import run as run_model
 from magmerge.live.coverage import follow
 from magmerge.live.gains import (
     GainEstimate,
-    Listen,
     Sums,
+    Visit,
     conclude,
     gains_of,
     measure_forward,
     measure_once,
-    note_gains,
-    note_inputs,
 )
 from magmerge.live.layers import Layer
 from magmerge.live.live_merge import live_merge
 from magmerge.live.module_weights import at_rest
+from magmerge.live.visits import note_gains, note_inputs
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+REUSED = 32 * 1024**2 - 8192
+"""Just below the largest size that glibc learns (DEFAULT_MMAP_THRESHOLD_MAX)."""
 Calls = Mapping[int, Sequence[Inputs]]
 """The inputs of each expert, by its place."""
 
@@ -45,6 +46,7 @@ def estimate(work: Work, inputs: Mapping[str, Sequence[Inputs]]) -> Findings:
 
     The deltas of one layer at a time are in memory, those of several where several threads run.
     """
+    _keep_blocks()
     run, samples = Measurement(work), work.job.recipe.samples
     assert samples is not None
     calls = {run.experts.index(name): list(batches) for name, batches in inputs.items()}
@@ -65,6 +67,15 @@ def estimate(work: Work, inputs: Mapping[str, Sequence[Inputs]]) -> Findings:
                 if run.steps[name].action == "average" or run.steps[name].reason == "statistics"
             }
     return Findings(gains, run.deltas, statistics, tuple(result.uncovered))
+
+
+def _keep_blocks() -> None:
+    """Let the C library keep freed blocks up to REUSED bytes, where it is glibc.
+
+    It learns from the largest block that was freed. Without that each output of a layer is given
+    back to the system, and its pages are asked for anew, which takes longer than to fill them.
+    """
+    torch.empty(REUSED, dtype=torch.uint8)
 
 
 class Measurement:
@@ -106,7 +117,8 @@ class Measurement:
         """Gains of all layers as they are, or in forward order, each before those after it."""
         run, machine = (self.merge.model, self.layers, calls), self.work.job.machine
         if order == "once":
-            return measure_once(*run, self._listen_to_changes(), self.experts, machine)
+            room = self.work.plan.room
+            return measure_once(*run, self._visit_changes(), self.experts, machine, room)
         known: dict[str, Tensor] = {}
         if self.merge.offload is not None:
             self.merge.offload.finish = partial(self._finish, known)
@@ -118,20 +130,21 @@ class Measurement:
             known.update(gains)
             self._set(layer, gains, sums.take_inputs(layer.name, count))
 
-        return measure_forward(*run, self._listen(), self.experts, machine, correct)
+        return measure_forward(*run, self._visit(), self.experts, machine, correct)
 
-    def _listen(self) -> Listen:
+    def _visit(self) -> Visit:
         """What is noted of a layer's calls: the inputs that a calibrator solves from, or gains."""
         gather = self._calibrator.gather
         if gather is None:
-            return self._listen_to_changes()
+            return self._visit_changes()
         keywords = self._params.keys() & inspect.signature(gather).parameters.keys()
         return partial(note_inputs, partial(gather, **{n: self._params[n] for n in keywords}))
 
-    def _listen_to_changes(self) -> Listen:
+    def _visit_changes(self) -> Visit:
         measure = self._calibrator.measure
         assert measure is not None
-        return partial(note_gains, self.merge, partial(measure, **self._params))
+        machine = self.work.job.machine
+        return partial(note_gains, self.merge, partial(measure, **self._params), machine)
 
     def _finish(self, gains: Mapping[str, Tensor], name: str, tensor: Tensor) -> Tensor:
         """A tensor that is brought in once more, calibrated as it was before."""
@@ -163,10 +176,11 @@ class Measurement:
                     layer.module.get_parameter(local).copy_(calibrated.weight)
 
     def _calibrated(self, name: str, treatment: Treatment) -> Calibrated:
-        step, base, merged = self.steps[name], self.merge.base(name), self.merge.merged(name)
+        step, base = self.steps[name], self.merge.base(name)
+        merged = self.merge.merged(name, base)
         deltas = torch.empty(len(self.experts), *base.shape)
         for index, delta in enumerate(deltas):
-            delta.copy_(self.merge.expert(index, name))
+            delta.copy_(self.merge.expert(index, name, base))
         piece = Piece(0, base.numel(), step.spec.shape, UNIT)
         return calibrate_layer(step, piece, treatment, base, deltas, Merged(merged))
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from magmerge.live.lockstep import wait_at_door
 from magmerge.live.units import Unit, units_of
 
 Hook = Callable[..., None]
@@ -71,6 +72,7 @@ class Offload:
         users = self._users
 
         def enter(*_: Any) -> None:
+            wait_at_door(unit.path)
             with self._lock:
                 users[unit.path] += 1
                 if users[unit.path] == 1:

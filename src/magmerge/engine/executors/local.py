@@ -41,7 +41,7 @@ def run(
     the earliest task and job is raised, so that it does not depend on the threads. Each job
     computes in one thread, so that its result does not depend on how many there are.
     """
-    with _one_thread_an_operation(), ThreadPoolExecutor(machine.count) as pool:
+    with one_thread_an_operation(), ThreadPoolExecutor(machine.count) as pool:
         state = _Run(pool, machine.count, _Room(room), done)
         try:
             return state.carry_out(iter(tasks))
@@ -189,8 +189,13 @@ class _Room:
         return self._size is None or self._used == 0 or self._used + size <= self._size
 
 
+def single_threaded() -> None:
+    """Let the calling thread compute alone."""
+    torch.set_num_threads(1)
+
+
 @contextmanager
-def _one_thread_an_operation() -> Iterator[None]:
+def one_thread_an_operation() -> Iterator[None]:
     """torch's setting is the process's: give it back as it was. A job may be the first to need
     torch, and each thread has to be told for itself.
     """
@@ -198,7 +203,7 @@ def _one_thread_an_operation() -> Iterator[None]:
 
     def tell() -> None:
         before.append(torch.get_num_threads())
-        torch.set_num_threads(1)
+        single_threaded()
 
     with at_first_use_of_torch(tell):
         if torch_is_loaded():

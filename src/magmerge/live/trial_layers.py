@@ -1,0 +1,163 @@
+"""Layers of any class, whose parameters are tried: whether the output changes in proportion."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from magmerge.live.layers import (
+    Call,
+    Deltas,
+    Layer,
+    NotLinearError,
+    Origin,
+    Pieces,
+    split,
+    tokens_of,
+)
+
+TOLERANCE = 1e-3
+"""Of the change: how far the output half way may be from the middle."""
+
+
+class TrialLayer(Layer):
+    """A module whose output is computed, in float64, with the base's parameters and with changes.
+
+    That what half of a change does is half of what the change does is tried on every call: on its
+    first sample, and on all where that one by itself gives something else.
+    """
+
+    def changes(self, call: Call, several: Sequence[Deltas], origin: Origin, /) -> Pieces:
+        base = {name: origin(name).double() for name in several[0]}
+        inputs, first = _WideInputs(call), _WideInputs(_first_sample(call))
+        before = self._answer(inputs, base)
+        changes = [self._answer(inputs, _moved(base, deltas, 1.0)) - before for deltas in several]
+        for deltas, change in zip(several, changes, strict=True):
+            half = _moved(base, deltas, 0.5)
+            with suppress(Exception):
+                # What one sample alone does to a module is told by all of them.
+                if self._is_middle(first, half, before[:1], change[:1]):
+                    continue
+            if not self._is_middle(inputs, half, before, change):
+                raise NotLinearError("its output does not change in proportion to its parameters")
+        axis = self._features(before)
+        outs = [tokens_of(change.movedim(axis, -1), call.masks) for change in changes]
+        yield from split(outs, self._rows)
+
+    def _is_middle(
+        self, inputs: _WideInputs, half: Mapping[str, Tensor], before: Tensor, change: Tensor
+    ) -> bool:
+        """Whether the output with half of a change is in the middle, as near as can be told."""
+        middle = self._answer(inputs, half)
+        if middle.shape != change.shape:
+            return False
+        bend = _greatest((middle - before).mul_(2).sub_(change)) / 2
+        return bool(bend <= TOLERANCE * _greatest(change))
+
+    def _answer(self, inputs: _WideInputs, parameters: Mapping[str, Tensor]) -> Tensor:
+        stand_in = _in_float64(self.module, parameters)
+        args, kwargs = inputs.take()
+        out = stand_in.forward(*args, **kwargs)
+        if not isinstance(out, Tensor) or out.ndim < 2 or not out.is_floating_point():
+            raise NotLinearError("its output is no tensor of features")
+        return out.double()
+
+    def _features(self, out: Tensor) -> int:
+        """The axis of the output that is features, as sizes and torch's own classes tell."""
+        convolution = isinstance(self.module, nn.modules.conv._ConvNd)
+        norm = isinstance(self.module, nn.modules.batchnorm._BatchNorm | nn.GroupNorm)
+        if convolution or norm or getattr(self.module, "data_format", "") == "channels_first":
+            return 1
+        sizes = {p.numel() for p in self.module.parameters(recurse=False) if p.numel() > 1}
+        if out.ndim >= 4 and out.shape[1] in sizes and out.shape[-1] not in sizes:
+            return 1
+        return -1
+
+
+class _WideInputs:
+    """What a module is called with, in float64; copied anew when it has written into it."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._args, self._kwargs, self._versions = self._copies()
+
+    def take(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments as the call had them."""
+        if self._versions != _versions((self._args, self._kwargs)):
+            self._args, self._kwargs, self._versions = self._copies()
+        return self._args, self._kwargs
+
+    def _copies(self) -> tuple[tuple[Any, ...], dict[str, Any], list[int]]:
+        args, kwargs = _copied(self._call.args), _copied(dict(self._call.kwargs))
+        return args, kwargs, _versions((args, kwargs))
+
+
+def _versions(value: Any) -> list[int]:
+    """How often each tensor was written to, of all in lists, tuples and mappings."""
+    if isinstance(value, Tensor):
+        return [value._version]
+    parts = value.values() if isinstance(value, Mapping) else value
+    nested = isinstance(value, Mapping | list | tuple)
+    return [version for part in parts for version in _versions(part)] if nested else []
+
+
+def _first_sample(call: Call) -> Call:
+    """The call with the first row of all tensors that have as many as the first of them."""
+    values = [*call.args, *call.kwargs.values()]
+    rows = next((len(v) for v in values if isinstance(v, Tensor) and v.ndim > 1), 0)
+
+    def first(value: Any) -> Any:
+        own = isinstance(value, Tensor) and value.ndim > 1 and len(value) == rows
+        return value[:1] if own else value
+
+    kwargs = {name: first(value) for name, value in call.kwargs.items()}
+    return Call(tuple(map(first, call.args)), kwargs, call.masks)
+
+
+def _moved(base: Mapping[str, Tensor], deltas: Deltas, share: float) -> dict[str, Tensor]:
+    """The base's parameters with a share of the changes."""
+    return {name: base[name] + share * deltas[name] for name in deltas}
+
+
+def _greatest(tensor: Tensor) -> Tensor:
+    """The greatest magnitude; NaN where there is one."""
+    greatest: Tensor = torch.linalg.vector_norm(tensor, torch.inf)
+    return greatest
+
+
+def _in_float64(module: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module:
+    """A copy for one call: in float64, with these parameters of its own, and without hooks."""
+    if any(name.endswith(("_orig", "_g", "_v")) for name in module._parameters):
+        # The old ways of norming weights leave what they are computed from under these names.
+        raise NotLinearError("its parameters are computed from others")
+    try:
+        stand_in = copy.copy(module)
+    except RuntimeError as error:
+        raise NotLinearError("its parameters are computed from others") from error
+    state = stand_in.__dict__
+    own = {**module._parameters, **parameters}
+    state["_parameters"] = {name: _copied(value) for name, value in own.items()}
+    state["_buffers"] = {name: _copied(value) for name, value in module._buffers.items()}
+    state["_modules"] = {
+        name: None if child is None else _in_float64(child, {})
+        for name, child in module._modules.items()
+    }
+    state["_forward_hooks"], state["_forward_pre_hooks"] = OrderedDict(), OrderedDict()
+    return stand_in
+
+
+def _copied(value: Any) -> Any:
+    """A tensor of its own memory, in float64 if it is of numbers that are not whole."""
+    if isinstance(value, Tensor):
+        return value.detach().to(torch.float64, copy=True) if value.is_floating_point() else value
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(_copied, value))
+    if isinstance(value, list | tuple):
+        return type(value)(map(_copied, value))
+    return {name: _copied(part) for name, part in value.items()} if type(value) is dict else value
