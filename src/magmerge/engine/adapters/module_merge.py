@@ -25,7 +25,7 @@ from magmerge.engine.job import Work
 from magmerge.engine.layer import Merged, calibrate_layer, merge_layer, record_of
 from magmerge.engine.stages import Stages, Treatment, Truncation
 from magmerge.engine.steps import Bench, Outcome, method_for, run_step
-from magmerge.linalg.best_rank import best_rank, rank_by_energy, rank_for_energy
+from magmerge.linalg.best_rank import Start, best_rank, rank_by_energy, rank_for_energy, zero_rows
 
 FACTORED = 8
 """Tensors of the size of one task vector's coordinates that a module in factors takes besides."""
@@ -140,8 +140,7 @@ def _by_matrix(
     factors, truncation = _factors(work, step), work.stages.truncation
     assert truncation is not None
     largest = max(factor.down.shape[0] for factor in factors)
-    start = None if truncation.rank == "auto" else _leading_of_mean(factors)
-    up, down, error = as_factors(delta, truncation, largest, start)
+    up, down, error = as_factors(delta, truncation, largest, partial(_leading_of_mean, factors))
     coords = coordinates([*factors, LowRank(up, down, 1.0)])
     own = down @ coords.basis.T
     return _Cut(up, own, coords.basis, coords.deltas[:-1], error, notes)
@@ -151,7 +150,7 @@ def as_factors(
     matrix: Float[Tensor, "out in"],
     truncation: Truncation,
     largest: int,
-    start: Float[Tensor, "in n"] | None = None,
+    start: Start | None = None,
 ) -> tuple[Float[Tensor, "out r"], Float[Tensor, "r in"], float]:
     """A matrix as two factors of equal size at its rank, and what that loses; of rank 1 for zeros.
 
@@ -166,7 +165,7 @@ def as_factors(
         best = best_rank(matrix, min(rank, most), start)
     root, left = best.values.sqrt(), best.left.clone()
     # Rounding leaves of a row of zeros what a calibration would enlarge to the experts' length.
-    left[~matrix.any(dim=1)] = 0
+    left[zero_rows(matrix)] = 0
     if not len(root):
         return matrix.new_zeros(len(matrix), 1), matrix.new_zeros(1, matrix.shape[1]), best.error
     return left * root, (best.right * root).T, best.error
