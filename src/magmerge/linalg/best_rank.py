@@ -23,7 +23,7 @@ LEAST, STEPS = 2, 64
 """Multiplications with A and its transpose from which on it may be settled, and after which the
 decomposition is taken instead."""
 OPTIMAL = 1e-3
-"""Share of the squared error that more iterations would still take away, as extrapolated."""
+"""Share of the squared error that more iterations would still take away, as estimated."""
 SLOWING = 2.0
 """What is still to come, beyond a geometric series, where the growth slows down."""
 SQUARED = 2e-5
@@ -164,8 +164,8 @@ def _triplets(unit: Float[Tensor, "m n"], rank: int, start: Start | None, whole:
     if directions <= SMALL:
         return svd(unit)
     if unit.dtype == torch.float32 and directions <= NARROW * block_for(rank):
-        triplets = _by_gram(unit, rank, whole)
-        if triplets.error > SUBTRACTED:
+        triplets, missing = _by_gram(unit, rank, whole)
+        if triplets.error > SUBTRACTED and missing <= OPTIMAL:
             return triplets
         start = triplets.right.clone
     found = _by_iteration(unit, rank, start) if _iterated(directions, rank) else None
@@ -179,17 +179,19 @@ def _triplets(unit: Float[Tensor, "m n"], rank: int, start: Start | None, whole:
     return decompose(unit, f"of {rank} singular values the last are near rounding")
 
 
-def _by_gram(unit: Float[Tensor, "m n"], rank: int, whole: float) -> Triplets:
-    """The triplets from directions of the smaller Gram matrix, and from their images in float64."""
+def _by_gram(unit: Float[Tensor, "m n"], rank: int, whole: float) -> tuple[Triplets, float]:
+    """The triplets from directions of the smaller Gram matrix, and from their images in float64;
+    and what share of the squared error others may hold.
+    """
     if unit.shape[0] < unit.shape[1]:
-        turned = _by_gram(unit.T, rank, whole)
-        return turned._replace(left=turned.right, right=turned.left)
-    right = near_space(gram(unit, unit.dtype), rank)
+        (right, values, left, error), missing = _by_gram(unit.T, rank, whole)
+        return Triplets(left, values, right, error), missing
+    right, missing = near_space(gram(unit, unit.dtype), rank)
     images = unit @ right
     values, turn = eigen(gram(images, torch.float64))
     lost = max(0.0, 1 - _squares(values) / whole)
     left = images @ (turn / values).to(images)
-    return Triplets(left, values, right @ turn.to(right), math.sqrt(lost))
+    return Triplets(left, values, right @ turn.to(right), math.sqrt(lost)), missing
 
 
 def _iterated(directions: int, rank: int) -> bool:

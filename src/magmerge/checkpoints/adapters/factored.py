@@ -87,10 +87,17 @@ def rows_between(left: Tensor, right: Tensor, start: int, stop: int) -> Tensor:
     if start == stop:
         return left.new_empty(0)
     first, last = start // row // TILE * TILE, -(-stop // row)
+    product = left.new_empty(min(last, len(left)) - first, row)
+    multiplied(left[first:last], right, product)
+    part = product.reshape(-1)[start - first * row : stop - first * row]
+    return part if part.numel() == product.numel() else part.clone()
+
+
+def multiplied(left: Tensor, right: Tensor, out: Float[Tensor, "rows columns"]) -> None:
+    """`left @ right` into `out`, TILE rows at a time."""
     right = right.contiguous()
-    tiles = [left[i : i + TILE].contiguous() @ right for i in range(first, last, TILE)]
-    product = tiles[0] if len(tiles) == 1 else torch.cat(tiles)
-    return product.reshape(-1)[start - first * row : stop - first * row].clone()
+    for some, into in zip(torch.split(left, TILE), torch.split(out, TILE), strict=True):
+        torch.mm(some.contiguous(), right, out=into)
 
 
 def norms(deltas: Float[Tensor, "K out d"]) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,22 +14,19 @@ from torch import Tensor
 from magmerge.checkpoints.adapters.factored import coordinates, norms, spectrum, truncate
 from magmerge.checkpoints.adapters.nouns import LowRank
 from magmerge.checkpoints.adapters.union import AdapterTaskVectors, AdapterUnion
-from magmerge.checkpoints.output.writer import MemorySink
 from magmerge.core import journal
 from magmerge.core.dtypes import code_of
 from magmerge.core.parameters import UNIT
 from magmerge.core.types import Piece, Step, TensorSpec
+from magmerge.engine.adapters.module_memory import sizes_of_module
+from magmerge.engine.adapters.products import merged_by_pieces, merged_from_products
 from magmerge.engine.executors.local import Job, Task
 from magmerge.engine.job import Work
 from magmerge.engine.layer import Merged, calibrate_layer, merge_layer, record_of
-from magmerge.engine.stages import Stages, Treatment, Truncation
+from magmerge.engine.stages import Truncation
 from magmerge.engine.steps import Bench, Outcome, method_for, run_step
 from magmerge.linalg.best_rank import Start, best_rank, rank_by_energy, rank_for_energy, zero_rows
 
-FACTORED = 8
-"""Tensors of the size of one task vector's coordinates that a module in factors takes besides."""
-SKETCHED = 3
-"""Full matrices that the truncation of one holds."""
 UP, DOWN = "::up", "::down"
 """What a factor is called in a pass's sink, after its module's name."""
 
@@ -64,15 +60,6 @@ class _Cut(NamedTuple):
     notes: tuple[str, ...]
 
 
-def bytes_of_module(step: Step, stages: Stages, ranks: Sequence[int]) -> int:
-    """What merging one module of adapters takes at most, beside the pieces of a survey."""
-    factored = stages.in_factors(step)
-    out, features = step.spec.shape[0], math.prod(step.spec.shape[1:])
-    width = min(features, sum(ranks) + (0 if factored else max(ranks)))
-    each = 4 * width * (out * (len(ranks) + FACTORED) + 3 * features)
-    return each + (0 if factored else 4 * SKETCHED * out * features)
-
-
 def run_module(bench: Bench, step: Step) -> Task[Outcome]:
     """One module: its merge, truncated, then calibrated, so that its magnitude is kept."""
     work, name = bench.work, step.spec.name
@@ -83,18 +70,14 @@ def run_module(bench: Bench, step: Step) -> Task[Outcome]:
     if work.job.takes:
         yield [Job(0, partial(_take, bench, step))]
         return Outcome()
-    size = bytes_of_module(step, work.stages, union.ranks(name))
+    size, products = sizes_of_module(work.job, step, work.plan.piece)
     if work.stages.in_factors(step):
         cuts = yield [Job(size, partial(_by_factors, bench, step))]
+    elif products:
+        cuts = yield [Job(max(size, products), partial(_by_products, bench, step))]
     else:
-        kept = MemorySink()
-        plain = replace(work.job, stages=replace(work.stages, treatment=Treatment()))
-        dense = replace(step, spec=replace(step.spec, dtype="F32"))
-        whole = replace(bench, work=replace(work, job=plain), sink=kept)
-        merged = yield from run_step(whole, dense)
-        assert merged.record is not None
-        delta, notes = kept.tensors[name].flatten(1), merged.record.notes
-        cuts = yield [Job(size, partial(_by_matrix, work, step, delta, notes))]
+        merged = yield from merged_by_pieces(bench, step)
+        cuts = yield [Job(size, partial(_by_matrix, work, step, *merged))]
     finished = yield [Job(0, partial(_finish, bench, step, cuts[0]))]
     return finished[0]  # type: ignore[no-any-return]
 
@@ -131,6 +114,11 @@ def _by_factors(bench: Bench, step: Step) -> _Cut:
         rank = _chosen(bench.work, values, max(factor.down.shape[0] for factor in factors))
         up, down, error = truncate(merged, values, vectors, rank)
     return _Cut(up, down, coords.basis, coords.deltas, error, tuple(notes))
+
+
+def _by_products(bench: Bench, step: Step) -> _Cut:
+    """A merge whose full task vectors fit into memory, all at once."""
+    return _by_matrix(bench.work, step, *merged_from_products(bench, step))
 
 
 def _by_matrix(
