@@ -55,9 +55,7 @@ class Bench:
         self, step: Step, start: int, tensor: Tensor, *, kept: bool = False, name: str = ""
     ) -> None:
         """Cast a part of the step's result, and give it to the sink; an error tells its `name`."""
-        merged, name = not (kept or self.work.job.takes), name or step.spec.name
-        part = cast_result(tensor, step.spec.dtype, name, kept=kept, merged=merged)
-        part = self.work.job.device.take(part)
+        part = self.cast(step, tensor, kept=kept, name=name)
         order, first = self.orders.get(step.spec.name), step.first + start
         steps = (step, *self.twins.get(step.spec.name, ()))
         if order is None:
@@ -69,6 +67,12 @@ class Bench:
         parts = [(place, flat[begin:end]) for place, begin, end in strewn_parts]
         for twin in steps:
             self.sink.write_parts(twin, parts)
+
+    def cast(self, step: Step, tensor: Tensor, *, kept: bool = False, name: str = "") -> Tensor:
+        """A part of the step's result in its format, in this machine's memory."""
+        merged, name = not (kept or self.work.job.takes), name or step.spec.name
+        part = cast_result(tensor, step.spec.dtype, name, kept=kept, merged=merged)
+        return self.work.job.device.take(part)
 
 
 def run_step(bench: Bench, step: Step) -> Task[Outcome]:

@@ -18,7 +18,7 @@ from magmerge.engine.job import Job
 from magmerge.engine.layer import merge_layer
 from magmerge.engine.memory import cut_for
 from magmerge.engine.reader import Reader
-from magmerge.engine.steps import Bench, Keywords, cast_result, jobs, method_for, surveyed
+from magmerge.engine.steps import Bench, Keywords, jobs, method_for, surveyed
 
 Whole = tuple[Float[Tensor, "out in"], tuple[str, ...]]
 """A module's merge, and the notes on it."""
@@ -78,4 +78,4 @@ def merged_tile(bench: Bench, step: Step, survey: Keywords | None, piece: Piece)
     method, bound = method_for(work, step, piece, survey, base)
     deltas = bench.reader.experts(step, piece, base, method.acts_on, seen=survey is not None)
     merged = merge_layer(step, method, bound, base, deltas).delta
-    return work.job.device.take(cast_result(merged, "F32", step.spec.name))
+    return bench.cast(replace(step, spec=replace(step.spec, dtype="F32")), merged)
