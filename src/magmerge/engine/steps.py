@@ -55,24 +55,23 @@ class Bench:
         self, step: Step, start: int, tensor: Tensor, *, kept: bool = False, name: str = ""
     ) -> None:
         """Cast a part of the step's result, and give it to the sink; an error tells its `name`."""
-        part = self.cast(step, tensor, kept=kept, name=name)
         order, first = self.orders.get(step.spec.name), step.first + start
+        part = self.cast(step, tensor, kept=kept, name=name)
         steps = (step, *self.twins.get(step.spec.name, ()))
         if order is None:
             for twin in steps:
                 self.sink.write(twin, first, part)
             return
         width, flat = math.prod(step.tensor.shape) // len(order), part.reshape(-1)
-        strewn_parts = strewn(order, width, first, first + len(flat))
-        parts = [(place, flat[begin:end]) for place, begin, end in strewn_parts]
+        places = strewn(order, width, first, first + len(flat))
+        parts = [(place, flat[begin:end]) for place, begin, end in places]
         for twin in steps:
             self.sink.write_parts(twin, parts)
 
     def cast(self, step: Step, tensor: Tensor, *, kept: bool = False, name: str = "") -> Tensor:
         """A part of the step's result in its format, in this machine's memory."""
-        merged, name = not (kept or self.work.job.takes), name or step.spec.name
-        part = cast_result(tensor, step.spec.dtype, name, kept=kept, merged=merged)
-        return self.work.job.device.take(part)
+        to, merged = (step.spec.dtype, name or step.spec.name), not (kept or self.work.job.takes)
+        return self.work.job.device.take(cast_result(tensor, *to, kept=kept, merged=merged))
 
 
 def run_step(bench: Bench, step: Step) -> Task[Outcome]:
