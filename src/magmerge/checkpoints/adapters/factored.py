@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -103,3 +104,13 @@ def multiplied(left: Tensor, right: Tensor, out: Float[Tensor, "rows columns"]) 
 def norms(deltas: Float[Tensor, "K out d"]) -> list[float]:
     """The Frobenius norm of each task vector."""
     return [float(torch.linalg.vector_norm(delta, dtype=torch.float64)) for delta in deltas]
+
+
+def norm_of(factors: LowRank) -> float:
+    """The Frobenius norm of one adapter's task vector, without building it.
+
+    |B A|^2 is the sum of the products of the entries of B^T B and A A^T, in float64.
+    """
+    up, down, scale = factors
+    squares = gram(up, torch.float64) * gram(down.flatten(1).T, torch.float64)
+    return abs(scale) * math.sqrt(max(0.0, float(squares.sum())))

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from magmerge.checkpoints.adapters.factored import coordinates, norms, spectrum, truncate
+from magmerge.checkpoints.adapters.factored import coordinates, norm_of, norms, spectrum, truncate
 from magmerge.checkpoints.adapters.nouns import LowRank
 from magmerge.checkpoints.adapters.union import AdapterTaskVectors, AdapterUnion
 from magmerge.core import journal
@@ -26,6 +26,7 @@ from magmerge.engine.layer import Merged, calibrate_layer, merge_layer, record_o
 from magmerge.engine.stages import Truncation
 from magmerge.engine.steps import Bench, Outcome, method_for, run_step
 from magmerge.linalg.best_rank import Start, best_rank, rank_by_energy, rank_for_energy, zero_rows
+from magmerge.linalg.spectral import Triplets
 
 UP, DOWN = "::up", "::down"
 """What a factor is called in a pass's sink, after its module's name."""
@@ -48,14 +49,16 @@ class ModuleRecord:
 
 
 class _Cut(NamedTuple):
-    """A truncated merge `up @ down @ basis` [out, r], [r, d], [d, in], the experts' task vectors in
-    that basis [K, out, d], what was lost, and notes.
+    """A truncated merge `up @ down @ basis` [out, r], [r, d], [d, in]; the experts' task vectors in
+    that basis [K, out, d], or none [0, out, d] where nothing looks at them, and their norms; what
+    was lost, and notes.
     """
 
     up: Tensor
     down: Tensor
     basis: Tensor
     deltas: Tensor
+    norms: list[float]
     error: float
     notes: tuple[str, ...]
 
@@ -113,7 +116,8 @@ def _by_factors(bench: Bench, step: Step) -> _Cut:
         values, vectors = spectrum(merged)
         rank = _chosen(bench.work, values, max(factor.down.shape[0] for factor in factors))
         up, down, error = truncate(merged, values, vectors, rank)
-    return _Cut(up, down, coords.basis, coords.deltas, error, tuple(notes))
+    sizes = norms(coords.deltas)
+    return _Cut(up, down, coords.basis, coords.deltas, sizes, error, tuple(notes))
 
 
 def _by_products(bench: Bench, step: Step) -> _Cut:
@@ -128,10 +132,15 @@ def _by_matrix(
     factors, truncation = _factors(work, step), work.stages.truncation
     assert truncation is not None
     largest = max(factor.down.shape[0] for factor in factors)
-    up, down, error = as_factors(delta, truncation, largest, partial(_leading_of_mean, factors))
-    coords = coordinates([*factors, LowRank(up, down, 1.0)])
-    own = down @ coords.basis.T
-    return _Cut(up, own, coords.basis, coords.deltas[:-1], error, notes)
+    best = _nearest(delta, truncation, largest, partial(_leading_of_mean, factors))
+    root = best.values.sqrt()
+    up, rows = best.left * root, best.right.T
+    if not work.stages.treatment.of(step):
+        sizes, nothing = [norm_of(factor) for factor in factors], up.new_empty(0, *up.shape)
+        return _Cut(up, torch.diag(root), rows, nothing, sizes, best.error, notes)
+    coords = coordinates([*factors, LowRank(up, (best.right * root).T, 1.0)])
+    own, deltas = (best.right * root).T @ coords.basis.T, coords.deltas[:-1]
+    return _Cut(up, own, coords.basis, deltas, norms(deltas), best.error, notes)
 
 
 def as_factors(
@@ -144,6 +153,15 @@ def as_factors(
 
     `largest` is the rank where none is said.
     """
+    best = _nearest(matrix, truncation, largest, start)
+    root = best.values.sqrt()
+    return best.left * root, (best.right * root).T, best.error
+
+
+def _nearest(
+    matrix: Float[Tensor, "out in"], truncation: Truncation, largest: int, start: Start | None
+) -> Triplets:
+    """The singular triplets of a matrix at its rank; for zeros one of zeros."""
     most = min(matrix.shape)
     if truncation.rank == "auto":
         best = rank_by_energy(matrix, truncation.energy, most)
@@ -151,12 +169,14 @@ def as_factors(
         rank = largest if truncation.rank is None else truncation.rank
         assert isinstance(rank, int)
         best = best_rank(matrix, min(rank, most), start)
-    root, left = best.values.sqrt(), best.left.clone()
+    if not len(best.values):
+        out, features = matrix.shape
+        zeros = matrix.new_zeros
+        return Triplets(zeros(out, 1), zeros(1), zeros(features, 1), best.error)
+    left = best.left.clone()
     # Rounding leaves of a row of zeros what a calibration would enlarge to the experts' length.
     left[zero_rows(matrix)] = 0
-    if not len(root):
-        return matrix.new_zeros(len(matrix), 1), matrix.new_zeros(1, matrix.shape[1]), best.error
-    return left * root, (best.right * root).T, best.error
+    return best._replace(left=left)
 
 
 def _leading_of_mean(factors: Sequence[LowRank]) -> Float[Tensor, "in n"]:
@@ -197,7 +217,7 @@ def _finish(bench: Bench, step: Step, cut: _Cut) -> Outcome:
         shape=step.spec.shape,
         rank=cut.up.shape[1],
         error=cut.error,
-        norms=tuple(norms(cut.deltas)),
+        norms=tuple(cut.norms),
         merged=record.norm_before,
         written=record.norm_after,
     )
