@@ -1,9 +1,10 @@
 """Time and memory of merging two LoRA adapters, beside PEFT's add_weighted_adapter.
 
 Builds a pair of adapters with the shapes of SDXL's UNet (722 modules with all blocks) in ranks 32
-and 128 under benchmarks/.cache, and runs PEFT's svd, ties_svd and dare_ties_svd and the same
-merges by magmerge in turn, each in a process of its own on two threads. PEFT's figure is its
-merging call alone; magmerge's is the whole process, with starting, reading and writing.
+and 128 under benchmarks/.cache, and runs PEFT's svd, ties_svd, dare_linear_svd and dare_ties_svd
+and the same merges by magmerge in turn, each in a process of its own on two threads. PEFT's figures
+are those of its merging call alone; magmerge's are of the whole process, with starting, reading and
+writing. "start" is what a process takes that only imports torch and magmerge's command line.
 
     .venv/bin/python -m benchmarks.lora_speed                      # all of it: hours, for PEFT
     .venv/bin/python -m benchmarks.lora_speed --blocks 1 --every 5 # 36 of the modules: minutes
@@ -42,6 +43,7 @@ HALVES = "weights=[0.5, 0.5]"
 CASES = (
     Case("svd", "average", (HALVES,)),
     Case("ties_svd", "ties", ("density=0.2", "scope=tensor")),
+    Case("dare_linear_svd", "dare", ("p=0.8",)),
     Case("dare_ties_svd", "dare_ties", ("p=0.8",)),
 )
 
@@ -73,19 +75,22 @@ def main() -> None:
 
 def compare(case: Case, folder: Path, rank: int, cut: list[str], repeat: int) -> dict[str, object]:
     """Both programs in turn; medians."""
-    theirs, calls, ours = [], [], []
+    theirs, calls, ours, starts = [], [], [], []
     for _ in range(repeat):
         out = CACHE / "out"
         rival = [sys.executable, "-m", "benchmarks.speed.peft_merge", str(folder), case.rival]
         theirs.append(run([*rival, str(rank), *cut, str(out)]))
-        calls.append(float(json.loads((CACHE / "log.txt").read_text().splitlines()[-1])["merge"]))
+        calls.append(json.loads((CACHE / "log.txt").read_text().splitlines()[-1]))
         ours.append(run(magmerge_command(case, folder, rank)))
+        starts.append(run([sys.executable, "-c", "import torch, magmerge.cli"]))
     shutil.rmtree(CACHE / "out", ignore_errors=True)
     return {
         "modules": len(shapes(*map(int, cut))),
         "rank": rank,
         "merge": case.rival,
-        "peft call s": statistics.median(calls),
+        "peft call s": statistics.median(float(one["merge"]) for one in calls),
+        "peft call cpu": statistics.median(float(one["cpu"]) for one in calls),
+        "start cpu": statistics.median(one.cpu for one in starts),
         "peft GB": statistics.median(one.memory for one in theirs) / GB,
         "magmerge s": statistics.median(one.wall for one in ours),
         "magmerge GB": statistics.median(one.memory for one in ours) / GB,
@@ -102,8 +107,8 @@ def middle_of(costs: list[Cost]) -> dict[str, float]:
 
 def magmerge_command(case: Case, folder: Path, rank: int) -> list[str]:
     """The command line of this project's own program."""
-    program = Path(sys.executable).with_name("magmerge")
-    command = [str(program), "merge", "--method", case.method, "--rank", str(rank)]
+    program = [sys.executable, "-m", "magmerge"]
+    command = [*program, "merge", "--method", case.method, "--rank", str(rank)]
     for setting in case.settings:
         command += ["--set", setting]
     for number in (1, 2):
@@ -113,18 +118,22 @@ def magmerge_command(case: Case, folder: Path, rank: int) -> list[str]:
 
 def as_table(rows: list[dict[str, object]]) -> Table:
     """PEFT's merging call and magmerge's whole process, and how many times less it takes."""
-    columns = ("merge", "rank", "modules", "PEFT s", "GB", "magmerge s", "GB", "time", "memory")
+    names = "merge|rank|modules|PEFT s|CPU|GB|magmerge s|CPU|start|GB|time|CPU|memory"
     table = Table(box=None, pad_edge=False)
-    for column in columns:
+    for column in names.split("|"):
         table.add_column(column, justify="left" if column == "merge" else "right")
     for row in rows:
-        time = row["peft call s"] / row["magmerge s"]
-        memory = row["peft GB"] / row["magmerge GB"]
-        cells = [f"{row['peft call s']:.1f}", f"{row['peft GB']:.2f}"]
-        cells += [f"{row['magmerge s']:.1f}", f"{row['magmerge GB']:.2f}"]
+        cpu = row["magmerge"]["cpu"]
+        ratios = (
+            row["peft call s"] / row["magmerge s"],
+            row["peft call cpu"] / cpu,
+            row["peft GB"] / row["magmerge GB"],
+        )
         table.add_row(
-            str(row["merge"]), str(row["rank"]), str(row["modules"]), *cells,
-            f"{time:.1f}x", f"{memory:.1f}x",
+            str(row["merge"]), str(row["rank"]), str(row["modules"]), f"{row['peft call s']:.1f}",
+            f"{row['peft call cpu']:.1f}", f"{row['peft GB']:.2f}", f"{row['magmerge s']:.1f}",
+            f"{cpu:.1f}", f"{row['start cpu']:.1f}", f"{row['magmerge GB']:.2f}",
+            *(f"{ratio:.1f}x" for ratio in ratios),
         )  # fmt: skip
     return table
 

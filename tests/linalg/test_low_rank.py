@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from magmerge.linalg.best_rank import (
     rank_by_energy,
     rank_for_energy,
     relative_error,
+    zero_rows,
 )
 from magmerge.linalg.spectral import Triplets
 from tests.linalg.matrices import SHAPES, SPECTRA, spectra, with_spectrum
@@ -136,7 +138,7 @@ def test_a_start_that_misleads_does_no_harm(spectrum: str, rank: int) -> None:
     right = torch.linalg.svd(matrix.double(), full_matrices=False)[2].float()
     best = best_error(matrix, rank)
     for start in (right[:rank].T, right[-rank:].T, right[:3].T):
-        assert best_rank(matrix, rank, start).error <= 1.001 * best + FLOAT32
+        assert best_rank(matrix, rank, partial(torch.clone, start)).error <= 1.001 * best + FLOAT32
 
 
 def test_equal_matrices_give_equal_bits() -> None:
@@ -191,6 +193,32 @@ def test_rank_for_energy_is_the_definition(values: list[float], rest: float, ene
 
 def test_no_share_of_nothing() -> None:
     assert rank_for_energy(torch.zeros(3), 0.0, 0.9) == 0
+
+
+def voted_matrix(shape: tuple[int, int], rank: int) -> Tensor:
+    """Entries of a product of this rank, those that are small set to zero: of full rank."""
+    generator = torch.Generator().manual_seed(7)
+    left, right = (torch.randn(n, rank, generator=generator) for n in shape)
+    product = left @ right.T
+    return torch.nn.functional.hardshrink(product, float(product.std()))
+
+
+@pytest.mark.parametrize("shape", [(640, 300), (300, 640), (900, 900)], ids=str)
+@pytest.mark.parametrize("rank", [12, 40, 130])
+def test_merges_of_adapters_are_cut_as_near_as_a_decomposition_does(
+    shape: tuple[int, int], rank: int
+) -> None:
+    matrix = voted_matrix(shape, 2 * rank)
+    with listening() as notes:
+        found = check(matrix, rank)
+    assert found.error <= (1 + 1e-4) * best_error(matrix, rank)
+    assert not notes
+
+
+def test_rows_of_zeros_are_told_from_rows_of_small_entries() -> None:
+    matrix = torch.zeros(4, 3)
+    matrix[1, 2], matrix[3, 0] = 1e-40, 1.0
+    assert zero_rows(matrix).tolist() == [True, False, True, False]
 
 
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])

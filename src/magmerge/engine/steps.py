@@ -67,9 +67,13 @@ class Bench:
         self, step: Step, start: int, tensor: Tensor, *, kept: bool = False, name: str = ""
     ) -> None:
         """Cast a part of the step's result, and give it to the sink; an error tells its `name`."""
-        merged, name = not (kept or self.work.job.takes), name or step.spec.name
-        part = cast_result(tensor, step.spec.dtype, name, kept=kept, merged=merged)
-        self.put_bytes(step, start, stored_bytes(self.work.job.device.take(part)))
+        part = self.cast(step, tensor, kept=kept, name=name)
+        self.put_bytes(step, start, stored_bytes(part))
+
+    def cast(self, step: Step, tensor: Tensor, *, kept: bool = False, name: str = "") -> Tensor:
+        """A part of the step's result in its format, in this machine's memory."""
+        to, merged = (step.spec.dtype, name or step.spec.name), not (kept or self.work.job.takes)
+        return self.work.job.device.take(cast_result(tensor, *to, kept=kept, merged=merged))
 
     def put_bytes(self, step: Step, start: int, data: Bytes) -> None:
         """Give the stored bytes of a part of the step's result to the sink."""

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from magmerge.linalg.leading import block_for, leading
-from magmerge.linalg.spectral import Triplets, decompose, gram, power_of_two, svd
+from magmerge.linalg.near_space import near_space
+from magmerge.linalg.spectral import Triplets, decompose, eigen, gram, power_of_two, svd
 
 SMALL = 256
 """Directions up to which a decomposition of the matrix is the quicker way."""
 WORTH = 3
 """A block of more than this part of all directions is not iterated on."""
+NARROW = 20
+"""Blocks of how many times less directions than a matrix has are found by its Gram matrix."""
 LEAST, STEPS = 2, 64
 """Multiplications with A and its transpose from which on it may be settled, and after which the
 decomposition is taken instead."""
 OPTIMAL = 1e-3
-"""Share of the squared error that more iterations would still take away, as extrapolated."""
+"""Share of the squared error that more iterations would still take away, as estimated."""
 SLOWING = 2.0
 """What is still to come, beyond a geometric series, where the growth slows down."""
 SQUARED = 2e-5
 """Least over largest singular value from which on a Gram matrix gives orthonormal vectors."""
 SUBTRACTED = 0.1
-"""Relative error above which |A|^2 less the squared singular values is precise enough."""
+"""Relative error above which |A|^2 less the squared singular values is precise enough, and so are
+directions from a Gram matrix in float32: with so much left for the other directions, no singular
+value that is kept is far below the largest."""
+LARGE = 0.25
+"""Relative error above which that difference tells the error to five digits."""
 COARSE = 1e-4
 """Relative error below which float32 iterations no longer see what is left."""
 INDEPENDENT = 1e-2
@@ -34,41 +42,43 @@ NOTHING = {torch.float32: 2.0**-22, torch.float64: 2.0**-46}
 """A singular value below this share of the largest is rounding; so is such a relative error."""
 CONVERTED = 1 << 20
 """Entries that are converted to float64 at once, to be summed up."""
+Start = Callable[[], Tensor]
+"""Gives directions [n, k] to begin with."""
 FIRST = 16
 """The first rank that is tried for a share of the squared norm."""
 ROUNDING = 1e-6
 """What float32 rounding may take from a share of the squared norm."""
 
 
-def best_rank(
-    matrix: Float[Tensor, "m n"], rank: int, start: Float[Tensor, "n k"] | None = None
-) -> Triplets:
+def best_rank(matrix: Float[Tensor, "m n"], rank: int, start: Start | None = None) -> Triplets:
     """The nearest matrix of this rank (Eckart and Young 1936), or of a lower one that is as near.
 
     U and V are orthonormal; the error is |A - U diag(S) V^T| / |A| (Frobenius) of these very
     factors, 0 for a matrix of zeros.
 
-    By randomised subspace iteration (Halko, Martinsson and Tropp 2011, arXiv:0909.4061, algorithm
-    4.4) until what more of it would gain, as extrapolated, is below OPTIMAL of the squared error,
-    in float64 where the error is small; by a decomposition (in float64, by way of the Gram matrix
-    where that is precise enough) where the matrix is small, the rank a large part of it, or STEPS
-    are not enough. The error is within 1e-3 of the least possible one, or within some spacings of
-    float32. Singular values that are rounding are left out. The random block has a fixed seed:
-    equal matrices give equal bits on equal numbers of torch's threads. `matrix` is finite, in
-    float32 or float64. `start` are directions that may be near the leading right ones; the
-    iteration begins with them and some random ones.
+    Where the matrix is narrow and the error large, by way of a float32 Gram matrix (`near_space`);
+    else by randomised subspace iteration (Halko, Martinsson and Tropp 2011, arXiv:0909.4061,
+    algorithm 4.4) until what more of it would gain, as extrapolated, is below OPTIMAL of the
+    squared error, in float64 where the error is small; by a decomposition (in float64, by way of
+    the Gram matrix where that is precise enough) where the matrix is small, the rank a large part
+    of it, or STEPS are not enough. The error is within 1e-3 of the least possible one, or within
+    some spacings of float32. Singular values that are rounding are left out. The random block has
+    a fixed seed: equal matrices give equal bits on equal numbers of torch's threads. `matrix` is
+    finite, in float32 or float64. `start` gives directions that may be near the leading right
+    ones, where there is an iteration: it begins with them and some random ones.
     """
     scale = power_of_two(matrix)
     unit = matrix / scale
-    rank = min(rank, *matrix.shape)
-    if rank <= 0 or not bool(unit.any()):
-        nothing = float(bool(unit.any()))
+    rank, whole = min(rank, *matrix.shape), _norm(unit) ** 2
+    if rank <= 0 or not whole:
+        nothing = float(whole > 0)
         return Triplets(unit[:, :0], unit.new_empty(0), unit.T[:, :0], nothing)
-    triplets = _triplets(unit, rank, start)
+    triplets = _triplets(unit, rank, start, whole)
     some = int((triplets.values > NOTHING[matrix.dtype] * triplets.values[0]).sum())
     parts = triplets.first(min(rank, some))[:3]
     left, values, right = (part.to(matrix.dtype).contiguous() for part in parts)
-    return _with_error(matrix, Triplets(left, values * scale, right))
+    best = Triplets(left, values * scale, right, triplets.error)
+    return best if triplets.error > LARGE else _with_error(matrix, best)
 
 
 def rank_by_energy(matrix: Float[Tensor, "m n"], energy: float, limit: int) -> Triplets:
@@ -105,6 +115,14 @@ def rank_for_energy(values: Float[Tensor, "r"], whole: float, energy: float) -> 
     return min(len(values), int((held < energy - ROUNDING).sum()) + 1)
 
 
+def zero_rows(matrix: Float[Tensor, "m n"]) -> Bool[Tensor, "m"]:
+    """Which rows are all zeros."""
+    zero: Tensor = torch.linalg.vector_norm(matrix, dim=1) == 0
+    # Squares of small entries vanish too; this look is the slower one.
+    zero[zero.clone()] = ~matrix[zero].any(dim=1)
+    return zero
+
+
 def scratch(shape: tuple[int, int], rank: int) -> int:
     """Bytes that `best_rank` needs at most, beside a float32 matrix of this shape."""
     m, n = shape
@@ -132,16 +150,28 @@ def relative_error(
     return math.sqrt(lost / whole) if whole > 0 else math.inf
 
 
-def _triplets(
-    unit: Float[Tensor, "m n"], rank: int, start: Float[Tensor, "n k"] | None
-) -> Triplets:
-    """At least the first `rank` singular triplets, or all that are not rounding."""
-    if min(unit.shape) <= SMALL:
+def _norm(unit: Float[Tensor, "m n"]) -> float:
+    """|A|; the rows' norms, in A's own format, err independently of each other."""
+    return float(torch.linalg.vector_norm(torch.linalg.vector_norm(unit, dim=1).double()))
+
+
+def _triplets(unit: Float[Tensor, "m n"], rank: int, start: Start | None, whole: float) -> Triplets:
+    """At least the first `rank` singular triplets, or all that are not rounding.
+
+    `whole` is |A|^2. Their error is that of the first `rank` where it is above SUBTRACTED.
+    """
+    directions = min(unit.shape)
+    if directions <= SMALL:
         return svd(unit)
-    triplets = _by_iteration(unit, rank, start) if _iterated(min(unit.shape), rank) else None
-    if triplets is not None:
-        return triplets
-    triplets = leading(unit, rank)
+    if unit.dtype == torch.float32 and directions <= NARROW * block_for(rank):
+        triplets, missing = _by_gram(unit, rank, whole)
+        if triplets.error > SUBTRACTED and missing <= OPTIMAL:
+            return triplets
+        start = triplets.right.clone
+    found = _by_iteration(unit, rank, start) if _iterated(directions, rank) else None
+    if found is not None:
+        return found
+    triplets = leading(unit, rank)._replace(error=0.0)
     values = triplets.values
     complete = len(values) == rank or _with_error(unit, triplets).error <= NOTHING[unit.dtype]
     if complete and float(values[-1]) > SQUARED * float(values[0]):
@@ -149,13 +179,26 @@ def _triplets(
     return decompose(unit, f"of {rank} singular values the last are near rounding")
 
 
+def _by_gram(unit: Float[Tensor, "m n"], rank: int, whole: float) -> tuple[Triplets, float]:
+    """The triplets from directions of the smaller Gram matrix, and from their images in float64;
+    and what share of the squared error others may hold.
+    """
+    if unit.shape[0] < unit.shape[1]:
+        (right, values, left, error), missing = _by_gram(unit.T, rank, whole)
+        return Triplets(left, values, right, error), missing
+    right, missing = near_space(gram(unit, unit.dtype), rank)
+    images = unit @ right
+    values, turn = eigen(gram(images, torch.float64))
+    lost = max(0.0, 1 - _squares(values) / whole)
+    left = images @ (turn / values).to(images)
+    return Triplets(left, values, right @ turn.to(right), math.sqrt(lost)), missing
+
+
 def _iterated(directions: int, rank: int) -> bool:
     return directions > SMALL and WORTH * block_for(rank) <= directions
 
 
-def _by_iteration(
-    unit: Float[Tensor, "m n"], rank: int, start: Float[Tensor, "n k"] | None
-) -> Triplets | None:
+def _by_iteration(unit: Float[Tensor, "m n"], rank: int, start: Start | None) -> Triplets | None:
     """The triplets by subspace iteration, None where it does not settle.
 
     Where A is of low rank but for little, a block in float32 holds that little only by chance.
@@ -163,8 +206,9 @@ def _by_iteration(
     generator = torch.Generator().manual_seed(0)
     block = torch.randn(unit.shape[1], block_for(rank), generator=generator).to(unit)
     if start is not None:
-        known = min(rank, start.shape[1])
-        block = torch.cat([start[:, :known].to(unit), block[:, known:] / len(block) ** 0.5], dim=1)
+        known = start()[:, :rank].to(unit)
+        others = block[:, known.shape[1] :] / len(block) ** 0.5
+        block = torch.cat([known, others], dim=1)
     nothing = NOTHING[unit.dtype]
     triplets = _settled(unit, block, rank, nothing)
     if triplets is not None and unit.dtype == torch.float32 and nothing < triplets.error <= COARSE:

@@ -182,7 +182,7 @@ def leading_eigenvectors(
         vectors /= vectors.norm()
     budget = BUDGET
     while True:
-        values, vectors, residuals = _ritz(product, vectors)
+        values, vectors, residuals = ritz(product, vectors)
         gaps = values[:count] - values[-1]
         spacing = torch.finfo(values.dtype).eps * values[0]
         floor = _share(spacing.expand(count) / 8, gaps) if bool(values[-1] > 0) else math.inf
@@ -195,7 +195,7 @@ def leading_eigenvectors(
         if degree > budget:
             return None
         budget -= min(degree, DEGREE)
-        vectors = _filtered(product, vectors, values, min(degree, DEGREE))
+        vectors = filtered(product, vectors, values, min(degree, DEGREE))
 
 
 def block_for(count: int) -> int:
@@ -219,7 +219,7 @@ def _degree(ratio: float, remaining: float) -> int:
     return 1 + math.ceil(gain / math.acosh(max(2 * ratio - 1, 1 + 1e-9)))
 
 
-def _ritz(
+def ritz(
     product: Float[Tensor, "n n"], block: Float[Tensor, "n b"]
 ) -> tuple[Float[Tensor, "b"], Float[Tensor, "n b"], Float[Tensor, "b"]]:
     """Ritz values, descending, and vectors of the block's span, with the norms of residuals."""
@@ -232,7 +232,7 @@ def _ritz(
     return values, vectors, torch.linalg.vector_norm(residuals, dim=0)
 
 
-def _filtered(
+def filtered(
     product: Float[Tensor, "n n"],
     vectors: Float[Tensor, "n b"],
     values: Float[Tensor, "b"],

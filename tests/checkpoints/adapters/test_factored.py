@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from magmerge.checkpoints.adapters.factored import coordinates, norms, spectrum, truncate
+from magmerge.checkpoints.adapters.factored import coordinates, norm_of, norms, spectrum, truncate
 from magmerge.checkpoints.adapters.nouns import LowRank
 
 SIZES = st.integers(1, 12)
@@ -54,8 +54,9 @@ def test_a_convolution_is_taken_with_flat_kernels() -> None:
 
 def test_norms_are_those_of_the_full_matrices() -> None:
     factors = factors_of(1, 30, 20, [3, 4])
-    found = norms(coordinates(factors).deltas)
-    assert found == pytest.approx([float(whole(one).norm()) for one in factors], rel=1e-6)
+    expected = pytest.approx([float(whole(one).norm()) for one in factors], rel=1e-6)
+    assert norms(coordinates(factors).deltas) == expected
+    assert [norm_of(one) for one in factors] == expected
 
 
 @pytest.mark.parametrize(("out", "features"), [(40, 12), (12, 40), (20, 20)])

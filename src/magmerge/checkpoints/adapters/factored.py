@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -87,12 +88,29 @@ def rows_between(left: Tensor, right: Tensor, start: int, stop: int) -> Tensor:
     if start == stop:
         return left.new_empty(0)
     first, last = start // row // TILE * TILE, -(-stop // row)
+    product = left.new_empty(min(last, len(left)) - first, row)
+    multiplied(left[first:last], right, product)
+    part = product.reshape(-1)[start - first * row : stop - first * row]
+    return part if part.numel() == product.numel() else part.clone()
+
+
+def multiplied(left: Tensor, right: Tensor, out: Float[Tensor, "rows columns"]) -> None:
+    """`left @ right` into `out`, TILE rows at a time."""
     right = right.contiguous()
-    tiles = [left[i : i + TILE].contiguous() @ right for i in range(first, last, TILE)]
-    product = tiles[0] if len(tiles) == 1 else torch.cat(tiles)
-    return product.reshape(-1)[start - first * row : stop - first * row].clone()
+    for some, into in zip(torch.split(left, TILE), torch.split(out, TILE), strict=True):
+        torch.mm(some.contiguous(), right, out=into)
 
 
 def norms(deltas: Float[Tensor, "K out d"]) -> list[float]:
     """The Frobenius norm of each task vector."""
     return [float(torch.linalg.vector_norm(delta, dtype=torch.float64)) for delta in deltas]
+
+
+def norm_of(factors: LowRank) -> float:
+    """The Frobenius norm of one adapter's task vector, without building it.
+
+    |B A|^2 is the sum of the products of the entries of B^T B and A A^T, in float64.
+    """
+    up, down, scale = factors
+    squares = gram(up, torch.float64) * gram(down.flatten(1).T, torch.float64)
+    return abs(scale) * math.sqrt(max(0.0, float(squares.sum())))

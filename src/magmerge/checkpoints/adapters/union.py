@@ -13,7 +13,7 @@ from torch import Tensor
 from magmerge.checkpoints.adapters.adapter_expert import KEPT
 from magmerge.checkpoints.adapters.adapter_loader import open_adapter
 from magmerge.checkpoints.adapters.common_keys import common_keys
-from magmerge.checkpoints.adapters.factored import rows_between
+from magmerge.checkpoints.adapters.factored import multiplied, rows_between
 from magmerge.checkpoints.adapters.nouns import Adapter, LowRank, ModuleSpec
 from magmerge.checkpoints.adapters.translation import common_naming
 from magmerge.checkpoints.kinds import HEADS
@@ -127,6 +127,13 @@ class AdapterTaskVectors:
             return torch.zeros_like(base) if out is None else out.zero_()
         else:
             factors = self.factors(name)
+            if (
+                out is not None
+                and out.is_cpu
+                and stop - start == len(factors.up) * factors.down.shape[1]
+            ):
+                multiplied(factors.up, factors.down, out.view(len(factors.up), -1))
+                return out
             part = rows_between(factors.up, factors.down, start, stop)
         part = part.reshape(base.shape)
         return part.to(base) if out is None else out.copy_(part)

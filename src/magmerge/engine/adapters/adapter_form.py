@@ -9,7 +9,8 @@ from magmerge.core.types import Step
 from magmerge.engine.adapters.adapter_faults import faults_of, notes_of, pipeline_faults
 from magmerge.engine.adapters.adapter_result import AdapterResult, result_of
 from magmerge.engine.adapters.extraction import bytes_of_truncation, run_extraction
-from magmerge.engine.adapters.module_merge import bytes_of_module, run_module
+from magmerge.engine.adapters.module_memory import needs_of_module
+from magmerge.engine.adapters.module_merge import run_module
 from magmerge.engine.adapters.targets import mark_lost
 from magmerge.engine.executors.local import Task
 from magmerge.engine.form import AdapterForm
@@ -44,8 +45,7 @@ class _Form:
             return [(name, bytes_of_truncation(step, stages, experts, pieces))]
         if name in union.added:
             return needs_of(job, step, piece)
-        needs = [(name, bytes_of_module(step, stages, union.ranks(name)))]
-        return needs if stages.in_factors(step) else needs + needs_of(job, step, piece)
+        return needs_of_module(job, step, piece)
 
     def run(self, bench: Bench, step: Step) -> Task[Outcome]:
         alone = bench.work.models.union is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,26 +11,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from magmerge.checkpoints.adapters.factored import coordinates, norms, spectrum, truncate
+from magmerge.checkpoints.adapters.factored import coordinates, norm_of, norms, spectrum, truncate
 from magmerge.checkpoints.adapters.nouns import LowRank
 from magmerge.checkpoints.adapters.union import AdapterTaskVectors, AdapterUnion
-from magmerge.checkpoints.output.writer import MemorySink
 from magmerge.core import journal
 from magmerge.core.dtypes import code_of
 from magmerge.core.parameters import UNIT
 from magmerge.core.types import Piece, Step, TensorSpec
+from magmerge.engine.adapters.module_memory import sizes_of_module
+from magmerge.engine.adapters.products import merged_by_pieces, merged_from_products
 from magmerge.engine.executors.local import Job, Task
 from magmerge.engine.job import Work
 from magmerge.engine.layer import Merged, calibrate_layer, merge_layer, record_of
-from magmerge.engine.stages import Stages, Treatment, Truncation
+from magmerge.engine.stages import Truncation
 from magmerge.engine.step_method import method_for, of_piece
 from magmerge.engine.steps import Bench, Outcome, run_step
-from magmerge.linalg.best_rank import best_rank, rank_by_energy, rank_for_energy
+from magmerge.linalg.best_rank import Start, best_rank, rank_by_energy, rank_for_energy, zero_rows
+from magmerge.linalg.spectral import Triplets
 
-FACTORED = 8
-"""Tensors of the size of one task vector's coordinates that a module in factors takes besides."""
-SKETCHED = 3
-"""Full matrices that the truncation of one holds."""
 UP, DOWN = "::up", "::down"
 """What a factor is called in a pass's sink, after its module's name."""
 
@@ -53,25 +50,18 @@ class ModuleRecord:
 
 
 class _Cut(NamedTuple):
-    """A truncated merge `up @ down @ basis` [out, r], [r, d], [d, in], the experts' task vectors in
-    that basis [K, out, d], what was lost, and notes.
+    """A truncated merge `up @ down @ basis` [out, r], [r, d], [d, in]; the experts' task vectors in
+    that basis [K, out, d], or none [0, out, d] where nothing looks at them, and their norms; what
+    was lost, and notes.
     """
 
     up: Tensor
     down: Tensor
     basis: Tensor
     deltas: Tensor
+    norms: list[float]
     error: float
     notes: tuple[str, ...]
-
-
-def bytes_of_module(step: Step, stages: Stages, ranks: Sequence[int]) -> int:
-    """What merging one module of adapters takes at most, beside the pieces of a survey."""
-    factored = stages.in_factors(step)
-    out, features = step.spec.shape[0], math.prod(step.spec.shape[1:])
-    width = min(features, sum(ranks) + (0 if factored else max(ranks)))
-    each = 4 * width * (out * (len(ranks) + FACTORED) + 3 * features)
-    return each + (0 if factored else 4 * SKETCHED * out * features)
 
 
 def run_module(bench: Bench, step: Step) -> Task[Outcome]:
@@ -84,18 +74,14 @@ def run_module(bench: Bench, step: Step) -> Task[Outcome]:
     if work.job.takes:
         yield [Job(0, partial(_take, bench, step))]
         return Outcome()
-    size = bytes_of_module(step, work.stages, union.ranks(name))
+    size, products = sizes_of_module(work.job, step, work.plan.piece)
     if work.stages.in_factors(step):
         cuts = yield [Job(size, partial(_by_factors, bench, step))]
+    elif products:
+        cuts = yield [Job(max(size, products), partial(_by_products, bench, step))]
     else:
-        kept = MemorySink()
-        plain = replace(work.job, stages=replace(work.stages, treatment=Treatment()))
-        dense = replace(step, spec=replace(step.spec, dtype="F32"))
-        whole = replace(bench, work=replace(work, job=plain), sink=kept)
-        merged = yield from run_step(whole, dense)
-        assert merged.record is not None
-        delta, notes = kept.tensors[name].flatten(1), merged.record.notes
-        cuts = yield [Job(size, partial(_by_matrix, work, step, delta, notes))]
+        merged = yield from merged_by_pieces(bench, step)
+        cuts = yield [Job(size, partial(_by_matrix, work, step, *merged))]
     finished = yield [Job(0, partial(_finish, bench, step, cuts[0]))]
     return finished[0]  # type: ignore[no-any-return]
 
@@ -132,7 +118,13 @@ def _by_factors(bench: Bench, step: Step) -> _Cut:
         values, vectors = spectrum(merged)
         rank = _chosen(bench.work, values, max(factor.down.shape[0] for factor in factors))
         up, down, error = truncate(merged, values, vectors, rank)
-    return _Cut(up, down, coords.basis, coords.deltas, error, tuple(notes))
+    sizes = norms(coords.deltas)
+    return _Cut(up, down, coords.basis, coords.deltas, sizes, error, tuple(notes))
+
+
+def _by_products(bench: Bench, step: Step) -> _Cut:
+    """A merge whose full task vectors fit into memory, all at once."""
+    return _by_matrix(bench.work, step, *merged_from_products(bench, step))
 
 
 def _by_matrix(
@@ -142,23 +134,36 @@ def _by_matrix(
     factors, truncation = _factors(work, step), work.stages.truncation
     assert truncation is not None
     largest = max(factor.down.shape[0] for factor in factors)
-    start = None if truncation.rank == "auto" else _leading_of_mean(factors)
-    up, down, error = as_factors(delta, truncation, largest, start)
-    coords = coordinates([*factors, LowRank(up, down, 1.0)])
-    own = down @ coords.basis.T
-    return _Cut(up, own, coords.basis, coords.deltas[:-1], error, notes)
+    best = _nearest(delta, truncation, largest, partial(_leading_of_mean, factors))
+    root = best.values.sqrt()
+    up, rows = best.left * root, best.right.T
+    if not work.stages.treatment.of(step):
+        sizes, nothing = [norm_of(factor) for factor in factors], up.new_empty(0, *up.shape)
+        return _Cut(up, torch.diag(root), rows, nothing, sizes, best.error, notes)
+    coords = coordinates([*factors, LowRank(up, (best.right * root).T, 1.0)])
+    own, deltas = (best.right * root).T @ coords.basis.T, coords.deltas[:-1]
+    return _Cut(up, own, coords.basis, deltas, norms(deltas), best.error, notes)
 
 
 def as_factors(
     matrix: Float[Tensor, "out in"],
     truncation: Truncation,
     largest: int,
-    start: Float[Tensor, "in n"] | None = None,
+    start: Start | None = None,
 ) -> tuple[Float[Tensor, "out r"], Float[Tensor, "r in"], float]:
     """A matrix as two factors of equal size at its rank, and what that loses; of rank 1 for zeros.
 
     `largest` is the rank where none is said.
     """
+    best = _nearest(matrix, truncation, largest, start)
+    root = best.values.sqrt()
+    return best.left * root, (best.right * root).T, best.error
+
+
+def _nearest(
+    matrix: Float[Tensor, "out in"], truncation: Truncation, largest: int, start: Start | None
+) -> Triplets:
+    """The singular triplets of a matrix at its rank; for zeros one of zeros."""
     most = min(matrix.shape)
     if truncation.rank == "auto":
         best = rank_by_energy(matrix, truncation.energy, most)
@@ -166,12 +171,14 @@ def as_factors(
         rank = largest if truncation.rank is None else truncation.rank
         assert isinstance(rank, int)
         best = best_rank(matrix, min(rank, most), start)
-    root, left = best.values.sqrt(), best.left.clone()
+    if not len(best.values):
+        out, features = matrix.shape
+        zeros = matrix.new_zeros
+        return Triplets(zeros(out, 1), zeros(1), zeros(features, 1), best.error)
+    left = best.left.clone()
     # Rounding leaves of a row of zeros what a calibration would enlarge to the experts' length.
-    left[~matrix.any(dim=1)] = 0
-    if not len(root):
-        return matrix.new_zeros(len(matrix), 1), matrix.new_zeros(1, matrix.shape[1]), best.error
-    return left * root, (best.right * root).T, best.error
+    left[zero_rows(matrix)] = 0
+    return best._replace(left=left)
 
 
 def _leading_of_mean(factors: Sequence[LowRank]) -> Float[Tensor, "in n"]:
@@ -212,7 +219,7 @@ def _finish(bench: Bench, step: Step, cut: _Cut) -> Outcome:
         shape=step.spec.shape,
         rank=cut.up.shape[1],
         error=cut.error,
-        norms=tuple(norms(cut.deltas)),
+        norms=tuple(cut.norms),
         merged=record.norm_before,
         written=record.norm_after,
     )

@@ -57,6 +57,18 @@ def single(jobs: Iterable[Callable[[], T]]) -> Iterator[Task[T]]:
         yield _alone(call)
 
 
+def in_place(task: Task[T]) -> T:
+    """The result of a task whose jobs are done here, one after the other: as a part of another's
+    job, which tells the room that they need.
+    """
+    try:
+        jobs = next(task)
+        while True:
+            jobs = task.send([job.call() for job in jobs])
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
 def _alone(call: Callable[[], T]) -> Task[T]:
     results = yield [Job(0, call)]
     return results[0]  # type: ignore[no-any-return]
