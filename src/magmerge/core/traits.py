@@ -11,6 +11,7 @@ from magmerge.core.parameters import PerExpert
 from magmerge.core.types import Cut, Kind
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 

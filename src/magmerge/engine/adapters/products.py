@@ -21,7 +21,7 @@ from magmerge.engine.kernel_steps import kernel_of
 from magmerge.engine.layer import merge_layer
 from magmerge.engine.memory import cut_for
 from magmerge.engine.reader import Reader
-from magmerge.engine.step_method import Keywords, method_for
+from magmerge.engine.step_method import Keywords, method_for, of_piece
 from magmerge.engine.steps import Bench, jobs, surveyed
 from magmerge.engine.stored_pieces import Span, StoredPieces
 from magmerge.kernels.arguments import DELTA, Inputs
