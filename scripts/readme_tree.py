@@ -13,8 +13,8 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "magmerge"
 ROOMS = (
-    "core", "linalg", "methods", "calibrators", "checkpoints", "data", "engine", "live", "report",
-    "pipeline", "evaluation", "studies", "cli",
+    "core", "kernels", "linalg", "methods", "calibrators", "checkpoints", "data", "engine", "live",
+    "report", "pipeline", "evaluation", "studies", "cli",
 )  # fmt: skip
 """From the ground up."""
 OPENED = ("engine", "pipeline")

@@ -19,8 +19,7 @@ FLOORS = (
     ("checkpoints",),
     ("data",),
     ("engine",),
-    ("live",),
-    ("report",),
+    ("live", "report"),
     ("pipeline",),
     ("evaluation",),
     ("studies",),
@@ -134,8 +133,8 @@ LONG = 8
 """Functions of more than seven parameters, methods aside: 37 before there was one path."""
 MACHINE = 11
 """Functions that take threads, memory, a device or progress by themselves: 101 before."""
-IMPORTED = 84
-"""Modules that a merge in memory imports: 173 before."""
+IMPORTED = 96
+"""Modules that a merge in memory imports: 173 before; 84 before kernels and digests came."""
 
 
 def test_the_machine_is_handed_on_as_one_thing() -> None:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import magmerge
+from magmerge.kernels.arguments import is_here
 
 
 def run(code: str) -> str:
@@ -73,47 +74,48 @@ def test_a_plan_of_files_is_made_without_torch(folders: list[Path]) -> None:
 
 MERGE = """
 import sys, magmerge
-from magmerge.engine import passes, steps
+from magmerge.engine import steps
 class First(Exception): ...
 def treated(*_): raise First
 steps.treated = treated
-def run_step(bench, step):
-    if step.action == "carry":
-        return (yield from steps.run_step(bench, step))
-    stored = bench.reader.stored(step, steps.cut(step.spec.shape, step.kind, "entries")[0])
-    yield [steps.Job(0, lambda: bench.put_bytes(step, 0, stored))]
-    return steps.Outcome()
-if {whole}: passes.run_step = run_step
 try: magmerge.merge({arguments})
 except First: pass
 print("torch" in sys.modules)
 """
 
 
+@pytest.mark.parametrize("kernels", ["auto", "off"])
 @pytest.mark.parametrize(
-    ("method", "whole"),
+    ("method", "calibrate"),
     [
-        ("average", True),
-        *((name, False) for name in ("average", "task_arithmetic", "dare", "dare_ties")),
+        ("average", []),
+        ("task_arithmetic", ["wsc"]),
+        ("ties", []),
+        ("dare", []),
+        ("dare_ties", ["wsc"]),
+        ("breadcrumbs", []),
     ],
 )
-def test_a_merge_of_files_needs_torch_for_its_arithmetic_alone(
-    folders: list[Path], tmp_path: Path, method: str, whole: bool
+def test_a_merge_of_files_needs_torch_for_its_functions_alone(
+    folders: list[Path],
+    tmp_path: Path,
+    method: str,
+    calibrate: list[str],
+    kernels: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Up to the first piece; and all of it, where pieces are copied. Carried tensors are too."""
+    """By kernels none of it does; else nothing up to the first piece. Carried tensors do not."""
+    monkeypatch.setenv("MAGMERGE_KERNELS", kernels)
+    if kernels == "off" and method in ("ties", "breadcrumbs"):
+        pytest.skip("without kernels a survey sees tensors of torch")
     base, *experts = map(str, folders)
     for folder in folders:
         state = load_file(folder / "model.safetensors")
         save_file({**state, "ids": torch.arange(7)}, folder / "model.safetensors")
     arguments = f"base={base!r}, experts={experts!r}, method={method!r}, "
-    arguments += f"calibrate=['wsc'], out={str(tmp_path / 'out')!r}"
-    if whole:
-        arguments = arguments.replace("calibrate=['wsc'], ", "")
-    assert run(MERGE.format(whole=whole, arguments=arguments)) == "False\n"
-    if whole:
-        merged = load_file(tmp_path / "out" / "model.safetensors")
-        origin = load_file(folders[0] / "model.safetensors")
-        assert all(torch.equal(merged[name], tensor) for name, tensor in origin.items())
+    arguments += f"calibrate={calibrate!r}, out={str(tmp_path / 'out')!r}"
+    assert run(MERGE.format(arguments=arguments)) == "False\n"
+    assert (tmp_path / "out").exists() == (is_here() and kernels == "auto")
 
 
 def test_everything_promised_is_there() -> None:

@@ -56,13 +56,13 @@ def test_a_killed_run_is_gone_on_with(
     assert not out.exists()
     from magmerge.engine import steps
 
-    treated, names = steps.treated, set[str]()
+    put_bytes, names = steps.Bench.put_bytes, set[str]()
 
-    def counted(bench, step, found, piece):  # type: ignore[no-untyped-def]
+    def counted(bench, step, start, data):  # type: ignore[no-untyped-def]
         names.add(step.spec.name)
-        return treated(bench, step, found, piece)
+        put_bytes(bench, step, start, data)
 
-    monkeypatch.setattr(steps, "treated", counted)
+    monkeypatch.setattr(steps.Bench, "put_bytes", counted)
     resumed = magmerge.run(recipe, out, resume=True)
     assert 0 < len(names) <= len(base) - 4
     monkeypatch.undo()

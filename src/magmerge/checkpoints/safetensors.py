@@ -14,6 +14,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+try:
+    import resource
+except ImportError:  # Windows has no such limit
+    resource = None  # type: ignore[assignment]
+
 from magmerge.checkpoints.digests import stamp
 from magmerge.checkpoints.kinds import read_errors, read_model_config
 from magmerge.checkpoints.page_cache import give_back, read_in_order
@@ -28,7 +33,7 @@ if TYPE_CHECKING:
     from magmerge.core.models import Bytes
 
 KEPT_OPEN = 64
-"""Files that stay open: a process may have as few as 256."""
+"""Files that stay open, at most."""
 COMPUTED = frozenset(
     {"inv_freq", "original_inv_freq", "cos_cached", "sin_cached", "masked_bias", "position_ids"}
 )
@@ -122,7 +127,9 @@ class SafetensorsCheckpoint:
 
 
 class Handles:
-    """Open files: the first KEPT_OPEN of all stay open, others open for each use."""
+    """Open files: the first of all stay open, KEPT_OPEN and no more than a quarter of those that a
+    process may have; others open for each use.
+    """
 
     count = 0
     lock = threading.Lock()
@@ -136,7 +143,7 @@ class Handles:
     def opened(self, file: Path) -> Iterator[int]:
         """The file's descriptor."""
         with self.lock:
-            if file not in self._open and Handles.count < KEPT_OPEN:
+            if file not in self._open and Handles.count < _most_open():
                 self._open[file] = os.open(file, self._flags, 0o666)
                 if self._flags == os.O_RDONLY:
                     read_in_order(self._open[file])
@@ -154,6 +161,12 @@ class Handles:
     def close(self) -> None:
         """Close those that are open, when nobody uses them any more."""
         _close_all(self._open)
+
+
+def _most_open() -> int:
+    if resource is None:
+        return KEPT_OPEN
+    return min(KEPT_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 
 
 def _close_all(handles: dict[Path, int]) -> None:

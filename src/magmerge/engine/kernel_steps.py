@@ -22,7 +22,6 @@ from magmerge.kernels.arguments import FORMATS, Bytes, is_here
 from magmerge.kernels.merging import Calibration, calibrated, merged
 from magmerge.kernels.parts import differences, observed
 from magmerge.linalg.draws import chunk_states
-from magmerge.linalg.survey import brackets_of, takes_arrays
 
 BY_ROWS = ("matrix", "convolution")
 """Kinds of layers whose output rows lie in memory one after the other."""
@@ -104,8 +103,9 @@ def noted(work: Work, pieces: StoredPieces, step: Step, survey: Survey, piece: P
 
     They do not where something is not finite, or the survey must see the tensors.
     """
-    method, brackets = work.stages.method, brackets_of(survey)
-    if method is None or method.acts_on != "deltas" or not takes_arrays(survey):
+    # By its names: to ask a protocol takes longer than a small tensor.
+    method, brackets = work.stages.method, getattr(survey, "brackets", None)
+    if method is None or method.acts_on != "deltas" or not getattr(survey, "takes_arrays", False):
         return False
     if not (work.job.device.is_cpu and pieces.has(step) and is_here()):
         return False
