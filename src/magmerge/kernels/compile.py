@@ -1,22 +1,17 @@
 """From C to a library: the compiler at hand, its flags, a file that is there whole or not at all
 
-The build of wheels (hatch_build.py) uses this without any other package.
+The build of wheels (hatch_build.py) uses this without any other package. What only a compilation
+needs is imported there: mostly the library is there already.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import platform
-import shlex
-import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -79,6 +74,10 @@ class Compiler(NamedTuple):
 
 def find_compiler() -> Compiler:
     """$CC, else cc, gcc or clang, else that of the package ziglang; NoLibraryError for none."""
+    import importlib.util
+    import shlex
+    import shutil
+
     own = shlex.split(os.environ.get("CC", ""))
     if own:
         program = shutil.which(own[0])
@@ -117,6 +116,9 @@ def build_library(out: Path, compiler: Compiler, target: Target) -> None:
     NoLibraryError where the processor has no level or the compiler fails; OSError where the folder
     cannot be written to. `out` is then as it was.
     """
+    from concurrent.futures import ThreadPoolExecutor
+    from tempfile import TemporaryDirectory
+
     levels = LEVELS.get(target.processor)
     if levels is None:
         raise NoLibraryError(f"there are no kernels for the processor {target.processor}")
@@ -142,6 +144,8 @@ def build_library(out: Path, compiler: Compiler, target: Target) -> None:
 
 def _run(compiler: Compiler, arguments: list[str], folder: str) -> None:
     """Run the compiler in the folder; NoLibraryError with the first of its words if it fails."""
+    import subprocess
+
     command = [*compiler.command, *arguments]
     name = os.path.basename(compiler.command[0])
     try:

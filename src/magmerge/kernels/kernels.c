@@ -120,15 +120,16 @@ static void widen(const void *stored, int format, int64_t at, int64_t count, flo
 /* The stored result, and whether all of it is within its format. */
 static int narrow(const float *restrict from, int format, int64_t at, int64_t count, void *stored) {
     uint32_t most = 0;
-    for (int64_t i = 0; i < count; i++) most = larger(most, magnitude(from[i]));
     if (format == BF16) {
         uint16_t *restrict to = (uint16_t *)stored + at;
         for (int64_t i = 0; i < count; i++) {
             uint32_t bits = bits_of(from[i]);
+            most = larger(most, bits & 0x7fffffffu);
             to[i] = (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
         }
         return most < 0x7f7f8000u;
     }
+    for (int64_t i = 0; i < count; i++) most = larger(most, magnitude(from[i]));
     if (format == F16) {
         uint16_t *restrict to = (uint16_t *)stored + at;
         for (int64_t i = 0; i < count; i++) to[i] = half_of_float(from[i]);
@@ -149,6 +150,14 @@ static void read_base(const Piece *piece, int experts, int64_t at, int64_t count
 static int difference(const void *stored, int format, int64_t at, int64_t count,
                       const float *restrict base, float *restrict delta) {
     uint32_t most = 0;
+    if (format == BF16) {
+        const uint16_t *restrict from = (const uint16_t *)stored + at;
+        for (int64_t i = 0; i < count; i++) {
+            delta[i] = float_of((uint32_t)from[i] << 16) - base[i];
+            most = larger(most, magnitude(delta[i]));
+        }
+        return most < 0x7f800000u;
+    }
     widen(stored, format, at, count, delta);
     if (format != DELTA)
         for (int64_t i = 0; i < count; i++) delta[i] = delta[i] - base[i];
