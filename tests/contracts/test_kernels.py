@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import magmerge
 from magmerge.core import registry
 from magmerge.core.types import Piece, Step, TensorSpec
 from magmerge.engine.layer import calibrate_layer, merge_layer
@@ -264,3 +265,13 @@ def test_a_survey_is_told_what_is_above_and_within(
             assert counts[k][0][r] == (sizes > np.float32(high)).sum()
             inside = sizes[(sizes >= np.float32(low)) & (sizes <= np.float32(high))]
             assert np.array_equal(np.sort(counts[k][1][r]), np.sort(inside))
+
+
+@pytest.mark.parametrize("name", ["average", "ties", "dare_ties"])
+def test_functions_take_tensors_that_are_trained(name: str) -> None:
+    deltas = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0))
+    trained = deltas.clone().requires_grad_()
+    method, wsc = magmerge.method(name).fn, magmerge.calibrator("wsc").fn
+    result = method(deltas)
+    assert torch.equal(method(trained), result)
+    assert torch.allclose(wsc(trained, trained.mean(0)), wsc(deltas, deltas.mean(0)))

@@ -14,6 +14,8 @@ from torch import Tensor
 import magmerge
 from magmerge.core.errors import NonFiniteError
 from magmerge.engine import steps
+from magmerge.engine.memory import KEPT
+from magmerge.engine.stored_pieces import Memory
 from magmerge.kernels.arguments import is_here
 from tests.conftest import random_state, tuned
 
@@ -151,3 +153,27 @@ def test_a_result_too_large_for_its_format_is_told_likewise(
     monkeypatch.setenv("MAGMERGE_KERNELS", "off")
     assert told == error()
     assert "too large for float16" in told
+
+
+@pytest.mark.parametrize("weights", [[1e-46, 1.0, 1.0], [-1e-46, 1.0, 1.0]])
+def test_weights_that_vanish_in_float32_keep_their_signs(
+    weights: list[float],
+    models: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    params = {"weights": weights, "normalize": False}
+    first = merged(models, "ties", tmp_path / "auto", params=params, dtype="float32")
+    monkeypatch.setenv("MAGMERGE_KERNELS", "off")
+    assert merged(models, "ties", tmp_path / "off", params=params, dtype="float32") == first
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("auto", "off")]
+    assert files[0] == files[1]
+
+
+def test_a_thread_keeps_no_whole_layers() -> None:
+    memory = Memory()
+    small = memory.block("base", KEPT)
+    assert memory.block("base", 16).base is small.base
+    large = memory.block("base", KEPT + 1)
+    assert len(large) == KEPT + 1
+    assert memory.block("base", 16).base is small.base

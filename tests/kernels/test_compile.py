@@ -136,3 +136,9 @@ def test_the_key_tells_compilers_targets_and_sources_apart(
     monkeypatch.setattr(compiling, "FLAGS", (*compiling.FLAGS, "-g"))
     assert len({*keys, one.key(HOST)}) == 4
     assert HOST.name != before
+
+
+def test_a_compiler_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", '"gcc')
+    with pytest.raises(NoLibraryError, match="variable CC"):
+        compiling.find_compiler()

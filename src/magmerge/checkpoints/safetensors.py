@@ -132,7 +132,7 @@ class Handles:
     """
 
     count = 0
-    lock = threading.Lock()
+    lock = threading.RLock()  # a finalizer may run while this thread holds it
 
     def __init__(self, flags: int = os.O_RDONLY) -> None:
         self._flags = flags
@@ -170,9 +170,10 @@ def _most_open() -> int:
 
 
 def _close_all(handles: dict[Path, int]) -> None:
-    while handles:
-        os.close(handles.popitem()[1])
-        Handles.count -= 1
+    with Handles.lock:
+        while handles:
+            os.close(handles.popitem()[1])
+            Handles.count -= 1
 
 
 def read_into(handle: int, view: memoryview, file: Path, offset: int, name: str) -> None:

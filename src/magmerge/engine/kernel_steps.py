@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -95,7 +95,15 @@ def kernel_of(
     keywords = {parameter.keyword: parameter.default for parameter in method.parameters}
     keywords |= dict.fromkeys(method.supplied - {"start"}) | bound
     fused = method.kernel(experts=len(work.voters(step)), **keywords)
-    return None if fused is None else KernelStep(step, pieces, fused, calibration)
+    if fused is None or not _fit_float32(fused.weights):
+        return None
+    return KernelStep(step, pieces, fused, calibration)
+
+
+def _fit_float32(weights: Sequence[float]) -> bool:
+    """Whether kernels, which have weights in float32, see their signs as the functions do."""
+    small = np.array(weights, np.float64).astype(np.float32)
+    return bool(np.isfinite(small).all() and np.array_equal(small != 0, np.array(weights) != 0))
 
 
 def noted(work: Work, pieces: StoredPieces, step: Step, survey: Survey, piece: Piece) -> bool:

@@ -19,6 +19,8 @@ from magmerge.engine.stages import Stages, Treatment
 
 FIXED_COPIES = 4
 """Tensors of a piece's size beside the experts': base, what is read, result, its cast."""
+KEPT = 4 * PIECE
+"""Bytes of a stored piece, at most, whose memory a thread keeps for the next one."""
 OVERHEAD = 120_000_000
 """Bytes for all that does not grow with the pieces: code loaded late, samples, candidates (at most
 some 50 million bytes each), records.
@@ -91,7 +93,8 @@ def bytes_of(step: Step, stages: Stages, experts: int, pieces: Sequence[Piece]) 
     spaces = [calibrator.workspace for calibrator, _ in stages.treatment.of(step)]
     # While they are read the experts are there in their stored format too.
     spaces.append((1, 0))
-    besides, method = 0, stages.method
+    # As stored, a piece of each model is kept for the next one.
+    besides, method = (experts + 2) * min(4 * entries, KEPT), stages.method
     if method is not None and step.action == "merge":
         spaces.append(method.workspace)
         if method.scratch is not None and not merging:

@@ -81,7 +81,7 @@ class Reader:
         if _is_plain(tensors) and self.stored.has(step):
             inputs = self.stored.inputs(step, [_span(step, piece)], based=False)
             if what == "deltas":
-                inputs = inputs._replace(base=base.reshape(-1).numpy())
+                inputs = inputs._replace(base=base.reshape(-1).contiguous().numpy())
             seen |= differences(inputs, tensors.reshape(len(experts), -1).numpy())
         elif models is not None:
             _read_together(models, name, [_span(step, piece)], tensors)

@@ -252,7 +252,8 @@ def cast_result(
     is `merged` can be made smaller.
     """
     dtype = dtypes.torch_dtype(code)
-    if tensor.is_cpu and tensor.dtype == torch.float32 and code in FORMATS and is_here():
+    plain = tensor.is_cpu and tensor.dtype == torch.float32 and not tensor.requires_grad
+    if plain and code in FORMATS and is_here():
         result = torch.empty(tensor.shape, dtype=dtype)
         if cast(tensor.contiguous().numpy(), FORMATS[code], stored_bytes(result)):
             return result

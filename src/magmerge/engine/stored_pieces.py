@@ -13,6 +13,7 @@ from magmerge.core import dtypes
 from magmerge.core.models import Checkpoint, as_stored
 from magmerge.core.types import Step
 from magmerge.engine.job import Models
+from magmerge.engine.memory import KEPT
 from magmerge.kernels.arguments import FORMATS, Inputs
 
 if TYPE_CHECKING:
@@ -23,13 +24,15 @@ Span = tuple[int, int]
 
 
 class Memory(threading.local):
-    """A thread's memory for pieces as stored, kept for the next one."""
+    """A thread's memory for pieces as stored, kept for the next one unless it is large."""
 
     def __init__(self) -> None:
         self._blocks: dict[object, Bytes] = {}
 
     def block(self, name: object, size: int) -> Bytes:
         """The block of this name, of so many bytes; what was in it before is lost."""
+        if size > KEPT:
+            return np.empty(size, np.uint8)
         known = self._blocks.get(name)
         if known is None or len(known) < size:
             known = self._blocks[name] = np.empty(size, np.uint8)
@@ -70,12 +73,12 @@ class StoredPieces:
         """The stored bytes of a model, in this thread's block `place`."""
         source, width = as_stored(model, name), dtypes.width(model.specs[name].dtype)
         if source is None and len(spans) == 1:
-            return stored_bytes(model.read_part(name, *spans[0]))
+            return _as_stored(model, name, spans[0])
         data, done = self.memory.block(place, width * sum(b - a for a, b in spans)), 0
         for start, stop in spans:
             part = data[done : done + (stop - start) * width]
             if source is None:
-                part[:] = stored_bytes(model.read_part(name, start, stop))
+                part[:] = _as_stored(model, name, (start, stop))
             else:
                 source.read_bytes(name, start, stop, part)
             done += len(part)
@@ -85,3 +88,9 @@ class StoredPieces:
         experts = self._models.experts
         places = range(len(experts)) if step.voters is None else step.voters
         return [experts[place].whole for place in places]
+
+
+def _as_stored(model: Checkpoint, name: str, span: Span) -> Bytes:
+    """Bytes in the format of the tensor's header, whatever a view computes in."""
+    dtype = dtypes.torch_dtype(model.specs[name].dtype)
+    return stored_bytes(model.read_part(name, *span).to(dtype))

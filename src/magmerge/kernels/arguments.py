@@ -69,6 +69,8 @@ def piece_of(
     inputs: Inputs, columns: int, grain: int, code: int, out: Bytes | None
 ) -> tuple[PieceArgument, list[Any]]:
     """The structure, and the arrays that it points to."""
+    assert all(part.flags.c_contiguous for part in inputs.experts)
+    assert inputs.base is None or inputs.base.flags.c_contiguous
     experts = np.array([expert.ctypes.data for expert in inputs.experts], np.uintp)
     formats = np.array([*inputs.formats, inputs.base_format, code], np.int32)
     piece = PieceArgument(

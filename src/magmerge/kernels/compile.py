@@ -78,7 +78,10 @@ def find_compiler() -> Compiler:
     import shlex
     import shutil
 
-    own = shlex.split(os.environ.get("CC", ""))
+    try:
+        own = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise NoLibraryError(f"the variable CC names no command: {error}") from error
     if own:
         program = shutil.which(own[0])
         if program is None:

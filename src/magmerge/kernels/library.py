@@ -1,7 +1,8 @@
 """The compiled kernels: found or built at their first use, checked, loaded once.
 
 The environment variable MAGMERGE_KERNELS says off, or a level (sse2, avx2, neon); else the highest
-level is taken that the processor has. The bits of a result are the same with any of them.
+level is taken that the processor has. The bits of a result are the same with any of them, and those
+of torch where the processor multiplies and adds in one step.
 """
 
 from __future__ import annotations

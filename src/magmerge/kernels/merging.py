@@ -101,6 +101,9 @@ def _stages(
     fused: Fused, inputs: Inputs, calibration: Calibration | None
 ) -> tuple[Stages, list[Any]]:
     """The structure, and the arrays that it points to."""
+    count = len(inputs.experts)
+    each = (fused.weights, fused.factors, *fused.thresholds, fused.stay)
+    assert all(len(values) == count for values in each if values), "one for each expert"
     weights = np.array(fused.weights, np.float32)
     arrays: list[Any] = [weights]
     stages = Stages(

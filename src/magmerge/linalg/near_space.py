@@ -44,7 +44,10 @@ def near_space(product: Float[Tensor, "n n"], count: int) -> tuple[Float[Tensor,
     vectors = torch.randn(len(product), block, generator=generator).to(product)
     for _ in range(START):
         vectors = product @ vectors
-        vectors /= vectors.norm()
+        size = float(vectors.norm())
+        if size == 0:
+            return vectors[:, :count], math.inf
+        vectors /= size
     trace, missing = float(product.diagonal().double().sum()), math.inf
     for look in range(LOOKS):
         values, vectors, residuals = ritz(product, vectors)

@@ -70,7 +70,9 @@ def _added(lanes: Tensor, products: Tensor) -> Tensor:
 
 def roots(squares: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Square roots, rounded as IEEE 754 has it: torch's own may be a bit off on the CPU."""
-    return torch.from_numpy(np.sqrt(squares.numpy())) if squares.is_cpu else squares.sqrt()
+    if not squares.is_cpu or squares.requires_grad:
+        return squares.sqrt()
+    return torch.from_numpy(np.sqrt(squares.numpy()))
 
 
 def row_gram(
@@ -82,7 +84,7 @@ def row_gram(
     layers = [as_rows(delta) for delta in deltas]
     if merged is not None:
         layers.insert(0, as_rows(merged))
-    if all(layer.is_cpu and layer.dtype == torch.float32 for layer in layers) and is_here():
+    if all(map(_is_plain, layers)) and is_here():
         return torch.from_numpy(parts.gram([layer.contiguous().numpy() for layer in layers]))
     count = len(layers)
     gram = layers[0].new_empty((count, count, len(layers[0])), dtype=torch.float64)
@@ -111,6 +113,11 @@ def row_scale(rows: Float[Tensor, "*batch rows columns"]) -> Float[Tensor, "*bat
     # The bounds keep both the power and its reciprocal within float32.
     greatest, exponent = torch.frexp(rows.abs().amax(dim=-1))
     return torch.ldexp(torch.ones_like(greatest), exponent.clamp(min=-125, max=126))
+
+
+def _is_plain(layer: Tensor) -> bool:
+    """Whether compiled kernels can read it."""
+    return layer.is_cpu and layer.dtype == torch.float32 and not layer.requires_grad
 
 
 def mean_cosines(gram: Float[Tensor, "K K rows"]) -> Float[Tensor, "paired"]:

@@ -77,12 +77,12 @@ def values_between(magnitudes: Entries, low: float, high: float) -> Array:
 
 def comparable(values: Entries) -> Any:
     """The same: what is on the CPU by numpy, which compares several times as fast as torch."""
-    return values.numpy() if isinstance(values, Tensor) and values.is_cpu else values
+    return values.detach().numpy() if isinstance(values, Tensor) and values.is_cpu else values
 
 
 def on_cpu(values: Entries) -> Array:
     """The same as an array of numpy's."""
-    return values.cpu().numpy() if isinstance(values, Tensor) else values
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else values
 
 
 def _places(mask: Any) -> Any:

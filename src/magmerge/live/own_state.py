@@ -24,7 +24,7 @@ class OwnState:
             {n: b if b is None else b.clone() for n, b in module._buffers.items()}
             for module in self._modules
         ]
-        self._marks = self._seen()
+        self._look()
 
     def check(self) -> bool:
         """Whether any is another by now; then all are what they were, as far as they can be."""
@@ -37,7 +37,13 @@ class OwnState:
                 del module.__dict__[name]
             module.__dict__.update(attributes)
             module._buffers.update({n: b if b is None else b.clone() for n, b in buffers.items()})
+        self._look()
         return True
+
+    def _look(self) -> None:
+        """Mark what is there, and hold it: the next tensor could have a dropped one's identity."""
+        self._held = [dict(module._buffers) for module in self._modules]
+        self._marks = self._seen()
 
     def _seen(self) -> list[dict[str, Any]]:
         return [
