@@ -52,7 +52,7 @@ class KernelsHook(BuildHookInterface):
             self.app.display_warning(f"no compiled kernels in this wheel: {error}")
             return
         if editable:
-            for old in set(HERE.glob("kernels-*")) - {path}:
+            for old in set(HERE.glob("kernels.*.*.*")) - {path}:
                 old.unlink()
             return
         build_data["tag"] = f"py3-none-{asked or this_platform()}"

@@ -7,6 +7,7 @@ Only those for Linux are run by anybody here (scripts/arm64.py); docs/kernels.md
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.util
 import os
 import re
@@ -48,7 +49,7 @@ def check(wheel: Path) -> str:
     promises.
     """
     with zipfile.ZipFile(wheel) as archive:
-        (name,) = (n for n in archive.namelist() if n.startswith("magmerge/kernels/kernels-"))
+        (name,) = fnmatch.filter(archive.namelist(), "magmerge/kernels/kernels.*.*.*")
         raw = archive.read(name)
     newest = max((tuple(map(int, v)) for v in re.findall(rb"GLIBC_(\d+)\.(\d+)", raw)), default=())
     promised = re.search(r"manylinux_(\d+)_(\d+)_", wheel.name)

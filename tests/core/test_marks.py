@@ -153,11 +153,13 @@ plain = st.recursive(
 
 @settings(max_examples=examples(300), deadline=None)
 @example(content=[False, None], keys="0E0")
+@example(content=[[], None], keys="?0")
 @given(content=plain, keys=st.text(max_size=5))
 def test_any_content_is_a_mark_or_a_plain_error(content: Any, keys: str) -> None:
     flow = yaml.safe_dump(content, default_flow_style=True, allow_unicode=True).strip("\n ")
     flow = flow.removesuffix("...").strip("\n ")
-    key = yaml_of(keys).removesuffix("...\n").strip("\n ")
+    # In braces a plain word may mean something else than in a line of its own.
+    key = yaml.safe_dump(keys, default_style='"', width=1000).strip()
     try:
         marked = read_marked(f"a:\n - {{{key}: !tune {flow}}}\n", "r.yml")
         values = {

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from magmerge.core.plain_yaml import PlainLoader, yaml_of
@@ -21,6 +21,7 @@ plain = st.recursive(
 )
 
 
+@example(["\x85", {"a\u2028b": "c\u2029"}, "\ufeff"])
 @settings(max_examples=examples(300), deadline=None)
 @given(st.lists(plain, min_size=1, max_size=3))
 def test_what_is_written_is_read_back(documents: list[Any]) -> None:

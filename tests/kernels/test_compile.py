@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import inspect
 import os
 import stat
 from pathlib import Path
@@ -142,3 +143,9 @@ def test_a_compiler_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("CC", '"gcc')
     with pytest.raises(NoLibraryError, match="variable CC"):
         compiling.find_compiler()
+
+
+@pytest.mark.parametrize("system", ["linux", "darwin", "win32"])
+def test_a_library_is_not_taken_for_a_module(system: str) -> None:
+    name = inspect.getmodulename(Target(system, "x86_64").name)
+    assert name is None or "." in name

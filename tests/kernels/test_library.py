@@ -190,7 +190,7 @@ def test_a_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch
 def test_the_packages_own_library_goes_first_while_it_is_of_these_sources(tmp_path: Path) -> None:
     target = compiling.this_machine()
     library.HERE.mkdir()
-    (library.HERE / f"kernels-{target.processor}-0123456789abcdef.so").write_text(
+    (library.HERE / f"kernels.{target.processor}.0123456789abcdef.so").write_text(
         "of other sources"
     )
     compiling.build_library(library.HERE / target.name, compiling.find_compiler(), target)

@@ -12,6 +12,10 @@ MARK = "!tune"
 """The tag of a place whose value is searched; the verb tune alone reads it."""
 
 
+BREAKS = frozenset("\x85\u2028\u2029")
+"""Line breaks that YAML knows beside the usual ones."""
+
+
 class MarkError(yaml.YAMLError):
     """A mark where values are read; `line` counts from 1."""
 
@@ -38,8 +42,17 @@ class PlainLoader(yaml.SafeLoader):
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """YAML that PlainLoader reads as it was: a word that looks like a number there is quoted."""
+    """YAML that PlainLoader reads as it was: a word that looks like a number there is quoted, and
+    so is what holds another kind of line break.
+    """
 
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Where it has breaks that are read as spaces, with an escape for each."""
+        style = '"' if BREAKS.intersection(text) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_PlainDumper.add_representer(str, _PlainDumper.represent_text)
 
 # YAML 1.1 takes 1e-5 for a word, as it has no point; people who write it mean a number.
 for _kind in (PlainLoader, _PlainDumper):

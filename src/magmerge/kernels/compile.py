@@ -51,7 +51,8 @@ class Target(NamedTuple):
     def name(self) -> str:
         """The file's name in the package. That of other sources or flags is another."""
         ending = ENDINGS.get(self.system, ".so")
-        return f"kernels-{self.processor}-{source_digest()}{ending}"
+        # With dots nobody takes it for a module.
+        return f"kernels.{self.processor}.{source_digest()}{ending}"
 
 
 def this_machine() -> Target:
