@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 import magmerge
+from magmerge.checkpoints.open_files import Handles
 from magmerge.checkpoints.output.writer import FileSink
-from magmerge.checkpoints.safetensors import Handles
 from magmerge.core.errors import OutputError
 from tests.conftest import State
 

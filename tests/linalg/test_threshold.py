@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from magmerge.core.parameters import UNIT
-from magmerge.core.traits import MagnitudeSurvey, Survey
+from magmerge.core.traits import MagnitudeSurvey, Noted, Survey
 from magmerge.linalg import selection
 from magmerge.linalg import threshold as module
-from magmerge.linalg.selection import largest
+from magmerge.linalg.selection import Array, largest
 from magmerge.linalg.survey import LayerSums, SurveyOfEach, brackets_of
 from magmerge.linalg.threshold import ThresholdSurvey
 
@@ -49,7 +49,7 @@ def note(survey: Survey, name: str, start: int, part: Tensor) -> None:
         sizes = np.abs(part[row].numpy())
         above = [int((sizes > high).sum()) for _, high in pairs]
         within = [sizes[(sizes >= low) & (sizes <= high)][::-1].copy() for low, high in pairs]
-        survey.note(name, start, start + len(sizes), row, above, within)
+        survey.note(Noted(name, start, start + len(sizes), row, above, within))
 
 
 def swept(survey: Survey, layers: Layers, piece: int, tell: Tell = observe, seed: int = 0) -> int:
@@ -265,10 +265,14 @@ def test_neighbours_that_are_alike_widen_the_bracket() -> None:
     generator = np.random.default_rng(0)
     sizes = np.abs(generator.normal(size=1 << 15)).astype(np.float32)
     rough = sizes * np.repeat(generator.uniform(0.1, 2, size=256), 128).astype(np.float32)
-    assert module._deviation(rough, 0.2) > 3 * module._deviation(sizes, 0.2)
+
+    def deviation(row: Array) -> float:
+        return module._deviation(row, 0.2, float(np.quantile(row, 0.8)))
+
+    assert deviation(rough) > 3 * deviation(sizes)
     slow = sizes * np.repeat([0.5, 1.0, 1.5, 2.0], 1 << 13).astype(np.float32)
     single = math.sqrt(0.2 * 0.8 * len(slow))
-    assert module._deviation(slow, 0.2) < 1.5 * single
+    assert deviation(slow) < 1.5 * single
 
 
 def test_these_modules_import_no_torch() -> None:

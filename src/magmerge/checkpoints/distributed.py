@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from magmerge.checkpoints.open_files import Handles, read_into
 from magmerge.checkpoints.pickles.containers import read_part
 from magmerge.checkpoints.pickles.distributed_metadata import (
     TOGETHER,
@@ -21,7 +22,6 @@ from magmerge.checkpoints.pickles.limits import DamagedError, RefusedError, spok
 from magmerge.checkpoints.pickles.records import TensorRecord
 from magmerge.checkpoints.pickles.state import AVERAGED, MODEL, WRAPPERS
 from magmerge.checkpoints.pickles.torch_pickle import check_within
-from magmerge.checkpoints.safetensors import Handles, read_into
 from magmerge.core import dtypes
 from magmerge.core.errors import CheckpointError
 from magmerge.core.types import Kind, TensorSpec

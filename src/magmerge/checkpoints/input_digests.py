@@ -10,7 +10,8 @@ from pathlib import Path
 from blake3 import blake3
 
 from magmerge.checkpoints.digests import DigestMemory, stamp, stamp_of
-from magmerge.checkpoints.safetensors import read_header, read_into
+from magmerge.checkpoints.open_files import read_into
+from magmerge.checkpoints.safetensors import read_header
 from magmerge.checkpoints.tensor_digests import BY_TENSORS, FileDigest, TornLeaves
 from magmerge.core.errors import CheckpointError, changed_meanwhile
 

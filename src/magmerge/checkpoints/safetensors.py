@@ -6,22 +6,15 @@ import itertools
 import json
 import math
 import os
-import threading
-import weakref
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-try:
-    import resource
-except ImportError:  # Windows has no such limit
-    resource = None  # type: ignore[assignment]
-
 from magmerge.checkpoints.digests import stamp
 from magmerge.checkpoints.kinds import read_errors, read_model_config
-from magmerge.checkpoints.page_cache import give_back, read_in_order
+from magmerge.checkpoints.open_files import Handles, read_into
+from magmerge.checkpoints.page_cache import give_back
 from magmerge.checkpoints.tensor_digests import FileDigest, Offset, opened
 from magmerge.core import dtypes
 from magmerge.core.errors import CheckpointError, shortened
@@ -32,8 +25,6 @@ from magmerge.core.types import Kind, TensorSpec
 if TYPE_CHECKING:
     from magmerge.core.models import Bytes
 
-KEPT_OPEN = 64
-"""Files that stay open, at most."""
 COMPUTED = frozenset(
     {"inv_freq", "original_inv_freq", "cos_cached", "sin_cached", "masked_bias", "position_ids"}
 )
@@ -102,6 +93,15 @@ class SafetensorsCheckpoint:
         if stop > start:
             self._fill(out.data, place.file, place.start + start * width, name)
 
+    def read_strewn(self, name: str, spans: Iterable[tuple[int, int]], out: Bytes) -> None:
+        """The same of many small parts, end to end. As a sample: what is read is not digested."""
+        width, place, done = dtypes.width(self.specs[name].dtype), self._places[name], 0
+        with self._handles.opened(place.file) as handle:
+            for start, stop in spans:
+                part = out.data[done : done + (stop - start) * width]
+                read_into(handle, part, place.file, place.start + start * width, name)
+                done += len(part)
+
     def give_back(self, name: str, start: int, stop: int) -> None:
         """Let go of the memory in which the system keeps these entries of the file."""
         place, width = self._places[name], dtypes.width(self.specs[name].dtype)
@@ -124,68 +124,6 @@ class SafetensorsCheckpoint:
         with self._handles.opened(file) as handle:
             read_into(handle, view, file, offset, name)
         self._digests[file].note(name, offset - self._places[name].start, view)
-
-
-class Handles:
-    """Open files: the first of all stay open, KEPT_OPEN and no more than a quarter of those that a
-    process may have; others open for each use.
-    """
-
-    count = 0
-    lock = threading.RLock()  # a finalizer may run while this thread holds it
-
-    def __init__(self, flags: int = os.O_RDONLY) -> None:
-        self._flags = flags
-        self._open: dict[Path, int] = {}
-        weakref.finalize(self, _close_all, self._open)
-
-    @contextmanager
-    def opened(self, file: Path) -> Iterator[int]:
-        """The file's descriptor."""
-        with self.lock:
-            if file not in self._open and Handles.count < _most_open():
-                self._open[file] = os.open(file, self._flags, 0o666)
-                if self._flags == os.O_RDONLY:
-                    read_in_order(self._open[file])
-                Handles.count += 1
-        handle = self._open.get(file)
-        if handle is not None:
-            yield handle
-            return
-        handle = os.open(file, self._flags, 0o666)
-        try:
-            yield handle
-        finally:
-            os.close(handle)
-
-    def close(self) -> None:
-        """Close those that are open, when nobody uses them any more."""
-        _close_all(self._open)
-
-
-def _most_open() -> int:
-    if resource is None:
-        return KEPT_OPEN
-    return min(KEPT_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-
-
-def _close_all(handles: dict[Path, int]) -> None:
-    with Handles.lock:
-        while handles:
-            os.close(handles.popitem()[1])
-            Handles.count -= 1
-
-
-def read_into(handle: int, view: memoryview, file: Path, offset: int, name: str) -> None:
-    """Fill `view` with a file's bytes from `offset` on; CheckpointError where the file is short."""
-    done = 0
-    while done < len(view):
-        got = os.preadv(handle, [view[done:]], offset + done)
-        if not got:
-            problem = "the file has become shorter while it was read"
-            remedy = "keep the inputs unchanged while magmerge runs"
-            raise CheckpointError(problem, source=file, tensor=name, remedy=remedy)
-        done += got
 
 
 def read_header(file: Path) -> Header:

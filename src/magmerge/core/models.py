@@ -98,7 +98,10 @@ class Checkpoint(Protocol):
 
 
 class Stored(Protocol):
-    """What else a checkpoint, or a whole model as an expert, has that holds tensors as files do."""
+    """What else a checkpoint, or a whole model as an expert, has that holds tensors as files do.
+
+    Many parts of a tensor may be read at once by `read_strewn`, of one whose class has that.
+    """
 
     def raw(self, name: str) -> bool:
         """Whether `read_bytes` gives this tensor."""

@@ -18,6 +18,10 @@ ALIGNED = 64
 """Entries of which every piece holds a multiple, so that vector instructions see equal parts."""
 RUNS, RUN = 128, 1024
 """The least number of runs in a sample, and the greatest number of entries in one."""
+SHORT_RUN = 128
+"""The same where runs cost little: the shorter they are, the more rows a sample is from, and rows
+differ by much more than what is in one of them.
+"""
 GOLDEN = (math.sqrt(5) - 1) / 2
 """A share whose multiples, less their whole part, fill the line from 0 to 1 evenly."""
 
@@ -57,12 +61,12 @@ def stretches(pieces: Sequence[Piece]) -> list[list[Piece]]:
     return groups
 
 
-def runs(sizes: Sequence[int], entries: int) -> Iterator[tuple[int, int, int]]:
+def runs(sizes: Sequence[int], entries: int, longest: int = RUN) -> Iterator[tuple[int, int, int]]:
     """A sample of about so many entries from everywhere in layers of these sizes, in proportion to
-    them, and always the same: of each run of neighbours the layer's place, and its first and last
-    entry + 1.
+    them, and always the same: of each run of neighbours, at most `longest`, the layer's place, and
+    its first and last entry + 1.
     """
-    total, count = sum(sizes), max(RUNS, entries // RUN)
+    total, count = sum(sizes), max(RUNS, entries // longest)
     length, place, before = max(1, entries // count), 0, 0
     for run in range(count):
         # Not at equal distances: a layer's columns may be as far apart.

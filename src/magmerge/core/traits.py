@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from magmerge.core.fused import Fused
 from magmerge.core.parameters import PerExpert
@@ -132,6 +132,19 @@ Brackets = Sequence[Sequence[tuple[float, float]]]
 """For each expert, of each of its ranks, the least and the greatest magnitude within."""
 
 
+class Noted(NamedTuple):
+    """What a survey is told of the entries [start, stop) of the layer `name`, of the expert `row`:
+    for each rank how many magnitudes are `above` its bracket, and all those `within`, in any order.
+    """
+
+    name: str
+    start: int
+    stop: int
+    row: int
+    above: Sequence[int]
+    within: Sequence[NDArray[Any]]
+
+
 @runtime_checkable
 class MagnitudeSurvey(Survey, Protocol):
     """A survey that need not see tensors: it can be told which magnitudes are within brackets."""
@@ -150,18 +163,8 @@ class MagnitudeSurvey(Survey, Protocol):
         """Take note of the piece [K, entries] of the layer `name` whose first entry is `start`."""
         ...
 
-    def note(
-        self,
-        name: str,
-        start: int,
-        stop: int,
-        row: int,
-        above: Sequence[int],
-        values: Sequence[NDArray[Any]],
-    ) -> None:
-        """Take note of the entries [start, stop) of the layer `name`, of the expert `row`: for each
-        rank how many magnitudes are above its bracket, and all those within, in any order.
-        """
+    def note(self, noted: Noted) -> None:
+        """Take note of one expert's magnitudes in a piece."""
         ...
 
 

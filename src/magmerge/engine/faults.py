@@ -9,12 +9,12 @@ from magmerge.checkpoints.kinds import HEAD_PARENTS, HEADS
 from magmerge.core import dtypes, registry
 from magmerge.core.errors import CheckpointError, Fault, StructureError
 from magmerge.core.filters import matches, values_of
+from magmerge.core.lazy import load
 from magmerge.core.models import OWN_BASE, Checkpoint, Expert
 from magmerge.core.recipe import Recipe
 from magmerge.core.traits import Parameter
 from magmerge.core.types import TensorSpec
 from magmerge.engine.job import Job, Models
-from magmerge.engine.method_trial import cut_faults
 from magmerge.engine.variation import Varying
 
 ARCHITECTURE = (
@@ -75,7 +75,10 @@ def check_structure(job: Job, more: Sequence[Fault] = ()) -> None:
         faults += _repeated_faults(models)
         faults += _difference_faults(recipe, models)
     faults += _expert_count_faults(job)
-    faults += [] if faults else cut_faults(job.stages, len(models.experts))
+    method = job.stages.method
+    if not faults and method is not None and not registry.methods.is_builtin(method.name):
+        trial = load("magmerge.engine.method_trial:cut_faults")
+        faults += trial(job.stages, len(models.experts))
     faults += _pattern_faults(recipe, models)
     faults += more
     varying = Varying(recipe, models.layout.specs)

@@ -11,7 +11,7 @@ import numpy as np
 
 from magmerge.core import dtypes
 from magmerge.core.fused import Fused
-from magmerge.core.traits import MagnitudeSurvey, Survey
+from magmerge.core.traits import MagnitudeSurvey, Noted, Survey
 from magmerge.core.types import Piece, Step
 from magmerge.engine.job import Work
 from magmerge.engine.layer import Tally
@@ -130,7 +130,7 @@ def noted(work: Work, pieces: StoredPieces, step: Step, survey: Survey, piece: P
         return False
     told = cast("MagnitudeSurvey", survey)
     for row, (above, values) in enumerate(counts):
-        told.note(step.tensor_key, start, stop, row, above, values)
+        told.note(Noted(step.tensor_key, start, stop, row, above, values))
     return True
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from magmerge.core import registry
 from magmerge.core.errors import Fault
 from magmerge.core.filters import varies
 from magmerge.core.lazy import Tensor, torch
@@ -18,14 +17,14 @@ TOLERANCE = 1e-5
 
 
 def cut_faults(stages: Stages, experts: int) -> list[Fault]:
-    """What speaks against the cut of a method that is none of magmerge's own.
+    """What speaks against the cut of a method, which is none of magmerge's own.
 
     A method that says that it takes entries or rows, and looks at more, would give results that
     depend on the memory that it is run in. Those with a survey are not tried: they may say what
     they need.
     """
     method = stages.method
-    if method is None or method.survey is not None or registry.methods.is_builtin(method.name):
+    if method is None or method.survey is not None:
         return []
     if experts < 1 or any(map(varies, stages.keywords.values())):
         return []

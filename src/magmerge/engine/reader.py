@@ -15,11 +15,11 @@ from magmerge.core import dtypes
 from magmerge.core.errors import NonFiniteError
 from magmerge.core.lazy import Tensor, torch
 from magmerge.core.models import Checkpoint, Expert, as_stored
-from magmerge.core.pieces import runs
+from magmerge.core.pieces import RUN, SHORT_RUN, runs
 from magmerge.core.types import Piece, Step
 from magmerge.engine.job import Job
 from magmerge.engine.stored_pieces import StoredPieces
-from magmerge.kernels.arguments import FORMATS, Inputs, is_here
+from magmerge.kernels.arguments import FORMATS, Inputs, is_here, kernels_take
 from magmerge.kernels.parts import differences
 from magmerge.linalg.device import moved
 from magmerge.linalg.finite import count_of_bad, is_finite
@@ -78,7 +78,7 @@ class Reader:
         experts, name = self.voters(step), step.spec.name
         tensors = base.new_empty((len(experts), *base.shape))
         models = _alike(experts, name)
-        if _is_plain(tensors) and self.stored.has(step):
+        if kernels_take(tensors) and self.stored.has(step):
             inputs = self.stored.inputs(step, [_span(step, piece)], based=False)
             if what == "deltas":
                 inputs = inputs._replace(base=base.reshape(-1).contiguous().numpy())
@@ -125,9 +125,11 @@ class Reader:
         """
         sizes = [math.prod(step.spec.shape) for step in steps]
         entries = min(entries, SAMPLED // max(1, len(self.voters(steps[0]))))
+        short = is_here() and all(map(self.stored.has, steps))
+        sampled = runs(sizes, entries, SHORT_RUN if short else RUN)
         parts: list[Any] = []
         with sampling():
-            for place, group in itertools.groupby(runs(sizes, entries), lambda run: run[0]):
+            for place, group in itertools.groupby(sampled, lambda run: run[0]):
                 pieces = [Piece(start, stop, (stop - start,), 1) for _, start, stop in group]
                 parts.append(self._strewn(steps[place], pieces, what))
         plain = all(isinstance(part, np.ndarray) for part in parts)
@@ -174,7 +176,7 @@ class Reader:
     ) -> Tensor:
         part, (start, stop) = self._device.empty(dtype, piece.shape), _span(step, piece)
         code = source.specs[step.spec.name].dtype
-        if code in FORMATS and _is_plain(part):
+        if code in FORMATS and kernels_take(part):
             data = self.stored.bytes_of(source, step.spec.name, [(start, stop)], "one")
             inputs = Inputs(stop - start, start, [data], [FORMATS[code]], None, FORMATS["F32"])
             if differences(inputs, part.reshape(1, -1).numpy()):
@@ -182,11 +184,6 @@ class Reader:
         moved(source.read_part(step.spec.name, start, stop), part, part)
         _check_finite(part, step.spec.name, source.source, of_base=of_base)
         return part
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether compiled kernels can fill it."""
-    return tensor.is_cpu and tensor.dtype == torch.float32 and is_here()
 
 
 def _span(step: Step, piece: Piece) -> tuple[int, int]:

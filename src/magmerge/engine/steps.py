@@ -31,7 +31,7 @@ from magmerge.engine.memory import bytes_of, cut_for, takes_in_turn
 from magmerge.engine.notes import carried_note
 from magmerge.engine.reader import Reader
 from magmerge.engine.step_method import Keywords, method_for, of_piece, survey_for
-from magmerge.kernels.arguments import FORMATS, is_here
+from magmerge.kernels.arguments import FORMATS, kernels_take
 from magmerge.kernels.parts import cast
 from magmerge.linalg.finite import bad_stored
 
@@ -252,8 +252,7 @@ def cast_result(
     is `merged` can be made smaller.
     """
     dtype = dtypes.torch_dtype(code)
-    plain = tensor.is_cpu and tensor.dtype == torch.float32 and not tensor.requires_grad
-    if plain and code in FORMATS and is_here():
+    if code in FORMATS and kernels_take(tensor):
         result = torch.empty(tensor.shape, dtype=dtype)
         if cast(tensor.contiguous().numpy(), FORMATS[code], stored_bytes(result)):
             return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -75,6 +75,10 @@ class StoredPieces:
         if source is None and len(spans) == 1:
             return _as_stored(model, name, spans[0])
         data, done = self.memory.block(place, width * sum(b - a for a, b in spans)), 0
+        # By the class: a view gives on what it does not know, under a name that is not its own.
+        if len(spans) > 1 and hasattr(type(source), "read_strewn"):
+            cast("Any", source).read_strewn(name, spans, data)
+            return data
         for start, stop in spans:
             part = data[done : done + (stop - start) * width]
             if source is None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from magmerge.core.lazy import Tensor, torch
 from magmerge.kernels.library import Library, load
 
 FORMATS = {"F32": 0, "BF16": 1, "F16": 2}
@@ -63,6 +64,12 @@ class Inputs(NamedTuple):
 def is_here() -> bool:
     """Whether there are kernels on this machine."""
     return load() is not None
+
+
+def kernels_take(tensor: Tensor) -> bool:
+    """Whether there are kernels, and they can read or fill a tensor: none that is trained."""
+    plain = tensor.is_cpu and tensor.dtype == torch.float32 and not tensor.requires_grad
+    return plain and is_here()
 
 
 def piece_of(

@@ -524,22 +524,38 @@ EXPORT int32_t KERNEL(merge)(const Stages *stages, const Piece *piece, const Tal
 
 /* ---- what a survey must know (linalg/threshold.py) ---- */
 
-/* The entries that are `inside`, `some` of them. */
-static void collect(const float *restrict from, const uint8_t *restrict inside, int64_t count,
-                    int64_t some, float *restrict to) {
-    if (some > count / 16) {
+/* How many sizes are greater than `high`, and in `some` how many are within [low, high]. */
+static int32_t count_beyond(const float *restrict sizes, int64_t count, float low, float high,
+                            int32_t *some) {
+    int32_t more = 0, reach = 0;
+    for (int64_t i = 0; i < count; i++) more += sizes[i] > high, reach += sizes[i] >= low;
+    *some = reach - more;
+    return more;
+}
+
+/* The sizes within [low, high], `some` of them, in any order. */
+static void collect(const float *restrict sizes, int64_t count, float low, float high, int64_t some,
+                    float *restrict to) {
+    uint8_t inside[TILE];
+    for (int64_t i = 0; i < count; i++)
+        inside[i] = (uint8_t)((sizes[i] >= low) & (sizes[i] <= high));
+    if (some > count / 4) {
         float all[TILE + 1];
         int64_t place = 0;
-        for (int64_t i = 0; i < count; i++) all[place] = from[i], place += inside[i];
+        for (int64_t i = 0; i < count; i++) all[place] = sizes[i], place += inside[i];
         memcpy(to, all, (size_t)some * sizeof(float));
         return;
     }
-    /* Most eights have none. */
-    for (int64_t i = 0; some && i < count; i += 8) {
-        uint64_t eight;
-        memcpy(&eight, inside + i, 8);
-        for (int64_t j = i; eight; j++, eight >>= 8)
-            if (eight & 1) *to++ = from[j], some--;
+    memset(inside + count, 0, (size_t)(TILE - count));
+    /* Of 64 at once one bit each: bit j of byte i is that of the size 8 j + i. */
+    for (int64_t i = 0; some; i += 64) {
+        uint64_t eights[8], bits = 0;
+        memcpy(eights, inside + i, sizeof eights);
+        for (int j = 0; j < 8; j++) bits |= eights[j] << j;
+        for (; bits; bits &= bits - 1, some--) {
+            int bit = __builtin_ctzll(bits);
+            *to++ = sizes[i + 8 * (bit % 8) + bit / 8];
+        }
     }
 }
 
@@ -549,28 +565,21 @@ bracket, and those within: up to `room` of them in `values`, [K, ranks, room], a
 EXPORT int32_t KERNEL(observe)(const Piece *piece, int32_t experts, int32_t ranks, const float *low,
                         const float *high, int64_t *above, int64_t *within, float *values,
                         int64_t room) {
-    float base[TILE], delta[TILE];
-    uint8_t inside[TILE] = {0};
+    float base[TILE], sizes[TILE];
     int sound = 1;
     memset(above, 0, (size_t)experts * ranks * sizeof *above);
     memset(within, 0, (size_t)experts * ranks * sizeof *within);
     for (int64_t at = 0; at < piece->entries; at += TILE) {
         int64_t count = least_of(TILE, piece->entries - at);
-        if (count < TILE) memset(inside, 0, sizeof inside);
         read_base(piece, experts, at, count, base);
         for (int k = 0; k < experts; k++) {
-            sound &= difference(piece->experts[k], piece->formats[k], at, count, base, delta);
-            for (int64_t i = 0; i < count; i++) delta[i] = fabsf(delta[i]);
+            sound &= difference(piece->experts[k], piece->formats[k], at, count, base, sizes);
+            for (int64_t i = 0; i < count; i++) sizes[i] = fabsf(sizes[i]);
             for (int r = k * ranks; r < (k + 1) * ranks; r++) {
-                int32_t more = 0, some = 0;
-                for (int64_t i = 0; i < count; i++) {
-                    more += delta[i] > high[r];
-                    inside[i] = (uint8_t)((delta[i] >= low[r]) & (delta[i] <= high[r]));
-                    some += inside[i];
-                }
-                above[r] += more;
-                if (within[r] + some <= room)
-                    collect(delta, inside, count, some, values + r * room + within[r]);
+                int32_t some;
+                above[r] += count_beyond(sizes, count, low[r], high[r], &some);
+                if (some && within[r] + some <= room)
+                    collect(sizes, count, low[r], high[r], some, values + r * room + within[r]);
                 within[r] += some;
             }
         }

@@ -25,13 +25,13 @@ def differences(inputs: Inputs, deltas: NDArray[np.float32]) -> bool:
     return flags == 0  # type: ignore[no-any-return]
 
 
-Noted = tuple[list[int], list[NDArray[np.float32]]]
+Counts = tuple[list[int], list[NDArray[np.float32]]]
 """Of one expert, for each bracket, how many magnitudes are above it, and those within."""
 
 
 def observed(
     inputs: Inputs, brackets: Sequence[Sequence[tuple[float, float]]]
-) -> list[Noted] | None:
+) -> list[Counts] | None:
     """What a survey must know of a piece, of each expert; None where something is not finite."""
     experts, ranks = len(inputs.experts), max(map(len, brackets))
     bounds = np.full((2, experts, ranks), np.inf, np.float32)
@@ -40,9 +40,10 @@ def observed(
             bounds[:, k, r] = pair
     above, within = np.empty((2, experts, ranks), np.int64)
     piece, arrays = piece_of(inputs, 0, 1, 0, None)
-    room = min(inputs.entries, max(1024, inputs.entries // 16))
+    room = min(inputs.entries, max(1024, inputs.entries // 8))
     while True:
-        values = np.empty((experts, ranks, room), np.float32)
+        size = 4 * experts * ranks * room
+        values = scratch(size)[:size].view(np.float32).reshape(experts, ranks, room)
         pointers = (*bounds, above, within, values)
         flags = library().call("observe")(
             ctypes.byref(piece),

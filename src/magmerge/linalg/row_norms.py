@@ -15,7 +15,7 @@ import numpy as np
 
 from magmerge.core.lazy import Float, Tensor, torch
 from magmerge.kernels import parts
-from magmerge.kernels.arguments import is_here
+from magmerge.kernels.arguments import kernels_take
 
 LANES, BLOCK = 8, 128
 AT_ONCE = 1 << 17
@@ -84,7 +84,7 @@ def row_gram(
     layers = [as_rows(delta) for delta in deltas]
     if merged is not None:
         layers.insert(0, as_rows(merged))
-    if all(map(_is_plain, layers)) and is_here():
+    if all(map(kernels_take, layers)):
         return torch.from_numpy(parts.gram([layer.contiguous().numpy() for layer in layers]))
     count = len(layers)
     gram = layers[0].new_empty((count, count, len(layers[0])), dtype=torch.float64)
@@ -113,11 +113,6 @@ def row_scale(rows: Float[Tensor, "*batch rows columns"]) -> Float[Tensor, "*bat
     # The bounds keep both the power and its reciprocal within float32.
     greatest, exponent = torch.frexp(rows.abs().amax(dim=-1))
     return torch.ldexp(torch.ones_like(greatest), exponent.clamp(min=-125, max=126))
-
-
-def _is_plain(layer: Tensor) -> bool:
-    """Whether compiled kernels can read it."""
-    return layer.is_cpu and layer.dtype == torch.float32 and not layer.requires_grad
 
 
 def mean_cosines(gram: Float[Tensor, "K K rows"]) -> Float[Tensor, "paired"]:

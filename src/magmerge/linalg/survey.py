@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from magmerge.core.lazy import Float, Tensor, torch
 from magmerge.core.parameters import UNIT
-from magmerge.core.traits import Brackets, Survey
-from magmerge.linalg.selection import Array
+from magmerge.core.traits import Brackets, Noted, Survey
 
 if TYPE_CHECKING:
     from magmerge.core.traits import MagnitudeSurvey
@@ -83,18 +82,10 @@ class LayerSums:
         before = self._before()
         return None if before is None else brackets_of(before)
 
-    def note(
-        self,
-        name: str,
-        start: int,
-        stop: int,
-        row: int,
-        above: Sequence[int],
-        values: Sequence[Array],
-    ) -> None:
+    def note(self, noted: Noted) -> None:
         """What the survey before takes note of."""
-        self._name, before = name, self._before()
-        cast("MagnitudeSurvey", before).note(name, start, stop, row, above, values)
+        self._name, before = noted.name, self._before()
+        cast("MagnitudeSurvey", before).note(noted)
 
     def conclude(self) -> None:
         """Add up all runs."""
@@ -160,19 +151,11 @@ class SurveyOfEach:
             rows += own
         return rows
 
-    def note(
-        self,
-        name: str,
-        start: int,
-        stop: int,
-        row: int,
-        above: Sequence[int],
-        values: Sequence[Array],
-    ) -> None:
+    def note(self, noted: Noted) -> None:
         """What the survey of the expert `row` takes note of."""
-        survey = self._surveys[row]
-        if survey.passes and survey.wants(name, start, stop):
-            cast("MagnitudeSurvey", survey).note(name, start, stop, 0, above, values)
+        survey = self._surveys[noted.row]
+        if survey.passes and survey.wants(*noted[:3]):
+            cast("MagnitudeSurvey", survey).note(noted._replace(row=0))
 
     def conclude(self) -> None:
         for survey in self._surveys:

@@ -11,15 +11,16 @@ import numpy as np
 
 from magmerge.core.lazy import torch
 from magmerge.core.parameters import UNIT, Threshold
-from magmerge.core.traits import Brackets
+from magmerge.core.pieces import RUN
+from magmerge.core.traits import Brackets, Noted
 from magmerge.linalg.selection import (
     Array,
     Entries,
     count_above,
     next_below,
-    nth_largest,
     on_cpu,
     places_of,
+    tallied,
     values_between,
 )
 from magmerge.linalg.tally import Search
@@ -34,7 +35,9 @@ CROWD: Mapping[Scope, int] = {"layer": 1 << 21, "model": 1 << 22}
 DEVIATIONS, SPARE = 6.0, 24.0
 """How far a bracket reaches from the sample's own threshold: standard deviations, and entries."""
 GROUPS = 128
-"""Parts of a sample, each of neighbours, by whose differences its deviation is told."""
+"""Parts of a sample, each of neighbours, by whose differences its deviation is told; there are more
+where they would be longer than a run of neighbours can be, as layers differ too.
+"""
 KEEP_ALL, KEEP_NONE = Threshold(0.0, 0), Threshold(math.inf, 0)
 
 View = Callable[[Any], Iterable[Any]]
@@ -124,28 +127,17 @@ class ThresholdSurvey:
             brackets = [search.bracket for search in searches]
             within = [values_between(row, low, high) for low, high in brackets]
             above = [0 if math.isinf(high) else count_above(row, high) for _, high in brackets]
-            self.note(name, start, start + len(row), t, above, within)
+            self.note(Noted(name, start, start + len(row), t, above, within))
 
-    def note(
-        self,
-        name: str,
-        start: int,
-        stop: int,
-        row: int,
-        above: Sequence[int],
-        values: Sequence[Array],
-    ) -> None:
-        """Take note of the entries [start, stop) of the layer `name`, of one row: for each rank how
-        many are greater than its bracket, and all those within, in any order.
-        """
-        searches = self._row(row)
-        for search, over, within in zip(searches, above, values, strict=True):
+    def note(self, noted: Noted) -> None:
+        """Take note of one row's magnitudes in a piece."""
+        searches = self._row(noted.row)
+        for search, above, within in zip(searches, noted.above, noted.within, strict=True):
             if not search.sweeps:
                 continue
-            keeps = search.stage == "tally"
-            tally = np.unique(within, return_counts=True) if keeps else (within, None)
+            tally = tallied(within) if search.stage == "tally" else (within, None)
             with self._lock:
-                search.add(name, start, stop, over, *tally)
+                search.add(*noted[:3], above, *tally)
         with self._lock:
             tallies = [s for s in self._searches.values() if s.stage == "tally" and s.low < s.high]
             if sum(search.tally.count for search in tallies) > CROWD[self.scope]:
@@ -208,28 +200,30 @@ def _place(searches: Sequence[Search], name: str, start: int, row: Entries) -> N
 
 def _bracket(row: Array, share: float) -> tuple[float, float]:
     """Two values between which the threshold of this share of a larger set almost surely lies."""
-    size = len(row)
+    size, ordered = len(row), np.sort(row)
+
+    def ranked(rank: int) -> float:
+        """The value of this rank, from 1, the largest."""
+        return float(ordered[size - min(max(rank, 1), size)])
+
     middle = min(share, 1.0) * size
-    margin = DEVIATIONS * _deviation(row, share) + SPARE
+    margin = DEVIATIONS * _deviation(row, share, ranked(round(share * size))) + SPARE
     first, last = math.floor(middle - margin), math.ceil(middle + margin)
-    ranks = [min(max(rank, 1), size) for rank in (first, last)]
-    high, low = nth_largest(row, *ranks)
-    return (low if last <= size else 0.0, high if first >= 1 else math.inf)
+    return (ranked(last) if last <= size else 0.0, ranked(first) if first >= 1 else math.inf)
 
 
-def _deviation(row: Array, share: float) -> float:
+def _deviation(row: Array, share: float, middle: float) -> float:
     """The standard deviation of how many entries of a sample are among this share of all.
 
     Neighbours are alike, so it is more than that of independent entries: it is told from groups of
-    neighbours. Of these only those beside each other are compared, as what is sampled evenly from
-    everywhere varies by no more than they do.
+    neighbours, by how many entries of each are at least `middle`. Of these only those beside each
+    other are compared, as what is sampled evenly from everywhere varies by no more than they do.
     """
     size = len(row)
     single = math.sqrt(size * share * max(0.0, 1 - share))
-    length = size // GROUPS
+    length = min(size // GROUPS, RUN)
     if not length:
         return single
-    (middle,) = nth_largest(row, min(max(round(share * size), 1), size))
-    counts = np.count_nonzero(row[: GROUPS * length].reshape(GROUPS, length) >= middle, axis=1)
-    apart = np.diff(counts).astype(np.float64)
-    return max(single, math.sqrt(GROUPS * float(np.mean(apart * apart)) / 2))
+    groups = row[: size // length * length].reshape(-1, length)
+    apart = np.diff(np.count_nonzero(groups >= middle, axis=1)).astype(np.float64)
+    return max(single, math.sqrt(len(groups) * float(np.mean(apart * apart)) / 2))

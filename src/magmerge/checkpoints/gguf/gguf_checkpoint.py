@@ -22,7 +22,7 @@ from magmerge.checkpoints.gguf.gguf_names import (
     Part,
     parts_of,
 )
-from magmerge.checkpoints.safetensors import Handles, read_into
+from magmerge.checkpoints.open_files import Handles, read_into
 from magmerge.core import dtypes
 from magmerge.core.errors import CheckpointError, shortened
 from magmerge.core.extras import needed

@@ -9,12 +9,13 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from magmerge.checkpoints.open_files import Handles
 from magmerge.checkpoints.output.layout import index_of
 from magmerge.checkpoints.output.ledger import Ledger, WrittenPart
 from magmerge.checkpoints.output.own_files import disk_errors, output_error
 from magmerge.checkpoints.output.staging import Staging, sync_folder
 from magmerge.checkpoints.page_cache import are_large, give_back
-from magmerge.checkpoints.safetensors import Handles, SafetensorsCheckpoint
+from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
 from magmerge.core import dtypes
 from magmerge.core.errors import shortened
 from magmerge.core.lazy import Tensor, torch

@@ -1,0 +1,83 @@
+"""Files that stay open while they are read or written, and reads that are whole or an error."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+try:
+    import resource
+except ImportError:  # Windows has no such limit
+    resource = None  # type: ignore[assignment]
+
+from magmerge.checkpoints.page_cache import read_in_order
+from magmerge.core.errors import CheckpointError
+
+KEPT_OPEN = 64
+"""Files that stay open, at most."""
+
+
+class Handles:
+    """Open files: the first of all stay open, KEPT_OPEN and no more than a quarter of those that a
+    process may have; others open for each use.
+    """
+
+    count = 0
+    lock = threading.RLock()  # a finalizer may run while this thread holds it
+
+    def __init__(self, flags: int = os.O_RDONLY) -> None:
+        self._flags = flags
+        self._open: dict[Path, int] = {}
+        weakref.finalize(self, _close_all, self._open)
+
+    @contextmanager
+    def opened(self, file: Path) -> Iterator[int]:
+        """The file's descriptor."""
+        with self.lock:
+            if file not in self._open and Handles.count < _most_open():
+                self._open[file] = os.open(file, self._flags, 0o666)
+                if self._flags == os.O_RDONLY:
+                    read_in_order(self._open[file])
+                Handles.count += 1
+        handle = self._open.get(file)
+        if handle is not None:
+            yield handle
+            return
+        handle = os.open(file, self._flags, 0o666)
+        try:
+            yield handle
+        finally:
+            os.close(handle)
+
+    def close(self) -> None:
+        """Close those that are open, when nobody uses them any more."""
+        _close_all(self._open)
+
+
+def _most_open() -> int:
+    if resource is None:
+        return KEPT_OPEN
+    return min(KEPT_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+
+
+def _close_all(handles: dict[Path, int]) -> None:
+    with Handles.lock:
+        while handles:
+            os.close(handles.popitem()[1])
+            Handles.count -= 1
+
+
+def read_into(handle: int, view: memoryview, file: Path, offset: int, name: str) -> None:
+    """Fill `view` with a file's bytes from `offset` on; CheckpointError where the file is short."""
+    done = 0
+    while done < len(view):
+        got = os.preadv(handle, [view[done:]], offset + done)
+        if not got:
+            problem = "the file has become shorter while it was read"
+            remedy = "keep the inputs unchanged while magmerge runs"
+            raise CheckpointError(problem, source=file, tensor=name, remedy=remedy)
+        done += got
