@@ -18,7 +18,7 @@ from magmerge.core.models import Checkpoint, Expert, as_stored
 from magmerge.core.pieces import RUN, SHORT_RUN, runs
 from magmerge.core.types import Piece, Step
 from magmerge.engine.job import Job
-from magmerge.engine.stored_pieces import StoredPieces
+from magmerge.engine.stored_pieces import Span, StoredPieces
 from magmerge.kernels.arguments import FORMATS, Inputs, is_here, kernels_take
 from magmerge.kernels.parts import differences
 from magmerge.linalg.device import moved
@@ -130,32 +130,31 @@ class Reader:
         parts: list[Any] = []
         with sampling():
             for place, group in itertools.groupby(sampled, lambda run: run[0]):
-                pieces = [Piece(start, stop, (stop - start,), 1) for _, start, stop in group]
-                parts.append(self._strewn(steps[place], pieces, what))
+                first = steps[place].first
+                spans = [(first + start, first + stop) for _, start, stop in group]
+                parts.append(self._strewn(steps[place], spans, what))
         plain = all(isinstance(part, np.ndarray) for part in parts)
         if plain:
             return np.concatenate(parts, axis=1)
         return torch.cat([torch.as_tensor(part) for part in parts], dim=1)
 
-    def _strewn(
-        self, step: Step, pieces: Sequence[Piece], what: Literal["deltas", "weights"]
-    ) -> Any:
-        """[K, entries] of many small pieces of a layer, end to end: of numpy or of torch."""
+    def _strewn(self, step: Step, spans: Sequence[Span], what: Literal["deltas", "weights"]) -> Any:
+        """[K, entries] of many small parts of a tensor, end to end: of numpy or of torch."""
         if self._device.is_cpu and is_here() and self.stored.has(step):
-            spans = [_span(step, piece) for piece in pieces]
             inputs = self.stored.inputs(step, spans, based=what == "deltas")
             sample = np.empty((len(inputs.experts), inputs.entries), np.float32)
             differences(inputs, sample)
             return sample
         models = _alike(self.voters(step), step.spec.name)
         if models is None:
+            ends = [(start - step.first, stop - step.first) for start, stop in spans]
+            pieces = [Piece(start, stop, (stop - start,), 1) for start, stop in ends]
             parts = [
                 self.experts(step, piece, self.base(step, piece), what, seen=True)
                 for piece in pieces
             ]
             return torch.cat(parts, dim=1)
-        size = sum(piece.stop - piece.start for piece in pieces)
-        spans = [_span(step, piece) for piece in pieces]
+        size = sum(stop - start for start, stop in spans)
         dtype = torch.float64 if step.wide else torch.float32
         tensors, base = self._device.empty(dtype, (len(models), size)), self._models.base
         _read_together(models, step.spec.name, spans, tensors)

@@ -102,10 +102,12 @@ def nth_largest(values: Entries, *ranks: int) -> list[float]:
 def tallied(values: Array) -> tuple[Array, Array]:
     """Each value once, in rising order, and how often it occurs."""
     # numpy's own `unique` does the same in twice the time.
+    if not len(values):
+        return values, np.zeros(0, np.intp)
     ordered = np.sort(values)
     changes = 1 + np.flatnonzero(ordered[1:] != ordered[:-1])
-    first = np.concatenate([[0] if len(ordered) else [], changes]).astype(np.intp)
-    return ordered[first], np.diff(first, append=len(ordered))
+    bounds = np.concatenate([[0], changes, [len(ordered)]])
+    return ordered[bounds[:-1]], bounds[1:] - bounds[:-1]
 
 
 def weighted_rank(values: Array, counts: Array, rank: int) -> float:
