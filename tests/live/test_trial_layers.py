@@ -42,3 +42,11 @@ def test_a_layer_that_is_not_linear_is_not_measured(silent: bool) -> None:
         batch[0] = 0
     with pytest.raises(MagmergeError, match="does not change in proportion"):
         merged_by(base, experts, data={name: [batch] for name in experts})
+
+
+def test_a_change_like_the_merge_does_not_hide_that_it_is_not_linear() -> None:
+    torch.manual_seed(0)
+    base = Model()
+    name, expert = next(iter(family(base).items()))
+    with pytest.raises(MagmergeError, match="does not change in proportion"):
+        merged_by(base, {name: expert}, data={name: [torch.randn(3, 5, 4)]})

@@ -22,13 +22,17 @@ from magmerge.live.layers import (
 )
 
 TOLERANCE = 1e-3
-"""Of the change: how far the output half way may be from the middle."""
+"""Of the least change: how far the output with a part of each may be from where it should be."""
+CACHED = 1 << 15
+"""Entries that are compared at once, so that they stay in the cache."""
 
 
 class TrialLayer(Layer):
     """A module whose output is computed, in float64, with the base's parameters and with changes.
 
-    That what half of a change does is half of what the change does is tried on every call.
+    That it changes in proportion is tried on every call: with a half of the first change, a quarter
+    of the second and so on, all at once, the output has that much of what each of them does. As
+    their shares differ, two changes that are alike do not hide each other.
     """
 
     def changes(self, call: Call, several: Sequence[Deltas], origin: Origin, /) -> Pieces:
@@ -36,22 +40,15 @@ class TrialLayer(Layer):
         inputs = _WideInputs(call)
         before = self._answer(inputs, base)
         changes = [self._answer(inputs, _moved(base, deltas, 1.0)) - before for deltas in several]
-        for deltas, change in zip(several, changes, strict=True):
-            if not self._is_middle(inputs, _moved(base, deltas, 0.5), before, change):
-                raise NotLinearError("its output does not change in proportion to its parameters")
+        shares = [0.5 ** (place + 1) for place in range(len(several))]
+        part = dict(base)
+        for deltas, share in zip(several, shares, strict=True):
+            part = _moved(part, deltas, share)
+        if not _is_sum(self._answer(inputs, part), before, changes, shares):
+            raise NotLinearError("its output does not change in proportion to its parameters")
         axis = self._features(before)
         outs = [tokens_of(change.movedim(axis, -1), call.masks) for change in changes]
         yield from split(outs, self._rows)
-
-    def _is_middle(
-        self, inputs: _WideInputs, half: Mapping[str, Tensor], before: Tensor, change: Tensor
-    ) -> bool:
-        """Whether the output with half of a change is in the middle, as near as can be told."""
-        middle = self._answer(inputs, half)
-        if middle.shape != change.shape:
-            return False
-        bend = _greatest((middle - before).mul_(2).sub_(change)) / 2
-        return bool(bend <= TOLERANCE * _greatest(change))
 
     def _answer(self, inputs: _WideInputs, parameters: Mapping[str, Tensor]) -> Tensor:
         stand_in = _in_float64(self.module, parameters)
@@ -105,10 +102,34 @@ def _moved(base: Mapping[str, Tensor], deltas: Deltas, share: float) -> dict[str
     return {name: base[name] + share * deltas[name] for name in deltas}
 
 
-def _greatest(tensor: Tensor) -> Tensor:
+def _is_sum(
+    out: Tensor, before: Tensor, changes: Sequence[Tensor], shares: Sequence[float]
+) -> bool:
+    """Whether `out` is `before` and a share of each change, as near as can be told. Changes of
+    nothing but zeros have no say in how near that is.
+    """
+    if any(out.shape != other.shape for other in (before, *changes)):
+        return False
+    bend = 0.0
+    flat = (torch.split(t.reshape(-1), CACHED) for t in (out, before, *changes))
+    for own, origin, *parts in zip(*flat, strict=True):
+        rest = own - origin
+        for part, share in zip(parts, shares, strict=True):
+            rest.sub_(part, alpha=share)
+        greatest = _greatest(rest)
+        # The negation is true of NaN as well.
+        if not greatest <= bend:
+            bend = greatest
+    sizes = [size for size in map(_greatest, changes) if size != 0]
+    return bend <= TOLERANCE * min(sizes, default=0.0)
+
+
+def _greatest(tensor: Tensor) -> float:
     """The greatest magnitude; NaN where there is one."""
-    greatest: Tensor = torch.linalg.vector_norm(tensor, torch.inf)
-    return greatest
+    if not tensor.numel():
+        return 0.0
+    low, high = torch.aminmax(tensor)
+    return float(torch.maximum(-low, high))
 
 
 def _in_float64(module: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module:

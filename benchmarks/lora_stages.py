@@ -1,0 +1,106 @@
+"""Where a merge of two adapters by full matrices spends its CPU time, stage by stage.
+
+Takes the pair of `benchmarks.lora_speed` (built if it is missing), merges it in one thread, and
+prints each stage's own CPU seconds, without those of the stages within it.
+
+    .venv/bin/python -m benchmarks.lora_stages --rank 128 --method ties
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import magmerge
+from benchmarks.speed.process import CACHE, HERE
+from magmerge.engine import reader, steps
+from magmerge.engine.adapters import module_merge, products
+from magmerge.linalg import best_rank, near_space
+
+PARAMETERS = {"ties": {"density": 0.2, "scope": "tensor"}, "dare_ties": {"p": 0.8}}
+STAGES: tuple[tuple[Any, str, str], ...] = (
+    (reader.Reader, "experts", "products B A"),
+    (products, "merged_tile", "vote"),
+    (steps, "_sample", "thresholds, from a sample"),
+    (steps, "_observe", "thresholds, exact"),
+    (best_rank, "gram", "Gram matrices"),
+    (near_space, "ritz", "directions: Ritz vectors"),
+    (near_space, "filtered", "directions: filters"),
+    (best_rank, "near_space", "directions: the rest"),
+    (best_rank, "_by_gram", "images of the directions"),
+    (module_merge, "norm_of", "norms of the inputs"),
+    (module_merge, "_by_products", "the rest"),
+)
+
+
+class Account:
+    """CPU seconds of stages, each in whatever thread it is done."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self._own = threading.local()
+
+    def watch(self, place: Any, name: str, stage: str) -> None:
+        """Count the calls of a function under the name of a stage."""
+        setattr(place, name, self._counted(getattr(place, name), stage))
+
+    def _counted(self, call: Callable[..., Any], stage: str) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            within = self._own.__dict__.setdefault("within", [0.0])
+            start = time.thread_time()
+            within.append(0.0)
+            try:
+                return call(*args, **kwargs)
+            finally:
+                spent = time.thread_time() - start
+                self.seconds[stage] += spent - within.pop()
+                within[-1] += spent
+
+        return counted
+
+
+def main() -> None:
+    """Merge, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rank", type=int, default=128)
+    parser.add_argument("--method", default="ties", choices=list(PARAMETERS))
+    chosen = parser.parse_args()
+    pair = CACHE / f"lora-{chosen.rank}-1-5"
+    build = [sys.executable, "-m", "benchmarks.speed.lora_pair", str(pair), str(chosen.rank)]
+    subprocess.run([*build, "1", "5"], check=True, cwd=HERE.parent)
+    account = Account()
+    for stage in STAGES:
+        account.watch(*stage)
+    with tempfile.TemporaryDirectory() as folder:
+        before = time.process_time()
+        magmerge.merge(
+            experts={name: pair / f"expert-{name}" for name in "12"},
+            method=chosen.method,
+            params=PARAMETERS[chosen.method],
+            rank=chosen.rank,
+            out=Path(folder) / "merged",
+            threads=1,
+        )
+        whole = time.process_time() - before
+    table = Table("stage", "CPU s", "share")
+    for name, seconds in account.seconds.most_common():
+        table.add_row(name, f"{seconds:.2f}", f"{seconds / whole:.0%}")
+    table.add_row("the whole call", f"{whole:.2f}", "")
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()
