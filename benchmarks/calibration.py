@@ -1,4 +1,4 @@
-"""Every calibration of every merge on the suites of fully fine-tuned experts, with controls.
+"""Every calibration of every merge on the suites of experts, with controls.
 
 For each merge: as it is; its task vector times the factor that is best on validation rows (this
 alone sees labels); WSC; FSC with 1 and with 8 unlabelled samples a task; DSC with 8; and two
@@ -8,7 +8,7 @@ the layers. WSC, FSC and DSC once more with the ten most sensitive layers of the
 repeated with five seeds. Scores are on test rows, samples from training data.
 
     .venv/bin/python -m benchmarks.suites all
-    .venv/bin/python -m benchmarks.calibration text vision-vit vision-efficientnet language
+    .venv/bin/python -m benchmarks.calibration text lora-text vision-efficientnet language
 
 Results that are there already (benchmarks/results/calibration-SUITE.json) are kept and completed.
 """
@@ -64,7 +64,9 @@ class Bench:
     def of(cls, name: str, threads: int, dtype: str | None, seeds: int = SEEDS) -> Bench:
         """Open a suite that was made."""
         folder = SUITES / name
-        found = cls(open_suite(folder / "suite.yaml"), folder, threads, dtype, range(seeds))
+        found = cls(
+            open_suite(folder / "suite.yaml", allow_code=True), folder, threads, dtype, range(seeds)
+        )
         for task, entry in found.suite.entry.tasks.items():
             expert = folder / str(entry.expert)
             if expert not in found.experts.values():
