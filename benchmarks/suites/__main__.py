@@ -21,6 +21,7 @@ SUITES = {
     "vision-efficientnet": "efficientnet",
     "vision-resnet": "resnet",
     "language": "smollm",
+    "language-overlap": "overlap",
 }
 """The module that makes each suite."""
 
