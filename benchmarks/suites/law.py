@@ -81,12 +81,15 @@ class Judge:
 
 
 def hold_to_law(folder: Path) -> dict[str, Any]:
-    """Measure a suite's base, merges and experts, print them, and return what was found.
+    """Measure a suite's base, merges and experts, print them, and return the accuracies.
 
     Raises BrokenLawError, after the table, where the suite does not behave.
     """
     judge = Judge(folder)
-    rows = dict(judge.measure())
+    rows = {}
+    for name, right in judge.measure():
+        rows[name] = right
+        print(f"{folder.name}: {name} {100 * mean(right):.1f}", flush=True)
     difference, error = paired(rows["ties"], rows["average"])
     found = {
         "mean": {name: mean(right) for name, right in rows.items()},
