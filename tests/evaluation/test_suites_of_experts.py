@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.suites import law
+from benchmarks.suites import law, resnet
 from benchmarks.suites.probe import LOGIT_SCALE, SHOTS, Labelled, class_means
 from safetensors.torch import save_file
 from torch import Tensor
@@ -83,6 +83,26 @@ def test_a_folded_efficientnet_computes_what_it_did_with_batch_norms() -> None:
         torch.testing.assert_close(folded(images), expected, rtol=0, atol=1e-5)
     assert not list(folded.buffers())
     assert folded.state_dict().keys() == efficientnet.build().state_dict().keys()
+
+
+def test_the_first_convolution_of_the_resnet_takes_our_pixels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 3, 7, 7, generator=generator, dtype=torch.float64)
+    bias = torch.randn(4, generator=generator, dtype=torch.float64)
+    pixels = 255 * torch.rand(1, 3, 16, 16, generator=generator, dtype=torch.float64)
+    blue_first = pixels.flip(1) - resnet.MEAN.flip(0)[:, None, None]
+    expected = torch.nn.functional.conv2d(blue_first, weight, bias)
+    found = torch.nn.functional.conv2d((pixels - 127) / 128, *resnet.for_our_pixels(weight, bias))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+def test_the_resnet_gives_features_of_length_one_and_has_no_statistics() -> None:
+    model = resnet.build()
+    with torch.no_grad():
+        features = model(torch.randn(2, 3, 64, 64))
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(2))
+    assert features.shape == (2, 1024)
+    assert not list(model.buffers())
 
 
 def set_statistics(norm: torch.nn.BatchNorm2d) -> None:
