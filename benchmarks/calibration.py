@@ -1,16 +1,14 @@
-"""Every calibration of every merge on the suites of fully fine-tuned experts, with controls.
+"""Every calibration of every merge on the suites of experts, with controls.
 
 For each merge: as it is; its task vector times the factor that is best on validation rows (this
-alone sees labels); WSC; FSC with 1 and with 8 unlabelled samples a task; DSC with 8; and two
-controls of FSC with 8: one global factor, the mean of its factors, and its factors shuffled among
-the layers. WSC, FSC and DSC once more with the ten most sensitive layers of the average in a list
-(drift of the last features on unlabelled samples of all tasks), which may only shrink. Draws are
-repeated with five seeds. Scores are on test rows, samples from training data.
+alone sees labels); WSC; FSC with 1 and 8 unlabelled samples a task; DSC with 8; two controls of FSC
+with 8: the mean of its factors everywhere, and its factors shuffled among layers. WSC, FSC and DSC
+once more with the ten most sensitive layers of the average, by drift on samples of all tasks, which
+may only shrink. Draws have five seeds. Scores are on test rows, samples from training data. What
+benchmarks/results/calibration-SUITE.json has already is kept and completed.
 
     .venv/bin/python -m benchmarks.suites all
-    .venv/bin/python -m benchmarks.calibration text vision-vit vision-efficientnet language
-
-Results that are there already (benchmarks/results/calibration-SUITE.json) are kept and completed.
+    .venv/bin/python -m benchmarks.calibration text lora-text vision-efficientnet language
 """
 
 from __future__ import annotations
@@ -64,7 +62,9 @@ class Bench:
     def of(cls, name: str, threads: int, dtype: str | None, seeds: int = SEEDS) -> Bench:
         """Open a suite that was made."""
         folder = SUITES / name
-        found = cls(open_suite(folder / "suite.yaml"), folder, threads, dtype, range(seeds))
+        found = cls(
+            open_suite(folder / "suite.yaml", allow_code=True), folder, threads, dtype, range(seeds)
+        )
         for task, entry in found.suite.entry.tasks.items():
             expert = folder / str(entry.expert)
             if expert not in found.experts.values():
@@ -190,13 +190,12 @@ def measure_suite(name: str, bench: Bench, methods: list[str]) -> None:
 
 
 def expert_scores(bench: Bench) -> dict[str, float]:
-    """Each expert on its own tasks."""
-    entries = bench.suite.entry.tasks
-    found = {}
+    """Each expert, a model or an adapter, on its own tasks."""
+    entries, found = bench.suite.entry.tasks, dict[str, float]()
     for task, expert in bench.experts.items():
-        scores = bench.scores(read_all(expert))
         own = [name for name, e in entries.items() if e.expert == entries[task].expert]
-        found |= {name: scores[name] for name in own}
+        scores = bench.suite.evaluate(expert, tasks=own, threads=bench.threads, dtype=bench.dtype)
+        found.update((one.task, one.score) for one in scores.tasks)
     return {name: found[name] for name in entries}
 
 

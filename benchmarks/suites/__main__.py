@@ -1,17 +1,27 @@
-"""Make suites of fine-tuned experts: `python -m benchmarks.suites NAME`."""
+"""Make suites of fine-tuned experts: `python -m benchmarks.suites NAME`.
+
+A suite whose merges do not behave is an error: see `law`.
+"""
 
 import argparse
 import importlib
+import json
 import os
 import time
 
 import torch
 
+from . import packages
+from .law import hold_to_law
+from .storing import write_whole
+
 SUITES = {
     "text": "minilm",
-    "vision-vit": "vit",
+    "lora-text": "lora",
     "vision-efficientnet": "efficientnet",
+    "vision-resnet": "resnet",
     "language": "smollm",
+    "language-overlap": "overlap",
 }
 """The module that makes each suite."""
 
@@ -27,6 +37,8 @@ def main() -> None:
         started = time.monotonic()
         print(f"suite {name}", flush=True)
         importlib.import_module(f".{SUITES[name]}", __package__).make()
+        folder = packages.SUITES / name
+        write_whole(folder / "law.json", json.dumps(hold_to_law(folder), indent=2) + "\n")
         print(f"suite {name}: {time.monotonic() - started:.0f} s", flush=True)
 
 

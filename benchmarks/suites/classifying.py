@@ -1,16 +1,18 @@
-"""Make the experts of a suite of classifiers: probe, fine-tune, measure and store each."""
+"""Make the experts of a suite of classifiers: head, fine-tuning, measures and files of each."""
 
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
+import torch
 from scripts.demo_assets.sources import Source
-from torch import nn
+from torch import Tensor, nn
 
-from .finetune import Features, Labelled, Recipe, accuracy, all_features, fine_tune, has_matrix_unit
-from .probe import linear_probe
+from .finetune import Features, Recipe, accuracy, all_features, fine_tune, has_matrix_unit
+from .probe import Head, Labelled
 from .storing import Entry, Layout, classifier_entry, save_head, write_suite
 
 SIZES = {"test": 400, "validation": 200, "calibration": 64, "train": 1600}
@@ -35,6 +37,8 @@ class Kind:
 
     model: dict[str, str]
     features: Features
+    head: Callable[[Callable[[Tensor], Tensor], Labelled, int], Head]
+    """From the frozen base's features, data and number of classes to a task's head."""
     load: Callable[[Path], nn.Module]
     save: Callable[[nn.Module, Path], None]
     suffix: str
@@ -63,16 +67,17 @@ def make_expert(layout: Layout, kind: Kind, task: str, assignment: Assignment) -
     splits = assignment.splits()
     body = kind.load(layout.base)
     train = splits["train"]
-    features = all_features(body, kind.features, train.inputs)
-    head = linear_probe(features, train.labels, assignment.classes)
-    probed = {split: accuracy(body, head, kind.features, splits[split]) for split in MEASURED}
-    head = fine_tune(body, head, kind.features, train, assignment.recipe)
+    first = kind.head(partial(all_features, body, kind.features), train, assignment.classes)
+    probed = {split: accuracy(body, first, kind.features, splits[split]) for split in MEASURED}
+    head = fine_tune(body, first, kind.features, train, assignment.recipe)
     shutil.rmtree(layout.expert(task), ignore_errors=True)
     kind.save(body, layout.expert(task))
     save_head(head, layout.head(task))
     expert = {split: accuracy(body, head, kind.features, splits[split]) for split in MEASURED}
-    base_body = kind.load(layout.base)
-    base = {split: accuracy(base_body, head, kind.features, splits[split]) for split in MEASURED}
+    base = probed
+    if not torch.equal(head.weight, first.weight):
+        body = kind.load(layout.base)
+        base = {split: accuracy(body, head, kind.features, splits[split]) for split in MEASURED}
     return {
         "title": assignment.title,
         "seconds": round(time.monotonic() - started, 1),

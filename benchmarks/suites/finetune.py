@@ -3,15 +3,15 @@
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 
-from .probe import Head
+from .probe import Head, Labelled
 
 BATCHES_PER_POOL = 8  # batches are cut from pools of this many, sorted by length
 EVALUATION_BATCH = 64
@@ -22,13 +22,6 @@ Features = Callable[[nn.Module, Tensor], Tensor]
 """From a model and a batch of its inputs to features [n, features]."""
 
 
-class Labelled(NamedTuple):
-    """Inputs, rows of token ids (0 is padding) or images, and their labels."""
-
-    inputs: Tensor
-    labels: Tensor
-
-
 @dataclass(frozen=True)
 class Recipe:
     """How one expert is fine-tuned."""
@@ -36,9 +29,9 @@ class Recipe:
     learning_rate: float
     epochs: int
     batch: int = 16
-    head_learning_rate: float = 1e-3
+    head_learning_rate: float = 1e-3  # at 0 the head stays as it is
     weight_decay: float = 0.0
-    mirror: bool = False  # turn half of the images left to right
+    steps: int | None = None  # fewer than the epochs have, if they have more
     bfloat16: bool = True  # products in bfloat16, where the processor is fast at them
     seed: int = 0
 
@@ -61,7 +54,7 @@ def fine_tune(
     torch.manual_seed(recipe.seed)
     linear = nn.Linear(head.weight.shape[1], head.weight.shape[0])
     linear.load_state_dict(head._asdict())
-    batches = list(training_batches(data.inputs, recipe))
+    batches = list(islice(training_batches(data.inputs, recipe), recipe.steps))
     optimizer = torch.optim.AdamW(
         [
             {"params": list(body.parameters()), "lr": recipe.learning_rate},
@@ -74,8 +67,6 @@ def fine_tune(
     body.train()
     for indices in batches:
         inputs = data.inputs[indices]
-        if recipe.mirror and torch.rand(()) < 0.5:
-            inputs = inputs.flip(-1)
         with products(recipe.bfloat16):
             found = features(body, inputs)
         loss = cross_entropy(linear(found.float()), data.labels[indices])

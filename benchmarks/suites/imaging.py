@@ -5,15 +5,14 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from .classifying import SIZES
-from .finetune import Labelled
 from .image_tasks import Images, ImageTask
+from .probe import Labelled
 from .storing import STORED_SPLITS, Layout, write_images
 
+SIZES = {"test": 500, "validation": 200, "calibration": 256, "train": 2000}
 
-def make_splits(
-    layout: Layout, name: str, task: ImageTask, size: int, key: str
-) -> dict[str, Labelled]:
+
+def make_splits(layout: Layout, name: str, task: ImageTask, size: int) -> dict[str, Labelled]:
     """Draw a task's images at random by class, and store all but those of training."""
     most = -(-sum(SIZES.values()) // task.classes)
     found = without_doubles(task.read(size, most))
@@ -25,7 +24,7 @@ def make_splits(
         splits[part] = Labelled(scaled(found.pixels[rows]), found.labels[rows])
         if part in STORED_SPLITS:
             path = layout.data(name, part, "safetensors")
-            write_images(path, splits[part], key, labelled=part != "calibration")
+            write_images(path, splits[part], labelled=part != "calibration")
     return splits
 
 
@@ -51,5 +50,5 @@ def stratified(labels: list[int]) -> list[int]:
 
 
 def scaled(pixels: Tensor) -> Tensor:
-    """Pixels 0 to 255 as both models take them: (pixel - 127) / 128, about -1 to 1."""
+    """Pixels 0 to 255 as the networks take them: (pixel - 127) / 128, about -1 to 1."""
     return (pixels.float() - 127) / 128

