@@ -88,7 +88,9 @@ def test_declares_what_users_need(calibrator: Calibrator) -> None:
     assert calibrator.source
     assert calibrator.summary
     assert calibrator.acts_on
-    assert (calibrator.measure is not None) == (calibrator.needs == "inputs")
+    looks = calibrator.measure is not None or calibrator.gather is not None
+    assert looks == (calibrator.needs == "inputs")
+    assert (calibrator.gather is not None) == (calibrator.entries is not None)
     for parameter in calibrator.parameters:
         assert parameter.meaning, f"{calibrator.name}: say what {parameter.name} means"
 

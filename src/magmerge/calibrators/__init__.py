@@ -2,6 +2,9 @@
 
 BUILTIN = {
     "fsc": "fsc",
+    "regmean": "regmean",
+    "regmean++": "regmean",
+    "regmean_plusplus": "regmean",
     "wsc": "wsc",
 }
 """The module that registers each name and alias, imported at that name's first look-up."""

@@ -134,6 +134,31 @@ def bytes_of_result(job: Job, steps: Sequence[Step]) -> int:
     return total
 
 
+def bytes_of_sums(job: Job, steps: Sequence[Step]) -> int:
+    """Bytes that a calibrator which solves for layers keeps at once beside the model that it runs:
+    the sums over what one layer is fed, of each expert and once more in float64 while it is solved
+    for; the experts' own blocks, where these run too; and all task vectors that it solved for.
+    """
+    items = [item for item, _ in job.stages.treatment.calibrators if item.entries is not None]
+    if not items:
+        return 0
+    entries, count = items[0].entries, len(job.models.experts)
+    assert entries is not None
+    floats = [step for step in steps if step.spec.dtype in dtypes.FLOATS and step.twin is None]
+    own = [step for step in floats if step.calibrated and step.kind in items[0].acts_on]
+    matrices = [_matrix(step) for step in own if len(step.spec.shape) > 1]
+    each = [(4 * count + 2 * 8) * entries(n) + 3 * 8 * m * n for m, n in matrices]
+    solved = 4 * sum(math.prod(step.spec.shape) for step in own)
+    beside = 4 * count * _largest_block(floats) if items[0].fed_by != "merge" else 0
+    return max(each, default=0) + solved + beside
+
+
+def _matrix(step: Step) -> tuple[int, int]:
+    """The outputs and the inputs of a layer, as a matrix."""
+    first, *rest = step.spec.shape
+    return (rest[0], first) if step.kind == "transposed" else (first, math.prod(rest))
+
+
 def bytes_at_work(steps: Sequence[Step], samples: Samples, machine: Machine) -> int:
     """Bytes of the model that a calibration runs, and of what is read beside one of its layers.
 
@@ -149,11 +174,17 @@ def bytes_at_work(steps: Sequence[Step], samples: Samples, machine: Machine) -> 
     each = 4 if samples.precision == "float32" else 8
     if not machine.offload:
         return each * sum(sizes.values()) + beside
-    blocks: dict[str, int] = {}
-    for name, size in sizes.items():
-        blocks[_block(name)] = blocks.get(_block(name), 0) + size
     # Runs side by side leave a block together before they enter the next.
-    return (4 + each) * max(blocks.values(), default=0) + beside
+    return (4 + each) * _largest_block(floats) + beside
+
+
+def _largest_block(steps: Sequence[Step]) -> int:
+    """Entries of the block that has the most."""
+    blocks: dict[str, int] = {}
+    for step in steps:
+        name = _block(step.spec.name)
+        blocks[name] = blocks.get(name, 0) + math.prod(step.spec.shape)
+    return max(blocks.values(), default=0)
 
 
 def _block(name: str) -> str:

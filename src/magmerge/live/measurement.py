@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -20,13 +20,16 @@ from magmerge.engine.layer import Calibrated, Merged, calibrate_layer
 from magmerge.engine.stages import Treatment
 from magmerge.live.calls import run as run_model
 from magmerge.live.coverage import follow
+from magmerge.live.expert_runs import ExpertRuns
+from magmerge.live.forward import Calls as CallsBeside
+from magmerge.live.forward import Following, Side, measure_forward
+from magmerge.live.forward import Visit as ForwardVisit
 from magmerge.live.gains import (
     GainEstimate,
     Sums,
     Visit,
     conclude,
     gains_of,
-    measure_forward,
     measure_once,
 )
 from magmerge.live.layers import Layer
@@ -52,7 +55,7 @@ def estimate(work: Work, inputs: Mapping[str, Sequence[Inputs]]) -> Findings:
     calls = {run.experts.index(name): list(batches) for name, batches in inputs.items()}
     model, names = run.merge.model, run.merge.names
     offload = nullcontext() if run.merge.offload is None else run.merge.offload.running()
-    with at_rest(model), offload:
+    with at_rest(model), run.experts_beside(), offload:
         sums = run.measure(calls, samples.order)
         result = conclude(run.layers, run.uncovered, sums, len(run.experts))
         gains = run.gains_by_rows(result.gains)
@@ -86,6 +89,7 @@ class Measurement:
         self.experts = [expert.name for expert in work.models.experts]
         self.steps = {step.spec.name: step for step in work.plan.steps}
         self.deltas: dict[str, Tensor] = {}
+        self._sides: tuple[Side, ...] = ()
         self._treatment = work.stages.treatment
         self._calibrator, self._params = next(
             (calibrator, params)
@@ -122,23 +126,47 @@ class Measurement:
         known: dict[str, Tensor] = {}
         if self.merge.offload is not None:
             self.merge.offload.finish = partial(self._finish, known)
-        count = len(self.experts)
+        count, solves = len(self.experts), self._calibrator.gather is not None
 
         def correct(layer: Layer, sums: Sums) -> None:
+            if solves:
+                self._solve(layer, sums.take_inputs(layer.name, count))
+                return
             tensors = layer.tensors.values()
             gains = {name: gains_of(name, [layer], sums, count) for name in tensors}
             known.update(gains)
-            self._set(layer, gains, sums.take_inputs(layer.name, count))
+            self._set(layer, gains)
 
-        return measure_forward(*run, self._visit(), self.experts, machine, correct)
+        merge = Following(self.merge.model, self.layers)
+        sides = self._sides or (Side(dict.fromkeys(calls, merge)),)
+        return measure_forward(merge, sides, calls, self._visit(), self.experts, machine, correct)
 
-    def _visit(self) -> Visit:
+    @contextmanager
+    def experts_beside(self) -> Iterator[None]:
+        """Within it each expert can be run, where the calibrator looks at what it is fed."""
+        fed_by = self._calibrator.fed_by
+        if fed_by == "merge":
+            yield
+            return
+        runs = ExpertRuns(self.work, self.merge)
+        copies = {place: runs.following(place, self.layers) for place in range(len(self.experts))}
+        own = Side(dict.fromkeys(copies, Following(self.merge.model, self.layers)))
+        self._sides = (Side(copies),) if fed_by == "experts" else (own, Side(copies))
+        with runs.running():
+            yield
+
+    def _visit(self) -> ForwardVisit:
         """What is noted of a layer's calls: the inputs that a calibrator solves from, or gains."""
         gather = self._calibrator.gather
-        if gather is None:
-            return self._visit_changes()
-        keywords = self._params.keys() & inspect.signature(gather).parameters.keys()
-        return partial(note_inputs, partial(gather, **{n: self._params[n] for n in keywords}))
+        if gather is not None:
+            keywords = self._params.keys() & inspect.signature(gather).parameters.keys()
+            return partial(note_inputs, partial(gather, **{n: self._params[n] for n in keywords}))
+        visit = self._visit_changes()
+
+        def alone(sums: Sums, layer: Layer, calls: CallsBeside) -> None:
+            visit(sums, layer, {k: [call for (call,) in own] for k, own in calls.items()})
+
+        return alone
 
     def _visit_changes(self) -> Visit:
         measure = self._calibrator.measure
@@ -148,6 +176,8 @@ class Measurement:
 
     def _finish(self, gains: Mapping[str, Tensor], name: str, tensor: Tensor) -> Tensor:
         """A tensor that is brought in once more, calibrated as it was before."""
+        if name in self.deltas:
+            return self.merge.base(name) + self.deltas[name]
         if name not in gains:
             return tensor
         return self._calibrated(name, self._treatment.inputs_only(gains)).weight
@@ -163,17 +193,27 @@ class Measurement:
             own = {name: left.pop(name) for name in layer.tensors.values() if name in left}
             self._set(layer, own)
 
-    def _set(self, layer: Layer, gains: Mapping[str, Tensor], inputs: Tensor | None = None) -> None:
-        """Calibrate one layer of the live merge; `inputs` are sums over what it is fed."""
-        sums = None if inputs is None else dict.fromkeys(gains, inputs)
-        treatment = self._treatment.inputs_only(gains, sums)
+    def _set(self, layer: Layer, gains: Mapping[str, Tensor]) -> None:
+        """Calibrate one layer of the live merge."""
+        treatment = self._treatment.inputs_only(gains)
         for local, tensor in layer.tensors.items():
             if tensor in gains:
-                calibrated = self._calibrated(tensor, treatment)
-                if sums is not None and treatment.of(self.steps[tensor]):
-                    self.deltas[tensor] = calibrated.delta
-                with torch.no_grad():
-                    layer.module.get_parameter(local).copy_(calibrated.weight)
+                self._put(layer, local, self._calibrated(tensor, treatment).weight)
+
+    def _solve(self, layer: Layer, inputs: Tensor | None) -> None:
+        """Solve for one layer of the live merge from sums over what it is fed, where it has any."""
+        weight = layer.tensors.get("weight")
+        if inputs is None or weight is None:
+            return
+        calibrated = self._calibrated(weight, self._treatment.inputs_only({}, {weight: inputs}))
+        self.deltas[weight] = calibrated.delta
+        if self.merge.offload is None or self._calibrator.fed_by != "experts":
+            # Where the merged model does not run beside the experts its block is not here.
+            self._put(layer, "weight", calibrated.weight)
+
+    def _put(self, layer: Layer, local: str, weight: Tensor) -> None:
+        with torch.no_grad():
+            layer.module.get_parameter(local).copy_(weight)
 
     def _calibrated(self, name: str, treatment: Treatment) -> Calibrated:
         step, base = self.steps[name], self.merge.base(name)
