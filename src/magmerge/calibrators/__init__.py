@@ -1,6 +1,7 @@
 """Calibrators: one a file, each a pure function of one layer that sets the merged magnitude."""
 
 BUILTIN = {
+    "featcal": "featcal",
     "fsc": "fsc",
     "regmean": "regmean",
     "regmean++": "regmean",

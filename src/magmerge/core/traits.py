@@ -181,8 +181,9 @@ class Calibrator:
     over all tokens of each expert's samples; the sums [K, ...] are what `fn` gets as `sums`.
     `fed_by`: whose runs these inputs are from, the merged model's, each expert's own, or both,
     where `gather` takes the merged model's and the expert's on the same tokens. `entries`: how many
-    numbers `gather` gives for so many features. `supplied`: the keywords of `fn` that the pipeline
-    fills in.
+    numbers `gather` gives for so many features. `bias`, of one that solves for a layer's bias once
+    its weight is solved for: `bias(deltas, merged, sums=..., weight=SolvedWeight, **params)`.
+    `supplied`: the keywords of `fn` that the pipeline fills in; `base` is the base's weight.
     `rotates`: as in `Method`. `kernel`, if set, gives from all parameters the target by which the
     compiled kernels scale rows to the same bits; None where they cannot.
     """
@@ -204,6 +205,7 @@ class Calibrator:
     gather: Callable[..., Tensor] | None = None
     fed_by: Literal["merge", "experts", "both"] = "merge"
     entries: Callable[[int], int] | None = None
+    bias: Callable[..., Tensor] | None = None
     supplied: frozenset[str] = frozenset()
     rotates: bool = False
     kernel: Callable[..., str | None] | None = None

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from magmerge.checkpoints.kinds import read_model_config
 from magmerge.core.errors import MagmergeError
-from magmerge.core.parameters import UNIT
+from magmerge.core.parameters import UNIT, SolvedWeight
 from magmerge.core.types import Piece, Step, Uncovered
 from magmerge.data.rows import Inputs
 from magmerge.engine.job import Findings, Work
-from magmerge.engine.layer import Calibrated, Merged, calibrate_layer
+from magmerge.engine.layer import Calibrated, Merged, Tally, calibrate_layer
 from magmerge.engine.stages import Treatment
-from magmerge.live.calls import run as run_model
+from magmerge.linalg.row_norms import as_rows
 from magmerge.live.coverage import follow
 from magmerge.live.expert_runs import ExpertRuns
 from magmerge.live.forward import Calls as CallsBeside
@@ -35,13 +35,11 @@ from magmerge.live.gains import (
 from magmerge.live.layers import Layer
 from magmerge.live.live_merge import live_merge
 from magmerge.live.module_weights import at_rest
+from magmerge.live.running_statistics import Calls, reestimate
 from magmerge.live.visits import note_gains, note_inputs
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 REUSED = 32 * 1024**2 - 8192
 """Just below the largest size that glibc learns (DEFAULT_MMAP_THRESHOLD_MAX)."""
-Calls = Mapping[int, Sequence[Inputs]]
-"""The inputs of each expert, by its place."""
 
 
 def estimate(work: Work, inputs: Mapping[str, Sequence[Inputs]]) -> Findings:
@@ -206,23 +204,48 @@ class Measurement:
         if inputs is None or weight is None:
             return
         calibrated = self._calibrated(weight, self._treatment.inputs_only({}, {weight: inputs}))
-        self.deltas[weight] = calibrated.delta
-        if self.merge.offload is None or self._calibrator.fed_by != "experts":
-            # Where the merged model does not run beside the experts its block is not here.
-            self._put(layer, "weight", calibrated.weight)
+        changed, bias = {"weight": (weight, calibrated)}, layer.tensors.get("bias")
+        if bias is not None and self._calibrator.bias is not None:
+            changed["bias"] = (bias, self._solved_bias(bias, weight, calibrated.delta, inputs))
+        for local, (tensor, own) in changed.items():
+            self.deltas[tensor] = own.delta
+            if self.merge.offload is None or self._calibrator.fed_by != "experts":
+                # Where the merged model does not run beside the experts its block is not here.
+                self._put(layer, local, own.weight)
+
+    def _solved_bias(self, name: str, weight: str, delta: Tensor, inputs: Tensor) -> Calibrated:
+        """A bias after its weight, whose new task vector is `delta`."""
+        assert self._calibrator.bias is not None
+        base, _, deltas = self._read(weight)
+        turned = self.steps[weight].kind == "transposed"
+        own = (as_rows(t.T if turned else t) for t in (base, delta))
+        several = torch.stack([as_rows(t.T if turned else t) for t in deltas])
+        matrix, solved = own
+        base, merged, biases = self._read(name)
+        found = self._calibrator.bias(
+            biases, merged, sums=inputs, weight=SolvedWeight(matrix, several, solved),
+            **self._params,
+        )  # fmt: skip
+        return Calibrated(base + found, found, Tally())
 
     def _put(self, layer: Layer, local: str, weight: Tensor) -> None:
         with torch.no_grad():
             layer.module.get_parameter(local).copy_(weight)
 
     def _calibrated(self, name: str, treatment: Treatment) -> Calibrated:
-        step, base = self.steps[name], self.merge.base(name)
+        base, merged, deltas = self._read(name)
+        step = self.steps[name]
+        piece = Piece(0, base.numel(), step.spec.shape, UNIT)
+        return calibrate_layer(step, piece, treatment, base, deltas, Merged(merged))
+
+    def _read(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """The base's tensor, the merge's task vector, and the experts' [K, *shape]."""
+        base = self.merge.base(name)
         merged = self.merge.merged(name, base)
         deltas = torch.empty(len(self.experts), *base.shape)
         for index, delta in enumerate(deltas):
             delta.copy_(self.merge.expert(index, name, base))
-        piece = Piece(0, base.numel(), step.spec.shape, UNIT)
-        return calibrate_layer(step, piece, treatment, base, deltas, Merged(merged))
+        return base, merged, deltas
 
     def gains_by_rows(self, gains: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Gains by rows only where the tensor has such rows; one for the tensor elsewhere.
@@ -255,31 +278,3 @@ class Measurement:
                 remedy="look for NaN and infinity in the samples, or give the model that was "
                 "merged",
             )
-
-
-def reestimate(model: nn.Module, inputs: Calls, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Mean and variance of every batch norm over all inputs, by the tensors' names in `names`.
-
-    Every call of the model counts alike. The model's own statistics are changed.
-    """
-    norms = [(path, module) for path, module in model.named_modules() if isinstance(module, NORMS)]
-    if not norms:
-        raise MagmergeError(
-            "this model has no batch norms", remedy="drop --batchnorm (batchnorm=True)"
-        )
-    with ExitStack() as stack, torch.no_grad():
-        for _, module in norms:
-            stack.callback(setattr, module, "momentum", module.momentum)
-            stack.callback(setattr, module, "training", False)
-            module.reset_running_stats()
-            module.momentum, module.training = None, True
-        for calls in inputs.values():
-            for call in calls:
-                run_model(model, call, "an expert")
-    tensors = {}
-    for path, module in norms:
-        for kind in ("running_mean", "running_var"):
-            name = f"{path}.{kind}" if path else kind
-            if name in names:
-                tensors[names[name]] = getattr(module, kind).detach().float().cpu().clone()
-    return tensors
