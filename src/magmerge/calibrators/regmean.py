@@ -24,9 +24,12 @@ UNSEEN = 1e-9
 """Of the mean square of a feature: how little of it counts as none, so that the merge decides."""
 
 
-def products(inputs: Float[Tensor, "tokens n"]) -> Float[Tensor, "n n"]:
-    """x'x, the inner products of all features over the tokens."""
-    return inputs.T @ inputs
+def products(inputs: Float[Tensor, "tokens n"]) -> Float[Tensor, "n+1 n+1"]:
+    """[x, 1]'[x, 1]: the inner products of all features over the tokens, in the last row the sums
+    of the features and the number of tokens.
+    """
+    rows = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
+    return rows.T @ rows
 
 
 def cut_by(**_: object) -> Cut:
@@ -36,7 +39,7 @@ def cut_by(**_: object) -> Cut:
 
 def square(features: int) -> int:
     """How many numbers the products of so many features are."""
-    return features * features
+    return (features + 1) ** 2
 
 
 def regression(
@@ -48,18 +51,20 @@ def regression(
 ) -> Float[Tensor, "rows *rest"]:
     """The task vector D of least sum_k |x_k (D - D_k)'|^2, features drawn apart.
 
-    D = (sum_k D_k C_k) (sum_k C_k)^-1, with C_k = x_k'x_k [n, n] of `sums` less the share
-    1 - `off_diagonal` of what is off its diagonal. Where no sample has a feature the merge stays:
-    a billionth of the mean diagonal draws to it. Computed in float64.
+    D = (sum_k D_k C_k) (sum_k C_k)^-1, with C_k = x_k'x_k [n, n] of `sums` (`products`) less the
+    share 1 - `off_diagonal` of what is off its diagonal. Where no sample has a feature the merge
+    stays: a billionth of the mean diagonal draws to it. Computed in float64.
     """
     if sums is None:
         raise ParameterError(
-            "regmean has no products of inputs", remedy="give sums=, [K, n, n], or use calibrate()"
+            "regmean has no products of inputs",
+            remedy="give sums=, or use merge(data=...)",
         )
-    left = sums.new_zeros(sums.shape[1:], dtype=torch.float64)
-    right = left.new_zeros(len(left), len(merged))
+    n = sums.shape[1] - 1
+    left = sums.new_zeros(n, n, dtype=torch.float64)
+    right = left.new_zeros(n, len(merged))
     for own, delta in zip(sums, deltas, strict=True):
-        part = own.double()
+        part = own[:n, :n].double()
         part = off_diagonal * part + (1 - off_diagonal) * part.diagonal().diag()
         left += part
         right += part @ as_rows(delta).double().T
@@ -81,7 +86,6 @@ def regression(
     fed_by="experts",
     entries=square,
     gated=False,
-    cut=cut_by,
 )
 def regmean(
     deltas: Float[Tensor, "K rows *rest"],

@@ -102,6 +102,9 @@ def bytes_of(step: Step, stages: Stages, experts: int, pieces: Sequence[Piece]) 
         if method.survey is not None:
             besides += TALLIED * experts * min(math.prod(step.spec.shape), UNIT)
     workspace = max(each * experts + fixed for each, fixed in spaces)
+    if stages.treatment.sums is not None:
+        items = [item for item, _ in stages.treatment.of(step)]
+        besides += max((_bytes_of_solving(item, step, experts) for item in items), default=0)
     besides += merging
     return (8 if step.wide else 4) * (experts + FIXED_COPIES + workspace) * entries + besides
 
@@ -140,17 +143,23 @@ def bytes_of_sums(job: Job, steps: Sequence[Step]) -> int:
     for; the experts' own blocks, where these run too; and all task vectors that it solved for.
     """
     items = [item for item, _ in job.stages.treatment.calibrators if item.entries is not None]
-    if not items:
+    if not items or job.recipe.samples is None:
         return 0
-    entries, count = items[0].entries, len(job.models.experts)
-    assert entries is not None
+    count = len(job.models.experts)
     floats = [step for step in steps if step.spec.dtype in dtypes.FLOATS and step.twin is None]
     own = [step for step in floats if step.calibrated and step.kind in items[0].acts_on]
-    matrices = [_matrix(step) for step in own if len(step.spec.shape) > 1]
-    each = [(4 * count + 2 * 8) * entries(n) + 3 * 8 * m * n for m, n in matrices]
+    each = [_bytes_of_solving(items[0], step, count) for step in own]
     solved = 4 * sum(math.prod(step.spec.shape) for step in own)
     beside = 4 * count * _largest_block(floats) if items[0].fed_by != "merge" else 0
     return max(each, default=0) + solved + beside
+
+
+def _bytes_of_solving(item: Calibrator, step: Step, experts: int) -> int:
+    """Bytes of a layer's sums, and of the equations that it is solved from."""
+    if item.entries is None or len(step.spec.shape) < 2:
+        return 0
+    outputs, inputs = _matrix(step)
+    return (4 * experts + 3 * 8) * item.entries(inputs) + 3 * 8 * outputs * inputs
 
 
 def _matrix(step: Step) -> tuple[int, int]:

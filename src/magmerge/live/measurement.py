@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
@@ -135,7 +135,11 @@ class Measurement:
             known.update(gains)
             self._set(layer, gains)
 
-        merge = Following(self.merge.model, self.layers)
+        return self.forward(calls, correct)
+
+    def forward(self, calls: Calls, correct: Callable[[Layer, Sums], None]) -> Sums:
+        """Measure in forward order, the experts beside; `correct` is told of each layer's sums."""
+        merge, machine = Following(self.merge.model, self.layers), self.work.job.machine
         sides = self._sides or (Side(dict.fromkeys(calls, merge)),)
         return measure_forward(merge, sides, calls, self._visit(), self.experts, machine, correct)
 
