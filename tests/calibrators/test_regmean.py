@@ -134,6 +134,22 @@ def test_a_grouped_convolution_stays_as_merged_and_is_told() -> None:
     ]
 
 
+def test_the_plan_states_the_experts_blocks_and_the_sums() -> None:
+    base, experts, samples = family(3)
+    live = {
+        name: magmerge.plan(
+            base=base, experts=experts, method="average", calibrate=name, data=samples
+        ).live
+        for name in ("regmean", "regmean_plusplus", "featcal")
+    }
+    block, features, outputs = 6 * 18, 18, 6
+    assert live["regmean"] - live["regmean_plusplus"] == 4 * 3 * block
+    sums = {"regmean": (features + 1) ** 2, "featcal": (features + 1) * (2 * features + 1)}
+    more = (4 * 3 + 3 * 8) * (sums["featcal"] - sums["regmean"])
+    assert live["featcal"] - live["regmean"] == more + 4 * (6 + 10)
+    assert live["regmean_plusplus"] > (4 * 3 + 3 * 8) * sums["regmean"] + 3 * 8 * features * outputs
+
+
 def test_padding_never_counts_and_offloading_changes_no_bit(tmp_path: Path) -> None:
     from tests.live.test_compound import family as models
     from tests.live.test_running import folders, llama

@@ -62,7 +62,7 @@ class Sums:
         if not held:
             return None
         empty = torch.zeros_like(next(iter(held.values())))
-        return torch.stack([held.get(k, empty) for k in range(experts)])
+        return torch.stack([held.get(k, empty) for k in range(experts)]).cpu()
 
     def add(self, layer: str, part: int, expert: int, gains: Tensor) -> None:
         """Take note of the gains of some tokens; those that are zero or not finite tell nothing."""
