@@ -53,6 +53,9 @@ def test_a_merge_from_statistics_is_the_merge_from_samples(
     for name, tensor in samples.items():
         torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-6)
     assert result.recipe.statistics == gathered["files"]
+    record = json.loads((tmp_path / "out" / "magmerge.json").read_text())
+    assert record["statistics"].keys() == gathered["files"].keys()
+    assert all(one["digest"].startswith("blake3:") for one in record["statistics"].values())
     again = magmerge.run(tmp_path / "out", tmp_path / "again")
     assert again.recipe == result.recipe
     for file in (tmp_path / "out").iterdir():

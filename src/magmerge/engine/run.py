@@ -67,7 +67,11 @@ def run_job(
         records = [outcome.record for outcome in outcomes if outcome.record is not None]
         more = (*told, *correlations(job, records))
         warn(more)
-        extra = {"tokens": dict(job.models.tokens)} if job.models.tokens else {}
+        extra: dict[str, Any] = {}
+        if job.models.tokens:
+            extra["tokens"] = dict(job.models.tokens)
+        if job.recipe.statistics:
+            extra["statistics"] = load("magmerge.engine.statistics:recorded")(job)
         return Account(records, (), (*notes, *more), findings.uncovered, extra)
 
     if target is None:

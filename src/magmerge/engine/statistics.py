@@ -122,6 +122,16 @@ def check_models(job: Job) -> None:
             )
 
 
+def recorded(job: Job) -> dict[str, dict[str, str]]:
+    """What the record tells of each expert's statistics: the file's digest, and its header."""
+    found = {}
+    for name, text in job.recipe.statistics.items():
+        path = Path(text)
+        digest = whole_digest(path, job.models.stamps[path])
+        found[name] = {"digest": digest, "samples": open_sums(path)[1].get("samples", "")}
+    return found
+
+
 def uncovered_by_statistics(work: Work) -> tuple[Uncovered, ...]:
     """The layers that a calibrator would solve for, had all files their sums."""
     treatment = work.stages.treatment
