@@ -31,6 +31,10 @@ def found_by(calibrator: Calibrator, deltas: Tensor, merged: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(5)
     inputs = torch.randn(20, merged[0].numel(), generator=generator).to(merged.dtype)
     changes = [inputs @ one.reshape(len(one), -1).T for one in (*deltas, merged)]
+    if calibrator.gather is not None:
+        sides = [inputs] * (2 if calibrator.fed_by == "both" else 1)
+        sums = torch.stack([calibrator.gather(*sides)] * len(deltas))
+        return calibrator.fn(deltas, merged, sums=sums)
     assert calibrator.measure is not None
     gains = [calibrator.measure(change, changes[-1]).mean() for change in changes[:-1]]
     return calibrator.fn(deltas, merged, gains=torch.stack(gains))

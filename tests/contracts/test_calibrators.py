@@ -54,6 +54,8 @@ def test_zeros_are_left_as_they_are(calibrator: Calibrator) -> None:
 
 @every_calibrator
 def test_the_merges_own_magnitude_does_not_matter(calibrator: Calibrator) -> None:
+    if any(parameter.name == "ridge" for parameter in calibrator.parameters):
+        pytest.skip("its ridge draws to the merge as it is")
     deltas = rows_for(calibrator, (5, 9))
     merged = deltas.mean(0)
     once, twice = found_by(calibrator, deltas, merged), found_by(calibrator, deltas, 8 * merged)
@@ -88,7 +90,9 @@ def test_declares_what_users_need(calibrator: Calibrator) -> None:
     assert calibrator.source
     assert calibrator.summary
     assert calibrator.acts_on
-    assert (calibrator.measure is not None) == (calibrator.needs == "inputs")
+    looks = calibrator.measure is not None or calibrator.gather is not None
+    assert looks == (calibrator.needs == "inputs")
+    assert (calibrator.gather is not None) == (calibrator.entries is not None)
     for parameter in calibrator.parameters:
         assert parameter.meaning, f"{calibrator.name}: say what {parameter.name} means"
 

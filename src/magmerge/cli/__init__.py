@@ -20,7 +20,17 @@ from magmerge.kernels.library_report import library_lines
 
 VERBS = (
     *("merge", "calibrate", "plan", "convert", "extract", "inspect", "diff", "verify", "export"),
-    *("push", "sensitivity", "evaluate", "suite", "tune", "reproduce", "methods", "report"),
+    *(
+        "push",
+        "sensitivity",
+        "statistics",
+        "evaluate",
+        "suite",
+        "tune",
+        "reproduce",
+        "methods",
+        "report",
+    ),
     *("card", "demo", "clean", "plot"),
 )
 """In the order of the help."""

@@ -166,16 +166,23 @@ def merge_keywords(options: Options) -> dict[str, Any]:
         "rename": renames(options["rename"]),
         "weights": choices(options["weights"]),
         "data": sources_by_expert(options["data"]),
+        "statistics": sources_by_expert(options.get("statistics", []), "--statistics"),
         "samples": sample_keywords(options),
     }
-    if any(split_name(str(path))[0] for path in options["experts"]):
-        named = load("magmerge.core.more_experts:experts_named")(list(map(str, options["experts"])))
-        keywords["experts"] = dict(named)
+    keywords["experts"] = experts_of(options)
     if "chat_template" in options:
         keywords["chat_template"] = text_or_file(options["chat_template"])
     if "calibrate" in options:
         keywords["calibrate"] = [{"method": name, "params": others[name]} for name in calibrators]
     return keywords
+
+
+def experts_of(options: Options) -> Any:
+    """The experts as they were typed, by their names where any has one."""
+    experts = options["experts"]
+    if not any(split_name(str(path))[0] for path in experts):
+        return experts
+    return dict(load("magmerge.core.more_experts:experts_named")(list(map(str, experts))))
 
 
 def sample_keywords(options: Options) -> dict[str, Any]:

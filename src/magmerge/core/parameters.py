@@ -9,6 +9,8 @@ from typing import Annotated, NamedTuple
 from annotated_types import Interval
 from typing_extensions import Doc
 
+from magmerge.core.lazy import Tensor
+
 UNIT = 1 << 16
 """Entries to whose multiples layers are cut for a survey, which sums them up together.
 
@@ -52,6 +54,16 @@ Weights = Annotated[
 Seeds = Annotated[Sequence[int] | None, Supplied()]
 Start = Annotated[int, Supplied()]
 """Where in its layer the piece begins that a method is given, in entries."""
+
+
+class SolvedWeight(NamedTuple):
+    """A layer's weight as a matrix [outputs, inputs]: the base's, the experts' task vectors of it
+    [K, outputs, inputs], and the one that was solved for.
+    """
+
+    base: Tensor
+    deltas: Tensor
+    delta: Tensor
 
 
 class Threshold(NamedTuple):

@@ -57,6 +57,11 @@ def _named(value: Any) -> Any:
     return {str(name) if type(name) is int else name: entry for name, entry in value.items()}
 
 
+def _paths(value: Any) -> Any:
+    """A mapping from names to paths, however they were given."""
+    return {k: str(v) for k, v in _named(value).items()} if isinstance(value, dict) else value
+
+
 Dtype = Annotated[str | None, BeforeValidator(_code)]
 """safetensors' code of a format, from any common name of it."""
 Weights = Literal["ema", "model"]
@@ -152,7 +157,7 @@ class Slice(_Data):
 LISTS = ("sensitive", "skip", "ignore")
 LATER = (
     *("rename", "weights", "tokenizer", "tokens", "pad_to_multiple_of"),
-    *("slices", "chat_template", "moe"),
+    *("slices", "chat_template", "moe", "statistics"),
 )
 """Fields that recipes once had not: where they are not set the digest is what it was."""
 
@@ -172,6 +177,7 @@ class Recipe(_Data):
     number of rows is a multiple of. `slices` are the result's blocks, where they are not those of
     the models, each merged with the others of its place; `chat_template` is the result's: auto, one
     by name, or a text. With `moe` (`core.moe.Moe`) the experts stand side by side in a mixture.
+    `statistics`: in place of samples a file for each expert, as `magmerge statistics` writes them.
     """
 
     name: str | None = None
@@ -195,6 +201,7 @@ class Recipe(_Data):
     chat_template: str | None = None
     moe: dict[str, Any] | None = None
     samples: Samples | None = None
+    statistics: Annotated[dict[str, str], BeforeValidator(_paths)] = Field(default_factory=dict)
     output: ModelOutput | AdapterOutput = Field(default_factory=ModelOutput, discriminator="kind")
 
     _notes: tuple[str, ...] = PrivateAttr(())

@@ -17,6 +17,7 @@ FIELD_SYNTAX = {
     "params": "names with values: {density: 0.3}",
     "output": "fields with values: {dtype: bfloat16}",
     "samples": "fields with values: {data: {maths: PATH}, samples: 8}",
+    "statistics": "a file for each expert: {maths: maths.statistics}",
     "rename": "old names with new ones: {'old.*': 'new.*'}, or such a map for each expert",
     "gate": "on or off",
     "weights": "ema or model, or either by a model's name: {maths: ema}",

@@ -226,6 +226,7 @@ def register_calibrator(
     _check_traits(Calibrator, traits)
 
     def register(fn: F) -> F:
+        traits["supplied"] = supplied_of(fn)
         calibrators.add(
             Calibrator(name, fn, source, _summary(fn), parameters_of(fn), acts_on, **traits),
             aliases=aliases,

@@ -182,6 +182,11 @@ class Calibrator:
     gain for each token; the mean gains are what `fn` gets as `gains`. `gather`, of one that solves
     for a new task vector from inputs: from a layer's inputs [tokens, features] to what is summed up
     over all tokens of each expert's samples; the sums [K, ...] are what `fn` gets as `sums`.
+    `fed_by`: whose runs these inputs are from, the merged model's, each expert's own, or both,
+    where `gather` takes the merged model's and the expert's on the same tokens. `entries`: how many
+    numbers `gather` gives for so many features. `bias`, of one that solves for a layer's bias once
+    its weight is solved for: `bias(deltas, merged, sums=..., weight=SolvedWeight, **params)`.
+    `supplied`: the keywords of `fn` that the pipeline fills in; `base` is the base's weight.
     `rotates`: as in `Method`. `kernel`, if set, gives from all parameters the target by which the
     compiled kernels scale rows to the same bits; None where they cannot.
     """
@@ -201,5 +206,9 @@ class Calibrator:
     workspace: tuple[int, int] = (0, 9)
     measure: Callable[..., Tensor] | None = None
     gather: Callable[..., Tensor] | None = None
+    fed_by: Literal["merge", "experts", "both"] = "merge"
+    entries: Callable[[int], int] | None = None
+    bias: Callable[..., Tensor] | None = None
+    supplied: frozenset[str] = frozenset()
     rotates: bool = False
     kernel: Callable[..., str | None] | None = None

@@ -110,7 +110,8 @@ def calibrate_layer(
             size = _squares(delta, step)
             continue
         rows = _rows_first(deltas, step, 1), _rows_first(_spread(xi, step, delta) * delta, step, 0)
-        output = calibrator.fn(*rows, **keywords)
+        own = {"base": _rows_first(base, step, 0)} if "base" in calibrator.supplied else {}
+        output = calibrator.fn(*rows, **keywords, **own)
         if calibrator.returns == "delta":
             delta, weight, xi = _rows_first(output, step, 0), None, torch.ones_like(xi.mean())
             free, gated, size = [], [], _squares(delta, step)

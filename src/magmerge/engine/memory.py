@@ -102,6 +102,9 @@ def bytes_of(step: Step, stages: Stages, experts: int, pieces: Sequence[Piece]) 
         if method.survey is not None:
             besides += TALLIED * experts * min(math.prod(step.spec.shape), UNIT)
     workspace = max(each * experts + fixed for each, fixed in spaces)
+    if stages.treatment.sums is not None:
+        items = [item for item, _ in stages.treatment.of(step)]
+        besides += max((_bytes_of_solving(item, step, experts) for item in items), default=0)
     besides += merging
     return (8 if step.wide else 4) * (experts + FIXED_COPIES + workspace) * entries + besides
 
@@ -134,6 +137,37 @@ def bytes_of_result(job: Job, steps: Sequence[Step]) -> int:
     return total
 
 
+def bytes_of_sums(job: Job, steps: Sequence[Step]) -> int:
+    """Bytes that a calibrator which solves for layers keeps at once beside the model that it runs:
+    the sums over what one layer is fed, of each expert and once more in float64 while it is solved
+    for; the experts' own blocks, where these run too; and all task vectors that it solved for.
+    """
+    items = [item for item, _ in job.stages.treatment.calibrators if item.entries is not None]
+    if not items or job.recipe.samples is None:
+        return 0
+    count = len(job.models.experts)
+    floats = [step for step in steps if step.spec.dtype in dtypes.FLOATS and step.twin is None]
+    own = [step for step in floats if step.calibrated and step.kind in items[0].acts_on]
+    each = [_bytes_of_solving(items[0], step, count) for step in own]
+    solved = 4 * sum(math.prod(step.spec.shape) for step in own)
+    beside = 4 * count * _largest_block(floats) if items[0].fed_by != "merge" else 0
+    return max(each, default=0) + solved + beside
+
+
+def _bytes_of_solving(item: Calibrator, step: Step, experts: int) -> int:
+    """Bytes of a layer's sums, and of the equations that it is solved from."""
+    if item.entries is None or len(step.spec.shape) < 2:
+        return 0
+    outputs, inputs = _matrix(step)
+    return (4 * experts + 3 * 8) * item.entries(inputs) + 3 * 8 * outputs * inputs
+
+
+def _matrix(step: Step) -> tuple[int, int]:
+    """The outputs and the inputs of a layer, as a matrix."""
+    first, *rest = step.spec.shape
+    return (rest[0], first) if step.kind == "transposed" else (first, math.prod(rest))
+
+
 def bytes_at_work(steps: Sequence[Step], samples: Samples, machine: Machine) -> int:
     """Bytes of the model that a calibration runs, and of what is read beside one of its layers.
 
@@ -149,11 +183,17 @@ def bytes_at_work(steps: Sequence[Step], samples: Samples, machine: Machine) -> 
     each = 4 if samples.precision == "float32" else 8
     if not machine.offload:
         return each * sum(sizes.values()) + beside
-    blocks: dict[str, int] = {}
-    for name, size in sizes.items():
-        blocks[_block(name)] = blocks.get(_block(name), 0) + size
     # Runs side by side leave a block together before they enter the next.
-    return (4 + each) * max(blocks.values(), default=0) + beside
+    return (4 + each) * _largest_block(floats) + beside
+
+
+def _largest_block(steps: Sequence[Step]) -> int:
+    """Entries of the block that has the most."""
+    blocks: dict[str, int] = {}
+    for step in steps:
+        name = _block(step.spec.name)
+        blocks[name] = blocks.get(name, 0) + math.prod(step.spec.shape)
+    return max(blocks.values(), default=0)
 
 
 def _block(name: str) -> str:

@@ -19,7 +19,7 @@ from magmerge.core.types import UNCHANGED, Action, Choice, Kind, Plan, Shard, St
 from magmerge.engine.faults import check_structure, dtype_warnings, reading_notes, tied_everywhere
 from magmerge.engine.form import AdapterForm, form_of
 from magmerge.engine.job import Job, Models, Vote
-from magmerge.engine.memory import allow, bytes_at_work, bytes_of_result, needs_of
+from magmerge.engine.memory import allow, bytes_at_work, bytes_of_result, bytes_of_sums, needs_of
 from magmerge.engine.outputs import place
 from magmerge.engine.variation import Varying, check_varying
 
@@ -76,6 +76,7 @@ def _with_sizes(
     """The plan with what it takes of memory and disk, and what its reader should know."""
     samples = job.recipe.samples
     live = 0 if samples is None else bytes_at_work(steps, samples, job.machine)
+    live += bytes_of_sums(job, steps)
     if job.recipe.moe is not None and job.recipe.moe["router"] == "hidden":
         live = job.models.layout.live(job.machine.count)  # type: ignore[attr-defined]
     held = 0 if form is None else bytes_of_result(job, steps)

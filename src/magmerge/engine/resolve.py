@@ -70,6 +70,9 @@ def open_job(
     live = with_origin(live, recipe, layout, opened)
     stages = bind(recipe)
     job = Job(recipe, opened, stages, machine, device, donor, live, tuple(documents))
+    if recipe.statistics:
+        job = load("magmerge.engine.statistics:with_statistics")(job)
+        opened = job.models
     notes = (*recipe.notes, *opened.notes, *weakened(said, job))
     return replace(job, models=replace(opened, notes=notes))
 

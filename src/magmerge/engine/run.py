@@ -50,6 +50,8 @@ def run_job(
         told = load("magmerge.engine.origins:licence_notes")(job)
         notes = (*config_notes(job, target), *told, *notes)
     warn(notes)
+    if job.recipe.statistics:
+        load("magmerge.engine.statistics:check_models")(job)
     work = Work(job, plan)
     form = form_of(job)
     if form is not None:
@@ -65,7 +67,11 @@ def run_job(
         records = [outcome.record for outcome in outcomes if outcome.record is not None]
         more = (*told, *correlations(job, records))
         warn(more)
-        extra = {"tokens": dict(job.models.tokens)} if job.models.tokens else {}
+        extra: dict[str, Any] = {}
+        if job.models.tokens:
+            extra["tokens"] = dict(job.models.tokens)
+        if job.recipe.statistics:
+            extra["statistics"] = load("magmerge.engine.statistics:recorded")(job)
         return Account(records, (), (*notes, *more), findings.uncovered, extra)
 
     if target is None:
@@ -82,6 +88,9 @@ def run_job(
 
 def _findings(work: Work, sink: Sink, inputs: Mapping[str, Any], measure: Measure) -> Findings:
     """What the live model tells; what a run before this one found is not measured again."""
+    if work.job.recipe.statistics:
+        told = load("magmerge.engine.statistics:uncovered_by_statistics")(work)
+        return Findings(uncovered=told)
     if work.job.recipe.samples is None and not getattr(work.layout, "routers", ()):
         return Findings()
     ledger = sink.ledger if isinstance(sink, FileSink) else None

@@ -20,6 +20,7 @@ from magmerge.engine.job import Job, Live, Models
 if TYPE_CHECKING:
     from magmerge.data.rows import Inputs, SampleOptions
 
+CHECK = "magmerge.engine.statistics:check_statistics"
 SETTINGS = ("order", "precision", "batchnorm")
 """Settings of the run that a recipe's samples hold beside what is drawn."""
 
@@ -36,16 +37,22 @@ def samples_of(
         # Every expert reads it, from the start.
         source = list(source)
     hungry = [name for name in map(_hungry, calibrations) if name]
-    _check_need(hungry, source)
+    files = arguments.get("statistics")
+    if files:
+        load(CHECK)(files, experts, calibrations, samples=source is not None)
+    else:
+        _check_need(hungry, source)
     others = {"order": arguments["order"] != "once", "batchnorm": arguments["batchnorm"]}
     others |= {name: arguments[name] not in (None, False) for name in ("offload", "model", "build")}
-    if not hungry and any(others.values()):
+    if (files or not hungry) and any(others.values()):
         told = ", ".join(name for name, present in others.items() if present)
         raise ParameterError(
             f"{told}: only a calibration that looks at inputs takes this",
-            remedy="add --calibrate fsc, or drop it",
+            remedy="give samples, not statistics, or drop it"
+            if files
+            else "add --calibrate fsc, or drop it",
         )
-    if not hungry:
+    if files or not hungry:
         return None, Live()
     options = options_of(arguments["samples"], arguments["seed"])
     sources = by_expert(source, experts)
@@ -114,6 +121,10 @@ def check_samples(recipe: Recipe, live: Live) -> Live:
     """
     hungry = [name for name in map(_hungry, recipe.calibrate) if name]
     samples = recipe.samples
+    if recipe.statistics:
+        told = samples is not None
+        load(CHECK)(recipe.statistics, recipe.experts, recipe.calibrate, samples=told)
+        return live
     _check_need(hungry, None if samples is None else samples.data)
     if samples is None:
         return live

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -63,7 +62,7 @@ class Sums:
         if not held:
             return None
         empty = torch.zeros_like(next(iter(held.values())))
-        return torch.stack([held.get(k, empty) for k in range(experts)])
+        return torch.stack([held.get(k, empty) for k in range(experts)]).cpu()
 
     def add(self, layer: str, part: int, expert: int, gains: Tensor) -> None:
         """Take note of the gains of some tokens; those that are zero or not finite tell nothing."""
@@ -184,73 +183,6 @@ def by_expert(runs: Sequence[Run], arrivals: Arrivals) -> Calls:
     for place, call in arrivals:
         calls[runs[place][0]].append(call)
     return calls
-
-
-def measure_forward(
-    model: nn.Module,
-    layers: Sequence[Layer],
-    inputs: Mapping[int, Sequence[Inputs]],
-    visit: Visit,
-    names: Sequence[str],
-    machine: Machine,
-    correct: Callable[[Layer, Sums], None],
-) -> Sums:
-    """Measure layer after layer; `correct` changes each before the model's runs go on past it.
-
-    All runs come to a layer together. A layer that is called several times is measured at the
-    first, and weights that layers share with the first of them. The model's weights are changed.
-    """
-    observation, past = Observation(model, layers), set[str]()
-    runs = [(expert, call) for expert, many in inputs.items() for call in many]
-    total, done = Sums(), machine.counter("calibrating in forward order", len(layers))
-
-    def settle(layer: Layer, arrivals: Arrivals) -> None:
-        name = layer.name
-        past.add(name)
-        total.called.add(name)
-        left = {p: t for p, t in layer.tensors.items() if t not in total.settled}
-        if left:
-            total.settled.update(dict.fromkeys(left.values(), name))
-            here = copy.copy(layer)
-            here.tensors = left
-            visit(total, here, by_expert(runs, arrivals))
-            correct(here, total)
-        if done is not None:
-            done(layer)
-
-    def run(expert: int, call: Inputs, listener: Listener) -> object:
-        def first_calls(layer: Layer, call: Call) -> None:
-            if layer.name not in past:
-                listener(layer, call)
-
-        return observation.run(call, first_calls, names[expert])
-
-    with observation.watched():
-        order, seen = trace(observation, runs, names)
-        in_lockstep([partial(run, *each) for each in runs], order, settle, machine)
-    experts = set(inputs)
-    total.late = {name for name, by in seen.items() if total.measured_by(name) < by & experts}
-    return total
-
-
-def trace(
-    observation: Observation, runs: Sequence[tuple[int, Inputs]], names: Sequence[str]
-) -> tuple[list[str], dict[str, set[int]]]:
-    """The layers in the order in which runs first come to them, and whose runs do."""
-    order: list[str] = []
-    seen: dict[str, set[int]] = defaultdict(set)
-    for expert, call in runs:
-        last: list[str] = []
-
-        def listen(layer: Layer, _: Call, last: list[str] = last, by: int = expert) -> None:
-            name = layer.name
-            if name not in order:
-                order.insert(order.index(last[-1]) + 1 if last else 0, name)
-            last.append(name)
-            seen[name].add(by)
-
-        observation.run(call, listen, names[expert])
-    return order, seen
 
 
 def conclude(

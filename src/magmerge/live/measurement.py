@@ -3,42 +3,43 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from magmerge.checkpoints.kinds import read_model_config
 from magmerge.core.errors import MagmergeError
-from magmerge.core.parameters import UNIT
+from magmerge.core.parameters import UNIT, SolvedWeight
 from magmerge.core.types import Piece, Step, Uncovered
 from magmerge.data.rows import Inputs
 from magmerge.engine.job import Findings, Work
-from magmerge.engine.layer import Calibrated, Merged, calibrate_layer
+from magmerge.engine.layer import Calibrated, Merged, Tally, calibrate_layer
 from magmerge.engine.stages import Treatment
-from magmerge.live.calls import run as run_model
+from magmerge.linalg.row_norms import as_rows
 from magmerge.live.coverage import follow
+from magmerge.live.expert_runs import ExpertRuns
+from magmerge.live.forward import Calls as CallsBeside
+from magmerge.live.forward import Following, Side, measure_forward
+from magmerge.live.forward import Visit as ForwardVisit
 from magmerge.live.gains import (
     GainEstimate,
     Sums,
     Visit,
     conclude,
     gains_of,
-    measure_forward,
     measure_once,
 )
 from magmerge.live.layers import Layer
 from magmerge.live.live_merge import live_merge
 from magmerge.live.module_weights import at_rest
+from magmerge.live.running_statistics import Calls, reestimate
 from magmerge.live.visits import note_gains, note_inputs
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 REUSED = 32 * 1024**2 - 8192
 """Just below the largest size that glibc learns (DEFAULT_MMAP_THRESHOLD_MAX)."""
-Calls = Mapping[int, Sequence[Inputs]]
-"""The inputs of each expert, by its place."""
 
 
 def estimate(work: Work, inputs: Mapping[str, Sequence[Inputs]]) -> Findings:
@@ -52,7 +53,7 @@ def estimate(work: Work, inputs: Mapping[str, Sequence[Inputs]]) -> Findings:
     calls = {run.experts.index(name): list(batches) for name, batches in inputs.items()}
     model, names = run.merge.model, run.merge.names
     offload = nullcontext() if run.merge.offload is None else run.merge.offload.running()
-    with at_rest(model), offload:
+    with at_rest(model), run.experts_beside(), offload:
         sums = run.measure(calls, samples.order)
         result = conclude(run.layers, run.uncovered, sums, len(run.experts))
         gains = run.gains_by_rows(result.gains)
@@ -86,6 +87,7 @@ class Measurement:
         self.experts = [expert.name for expert in work.models.experts]
         self.steps = {step.spec.name: step for step in work.plan.steps}
         self.deltas: dict[str, Tensor] = {}
+        self._sides: tuple[Side, ...] = ()
         self._treatment = work.stages.treatment
         self._calibrator, self._params = next(
             (calibrator, params)
@@ -122,23 +124,51 @@ class Measurement:
         known: dict[str, Tensor] = {}
         if self.merge.offload is not None:
             self.merge.offload.finish = partial(self._finish, known)
-        count = len(self.experts)
+        count, solves = len(self.experts), self._calibrator.gather is not None
 
         def correct(layer: Layer, sums: Sums) -> None:
+            if solves:
+                self._solve(layer, sums.take_inputs(layer.name, count))
+                return
             tensors = layer.tensors.values()
             gains = {name: gains_of(name, [layer], sums, count) for name in tensors}
             known.update(gains)
-            self._set(layer, gains, sums.take_inputs(layer.name, count))
+            self._set(layer, gains)
 
-        return measure_forward(*run, self._visit(), self.experts, machine, correct)
+        return self.forward(calls, correct)
 
-    def _visit(self) -> Visit:
+    def forward(self, calls: Calls, correct: Callable[[Layer, Sums], None]) -> Sums:
+        """Measure in forward order, the experts beside; `correct` is told of each layer's sums."""
+        merge, machine = Following(self.merge.model, self.layers), self.work.job.machine
+        sides = self._sides or (Side(dict.fromkeys(calls, merge)),)
+        return measure_forward(merge, sides, calls, self._visit(), self.experts, machine, correct)
+
+    @contextmanager
+    def experts_beside(self) -> Iterator[None]:
+        """Within it each expert can be run, where the calibrator looks at what it is fed."""
+        fed_by = self._calibrator.fed_by
+        if fed_by == "merge":
+            yield
+            return
+        runs = ExpertRuns(self.work, self.merge)
+        copies = {place: runs.following(place, self.layers) for place in range(len(self.experts))}
+        own = Side(dict.fromkeys(copies, Following(self.merge.model, self.layers)))
+        self._sides = (Side(copies),) if fed_by == "experts" else (own, Side(copies))
+        with runs.running():
+            yield
+
+    def _visit(self) -> ForwardVisit:
         """What is noted of a layer's calls: the inputs that a calibrator solves from, or gains."""
         gather = self._calibrator.gather
-        if gather is None:
-            return self._visit_changes()
-        keywords = self._params.keys() & inspect.signature(gather).parameters.keys()
-        return partial(note_inputs, partial(gather, **{n: self._params[n] for n in keywords}))
+        if gather is not None:
+            keywords = self._params.keys() & inspect.signature(gather).parameters.keys()
+            return partial(note_inputs, partial(gather, **{n: self._params[n] for n in keywords}))
+        visit = self._visit_changes()
+
+        def alone(sums: Sums, layer: Layer, calls: CallsBeside) -> None:
+            visit(sums, layer, {k: [call for (call,) in own] for k, own in calls.items()})
+
+        return alone
 
     def _visit_changes(self) -> Visit:
         measure = self._calibrator.measure
@@ -148,6 +178,8 @@ class Measurement:
 
     def _finish(self, gains: Mapping[str, Tensor], name: str, tensor: Tensor) -> Tensor:
         """A tensor that is brought in once more, calibrated as it was before."""
+        if name in self.deltas:
+            return self.merge.base(name) + self.deltas[name]
         if name not in gains:
             return tensor
         return self._calibrated(name, self._treatment.inputs_only(gains)).weight
@@ -163,26 +195,61 @@ class Measurement:
             own = {name: left.pop(name) for name in layer.tensors.values() if name in left}
             self._set(layer, own)
 
-    def _set(self, layer: Layer, gains: Mapping[str, Tensor], inputs: Tensor | None = None) -> None:
-        """Calibrate one layer of the live merge; `inputs` are sums over what it is fed."""
-        sums = None if inputs is None else dict.fromkeys(gains, inputs)
-        treatment = self._treatment.inputs_only(gains, sums)
+    def _set(self, layer: Layer, gains: Mapping[str, Tensor]) -> None:
+        """Calibrate one layer of the live merge."""
+        treatment = self._treatment.inputs_only(gains)
         for local, tensor in layer.tensors.items():
             if tensor in gains:
-                calibrated = self._calibrated(tensor, treatment)
-                if sums is not None and treatment.of(self.steps[tensor]):
-                    self.deltas[tensor] = calibrated.delta
-                with torch.no_grad():
-                    layer.module.get_parameter(local).copy_(calibrated.weight)
+                self._put(layer, local, self._calibrated(tensor, treatment).weight)
+
+    def _solve(self, layer: Layer, inputs: Tensor | None) -> None:
+        """Solve for one layer of the live merge from sums over what it is fed, where it has any."""
+        weight = layer.tensors.get("weight")
+        if inputs is None or weight is None:
+            return
+        calibrated = self._calibrated(weight, self._treatment.inputs_only({}, {weight: inputs}))
+        changed, bias = {"weight": (weight, calibrated)}, layer.tensors.get("bias")
+        if bias is not None and self._calibrator.bias is not None:
+            changed["bias"] = (bias, self._solved_bias(bias, weight, calibrated.delta, inputs))
+        for local, (tensor, own) in changed.items():
+            self.deltas[tensor] = own.delta
+            if self.merge.offload is None or self._calibrator.fed_by != "experts":
+                # Where the merged model does not run beside the experts its block is not here.
+                self._put(layer, local, own.weight)
+
+    def _solved_bias(self, name: str, weight: str, delta: Tensor, inputs: Tensor) -> Calibrated:
+        """A bias after its weight, whose new task vector is `delta`."""
+        assert self._calibrator.bias is not None
+        base, _, deltas = self._read(weight)
+        turned = self.steps[weight].kind == "transposed"
+        own = (as_rows(t.T if turned else t) for t in (base, delta))
+        several = torch.stack([as_rows(t.T if turned else t) for t in deltas])
+        matrix, solved = own
+        base, merged, biases = self._read(name)
+        found = self._calibrator.bias(
+            biases, merged, sums=inputs, weight=SolvedWeight(matrix, several, solved),
+            **self._params,
+        )  # fmt: skip
+        return Calibrated(base + found, found, Tally())
+
+    def _put(self, layer: Layer, local: str, weight: Tensor) -> None:
+        with torch.no_grad():
+            layer.module.get_parameter(local).copy_(weight)
 
     def _calibrated(self, name: str, treatment: Treatment) -> Calibrated:
-        step, base = self.steps[name], self.merge.base(name)
+        base, merged, deltas = self._read(name)
+        step = self.steps[name]
+        piece = Piece(0, base.numel(), step.spec.shape, UNIT)
+        return calibrate_layer(step, piece, treatment, base, deltas, Merged(merged))
+
+    def _read(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """The base's tensor, the merge's task vector, and the experts' [K, *shape]."""
+        base = self.merge.base(name)
         merged = self.merge.merged(name, base)
         deltas = torch.empty(len(self.experts), *base.shape)
         for index, delta in enumerate(deltas):
             delta.copy_(self.merge.expert(index, name, base))
-        piece = Piece(0, base.numel(), step.spec.shape, UNIT)
-        return calibrate_layer(step, piece, treatment, base, deltas, Merged(merged))
+        return base, merged, deltas
 
     def gains_by_rows(self, gains: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Gains by rows only where the tensor has such rows; one for the tensor elsewhere.
@@ -215,31 +282,3 @@ class Measurement:
                 remedy="look for NaN and infinity in the samples, or give the model that was "
                 "merged",
             )
-
-
-def reestimate(model: nn.Module, inputs: Calls, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Mean and variance of every batch norm over all inputs, by the tensors' names in `names`.
-
-    Every call of the model counts alike. The model's own statistics are changed.
-    """
-    norms = [(path, module) for path, module in model.named_modules() if isinstance(module, NORMS)]
-    if not norms:
-        raise MagmergeError(
-            "this model has no batch norms", remedy="drop --batchnorm (batchnorm=True)"
-        )
-    with ExitStack() as stack, torch.no_grad():
-        for _, module in norms:
-            stack.callback(setattr, module, "momentum", module.momentum)
-            stack.callback(setattr, module, "training", False)
-            module.reset_running_stats()
-            module.momentum, module.training = None, True
-        for calls in inputs.values():
-            for call in calls:
-                run_model(model, call, "an expert")
-    tensors = {}
-    for path, module in norms:
-        for kind in ("running_mean", "running_var"):
-            name = f"{path}.{kind}" if path else kind
-            if name in names:
-                tensors[names[name]] = getattr(module, kind).detach().float().cpu().clone()
-    return tensors

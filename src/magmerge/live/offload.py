@@ -53,7 +53,7 @@ class Offload:
         units = [(unit, self._of(unit)) for unit in units_of(self._model)]
         inside = {id(p) for unit, _ in units for p in unit.module.parameters()}
         own = self._model.named_parameters()
-        rest = [name for name, parameter in own if id(parameter) not in inside]
+        rest = [n for n, p in own if id(p) not in inside and n in self._names]
         for _, names in units:
             self._put_away(names)
         self._place(rest)
@@ -92,9 +92,10 @@ class Offload:
         self._weights.drop([self._names[name] for name in names])
 
     def _of(self, unit: Unit) -> list[str]:
-        """The parameters of a block, by their names in the model."""
+        """The parameters of a block that tensors are for, by their names in the model."""
         local = unit.module.named_parameters(remove_duplicate=False)
-        return [f"{unit.path}.{name}" for name, _ in local]
+        names = [f"{unit.path}.{name}" for name, _ in local]
+        return [name for name in names if name in self._names]
 
     def _place(self, names: Collection[str]) -> None:
         brought = self._weights.bring([self._names[name] for name in names])

@@ -24,7 +24,8 @@ class Unit(NamedTuple):
 def units_of(model: nn.Module) -> list[Unit]:
     """The model in pieces: the items of its lists of blocks, and all that lies beside them.
 
-    A module that holds a list of blocks is taken apart; any other is one piece.
+    A module that holds a list of blocks is taken apart, and one that is never called as a whole;
+    any other is one piece.
     """
     return list({id(unit.module): unit for unit in _units("", model)}.values())
 
@@ -35,10 +36,15 @@ def _units(path: str, module: nn.Module) -> Iterator[Unit]:
         if isinstance(child, BLOCKS):
             for number, item in child.named_children():
                 yield Unit(f"{inner}.{number}", item)
-        elif any(isinstance(part, BLOCKS) for part in child.modules()):
+        elif any(isinstance(part, BLOCKS) for part in child.modules()) or _is_shelf(child):
             yield from _units(inner, child)
         else:
             yield Unit(inner, child)
+
+
+def _is_shelf(module: nn.Module) -> bool:
+    """Whether it only holds other modules, and has no forward of its own."""
+    return type(module).forward is nn.Module.forward and any(module.children())
 
 
 class RunRecord:

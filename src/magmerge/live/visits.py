@@ -6,33 +6,39 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from magmerge.core.machine import Machine
 from magmerge.engine.executors import local
+from magmerge.live.forward import Calls as CallsBeside
 from magmerge.live.gains import Calls, Sums
-from magmerge.live.layers import Call, Layer, NotLinearError, TokenLayer, tokens_of
+from magmerge.live.layers import Call, Layer, NotLinearError
 from magmerge.live.live_merge import LiveMerge
+from magmerge.live.rows_of_inputs import fed_rows, not_solved_for
 
 Measure = Callable[[Tensor, Tensor], Tensor]
 """From the expert's change and the merge's, [tokens, features], to a gain for each token."""
-Gather = Callable[[Tensor], Tensor]
-"""From a layer's inputs, [tokens, features], to what is summed up over all tokens."""
+Gather = Callable[..., Tensor]
+"""From a layer's inputs, [tokens, features] of each model that runs, to what is summed up over all
+tokens."""
 FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
 """What a module may raise when it is called with other parameters than its own."""
 
 
-def note_inputs(gather: Gather, sums: Sums, layer: Layer, calls: Calls) -> None:
+def note_inputs(gather: Gather, sums: Sums, layer: Layer, calls: CallsBeside) -> None:
     """Take note of what is gathered from a linear layer's inputs; others stay as they are."""
     sums.called.add(layer.name)
-    if not isinstance(layer, TokenLayer) or isinstance(layer.module, nn.Embedding):
-        kind = type(layer.module).__name__
-        sums.failed[layer.name] = f"a {kind} is no linear layer, which alone is solved for"
+    reason = not_solved_for(layer)
+    if reason is not None:
+        sums.failed[layer.name] = reason
         return
     for expert, own in calls.items():
-        for call in own:
-            inputs = call.args[0] if call.args else next(iter(call.kwargs.values()))
-            sums.add_inputs(layer.name, expert, gather(tokens_of(inputs.float(), call.masks)))
+        for together in own:
+            fed = [fed_rows(layer, call) for call in together]
+            if len({len(rows) for rows in fed}) > 1:
+                sums.failed[layer.name] = "the expert and the merged model feed it other tokens"
+                return
+            sums.add_inputs(layer.name, expert, gather(*fed))
 
 
 def note_gains(

@@ -60,6 +60,7 @@ def merge(
     chat_template: str | None = None,
     data: Any = None,
     samples: Samples = 8,
+    statistics: Mapping[str, str | Path] | None = None,
     model: nn.Module | str | None = None,
     build: str | None = None,
     order: Order = "once",
@@ -101,10 +102,11 @@ def merge(
     A calibrator that looks at inputs runs the merged model on `data`: a source of unlabelled
     samples for each expert by its name, or one for all: a file, a folder, a data set, a tensor, or
     an iterable of model inputs. `samples` are drawn from each (a number, or the fields of
-    `SampleOptions`); what is in memory is used whole. `model` is the module to run, or its class in
-    transformers; `build` a function "package.module:function" that returns it. `order` "forward"
-    calibrates each layer before the next is measured. `precision` is that of the run. `batchnorm`
-    takes running statistics anew. `offload` runs the model with one of its blocks in memory.
+    `SampleOptions`); what is in memory is used whole. `statistics` are files of `statistics()` by
+    expert, in place of `data`. `model` is the module to run, or its class in transformers; `build`
+    a function "package.module:function" that returns it. `order` "forward" calibrates each layer
+    before the next is measured. `precision` is that of the run. `batchnorm` takes running
+    statistics anew. `offload` runs the model with one of its blocks in memory.
 
     Adapters alone, without a base, give an adapter (`AdapterResult`). Each module's merge is cut
     off at `rank`: a number, "auto" (enough for the share `energy` of the squared norm), "exact"
@@ -124,6 +126,7 @@ def calibrate(
     params: Mapping[str, Any] | None = None,
     data: Any = None,
     samples: Samples = 8,
+    statistics: Mapping[str, str | Path] | None = None,
     seed: int = 0,
     model: nn.Module | str | None = None,
     build: str | None = None,

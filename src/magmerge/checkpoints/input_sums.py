@@ -1,0 +1,114 @@
+"""Files of sums over what an expert's layers are fed: safetensors, written as the layers come."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
+from magmerge.core.errors import CheckpointError
+from magmerge.core.lazy import Tensor, torch
+
+FORM = "sums of [x, 1]'[x, 1] over what an expert's layers are fed, 1"
+"""What such a file's header says it is."""
+GATHER = "gather it with magmerge statistics"
+
+
+class SumsWriter:
+    """Writes such a file at `path` from [n + 1, n + 1] matrices; it gets its name when it is whole.
+
+    `most` are the layers that may come, and their shapes; `told` what the header tells beside them.
+    """
+
+    def __init__(
+        self, path: Path, most: Mapping[str, tuple[int, ...]], told: Mapping[str, str]
+    ) -> None:
+        self._path, self._metadata = path, {"magmerge": FORM, **told}
+        self._entries: dict[str, Any] = {}
+        self._next, largest = 0, sum(4 * math.prod(shape) for shape in most.values())
+        fullest = {name: _entry(shape, largest, largest) for name, shape in most.items()}
+        # Room for the header of all layers is left before them.
+        self._room = len(self._header(fullest))
+        self._temporary = path.with_name(f".magmerge-partial-{path.name}-{os.getpid()}")
+        self._stream = self._temporary.open("xb")
+        self._stream.seek(8 + self._room)
+
+    def __enter__(self) -> SumsWriter:
+        return self
+
+    def keep(self, name: str, matrix: Tensor) -> None:
+        """Write one layer's sums."""
+        data = matrix.float().contiguous().numpy().tobytes()
+        self._entries[name] = _entry(tuple(matrix.shape), self._next, self._next + len(data))
+        self._next += len(data)
+        self._stream.write(data)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        try:
+            with self._stream as stream:
+                if kind is not None:
+                    return
+                stream.seek(0)
+                stream.write(self._room.to_bytes(8, "little"))
+                stream.write(self._header(self._entries).ljust(self._room))
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(self._temporary, self._path)
+        finally:
+            with suppress(OSError):
+                self._temporary.unlink()
+
+    def _header(self, entries: Mapping[str, Any]) -> bytes:
+        content = {"__metadata__": self._metadata, **entries}
+        text = json.dumps(content, separators=(",", ":")).encode()
+        return text.ljust(-(-len(text) // 8) * 8)
+
+
+def _entry(shape: tuple[int, ...], start: int, stop: int) -> dict[str, Any]:
+    return {"dtype": "F32", "shape": list(shape), "data_offsets": [start, stop]}
+
+
+class SumsOfExperts(Mapping[str, Tensor]):
+    """The sums [K, n + 1, n + 1] of each layer that all files have, read when asked for."""
+
+    def __init__(self, files: Mapping[str, SafetensorsCheckpoint]) -> None:
+        self._files = list(files.values())
+        first, *others = (dict(file.specs) for file in self._files)
+        self.shapes = {
+            name: spec.shape for name, spec in first.items() if all(name in o for o in others)
+        }
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.shapes:
+            raise KeyError(name)
+        return torch.stack([file.read(name) for file in self._files])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+def open_sums(path: Path) -> tuple[SafetensorsCheckpoint, dict[str, str]]:
+    """Such a file and what its header tells; CheckpointError where it is none."""
+    if not path.is_file():
+        raise CheckpointError("there is no such file of statistics", source=path, remedy=GATHER)
+    with path.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        content = stream.read(min(size, 1 << 28))
+    try:
+        told = json.loads(content).get("__metadata__", {})
+    except (ValueError, AttributeError, RecursionError):
+        told = {}
+    if told.get("magmerge") != FORM:
+        raise CheckpointError("it holds no statistics of inputs", source=path, remedy=GATHER)
+    return SafetensorsCheckpoint([path], str(path)), told
