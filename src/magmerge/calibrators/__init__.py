@@ -2,6 +2,7 @@
 
 BUILTIN = {
     "fsc": "fsc",
+    "regression": "regression",
     "wsc": "wsc",
 }
 """The module that registers each name and alias, imported at that name's first look-up."""
