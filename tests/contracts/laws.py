@@ -30,6 +30,9 @@ def found_by(calibrator: Calibrator, deltas: Tensor, merged: Tensor) -> Tensor:
         return calibrator.fn(deltas, merged)
     generator = torch.Generator().manual_seed(5)
     inputs = torch.randn(20, merged[0].numel(), generator=generator).to(merged.dtype)
+    if calibrator.gather is not None:
+        sums = torch.stack([calibrator.gather(inputs * (k + 1)) for k in range(len(deltas))])
+        return calibrator.fn(deltas, merged, sums=sums)
     changes = [inputs @ one.reshape(len(one), -1).T for one in (*deltas, merged)]
     assert calibrator.measure is not None
     gains = [calibrator.measure(change, changes[-1]).mean() for change in changes[:-1]]

@@ -3,6 +3,7 @@
 BUILTIN = {
     "fsc": "fsc",
     "regression": "regression",
+    "regression_samples": "regression_samples",
     "wsc": "wsc",
 }
 """The module that registers each name and alias, imported at that name's first look-up."""

@@ -31,6 +31,24 @@ def scratch(shape: tuple[int, ...], _: int) -> int:
     return 8 * (3 * columns**2 + 4 * shape[0] * columns)
 
 
+def unit_gram(delta: Float[Tensor, "m n"]) -> Float[Tensor, "n n"] | None:
+    """D^T D divided by its Frobenius norm, in float64; None for zeros."""
+    own = gram(delta, torch.float64, power_of_two(delta))
+    size = float(torch.linalg.matrix_norm(own))
+    return own.div_(size) if size > 0 else None
+
+
+def add_product(
+    total: Float[Tensor, "m n"],
+    delta: Float[Tensor, "m n"],
+    other: Float[Tensor, "n n"],
+    unit: float,
+) -> None:
+    """Add D / `unit` times `other` to `total`, by blocks of rows."""
+    for part, into in zip(torch.split(delta, ROWS), torch.split(total, ROWS), strict=True):
+        into.addmm_(part.double() / unit, other)
+
+
 def used_share(own: Float[Tensor, "n n"], most: int) -> float:
     """Which share of its `most` directions a task vector uses, from its Gram matrix of norm 1.
 
@@ -77,15 +95,11 @@ def regression(
     right = torch.zeros_like(start, dtype=torch.float64)
     shares = []
     for delta in deltas:
-        rows, own_unit = as_rows(delta), power_of_two(delta)
-        own = gram(rows, torch.float64, own_unit)
-        size = float(torch.linalg.matrix_norm(own))
-        if size > 0:
-            own /= size
+        own = unit_gram(as_rows(delta))
+        if own is not None:
             shares.append(used_share(own, min(start.shape)))
             left += own
-            for part, into in zip(torch.split(rows, ROWS), torch.split(right, ROWS), strict=True):
-                into.addmm_(part.double() / unit, own)
+            add_product(right, as_rows(delta), own, unit)
     if not shares:
         return merged.clone()
     held = pull(shares) if ridge == "spectrum" else ridge
