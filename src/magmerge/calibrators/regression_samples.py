@@ -67,7 +67,7 @@ def regression_samples(
     merged: Float[Tensor, "rows *rest"],
     *,
     sums: Sums = None,
-    prior: Prior = 1.0,
+    prior: Prior = 0.5,
 ) -> Float[Tensor, "rows *rest"]:
     """The task vector D whose output is nearest each expert's on the inputs that were seen.
 
