@@ -6,6 +6,8 @@ BUILTIN = {
     "regmean": "regmean",
     "regmean++": "regmean",
     "regmean_plusplus": "regmean",
+    "regression": "regression",
+    "regression_samples": "regression_samples",
     "wsc": "wsc",
 }
 """The module that registers each name and alias, imported at that name's first look-up."""

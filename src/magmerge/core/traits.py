@@ -177,11 +177,13 @@ class Calibrator:
     other, or must be treated in the order of the forward pass. `gated`: the gate bounds its factor.
     `acts_on`: the kinds of layer it is defined for. `near_orthogonal`: whether it assumes, with
     these parameters, that task vectors are. `cut` and `workspace`: as in `Method`; a calibrator
-    takes a layer by rows or whole. `measure`, of one that needs inputs: from the change in a
-    layer's output that an expert makes, and that the merge makes, both [tokens, features], to a
-    gain for each token; the mean gains are what `fn` gets as `gains`. `gather`, of one that solves
-    for a new task vector from inputs: from a layer's inputs [tokens, features] to what is summed up
-    over all tokens of each expert's samples; the sums [K, ...] are what `fn` gets as `sums`.
+    takes a layer by rows or whole. `scratch`: bytes that it needs besides, from the shape of one
+    expert's piece, output rows first, and the number of experts. `measure`, of one that needs
+    inputs: from the change in a layer's output that an expert makes, and that the merge makes, both
+    [tokens, features], to a gain for each token; the mean gains are what `fn` gets as `gains`.
+    `gather`, of one that solves for a new task vector from inputs: from a layer's inputs
+    [tokens, features] to what is summed up over all tokens of each expert's samples; the sums
+    [K, ...] are what `fn` gets as `sums`.
     `fed_by`: whose runs these inputs are from, the merged model's, each expert's own, or both,
     where `gather` takes the merged model's and the expert's on the same tokens. `entries`: how many
     numbers `gather` gives for so many features. `bias`, of one that solves for a layer's bias once
@@ -204,6 +206,7 @@ class Calibrator:
     near_orthogonal: Callable[..., bool] = field(default=lambda **_: False)
     cut: Cut | Callable[..., Cut] = "whole"
     workspace: tuple[int, int] = (0, 9)
+    scratch: Callable[[tuple[int, ...], int], int] | None = None
     measure: Callable[..., Tensor] | None = None
     gather: Callable[..., Tensor] | None = None
     fed_by: Literal["merge", "experts", "both"] = "merge"

@@ -101,12 +101,32 @@ def bytes_of(step: Step, stages: Stages, experts: int, pieces: Sequence[Piece]) 
             besides += max(method.scratch(piece.shape, experts) for piece in pieces)
         if method.survey is not None:
             besides += TALLIED * experts * min(math.prod(step.spec.shape), UNIT)
+    besides += _calibrators_scratch(step, stages.treatment, experts, pieces)
     workspace = max(each * experts + fixed for each, fixed in spaces)
     if stages.treatment.sums is not None:
         items = [item for item, _ in stages.treatment.of(step)]
         besides += max((_bytes_of_solving(item, step, experts) for item in items), default=0)
     besides += merging
     return (8 if step.wide else 4) * (experts + FIXED_COPIES + workspace) * entries + besides
+
+
+def _calibrators_scratch(
+    step: Step, treatment: Treatment, experts: int, pieces: Sequence[Piece]
+) -> int:
+    """What the calibrator that takes most needs beside tensors of the layer's size."""
+    shapes = [
+        (*piece.shape[1::-1], *piece.shape[2:]) if step.kind == "transposed" else piece.shape
+        for piece in pieces
+    ]
+    return max(
+        (
+            calibrator.scratch(shape, experts)
+            for calibrator, _ in treatment.of(step)
+            if calibrator.scratch is not None
+            for shape in shapes
+        ),
+        default=0,
+    )
 
 
 def _bytes_in_turn(step: Step, stages: Stages, experts: int, piece: Piece) -> int:
