@@ -282,4 +282,4 @@ def _put_rows(factors: LowRank, place: Place, part: Tensor, start: int) -> None:
     shift = (place.row - place.at - tile) * row
     left = left[tile : tile - (-(stop + shift) // row)]
     product = rows_between(left.to(part), right.to(part), first + shift, stop + shift)
-    part[first - start : stop - start] = product.mul_(factors.scale)
+    torch.mul(product, factors.scale, out=part[first - start : stop - start])
