@@ -2,6 +2,7 @@
 
 BUILTIN = {
     "arcee_fusion": "arcee_fusion",
+    "aswudi": "wudi",
     "average": "average",
     "breadcrumbs": "breadcrumbs",
     "breadcrumbs_ties": "breadcrumbs",
