@@ -7,6 +7,7 @@ what could not be read of it, is said in the docstring. Importing this file regi
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Annotated
 
 import torch
@@ -50,7 +51,13 @@ def solved(target: Tensor, whole: Tensor, ridge: float, start: Tensor) -> Tensor
     if size == 0:
         return torch.zeros_like(start)
     shifted = whole + size * torch.eye(len(whole), dtype=torch.float64)
-    return torch.linalg.solve(shifted, (target + size * start).T).T
+    found: Tensor = torch.linalg.solve(shifted, (target + size * start).T)
+    return found.T
+
+
+def added(matrices: Iterable[Tensor]) -> Tensor:
+    """Their sum."""
+    return torch.stack(list(matrices)).sum(0)
 
 
 def matrices_of(deltas: Tensor) -> list[Tensor]:
@@ -68,8 +75,8 @@ def actmat(deltas: Tensor, *, ridge: Share = 1e-6, lambda_: Lambda = 1.0) -> Ten
         return scaled_mean(deltas, lambda_)
     parts = [one.double() for one in matrices_of(deltas)]
     grams = [one.T @ one for one in parts]
-    target = sum(one @ gram for one, gram in zip(parts, grams, strict=True))
-    found = solved(target, sum(grams), ridge, torch.zeros_like(parts[0]))
+    target = added(one @ gram for one, gram in zip(parts, grams, strict=True))
+    found = solved(target, added(grams), ridge, torch.zeros_like(parts[0]))
     return (lambda_ * found).to(deltas.dtype).reshape(deltas.shape[1:])
 
 
@@ -89,10 +96,10 @@ def ace(
     grams = [
         one.T @ one / size if size else one.T @ one for one, size in zip(parts, sizes, strict=True)
     ]
-    mean = sum(grams) / len(grams)
+    mean = added(grams) / len(grams)
     own = [(1 - prior) * gram + prior * mean for gram in grams]
-    target = sum(one @ gram for one, gram in zip(parts, own, strict=True))
-    found = solved(target, sum(own), 1e-6, torch.zeros_like(parts[0]))
+    target = added(one @ gram for one, gram in zip(parts, own, strict=True))
+    found = solved(target, added(own), 1e-6, torch.zeros_like(parts[0]))
     left, values, right = triplets(found.float())
     if len(values):
         values = torch.lerp(values, torch.maximum(values, values.mean()), refine)
@@ -119,8 +126,9 @@ def dc_merge(deltas: Tensor, *, flat: Share = 1.0, lambda_: Lambda = 1.0) -> Ten
     right = polar_factor(torch.cat([one[2] for one in found], dim=1))
     total = sum((u * torch.lerp(s, s.mean(), flat)) @ v.T for u, s, v in found if len(s))
     inner = left.T @ total @ right
-    kept = torch.block_diag(*(torch.ones(size, size) for size in sizes))
-    merged = left @ (inner * kept) @ right.T
+    blocks = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    kept = blocks[:, None] == blocks
+    merged: Tensor = left @ (inner * kept) @ right.T
     return (lambda_ * merged).to(deltas.dtype).reshape(deltas.shape[1:])
 
 
@@ -140,26 +148,6 @@ def star(deltas: Tensor, *, share: Share = 0.4, lambda_: Lambda = 1.0) -> Tensor
     return (lambda_ / len(deltas) * total).to(deltas.dtype).reshape(deltas.shape[1:])
 
 
-@register_method("knots", source="KnOTS, arXiv:2410.19735", kinds=MATRICES, faithful=False)
-def knots(deltas: Tensor, *, density: Share = 0.2, lambda_: Lambda = 1.0) -> Tensor:
-    """TIES of the V_k in [D_1 ... D_K] = U s [V_1 ... V_K], multiplied back."""
-    if deltas.ndim < 3:
-        return scaled_mean(deltas, lambda_)
-    parts = matrices_of(deltas.float())
-    left, values, right = triplets(torch.cat(parts, dim=1))
-    own = (right * values).T.reshape(len(values), len(parts), -1).transpose(0, 1).contiguous()
-    if not len(values):
-        return torch.zeros_like(deltas[0])
-    flat = own.reshape(len(parts), -1)
-    count = max(1, round(density * flat.shape[1]))
-    cut = flat.abs().kthvalue(flat.shape[1] - count + 1, dim=1).values
-    kept = torch.where(flat.abs() >= cut[:, None], flat, 0.0)
-    agrees = (kept.sign() == kept.sum(0).sign()) & (kept != 0)
-    merged = (kept * agrees).sum(0) / agrees.sum(0).clamp(min=1)
-    found = left @ merged.reshape(own.shape[1:])
-    return (lambda_ * found).to(deltas.dtype).reshape(deltas.shape[1:])
-
-
 @register_calibrator(
     "subspace_boosting", source="arXiv:2506.16506", acts_on=CALIBRATED, returns="delta"
 )
@@ -176,27 +164,6 @@ def subspace_boosting(_: Tensor, merged: Tensor, *, share: Share = 0.2) -> Tenso
     place = int((sums < share * sums[-1]).sum())
     raised = values.clamp(min=float(values[min(place, len(values) - 1)]))
     return ((left * raised) @ right.T).to(merged.dtype).reshape(merged.shape)
-
-
-@register_calibrator(
-    "svc", source="SVC, its authors' repository", acts_on=CALIBRATED, returns="delta"
-)
-def svc(deltas: Tensor, merged: Tensor, *, floor: Share = 0.1) -> Tensor:
-    """Each singular value s_r of the merge times K / sum_k max(floor, s_rk).
-
-    s_rk = <u_r^T D, u_r^T D_k> / |u_r^T D_k|^2: how much of D is D_k along the r-th left direction.
-    """
-    left, values, right = triplets(as_rows(merged).float())
-    if not len(values):
-        return merged
-    rows = values[:, None] * right.T
-    sums = torch.zeros_like(values)
-    for one in matrices_of(deltas.float()):
-        own = left.T @ one
-        sizes = own.square().sum(1)
-        share = (rows * own).sum(1) / torch.where(sizes > 0, sizes, 1.0)
-        sums += share.clamp(min=floor)
-    return ((left * (values * len(deltas) / sums)) @ right.T).to(merged.dtype).reshape(merged.shape)
 
 
 def effective(values: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 BUILTIN = {
     "fsc": "fsc",
+    "svc": "svc",
     "wsc": "wsc",
 }
 """The module that registers each name and alias, imported at that name's first look-up."""

@@ -180,7 +180,8 @@ class Calibrator:
     for a new task vector from inputs: from a layer's inputs [tokens, features] to what is summed up
     over all tokens of each expert's samples; the sums [K, ...] are what `fn` gets as `sums`.
     `rotates`: as in `Method`. `kernel`, if set, gives from all parameters the target by which the
-    compiled kernels scale rows to the same bits; None where they cannot.
+    compiled kernels scale rows to the same bits; None where they cannot. `scale_free`: whether a
+    multiple of the merge gives the same result.
     """
 
     name: str
@@ -200,3 +201,4 @@ class Calibrator:
     gather: Callable[..., Tensor] | None = None
     rotates: bool = False
     kernel: Callable[..., str | None] | None = None
+    scale_free: bool = True

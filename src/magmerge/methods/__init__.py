@@ -15,6 +15,7 @@ BUILTIN = {
     "iso_c": "iso",
     "iso_cts": "iso",
     "karcher": "karcher",
+    "knots": "knots",
     "linear": "average",
     "model_stock": "model_stock",
     "multislerp": "multislerp",
