@@ -80,8 +80,8 @@ def test_the_plan_states_a_bound_that_holds_and_is_not_idle(tmp_path: Path, meth
         ("iso_c", (4096, 14336), 2_000_000_000),
         ("iso_c", (14336, 4096), 2_000_000_000),
         # Its equations have columns^2 entries in float64, six times.
-        ("wudi", (4096, 14336), 12_000_000_000),
-        ("wudi", (14336, 4096), 3_000_000_000),
+        ("wudi", (4096, 14336), 13_000_000_000),
+        ("wudi", (14336, 4096), 4_000_000_000),
     ],
     ids=str,
 )

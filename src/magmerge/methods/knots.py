@@ -23,11 +23,11 @@ Density = Annotated[Share, Doc("share of each task vector's coordinates that is 
 
 def scratch(shape: tuple[int, ...], _: int) -> int:
     """Six float64 matrices of rows x rows: the sum of D_k D_k^T, one of them, eigenvectors and room
-    to find them. Beside them eight of the layer's size: a task vector, its coordinates, and what
+    to find them. Beside them twelve of the layer's size: a task vector, its coordinates, and what
     the votes add up to.
     """
     rows = shape[0]
-    return 6 * 8 * rows**2 + 8 * 8 * rows * math.prod(shape[1:]) if len(shape) > 1 else 0
+    return 6 * 8 * rows**2 + 12 * 8 * rows * math.prod(shape[1:]) if len(shape) > 1 else 0
 
 
 @register_method(

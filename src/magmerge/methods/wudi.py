@@ -50,12 +50,12 @@ Ridge = Annotated[float, Interval(gt=0), Doc("of the filter tikhonov: what is ad
 
 def scratch(shape: tuple[int, ...], _: int) -> int:
     """Six float64 matrices of columns x columns: G, one G_k, eigenvectors and room to find them.
-    Beside them four of the layer's size: R, what it is a product with, a task vector, the result.
+    Beside them six of the layer's size: R, D_0, a task vector, and what the result is a sum of.
     """
     if len(shape) < 2:
         return 0
     columns = math.prod(shape[1:])
-    return 6 * 8 * columns**2 + 4 * 8 * shape[0] * columns
+    return 6 * 8 * columns**2 + 6 * 8 * shape[0] * columns
 
 
 def effective_rank(values: Float[Tensor, "n"]) -> int:
