@@ -54,7 +54,7 @@ def test_may_be_turned_over() -> None:
     assert layer.transpose(1, 2).shape == SHAPE
 
 
-@pytest.mark.parametrize("name", ["tsv_m", "iso_c", "iso_cts"])
+@pytest.mark.parametrize("name", ["tsv_m", "iso_c", "iso_cts", "wudi", "knots"])
 @pytest.mark.parametrize("turned", [False, True])
 def test_gives_the_same_bits_as_a_tensor(name: str, turned: bool) -> None:
     method, deltas = magmerge.method(name), random_deltas()

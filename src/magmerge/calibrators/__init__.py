@@ -8,6 +8,7 @@ BUILTIN = {
     "regmean_plusplus": "regmean",
     "regression": "regression",
     "regression_samples": "regression_samples",
+    "svc": "svc",
     "wsc": "wsc",
 }
 """The module that registers each name and alias, imported at that name's first look-up."""

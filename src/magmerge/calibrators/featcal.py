@@ -76,6 +76,7 @@ def bias_by_means(
     entries=entries,
     bias=bias_by_means,
     gated=False,
+    scale_free=False,
     cut=cut_by,
 )
 def featcal(

@@ -72,6 +72,7 @@ def pull(shares: list[float]) -> float:
     acts_on=MATRICES,
     returns="delta",
     gated=False,
+    scale_free=False,
     workspace=(0, 2),
     scratch=scratch,
 )

@@ -55,6 +55,7 @@ def evidence(seen: Float[Tensor, "n n"], tokens: float) -> float:
     gather=products,
     entries=square,
     gated=False,
+    scale_free=False,
     workspace=(0, 2),
     scratch=scratch,
 )

@@ -190,7 +190,8 @@ class Calibrator:
     its weight is solved for: `bias(deltas, merged, sums=..., weight=SolvedWeight, **params)`.
     `supplied`: the keywords of `fn` that the pipeline fills in; `base` is the base's weight.
     `rotates`: as in `Method`. `kernel`, if set, gives from all parameters the target by which the
-    compiled kernels scale rows to the same bits; None where they cannot.
+    compiled kernels scale rows to the same bits; None where they cannot. `scale_free`: whether a
+    multiple of the merge gives the same result.
     """
 
     name: str
@@ -215,3 +216,4 @@ class Calibrator:
     supplied: frozenset[str] = frozenset()
     rotates: bool = False
     kernel: Callable[..., str | None] | None = None
+    scale_free: bool = True

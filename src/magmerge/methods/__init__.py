@@ -2,6 +2,7 @@
 
 BUILTIN = {
     "arcee_fusion": "arcee_fusion",
+    "aswudi": "wudi",
     "average": "average",
     "breadcrumbs": "breadcrumbs",
     "breadcrumbs_ties": "breadcrumbs",
@@ -14,6 +15,7 @@ BUILTIN = {
     "iso_c": "iso",
     "iso_cts": "iso",
     "karcher": "karcher",
+    "knots": "knots",
     "linear": "average",
     "model_stock": "model_stock",
     "multislerp": "multislerp",
