@@ -74,7 +74,7 @@ class Bench:
         folder = SUITES / name
         self.name, self.path = name, RESULTS / f"with_samples-{name}.jsonl"
         texts = self.path.read_text().splitlines() if self.path.exists() else []
-        self.known: list[dict[str, Any]] = [json.loads(text) for text in texts]
+        known: list[dict[str, Any]] = [json.loads(text) for text in texts]
         self.suite: Suite = open_suite(folder / "suite.yaml")
         self.base = self.suite.base
         self.experts, self.data = {}, {}
@@ -88,6 +88,8 @@ class Bench:
             task: task_of(folder, entry, tokenizer, self.suite.entry.max_length)
             for task, entry in self.suite.entry.tasks.items()
         }
+        # What was measured while the suite had other tasks is of other merges.
+        self.known = [one for one in known if one["right"].keys() == self.tasks.keys()]
 
     @torch.inference_mode()
     def right(self, state: Mapping[str, Any], tasks: Iterable[str] = ()) -> dict[str, str]:
@@ -152,8 +154,6 @@ def main() -> None:
     told = parser.parse_args()
     end = time.monotonic() + 60 * told.minutes
     benches = [Bench(name) for name in told.suites]
-    for bench in benches:
-        bench.limits()
     for line in lines(told.starts, told.calibrators):
         for bench in benches:
             if tuple(line) in bench.done() or time.monotonic() > end:
@@ -163,6 +163,8 @@ def main() -> None:
             seconds = round(time.process_time() - begun, 1)
             bench.keep({"line": line, "cpu_s": seconds, "right": bench.right(state)})
     for bench in benches:
+        if time.monotonic() < end:
+            bench.limits()
         print(table(bench.name, bench.known), flush=True)
 
 
