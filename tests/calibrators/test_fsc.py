@@ -76,4 +76,4 @@ def test_it_does_not_guess_what_was_not_measured() -> None:
 def test_it_says_that_it_looks_at_inputs() -> None:
     item = registry.calibrators.get("fsc")
     assert item.needs == "inputs"
-    assert [parameter.name for parameter in item.parameters] == ["norm"]
+    assert [parameter.name for parameter in item.parameters] == ["norm", "check"]

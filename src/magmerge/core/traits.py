@@ -179,6 +179,8 @@ class Calibrator:
     gain for each token; the mean gains are what `fn` gets as `gains`. `gather`, of one that solves
     for a new task vector from inputs: from a layer's inputs [tokens, features] to what is summed up
     over all tokens of each expert's samples; the sums [K, ...] are what `fn` gets as `sums`.
+    `checks`: whether, with these parameters, half of each expert's samples is kept aside, to see
+    whether the factors bring the model nearer to its experts.
     `rotates`: as in `Method`. `kernel`, if set, gives from all parameters the target by which the
     compiled kernels scale rows to the same bits; None where they cannot.
     """
@@ -198,5 +200,6 @@ class Calibrator:
     workspace: tuple[int, int] = (0, 9)
     measure: Callable[..., Tensor] | None = None
     gather: Callable[..., Tensor] | None = None
+    checks: Callable[..., bool] = field(default=lambda **_: False)
     rotates: bool = False
     kernel: Callable[..., str | None] | None = None

@@ -63,9 +63,10 @@ def run_job(
         outcomes = _outcomes(replace(work, findings=findings), sink)
         told = [outcome.note for outcome in outcomes if outcome.note]
         records = [outcome.record for outcome in outcomes if outcome.record is not None]
-        more = (*told, *correlations(job, records))
+        more = (*told, *findings.check.get("notes", ()), *correlations(job, records))
         warn(more)
-        extra = {"tokens": dict(job.models.tokens)} if job.models.tokens else {}
+        extra: dict[str, Any] = {"tokens": dict(job.models.tokens)} if job.models.tokens else {}
+        extra |= {"check": dict(findings.check)} if findings.check else {}
         return Account(records, (), (*notes, *more), findings.uncovered, extra)
 
     if target is None:
@@ -100,8 +101,9 @@ def _findings(work: Work, sink: Sink, inputs: Mapping[str, Any], measure: Measur
 def _outcomes(work: Work, sink: Sink) -> list[Outcome]:
     """Every step's outcome in the order of the plan; of those that are there already as noted."""
     treatment = replace(
-        work.stages.treatment, gains=work.findings.gains, deltas=work.findings.deltas or None
-    )
+        work.stages.treatment, gains=work.findings.gains, deltas=work.findings.deltas or None,
+        shares=work.findings.shares,
+    )  # fmt: skip
     stages = replace(work.stages, treatment=treatment)
     work = replace(work, job=replace(work.job, stages=stages))
     if not isinstance(sink, FileSink):

@@ -6,19 +6,23 @@ import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from magmerge.checkpoints.kinds import read_model_config
-from magmerge.core.errors import MagmergeError
+from magmerge.core.errors import MagmergeError, ParameterError
 from magmerge.core.parameters import UNIT
 from magmerge.core.types import Piece, Step, Uncovered
+from magmerge.data.halves import Halves, halves
 from magmerge.data.rows import Inputs
+from magmerge.engine.executors import local
 from magmerge.engine.job import Findings, Work
 from magmerge.engine.layer import Calibrated, Merged, calibrate_layer
 from magmerge.engine.stages import Treatment
 from magmerge.live.calls import run as run_model
+from magmerge.live.checking import HeldRows, by_place, held_rows
 from magmerge.live.coverage import follow
 from magmerge.live.gains import (
     GainEstimate,
@@ -32,6 +36,8 @@ from magmerge.live.gains import (
 from magmerge.live.layers import Layer
 from magmerge.live.live_merge import live_merge
 from magmerge.live.module_weights import at_rest
+from magmerge.live.scaling import Scaling
+from magmerge.live.share_search import checked
 from magmerge.live.visits import note_gains, note_inputs
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -47,9 +53,14 @@ def estimate(work: Work, inputs: Mapping[str, Sequence[Inputs]]) -> Findings:
     The deltas of one layer at a time are in memory, those of several where several threads run.
     """
     _keep_blocks()
-    run, samples = Measurement(work), work.job.recipe.samples
+    samples, halved = work.job.recipe.samples, None
     assert samples is not None
-    calls = {run.experts.index(name): list(batches) for name, batches in inputs.items()}
+    if work.stages.treatment.checked:
+        halved = halves(inputs)
+        inputs = halved.estimate
+    aside = None if halved is None else held_rows(work, halved)
+    run = Measurement(work, aside)
+    calls = by_place(run.experts, inputs)
     model, names = run.merge.model, run.merge.names
     offload = nullcontext() if run.merge.offload is None else run.merge.offload.running()
     with at_rest(model), offload:
@@ -57,16 +68,18 @@ def estimate(work: Work, inputs: Mapping[str, Sequence[Inputs]]) -> Findings:
         result = conclude(run.layers, run.uncovered, sums, len(run.experts))
         gains = run.gains_by_rows(result.gains)
         run.check_experts(result._replace(gains=gains), calls)
+        check = None if halved is None or aside is None else run.check(gains, calls, halved, aside)
         statistics: Mapping[str, Tensor] = {}
         if samples.batchnorm:
-            if samples.order == "once":
+            if samples.order == "once" and check is None:
                 run.apply(gains)
             statistics = {
                 name: tensor
                 for name, tensor in reestimate(model, calls, names).items()
                 if run.steps[name].action == "average" or run.steps[name].reason == "statistics"
             }
-    return Findings(gains, run.deltas, statistics, tuple(result.uncovered))
+    shares, told = ({}, {}) if check is None else check
+    return Findings(gains, run.deltas, statistics, tuple(result.uncovered), shares, told)
 
 
 def _keep_blocks() -> None:
@@ -81,18 +94,24 @@ def _keep_blocks() -> None:
 class Measurement:
     """A live merge, the layers of it that are measured, and what changed in them."""
 
-    def __init__(self, work: Work) -> None:
-        self.work, self.merge = work, live_merge(work)
-        self.experts = [expert.name for expert in work.models.experts]
+    def __init__(self, work: Work, aside: HeldRows | None = None) -> None:
+        self.work = work
         self.steps = {step.spec.name: step for step in work.plan.steps}
+        holders = {name: step.twin or name for name, step in self.steps.items()}
+        look = None if aside is None else partial(aside.look, models=work.models, twins=holders)
+        self.merge = live_merge(work, look)
+        self.experts = [expert.name for expert in work.models.experts]
         self.deltas: dict[str, Tensor] = {}
+        self.scaling = Scaling(self.merge)
+        self._forward: set[str] = set()
         self._treatment = work.stages.treatment
+        if aside is not None:
+            self._by_weights()
         self._calibrator, self._params = next(
             (calibrator, params)
             for calibrator, params in self._treatment.calibrators
             if calibrator.needs == "inputs"
         )
-        holders = {name: step.twin or name for name, step in self.steps.items()}
         names = {
             name: holders[tensor]
             for name, tensor in self.merge.names.items()
@@ -143,14 +162,55 @@ class Measurement:
     def _visit_changes(self) -> Visit:
         measure = self._calibrator.measure
         assert measure is not None
+        known = inspect.signature(measure).parameters
+        several = any(each.kind is each.VAR_KEYWORD for each in known.values())
+        params = {n: v for n, v in self._params.items() if several or n in known}
         machine = self.work.job.machine
-        return partial(note_gains, self.merge, partial(measure, **self._params), machine)
+        return partial(note_gains, self.merge, partial(measure, **params), machine)
 
     def _finish(self, gains: Mapping[str, Tensor], name: str, tensor: Tensor) -> Tensor:
         """A tensor that is brought in once more, calibrated as it was before."""
         if name not in gains:
             return tensor
         return self._calibrated(name, self._treatment.inputs_only(gains)).weight
+
+    def _by_weights(self) -> None:
+        """Give the live merge what calibrators do from weights alone, and keep the factors."""
+        treatment = self._treatment.weights_only()
+        names = [n for n, step in self.steps.items() if step.twin is None and treatment.of(step)]
+        if names and self.merge.offload is not None:
+            raise ParameterError(
+                "the check takes WSC back as well, for which no weight is in memory when the model "
+                "is offloaded",
+                remedy="calibrate with --set fsc.check=off, or leave --offload out",
+            )
+        for name in names:
+            if name in self.merge.weights and self.steps[name].whole is None:
+                calibrated = self._calibrated(name, treatment)
+                self.scaling.note(self.steps[name], calibrated)
+                self.scaling.put(name, calibrated.weight)
+
+    def check(
+        self, gains: Mapping[str, Tensor], calls: Calls, halved: Halves, aside: HeldRows
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """How much of its factors each tensor keeps, and what is to be told of that; the live merge
+        has the weights that come of it.
+        """
+        treatment = self._treatment.inputs_only(gains)
+        measured = [n for n in gains if self.steps[n].whole is None and n not in self._forward]
+        with local.one_thread_an_operation():
+            for name in measured:
+                self.scaling.note(self.steps[name], self._calibrated(name, treatment))
+        samples, names = self.work.job.recipe.samples, self.merge.names
+        assert samples is not None
+
+        def measures(shares: Mapping[str, float]) -> Tensor:
+            self.scaling.set(shares)
+            if samples.batchnorm:
+                reestimate(self.merge.model, calls, names)
+            return aside.measures(self.merge.model)
+
+        return checked(self.scaling.factors, measures, halved)
 
     def apply(self, gains: Mapping[str, Tensor]) -> None:
         """Give the live merge the weights that the calibrated one will have."""
@@ -167,13 +227,16 @@ class Measurement:
         """Calibrate one layer of the live merge; `inputs` are sums over what it is fed."""
         sums = None if inputs is None else dict.fromkeys(gains, inputs)
         treatment = self._treatment.inputs_only(gains, sums)
-        for local, tensor in layer.tensors.items():
+        for parameter, tensor in layer.tensors.items():
             if tensor in gains:
                 calibrated = self._calibrated(tensor, treatment)
+                self.scaling.note(self.steps[tensor], calibrated)
+                self._forward.add(tensor)
                 if sums is not None and treatment.of(self.steps[tensor]):
                     self.deltas[tensor] = calibrated.delta
                 with torch.no_grad():
-                    layer.module.get_parameter(local).copy_(calibrated.weight)
+                    layer.module.get_parameter(parameter).copy_(calibrated.weight)
+                self.scaling.took(tensor, layer.module.get_parameter(parameter))
 
     def _calibrated(self, name: str, treatment: Treatment) -> Calibrated:
         step, base = self.steps[name], self.merge.base(name)
