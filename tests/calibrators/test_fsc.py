@@ -76,4 +76,14 @@ def test_it_does_not_guess_what_was_not_measured() -> None:
 def test_it_says_that_it_looks_at_inputs() -> None:
     item = registry.calibrators.get("fsc")
     assert item.needs == "inputs"
-    assert [parameter.name for parameter in item.parameters] == ["norm"]
+    assert [parameter.name for parameter in item.parameters] == ["norm", "check"]
+
+
+def test_projection_is_the_factor_that_comes_nearest_and_none_where_they_point_apart() -> None:
+    torch.manual_seed(0)
+    expert, merged = torch.randn(6, 4), torch.randn(6, 4)
+    found = measure(expert, merged, norm="projection").double()
+    for gain, own, other in zip(found, expert.double(), merged.double(), strict=True):
+        nearest = float(own @ other / (other @ other))
+        assert float(gain) == pytest.approx(max(nearest, 0), rel=1e-5, abs=1e-30)
+    assert bool((found > 0).all())

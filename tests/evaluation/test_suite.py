@@ -282,7 +282,8 @@ def test_scores_are_written_as_json(suite: Path, tmp_path: Path) -> None:
     found = magmerge.evaluate(suite.parent / "base", suite=suite, out=out)
     content = json.loads(out.read_text())
     assert content == found.document()
-    assert list(content) == ["magmerge", "suite", "split", "model", "tasks", "mean", "seconds"]
+    heads = ("magmerge", "suite", "split", "model", "tasks", "mean", "nearness", "seconds")
+    assert tuple(content) == heads
     assert list(content["tasks"][0]) == [
         "task", "title", "metric", "score", "low", "high", "count", "expert", "relative", "seconds"
     ]  # fmt: skip

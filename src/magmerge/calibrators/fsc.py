@@ -10,13 +10,24 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from magmerge.core.errors import ParameterError
-from magmerge.core.parameters import Supplied
+from magmerge.core.parameters import Supplied, Switch
 from magmerge.core.registry import register_calibrator
 from magmerge.core.types import Cut, Kind
 from magmerge.linalg.row_norms import row_norms
 
 Norm = Annotated[
-    Literal["l2", "l1"], Doc("the norm of a change in features; l1 is that of the authors' code")
+    Literal["l2", "l1", "projection"],
+    Doc(
+        "how a change in features is measured: its l2 norm; its l1 norm, as in the authors' code; "
+        "or projection, the expert's change along the merge's own, none where they point apart"
+    ),
+]
+Check = Annotated[
+    Switch,
+    Doc(
+        "on: half of the samples tell the factors, the other half whether they bring the model "
+        "nearer to its experts, and how much of them is kept; off: the paper's FSC"
+    ),
 ]
 Gains = Annotated[Tensor | None, Supplied()]
 """By how much a layer's change in features falls short of each expert's: [K] or [K, rows]."""
@@ -36,8 +47,13 @@ def measure(
     """|expert| / |merged| of each token: how far the merge's change falls short of the expert's.
 
     Both are changes of one layer's output against the base's, on the same inputs. Zero, infinite
-    or NaN where either change is: such tokens tell nothing.
+    or NaN where either change is: such tokens tell nothing. With `norm` projection it is
+    <expert, merged> / |merged|^2, the factor that brings the merge's change nearest to the
+    expert's; where they point apart the least number above zero, which counts.
     """
+    if norm == "projection":
+        nearest = (expert * merged).sum(dim=-1) / merged.square().sum(dim=-1)
+        return nearest.clamp(min=torch.finfo(nearest.dtype).tiny)
     order = 2 if norm == "l2" else 1
     return token_norms(expert, order) / token_norms(merged, order)
 
@@ -52,6 +68,11 @@ def token_norms(features: Float[Tensor, "tokens features"], order: int) -> Float
     return norms if bool(plain.all()) else torch.where(plain, norms, row_norms(features, order))
 
 
+def checks(*, check: str = "on", **_: object) -> bool:
+    """Whether rows are kept aside."""
+    return check == "on"
+
+
 def cut_by(**_: object) -> Cut:
     """The factors of a layer's rows are known before it is cut."""
     return "rows"
@@ -63,6 +84,7 @@ def cut_by(**_: object) -> Cut:
     acts_on=LAYERS,
     needs="inputs",
     measure=measure,
+    checks=checks,
     cut=cut_by,
     workspace=(0, 2),
 )
@@ -72,6 +94,7 @@ def fsc(
     *,
     gains: Gains = None,
     norm: Norm = "l2",  # noqa: ARG001 - the gains were measured with it
+    check: Check = "on",  # noqa: ARG001 - what comes of it is applied to all factors together
 ) -> Float[Tensor, "..."]:
     """Factor that gives the layer's change in features the magnitude that the experts' have.
 

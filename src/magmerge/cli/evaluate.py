@@ -50,6 +50,7 @@ def _keywords(options: o.Options) -> dict[str, Any]:
 
 
 def _show(rows: Sequence[Any], out: Path | None) -> None:
+    from magmerge.evaluation.nearness_table import nearness_notes, nearness_table
     from magmerge.evaluation.scores_table import (
         comparison_heading,
         comparison_table,
@@ -64,4 +65,8 @@ def _show(rows: Sequence[Any], out: Path | None) -> None:
     notes = [plain(note, "dim") for note in scores_notes(rows[0])]
     seconds = sum(scores.seconds for scores in rows)
     spent = plain(f"{seconds:.1f} s in all" + (f"; wrote {out}" if out else ""))
-    show(plain(""), heading, table, plain(""), *notes, spent)
+    show(plain(""), heading, table, plain(""), *notes)
+    if any(scores.nearness for scores in rows):
+        told = [plain(note, "dim") for note in nearness_notes(rows)]
+        show(plain(""), nearness_table(rows), plain(""), *told)
+    show(spent)

@@ -18,7 +18,13 @@ from magmerge.report.adapter_table import (
     extraction_table,
     modules_table,
 )
-from magmerge.report.terminal_tables import plain, records_summary, records_table, uncovered_lines
+from magmerge.report.terminal_tables import (
+    check_lines,
+    plain,
+    records_summary,
+    records_table,
+    uncovered_lines,
+)
 
 if TYPE_CHECKING:
     from magmerge.core.recipe import Recipe
@@ -104,6 +110,7 @@ def _show(result: Result, seconds: float, *, verbose: bool) -> None:
         plain(f"{head}{count} expert{'s' if count > 1 else ''}", "bold"),
         *(plain(f"  {line}") for line in lines.splitlines()),
         *(plain(f"  {line}") for line in (adapter_lines(cast("Any", result)) if adapter else ())),
+        *(plain(f"  {line}") for line in check_lines(result.account.extra.get("check", {}))),
         *(plain(f"  {line}") for line in uncovered_lines(result.uncovered)),
         plain(f"  wrote {result.path} ({spoken_size(result.plan.disk)}) in {seconds:.1f} s"),
     )
@@ -116,6 +123,7 @@ def _document(result: Result) -> dict[str, Any]:
         "path": None if result.path is None else str(result.path),
         "recipe": result.recipe.model_dump(mode="json"),
         "warnings": list(result.warnings),
+        **({"check": dict(check)} if (check := result.account.extra.get("check")) else {}),
         "uncovered": [tensor._asdict() for tensor in result.uncovered],
         "layers": [asdict(record) for record in result.records],
         **({"modules": [asdict(module) for module in modules]} if modules else {}),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from annotated_types import Interval
+from pydantic import BeforeValidator
 from typing_extensions import Doc
 
 from magmerge.core.lazy import Tensor
@@ -33,6 +34,12 @@ class PerExpert:
     default: float | None = None
 
 
+def switch(value: object) -> object:
+    """On or off as a word: YAML reads the bare words as booleans."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Switch = Annotated[Literal["on", "off"], BeforeValidator(switch)]
 Share = Annotated[float, Interval(gt=0, le=1)]
 Chance = Annotated[float, Interval(ge=0, lt=1)]
 Density = Annotated[

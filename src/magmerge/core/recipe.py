@@ -28,6 +28,7 @@ from magmerge.core import lazy
 from magmerge.core.dtypes import parse_float_dtype, parse_size
 from magmerge.core.errors import ParameterError
 from magmerge.core.models import named_by_path, strengths_as_weights
+from magmerge.core.parameters import switch
 from magmerge.core.plain_yaml import yaml_of
 
 
@@ -272,8 +273,7 @@ class Recipe(_Data):
     @field_validator("gate", mode="before")
     @classmethod
     def _gate_in_yaml(cls, value: object) -> object:
-        # YAML reads a bare on or off as a boolean.
-        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+        return switch(value)
 
     @field_validator("moe", mode="before")
     @classmethod

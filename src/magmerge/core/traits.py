@@ -189,6 +189,8 @@ class Calibrator:
     numbers `gather` gives for so many features. `bias`, of one that solves for a layer's bias once
     its weight is solved for: `bias(deltas, merged, sums=..., weight=SolvedWeight, **params)`.
     `supplied`: the keywords of `fn` that the pipeline fills in; `base` is the base's weight.
+    `checks`: whether, with these parameters, half of each expert's samples is kept aside, to see
+    whether the factors bring the model nearer to its experts.
     `rotates`: as in `Method`. `kernel`, if set, gives from all parameters the target by which the
     compiled kernels scale rows to the same bits; None where they cannot. `scale_free`: whether a
     multiple of the merge gives the same result.
@@ -214,6 +216,7 @@ class Calibrator:
     entries: Callable[[int], int] | None = None
     bias: Callable[..., Tensor] | None = None
     supplied: frozenset[str] = frozenset()
+    checks: Callable[..., bool] = field(default=lambda **_: False)
     rotates: bool = False
     kernel: Callable[..., str | None] | None = None
     scale_free: bool = True

@@ -12,6 +12,7 @@ from magmerge.core.types import Uncovered
 from magmerge.engine.job import Findings
 
 KINDS = ("gains", "deltas", "statistics")
+TOLD = ("shares", "check")
 
 
 def packed(findings: Findings) -> bytes:
@@ -22,9 +23,9 @@ def packed(findings: Findings) -> bytes:
         for name, tensor in (getattr(findings, kind) or {}).items()
     }
     uncovered = json.dumps([layer._asdict() for layer in findings.uncovered])
-    content: bytes = save(
-        tensors, {"uncovered": uncovered, "measured": str(findings.gains is not None)}
-    )
+    header = {"uncovered": uncovered, "measured": str(findings.gains is not None)}
+    header |= {name: json.dumps(dict(getattr(findings, name))) for name in TOLD}
+    content: bytes = save(tensors, header)
     return content
 
 
@@ -39,6 +40,7 @@ def unpacked(content: bytes) -> Findings | None:
             kinds[kind][name] = tensor
         gains = kinds["gains"] if header["measured"] == "True" else None
         uncovered = tuple(Uncovered(**layer) for layer in json.loads(header["uncovered"]))
+        told = {name: json.loads(header[name]) for name in TOLD}
     except (ValueError, KeyError, TypeError, RecursionError, SafetensorError):
         return None
-    return Findings(gains, kinds["deltas"], kinds["statistics"], uncovered)
+    return Findings(gains, kinds["deltas"], kinds["statistics"], uncovered, **told)

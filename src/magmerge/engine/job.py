@@ -198,13 +198,16 @@ class Findings:
 
     `gains` [K] or [K, rows] by tensor, for calibrators that scale; `deltas` new task vectors by
     tensor, from calibrators that solve for them; `statistics` running means and variances that were
-    taken anew. `uncovered`: layers that could not be measured.
+    taken anew. `uncovered`: layers that could not be measured. `shares`: how much of its factors'
+    logarithm each tensor keeps, by a check, and `check` what that found, for the record.
     """
 
     gains: Mapping[str, Tensor] | None = None
     deltas: Mapping[str, Tensor] = field(default_factory=dict)
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
     uncovered: tuple[Any, ...] = ()
+    shares: Mapping[str, float] = field(default_factory=dict)
+    check: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,7 @@ def calibrate_layer(
             delta, weight, xi, free, gated = solved, None, torch.ones_like(xi.mean()), [], []
             size = _squares(delta, step)
             continue
-        rows = _rows_first(deltas, step, 1), _rows_first(_spread(xi, step, delta) * delta, step, 0)
+        rows = _rows_first(deltas, step, 1), _rows_first(spread(xi, step, delta) * delta, step, 0)
         own = {"base": _rows_first(base, step, 0)} if "base" in calibrator.supplied else {}
         output = calibrator.fn(*rows, **keywords, **own)
         if calibrator.returns == "delta":
@@ -121,7 +121,8 @@ def calibrate_layer(
             xi = xi * factor
             free.append(_numbers(output))
             gated.append(_numbers(factor))
-    scaled = _spread(xi, step, delta) * delta
+    xi = share_of(xi, treatment.shares.get(step.spec.name, 1.0))
+    scaled = spread(xi, step, delta) * delta
     tally = Tally(
         xi=_numbers(xi),
         free=tuple(free),
@@ -131,8 +132,15 @@ def calibrate_layer(
         before=_numbers(gram[0, 0]),
         after=_numbers(size * xi.double().square()),
     )
-    result = apply_factor(base, delta, _spread(xi, step, delta), weight)
+    result = apply_factor(base, delta, spread(xi, step, delta), weight)
     return Calibrated(result, scaled, tally)
+
+
+def share_of(xi: Float[Tensor, "..."], share: float) -> Float[Tensor, "..."]:
+    """xi to the power of `share`, which is 1, 1/2 or 0: each exact, or rounded once, so that no bit
+    depends on how a layer is cut.
+    """
+    return {1.0: xi, 0.5: xi.sqrt(), 0.0: torch.ones_like(xi)}[share]
 
 
 def apply_factor(
@@ -216,7 +224,7 @@ def _rows_first(tensor: Tensor, step: Step, axis: int) -> Tensor:
     return tensor.transpose(axis, axis + 1) if step.kind == "transposed" else tensor
 
 
-def _spread(xi: Tensor, step: Step, delta: Tensor) -> Tensor:
+def spread(xi: Tensor, step: Step, delta: Tensor) -> Tensor:
     """A factor for each row in a shape that multiplies the layer."""
     if xi.ndim == 0:
         return xi

@@ -16,6 +16,7 @@ from magmerge.checkpoints.output.target import Target
 from magmerge.checkpoints.output.writer import FileSink, MemorySink, Sink
 from magmerge.checkpoints.tensor_digests import watched
 from magmerge.core.lazy import load
+from magmerge.core.types import Plan
 from magmerge.engine.form import form_of
 from magmerge.engine.job import Findings, Job, Work
 from magmerge.engine.kinship import check_distinct, doubts
@@ -41,14 +42,9 @@ def run_job(
     plan = make_plan(job, target)
     job = replace(job, digests=watched(job.states))
     inputs = inputs_of(job)
-    notes = plan.warnings
     if not job.takes:
         check_distinct(job.models, plan.steps)
-    if not job.takes or job.models.base is not None:
-        notes = (*notes, *doubts(job.models, plan.steps))
-    if target is not None:
-        told = load("magmerge.engine.origins:licence_notes")(job)
-        notes = (*config_notes(job, target), *told, *notes)
+    notes = _notes(job, plan, target)
     warn(notes)
     if job.recipe.statistics:
         load("magmerge.engine.statistics:check_models")(job)
@@ -65,14 +61,9 @@ def run_job(
         outcomes = _outcomes(replace(work, findings=findings), sink)
         told = [outcome.note for outcome in outcomes if outcome.note]
         records = [outcome.record for outcome in outcomes if outcome.record is not None]
-        more = (*told, *correlations(job, records))
+        more = (*told, *findings.check.get("notes", ()), *correlations(job, records))
         warn(more)
-        extra: dict[str, Any] = {}
-        if job.models.tokens:
-            extra["tokens"] = dict(job.models.tokens)
-        if job.recipe.statistics:
-            extra["statistics"] = load("magmerge.engine.statistics:recorded")(job)
-        return Account(records, (), (*notes, *more), findings.uncovered, extra)
+        return Account(records, (), (*notes, *more), findings.uncovered, _extra(job, findings))
 
     if target is None:
         kept = MemorySink()
@@ -84,6 +75,29 @@ def run_job(
     work = Work(job, plan)
     account = publish(job, files, target, fill, report)
     return Result(job, plan, account, target.path, report=report)
+
+
+def _notes(job: Job, plan: Plan, target: Target | None) -> tuple[str, ...]:
+    """What is to be said before the work begins."""
+    notes = plan.warnings
+    if not job.takes or job.models.base is not None:
+        notes = (*notes, *doubts(job.models, plan.steps))
+    if target is None:
+        return notes
+    told: tuple[str, ...] = load("magmerge.engine.origins:licence_notes")(job)
+    return (*config_notes(job, target), *told, *notes)
+
+
+def _extra(job: Job, findings: Findings) -> dict[str, Any]:
+    """What the record tells of this job beside its layers."""
+    extra: dict[str, Any] = {}
+    if job.models.tokens:
+        extra["tokens"] = dict(job.models.tokens)
+    if job.recipe.statistics:
+        extra["statistics"] = load("magmerge.engine.statistics:recorded")(job)
+    if findings.check:
+        extra["check"] = dict(findings.check)
+    return extra
 
 
 def _findings(work: Work, sink: Sink, inputs: Mapping[str, Any], measure: Measure) -> Findings:
@@ -109,8 +123,9 @@ def _findings(work: Work, sink: Sink, inputs: Mapping[str, Any], measure: Measur
 def _outcomes(work: Work, sink: Sink) -> list[Outcome]:
     """Every step's outcome in the order of the plan; of those that are there already as noted."""
     treatment = replace(
-        work.stages.treatment, gains=work.findings.gains, deltas=work.findings.deltas or None
-    )
+        work.stages.treatment, gains=work.findings.gains, deltas=work.findings.deltas or None,
+        shares=work.findings.shares,
+    )  # fmt: skip
     stages = replace(work.stages, treatment=treatment)
     work = replace(work, job=replace(work.job, stages=stages))
     if not isinstance(sink, FileSink):

@@ -42,7 +42,8 @@ class Treatment:
 
     `gains`, [K] or [K, rows] by tensor, are what was measured for calibrators that scale by it.
     Others solve for task vectors: from `sums`, [K, ...] by tensor, over a layer's inputs, to
-    `deltas`. Each is None before it is known.
+    `deltas`. Each is None before it is known. `shares`: how much of the logarithm of its factors a
+    tensor keeps, 1, 1/2 or 0, where a check has told; all of it elsewhere.
     """
 
     calibrators: Sequence[tuple[Calibrator, Mapping[str, Any]]] = field(default=())
@@ -50,6 +51,12 @@ class Treatment:
     gains: Mapping[str, Tensor] | None = None
     sums: Mapping[str, Tensor] | None = None
     deltas: Mapping[str, Tensor] | None = None
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def checked(self) -> bool:
+        """Whether samples are kept aside to check what was measured."""
+        return any(calibrator.checks(**bound) for calibrator, bound in self.calibrators)
 
     def of(self, step: Step) -> list[tuple[Calibrator, Mapping[str, Any]]]:
         """Those calibrators that act on this layer, as far as it was measured."""

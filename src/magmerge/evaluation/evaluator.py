@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -17,6 +18,8 @@ from magmerge.evaluation.harness import LmEval, run_harness
 from magmerge.evaluation.live_model import Hardware, Measurable
 from magmerge.evaluation.scores import Scores, save_document
 from magmerge.evaluation.task_suite import Suite, open_suite
+from magmerge.evaluation.unlabelled import ROWS
+from magmerge.evaluation.unlabelled import nearness as near_experts
 
 NAME = "quick look"
 CAUSAL = {"class": "AutoModelForCausalLM"}
@@ -99,6 +102,7 @@ def evaluate(
     max_length: int | None = None,
     lm_eval: Sequence[str] | Mapping[str, Any] = (),
     allow_code: bool = False,
+    nearness: int = ROWS,
     out: Path_ | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -110,7 +114,8 @@ def evaluate(
     is, or a result of `merge`; a list of them gives a list of scores. They are measured on one of:
 
     - `suite`: a suite file, or an opened suite; `tasks` are names of some of its tasks. Experts
-      that it names are measured too, once: their scores are remembered.
+      that it names are measured too, once: their scores are remembered. `nearness` unlabelled rows
+      of each task (0: none) tell how near the models come to them.
     - `perplexity`, `questions`: files of texts, and of questions with choices, for causal language
       models. `columns` names their columns: text, question, choices, answer. Config and tokenizer
       come from the model's folder or from `base`; texts are cut to `max_length` tokens.
@@ -143,6 +148,11 @@ def evaluate(
             split=split, tasks=tasks, progress=progress, **machine,
         )  # fmt: skip
         scores = list(results.values())
+        if nearness:
+            near = near_experts(
+                opened, models, rows=nearness, tasks=tasks, progress=progress, **machine
+            )
+            scores = [replace(row, nearness=own) for row, own in zip(scores, near, strict=True)]
     if out is not None:
         documents = [row.document() for row in scores]
         save_document(documents if many else documents[0], out, overwrite=overwrite)

@@ -71,7 +71,7 @@ def held_out_tasks(
 
 def split_of(name: str, entry: TaskEntry, path: Path, choice: RowChoice) -> str:
     """The split that is looked at: the one named, else of validation, else of training."""
-    known = _splits(entry, path)
+    known = splits_of(entry, path)
     split = choice.split
     if split is None:
         split = next((s for s in (*VALIDATION, TRAIN) if s in known), None)
@@ -94,7 +94,7 @@ def split_of(name: str, entry: TaskEntry, path: Path, choice: RowChoice) -> str:
     return split
 
 
-def _splits(entry: TaskEntry, path: Path) -> tuple[str, ...]:
+def splits_of(entry: TaskEntry, path: Path) -> tuple[str, ...]:
     """The splits of a task's data by name; of a data set known by its name the usual ones."""
     if isinstance(entry.data, Mapping):
         return tuple(entry.data)

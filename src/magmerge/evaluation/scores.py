@@ -52,14 +52,39 @@ class TaskScore:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskNearness:
+    """How near a model comes to a task's expert on `count` unlabelled rows of `split`; means.
+
+    `error` is |f - f_k| / |f_k - f_0| of features (the base has 1, the expert 0), `cosine` that of
+    the changes in features, `norm_ratio` |f - f_0| / |f_k - f_0|; `kl` is the divergence of the
+    outputs, `agreement` the share of equal predictions; `base_kl` and `base_agreement` are the
+    base's. None where the model has no such output.
+    """
+
+    task: str
+    split: str
+    count: int
+    error: float | None
+    cosine: float | None
+    norm_ratio: float | None
+    kl: float | None
+    agreement: float | None
+    base_kl: float | None
+    base_agreement: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
-    """All scores of one model on one split of a suite; `seconds` is all that it took."""
+    """All scores of one model on one split of a suite; `seconds` is all that it took. `nearness`
+    is what was measured without labels beside them.
+    """
 
     suite: str
     split: str
     model: str
     tasks: tuple[TaskScore, ...]
     seconds: float
+    nearness: tuple[TaskNearness, ...] = ()
 
     @property
     def mean(self) -> float | None:
@@ -90,6 +115,7 @@ class Scores:
             "model": self.model,
             "tasks": [task.document() for task in self.tasks],
             "mean": {"score": self.mean, "relative": self.relative},
+            **({"nearness": [asdict(task) for task in self.nearness]} if self.nearness else {}),
             "seconds": self.seconds,
         }
 

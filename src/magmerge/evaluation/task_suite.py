@@ -104,6 +104,10 @@ class Suite:
         """The names of the tasks."""
         return tuple(self.entry.tasks)
 
+    def runner(self, machine: Hardware, total: int) -> Runner:
+        """What runs models of this suite; `total` batches are what progress counts to."""
+        return Runner(self._lives, machine, total)
+
     def evaluate(self, model: Measurable, **options: Any) -> Scores:
         """Measure one model; the options are those of `evaluate_all`."""
         return self.evaluate_all({"the model": model}, **options)["the model"]
@@ -134,7 +138,7 @@ class Suite:
         lots = [
             self._lot(folder, members, names, split, setting) for folder, members in folders.items()
         ]
-        runner = Runner(self._lives, setting, sum(lot.batches for lot in lots))
+        runner = self.runner(setting, sum(lot.batches for lot in lots))
         scores: dict[str, tuple[TaskScore, ...]] = {}
         for lot in lots:
             for path, keys in lot.unknown.items():

@@ -12,6 +12,7 @@ from magmerge.data.rows import Inputs
 from magmerge.engine.job import Work
 from magmerge.live.gains import Sums, conclude
 from magmerge.live.layers import Layer
+from magmerge.live.measured_gains import check_gains
 from magmerge.live.measurement import Measurement
 from magmerge.live.module_weights import at_rest
 
@@ -35,5 +36,5 @@ def gather_sums(
     with at_rest(run.merge.model), run.experts_beside(), offload:
         sums = run.forward(calls, hand_over)
     result = conclude(run.layers, run.uncovered, sums, 1)
-    run.check_experts(result, calls)
+    check_gains(result, dict(enumerate(run.experts)))
     return tuple(result.uncovered)

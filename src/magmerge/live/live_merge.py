@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,10 +17,11 @@ from magmerge.core.errors import MagmergeError, ParameterError, StructureError
 from magmerge.core.types import Plan
 from magmerge.engine.job import Job, Models, Work
 from magmerge.engine.passes import bench_for, run_pass
+from magmerge.engine.stages import Treatment
 from magmerge.engine.steps import Bench
 from magmerge.live.module_weights import ModelSink, matched, take_off_pooler
 from magmerge.live.modules import bare_model, empty_model
-from magmerge.live.offload import Offload
+from magmerge.live.offload import Offload, Weights, without_data
 
 
 class LiveMerge(NamedTuple):
@@ -49,13 +51,18 @@ class LiveMerge(NamedTuple):
         return self.models.experts[index].delta(name, base)
 
 
-def live_merge(work: Work) -> LiveMerge:
-    """Merge into a live model in float32, with all that calibrators do from weights alone.
+Look = Callable[[LiveMerge], None]
+"""Looks at other models in the live module before the merge comes into it."""
+
+
+def live_merge(work: Work, look: Look | None = None) -> LiveMerge:
+    """Merge into a live model in float32, with all that calibrators do from weights alone; with
+    `look`, which is called first, the merge alone.
 
     Without offloading, every weight is in memory once, as the model's own parameter; twice where
     the model runs in bfloat16.
     """
-    first, job = _from_weights(work), work.job
+    first, job = _from_weights(work) if look is None else _merge_alone(work), work.job
     model, precision, device = _model(job), _precision(job), job.machine.device
     shapes = {step.spec.name: step.tensor.shape for step in work.plan.steps}
     names = matched(model, shapes, "the merge")
@@ -63,8 +70,15 @@ def live_merge(work: Work) -> LiveMerge:
     if job.machine.offload:
         transient = TransientWeights(first)
         offload = Offload(model, names, transient, precision, device)
-        return LiveMerge(model, names, transient, work.models, offload)
+        live = LiveMerge(model, names, transient, work.models, offload)
+        if look is not None:
+            look(live)
+        return live
     _check_ties(names, model, work)
+    if look is not None:
+        in_precision(model, precision)
+        look(LiveMerge(model.to(device).eval(), names, {}, work.models))
+        model = model.float().cpu()
     _fill(bench_for(first, ModelSink(model, names)), names.values())
     if precision == torch.float32:
         model = model.to(device)
@@ -107,6 +121,30 @@ def _from_weights(work: Work) -> Work:
     """The part of the work that needs no samples, in float32."""
     stages = replace(work.stages, treatment=work.stages.treatment.weights_only())
     return Work(replace(work.job, stages=stages), _in_float32(work.plan))
+
+
+def _merge_alone(work: Work) -> Work:
+    """The merge without its calibration, in float32."""
+    stages = replace(work.stages, treatment=Treatment())
+    return Work(replace(work.job, stages=stages), _in_float32(work.plan))
+
+
+@contextmanager
+def model_with(merge: LiveMerge, weights: Weights) -> Iterator[None]:
+    """Within it the live module has these weights: all of them, or block by block where the merge
+    is offloaded. Its own are lost, unless they are brought in anew for each block.
+    """
+    if merge.offload is not None:
+        offload = merge.offload
+        other = Offload(merge.model, merge.names, weights, offload.dtype, str(offload.device))
+        with without_data(merge.model), other.running():
+            yield
+        return
+    own = merge.model.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name, tensor in merge.names.items():
+            own[name].copy_(weights.bring([tensor])[tensor])
+    yield
 
 
 def _fill(bench: Bench, names: Collection[str], *, only: bool = False) -> None:

@@ -6,26 +6,29 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from magmerge.checkpoints.kinds import read_model_config
-from magmerge.core.errors import MagmergeError
+from magmerge.core.errors import ParameterError
 from magmerge.core.parameters import UNIT, SolvedWeight
-from magmerge.core.types import Piece, Step, Uncovered
+from magmerge.core.types import Piece, Uncovered
+from magmerge.data.halves import Halves, halves
 from magmerge.data.rows import Inputs
+from magmerge.engine.executors import local
 from magmerge.engine.job import Findings, Work
 from magmerge.engine.layer import Calibrated, Merged, Tally, calibrate_layer
 from magmerge.engine.stages import Treatment
 from magmerge.linalg.row_norms import as_rows
+from magmerge.live.checking import HeldRows, by_place, held_rows
 from magmerge.live.coverage import follow
 from magmerge.live.expert_runs import ExpertRuns
 from magmerge.live.forward import Calls as CallsBeside
 from magmerge.live.forward import Following, Side, measure_forward
 from magmerge.live.forward import Visit as ForwardVisit
 from magmerge.live.gains import (
-    GainEstimate,
     Sums,
     Visit,
     conclude,
@@ -34,8 +37,11 @@ from magmerge.live.gains import (
 )
 from magmerge.live.layers import Layer
 from magmerge.live.live_merge import live_merge
+from magmerge.live.measured_gains import check_gains, gains_by_rows
 from magmerge.live.module_weights import at_rest
 from magmerge.live.running_statistics import Calls, reestimate
+from magmerge.live.scaling import Scaling
+from magmerge.live.share_search import checked
 from magmerge.live.visits import note_gains, note_inputs
 
 REUSED = 32 * 1024**2 - 8192
@@ -48,26 +54,33 @@ def estimate(work: Work, inputs: Mapping[str, Sequence[Inputs]]) -> Findings:
     The deltas of one layer at a time are in memory, those of several where several threads run.
     """
     _keep_blocks()
-    run, samples = Measurement(work), work.job.recipe.samples
+    samples, halved = work.job.recipe.samples, None
     assert samples is not None
-    calls = {run.experts.index(name): list(batches) for name, batches in inputs.items()}
+    if work.stages.treatment.checked:
+        halved = halves(inputs)
+        inputs = halved.estimate
+    aside = None if halved is None else held_rows(work, halved)
+    run = Measurement(work, aside)
+    calls = by_place(run.experts, inputs)
     model, names = run.merge.model, run.merge.names
     offload = nullcontext() if run.merge.offload is None else run.merge.offload.running()
     with at_rest(model), run.experts_beside(), offload:
         sums = run.measure(calls, samples.order)
         result = conclude(run.layers, run.uncovered, sums, len(run.experts))
-        gains = run.gains_by_rows(result.gains)
-        run.check_experts(result._replace(gains=gains), calls)
+        gains = gains_by_rows(run.steps, result.gains)
+        check_gains(result._replace(gains=gains), {k: run.experts[k] for k in calls})
+        check = None if halved is None or aside is None else run.check(gains, calls, halved, aside)
         statistics: Mapping[str, Tensor] = {}
         if samples.batchnorm:
-            if samples.order == "once":
+            if samples.order == "once" and check is None:
                 run.apply(gains)
             statistics = {
                 name: tensor
                 for name, tensor in reestimate(model, calls, names).items()
                 if run.steps[name].action == "average" or run.steps[name].reason == "statistics"
             }
-    return Findings(gains, run.deltas, statistics, tuple(result.uncovered))
+    shares, told = ({}, {}) if check is None else check
+    return Findings(gains, run.deltas, statistics, tuple(result.uncovered), shares, told)
 
 
 def _keep_blocks() -> None:
@@ -82,19 +95,25 @@ def _keep_blocks() -> None:
 class Measurement:
     """A live merge, the layers of it that are measured, and what changed in them."""
 
-    def __init__(self, work: Work) -> None:
-        self.work, self.merge = work, live_merge(work)
-        self.experts = [expert.name for expert in work.models.experts]
+    def __init__(self, work: Work, aside: HeldRows | None = None) -> None:
+        self.work = work
         self.steps = {step.spec.name: step for step in work.plan.steps}
+        holders = {name: step.twin or name for name, step in self.steps.items()}
+        look = None if aside is None else partial(aside.look, models=work.models, twins=holders)
+        self.merge = live_merge(work, look)
+        self.experts = [expert.name for expert in work.models.experts]
         self.deltas: dict[str, Tensor] = {}
         self._sides: tuple[Side, ...] = ()
+        self.scaling = Scaling(self.merge)
+        self._set_in_order: set[str] = set()
         self._treatment = work.stages.treatment
+        if aside is not None:
+            self._by_weights()
         self._calibrator, self._params = next(
             (calibrator, params)
             for calibrator, params in self._treatment.calibrators
             if calibrator.needs == "inputs"
         )
-        holders = {name: step.twin or name for name, step in self.steps.items()}
         names = {
             name: holders[tensor]
             for name, tensor in self.merge.names.items()
@@ -173,8 +192,11 @@ class Measurement:
     def _visit_changes(self) -> Visit:
         measure = self._calibrator.measure
         assert measure is not None
+        known = inspect.signature(measure).parameters
+        several = any(each.kind is each.VAR_KEYWORD for each in known.values())
+        params = {n: v for n, v in self._params.items() if several or n in known}
         machine = self.work.job.machine
-        return partial(note_gains, self.merge, partial(measure, **self._params), machine)
+        return partial(note_gains, self.merge, partial(measure, **params), machine)
 
     def _finish(self, gains: Mapping[str, Tensor], name: str, tensor: Tensor) -> Tensor:
         """A tensor that is brought in once more, calibrated as it was before."""
@@ -183,6 +205,44 @@ class Measurement:
         if name not in gains:
             return tensor
         return self._calibrated(name, self._treatment.inputs_only(gains)).weight
+
+    def _by_weights(self) -> None:
+        """Give the live merge what calibrators do from weights alone, and keep the factors."""
+        treatment = self._treatment.weights_only()
+        names = [n for n, step in self.steps.items() if step.twin is None and treatment.of(step)]
+        if names and self.merge.offload is not None:
+            raise ParameterError(
+                "the check takes WSC back as well, for which no weight is in memory when the model "
+                "is offloaded",
+                remedy="calibrate with --set fsc.check=off, or leave --offload out",
+            )
+        for name in names:
+            if name in self.merge.weights and self.steps[name].whole is None:
+                calibrated = self._calibrated(name, treatment)
+                self.scaling.note(self.steps[name], calibrated)
+                self.scaling.put(name, calibrated.weight)
+
+    def check(
+        self, gains: Mapping[str, Tensor], calls: Calls, halved: Halves, aside: HeldRows
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """How much of its factors each tensor keeps, and what is to be told of that; the live merge
+        has the weights that come of it.
+        """
+        treatment = self._treatment.inputs_only(gains)
+        measured = [n for n in gains if self.steps[n].whole is None and n not in self._set_in_order]
+        with local.one_thread_an_operation():
+            for name in measured:
+                self.scaling.note(self.steps[name], self._calibrated(name, treatment))
+        samples, names = self.work.job.recipe.samples, self.merge.names
+        assert samples is not None
+
+        def measures(shares: Mapping[str, float]) -> Tensor:
+            self.scaling.set(shares)
+            if samples.batchnorm:
+                reestimate(self.merge.model, calls, names)
+            return aside.measures(self.merge.model)
+
+        return checked(self.scaling.factors, measures, halved)
 
     def apply(self, gains: Mapping[str, Tensor]) -> None:
         """Give the live merge the weights that the calibrated one will have."""
@@ -198,9 +258,13 @@ class Measurement:
     def _set(self, layer: Layer, gains: Mapping[str, Tensor]) -> None:
         """Calibrate one layer of the live merge."""
         treatment = self._treatment.inputs_only(gains)
-        for local, tensor in layer.tensors.items():
+        for parameter, tensor in layer.tensors.items():
             if tensor in gains:
-                self._put(layer, local, self._calibrated(tensor, treatment).weight)
+                calibrated = self._calibrated(tensor, treatment)
+                self.scaling.note(self.steps[tensor], calibrated)
+                self._set_in_order.add(tensor)
+                self._put(layer, parameter, calibrated.weight)
+                self.scaling.took(tensor, layer.module.get_parameter(parameter))
 
     def _solve(self, layer: Layer, inputs: Tensor | None) -> None:
         """Solve for one layer of the live merge from sums over what it is fed, where it has any."""
@@ -211,11 +275,11 @@ class Measurement:
         changed, bias = {"weight": (weight, calibrated)}, layer.tensors.get("bias")
         if bias is not None and self._calibrator.bias is not None:
             changed["bias"] = (bias, self._solved_bias(bias, weight, calibrated.delta, inputs))
-        for local, (tensor, own) in changed.items():
+        for parameter, (tensor, own) in changed.items():
             self.deltas[tensor] = own.delta
             if self.merge.offload is None or self._calibrator.fed_by != "experts":
                 # Where the merged model does not run beside the experts its block is not here.
-                self._put(layer, local, own.weight)
+                self._put(layer, parameter, own.weight)
 
     def _solved_bias(self, name: str, weight: str, delta: Tensor, inputs: Tensor) -> Calibrated:
         """A bias after its weight, whose new task vector is `delta`."""
@@ -232,9 +296,9 @@ class Measurement:
         )  # fmt: skip
         return Calibrated(base + found, found, Tally())
 
-    def _put(self, layer: Layer, local: str, weight: Tensor) -> None:
+    def _put(self, layer: Layer, parameter: str, weight: Tensor) -> None:
         with torch.no_grad():
-            layer.module.get_parameter(local).copy_(weight)
+            layer.module.get_parameter(parameter).copy_(weight)
 
     def _calibrated(self, name: str, treatment: Treatment) -> Calibrated:
         base, merged, deltas = self._read(name)
@@ -250,35 +314,3 @@ class Measurement:
         for index, delta in enumerate(deltas):
             delta.copy_(self.merge.expert(index, name, base))
         return base, merged, deltas
-
-    def gains_by_rows(self, gains: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Gains by rows only where the tensor has such rows; one for the tensor elsewhere.
-
-        That a matrix is stored as [in, out] may be known to its module alone.
-        """
-        fitting = dict(gains)
-        for name, value in gains.items():
-            step: Step = self.steps[name]
-            axis = 1 if step.kind == "transposed" else 0
-            if value.ndim == 2 and value.shape[1] != step.spec.shape[axis]:
-                fitting[name] = value.nanmean(dim=1)
-        return fitting
-
-    def check_experts(self, result: GainEstimate, calls: Calls) -> None:
-        """MagmergeError where the samples of an expert tell nothing about any layer."""
-        gains = result.gains.values()
-        for index in calls:
-            if gains and not any(bool(gain[index].isfinite().any()) for gain in gains):
-                raise MagmergeError(
-                    "on these samples no layer has a finite change in features",
-                    source=f"the data of {self.experts[index]}",
-                    remedy="look for NaN and infinity in the samples, and in what the model makes "
-                    "of them (--precision float32)",
-                )
-        if not gains:
-            reasons = sorted({layer.reason for layer in result.uncovered})
-            raise MagmergeError(
-                f"no layer could be measured: {'; '.join(reasons)}",
-                remedy="look for NaN and infinity in the samples, or give the model that was "
-                "merged",
-            )

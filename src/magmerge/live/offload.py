@@ -117,6 +117,18 @@ class Offload:
                     module._buffers[name] = local.to(self.device)
 
 
+@contextmanager
+def without_data(model: nn.Module) -> Iterator[None]:
+    """Afterwards the model's parameters are what they were, so that their shapes are known."""
+    before = dict(model.named_parameters(remove_duplicate=False))
+    try:
+        yield
+    finally:
+        for name, parameter in before.items():
+            path, _, last = name.rpartition(".")
+            model.get_submodule(path)._parameters[last] = parameter
+
+
 def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
     path, _, last = name.rpartition(".")
     module = model.get_submodule(path)

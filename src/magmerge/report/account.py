@@ -82,7 +82,8 @@ class LayerAccount(FilePart):
     @property
     def held(self) -> bool:
         """Whether the gate changed its factor."""
-        return differs(self.xi_free, self.xi) or any(factor.held for factor in self.factors)
+        held = any(factor.held for factor in self.factors)
+        return held if self.factors else differs(self.xi_free, self.xi)
 
     @property
     def stopped(self) -> bool:
@@ -156,6 +157,7 @@ class MergeAccount(FilePart):
     uncovered: tuple[UncoveredAccount, ...] = ()
     modules: tuple[ModuleAccount, ...] = ()
     samples: dict[str, int] = {}
+    check: dict[str, Any] = {}
 
     @property
     def read(self) -> tuple[InputAccount, ...]:

@@ -100,7 +100,13 @@ def summary(account: MergeAccount, modules: Sequence[LayerModule]) -> str:
         f"({_share(len(calibrated), len(account.layers))} merged tensors): "
         f"the mean factor xi on what the merge changed is {factor_text(mean)}. "
     )
-    return text + gate_text(account, modules)
+    return text + gate_text(account, modules) + check_text(account)
+
+
+def check_text(account: MergeAccount) -> str:
+    """What a check on samples kept aside found, where there was one."""
+    told = str(account.check.get("text", ""))
+    return f" {told[:1].upper()}{told[1:]}." if told else ""
 
 
 def _share(part: int, whole: int) -> str:

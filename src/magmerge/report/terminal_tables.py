@@ -160,6 +160,12 @@ def records_summary(plan: Plan, records: Sequence[LayerRecord], *, merged: bool)
     return text if f"{free:.3f}" == f"{mean:.3f}" else f"{text} (mean {free:.3f} without the gate)"
 
 
+def check_lines(check: Mapping[str, Any]) -> list[str]:
+    """What a check on samples kept aside found, where no warning has told it already."""
+    text = check.get("text", "")
+    return [text] if text and text not in check["notes"] else []
+
+
 def checkpoint_table(info: CheckpointInfo) -> Table:
     """Every tensor of a checkpoint."""
     rows = table(info.source, "tensor", "shape", "dtype", "kind", "size", numbers=["size"])

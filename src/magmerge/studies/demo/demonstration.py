@@ -86,7 +86,8 @@ def demo(
     # Written first, so that an output that is taken is told before the long work.
     method, calibrator = WRITTEN
     written = merge(
-        base=base, experts=experts, method=method, calibrate=calibrator, out=out,
+        base=base, experts=experts, method=method, out=out,
+        calibrate={"method": calibrator, "params": _plain(calibrator)},
         overwrite=overwrite, threads=threads, progress=progress, **_inputs(calibrator),
     )  # fmt: skip
     assert written.path is not None
@@ -97,8 +98,8 @@ def demo(
         )
         for space in calibrators:
             models[_label(name, space)] = plain if space is None else calibrate(
-                plain.state_dict(), base=base, experts=experts, method=space, threads=threads,
-                **_inputs(space),
+                plain.state_dict(), base=base, experts=experts, method=space,
+                params=_plain(space), threads=threads, **_inputs(space),
             )  # fmt: skip
     scores = demo_suite().evaluate_all({"base": base, **models}, threads=threads, progress=progress)
     columns = scores["base"].tasks
@@ -112,6 +113,11 @@ def demo(
     report = write_report(written.path, overwrite=True, scores=[_table(tasks, rows)])
     sizes = tuple(task.count for task in columns)
     return Demo(tasks, sizes, tuple(rows), written.path, _label(*WRITTEN), report, SAMPLES)
+
+
+def _plain(calibrator: str) -> dict[str, Any]:
+    """Parameters of a calibration as the paper has it: from all samples, and not checked."""
+    return {} if calibrator == "wsc" else {"check": "off"}
 
 
 def _inputs(calibrator: str | None) -> dict[str, Any]:

@@ -106,6 +106,12 @@ class HarnessMeasure:
         return rows
 
 
+def plain(calibration: str) -> dict[str, Any]:
+    """A calibration as the paper has it: from all samples, and not checked."""
+    looks_at_inputs = calibration in ("fsc", "dsc")
+    return {"method": calibration, "params": {"check": "off"} if looks_at_inputs else {}}
+
+
 TaskMeasure: TypeAlias = SuiteMeasure | HarnessMeasure
 
 
@@ -147,10 +153,10 @@ class RunMerges:
             calibrate = None if variant.space == "none" else variant.space
             self._merge(variant, calibrate, out=out, overwrite=True, donor=self.parts.base)
             return out
-        plain = self._merge(variant, None).state_dict()
+        merged = self._merge(variant, None).state_dict()
         calibrated = self._merge(variant, "fsc")
         base = self.parts.weights_of_base()
-        return dict(control(variant.space, base, plain, calibrated.records, variant.draw or 0))
+        return dict(control(variant.space, base, merged, calibrated.records, variant.draw or 0))
 
     def remove(self, variants: Sequence[Variant]) -> None:
         """Remove the folders of models that were measured, and theirs if it is empty then."""
@@ -172,7 +178,7 @@ class RunMerges:
             experts=dict(self.parts.experts),
             method=variant.method,
             params=self.request.params.get(variant.method),
-            calibrate=calibrate,
+            calibrate=None if calibrate is None else plain(calibrate),
             ignore=self.parts.absent,
             threads=self.request.machine.threads,
             device=self.request.machine.device,

@@ -1,0 +1,163 @@
+"""Without labels: how near a model's features and outputs come to an expert's on the same rows."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from magmerge.data.rows import Inputs
+
+
+class Answer(NamedTuple):
+    """What a model makes of some rows; each part None where the model has it not.
+
+    `features` are [rows, tokens, width], or without tokens; `logits` [rows, tokens, classes], or
+    without tokens. `kept` [rows, tokens] is False for tokens that are padding, None: all count.
+    """
+
+    features: Float[Tensor, "rows *tokens width"] | None
+    logits: Float[Tensor, "rows *tokens classes"] | None
+    kept: Bool[Tensor, "rows tokens"] | None = None
+
+
+def feature_error(
+    features: Float[Tensor, "rows width"],
+    expert: Float[Tensor, "rows width"],
+    base: Float[Tensor, "rows width"],
+) -> Float[Tensor, "rows"]:
+    """|f - f_k| / |f_k - f_0| of each row: 0 for the expert, 1 for the base; NaN where the expert's
+    features are the base's.
+    """
+    apart = torch.linalg.vector_norm(features - expert, dim=-1)
+    return _ratio(apart, torch.linalg.vector_norm(expert - base, dim=-1))
+
+
+def change_cosine(
+    features: Float[Tensor, "rows width"],
+    expert: Float[Tensor, "rows width"],
+    base: Float[Tensor, "rows width"],
+) -> Float[Tensor, "rows"]:
+    """Cosine of f - f_0 and f_k - f_0 of each row; NaN where one of them is zero."""
+    own, other = features - base, expert - base
+    norms = torch.linalg.vector_norm(own, dim=-1) * torch.linalg.vector_norm(other, dim=-1)
+    return _ratio((own * other).sum(dim=-1), norms)
+
+
+def change_ratio(
+    features: Float[Tensor, "rows width"],
+    expert: Float[Tensor, "rows width"],
+    base: Float[Tensor, "rows width"],
+) -> Float[Tensor, "rows"]:
+    """|f - f_0| / |f_k - f_0| of each row: how far the features went of the expert's way."""
+    own = torch.linalg.vector_norm(features - base, dim=-1)
+    return _ratio(own, torch.linalg.vector_norm(expert - base, dim=-1))
+
+
+def divergence(
+    logits: Float[Tensor, "rows *tokens classes"], expert: Float[Tensor, "rows *tokens classes"]
+) -> Float[Tensor, "rows *tokens"]:
+    """Kullback-Leibler divergence from the expert's output to this one, in nats."""
+    own, other = logits.double().log_softmax(dim=-1), expert.double().log_softmax(dim=-1)
+    return (other.exp() * (other - own)).sum(dim=-1)
+
+
+def agreement(
+    logits: Float[Tensor, "rows *tokens classes"], expert: Float[Tensor, "rows *tokens classes"]
+) -> Float[Tensor, "rows *tokens"]:
+    """1 where both predict the same class, else 0."""
+    return (logits.argmax(dim=-1) == expert.argmax(dim=-1)).double()
+
+
+MEASURES = ("feature error", "cosine", "norm ratio", "kl", "agreement")
+"""The columns of what `compare` gives."""
+
+
+def compare(own: Answer, expert: Answer, base: Answer) -> Float[Tensor, "rows measures"]:
+    """The measures of each row, in the order of MEASURES; NaN where one is not defined.
+
+    All tokens of a row together are its features; of outputs the mean over its tokens is taken.
+    """
+    one = expert.features if expert.features is not None else expert.logits
+    assert one is not None
+    columns = [torch.full((len(one),), torch.nan, dtype=torch.float64) for _ in MEASURES]
+    three = [a.features for a in (own, expert, base) if a.features is not None]
+    if len(three) == len((own, expert, base)):
+        flat = [_flat(features, expert.kept) for features in three]
+        columns[:3] = [measure(*flat) for measure in (feature_error, change_cosine, change_ratio)]
+    if own.logits is not None and expert.logits is not None:
+        both = own.logits, expert.logits
+        columns[3:] = [_by_row(measure(*both), expert.kept) for measure in (divergence, agreement)]
+    return torch.stack(columns, dim=1)
+
+
+def means(rows: Float[Tensor, "rows measures"]) -> dict[str, float | None]:
+    """The mean of each measure over the rows where it is defined; None where it is on none."""
+    values = rows.nanmean(dim=0).tolist()
+    return {
+        name: None if math.isnan(value) else value
+        for name, value in zip(MEASURES, values, strict=True)
+    }
+
+
+def answer_of(output: Any, inputs: Inputs) -> Answer | None:
+    """The last features and the logits in a module's output, on the CPU; None where it has neither.
+
+    A plain tensor is taken as features. The state of a model of images [rows, width, ...] counts as
+    one row's features, whatever axes it has.
+    """
+    logits, features = _tensor(output, "logits"), _tensor(output, "last_hidden_state")
+    states = getattr(output, "hidden_states", None)
+    if features is None and states:
+        features = states[-1]
+    if features is None and logits is None and isinstance(output, Tensor):
+        features = output
+    if features is None and logits is None:
+        return None
+    mask, like = inputs.kwargs.get("attention_mask"), features if logits is None else logits
+    assert like is not None
+    fits = isinstance(mask, Tensor) and like.ndim == 3 and mask.shape == like.shape[:2]
+    kept = mask.bool().cpu() if isinstance(mask, Tensor) and fits else None
+    return Answer(_kept_here(features), _kept_here(logits), kept)
+
+
+def with_states(model: nn.Module, inputs: Inputs) -> Inputs:
+    """The inputs, and a language model asked for its last features beside its logits."""
+    named = inspect.signature(model.forward).parameters.values()
+    takes = any(p.name == "output_hidden_states" or p.kind is p.VAR_KEYWORD for p in named)
+    if not takes or getattr(model, "config", None) is None:
+        return inputs
+    return Inputs(inputs.args, {**inputs.kwargs, "output_hidden_states": True}, inputs.rows)
+
+
+def _kept_here(part: Tensor | None) -> Tensor | None:
+    return None if part is None else part.detach().float().cpu()
+
+
+def _tensor(output: Any, name: str) -> Tensor | None:
+    part = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+    return part if isinstance(part, Tensor) else None
+
+
+def _flat(features: Tensor, kept: Tensor | None) -> Float[Tensor, "rows width"]:
+    if kept is not None and features.ndim == 3:
+        features = features * kept.unsqueeze(-1)
+    return features.double().flatten(1)
+
+
+def _by_row(values: Tensor, kept: Tensor | None) -> Float[Tensor, "rows"]:
+    if values.ndim == 1:
+        return values
+    weights = torch.ones_like(values) if kept is None else kept.to(values)
+    axes = tuple(range(1, values.ndim))
+    return _ratio((values * weights).sum(dim=axes), weights.sum(dim=axes))
+
+
+def _ratio(above: Tensor, below: Tensor) -> Tensor:
+    """The quotient; NaN where it is none."""
+    return torch.where(below > 0, above / below, torch.nan).double()
