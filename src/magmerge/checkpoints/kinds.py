@@ -4,6 +4,7 @@ it is quantised.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -83,6 +84,17 @@ def read_model_config(checkpoint: Checkpoint) -> dict[str, Any]:
     return {} if checkpoint.folder is None else read_config(checkpoint.folder)
 
 
+READ_REMEDIES = {
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.EIO: "its disk fails there: copy the file to another one, or fetch it anew",
+    errno.ENOENT: "keep the inputs unchanged while magmerge runs",
+    errno.ESTALE: "its file system was mounted anew meanwhile: start again",
+    errno.EMFILE: "allow more open files: ulimit -n 4096",
+}
+"""What helps where the system refuses to give a file."""
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """A folder's config.json; empty where there is none. CheckpointError if it is corrupt."""
     path = folder / "config.json"
@@ -108,8 +120,9 @@ def read_errors(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        remedy = READ_REMEDIES.get(error.errno or 0, "see whether it can be read, or fetch it anew")
         raise CheckpointError(
-            f"cannot be read: {error.strerror}", source=path, remedy="check its permissions"
+            f"cannot be read: {error.strerror}", source=path, remedy=remedy
         ) from error
 
 

@@ -180,10 +180,10 @@ def read_into(handle: int, view: memoryview, file: Path, offset: int, name: str)
     """Fill `view` with a file's bytes from `offset` on; CheckpointError where the file is short."""
     done = 0
     while done < len(view):
-        got = os.preadv(handle, [view[done:]], offset + done)
+        with read_errors(file):
+            got = os.preadv(handle, [view[done:]], offset + done)
         if not got:
-            problem = "the file has become shorter while it was read"
-            remedy = "keep the inputs unchanged while magmerge runs"
+            problem, remedy = "the file became shorter while it was read", "keep inputs unchanged"
             raise CheckpointError(problem, source=file, tensor=name, remedy=remedy)
         done += got
 
@@ -193,7 +193,7 @@ def read_header(file: Path) -> Header:
     sizes); this takes the offsets, which it does not tell.
     """
     _validate(file)
-    with file.open("rb") as stream:
+    with read_errors(file), file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         try:
             header = json.loads(stream.read(length), object_pairs_hook=_unique)
