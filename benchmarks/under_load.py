@@ -25,9 +25,10 @@ RESULTS = Path(__file__).parent / "results" / "under_load.jsonl"
 WIDE, MODELS = 4096, ("base", "one", "two")
 
 
-def sparse(folder: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
+def sparse(folder: Path, shapes: dict[str, tuple[int, ...]], seed: int) -> Path:
     """A model of bfloat16 zeros that takes no room on the disk."""
-    entries, place = {}, 0
+    entries: dict[str, Any] = {}
+    place = 0
     for name, shape in shapes.items():
         size = 2
         for side in shape:
@@ -41,6 +42,10 @@ def sparse(folder: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
     with (folder / "model.safetensors").open("wb") as stream:
         stream.write(len(header).to_bytes(8, "little") + header)
         stream.truncate(8 + len(header) + place)
+        # Else all models are equal, which is refused: one number of each tensor.
+        for number, entry in enumerate(entries.values()):
+            stream.seek(8 + len(header) + entry["data_offsets"][0])
+            stream.write(bytes([(seed + number) % 128, 0x3C]))
     return folder
 
 
@@ -61,7 +66,7 @@ def stored(folder: Path, shapes: dict[str, tuple[int, ...]], memory: str) -> dic
     """The average of such models, written; what that took beyond the imports."""
     import magmerge
 
-    paths = [sparse(folder / name, shapes) for name in MODELS]
+    paths = [sparse(folder / name, shapes, seed) for seed, name in enumerate(MODELS)]
     before = usage()
     call = {"base": paths[0], "experts": paths[1:], "method": "average", "memory": memory}
     magmerge.merge(**call, threads=2, out=folder / "out")

@@ -126,3 +126,10 @@ def test_a_large_factor_is_named(tmp_path: Path) -> None:
         magmerge.merge(**call)
     told = magmerge.merge(**{**call, "calibrate": []})
     assert not any("factor above" in warning for warning in told.warnings)
+
+
+def test_a_name_that_begins_with_a_dot_keeps_it(tmp_path: Path) -> None:
+    states = [{".odd": ONES * k} for k in (1.0, 2.0)]
+    out = tmp_path / "out.safetensors"
+    magmerge.merge(base=states[0], experts=states[1:], method="average", out=out)
+    assert list(open_checkpoint(out).specs) == [".odd"]
