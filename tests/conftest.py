@@ -72,6 +72,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "are named otherwise",
         "no vote on the rest",
         "no licence is told by",
+        "a factor above 10 was found",
     )
     for words in told:
         line = f"ignore:.*{words}:magmerge.core.errors.MagmergeWarning"

@@ -206,7 +206,7 @@ def test_ties_is_understood_from_three_files() -> None:
     assert read == {"methods.combine", "methods.sparsify"}
 
 
-OWN_TESTS = {"contracts", "front_door", "golden"}
+OWN_TESTS = {"contracts", "faults", "front_door", "golden"}
 """What is tested through the front door, or of everything that is registered."""
 
 

@@ -106,7 +106,7 @@ def test_the_command_line(magmerge_cli: CommandLine, out: Path, tmp_path: Path) 
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text((out / "magmerge.yaml").read_text())
     assert magmerge_cli("merge", recipe, out, "--yes").code == 0
-    assert magmerge_cli("verify", out, "--recipe", recipe).code == 0
+    assert magmerge_cli("verify", out, "--against", recipe, "--all").code == 0
 
 
 def test_single_files_and_models_of_others(out: Path, tmp_path: Path) -> None:

@@ -9,13 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from magmerge.checkpoints.kinds import (
-    RESTORE,
-    read_config,
-    read_errors,
-    read_json,
-    read_model_config,
-)
+from magmerge.checkpoints.kinds import RESTORE, read_config, read_json, read_model_config
+from magmerge.checkpoints.open_files import read_errors
 from magmerge.core import dtypes
 from magmerge.core.errors import CheckpointError, OutputError, shortened
 from magmerge.core.lazy import load

@@ -10,7 +10,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from magmerge.checkpoints.digests import DigestMemory, stamp, stamp_of
-from magmerge.checkpoints.open_files import read_into
+from magmerge.checkpoints.open_files import read_errors, read_into
 from magmerge.checkpoints.safetensors import read_header
 from magmerge.checkpoints.tensor_digests import BY_TENSORS, FileDigest, TornLeaves
 from magmerge.core.errors import CheckpointError, changed_meanwhile
@@ -30,7 +30,7 @@ def whole_digest(file: Path, state: str) -> str:
     another.
     """
     content, whole = memoryview(bytearray(BLOCK)), blake3()
-    with file.open("rb") as stream:
+    with read_errors(file), file.open("rb") as stream:
         while count := stream.readinto(content):
             whole.update(content[:count])
         _check(file, stream.fileno(), state)
@@ -39,9 +39,10 @@ def whole_digest(file: Path, state: str) -> str:
 
 def sha256_sum(file: Path, state: str, known: DigestMemory) -> str:
     """SHA-256 of a file as it was with this stamp; CheckpointError where it is another."""
-    digest = known.digest(file)
-    if stamp(file) != state:
-        raise changed_meanwhile(file)
+    with read_errors(file):
+        digest = known.digest(file)
+        if stamp(file) != state:
+            raise changed_meanwhile(file)
     return digest
 
 
@@ -70,7 +71,7 @@ def _by_tensors(file: Path) -> str:
 def _complete(known: FileDigest, file: Path, name: str) -> None:
     """Read the leaves that are left of a tensor, of the file that was opened and of no other."""
     tree, (_, place) = known.tree(name), known.places[name]
-    with file.open("rb") as stream:
+    with read_errors(file), file.open("rb") as stream:
         _check(file, stream.fileno(), known.stamp)
         for leaf in tree.left():
             begin, end = tree.span(leaf)

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,17 +99,6 @@ def read_json(
     if not isinstance(content, dict):
         raise kind("is no JSON object", source=path, remedy=remedy)
     return content
-
-
-@contextmanager
-def read_errors(path: Path | str) -> Iterator[None]:
-    """Turns an error of the system while a file is read into a CheckpointError."""
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot be read: {error.strerror}", source=path, remedy="check its permissions"
-        ) from error
 
 
 def check_gathered(checkpoint: Checkpoint) -> None:

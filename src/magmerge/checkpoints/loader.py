@@ -11,8 +11,9 @@ from magmerge.checkpoints import pickles
 from magmerge.checkpoints.adapters.formats.keys import CONFIG, is_adapter_file
 from magmerge.checkpoints.adapters.names.vocabulary import COMPONENTS
 from magmerge.checkpoints.donor import part_folders
-from magmerge.checkpoints.kinds import check_gathered, read_errors
+from magmerge.checkpoints.kinds import check_gathered
 from magmerge.checkpoints.memory_checkpoint import MemoryCheckpoint, from_module
+from magmerge.checkpoints.open_files import read_errors
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint, check_against_index, read_index
 from magmerge.core import dtypes
 from magmerge.core.errors import CheckpointError, no_such_model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import weakref
@@ -19,6 +20,17 @@ from magmerge.core.errors import CheckpointError
 
 KEPT_OPEN = 64
 """Files that stay open, at most."""
+
+
+READ_REMEDIES = {
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.EIO: "its disk fails there: copy the file to another one, or fetch it anew",
+    errno.ENOENT: "keep the inputs unchanged while magmerge runs",
+    errno.ESTALE: "its file system was mounted anew meanwhile: start again",
+    errno.EMFILE: "allow more open files: ulimit -n 4096",
+}
+"""What helps where the system refuses to give a file."""
 
 
 class Handles:
@@ -71,11 +83,24 @@ def _close_all(handles: dict[Path, int]) -> None:
             Handles.count -= 1
 
 
+@contextmanager
+def read_errors(path: Path | str) -> Iterator[None]:
+    """Turns an error of the system while a file is read into a CheckpointError."""
+    try:
+        yield
+    except OSError as error:
+        remedy = READ_REMEDIES.get(error.errno or 0, "see whether it can be read, or fetch it anew")
+        raise CheckpointError(
+            f"cannot be read: {error.strerror}", source=path, remedy=remedy
+        ) from error
+
+
 def read_into(handle: int, view: memoryview, file: Path, offset: int, name: str) -> None:
     """Fill `view` with a file's bytes from `offset` on; CheckpointError where the file is short."""
     done = 0
     while done < len(view):
-        got = os.preadv(handle, [view[done:]], offset + done)
+        with read_errors(file):
+            got = os.preadv(handle, [view[done:]], offset + done)
         if not got:
             problem = "the file has become shorter while it was read"
             remedy = "keep the inputs unchanged while magmerge runs"

@@ -12,8 +12,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from magmerge.checkpoints.digests import stamp
-from magmerge.checkpoints.kinds import read_errors, read_model_config
-from magmerge.checkpoints.open_files import Handles, read_into
+from magmerge.checkpoints.kinds import read_model_config
+from magmerge.checkpoints.open_files import Handles, read_errors, read_into
 from magmerge.checkpoints.page_cache import give_back
 from magmerge.checkpoints.tensor_digests import FileDigest, Offset, opened
 from magmerge.core import dtypes
@@ -96,7 +96,7 @@ class SafetensorsCheckpoint:
     def read_strewn(self, name: str, spans: Iterable[tuple[int, int]], out: Bytes) -> None:
         """The same of many small parts, end to end. As a sample: what is read is not digested."""
         width, place, done = dtypes.width(self.specs[name].dtype), self._places[name], 0
-        with self._handles.opened(place.file) as handle:
+        with read_errors(place.file), self._handles.opened(place.file) as handle:
             for start, stop in spans:
                 size, offset = (stop - start) * width, place.start + start * width
                 part = out.data[done : done + size]
@@ -134,7 +134,7 @@ def read_header(file: Path) -> Header:
     sizes); this takes the offsets, which it does not tell.
     """
     _validate(file)
-    with file.open("rb") as stream:
+    with read_errors(file), file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         try:
             header = json.loads(stream.read(length), object_pairs_hook=_unique)

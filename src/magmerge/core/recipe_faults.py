@@ -48,7 +48,9 @@ def faults_of(
         # The kind of an output is no key of the file, nor is the form of a value of several.
         forms = ("model", "adapter") if fault["loc"][:1] == ("output",) else ()
         parts = [str(part) for part in fault["loc"] if part not in forms]
-        path = tuple(part for part in parts if "[" not in part)
+        # An unknown key is the last part, whatever it is called.
+        own = parts[-1:] if fault["type"] == "extra_forbidden" else []
+        path = (*(part for part in parts[: len(parts) - len(own)] if "[" not in part), *own)
         # A value that may have several forms has a fault for each of them.
         located.setdefault(path, _told(fault, list(path), source, known))
     return list(located.items())

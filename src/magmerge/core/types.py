@@ -119,6 +119,8 @@ class Step:
     @property
     def stored(self) -> TensorSpec:
         """The same as its file has it: within a part's folder it is named without the part."""
+        if not self.part:
+            return self.tensor
         return replace(self.tensor, name=self.spec.name.removeprefix(f"{self.part}."))
 
 

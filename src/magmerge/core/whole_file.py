@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from contextlib import suppress
@@ -28,11 +29,22 @@ def write_whole(path: Path, content: str | bytes) -> None:
     try:
         replace_whole(path, content)
     except OSError as error:
-        raise OutputError(
-            f"cannot be written: {error.strerror}",
-            source=path,
-            remedy="choose a folder that you may write to",
-        ) from error
+        raise refused(error, path) from error
+
+
+def refused(error: OSError, path: Path, left: str = "") -> OutputError:
+    """That the system would not write there, and what helps; `left` ends the remedy."""
+    problem, remedy = (
+        f"cannot be written: {error.strerror}",
+        "choose a folder that you may write to",
+    )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        problem, remedy = "no space left on the disk", "free some space or choose another output"
+    elif error.errno == errno.EIO:
+        remedy = "its disk fails there: choose an output on another one"
+    elif error.errno == errno.EMFILE:
+        remedy = "allow more open files: ulimit -n 4096"
+    return OutputError(problem, source=path, remedy=f"{remedy}{left}")
 
 
 def replace_whole(path: Path, content: str | bytes) -> None:
@@ -45,10 +57,20 @@ def replace_whole(path: Path, content: str | bytes) -> None:
             os.fsync(stream.fileno())
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
+        sync_folder(path.parent)
     except BaseException:
         with suppress(OSError):
             os.unlink(name)
         raise
+
+
+def sync_folder(folder: Path) -> None:
+    """See the names in a folder to the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

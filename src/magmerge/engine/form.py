@@ -16,6 +16,7 @@ from magmerge.engine.job import Job, Work
 from magmerge.engine.steps import Bench, Outcome
 
 if TYPE_CHECKING:
+    from magmerge.checkpoints.output.spool import Spool
     from magmerge.engine.publish import Report
     from magmerge.engine.result import Result
 
@@ -38,8 +39,12 @@ class AdapterForm(Protocol):
     def run(self, bench: Bench, step: Step) -> Task[Outcome]:
         """One module's factors, given to the pass's sink."""
 
-    def result(self, work: Work, notes: tuple[str, ...], report: Report) -> Result:
-        """The pass of factors into memory, and what it says of the adapter."""
+    def result(
+        self, work: Work, notes: tuple[str, ...], report: Report, spool: Spool | None = None
+    ) -> Result:
+        """The pass of factors into memory, and what it says of the adapter. A spool holds what is
+        finished.
+        """
 
 
 def form_of(job: Job) -> AdapterForm | None:

@@ -17,6 +17,10 @@ from magmerge.engine.job import Job, Work
 CORRELATED = 0.1
 """Mean cosine of task vectors above which WSC's ellipsoid makes the factor too small."""
 
+LARGE = 10.0
+"""A factor above which the experts' task vectors may have cancelled, and rounding is what is left.
+"""
+
 
 def config_notes(job: Job, target: Target) -> tuple[str, ...]:
     """A folder without config.json holds tensors, but no model that transformers can load."""
@@ -66,7 +70,20 @@ def correlations(job: Job, records: Sequence[LayerRecord]) -> tuple[str, ...]:
                 f"({printable(worst.name)}: {worst.cosine:.2f}), so xi is too small there; "
                 f"consider target=sphere (--set {item.name}.target=sphere)"
             )
-    return tuple(notes)
+    return (*notes, *_large_factors(records))
+
+
+def _large_factors(records: Sequence[LayerRecord]) -> tuple[str, ...]:
+    """Layers that a calibration has made many times as large."""
+    large = [record for record in records if record.calibrated_by and record.xi_max > LARGE]
+    if not large:
+        return ()
+    worst = max(large, key=lambda record: record.xi_max)
+    return (
+        f"a factor above {LARGE:g} was found in {len(large)} layers ({printable(worst.name)}: "
+        f"{worst.xi_max:.3g}): where the experts' changes cancel, it makes large what is left; "
+        f"keep such a layer as merged with --skip {printable(worst.name)} (skip=)",
+    )
 
 
 def warn(notes: Sequence[str]) -> None:

@@ -8,9 +8,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 from magmerge.checkpoints.digests import stamp
+from magmerge.checkpoints.open_files import read_errors
 from magmerge.checkpoints.output.own_files import RECIPE, RECORD
 from magmerge.checkpoints.output.provenance import (
     Account,
@@ -26,6 +28,9 @@ from magmerge.core.lazy import load
 from magmerge.core.types import Shard, Step
 from magmerge.core.version import __version__
 from magmerge.engine.job import Job
+
+if TYPE_CHECKING:
+    from magmerge.checkpoints.output.spool import Spool
 
 CONFIG = "config.json"
 Report = Callable[[str, Target, Mapping[str, bytes]], Mapping[str, bytes]]
@@ -45,10 +50,24 @@ class Files:
     texts: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """What they are called."""
+        return (*(shard.file for shard in self.shards), *self.texts)
+
+    @property
     def size(self) -> int:
         """Bytes of all of them."""
         texts = sum(len(text) for text in self.texts.values())
         return sum(shard.size for shard in self.shards) + texts
+
+
+class Made(NamedTuple):
+    """A result that is made: its files, and what fills them."""
+
+    job: Job
+    files: Files
+    fill: Callable[[FileSink], Account]
+    result: Any
 
 
 def publish(
@@ -60,18 +79,39 @@ def publish(
     at first, so that what is wrong with it costs no work.
     """
     check_space(target.path, files.size)
-    held = (*(shard.file for shard in files.shards), *files.texts)
-    with (
-        Staging(target, _key(job, files, target), held) as staging,
-        FileSink(files.steps, files.shards, staging) as sink,
-    ):
+    with _staging(job, files, target) as staging:
+        return _filled(job, files, staging, fill, report)
+
+
+def publish_made(job: Job, target: Target, make: Callable[[Spool], Made], report: Report) -> Made:
+    """The same of a result whose files are known only when all of it is made: `make` keeps what is
+    finished in a spool.
+    """
+    with _staging(job, Files((), ()), target) as staging:
+        made = make(load("magmerge.checkpoints.output.spool:Spool")(staging.folder, target.path))
+        check_space(target.path, made.files.size)
+        _filled(made.job, made.files, staging, made.fill, report)
+    return made
+
+
+def _staging(job: Job, files: Files, target: Target) -> Staging:
+    """The place of a result's files, as far as they are known, until they get their names."""
+    return Staging(target, _key(job, files, target), files.names or target.own)
+
+
+def _filled(
+    job: Job, files: Files, staging: Staging, fill: Callable[[FileSink], Account], report: Report
+) -> Account:
+    """The account of a result that was filled into its staging area and published."""
+    target = staging.place
+    with FileSink(files.steps, files.shards, staging) as sink:
         account = fill(sink)
         check_unchanged(job)
         inputs = load("magmerge.engine.input_record:recorded_inputs")(job, sink.settlers())
         recipes = "---\n".join(each.to_yaml() for each in (*job.documents, job.recipe))
         texts = {**files.texts, target.named(RECIPE): recipes.encode()}
         told = {
-            "files": sorted((*held, RECIPE)),
+            "files": sorted((*files.names, RECIPE)),
             "texts": {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()},
             "checksums": sink.checksums(),
         }
@@ -112,7 +152,8 @@ def _key(job: Job, files: Files, target: Target) -> str:
             digest.update(content_digest(entry.model).encode())
         folder = None if entry.model is None else entry.model.folder
         if folder is not None and (folder / CONFIG).is_file():
-            digest.update((folder / CONFIG).read_bytes())
+            with read_errors(folder / CONFIG):
+                digest.update((folder / CONFIG).read_bytes())
     for shard in files.shards:
         digest.update(f"{shard.file}\0".encode() + shard.header)
     for name, text in sorted(files.texts.items()):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 from pydantic_core import to_json
@@ -23,10 +22,13 @@ from magmerge.engine.kinship import check_distinct, doubts
 from magmerge.engine.notes import config_notes, correlations, warn
 from magmerge.engine.passes import bench_for, run_pass
 from magmerge.engine.plan import make_plan
-from magmerge.engine.publish import Report, check_unchanged, publish
+from magmerge.engine.publish import Made, Report, check_unchanged, publish, publish_made
 from magmerge.engine.result import Result, model_files, write_all
 from magmerge.engine.samples import inputs_of
 from magmerge.engine.steps import Outcome
+
+if TYPE_CHECKING:
+    from magmerge.checkpoints.output.spool import Spool
 
 Measure = Callable[[Work, Mapping[str, Any]], Findings]
 """A pass into the live model: from the work and each expert's inputs to what it finds."""
@@ -51,14 +53,11 @@ def run_job(
     work = Work(job, plan)
     form = form_of(job)
     if form is not None:
-        result = form.result(work, notes, report)
-        if target is None:
-            return result
-        return replace(result, path=_saved(result, target))
+        return _adapter(work, notes, target, report)
 
     def fill(sink: Sink) -> Account:
         findings = _findings(work, sink, inputs, measure)
-        outcomes = _outcomes(replace(work, findings=findings), sink)
+        outcomes = _outcomes(with_findings(work, findings), sink)
         told = [outcome.note for outcome in outcomes if outcome.note]
         records = [outcome.record for outcome in outcomes if outcome.record is not None]
         more = (*told, *findings.check.get("notes", ()), *correlations(job, records))
@@ -107,35 +106,36 @@ def _findings(work: Work, sink: Sink, inputs: Mapping[str, Any], measure: Measur
         return Findings(uncovered=told)
     if work.job.recipe.samples is None and not getattr(work.layout, "routers", ()):
         return Findings()
-    ledger = sink.ledger if isinstance(sink, FileSink) else None
-    before = ledger.findings() if ledger is not None else None
+    before = sink.ledger.findings() if isinstance(sink, FileSink) else None
     known: Findings | None = (
         None if before is None else load("magmerge.engine.findings:unpacked")(before)
     )
     if known is not None:
         return known
     findings = measure(work, inputs)
-    if ledger is not None:
-        ledger.keep_findings(load("magmerge.engine.findings:packed")(findings))
+    if isinstance(sink, FileSink):
+        sink.keep_findings(load("magmerge.engine.findings:packed")(findings))
     return findings
+
+
+def with_findings(work: Work, findings: Findings) -> Work:
+    """The work as it goes on when the passes before the last one have found this."""
+    treatment = replace(
+        work.stages.treatment, gains=findings.gains, deltas=findings.deltas or None,
+        shares=findings.shares,
+    )  # fmt: skip
+    stages = replace(work.stages, treatment=treatment)
+    return replace(work, job=replace(work.job, stages=stages), findings=findings)
 
 
 def _outcomes(work: Work, sink: Sink) -> list[Outcome]:
     """Every step's outcome in the order of the plan; of those that are there already as noted."""
-    treatment = replace(
-        work.stages.treatment, gains=work.findings.gains, deltas=work.findings.deltas or None,
-        shares=work.findings.shares,
-    )  # fmt: skip
-    stages = replace(work.stages, treatment=treatment)
-    work = replace(work, job=replace(work.job, stages=stages))
     if not isinstance(sink, FileSink):
         return [outcome for _, outcome in run_pass(bench_for(work, sink))]
     done = sink.resumed(lambda noted: _form().validate_python(noted))
     bench = bench_for(work, sink)
     todo = {step.key for step in work.plan.steps if step.key not in done}
-    fresh = run_pass(
-        bench, todo, finish=lambda step, outcome: sink.ledger.finish(step, _noted(outcome))
-    )
+    fresh = run_pass(bench, todo, finish=lambda step, outcome: sink.finish(step, _noted(outcome)))
     done |= {step.key: outcome for step, outcome in fresh}
     return [done[step.key] for step in work.plan.steps if step.key in done]
 
@@ -151,13 +151,23 @@ def _noted(outcome: Outcome) -> bytes:
     return to_json(outcome, inf_nan_mode="null")
 
 
-def _saved(result: Result, target: Target) -> Path:
-    """An adapter, written to a target that was checked before the work."""
-    files, tensors = result.files(result.job, target)
+def _adapter(work: Work, notes: tuple[str, ...], target: Target | None, report: Report) -> Result:
+    """An adapter, in memory or written; what is finished of it is kept for a run after a kill."""
+    form = form_of(work.job)
+    assert form is not None
+    if target is None:
+        return form.result(work, notes, report)
 
-    def fill(sink: FileSink) -> Account:
-        write_all(files.steps, tensors, sink)
-        return result.account
+    def make(spool: Spool) -> Made:
+        result = form.result(work, notes, report, spool)
+        files, tensors = result.files(result.job, target)
 
-    publish(result.job, files, target, fill, result.report)
-    return target.path
+        def fill(sink: FileSink) -> Account:
+            write_all(files.steps, tensors, sink)
+            return result.account
+
+        return Made(result.job, files, fill, result)
+
+    made = publish_made(work.job, target, make, report)
+    result: Result = replace(made.result, path=target.path)
+    return result

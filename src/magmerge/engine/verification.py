@@ -1,9 +1,8 @@
-"""A written model against its own headers, its record, and what its recipe gives once more."""
+"""A written model against its own headers and its record."""
 
 from __future__ import annotations
 
 import json
-import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -18,26 +17,16 @@ from magmerge.checkpoints.input_digests import is_as_recorded
 from magmerge.checkpoints.kinds import kinds_of, read_model_config
 from magmerge.checkpoints.load_checks import RESTORE, Check, Written, checks_of
 from magmerge.checkpoints.output.own_files import RECORD
-from magmerge.checkpoints.output.writer import MemorySink
 from magmerge.core import dtypes
-from magmerge.core.errors import Fault, MagmergeError, shortened
-from magmerge.core.lazy import Tensor, load, torch
+from magmerge.core.errors import Fault, shortened
+from magmerge.core.lazy import load, torch
 from magmerge.core.machine import Machine
 from magmerge.core.models import Checkpoint
 from magmerge.core.pieces import cut
-from magmerge.core.recipe import Recipe
 from magmerge.engine.executors import local
-from magmerge.engine.job import Work
-from magmerge.engine.passes import bench_for, run_pass
-from magmerge.engine.plan import make_plan
-from magmerge.engine.resolve import open_job
 
 AGAIN = "write it anew from its inputs: magmerge merge RECIPE.yaml OUT"
-SAMPLE = 8
-"""Tensors that are computed again."""
 WEIGHTS = frozenset({".safetensors", ".bin"})
-UNITS = 16
-"""In the last place of a tensor's largest value, by which processors differ."""
 MASKS = ("mask", "masked_bias", "bias_mask")
 """What the names of tensors end in that may hold infinities."""
 
@@ -227,72 +216,3 @@ def _places(source: str) -> list[Path]:
         return [Path(source)]
     at_hand: list[Path] = load("magmerge.checkpoints.named:places_at_hand")(source)
     return at_hand or [Path(source)]
-
-
-def computed_again(checkpoint: Checkpoint, recipes: Sequence[Recipe], machine: Machine) -> Check:
-    """A sample of the tensors, computed once more by the recipe, bit for bit."""
-    name = "computed again"
-    if len(recipes) != 1:
-        reason = "no recipe" if not recipes else "a recipe of several documents"
-        return Check(name, seen=reason, done=False)
-    recipe = recipes[0]
-    if recipe.samples is not None or recipe.output.kind != "model":
-        return Check(name, seen="a recipe with samples, or of an adapter", done=False)
-    away = [path for path in recipe.models.values() if not _is_at_hand(path)]
-    if away:
-        return Check(name, seen=f"not at hand: {shortened(away)}", done=False)
-    try:
-        tensors = _again(recipe, machine)
-    except (MagmergeError, OSError) as error:
-        reason = getattr(error, "problem", None) or str(error)
-        return Check(name, seen=reason.splitlines()[0], done=False)
-    odd = [n for n, tensor in tensors.items() if not _same(checkpoint, n, tensor)]
-    far = [n for n in odd if not _near(checkpoint, n, tensors[n])]
-    text = f"the recipe gives other values for {shortened(far)}"
-    rounded = f"; {len(odd)} of them but for rounding, as by another build of torch" if odd else ""
-    seen = f"{len(tensors)} tensors, bit for bit{rounded}"
-    return Check(name, (Fault(text, AGAIN),) if far else (), seen)
-
-
-def _is_at_hand(path: str) -> bool:
-    """Whether a model is here, so that nothing is fetched to check another."""
-    at_hand: bool = lexists(path) or load("magmerge.checkpoints.named:is_at_hand")(path)
-    return at_hand
-
-
-def _again(recipe: Recipe, machine: Machine) -> dict[str, Tensor]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        work = Work(job := open_job(recipe, {}, machine=machine), make_plan(job))
-        actions = ("merge", "mean", *(["carry"] if recipe.moe is not None else []))
-        measured = getattr(work.layout, "routers", ())
-        names = dict.fromkeys(
-            step.spec.name
-            for step in work.plan.steps
-            if step.action in actions and step.spec.name not in measured
-        )
-        chosen = list(names)[:: max(1, len(names) // SAMPLE)][:SAMPLE]
-        sink = MemorySink()
-        keys = {step.key for step in work.plan.steps if step.spec.name in chosen}
-        run_pass(bench_for(work, sink), keys, quiet=True)
-    return {name: sink.tensors[name] for name in chosen if name in sink.tensors}
-
-
-def _near(checkpoint: Checkpoint, name: str, tensor: Tensor) -> bool:
-    """Whether it is the same but for a few units in the last place."""
-    if name not in checkpoint.specs or checkpoint.specs[name].shape != tuple(tensor.shape):
-        return False
-    written = checkpoint.read(name)
-    bound = UNITS * torch.finfo(tensor.dtype).eps * float(tensor.abs().max())
-    return written.dtype == tensor.dtype and bool(
-        ((written.double() - tensor.double()).abs() <= bound).all()
-    )
-
-
-def _same(checkpoint: Checkpoint, name: str, tensor: Tensor) -> bool:
-    if name not in checkpoint.specs or checkpoint.specs[name].shape != tuple(tensor.shape):
-        return False
-    written = checkpoint.read(name)
-    return written.dtype == tensor.dtype and written.reshape(-1).view(torch.uint8).equal(
-        tensor.contiguous().reshape(-1).view(torch.uint8)
-    )

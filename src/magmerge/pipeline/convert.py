@@ -31,6 +31,7 @@ def convert(
     dtype: str | None = None,
     weights: str | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Conversion | ModelConversion:
@@ -43,8 +44,9 @@ def convert(
     ends in .safetensors, or a folder, which then has model.safetensors; one that its library would
     not load is written only with `force`. Tensors of floating-point numbers are written in `dtype`
     if that is given. `weights` "ema" or "model" says what is written of a model that holds its
-    weights and the average of these. Raises MagmergeError's children: AdapterError or
-    CheckpointError where something has no name in the new naming.
+    weights and the average of these. With `resume` what a killed run left is gone on
+    with. Raises MagmergeError's children: AdapterError or CheckpointError where something has no
+    name in the new naming.
     """
     machine = Machine(1, progress=progress)
     if weights not in (None, "ema", "model"):
@@ -58,7 +60,7 @@ def convert(
             )
         output = AdapterOutput(naming=check_naming(naming), dtype=dtype)
         recipe = Recipe(experts={"adapter": str(model)}, output=output)
-        adapter = run(recipe, out, machine=machine, overwrite=overwrite)
+        adapter = run(recipe, out, machine=machine, overwrite=overwrite, resume=resume)
         union = adapter.job.models.union
         assert isinstance(adapter, AdapterResult)
         assert union is not None
@@ -73,7 +75,8 @@ def convert(
     family = None if naming == before else naming
     whole = ModelOutput(dtype=dtype, shard_size=ONE_FILE, names=family, force=force)
     recipe = Recipe(experts={"model": str(model)}, output=whole)
-    result = run(recipe, out, models={f"{EXPERT}model": read}, machine=machine, overwrite=overwrite)
+    models = {f"{EXPERT}model": read}
+    result = run(recipe, out, models=models, machine=machine, overwrite=overwrite, resume=resume)
     torch_file = read if isinstance(read, TorchCheckpoint) else None
     assert result.path is not None
     return ModelConversion(

@@ -177,6 +177,7 @@ def extract(
     dtype: str | None = None,
     naming: Naming | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     threads: int | None = None,
     memory: str | int = DEFAULT_MEMORY,
     progress: Progress | None = None,
@@ -189,8 +190,8 @@ def extract(
     are shell patterns on whole names, and targets also on modules' names; with targets nothing else
     is adapted. `dtype` is the factors' format, by default that of most of the base's weights.
     `naming` is how the file names its modules, by default PEFT's, a folder. What differs and cannot
-    be adapted is listed in `lost`, counted in `error`, and warned of. `threads` and `memory` are as
-    in `merge` and do not change the result.
+    be adapted is listed in `lost`, counted in `error`, and warned of. `threads`, `memory`
+    and `resume` are as in `merge` and do not change the result.
 
     Raises StructureError for models that do not fit each other or are equal, AdapterError where
     nothing that changed can be adapted, ParameterError, NonFiniteError, OutputError.
@@ -208,7 +209,8 @@ def extract(
     recipe = _recipe({**described, "ignore": patterns(ignore), "output": output})
     machine = Machine(threads, memory, progress=progress)
     models = {"base": base, f"{EXPERT}model": model}
-    return cast("Extraction", run(recipe, out, models=models, machine=machine, overwrite=overwrite))
+    done = run(recipe, out, models=models, machine=machine, overwrite=overwrite, resume=resume)
+    return cast("Extraction", done)
 
 
 def _run(arguments: Mapping[str, Any]) -> Result:

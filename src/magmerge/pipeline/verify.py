@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from magmerge.checkpoints.adapters.adapter_loader import open_adapter
 from magmerge.checkpoints.load_checks import Check
@@ -13,15 +15,16 @@ from magmerge.core.errors import Fault, MagmergeError, no_such_model
 from magmerge.core.lazy import load as loaded
 from magmerge.core.machine import Machine
 from magmerge.core.models import Checkpoint
+from magmerge.engine.recomputation import NAME, SAMPLE, computed_again
+from magmerge.engine.resolve import open_job
 from magmerge.engine.verification import (
     beside,
-    computed_again,
     header_checks,
     record_checks,
     record_of,
     tensor_checks,
 )
-from magmerge.pipeline.documents import read_recipes
+from magmerge.pipeline.documents import measured, read_recipes
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,8 @@ class Verification:
 def verify(
     model: str | Path,
     *,
-    recipe: str | Path | None = None,
+    against: str | Path | None = None,
+    every: bool = False,
     load: bool = False,
     machine: Machine | None = None,
 ) -> Verification:
@@ -48,10 +52,12 @@ def verify(
 
     Its files are read as they are: names, shapes, config and tokenizer against each other; every
     tensor is finite, and as the record beside it tells. Where the inputs of its recipe (by default
-    magmerge.yaml beside it) are at hand, some tensors are computed again and compared bit for bit.
-    With `load` its own library builds it, loads it, and runs it once; code of a checkpoint's own
-    never runs. Faults are in the result, each with a remedy; raises CheckpointError only where
-    nothing is at the path.
+    magmerge.yaml beside it) are at hand, some tensors are computed again and compared bit for bit;
+    all of them with `every`. `against` is a recipe that the model is to be the result of: then what
+    cannot be checked of it is a fault too: its digest, the inputs', and the tensors, also of
+    adapters and of recipes with samples, which are measured again. With `load` its own library
+    builds it, loads it, and runs it once; code of a checkpoint's own never runs. Faults are in the
+    result, each with a remedy; raises CheckpointError only where nothing is at the path.
     """
     machine = machine or Machine()
     model = str(loaded("magmerge.checkpoints.named:pinned")(model, machine)[0])
@@ -70,25 +76,52 @@ def verify(
         *header_checks(checkpoint),
         *tensor_checks(checkpoint, machine, record),
         *record_checks(place, record),
-        _again(checkpoint, place, recipe, machine),
     ]
+    if against is not None:
+        checks = [*map(_proven, checks), *_against(checkpoint, record, against, machine, every)]
+    else:
+        checks.append(_again(checkpoint, place, machine, every))
     if load:
         checks += loaded("magmerge.live.load_trial:load_trial")(place)
     return Verification(model, tuple(checks))
 
 
-def _again(
-    checkpoint: Checkpoint, place: Path, recipe: str | Path | None, machine: Machine
-) -> Check:
-    """The tensors that the recipe makes; that of the call must be one."""
+def _again(checkpoint: Checkpoint, place: Path, machine: Machine, every: bool) -> Check:
+    """The tensors that the recipe beside the model makes, if there is one."""
     own = beside(place, RECIPE)
-    if recipe is not None:
-        return computed_again(checkpoint, read_recipes(recipe), machine)
     try:
         recipes = read_recipes(own) if own.is_file() else []
     except MagmergeError as error:
         return Check("recipe", (Fault(f"{own}: {error.problem}", error.remedy or ""),))
-    return computed_again(checkpoint, recipes, machine)
+    return computed_again(checkpoint, recipes, machine, count=None if every else SAMPLE)
+
+
+def _against(
+    checkpoint: Checkpoint,
+    record: Mapping[str, Any],
+    recipe: str | Path,
+    machine: Machine,
+    every: bool,
+) -> Iterator[Check]:
+    """The recipe of the call is the one that the record tells, and gives the model's tensors."""
+    recipes = read_recipes(recipe)
+    digest = record.get("recipe_digest")
+    if digest is not None and len(recipes) == 1:
+        told = open_job(recipes[0], {}, machine=machine).recipe.digest
+        text = f"the record tells the recipe {digest}, and {recipe} is {told}"
+        remedy = "give the recipe as it was carried out: the magmerge.yaml beside the result"
+        faults = () if digest == told else (Fault(text, remedy),)
+        yield Check("recipe", faults, f"{told} is the recipe that the record tells")
+    count = None if every else SAMPLE
+    yield _proven(computed_again(checkpoint, recipes, machine, measure=measured, count=count))
+
+
+def _proven(check: Check) -> Check:
+    """A check of what a recipe says, which is a fault where it could not be made."""
+    if check.done or check.name not in ("inputs", NAME):
+        return check
+    remedy = "have the recipe's models at hand, each where the recipe says"
+    return Check(check.name, (Fault(f"not proven: {check.seen or 'no input is at hand'}", remedy),))
 
 
 def _opened(place: Path) -> Checkpoint:

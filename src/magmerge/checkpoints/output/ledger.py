@@ -15,7 +15,7 @@ from magmerge.core import dtypes
 from magmerge.core.types import Shard, Step
 from magmerge.core.whole_file import replace_whole
 
-LEDGER, FINDINGS = ".ledger", ".findings"
+LEDGER, FINDINGS, SPOOL = ".ledger", ".findings", ".spool"
 
 
 class WrittenPart(NamedTuple):

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from magmerge.checkpoints.output.ledger import LEDGER
-from magmerge.checkpoints.output.own_files import is_locked
+from magmerge.checkpoints.output.own_files import LOCK, is_locked
 from magmerge.checkpoints.output.shelf import MARK, Shelf, clear_shelf
-from magmerge.checkpoints.output.staging import LOCK, PUBLISHING, Staging, check_mine
+from magmerge.checkpoints.output.staging import PUBLISHING, Staging, check_mine
 from magmerge.core.errors import CheckpointError, OutputError
 
 LEFT = re.compile(r"\.(?P<name>.+)\.magmerge-(?P<kind>partial|old|documents)", re.DOTALL)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -16,9 +15,11 @@ from typing import Any
 from magmerge.checkpoints.adapters.names.vocabulary import COMPONENTS
 from magmerge.checkpoints.output.layout import INDEX
 from magmerge.core.errors import OutputError, shortened
-from magmerge.core.whole_file import check_free
+from magmerge.core.whole_file import check_free, refused
 
 RECORD, RECIPE, REPORT = "magmerge.json", "magmerge.yaml", "report.html"
+LOCK = ".lock"
+"""Of the run that writes a folder; a kill right after its rename leaves it there."""
 CARD, FACTORS = "README.md", "magmerge-factors.svg"
 """The model card of a folder, and its picture."""
 CARD_END = b"<!-- magmerge: "
@@ -104,12 +105,7 @@ def disk_errors(target: Path, left: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        problem = f"cannot be written: {error.strerror}"
-        remedy = "choose a folder that you may write to"
-        if left and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            problem = "no space left on the disk"
-            remedy = "free some space or choose another output"
-        raise output_error(target, problem, f"{remedy}{left}") from error
+        raise refused(error, target, left) from error
 
 
 def lock_file(path: Path, target: Path, *, moves: bool = False) -> int:
@@ -187,7 +183,7 @@ def _named(folder: Path) -> set[str]:
     """The files that the folder's own record and index name, and these themselves."""
     record = _object(folder / RECORD)
     content = [record] if "magmerge" in record else []
-    names = {RECORD, REPORT, CARD, FACTORS} if content else set()
+    names = {RECORD, REPORT, CARD, FACTORS, LOCK} if content else set()
     if names and "modules" in record:
         names |= ADAPTER
     elif names and "files" not in record:

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from magmerge.checkpoints.output.ledger import FINDINGS, LEDGER
+from magmerge.checkpoints.output.ledger import FINDINGS, LEDGER, SPOOL
 from magmerge.checkpoints.output.own_files import (
+    LOCK,
     RECIPE,
     RECORD,
     REPORT,
@@ -22,14 +23,14 @@ from magmerge.checkpoints.output.own_files import (
     output_error,
 )
 from magmerge.checkpoints.output.target import Target
-from magmerge.core.whole_file import write_whole
+from magmerge.core.whole_file import sync_folder, write_whole
 
-LOCK, KEY = ".lock", ".job"
+KEY = ".job"
 PUBLISHING, OLD = ".publishing", "old"
 """What tells that the files of a single one's result are being moved, and where those that they
 replace are meanwhile.
 """
-NOTES = (KEY, LEDGER, FINDINGS)
+NOTES = (KEY, LEDGER, FINDINGS, SPOOL)
 """Files that tell how far the work is."""
 UNFINISHED: set[Path] = set()
 """Folders of this process's results that are not whole yet."""
@@ -59,7 +60,7 @@ class Staging:
         try:
             with disk_errors(self.target):
                 self._take()
-                self.resumed = self.resume and self._read_key() == self.key and self._is_plain()
+                self.resumed = self.resume and self._read_key() == self.key
                 self._clear()
                 (self.folder / KEY).write_text(self.key, encoding="utf-8")
                 self.place.check_free(self.own)
@@ -95,16 +96,12 @@ class Staging:
             staging._clear()
             staging._abandon()
 
-    def _is_plain(self) -> bool:
-        """Whether no link and nothing but files of this run's own names lies here."""
-        for place, folders, names in os.walk(self.folder):
-            for name in (*folders, *names):
-                path = Path(place) / name
-                own = path.relative_to(self.folder).as_posix()
-                inner = any(file.startswith(f"{own}/") for file in self.files)
-                if path.is_symlink() or (not inner and (path.is_dir() or own not in self.files)):
-                    return False
-        return True
+    def _is_kept(self, path: Path) -> bool:
+        """Whether this is a file of this run's own names, or a folder of such, and no link."""
+        own = path.relative_to(self.folder).as_posix()
+        inner = any(file.startswith(f"{own}/") for file in self.files)
+        real = path.is_dir() if inner else path.is_file() and own in self.files
+        return real and not path.is_symlink()
 
     def _read_key(self) -> str | None:
         try:
@@ -128,13 +125,26 @@ class Staging:
             self._abandon()
             return
         # The lock moves with the folder, so that no other run takes this one's place meanwhile.
-        if self.target.exists():
-            self._replace()
-        else:
-            os.rename(self.folder, self.target)
-        (self.target / LOCK).unlink()
-        sync_folder(self.target.parent)
+        try:
+            if self.target.exists():
+                self._replace()
+            else:
+                os.rename(self.folder, self.target)
+                self._confirm()
+        finally:
+            (self.target / LOCK).unlink(missing_ok=True)
         self._release()
+
+    def _confirm(self) -> None:
+        """See the target's name to the disk; OutputError where that fails, and the result stands
+        there all the same.
+        """
+        try:
+            sync_folder(self.target.parent)
+        except OSError as error:
+            problem = f"it is whole, but its name may not be on the disk yet: {error.strerror}"
+            remedy = "check the disk, and keep the inputs until magmerge verify finds it sound"
+            raise output_error(self.target, problem, remedy) from error
 
     def _publish_file(self, siblings: list[str]) -> None:
         """Put a single file in place, and `siblings` beside it.
@@ -146,12 +156,14 @@ class Staging:
         old, beside = self.folder / OLD, self.target.parent
         old.mkdir()
         write_whole(self.folder / PUBLISHING, "")
-        for name in {*siblings, *self._retired()}:
+        for name in sorted({*siblings, *self._retired()}):
             if (beside / name).exists():
                 os.replace(beside / name, old / name)
+        # The new name first: else a power loss may leave neither.
+        sync_folder(old)
         sync_folder(beside)
         os.replace(self.folder / self.target.name, self.target)
-        sync_folder(beside)
+        self._confirm()
         self._put_siblings(self.folder, siblings)
 
     def _put_siblings(self, place: Path, names: Iterable[str]) -> None:
@@ -183,6 +195,8 @@ class Staging:
             os.rename(self.target, self._old)
             os.rename(self.folder, self.target)
             old = self._old
+        # Nothing of the old result goes before the new one is known to stand there.
+        self._confirm()
         discard(old, self.own, self.target)
 
     def _abandon(self) -> None:
@@ -200,9 +214,13 @@ class Staging:
     def _clear(self) -> None:
         """Remove what a killed run left; bring back an output that it had moved aside."""
         self._settle()
-        for entry in () if self.resumed else self.folder.iterdir():
-            if entry.name != LOCK:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        for place, folders, names in os.walk(self.folder):
+            for entry in [Path(place) / name for name in (*folders, *names)]:
+                if entry == self.folder / LOCK or (self.resumed and self._is_kept(entry)):
+                    continue
+                plain = entry.is_dir() and not entry.is_symlink()
+                shutil.rmtree(entry) if plain else entry.unlink()
+            folders[:] = [name for name in folders if (Path(place) / name).is_dir()]
         if self._old.is_dir():
             if self.target.exists():
                 discard(self._old, self.own | files_in(self.target), self.target)
@@ -228,12 +246,3 @@ def _exchange(first: Path, second: Path) -> bool:
         return False
     names = os.fsencode(first), os.fsencode(second)
     return bool(rename(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0)
-
-
-def sync_folder(folder: Path) -> None:
-    """See the names in a folder to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

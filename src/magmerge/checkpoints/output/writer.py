@@ -13,13 +13,14 @@ from magmerge.checkpoints.open_files import Handles
 from magmerge.checkpoints.output.layout import index_of
 from magmerge.checkpoints.output.ledger import Ledger, WrittenPart
 from magmerge.checkpoints.output.own_files import disk_errors, output_error
-from magmerge.checkpoints.output.staging import Staging, sync_folder
+from magmerge.checkpoints.output.staging import Staging
 from magmerge.checkpoints.page_cache import are_large, give_back
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
 from magmerge.core import dtypes
 from magmerge.core.errors import shortened
 from magmerge.core.lazy import Tensor, torch
 from magmerge.core.types import Shard, Step
+from magmerge.core.whole_file import sync_folder
 
 if TYPE_CHECKING:
     from magmerge.core.models import Bytes
@@ -112,6 +113,16 @@ class FileSink:
             for step in steps[key]:
                 self._count(step, dtypes.nbytes(step.spec))
         return outcomes
+
+    def finish(self, step: Step, outcome: bytes) -> None:
+        """All of a step is written, with this JSON of what became of it."""
+        with self._explained():
+            self.ledger.finish(step, outcome)
+
+    def keep_findings(self, content: bytes) -> None:
+        """What the passes before the last one found."""
+        with self._explained():
+            self.ledger.keep_findings(content)
 
     def __enter__(self) -> FileSink:
         with self._explained():
@@ -226,7 +237,9 @@ class FileSink:
                 raise output_error(self._staging.target, problem, remedy)
 
     def _explained(self) -> AbstractContextManager[None]:
-        return disk_errors(self._staging.target, "; nothing was left behind")
+        kept = "what is finished is kept for --resume"
+        left = kept if self._staging.resume else "nothing was left behind"
+        return disk_errors(self._staging.target, f"; {left}")
 
 
 def _set_size(handle: int, _: int, size: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from magmerge.checkpoints.donor import VOCABULARIES
-from magmerge.checkpoints.kinds import read_errors
+from magmerge.checkpoints.open_files import read_errors
 from magmerge.checkpoints.tokens.vocabulary import ADDED, SETTINGS
 from magmerge.core.errors import CheckpointError, ParameterError
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from magmerge.checkpoints.donor import TEMPLATES, TOKENIZER
 from magmerge.checkpoints.kinds import RESTORE as RESTORE_CONFIG
-from magmerge.checkpoints.kinds import read_config, read_errors, read_json
+from magmerge.checkpoints.kinds import read_config, read_json
+from magmerge.checkpoints.open_files import read_errors
 from magmerge.checkpoints.tokens.vocabulary import (
     ADDED,
     DECODER,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from magmerge.checkpoints.donor import LIST, PAIRS, TOKENIZER
-from magmerge.checkpoints.kinds import read_errors
+from magmerge.checkpoints.open_files import read_errors
 from magmerge.checkpoints.tokens.sentencepiece import pieces
 from magmerge.core.errors import CheckpointError
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from magmerge.checkpoints.output.spool import Spool
 from magmerge.core.errors import Fault
 from magmerge.core.types import Step
 from magmerge.engine.adapters.adapter_faults import faults_of, notes_of, pipeline_faults
@@ -51,8 +52,10 @@ class _Form:
         alone = bench.work.models.union is not None
         return run_module(bench, step) if alone else run_extraction(bench, step)
 
-    def result(self, work: Work, notes: tuple[str, ...], report: Report) -> AdapterResult:
-        return result_of(work, notes, report)
+    def result(
+        self, work: Work, notes: tuple[str, ...], report: Report, spool: Spool | None = None
+    ) -> AdapterResult:
+        return result_of(work, notes, report, spool)
 
 
 FORM: AdapterForm = _Form()

@@ -12,15 +12,16 @@ from torch import Tensor
 from magmerge.checkpoints.adapters.formats.peft import encode
 from magmerge.checkpoints.adapters.nouns import Content
 from magmerge.checkpoints.output.provenance import Account
+from magmerge.checkpoints.output.spool import Spool
 from magmerge.checkpoints.output.target import Target
 from magmerge.checkpoints.output.writer import MemorySink
 from magmerge.core import dtypes
 from magmerge.core.errors import AdapterError, StructureError, printable
 from magmerge.engine.adapters.content import content_of, files_of
 from magmerge.engine.adapters.extraction import ExtractedModule, LostTensor
+from magmerge.engine.adapters.finished import finished_outcomes
 from magmerge.engine.job import Job, Work
 from magmerge.engine.notes import correlations, warn
-from magmerge.engine.passes import bench_for, run_pass
 from magmerge.engine.publish import Files, Report, check_unchanged
 from magmerge.engine.result import Result
 
@@ -102,10 +103,14 @@ class Extraction(AdapterResult):
         }
 
 
-def result_of(work: Work, notes: tuple[str, ...], report: Report) -> AdapterResult:
-    """The pass of factors into memory, and what it says of the adapter."""
-    job, spool = work.job, MemorySink()
-    outcomes = [outcome for _, outcome in run_pass(bench_for(work, spool))]
+def result_of(
+    work: Work, notes: tuple[str, ...], report: Report, spool: Spool | None = None
+) -> AdapterResult:
+    """The pass of factors into memory, and what it says of the adapter. What the spool has of a run
+    before this one is not made again, and what is finished is kept there.
+    """
+    job, memory = work.job, MemorySink()
+    outcomes = finished_outcomes(work, memory, spool)
     check_unchanged(job)
     records = [outcome.record for outcome in outcomes if outcome.record is not None]
     modules = [outcome.module for outcome in outcomes if outcome.module is not None]
@@ -113,8 +118,8 @@ def result_of(work: Work, notes: tuple[str, ...], report: Report) -> AdapterResu
     warn(alike)
     notes = (*notes, *alike)
     if job.models.union is not None:
-        content = content_of(job, work.plan, spool.tensors)
-        size = sum(tensor.numel() * tensor.element_size() for tensor in spool.tensors.values())
+        content = content_of(job, work.plan, memory.tensors)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in memory.tensors.values())
         plan = replace(work.plan, disk=size)
         dropped = {source: own for source, own in job.models.union.dropped_entries.items() if own}
         extra: dict[str, Any] = {"dropped_entries": dropped} if dropped else {}
@@ -130,7 +135,7 @@ def result_of(work: Work, notes: tuple[str, ...], report: Report) -> AdapterResu
     warn(more)
     extra = {"norm": norm, "error": missed / norm, "lost": [asdict(tensor) for tensor in lost]}
     account = Account(records, held, (*notes, *more), extra=extra)
-    content = content_of(job, work.plan, spool.tensors)
+    content = content_of(job, work.plan, memory.tensors)
     return Extraction(
         job,
         work.plan,

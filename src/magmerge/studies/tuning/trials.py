@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from magmerge.core.errors import MagmergeError, OutputError, ParameterError
+from magmerge.core.errors import MagmergeError, ParameterError
 from magmerge.core.version import __version__
-from magmerge.core.whole_file import replace_whole
+from magmerge.core.whole_file import refused, replace_whole
 
 FILE = "trials.jsonl"
 
@@ -84,7 +84,7 @@ class TrialFile:
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:
-            raise self._refused(error) from error
+            raise refused(error, self._path) from error
 
     def _read(self, path: Path) -> list[Trial]:
         """The trials that are whole; ParameterError where they are of another search."""
@@ -110,13 +110,6 @@ class TrialFile:
         if [trial.number for trial in trials] != list(range(len(trials))):
             raise _odd(path)
         return trials
-
-    def _refused(self, error: OSError) -> OutputError:
-        return OutputError(
-            f"cannot be written: {error.strerror}",
-            source=self._path,
-            remedy="free some space, or name another output",
-        )
 
 
 def _odd(path: Path) -> MagmergeError:

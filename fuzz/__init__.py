@@ -1,0 +1,1 @@
+"""Files of strangers, bent and broken: each is read, or refused by an error of magmerge's."""

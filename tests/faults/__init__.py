@@ -1,0 +1,1 @@
+"""Runs on a file system that fails: killed at any change, out of space, unreadable, slow."""

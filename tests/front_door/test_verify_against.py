@@ -1,0 +1,100 @@
+"""`verify --against RECIPE`: that a model is what its recipe says, or why that is not proven."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import magmerge
+from magmerge.pipeline.verify import Verification
+from tests.checkpoints.adapters.files import write_adapter
+from tests.conftest import CommandLine
+from tests.front_door.test_one_path import written
+from tests.golden.cases import DTYPES, MODULES, models
+
+pytestmark = pytest.mark.filterwarnings("ignore::magmerge.core.errors.MagmergeWarning")
+
+
+def faults(found: Verification) -> dict[str, str]:
+    return {check.name: check.faults[0].text for check in found.checks if check.faults}
+
+
+def seen(found: Verification, name: str) -> str:
+    return next(check.seen for check in found.checks if check.name == name)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> tuple[Path, Path]:
+    """A recipe with its parameters left out, and its result."""
+    base, experts = models(DTYPES["float32"], 3)
+    paths = written(tmp_path, {"base": base, **experts})
+    own = "".join(f"  {name}: {paths[name]}\n" for name in experts)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"base: {paths['base']}\nexperts:\n{own}method: ties\n")
+    magmerge.run(recipe, tmp_path / "out")
+    return recipe, tmp_path / "out"
+
+
+def change(file: Path, name: str) -> None:
+    state = load_file(file)
+    state[name].view(-1)[0] += 1
+    save_file(state, file, metadata={"format": "pt"})
+
+
+def test_a_result_is_proven_by_a_sample_or_by_all(made: tuple[Path, Path]) -> None:
+    recipe, out = made
+    found = magmerge.verify(out, against=recipe)
+    assert found.sound
+    assert seen(found, "computed again") == "8 of 10 tensors, bit for bit"
+    found = magmerge.verify(out, against=recipe, every=True)
+    assert found.sound
+    assert seen(found, "computed again") == "10 tensors, bit for bit"
+    assert seen(found, "recipe").endswith("is the recipe that the record tells")
+
+
+@pytest.mark.parametrize("name", ["layers.0.mlp.bias", "position_ids"])
+def test_every_tensor_that_differs_is_told(made: tuple[Path, Path], name: str) -> None:
+    recipe, out = made
+    change(out / "model.safetensors", name)
+    assert name in faults(magmerge.verify(out, against=recipe, every=True))["computed again"]
+
+
+def test_another_recipe_and_other_tensors_are_told(made: tuple[Path, Path]) -> None:
+    recipe, out = made
+    other = recipe.with_name("other.yaml")
+    other.write_text(recipe.read_text() + "params: {density: 0.5}\n")
+    told = faults(magmerge.verify(out, against=other, every=True))
+    assert "the record tells the recipe" in told["recipe"]
+    assert "gives other values" in told["computed again"]
+    state = load_file(out / "model.safetensors")
+    save_file({**state, "more": state["lm_head.weight"].clone()}, out / "model.safetensors")
+    told = faults(magmerge.verify(out, against=recipe))
+    assert told["computed again"] == "the recipe does not give more"
+
+
+def test_what_cannot_be_checked_is_no_proof(
+    made: tuple[Path, Path], magmerge_cli: CommandLine
+) -> None:
+    recipe, out = made
+    documents = recipe.with_name("documents.yaml")
+    documents.write_text(f"name: first\n{recipe.read_text()}---\nbase: first\n{recipe.read_text()}")
+    documents.write_text(documents.read_text().replace("base: first\nbase", "merged: first\nbase"))
+    told = magmerge_cli("verify", out, "--against", documents)
+    assert told.code == 1
+    assert "not proven: a recipe of several documents" in told.out.replace("\n", " ")
+
+
+def test_adapters_are_proven_too(tmp_path: Path) -> None:
+    paths = {
+        f"a{k}": str(write_adapter(tmp_path / f"a{k}.safetensors", MODULES, seed=k)) for k in (0, 1)
+    }
+    out = tmp_path / "out.safetensors"
+    magmerge.merge(experts=paths, method="ties", rank=2, out=out)
+    recipe = tmp_path / "out.magmerge.yaml"
+    found = magmerge.verify(out, against=recipe, every=True)
+    assert found.sound, faults(found)
+    assert "bit for bit" in seen(found, "computed again")
+    change(out, next(iter(load_file(out))))
+    assert "computed again" in faults(magmerge.verify(out, against=recipe))
