@@ -14,7 +14,7 @@ from magmerge.core.validation import check_parameters
 from tests.conftest import State, random_state, tuned
 from tests.contracts.laws import METHODS
 
-CANDIDATES = (0.5, 0.25, 2, 3, True, False, "tensor", "weighted", "l1", "none")
+CANDIDATES = (0.5, 0.25, 2, 3, True, False, "tensor", "weighted", "l1", "none", "tikhonov")
 FILTER = "layers.0"
 CASES = [(method, parameter) for method in METHODS for parameter in method.parameters]
 

@@ -131,7 +131,7 @@ def test_nothing_is_left_where_writing_fails(folder: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(html_file.os, "fsync", full)
-    with pytest.raises(OutputError, match="No space left"):
+    with pytest.raises(OutputError, match="no space left"):
         magmerge.write_report(folder)
     assert [file.name for file in folder.iterdir()] == ["magmerge.json"]
 

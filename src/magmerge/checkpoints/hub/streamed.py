@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path, PosixPath
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from magmerge.checkpoints.hub.blocks import Blocks
 from magmerge.checkpoints.hub.cache import Listing, folder_of, missing, shards
@@ -21,6 +22,7 @@ from magmerge.checkpoints.safetensors import (
     read_header,
     read_index_map,
 )
+from magmerge.core import dtypes
 from magmerge.core.dtypes import spoken_size
 from magmerge.core.errors import CheckpointError
 from magmerge.core.lazy import load
@@ -28,6 +30,9 @@ from magmerge.core.machine import hub_manner
 from magmerge.core.model_strings import Part
 from magmerge.core.models import Checkpoint
 from magmerge.core.types import TensorSpec
+
+if TYPE_CHECKING:
+    from magmerge.core.models import Bytes
 
 FIRST = 1 << 18
 """Bytes that are asked for at once where a header begins."""
@@ -76,6 +81,17 @@ class StreamedCheckpoint(SafetensorsCheckpoint):
             self._blocks[file].fill(view, offset)
         else:
             super()._fill(view, file, offset, name)
+
+    def read_strewn(self, name: str, spans: Iterable[tuple[int, int]], out: Bytes) -> None:
+        """Of files that are read on the hub too, by blocks of them."""
+        if self.file_of(name) not in self._blocks:
+            super().read_strewn(name, spans, out)
+            return
+        width, done = dtypes.width(self.specs[name].dtype), 0
+        for start, stop in spans:
+            size = (stop - start) * width
+            self.read_bytes(name, start, stop, out[done : done + size])
+            done += size
 
     def give_back(self, name: str, start: int, stop: int) -> None:
         """Of files that are read on the hub the system keeps nothing."""
