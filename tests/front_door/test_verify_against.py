@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,18 @@ def test_what_cannot_be_checked_is_no_proof(
     told = magmerge_cli("verify", out, "--against", documents)
     assert told.code == 1
     assert "not proven: a recipe of several documents" in told.out.replace("\n", " ")
+
+
+def test_an_expert_that_is_gone_is_a_fault_beside_all_other_checks(
+    made: tuple[Path, Path],
+) -> None:
+    recipe, out = made
+    shutil.rmtree(recipe.parent / "e1")
+    found = magmerge.verify(out, against=recipe)
+    told = faults(found)
+    assert "not proven: " in told["recipe"]
+    assert "not at hand" in told["computed again"]
+    assert {"finite", "checksums", "record"} <= {check.name for check in found.checks if check.done}
 
 
 def test_adapters_are_proven_too(tmp_path: Path) -> None:

@@ -8,14 +8,16 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from secrets import token_hex
 from types import TracebackType
 from typing import Any
 
-from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
-from magmerge.core.errors import CheckpointError
+from magmerge.checkpoints.output.own_files import disk_errors
+from magmerge.checkpoints.safetensors import SafetensorsCheckpoint, read_header
+from magmerge.core.errors import CheckpointError, NonFiniteError
 from magmerge.core.lazy import Tensor, torch
 
-FORM = "sums of [x, 1]'[x, 1] over what an expert's layers are fed, 1"
+FORM = "sums of [x, 1]'[x, 1] over what an expert's layers are fed, 2"
 """What such a file's header says it is."""
 GATHER = "gather it with magmerge statistics"
 
@@ -24,6 +26,7 @@ class SumsWriter:
     """Writes such a file at `path` from [n + 1, n + 1] matrices; it gets its name when it is whole.
 
     `most` are the layers that may come, and their shapes; `told` what the header tells beside them.
+    Raises OutputError where the system refuses.
     """
 
     def __init__(
@@ -35,9 +38,11 @@ class SumsWriter:
         fullest = {name: _entry(shape, largest, largest) for name, shape in most.items()}
         # Room for the header of all layers is left before them.
         self._room = len(self._header(fullest))
-        self._temporary = path.with_name(f".magmerge-partial-{path.name}-{os.getpid()}")
-        self._stream = self._temporary.open("xb")
-        self._stream.seek(8 + self._room)
+        # The name of other unfinished files, which `magmerge clean` knows.
+        self._temporary = path.with_name(f".magmerge-partial-{token_hex(4)}")
+        with disk_errors(path):
+            self._stream = self._temporary.open("xb")
+            self._stream.seek(8 + self._room)
 
     def __enter__(self) -> SumsWriter:
         return self
@@ -47,13 +52,14 @@ class SumsWriter:
         data = matrix.float().contiguous().numpy().tobytes()
         self._entries[name] = _entry(tuple(matrix.shape), self._next, self._next + len(data))
         self._next += len(data)
-        self._stream.write(data)
+        with disk_errors(self._path):
+            self._stream.write(data)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         try:
-            with self._stream as stream:
+            with disk_errors(self._path), self._stream as stream:
                 if kind is not None:
                     return
                 stream.seek(0)
@@ -61,7 +67,8 @@ class SumsWriter:
                 stream.write(self._header(self._entries).ljust(self._room))
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(self._temporary, self._path)
+            with disk_errors(self._path):
+                os.replace(self._temporary, self._path)
         finally:
             with suppress(OSError):
                 self._temporary.unlink()
@@ -77,7 +84,10 @@ def _entry(shape: tuple[int, ...], start: int, stop: int) -> dict[str, Any]:
 
 
 class SumsOfExperts(Mapping[str, Tensor]):
-    """The sums [K, n + 1, n + 1] of each layer that all files have, read when asked for."""
+    """The sums [K, n + 1, n + 1] of each layer that all files have, read when asked for.
+
+    NonFiniteError or CheckpointError where what is read is no such sums.
+    """
 
     def __init__(self, files: Mapping[str, SafetensorsCheckpoint]) -> None:
         self._files = list(files.values())
@@ -89,7 +99,7 @@ class SumsOfExperts(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.shapes:
             raise KeyError(name)
-        return torch.stack([file.read(name) for file in self._files])
+        return torch.stack([_sound(file.read(name), file, name) for file in self._files])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
@@ -98,17 +108,46 @@ class SumsOfExperts(Mapping[str, Tensor]):
         return len(self.shapes)
 
 
-def open_sums(path: Path) -> tuple[SafetensorsCheckpoint, dict[str, str]]:
+def _sound(sums: Tensor, file: SafetensorsCheckpoint, name: str) -> Tensor:
+    """The sums; an error where they are not finite, or one of squares is negative."""
+    # The extremes are NaN where an entry is, and nothing of the sums' size is made for them.
+    if not all(bool(extreme.isfinite()) for extreme in sums.aminmax()):
+        remedy = f"look for NaN and infinity in the samples, and {GATHER}"
+        raise NonFiniteError(
+            "these sums are not finite", source=file.source, tensor=name, remedy=remedy
+        )
+    if bool((sums.diagonal() < 0).any()):
+        raise CheckpointError(
+            "sums of squares are negative", source=file.source, tensor=name, remedy=GATHER
+        )
+    return sums
+
+
+def open_sums(path: Path) -> tuple[SafetensorsCheckpoint, Mapping[str, str]]:
     """Such a file and what its header tells; CheckpointError where it is none."""
     if not path.is_file():
         raise CheckpointError("there is no such file of statistics", source=path, remedy=GATHER)
-    with path.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        content = stream.read(min(size, 1 << 28))
-    try:
-        told = json.loads(content).get("__metadata__", {})
-    except (ValueError, AttributeError, RecursionError):
-        told = {}
+    file, told = SafetensorsCheckpoint([path], str(path)), read_header(path).entries
     if told.get("magmerge") != FORM:
         raise CheckpointError("it holds no statistics of inputs", source=path, remedy=GATHER)
-    return SafetensorsCheckpoint([path], str(path)), told
+    for name, spec in file.specs.items():
+        if spec.dtype != "F32" or len(spec.shape) != 2 or spec.shape[0] != spec.shape[1]:
+            problem = f"sums are square and F32, and this is {spec.dtype} {list(spec.shape)}"
+            raise CheckpointError(problem, source=path, tensor=name, remedy=GATHER)
+    return file, told
+
+
+def models_told(path: Path, told: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The SHA-256 of the models' files by role and name, as the header tells; CheckpointError where
+    it tells them in no such form.
+    """
+    try:
+        models = json.loads(told.get("models", "{}"))
+    except (ValueError, RecursionError):
+        models = None
+    roles = models.values() if isinstance(models, dict) else [None]
+    texts = [text for own in roles for text in (own.values() if isinstance(own, dict) else [None])]
+    if not all(isinstance(text, str) for text in texts):
+        problem = "its header does not tell of which models it was gathered"
+        raise CheckpointError(problem, source=path, remedy=GATHER)
+    return dict(models)

@@ -42,6 +42,8 @@ def refused(error: OSError, path: Path, left: str = "") -> OutputError:
         problem, remedy = "no space left on the disk", "free some space or choose another output"
     elif error.errno == errno.EIO:
         remedy = "its disk fails there: choose an output on another one"
+    elif error.errno == errno.EFBIG:
+        remedy = "allow larger files: ulimit -f unlimited; some disks hold none of that size"
     elif error.errno == errno.EMFILE:
         remedy = "allow more open files: ulimit -n 4096"
     return OutputError(problem, source=path, remedy=f"{remedy}{left}")

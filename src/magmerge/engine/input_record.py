@@ -32,7 +32,7 @@ def recorded_inputs(job: Job, settlers: Sequence[Callable[[], None]]) -> list[di
     facts = load("magmerge.engine.origins:facts_of_inputs")(job)
     entries = []
     for entry, own_facts in zip(job.inputs, facts, strict=True):
-        names = {file: _within(file, entry) for file in entry.files}
+        names = {file: within(file, entry) for file in entry.files}
         own_sums = {name: sums[file] for file, name in names.items() if file in sums}
         more = {
             "digests": TOLD if told.keys() & names.keys() else None,
@@ -84,7 +84,7 @@ def _sha256_sums(job: Job, states: Mapping[Path, str]) -> dict[Path, str]:
     return dict(zip(files, sums, strict=True))
 
 
-def _within(file: Path, entry: Input) -> str:
+def within(file: Path, entry: Input) -> str:
     """A file's path from its model's folder, as parts of a pipeline have files of one name."""
     folder = None if entry.model is None else entry.model.folder
     inside = folder is not None and folder in file.parents

@@ -46,12 +46,12 @@ def samples_of(
     others |= {name: arguments[name] not in (None, False) for name in ("offload", "model", "build")}
     if (files or not hungry) and any(others.values()):
         told = ", ".join(name for name, present in others.items() if present)
-        raise ParameterError(
-            f"{told}: only a calibration that looks at inputs takes this",
-            remedy="give samples, not statistics, or drop it"
+        problem, remedy = (
+            ("statistics are given, so that no model is run", "give samples in their place")
             if files
-            else "add --calibrate fsc, or drop it",
+            else ("only a calibration that looks at inputs takes this", "add --calibrate fsc")
         )
+        raise ParameterError(f"{told}: {problem}", remedy=f"{remedy}, or drop it")
     if files or not hungry:
         return None, Live()
     options = options_of(arguments["samples"], arguments["seed"])

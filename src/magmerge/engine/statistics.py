@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from magmerge.checkpoints.digests import stamp
-from magmerge.checkpoints.input_digests import whole_digest
-from magmerge.checkpoints.input_sums import SumsOfExperts, open_sums
+from magmerge.checkpoints.digests import DigestMemory, stamp
+from magmerge.checkpoints.input_digests import sha256_sum, whole_digest
+from magmerge.checkpoints.input_sums import SumsOfExperts, models_told, open_sums
+from magmerge.checkpoints.kinds import kinds_of, read_model_config
 from magmerge.core import registry
-from magmerge.core.errors import Fault, ParameterError, StructureError, UnknownNameError, suggestion
+from magmerge.core.errors import (
+    Fault,
+    MagmergeError,
+    ParameterError,
+    StructureError,
+    UnknownNameError,
+    suggestion,
+)
 from magmerge.core.recipe import Calibration
 from magmerge.core.types import Uncovered
+from magmerge.engine.input_record import within
 from magmerge.engine.job import Input, Job, Work
 
 ANEW = "gather them anew with magmerge statistics, or name the file of that expert"
+WRONG = {"expert": ("model", ANEW), "base": ("base", "give the base that they were gathered with")}
+"""What statistics may be of another one of, by role, and what helps."""
 
 
 def check_statistics(
@@ -72,16 +82,18 @@ def with_statistics(job: Job) -> Job:
 
     CheckpointError for what is no such file, StructureError where layers have other sizes.
     """
-    files, faults = {}, []
+    files, faults, layout = {}, [], job.models.layout
+    kinds = kinds_of(layout, read_model_config(layout))
     for expert in job.models.experts:
         path = Path(job.recipe.statistics[expert.name])
         files[expert.name], _ = open_sums(path)
         for name, spec in files[expert.name].specs.items():
-            own = job.models.layout.specs.get(name)
+            own = layout.specs.get(name)
             if own is None:
                 continue
-            inputs, outputs = math.prod(own.shape[1:]), own.shape[0]
-            if spec.shape not in ((inputs + 1, inputs + 1), (outputs + 1, outputs + 1)):
+            turned = kinds[name] == "transposed"
+            inputs = own.shape[0] if turned else math.prod(own.shape[1:])
+            if spec.shape != (inputs + 1, inputs + 1):
                 told = f"{path}: {name} has sums of {spec.shape[0] - 1} features"
                 faults.append(Fault(f"{told}, the layer has {inputs}", ANEW))
     if faults:
@@ -94,32 +106,40 @@ def with_statistics(job: Job) -> Job:
 
 
 def digests_of(inputs: Sequence[Input]) -> dict[str, dict[str, str]]:
-    """The digest of each file of the base and of the experts, by role and the file's name."""
-    digests: dict[str, dict[str, str]] = {}
+    """The SHA-256 of each file of the base and of the experts, by role and the file's path in its
+    model: what the hub tells too of files that are read there.
+    """
+    digests, memory = dict[str, dict[str, str]](), DigestMemory()
     for entry in inputs:
-        own = {file.name: whole_digest(file, stamp(file)) for file in entry.files}
+        own = {within(f, entry): sha256_sum(f, stamp(f), memory) for f in entry.files}
         digests.setdefault(entry.role, {}).update(own)
+    memory.save()
     return digests
 
 
 def check_models(job: Job) -> None:
-    """ParameterError where an expert is not the model that its statistics were gathered of.
+    """ParameterError where an expert, or the base of an adapter, is not the model that its
+    statistics were gathered of: another content, whatever its files are called.
 
     What was in memory is not compared.
     """
+    memory = DigestMemory()
     for expert in job.models.experts:
         path = Path(job.recipe.statistics[expert.name])
-        told = json.loads(open_sums(path)[1].get("models", "{}")).get("expert", {})
-        own = {file.name: file for file in expert.files}
-        same = told.keys() == own.keys() and all(
-            whole_digest(file, stamp(file)) == told[name] for name, file in own.items()
-        )
-        if told and own and not same:
-            raise ParameterError(
-                f"these statistics are of another model than {expert.source}",
-                source=path,
-                remedy=ANEW,
-            )
+        told = models_told(path, open_sums(path)[1])
+        # What an adapter's layers are fed is its base's doing too.
+        base = job.models.base if expert.whole is None else None
+        for role, model in (("expert", expert), ("base", base)):
+            word, remedy = WRONG[role]
+            files = () if model is None else model.files
+            own = {sha256_sum(file, stamp(file), memory) for file in files}
+            if model is not None and own and told.get(role) and own != {*told[role].values()}:
+                raise ParameterError(
+                    f"these statistics are of another {word} than {model.source}",
+                    source=path,
+                    remedy=remedy,
+                )
+    memory.save()
 
 
 def recorded(job: Job) -> dict[str, dict[str, str]]:
@@ -133,14 +153,22 @@ def recorded(job: Job) -> dict[str, dict[str, str]]:
 
 
 def uncovered_by_statistics(work: Work) -> tuple[Uncovered, ...]:
-    """The layers that a calibrator would solve for, had all files their sums."""
-    treatment = work.stages.treatment
+    """The layers that a calibrator would solve for, had all files their sums; MagmergeError where
+    it solves for none.
+    """
+    treatment, sums = work.stages.treatment, work.stages.treatment.sums
     items = [item for item, _ in treatment.calibrators if item.needs == "inputs"]
-    return tuple(
-        Uncovered(step.spec.name, "not every expert's statistics have it")
+    names = [
+        step.spec.name
         for step in work.plan.steps
-        if step.calibrated
-        and any(step.kind in item.acts_on for item in items)
-        and treatment.sums is not None
-        and step.spec.name not in treatment.sums
-    )
+        if step.calibrated and any(step.kind in item.acts_on for item in items)
+    ]
+    uncovered = [name for name in names if sums is not None and name not in sums]
+    if len(uncovered) == len(names):
+        files = ", ".join(work.job.recipe.statistics.values())
+        raise MagmergeError(
+            "no layer of this model has sums in every expert's statistics",
+            source=files,
+            remedy=ANEW,
+        )
+    return tuple(Uncovered(name, "not every expert's statistics have it") for name in uncovered)

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
-from os.path import lexists
+from os.path import isfile, lexists
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +196,10 @@ def _inputs(record: Mapping[str, Any]) -> Check:
 
 
 def _input_files(record: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
-    """The inputs that are at hand, with their digests; a record may hold anything."""
+    """The inputs that are at hand, with their digests: models' files and statistics; a record may
+    hold anything.
+    """
+    yield from _statistics_files(record)
     entries = record.get("inputs")
     for entry in entries if isinstance(entries, list) else ():
         files = entry.get("files") if isinstance(entry, dict) else None
@@ -208,6 +211,17 @@ def _input_files(record: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
             file = next((file for file in found if file.is_file()), None)
             if inside and file is not None and isinstance(digest, str):
                 yield file, digest
+
+
+def _statistics_files(record: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+    """The files of statistics that are where the recipe says, with their digests."""
+    recipe, told = record.get("recipe"), record.get("statistics")
+    places = recipe.get("statistics") if isinstance(recipe, dict) else None
+    for name, entry in told.items() if isinstance(told, dict) else ():
+        place = places.get(name) if isinstance(places, dict) else None
+        digest = entry.get("digest") if isinstance(entry, dict) else None
+        if isinstance(place, str) and isinstance(digest, str) and isfile(place):
+            yield Path(place), digest
 
 
 def _places(source: str) -> list[Path]:

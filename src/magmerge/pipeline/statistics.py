@@ -6,10 +6,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os.path import lexists
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magmerge.checkpoints.input_sums import SumsWriter
+from magmerge.checkpoints.output.target import check_apart, check_outside
 from magmerge.core.dtypes import FLOATS
 from magmerge.core.errors import ParameterError
 from magmerge.core.types import Step, Uncovered
@@ -72,9 +74,13 @@ def statistics(*, out: str | Path, overwrite: bool = False, **arguments: Any) ->
     check_free(path, overwrite=overwrite)
     told = {"method": "average", "calibrate": "regmean", "experts": named}
     job = job_of({**DEFAULTS, **arguments, **told})
-    plan, inputs = make_plan(job), inputs_of(job)
-    (expert,), drawn = named, job.recipe.samples
+    drawn = job.recipe.samples
     assert drawn is not None
+    data = [Path(source) for source in drawn.data.values() if lexists(source)]
+    check_apart(path, [*job.input_files, *data])
+    check_outside(path, [*job.input_folders, *filter(Path.is_dir, data)])
+    plan, inputs = make_plan(job), inputs_of(job)
+    (expert,) = named
     most, layers = _most(plan.steps), dict[str, int]()
     rows = sum(call.rows for call in inputs[expert])
     header = {"expert": expert, "rows": str(rows), "samples": drawn.model_dump_json()}

@@ -15,6 +15,7 @@ from magmerge.core.errors import Fault, MagmergeError, no_such_model
 from magmerge.core.lazy import load as loaded
 from magmerge.core.machine import Machine
 from magmerge.core.models import Checkpoint
+from magmerge.core.recipe import Recipe
 from magmerge.engine.recomputation import NAME, SAMPLE, computed_again
 from magmerge.engine.resolve import open_job
 from magmerge.engine.verification import (
@@ -25,6 +26,8 @@ from magmerge.engine.verification import (
     tensor_checks,
 )
 from magmerge.pipeline.documents import measured, read_recipes
+
+AT_HAND = "have all that the recipe names at hand, each where the recipe says"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,21 +110,32 @@ def _against(
     recipes = read_recipes(recipe)
     digest = record.get("recipe_digest")
     if digest is not None and len(recipes) == 1:
-        told = open_job(recipes[0], {}, machine=machine).recipe.digest
-        text = f"the record tells the recipe {digest}, and {recipe} is {told}"
-        remedy = "give the recipe as it was carried out: the magmerge.yaml beside the result"
-        faults = () if digest == told else (Fault(text, remedy),)
-        yield Check("recipe", faults, f"{told} is the recipe that the record tells")
+        yield _as_recorded(recipes[0], digest, recipe, machine)
     count = None if every else SAMPLE
     yield _proven(computed_again(checkpoint, recipes, machine, measure=measured, count=count))
+
+
+def _as_recorded(own: Recipe, digest: str, recipe: str | Path, machine: Machine) -> Check:
+    """Whether the recipe, written out with its models, has the digest that the record tells."""
+    try:
+        told = open_job(own, {}, machine=machine).recipe.digest
+    except (MagmergeError, OSError) as error:
+        problem = f"{getattr(error, 'source', None) or recipe}: {getattr(error, 'problem', error)}"
+        return Check(
+            "recipe", (Fault(f"not proven: {problem}", getattr(error, "remedy", "") or AT_HAND),)
+        )
+    text = f"the record tells the recipe {digest}, and {recipe} is {told}"
+    remedy = "give the recipe as it was carried out: the magmerge.yaml beside the result"
+    faults = () if digest == told else (Fault(text, remedy),)
+    return Check("recipe", faults, f"{told} is the recipe that the record tells")
 
 
 def _proven(check: Check) -> Check:
     """A check of what a recipe says, which is a fault where it could not be made."""
     if check.done or check.name not in ("inputs", NAME):
         return check
-    remedy = "have the recipe's models at hand, each where the recipe says"
-    return Check(check.name, (Fault(f"not proven: {check.seen or 'no input is at hand'}", remedy),))
+    text = f"not proven: {check.seen or 'no input is at hand'}"
+    return Check(check.name, (Fault(text, AT_HAND),))
 
 
 def _opened(place: Path) -> Checkpoint:

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 import magmerge
 from magmerge.checkpoints.hub import blocks, remote_file, streamed
-from magmerge.core.errors import CheckpointError
+from magmerge.checkpoints.input_sums import FORM
+from magmerge.core.errors import CheckpointError, ParameterError
 from magmerge.core.machine import hub_read
 from tests.checkpoints.hub.test_hub import BASE, folder
 from tests.checkpoints.test_pipeline_folder import PARTS, file_of, write
@@ -74,6 +75,31 @@ def test_the_same_bits_as_of_models_that_are_fetched(
     done = magmerge_cli("merge", "there/magmerge.yaml", "again", "--stream")
     assert done.code == 0, done.message
     assert filecmp.cmp("again/model.safetensors", "there/model.safetensors", shallow=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*are read on the hub")
+def test_statistics_fit_a_model_that_is_read_on_the_hub(
+    hub: Hub, wide: dict[str, str], tmp_path: Path
+) -> None:
+    made, told = tmp_path / "made", {}
+    file = tmp_path / "statistics.safetensors"
+    sums = {"a.weight": torch.eye(401), "b.weight": torch.eye(1001)}
+    common = {"calibrate": "regmean", "statistics": {"tuned": str(file)}}
+    for name in ("tuned", "wide"):
+        files = (made / name).glob("*.safetensors")
+        own = {str(place): sha256(one.read_bytes()) for place, one in enumerate(files)}
+        header = {"magmerge": FORM, "models": json.dumps({"expert": own})}
+        save_file(sums, file, header)
+        for place, stream in ((str(made), False), ("org", True)):
+            call = {"base": f"{place}/wide", "experts": {"tuned": f"{place}/tuned"}, **common}
+            if name == "wide":
+                with pytest.raises(ParameterError, match="another model than"):
+                    magmerge.merge(**call, stream=stream)
+            else:
+                told[place] = magmerge.merge(**call, stream=stream).state_dict()
+    first, second = told.values()
+    assert all(first[name].equal(second[name]) for name in WIDE)
+    assert not whole_in_cache(tmp_path)
 
 
 def test_pieces_are_exact_and_blocks_are_asked_for_once(hub: Hub, wide: dict[str, str]) -> None:
