@@ -105,6 +105,21 @@ def test_features_that_no_sample_has_stay_as_merged() -> None:
     torch.testing.assert_close(found[:, 0], deltas.mean(0)[:, 0])
 
 
+@pytest.mark.parametrize("tokens", [1, 16, 5000])
+def test_the_whole_of_what_features_share_counts_whatever_the_tokens(tokens: int) -> None:
+    generator = torch.Generator().manual_seed(tokens)
+    x = torch.randn(2, tokens, 64, generator=generator)
+    x[:, :, 1] = x[:, :, 0]
+    deltas, sums = torch.randn(2, 5, 64, generator=generator), torch.stack([*map(products, x)])
+    found = regmean(deltas, deltas.mean(0), sums=sums, off_diagonal=1.0)
+    rows, targets = x.double(), deltas.double()
+    answers = torch.cat([one @ own.T for one, own in zip(rows, targets, strict=True)])
+    best = torch.linalg.lstsq(rows.flatten(0, 1), answers, driver="gelsd").solution
+    torch.testing.assert_close(
+        rows.flatten(0, 1) @ found.double().T, rows.flatten(0, 1) @ best, rtol=1e-3, atol=1e-3
+    )
+
+
 def test_no_sums_are_a_users_mistake() -> None:
     with pytest.raises(ParameterError, match="no products"):
         regmean(torch.zeros(2, 3, 3), torch.zeros(3, 3))

@@ -13,6 +13,7 @@ from magmerge.core.lazy import Float, Tensor, torch
 from magmerge.core.parameters import SolvedWeight, Supplied
 from magmerge.core.registry import register_calibrator
 from magmerge.core.types import Kind
+from magmerge.linalg.cholesky import cholesky_solution
 from magmerge.linalg.row_norms import as_rows
 
 Share = Annotated[
@@ -115,5 +116,5 @@ def featcal(
         drift += moved
     if base is not None:
         right += drift @ as_rows(base).double().T
-    solved = torch.cholesky_solve(right, torch.linalg.cholesky(left))
+    solved = cholesky_solution(left, right, remedy="raise ridge")
     return solved.T.reshape(merged.shape).to(merged)

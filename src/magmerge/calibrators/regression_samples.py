@@ -96,10 +96,11 @@ def regression_samples(
     for delta, own_sums in zip(deltas, sums, strict=True):
         seen, tokens = own_sums[:-1, :-1].double(), float(own_sums[-1, -1])
         size = float(torch.linalg.matrix_norm(seen))
-        if size > 0:
+        if size != 0:
             seen = seen / size
             seen *= evidence(seen, tokens)
             left += seen
             add_product(right, as_rows(delta), seen, unit)
-    solution = ridge_solution(left, right, start / unit, prior * pull(shares))
+    held = prior * pull(shares)
+    solution = ridge_solution(left, right, start / unit, held, remedy="raise prior")
     return (solution * unit).to(merged.dtype).reshape(merged.shape)
