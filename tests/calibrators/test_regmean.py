@@ -160,9 +160,9 @@ def test_the_plan_states_the_experts_blocks_and_the_sums() -> None:
     block, features, outputs = 6 * 18, 18, 6
     assert live["regmean"] - live["regmean_plusplus"] == 4 * 3 * block
     sums = {"regmean": (features + 1) ** 2, "featcal": (features + 1) * (2 * features + 1)}
-    more = (4 * 3 + 3 * 8) * (sums["featcal"] - sums["regmean"])
+    more = (4 * 3 + 4 * 8) * (sums["featcal"] - sums["regmean"])
     assert live["featcal"] - live["regmean"] == more + 4 * (6 + 10)
-    assert live["regmean_plusplus"] > (4 * 3 + 3 * 8) * sums["regmean"] + 3 * 8 * features * outputs
+    assert live["regmean_plusplus"] > (4 * 3 + 4 * 8) * sums["regmean"] + 3 * 8 * features * outputs
 
 
 def test_padding_never_counts_and_offloading_changes_no_bit(tmp_path: Path) -> None:

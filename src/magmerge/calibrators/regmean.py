@@ -65,20 +65,30 @@ def regression(
             "regmean has no products of inputs",
             remedy="give sums=, or use merge(data=...)",
         )
-    n = sums.shape[1] - 1
-    off_diagonal = min(off_diagonal, 1 - ROUNDING * n)
-    left = sums.new_zeros(n, n, dtype=torch.float64)
-    right = left.new_zeros(n, len(merged))
-    for own, delta in zip(sums, deltas, strict=True):
-        part = own[:n, :n].double()
-        part = off_diagonal * part + (1 - off_diagonal) * part.diagonal().diag()
-        left += part
-        right += part @ as_rows(delta).double().T
+    left, right = _equations(sums, deltas, off_diagonal)
     unseen = UNSEEN * float(left.diagonal().mean()) or 1.0
     left.diagonal().add_(unseen)
     right.add_(as_rows(merged).double().T, alpha=unseen)
     solved = cholesky_solution(left, right, remedy="lower off_diagonal")
     return solved.T.reshape(merged.shape).to(merged)
+
+
+def _equations(
+    sums: Tensor, deltas: Float[Tensor, "K rows *rest"], off_diagonal: float
+) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n rows"]]:
+    """sum_k C_k and sum_k C_k D_k' of `sums` [K, n + 1, n + 1], one expert after the other."""
+    n = sums.shape[1] - 1
+    share = min(off_diagonal, 1 - ROUNDING * n)
+    left = sums.new_zeros(n, n, dtype=torch.float64)
+    right = left.new_zeros(n, deltas.shape[1])
+    for own, delta in zip(sums, deltas, strict=True):
+        part = own[:n, :n].double()
+        diagonal = part.diagonal().clone()
+        part *= share
+        part.diagonal().add_((1 - share) * diagonal)
+        left += part
+        right += part @ as_rows(delta).double().T
+    return left, right
 
 
 @register_calibrator(
