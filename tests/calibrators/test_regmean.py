@@ -105,6 +105,21 @@ def test_features_that_no_sample_has_stay_as_merged() -> None:
     torch.testing.assert_close(found[:, 0], deltas.mean(0)[:, 0])
 
 
+@pytest.mark.parametrize("tokens", [1, 16, 5000])
+def test_the_whole_of_what_features_share_counts_whatever_the_tokens(tokens: int) -> None:
+    generator = torch.Generator().manual_seed(tokens)
+    x = torch.randn(2, tokens, 64, generator=generator)
+    x[:, :, 1] = x[:, :, 0]
+    deltas, sums = torch.randn(2, 5, 64, generator=generator), torch.stack([*map(products, x)])
+    found = regmean(deltas, deltas.mean(0), sums=sums, off_diagonal=1.0)
+    rows, targets = x.double(), deltas.double()
+    answers = torch.cat([one @ own.T for one, own in zip(rows, targets, strict=True)])
+    best = torch.linalg.lstsq(rows.flatten(0, 1), answers, driver="gelsd").solution
+    torch.testing.assert_close(
+        rows.flatten(0, 1) @ found.double().T, rows.flatten(0, 1) @ best, rtol=1e-3, atol=1e-3
+    )
+
+
 def test_no_sums_are_a_users_mistake() -> None:
     with pytest.raises(ParameterError, match="no products"):
         regmean(torch.zeros(2, 3, 3), torch.zeros(3, 3))
@@ -145,9 +160,9 @@ def test_the_plan_states_the_experts_blocks_and_the_sums() -> None:
     block, features, outputs = 6 * 18, 18, 6
     assert live["regmean"] - live["regmean_plusplus"] == 4 * 3 * block
     sums = {"regmean": (features + 1) ** 2, "featcal": (features + 1) * (2 * features + 1)}
-    more = (4 * 3 + 3 * 8) * (sums["featcal"] - sums["regmean"])
+    more = (4 * 3 + 4 * 8) * (sums["featcal"] - sums["regmean"])
     assert live["featcal"] - live["regmean"] == more + 4 * (6 + 10)
-    assert live["regmean_plusplus"] > (4 * 3 + 3 * 8) * sums["regmean"] + 3 * 8 * features * outputs
+    assert live["regmean_plusplus"] > (4 * 3 + 4 * 8) * sums["regmean"] + 3 * 8 * features * outputs
 
 
 def test_padding_never_counts_and_offloading_changes_no_bit(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from magmerge.core.lazy import Float, Tensor, torch
 from magmerge.core.parameters import SolvedWeight, Supplied
 from magmerge.core.registry import register_calibrator
 from magmerge.core.types import Kind
+from magmerge.linalg.cholesky import cholesky_solution
 from magmerge.linalg.row_norms import as_rows
 
 Share = Annotated[
@@ -54,10 +55,10 @@ def bias_by_means(
     model feeds the layer on expert k's samples, and t_k the mean of what the expert is fed.
     """
     n, parts = weight.base.shape[1], []
-    for own, bias, delta in zip(sums.double(), deltas, weight.deltas, strict=True):
-        count = own[n, n]
+    for own, bias, delta in zip(sums[:, n].double(), deltas, weight.deltas, strict=True):
+        count = own[n]
         if count > 0:
-            mean, other = own[n, :n] / count, own[n, n + 1 :] / count
+            mean, other = own[:n] / count, own[n + 1 :] / count
             target = mean + share * (other - mean)
             moved = weight.base.double() @ (target - mean) + delta.double() @ target
             parts.append(bias.double() + moved - weight.delta.double() @ mean)
@@ -103,17 +104,30 @@ def featcal(
     start = as_rows(merged).double()
     n = start.shape[1]
     left, right = ridge * torch.eye(n, dtype=torch.float64), ridge * rho * start.T
-    drift = torch.zeros_like(left)
+    _add_evidence(left, right, sums, deltas, base, share)
+    solved = cholesky_solution(left, right, remedy="raise ridge")
+    return solved.T.reshape(merged.shape).to(merged)
+
+
+def _add_evidence(
+    left: Float[Tensor, "n n"],
+    right: Float[Tensor, "n rows"],
+    sums: Float[Tensor, "K n+1 2*n+1"],
+    deltas: Float[Tensor, "K rows *rest"],
+    base: Float[Tensor, "rows *rest"] | None,
+    share: float,
+) -> None:
+    """Add what the samples tell to both sides of the equations, one expert after the other."""
+    n, drift = len(left), torch.zeros_like(left)
     for own, delta in zip(sums, deltas, strict=True):
         square, other = own[:n, :n].double(), own[:n, n + 1 :].double()
         size = torch.linalg.matrix_norm(square)
         if size == 0:
             continue
-        moved = share / size * (other - square)
-        left += square / size
-        right += (square / size + moved) @ as_rows(delta).double().T
+        moved = other.sub_(square).mul_(share / size)
+        square /= size
+        left += square
         drift += moved
+        right += square.add_(moved) @ as_rows(delta).double().T
     if base is not None:
         right += drift @ as_rows(base).double().T
-    solved = torch.cholesky_solve(right, torch.linalg.cholesky(left))
-    return solved.T.reshape(merged.shape).to(merged)

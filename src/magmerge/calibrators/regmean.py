@@ -12,6 +12,7 @@ from magmerge.core.lazy import Float, Tensor, torch
 from magmerge.core.parameters import Supplied
 from magmerge.core.registry import register_calibrator
 from magmerge.core.types import Cut, Kind
+from magmerge.linalg.cholesky import cholesky_solution
 from magmerge.linalg.row_norms import as_rows
 
 Sums = Annotated[Tensor | None, Supplied()]
@@ -22,6 +23,9 @@ OffDiagonal = Annotated[
 MATRICES: frozenset[Kind] = frozenset({"matrix", "transposed", "convolution"})
 UNSEEN = 1e-9
 """Of the mean square of a feature: how little of it counts as none, so that the merge decides."""
+ROUNDING = 2.0**-23
+"""Of float32, in which the sums are taken: n times that much of what features have in common is
+noise, which may leave fewer tokens than features with a matrix that is not positive definite."""
 
 
 def products(inputs: Float[Tensor, "tokens n"]) -> Float[Tensor, "n+1 n+1"]:
@@ -53,26 +57,38 @@ def regression(
 
     D = (sum_k D_k C_k) (sum_k C_k)^-1, with C_k = x_k'x_k [n, n] of `sums` (`products`) less the
     share 1 - `off_diagonal` of what is off its diagonal. Where no sample has a feature the merge
-    stays: a billionth of the mean diagonal draws to it. Computed in float64.
+    stays: a billionth of the mean diagonal draws to it. At most 1 - n eps of `off_diagonal` counts,
+    eps = 2^-23: beyond it the sums are rounding. Computed in float64.
     """
     if sums is None:
         raise ParameterError(
             "regmean has no products of inputs",
             remedy="give sums=, or use merge(data=...)",
         )
-    n = sums.shape[1] - 1
-    left = sums.new_zeros(n, n, dtype=torch.float64)
-    right = left.new_zeros(n, len(merged))
-    for own, delta in zip(sums, deltas, strict=True):
-        part = own[:n, :n].double()
-        part = off_diagonal * part + (1 - off_diagonal) * part.diagonal().diag()
-        left += part
-        right += part @ as_rows(delta).double().T
+    left, right = _equations(sums, deltas, off_diagonal)
     unseen = UNSEEN * float(left.diagonal().mean()) or 1.0
     left.diagonal().add_(unseen)
     right.add_(as_rows(merged).double().T, alpha=unseen)
-    solved = torch.cholesky_solve(right, torch.linalg.cholesky(left))
+    solved = cholesky_solution(left, right, remedy="lower off_diagonal")
     return solved.T.reshape(merged.shape).to(merged)
+
+
+def _equations(
+    sums: Tensor, deltas: Float[Tensor, "K rows *rest"], off_diagonal: float
+) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n rows"]]:
+    """sum_k C_k and sum_k C_k D_k' of `sums` [K, n + 1, n + 1], one expert after the other."""
+    n = sums.shape[1] - 1
+    share = min(off_diagonal, 1 - ROUNDING * n)
+    left = sums.new_zeros(n, n, dtype=torch.float64)
+    right = left.new_zeros(n, deltas.shape[1])
+    for own, delta in zip(sums, deltas, strict=True):
+        part = own[:n, :n].double()
+        diagonal = part.diagonal().clone()
+        part *= share
+        part.diagonal().add_((1 - share) * diagonal)
+        left += part
+        right += part @ as_rows(delta).double().T
+    return left, right
 
 
 @register_calibrator(

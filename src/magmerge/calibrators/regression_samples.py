@@ -83,23 +83,43 @@ def regression_samples(
         )
     start, unit = as_rows(merged), max(map(power_of_two, (merged, deltas)))
     left = start.new_zeros(start.shape[1], start.shape[1], dtype=torch.float64)
-    shares = []
-    for delta in deltas:
-        own = unit_gram(as_rows(delta))
-        if own is not None:
-            shares.append(used_share(own, min(start.shape)))
-            left.add_(own, alpha=prior)
+    shares = _add_weights(left, deltas, prior)
     if not shares:
         return merged.clone()
     right = torch.zeros_like(start, dtype=torch.float64)
     add_product(right, start, left, unit)
     for delta, own_sums in zip(deltas, sums, strict=True):
-        seen, tokens = own_sums[:-1, :-1].double(), float(own_sums[-1, -1])
-        size = float(torch.linalg.matrix_norm(seen))
-        if size > 0:
-            seen = seen / size
-            seen *= evidence(seen, tokens)
-            left += seen
-            add_product(right, as_rows(delta), seen, unit)
-    solution = ridge_solution(left, right, start / unit, prior * pull(shares))
+        _add_evidence(left, right, as_rows(delta), own_sums, unit)
+    held = prior * pull(shares)
+    solution = ridge_solution(left, right, start / unit, held, remedy="raise prior")
     return (solution * unit).to(merged.dtype).reshape(merged.shape)
+
+
+def _add_weights(
+    left: Float[Tensor, "n n"], deltas: Float[Tensor, "K rows *rest"], prior: float
+) -> list[float]:
+    """Add the Gram matrices of the task vectors times `prior`; the share that each uses."""
+    shares = []
+    for delta in map(as_rows, deltas):
+        own = unit_gram(delta)
+        if own is not None:
+            shares.append(used_share(own, min(delta.shape)))
+            left.add_(own, alpha=prior)
+    return shares
+
+
+def _add_evidence(
+    left: Float[Tensor, "n n"],
+    right: Float[Tensor, "m n"],
+    delta: Float[Tensor, "m n"],
+    sums: Float[Tensor, "n+1 n+1"],
+    unit: float,
+) -> None:
+    """Add what an expert's samples tell, if there are any, to both sides of the equations."""
+    seen, tokens = sums[:-1, :-1].double(), float(sums[-1, -1])
+    size = float(torch.linalg.matrix_norm(seen))
+    if size != 0:
+        seen /= size
+        seen *= evidence(seen, tokens)
+        left += seen
+        add_product(right, delta, seen, unit)

@@ -30,6 +30,9 @@ BESIDE_A_LAYER = (3, 2)
 is taken of; and for each thread an expert's task vector and what that is taken of."""
 TALLIED = 32
 """Bytes for each entry of a small layer that a survey keeps for each expert, at most."""
+EQUATIONS = 4 * 8
+"""Bytes for each entry of an expert's sums while a layer is solved from them: float64 matrices of
+the equations, an expert's share, the Cholesky factor and the solver's copy of it."""
 
 
 Need = tuple[str, int]
@@ -159,7 +162,7 @@ def bytes_of_result(job: Job, steps: Sequence[Step]) -> int:
 
 def bytes_of_sums(job: Job, steps: Sequence[Step]) -> int:
     """Bytes that a calibrator which solves for layers keeps at once beside the model that it runs:
-    the sums over what one layer is fed, of each expert and once more in float64 while it is solved
+    the sums over what one layer is fed, of each expert, and the equations while it is solved
     for; the experts' own blocks, where these run too; and all task vectors that it solved for.
     """
     items = [item for item, _ in job.stages.treatment.calibrators if item.entries is not None]
@@ -179,7 +182,7 @@ def _bytes_of_solving(item: Calibrator, step: Step, experts: int) -> int:
     if item.entries is None or len(step.spec.shape) < 2:
         return 0
     outputs, inputs = _matrix(step)
-    return (4 * experts + 3 * 8) * item.entries(inputs) + 3 * 8 * outputs * inputs
+    return (4 * experts + EQUATIONS) * item.entries(inputs) + 3 * 8 * outputs * inputs
 
 
 def _matrix(step: Step) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from magmerge.linalg.cholesky import cholesky_solution
 from magmerge.linalg.spectral import ROWS
 
 
@@ -14,12 +15,15 @@ def ridge_solution(
     right: Float[Tensor, "m n"],
     start: Float[Tensor, "m n"],
     ridge: float,
+    *,
+    remedy: str = "raise ridge",
 ) -> Float[Tensor, "m n"]:
     """D = (right + ridge start) (left + ridge I)^-1, in float64; `left` is used up.
 
     `left` is symmetric with no negative eigenvalue but those of rounding, and `ridge` > 0. By the
     difference to the start, D = start + (right - start left) (left + ridge I)^-1, which is the same
-    and leaves the start to its last bits where the equations say nothing.
+    and leaves the start to its last bits where the equations say nothing. NonFiniteError and, with
+    the `remedy`, ParameterError where they cannot be solved.
     """
     change = torch.empty_like(right)
     for into, part, own in zip(
@@ -27,5 +31,4 @@ def ridge_solution(
     ):
         torch.sub(part, own.double() @ left, out=into)
     left.diagonal().add_(ridge)
-    factor = torch.linalg.cholesky(left)
-    return torch.cholesky_solve(change.T, factor).T.add_(start)
+    return cholesky_solution(left, change.T, remedy=remedy).T.add_(start)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from magmerge.core.machine import Machine
 from magmerge.core.types import Uncovered
 from magmerge.data.rows import Inputs
+from magmerge.linalg.finite import is_finite
 from magmerge.live.calls import Listener, Observation
 from magmerge.live.layers import Call, Layer
 from magmerge.live.lockstep import Arrivals, in_lockstep
@@ -49,20 +50,31 @@ class Sums:
         self._inputs: dict[tuple[str, int], Tensor] = {}
 
     def add_inputs(self, layer: str, expert: int, part: Tensor) -> None:
-        """Add what was gathered from one run's inputs; the layer counts as measured."""
+        """Add what was gathered from one run's inputs; the layer counts as measured, or as failed
+        where that is not finite.
+        """
         known = self._inputs.get((layer, expert))
-        self._inputs[layer, expert] = part if known is None else known + part
+        total = part if known is None else known + part
+        if not is_finite(total):
+            self.failed[layer] = "samples feed it NaN or infinity"
+        self._inputs[layer, expert] = total
         self._gains[layer, 0, expert].append((1.0, 1))
 
     def take_inputs(self, layer: str, experts: int) -> Tensor | None:
-        """The sums [K, ...] over a layer's inputs, which are forgotten: they are large."""
+        """The sums [K, ...] over a layer's inputs, which are forgotten: they are large. None where
+        no sample came to it, and where it failed.
+        """
         held = {
             k: self._inputs.pop((layer, k)) for k in range(experts) if (layer, k) in self._inputs
         }
-        if not held:
+        if not held or layer in self.failed:
             return None
-        empty = torch.zeros_like(next(iter(held.values())))
-        return torch.stack([held.get(k, empty) for k in range(experts)]).cpu()
+        first = next(iter(held.values()))
+        sums = torch.zeros(experts, *first.shape, dtype=first.dtype)
+        for k in list(held):
+            # Each is let go when it is copied, so that they are never there twice.
+            sums[k] = held.pop(k)
+        return sums
 
     def add(self, layer: str, part: int, expert: int, gains: Tensor) -> None:
         """Take note of the gains of some tokens; those that are zero or not finite tell nothing."""

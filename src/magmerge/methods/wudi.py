@@ -18,6 +18,7 @@ from typing_extensions import Doc
 
 from magmerge.core.parameters import Lambda
 from magmerge.core.registry import register_method
+from magmerge.linalg.cholesky import cholesky_solution
 from magmerge.linalg.in_turn import InTurn
 from magmerge.linalg.row_norms import as_rows
 from magmerge.linalg.spectral import (
@@ -236,8 +237,7 @@ def filter_error(
 
 
 def by_ridge(asked: Equations, ridge: float) -> Float[Tensor, "m n"]:
-    """(R + ridge D_0) (G + ridge I)^-1, by the Cholesky factor of what is positive definite."""
+    """(R + ridge D_0) (G + ridge I)^-1; ParameterError for a ridge below the rounding of G."""
     asked.gram.diagonal().add_(ridge)
-    factor = torch.linalg.cholesky(asked.gram)
     target = asked.target.add_(asked.start, alpha=ridge)
-    return torch.cholesky_solve(target.T, factor).T
+    return cholesky_solution(asked.gram, target.T, remedy="raise ridge").T
