@@ -8,13 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from magmerge.core.errors import MagmergeError
 from magmerge.core.machine import Machine
 from magmerge.data.halves import Halves
 from magmerge.data.rows import Inputs
 from magmerge.engine.job import Models, Work
 from magmerge.live.calls import Listener, run
-from magmerge.live.label_free import Answer, answer_of, compare, with_states
+from magmerge.live.label_free import Answer, answer_of, compare, unknown, with_states
 from magmerge.live.live_merge import LiveMerge, model_with
 from magmerge.live.lockstep import in_lockstep
 from magmerge.live.module_weights import at_rest
@@ -27,8 +26,8 @@ class HeldRows:
         self, calls: Mapping[int, Sequence[Inputs]], names: Sequence[str], machine: Machine
     ) -> None:
         self._calls, self._names, self._machine = calls, names, machine
-        self._experts: dict[int, list[Answer]] = {}
-        self._base: dict[int, list[Answer]] = {}
+        self._experts: dict[int, list[Answer | None]] = {}
+        self._base: dict[int, list[Answer | None]] = {}
 
     def look(self, merge: LiveMerge, models: Models, twins: Mapping[str, str]) -> None:
         """Run each expert on its own rows, and the base on all, in the module of the merge."""
@@ -41,12 +40,16 @@ class HeldRows:
                     self._base[expert] = self._answers(merge.model, expert, calls)
 
     def measures(self, model: nn.Module) -> Tensor:
-        """The measures of the model as it is, [rows, measures], expert after expert."""
+        """The measures of the model as it is, [rows, measures], expert after expert.
+
+        NaN for a call of which a model makes neither logits nor features.
+        """
         return torch.cat(
             [
-                compare(*three)
+                _compared(call, *three)
                 for expert, calls in self._calls.items()
-                for three in zip(
+                for call, *three in zip(
+                    calls,
                     self._answers(model, expert, calls),
                     self._experts[expert],
                     self._base[expert],
@@ -55,26 +58,29 @@ class HeldRows:
             ]
         )
 
-    def _answers(self, model: nn.Module, expert: int, calls: Sequence[Inputs]) -> list[Answer]:
+    def _answers(
+        self, model: nn.Module, expert: int, calls: Sequence[Inputs]
+    ) -> list[Answer | None]:
         """What the model makes of each call, each in one thread, as many at once as there are."""
-        found: dict[int, Answer] = {}
+        found: dict[int, Answer | None] = {}
 
         def one(number: int, call: Inputs, _: Listener) -> None:
             with torch.no_grad():
                 output = run(model, with_states(model, call), self._names[expert])
-            answer = answer_of(output, call)
-            if answer is None:
-                raise MagmergeError(
-                    f"the output of the {type(model).__name__} has neither logits nor features, "
-                    "so that nothing tells how near it comes to its experts",
-                    remedy="calibrate without the check: --set fsc.check=off",
-                )
-            found[number] = answer
+            found[number] = answer_of(output, call)
 
         in_lockstep(
             [partial(one, *each) for each in enumerate(calls)], (), lambda *_: None, self._machine
         )
         return [found[number] for number in range(len(calls))]
+
+
+def _compared(
+    call: Inputs, own: Answer | None, expert: Answer | None, base: Answer | None
+) -> Tensor:
+    if own is None or expert is None or base is None:
+        return unknown(call.rows)
+    return compare(own, expert, base)
 
 
 class OneModel:
