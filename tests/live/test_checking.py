@@ -15,6 +15,8 @@ from magmerge.core.recipe import Recipe
 from magmerge.core.validation import check_calibrations
 from magmerge.engine.findings import packed, unpacked
 from magmerge.engine.job import Findings
+from magmerge.live import checking
+from magmerge.live.checking import HeldRows
 from magmerge.live.label_free import MEASURES
 from magmerge.live.share_search import GROUPS, VOID, groups_of, losses_of, search
 from tests.live.test_compound import family, records_of
@@ -128,8 +130,9 @@ def test_block_by_block_comes_to_the_same(tmp_path: Path) -> None:
     whole, blocks = (checked(base, experts, offload=way, **common) for way in (False, True))
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, blocks.state_dict()[name])
-    with pytest.raises(ParameterError, match=r"fsc\.check=off"):
-        checked(base, experts, offload=True, calibrate="dsc", **common)
+    for first in ("wsc", "svc"):
+        with pytest.raises(ParameterError, match=rf"(?s)takes {first} back.*fsc\.check=off"):
+            checked(base, experts, offload=True, calibrate=[first, "fsc"], **common)
 
 
 def test_one_sample_is_in_both_halves_and_that_is_said() -> None:
@@ -246,3 +249,26 @@ def test_outputs_of_odd_forms_are_checked_or_that_is_said(form: Any, measure: st
         assert found["measure"] == measure
         assert found["before"] > 0
         assert VOID not in result.warnings
+
+
+def test_answers_that_do_not_fit_into_memory_are_refused_and_the_bases_logits_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base = llama()
+    experts = family(base)
+    rows, (vocabulary, width) = 2 * len(experts), base.get_input_embeddings().weight.shape
+    (call,) = texts(experts)["expert-0"]
+    tokens = call["input_ids"].shape[1]
+    needed = 4 * rows * tokens * (vocabulary + 2 * width)
+    rooms: list[int] = []
+
+    class Small(HeldRows):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments[:-1], rooms[-1])
+
+    monkeypatch.setattr(checking, "HeldRows", Small)
+    rooms.append(needed)
+    checked(base, experts, data=texts(experts))
+    rooms.append(needed - 1)
+    with pytest.raises(ParameterError, match=r"(?s)memory.*fsc\.check=off"):
+        checked(base, experts, data=texts(experts))

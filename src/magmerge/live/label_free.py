@@ -26,6 +26,11 @@ class Answer(NamedTuple):
     logits: Float[Tensor, "rows *tokens classes"] | None
     kept: Bool[Tensor, "rows tokens"] | None = None
 
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return sum(part.numel() * part.element_size() for part in self if part is not None)
+
 
 def feature_error(
     features: Float[Tensor, "rows width"],
