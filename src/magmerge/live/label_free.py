@@ -108,8 +108,12 @@ def compare(own: Answer, expert: Answer, base: Answer) -> Float[Tensor, "rows me
         flat = [_flat(features, expert.kept) for features in three]
         columns[:3] = [measure(*flat) for measure in (feature_error, change_cosine, change_ratio)]
     if own.logits is not None and expert.logits is not None:
-        both = own.logits, expert.logits
-        columns[3:] = [_by_row(measure(*both), expert.kept) for measure in (divergence, agreement)]
+        # Row by row: in float64 a large vocabulary takes much memory.
+        both = [*zip(own.logits.unsqueeze(1), expert.logits.unsqueeze(1), strict=True)]
+        columns[3:] = [
+            _by_row(torch.cat([measure(*row) for row in both]), expert.kept)
+            for measure in (divergence, agreement)
+        ]
     return torch.stack(columns, dim=1)
 
 
