@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import magmerge
-from magmerge.core.errors import ParameterError
+from magmerge.core.errors import MagmergeWarning, ParameterError
 from magmerge.evaluation import open_suite
 from magmerge.evaluation.nearness_table import mean_of
 from tests.conftest import call
@@ -89,8 +89,15 @@ def test_a_language_model_is_compared_token_by_token(tmp_path: Path) -> None:
     assert near.split == "train"
     assert near.error == pytest.approx(1)
     assert near.kl == near.base_kl > 0
+    common = {"suite": path, "memory": "100KB"}
+    with pytest.warns(MagmergeWarning, match="--nearness 0"):
+        bare = magmerge.evaluate(tmp_path / "base", **common, out=tmp_path / "bare.json")
+    assert bare.nearness == ()
     with pytest.raises(ParameterError, match="--nearness 0"):
-        magmerge.evaluate(tmp_path / "base", suite=path, memory="100KB")
+        magmerge.evaluate(tmp_path / "base", **common, nearness=16, out=tmp_path / "asked.json")
+    for name in ("bare", "asked"):
+        (task,) = json.loads((tmp_path / f"{name}.json").read_text())["tasks"]
+        assert task["score"] == bare["words"].score
 
 
 def test_the_terminal_shows_them_beside_the_base(

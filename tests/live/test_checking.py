@@ -15,7 +15,10 @@ from magmerge.core.recipe import Recipe
 from magmerge.core.validation import check_calibrations
 from magmerge.engine.findings import packed, unpacked
 from magmerge.engine.job import Findings
-from magmerge.live.share_search import GROUPS, groups_of, search
+from magmerge.live import checking
+from magmerge.live.checking import HeldRows
+from magmerge.live.label_free import MEASURES
+from magmerge.live.share_search import GROUPS, VOID, groups_of, losses_of, search
 from tests.live.test_compound import family, records_of
 from tests.live.test_exactness import PLAIN, merged_by
 from tests.live.test_running import IDS, bert, folders, llama, texts
@@ -127,8 +130,9 @@ def test_block_by_block_comes_to_the_same(tmp_path: Path) -> None:
     whole, blocks = (checked(base, experts, offload=way, **common) for way in (False, True))
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, blocks.state_dict()[name])
-    with pytest.raises(ParameterError, match=r"fsc\.check=off"):
-        checked(base, experts, offload=True, calibrate="dsc", **common)
+    for first in ("wsc", "svc"):
+        with pytest.raises(ParameterError, match=rf"(?s)takes {first} back.*fsc\.check=off"):
+            checked(base, experts, offload=True, calibrate=[first, "fsc"], **common)
 
 
 def test_one_sample_is_in_both_halves_and_that_is_said() -> None:
@@ -180,3 +184,91 @@ def test_the_search_takes_one_share_and_leaves_it_only_beyond_the_standard_error
     assert [*search(2, clear)][-1] == (1.0, 0.0)
     assert [*search(2, noise)][-1] == (1.0, 1.0)
     assert [*search(1, lambda shares: torch.zeros(4))][-1] == (1.0,)
+
+
+def test_rows_that_tell_nothing_do_not_count_and_a_broken_model_is_never_nearer() -> None:
+    nan, inf = torch.nan, torch.inf
+
+    def choice(values: dict[float, list[float]]) -> tuple[float, ...]:
+        def losses(shares: tuple[float, ...]) -> torch.Tensor:
+            return torch.tensor(values[shares[0]], dtype=torch.float64)
+
+        return [*search(1, losses)][-1]
+
+    assert choice({1.0: [9, 9, nan], 0.5: [5, 5, nan], 0.0: [0.1, 0.1, nan]}) == (0.0,)
+    assert choice({1.0: [1, 1, 1], 0.5: [2, 2, 2], 0.0: [3, 3, inf]}) == (1.0,)
+    assert choice({1.0: [1, nan], 0.5: [2, 2], 0.0: [3, 3]}) == (0.5,)
+    assert choice({1.0: [nan], 0.5: [nan], 0.0: [nan]}) == (1.0,)
+
+
+def test_the_cosine_of_what_stays_as_the_base_is_zero_and_of_what_is_broken_none() -> None:
+    rows = torch.full((3, len(MEASURES)), torch.nan)
+    rows[0, 1], rows[0, 2] = 0.5, 1
+    rows[1, 2] = 0
+    found = losses_of(rows, "cosine")
+    assert found[:2].tolist() == [0.5, 1]
+    assert found[2].isnan()
+
+
+class Odd(torch.nn.Module):
+    """Two layers whose output has the form that a function gives it."""
+
+    def __init__(self, form: Any) -> None:
+        super().__init__()
+        self.a, self.b, self.form = torch.nn.Linear(6, 8), torch.nn.Linear(8, 4), form
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.form(self.b(torch.relu(self.a(x))))
+
+
+@pytest.mark.parametrize(
+    ("form", "measure"),
+    [
+        (lambda y: (y, y), "cosine"),
+        (lambda y: {"logits": y[:, :1]}, "kl"),
+        (lambda y: y[:, 0], "kl"),
+        (lambda y: {"logits": y.index_fill(1, torch.tensor([0]), -torch.inf)}, "kl"),
+        (lambda y: y.mean(), None),
+        (lambda y: y.argmax(-1), None),
+        (lambda y: {"logits": y * torch.nan}, None),
+    ],
+)
+def test_outputs_of_odd_forms_are_checked_or_that_is_said(form: Any, measure: str | None) -> None:
+    torch.manual_seed(0)
+    base = Odd(form)
+    experts = {name: copy.deepcopy(base) for name in "xy"}
+    for expert in experts.values():
+        for parameter in expert.parameters():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    result = checked(base, experts, data={name: torch.randn(8, 6) for name in experts})
+    found = account(result)
+    if measure is None:
+        assert VOID in result.warnings
+        assert {group["share"] for group in found["groups"]} == {1.0}
+    else:
+        assert found["measure"] == measure
+        assert found["before"] > 0
+        assert VOID not in result.warnings
+
+
+def test_answers_that_do_not_fit_into_memory_are_refused_and_the_bases_logits_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base = llama()
+    experts = family(base)
+    rows, (vocabulary, width) = 2 * len(experts), base.get_input_embeddings().weight.shape
+    (call,) = texts(experts)["expert-0"]
+    tokens = call["input_ids"].shape[1]
+    needed = 4 * rows * tokens * (vocabulary + 2 * width)
+    rooms: list[int] = []
+
+    class Small(HeldRows):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments[:-1], rooms[-1])
+
+    monkeypatch.setattr(checking, "HeldRows", Small)
+    rooms.append(needed)
+    checked(base, experts, data=texts(experts))
+    rooms.append(needed - 1)
+    with pytest.raises(ParameterError, match=r"(?s)memory.*fsc\.check=off"):
+        checked(base, experts, data=texts(experts))

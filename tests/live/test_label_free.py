@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
+from magmerge.data.rows import Inputs
 from magmerge.live.label_free import (
     Answer,
     agreement,
+    answer_of,
     change_cosine,
     change_ratio,
     compare,
@@ -76,3 +79,43 @@ def test_what_a_model_has_not_is_none() -> None:
     own, expert, base = (_answers(seed)._replace(logits=None) for seed in range(3))
     assert means(compare(own, expert, base))["kl"] is None
     assert means(compare(own, expert, base))["cosine"] is not None
+
+
+def test_a_masked_class_adds_nothing_and_a_single_number_counts_by_its_square() -> None:
+    own, expert = torch.randn(3, 4), torch.randn(3, 4)
+    masked = [logits.index_fill(1, torch.tensor([0]), -torch.inf) for logits in (own, expert)]
+    torch.testing.assert_close(divergence(*masked), divergence(own[:, 1:], expert[:, 1:]))
+    numbers = torch.tensor([[3.0]]), torch.tensor([[1.0]])
+    assert divergence(*numbers).tolist() == [2.0]
+    assert agreement(*numbers).isnan().all()
+    broken = torch.full((2, 5), torch.nan)
+    broken[0, 3], broken[1, 3] = 1.0, torch.inf
+    assert means(broken)["kl"] == 1
+
+
+@pytest.mark.parametrize(
+    ("output", "logits", "features"),
+    [
+        (torch.ones(2, 3), None, (2, 3)),
+        ((torch.ones(2, 3), torch.ones(2, 5)), None, (2, 3)),
+        ([torch.ones(2).long(), torch.ones(2, 5)], None, (2, 5)),
+        (torch.ones(2), (2, 1), None),
+        ({"logits": torch.ones(2)}, (2, 1), None),
+        ({"logits": torch.ones(2, 4), "last_hidden_state": torch.ones(1)}, (2, 4), None),
+    ],
+)
+def test_odd_outputs(
+    output: Any, logits: tuple[int, ...] | None, features: tuple[int, ...] | None
+) -> None:
+    answer = answer_of(output, Inputs((), {}, 2))
+    assert answer is not None
+    assert (_shape(answer.logits), _shape(answer.features)) == (logits, features)
+
+
+def _shape(part: torch.Tensor | None) -> tuple[int, ...] | None:
+    return None if part is None else tuple(part.shape)
+
+
+@pytest.mark.parametrize("output", [torch.tensor(1.0), torch.ones(2).long(), torch.ones(3, 4), "x"])
+def test_outputs_that_tell_nothing(output: Any) -> None:
+    assert answer_of(output, Inputs((), {}, 2)) is None

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 from pydantic import ValidationError
 
 from magmerge.checkpoints.output.own_files import check_document
-from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
+from magmerge.core.errors import (
+    MagmergeError,
+    MagmergeWarning,
+    ParameterError,
+    UnknownNameError,
+    suggestion,
+)
 from magmerge.core.machine import Progress
 from magmerge.core.recipe_faults import explained
 from magmerge.evaluation.entries import WHOLE, SuiteEntry
@@ -102,7 +110,7 @@ def evaluate(
     max_length: int | None = None,
     lm_eval: Sequence[str] | Mapping[str, Any] = (),
     allow_code: bool = False,
-    nearness: int = ROWS,
+    nearness: int | None = None,
     out: Path_ | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -115,7 +123,8 @@ def evaluate(
 
     - `suite`: a suite file, or an opened suite; `tasks` are names of some of its tasks. Experts
       that it names are measured too, once: their scores are remembered. `nearness` unlabelled rows
-      of each task (0: none) tell how near the models come to them.
+      of each task (default 16; 0: none) tell how near the models come to them. Where that cannot be
+      told there is a warning, or an error if it was asked for; the scores are written before.
     - `perplexity`, `questions`: files of texts, and of questions with choices, for causal language
       models. `columns` names their columns: text, question, choices, answer. Config and tokenizer
       come from the model's folder or from `base`; texts are cut to `max_length` tokens.
@@ -148,15 +157,37 @@ def evaluate(
             split=split, tasks=tasks, progress=progress, **machine,
         )  # fmt: skip
         scores = list(results.values())
-        if nearness:
-            near = near_experts(
-                opened, models, rows=nearness, tasks=tasks, progress=progress, **machine
-            )
-            scores = [replace(row, nearness=own) for row, own in zip(scores, near, strict=True)]
+        # What comes after the scores may fail, and must not take them along.
+        _save(scores, out, many, overwrite=overwrite)
+        overwrite = True
+        if nearness != 0:
+            near = partial(near_experts, opened, models, tasks=tasks, progress=progress, **machine)
+            scores = _with_nearness(scores, near, nearness)
+    _save(scores, out, many, overwrite=overwrite)
+    return scores if many else scores[0]
+
+
+def _save(scores: Sequence[Scores], out: Path_ | None, many: bool, *, overwrite: bool) -> None:
     if out is not None:
         documents = [row.document() for row in scores]
         save_document(documents if many else documents[0], out, overwrite=overwrite)
-    return scores if many else scores[0]
+
+
+def _with_nearness(
+    scores: Sequence[Scores], near: Callable[..., list[Any]], rows: int | None
+) -> list[Scores]:
+    """The scores with how near the models come to experts on so many rows; with None on ROWS of
+    them, and a warning in place of an error where it cannot be told.
+    """
+    try:
+        told = near(rows=ROWS if rows is None else rows)
+    except MagmergeError as error:
+        if rows is not None:
+            raise
+        text = f"how near the models come to the experts is not told: {error}"
+        warnings.warn(text, MagmergeWarning, stacklevel=3)
+        return list(scores)
+    return [replace(row, nearness=own) for row, own in zip(scores, told, strict=True)]
 
 
 def _one_of(**sources: Any) -> None:

@@ -56,8 +56,7 @@ class Rows:
     @property
     def size(self) -> int:
         """The bytes of the answers that are known."""
-        parts = [part for answer in self.known.values() for part in answer if part is not None]
-        return sum(part.numel() * part.element_size() for part in parts)
+        return sum(answer.size for answer in self.known.values())
 
     def batches(self, measure: Any) -> Prepared:
         """The rows as a runner takes them; `measure` is told the number of the batch."""

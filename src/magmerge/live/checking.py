@@ -2,79 +2,123 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from magmerge.core.errors import MagmergeError
+from magmerge.core.errors import ParameterError
 from magmerge.core.machine import Machine
 from magmerge.data.halves import Halves
 from magmerge.data.rows import Inputs
 from magmerge.engine.job import Models, Work
 from magmerge.live.calls import Listener, run
-from magmerge.live.label_free import Answer, answer_of, compare, with_states
+from magmerge.live.label_free import Answer, answer_of, compare, unknown, with_states
 from magmerge.live.live_merge import LiveMerge, model_with
 from magmerge.live.lockstep import in_lockstep
 from magmerge.live.module_weights import at_rest
 
+Found = TypeVar("Found")
+
 
 class HeldRows:
-    """Rows kept aside of each expert's samples, and what base and experts make of them."""
+    """Rows kept aside of each expert's samples, and what base and experts make of them, in `room`
+    bytes at most.
+    """
 
     def __init__(
-        self, calls: Mapping[int, Sequence[Inputs]], names: Sequence[str], machine: Machine
+        self,
+        calls: Mapping[int, Sequence[Inputs]],
+        names: Sequence[str],
+        machine: Machine,
+        room: int,
     ) -> None:
-        self._calls, self._names, self._machine = calls, names, machine
-        self._experts: dict[int, list[Answer]] = {}
-        self._base: dict[int, list[Answer]] = {}
+        self._calls, self._names, self._machine, self._room = calls, names, machine, room
+        self._experts: dict[int, list[Answer | None]] = {}
+        self._base: dict[int, list[Answer | None]] = {}
+        self._sizes: list[int] = []
+
+    @property
+    def left(self) -> int:
+        """The bytes of the room that are still free."""
+        return self._room - sum(self._sizes)
 
     def look(self, merge: LiveMerge, models: Models, twins: Mapping[str, str]) -> None:
-        """Run each expert on its own rows, and the base on all, in the module of the merge."""
+        """Run each expert on its own rows, and the base on all, in the module of the merge.
+
+        ParameterError where what they make of them takes more than the room.
+        """
         with at_rest(merge.model):
-            for expert, calls in self._calls.items():
+            for expert in self._calls:
                 with model_with(merge, OneModel(models, expert, twins)):
-                    self._experts[expert] = self._answers(merge.model, expert, calls)
+                    self._experts[expert] = self._kept(merge.model, expert, lambda own: own)
             with model_with(merge, OneModel(models, None, twins)):
-                for expert, calls in self._calls.items():
-                    self._base[expert] = self._answers(merge.model, expert, calls)
+                for expert in self._calls:
+                    self._base[expert] = self._kept(merge.model, expert, _features)
 
     def measures(self, model: nn.Module) -> Tensor:
-        """The measures of the model as it is, [rows, measures], expert after expert."""
+        """The measures of the model as it is, [rows, measures], expert after expert.
+
+        NaN for a call of which a model makes neither logits nor features.
+        """
         return torch.cat(
             [
-                compare(*three)
-                for expert, calls in self._calls.items()
-                for three in zip(
-                    self._answers(model, expert, calls),
-                    self._experts[expert],
-                    self._base[expert],
-                    strict=True,
-                )
+                rows
+                for expert in self._calls
+                for rows in self._each(model, expert, partial(self._compared, expert))
             ]
         )
 
-    def _answers(self, model: nn.Module, expert: int, calls: Sequence[Inputs]) -> list[Answer]:
-        """What the model makes of each call, each in one thread, as many at once as there are."""
-        found: dict[int, Answer] = {}
+    def _compared(self, expert: int, number: int, own: Answer | None) -> Tensor:
+        other, base = self._experts[expert][number], self._base[expert][number]
+        if own is None or other is None or base is None:
+            return unknown(self._calls[expert][number].rows)
+        return compare(own, other, base)
+
+    def _kept(
+        self, model: nn.Module, expert: int, part: Callable[[Answer], Answer]
+    ) -> list[Answer | None]:
+        """Of each of the expert's calls that part of the model's answer which is compared with."""
+
+        def keep(_: int, answer: Answer | None) -> Answer | None:
+            own = None if answer is None else part(answer)
+            # The others' threads add to the list; none of them changes what is in it.
+            self._sizes.append(0 if own is None else own.size)
+            if self.left < 0:
+                raise ParameterError(
+                    f"what base and experts put out for the samples that the check keeps aside "
+                    f"takes more than the {self._room / 1e9:.2f}GB of memory that are left",
+                    remedy="calibrate without the check (--set fsc.check=off), or from fewer "
+                    "--samples, or allow more --memory",
+                )
+            return own
+
+        return self._each(model, expert, keep)
+
+    def _each(
+        self, model: nn.Module, expert: int, look: Callable[[int, Answer | None], Found]
+    ) -> list[Found]:
+        """What is seen in the model's answer to each of the expert's calls, as soon as it is there;
+        each in one thread, as many at once as there are.
+        """
+        calls, found = self._calls[expert], dict[int, Found]()
 
         def one(number: int, call: Inputs, _: Listener) -> None:
             with torch.no_grad():
                 output = run(model, with_states(model, call), self._names[expert])
-            answer = answer_of(output, call)
-            if answer is None:
-                raise MagmergeError(
-                    f"the output of the {type(model).__name__} has neither logits nor features, "
-                    "so that nothing tells how near it comes to its experts",
-                    remedy="calibrate without the check: --set fsc.check=off",
-                )
-            found[number] = answer
+            found[number] = look(number, answer_of(output, call))
 
         in_lockstep(
             [partial(one, *each) for each in enumerate(calls)], (), lambda *_: None, self._machine
         )
         return [found[number] for number in range(len(calls))]
+
+
+def _features(answer: Answer) -> Answer:
+    """All of the base's answer that anything is compared with."""
+    return answer._replace(logits=None)
 
 
 class OneModel:
@@ -116,4 +160,4 @@ def by_place(
 def held_rows(work: Work, halved: Halves) -> HeldRows:
     """The rows that were kept aside."""
     names = [expert.name for expert in work.models.experts]
-    return HeldRows(by_place(names, halved.aside), names, work.job.machine)
+    return HeldRows(by_place(names, halved.aside), names, work.job.machine, work.plan.room)

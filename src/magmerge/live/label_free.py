@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,11 @@ class Answer(NamedTuple):
     features: Float[Tensor, "rows *tokens width"] | None
     logits: Float[Tensor, "rows *tokens classes"] | None
     kept: Bool[Tensor, "rows tokens"] | None = None
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return sum(part.numel() * part.element_size() for part in self if part is not None)
 
 
 def feature_error(
@@ -62,15 +68,26 @@ def change_ratio(
 def divergence(
     logits: Float[Tensor, "rows *tokens classes"], expert: Float[Tensor, "rows *tokens classes"]
 ) -> Float[Tensor, "rows *tokens"]:
-    """Kullback-Leibler divergence from the expert's output to this one, in nats."""
-    own, other = logits.double().log_softmax(dim=-1), expert.double().log_softmax(dim=-1)
-    return (other.exp() * (other - own)).sum(dim=-1)
+    """Kullback-Leibler divergence from the expert's output to this one, in nats.
+
+    A class that the expert gives no probability (a logit of minus infinity) adds nothing. A single
+    number has no softmax; it counts as the mean of a normal distribution of variance one, so that
+    the divergence is half the squared difference.
+    """
+    own, other = logits.double(), expert.double()
+    if own.shape[-1] == 1:
+        return (own - other).square().squeeze(-1) / 2
+    own, other = own.log_softmax(dim=-1), other.log_softmax(dim=-1)
+    likely = other.exp()
+    return torch.where(likely == 0, 0.0, likely * (other - own)).sum(dim=-1)
 
 
 def agreement(
     logits: Float[Tensor, "rows *tokens classes"], expert: Float[Tensor, "rows *tokens classes"]
 ) -> Float[Tensor, "rows *tokens"]:
-    """1 where both predict the same class, else 0."""
+    """1 where both predict the same class, else 0; NaN for a single number, which has no class."""
+    if logits.shape[-1] == 1:
+        return torch.full_like(logits[..., 0], torch.nan, dtype=torch.float64)
     return (logits.argmax(dim=-1) == expert.argmax(dim=-1)).double()
 
 
@@ -85,20 +102,29 @@ def compare(own: Answer, expert: Answer, base: Answer) -> Float[Tensor, "rows me
     """
     one = expert.features if expert.features is not None else expert.logits
     assert one is not None
-    columns = [torch.full((len(one),), torch.nan, dtype=torch.float64) for _ in MEASURES]
+    columns = [*unknown(len(one)).unbind(dim=1)]
     three = [a.features for a in (own, expert, base) if a.features is not None]
     if len(three) == len((own, expert, base)):
         flat = [_flat(features, expert.kept) for features in three]
         columns[:3] = [measure(*flat) for measure in (feature_error, change_cosine, change_ratio)]
     if own.logits is not None and expert.logits is not None:
-        both = own.logits, expert.logits
-        columns[3:] = [_by_row(measure(*both), expert.kept) for measure in (divergence, agreement)]
+        # Row by row: in float64 a large vocabulary takes much memory.
+        both = [*zip(own.logits.unsqueeze(1), expert.logits.unsqueeze(1), strict=True)]
+        columns[3:] = [
+            _by_row(torch.cat([measure(*row) for row in both]), expert.kept)
+            for measure in (divergence, agreement)
+        ]
     return torch.stack(columns, dim=1)
 
 
+def unknown(rows: int) -> Float[Tensor, "rows measures"]:
+    """The measures of rows on which none is defined: NaN."""
+    return torch.full((rows, len(MEASURES)), torch.nan, dtype=torch.float64)
+
+
 def means(rows: Float[Tensor, "rows measures"]) -> dict[str, float | None]:
-    """The mean of each measure over the rows where it is defined; None where it is on none."""
-    values = rows.nanmean(dim=0).tolist()
+    """The mean of each measure over the rows where it is finite; None where it is on none."""
+    values = rows.where(rows.isfinite(), torch.nan).nanmean(dim=0).tolist()
     return {
         name: None if math.isnan(value) else value
         for name, value in zip(MEASURES, values, strict=True)
@@ -108,15 +134,20 @@ def means(rows: Float[Tensor, "rows measures"]) -> dict[str, float | None]:
 def answer_of(output: Any, inputs: Inputs) -> Answer | None:
     """The last features and the logits in a module's output, on the CPU; None where it has neither.
 
-    A plain tensor is taken as features. The state of a model of images [rows, width, ...] counts as
-    one row's features, whatever axes it has.
+    Both are of floats, with a row for each sample. A plain tensor, or the first that is fit of a
+    tuple or a list, is taken as features; one number a row as an output. The state of a model of
+    images [rows, width, ...] counts as one row's features, whatever axes it has.
     """
-    logits, features = _tensor(output, "logits"), _tensor(output, "last_hidden_state")
+    fit = partial(_by_sample, rows=inputs.rows)
+    logits, features = fit(_part(output, "logits")), fit(_part(output, "last_hidden_state"))
     states = getattr(output, "hidden_states", None)
-    if features is None and states:
-        features = states[-1]
-    if features is None and logits is None and isinstance(output, Tensor):
-        features = output
+    if features is None and isinstance(states, Sequence) and states:
+        features = fit(states[-1])
+    if features is None and logits is None:
+        parts = output if isinstance(output, tuple | list) else (output,)
+        plain = next((part for each in parts if (part := fit(each)) is not None), None)
+        number = plain is not None and plain.shape[1:] == (1,)
+        logits, features = (plain, None) if number else (None, plain)
     if features is None and logits is None:
         return None
     mask, like = inputs.kwargs.get("attention_mask"), features if logits is None else logits
@@ -139,9 +170,15 @@ def _kept_here(part: Tensor | None) -> Tensor | None:
     return None if part is None else part.detach().float().cpu()
 
 
-def _tensor(output: Any, name: str) -> Tensor | None:
-    part = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
-    return part if isinstance(part, Tensor) else None
+def _part(output: Any, name: str) -> Any:
+    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+
+
+def _by_sample(part: Any, rows: int) -> Tensor | None:
+    """A tensor of floats with a row for each sample, [rows, ...], or [rows, 1] of a vector."""
+    if not isinstance(part, Tensor) or not part.is_floating_point() or part.shape[:1] != (rows,):
+        return None
+    return part.unsqueeze(1) if part.ndim == 1 else part
 
 
 def _flat(features: Tensor, kept: Tensor | None) -> Float[Tensor, "rows width"]:

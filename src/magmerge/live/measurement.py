@@ -101,6 +101,7 @@ class Measurement:
         holders = {name: step.twin or name for name, step in self.steps.items()}
         look = None if aside is None else partial(aside.look, models=work.models, twins=holders)
         self.merge = live_merge(work, look)
+        self._room = work.plan.room if aside is None else aside.left
         self.experts = [expert.name for expert in work.models.experts]
         self.deltas: dict[str, Tensor] = {}
         self._sides: tuple[Side, ...] = ()
@@ -138,8 +139,7 @@ class Measurement:
         """Gains of all layers as they are, or in forward order, each before those after it."""
         run, machine = (self.merge.model, self.layers, calls), self.work.job.machine
         if order == "once":
-            room = self.work.plan.room
-            return measure_once(*run, self._visit_changes(), self.experts, machine, room)
+            return measure_once(*run, self._visit_changes(), self.experts, machine, self._room)
         known: dict[str, Tensor] = {}
         if self.merge.offload is not None:
             self.merge.offload.finish = partial(self._finish, known)
@@ -211,9 +211,9 @@ class Measurement:
         treatment = self._treatment.weights_only()
         names = [n for n, step in self.steps.items() if step.twin is None and treatment.of(step)]
         if names and self.merge.offload is not None:
+            told = " and ".join(item.name for item, _ in treatment.calibrators)
             raise ParameterError(
-                "the check takes WSC back as well, for which no weight is in memory when the model "
-                "is offloaded",
+                f"the check takes {told} back too, for which an offloaded model has no weights",
                 remedy="calibrate with --set fsc.check=off, or leave --offload out",
             )
         for name in names:
