@@ -56,3 +56,14 @@ def test_a_ridge_below_rounding_is_told() -> None:
         with pytest.raises(ParameterError, match="rounding") as told:
             call()
         assert told.value.remedy == "raise ridge"
+
+
+@pytest.mark.filterwarnings("ignore::magmerge.core.errors.MagmergeWarning")
+def test_a_merge_names_the_layer_that_cannot_be_solved() -> None:
+    rank_one = torch.outer(torch.arange(1.0, 7), torch.arange(2.0, 8))
+    base = {"layers.0.weight": torch.zeros(6, 6)}
+    experts = {f"e{k}": {"layers.0.weight": (k + 1) * rank_one} for k in range(2)}
+    params = {"filter": "tikhonov", "ridge": 1e-30}
+    with pytest.raises(ParameterError, match=r"raise ridge") as caught:
+        magmerge.merge(base=base, experts=experts, method="wudi", params=params)
+    assert caught.value.tensor == "layers.0.weight"

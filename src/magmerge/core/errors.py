@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,17 @@ class MagmergeError(Exception):
             "tensor": self.tensor,
             "remedy": self.remedy,
         }
+
+
+@contextmanager
+def naming(tensor: str) -> Iterator[None]:
+    """Errors within that name no tensor name this one."""
+    try:
+        yield
+    except MagmergeError as error:
+        if error.tensor is None:
+            error.tensor = printable(tensor)
+        raise
 
 
 class CheckpointError(MagmergeError):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from magmerge.calibrators.gate import gate
+from magmerge.core.errors import naming
 from magmerge.core.lazy import Float, Tensor, torch
 from magmerge.core.traits import Method
 from magmerge.core.types import Factor, LayerRecord, Piece, Step
@@ -73,10 +74,11 @@ def applied(
     """What the method's function makes of a layer, [K, *shape] as a tensor or an `InTurn`, stored
     as the layer is.
     """
-    if method.kinds is None:
-        return method.fn(tensors, **keywords)
-    rows_first = tensors.transpose(1, 2) if step.kind == "transposed" else tensors
-    return _rows_first(method.fn(rows_first, **keywords), step, 0)
+    with naming(step.spec.name):
+        if method.kinds is None:
+            return method.fn(tensors, **keywords)
+        rows_first = tensors.transpose(1, 2) if step.kind == "transposed" else tensors
+        return _rows_first(method.fn(rows_first, **keywords), step, 0)
 
 
 def calibrate_layer(
@@ -111,7 +113,8 @@ def calibrate_layer(
             continue
         rows = _rows_first(deltas, step, 1), _rows_first(spread(xi, step, delta) * delta, step, 0)
         own = {"base": _rows_first(base, step, 0)} if "base" in calibrator.supplied else {}
-        output = calibrator.fn(*rows, **keywords, **own)
+        with naming(step.spec.name):
+            output = calibrator.fn(*rows, **keywords, **own)
         if calibrator.returns == "delta":
             delta, weight, xi = _rows_first(output, step, 0), None, torch.ones_like(xi.mean())
             free, gated, size = [], [], _squares(delta, step)

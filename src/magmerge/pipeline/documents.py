@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 
 from magmerge import live, report
 from magmerge.checkpoints.loader import Model, adapts, open_checkpoint
+from magmerge.checkpoints.open_files import READ_REMEDIES
 from magmerge.checkpoints.output.layout import SUFFIX
 from magmerge.checkpoints.output.own_files import RECIPE, RECORD, REPORT
 from magmerge.checkpoints.output.target import Target, check_apart_and_free
@@ -164,7 +166,11 @@ def recipe_text(path: str | Path) -> str:
         near = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
         told = suggestion(file.name, near) if near and not file.exists() else ""
         remedy = told if told.startswith("did you mean") else "check the path of the recipe"
-        raise ParameterError("cannot be read", source=file, remedy=remedy) from error
+        if error.errno == errno.EIO:
+            remedy = READ_REMEDIES[errno.EIO]
+        raise ParameterError(
+            f"cannot be read: {error.strerror}", source=file, remedy=remedy
+        ) from error
 
 
 def check_documents(recipes: Sequence[Recipe]) -> None:
