@@ -33,6 +33,11 @@ every_pair = pytest.mark.parametrize(
     ids=lambda value: getattr(value, "name", str(value)),
 )
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the calibration was not checked"),
+    pytest.mark.filterwarnings("ignore:.*scaled back|.*left out"),
+]
+
 
 def count(method: Method) -> int:
     return method.experts[1] or 3
