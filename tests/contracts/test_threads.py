@@ -90,6 +90,7 @@ def test_pieces_of_any_size_give_the_same(
             method=method.name,
             calibrate=calibrator,
             threads=threads,
+            memory="8GB",
             seed=7,
             **inputs_for(calibrator, large[0]),
         )

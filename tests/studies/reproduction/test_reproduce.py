@@ -244,6 +244,8 @@ def test_without_a_network_it_says_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(places, "needed", _missing_library)
+    room = shutil._ntuple_diskusage(10**12, 0, 10**12)  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: room)
     with pytest.raises(MissingExtraError):
         _missing_library("x", "y")
     with pytest.raises(magmerge.MagmergeError, match="9 of 9 models are missing"):

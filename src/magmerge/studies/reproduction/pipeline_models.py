@@ -86,6 +86,14 @@ def find_here(pipeline: Pipeline, role: str, folder: Path | None) -> Path | None
     return own or _from_hub(_hub(pipeline, role), fetch=False)[0]
 
 
+def check_inputs(folder: Path | None) -> None:
+    """CheckpointError where the folder of the user's models is not there."""
+    if folder is not None and not folder.is_dir():
+        raise CheckpointError(
+            "no such folder", source=folder, remedy="name the folder of your models with --inputs"
+        )
+
+
 def find_models(
     pipeline: Pipeline, tasks: tuple[str, ...], folder: Path | None, machine: Machine | None = None
 ) -> PipelineModels:
@@ -93,10 +101,6 @@ def find_models(
 
     CheckpointError, with all that is missing, where one of them cannot be had.
     """
-    if folder is not None and not folder.is_dir():
-        raise CheckpointError(
-            "no such folder", source=folder, remedy="name the folder of your models with --inputs"
-        )
     roles, models, missing = ("base", *tasks), {}, []
     for number, role in enumerate(roles, start=1):
         path, problem = _in_folder(pipeline, role, folder), ""

@@ -28,6 +28,7 @@ from magmerge.studies.reproduction.merges import (
 from magmerge.studies.reproduction.pipeline_models import (
     Ingredients,
     PipelineModels,
+    check_inputs,
     find_models,
     ingredients,
     projects,
@@ -71,6 +72,7 @@ def reproduce(
     """
     request = request_of(name, out, RunOptions(progress=progress, **options))
     check_place(request)
+    check_inputs(request.inputs)
     forecast = estimate(request)
     if announce is not None:
         announce(forecast)
