@@ -24,6 +24,18 @@ def test_the_summary_says_what_the_gate_held_back(base: State, experts: list[Sta
     assert "without the gate" in text
 
 
+def test_the_summary_tells_lengths_where_a_calibrator_gives_no_factors(
+    base: State, experts: list[State]
+) -> None:
+    result = magmerge.merge(base=base, experts=experts, method="average", calibrate="regression")
+    text = terminal_tables.records_summary(result.plan, result.records, merged=True)
+    ratios = [record.norm_after / record.norm_before for record in result.records]
+    calibrated = [r for r, one in zip(ratios, result.records, strict=True) if one.calibrated_by]
+    assert f"after by before: mean {sum(calibrated) / len(calibrated):.3f}" in text
+    assert f"layers from {min(calibrated):.3f} to {max(calibrated):.3f}" in text
+    assert "xi on" not in text
+
+
 def test_the_plan_counts_actions_and_sizes(base: State, experts: list[State]) -> None:
     plan = magmerge.plan(base=base, experts=experts, calibrate="wsc")
     text = rendered(terminal_tables.plan_table(plan), terminal_tables.plan_summary(plan))

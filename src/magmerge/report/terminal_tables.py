@@ -150,12 +150,22 @@ def records_summary(plan: Plan, records: Sequence[LayerRecord], *, merged: bool)
     noted = [record for record in records if record.notes]
     if noted:
         text += f"\n{len(noted)} layers with a note (-v lists them), such as: {noted[0].notes[0]}"
-    if not calibrated:
-        return text
+    return text + _growth(calibrated) if calibrated else text
+
+
+def _growth(calibrated: Sequence[LayerRecord]) -> str:
+    """By which factors layers were calibrated; else how their lengths changed."""
+    if all(record.xi_min == record.xi_max == record.xi_free == 1 for record in calibrated):
+        ratios = [r.norm_after / r.norm_before for r in calibrated if r.norm_before]
+        if not ratios:
+            return ""
+        mean, least, greatest = sum(ratios) / len(ratios), min(ratios), max(ratios)
+        span = f"layers from {least:.3f} to {greatest:.3f}"
+        return f"\nlength of the task vector, after by before: mean {mean:.3f}, {span}"
     mean = sum(record.xi for record in calibrated) / len(calibrated)
     least = min(record.xi_min for record in calibrated)
     greatest = max(record.xi_max for record in calibrated)
-    text += f"\nxi on the task vector: mean {mean:.3f}, rows from {least:.3f} to {greatest:.3f}"
+    text = f"\nxi on the task vector: mean {mean:.3f}, rows from {least:.3f} to {greatest:.3f}"
     free = sum(record.xi_free for record in calibrated) / len(calibrated)
     return text if f"{free:.3f}" == f"{mean:.3f}" else f"{text} (mean {free:.3f} without the gate)"
 
