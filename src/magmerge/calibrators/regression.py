@@ -90,6 +90,9 @@ def regression(
     PULL / s^2, where s is the mean over the experts of tr(G_k)^2 / min(rows, columns), the share of
     its directions that a task vector uses. Experts of zeros have no say. Computed in float64. For
     [out, in] matrices and [out, rest] convolutions.
+
+    When: fully fine-tuned experts and no samples, after `tsv_m`. With LoRA experts it changes
+    next to nothing.
     """
     start, unit = as_rows(merged), power_of_two(deltas)
     left = start.new_zeros(start.shape[1], start.shape[1], dtype=torch.float64)

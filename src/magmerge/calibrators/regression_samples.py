@@ -75,6 +75,8 @@ def regression_samples(
     `regression` knows without samples, at its ridge "spectrum": on top of `regression` these are
     its equations, with the evidence of the samples added. An expert without samples is left to the
     prior, and so is everything where nothing was seen. Computed in float64.
+
+    When: a few unlabelled samples of each task, after `regression`.
     """
     if sums is None:
         raise ParameterError(
