@@ -9,7 +9,7 @@ from typing import Any
 
 WHEN = "When: "
 ARXIV = re.compile(r"(?:arXiv:)?(\d{4}\.\d{4,5})")
-SUBSCRIPT = r"(?<![\w*\\.])([A-Za-z]|sum|mean|xi|unique|shared)_(jk|rk|[a-z0-9])\b"
+SUBSCRIPT = r"(?<![\w*\\.])([A-Za-z]|sum|mean|xi|unique|shared)_(jk|rk|[a-zK0-9])\b"
 FORMULAS = (
     (re.compile(SUBSCRIPT), r"\1<sub>\2</sub>"),
     (re.compile(r"\|_F"), "|<sub>F</sub>"),

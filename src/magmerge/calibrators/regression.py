@@ -87,9 +87,9 @@ def regression(
     D minimises sum_k |(D - D_k) G_k^(1/2)|^2 + ridge |D - D_m|^2 with G_k = D_k^T D_k divided by
     its Frobenius norm, which stands for the inputs of task k, and D_m the merge that it follows:
     D = (sum_k D_k G_k + ridge D_m) (sum_k G_k + ridge I)^-1. With ridge "spectrum" it is
-    PULL / s^2, where s is the mean over the experts of tr(G_k)^2 / min(rows, columns), the share of
-    its directions that a task vector uses. Experts of zeros have no say. Computed in float64. For
-    [out, in] matrices and [out, rest] convolutions.
+    0.00025 / s^2, where s is the mean over the experts of tr(G_k)^2 / min(rows, columns), the share
+    of its directions that a task vector uses. Experts of zeros have no say. Computed in float64.
+    For [out, in] matrices and [out, rest] convolutions.
 
     When: fully fine-tuned experts and no samples, after `tsv_m`. With LoRA experts it changes
     next to nothing.
