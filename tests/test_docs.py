@@ -84,6 +84,17 @@ def test_the_page_on_python_has_the_front_door() -> None:
         assert f"heading: magmerge.{name}," in page
 
 
+def test_code_in_tables_keeps_its_signs() -> None:
+    assert links.with_pipes("| `a\\|<b>` | `c` |") == "| <code>a&#124;&#60;b&#62;</code> | `c` |"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_files_that_pages_name_are_there(page: Path) -> None:
+    rooms = "tests|benchmarks|src|scripts|examples|fuzz|docs"
+    for path in re.findall(rf"`((?:{rooms})/[\w./-]+)`", text_of(page)):
+        assert (ROOT / path).exists() or "NAME" in path, path
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_links_lead_somewhere(page: Path, made: dict[str, str]) -> None:
     path = page.relative_to(ROOT).as_posix()

@@ -44,7 +44,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     if path in STAGES:
         return markdown
     written = links.ROOT_PAGES.get(path, f"docs/{path}")
-    text, lost = links.on_site(markdown, written, ROOT)
+    text, lost = links.on_site(links.with_pipes(markdown), written, ROOT)
     for target in lost:
         LOG.warning("%s links to %s, which is not there", written, target)
     return links.to_stages(text, STAGES) if path == "choose.md" else text

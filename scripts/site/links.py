@@ -15,6 +15,8 @@ ROOT_PAGES = {
 }
 """Pages of the site that are files in the repository's root."""
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)")
+PIPED = re.compile(r"`([^`|]*(?:\\\|[^`|]*)+)`")
+"""Code within a table that holds a sign of its columns, as GitHub wants it written."""
 IMAGE = re.compile(r"(!\[[^\]]*\]\()docs/")
 
 
@@ -46,3 +48,15 @@ def to_stages(markdown: str, pages: Iterable[str]) -> str:
         name = Path(path).stem
         markdown = re.sub(rf"(?<!\[)`{re.escape(name)}`", f"[`{name}`]({path})", markdown)
     return markdown
+
+
+def with_pipes(markdown: str) -> str:
+    """Code in tables that holds `|`, which Python's Markdown knows no way to write."""
+
+    def put(found: re.Match[str]) -> str:
+        code = found[1].replace("\\|", "|")
+        plain = "".join(sign if sign.isalnum() else f"&#{ord(sign)};" for sign in code)
+        return f"<code>{plain}</code>"
+
+    lines = markdown.split("\n")
+    return "\n".join(PIPED.sub(put, line) if line.startswith("|") else line for line in lines)
