@@ -7,6 +7,7 @@ import struct
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import magmerge
 from magmerge.core.traits import Calibrator, Method
@@ -37,7 +38,7 @@ def memory(item: Method | Calibrator) -> str:
 
 
 def _stated(item: Method | Calibrator) -> str:
-    stage = {"method": item.name}
+    stage: dict[str, Any] = {"method": item.name}
     if isinstance(item, Calibrator):
         stage = {"method": "average", "calibrate": item.name}
     most = item.experts[1] if isinstance(item, Method) else None

@@ -11,15 +11,18 @@ mapping from names to tensors, a torch module, or a name on the hub.
 """
 
 
+MEMBERS = ", members: true, filters: ['!^_'], members_order: source, show_bases: false"
+
+
 def page() -> str:
     """Markdown with a block of mkdocstrings for each name."""
     homes = magmerge._HOMES
     verbs = [name for name in homes if name[0].islower()]
     nouns = [name for name in homes if name[0].isupper()]
     parts = [HEAD]
-    for title, names in (("Functions", verbs), ("Classes", nouns)):
+    for title, names, more in (("Functions", verbs, ""), ("Classes", nouns, MEMBERS)):
         parts.append(f"## {title}\n")
         for name in sorted(names):
-            heading = f"    options: {{heading: magmerge.{name}, toc_label: {name}}}"
-            parts.append(f"::: magmerge.{homes[name]}.{name}\n{heading}\n")
+            options = f"heading: magmerge.{name}, toc_label: {name}{more}"
+            parts.append(f"::: magmerge.{homes[name]}.{name}\n    options: {{{options}}}\n")
     return "\n".join(parts)
