@@ -11,7 +11,7 @@ mapping from names to tensors, a torch module, or a name on the hub.
 """
 
 
-MEMBERS = ", members: true, filters: ['!^_'], members_order: source, show_bases: false"
+MEMBERS = ", members: null, filters: public, members_order: source"
 
 
 def page() -> str:
