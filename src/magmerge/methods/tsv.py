@@ -46,9 +46,8 @@ def tsv_m(
     singular values that do. Convolutions are [out, rest] matrices; a vector gets lambda times the
     mean of its task vectors.
 
-    When: the first choice for matrices of different tasks, without data and without tuning. Its
-    size is about right already: `wsc` and `fsc` added nothing to it where that was measured;
-    `regression` may follow it.
+    When: the first choice for experts of different tasks, without data and without tuning. Its
+    size is about right already: `wsc` and `fsc` added nothing to it where that was measured.
     """
     if deltas.ndim < 3:
         return scaled_mean(deltas, lambda_)
