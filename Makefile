@@ -1,6 +1,6 @@
 # make demo: merge and calibrate real models. make check: linter and types.
 # make test: the quick tests, in minutes. make test-all: these and the slow ones, as in CI.
-# make nightly: kills and fuzzing. make audit: known vulnerabilities. make verified: install by hashes.
+# make docs: the documentation site, in site/. make nightly: kills and fuzzing. make audit: known vulnerabilities. make verified: install by hashes.
 # Each sets up .venv by itself; PYTHON names another interpreter (3.11 or newer).
 # JOBS says how many processes test.
 PYTHON ?= python3
@@ -9,7 +9,7 @@ BIN := .venv/bin
 # One thread for each process, or they wait for each other.
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: demo test test-all check verified hashes audit nightly clean
+.PHONY: demo test test-all check docs verified hashes audit nightly clean
 
 demo: .venv/demo-installed
 	$(BIN)/magmerge demo magmerge-demo --yes
@@ -24,6 +24,10 @@ check: .venv/dev-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Every warning is an error: links that lead nowhere, pages that the navigation lacks.
+docs: .venv/docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # All that is installed is what was tested, by SHA-256; magmerge itself is built from this folder.
 verified: .venv/created
@@ -47,7 +51,7 @@ nightly: .venv/dev-installed
 	$(BIN)/python -W ignore -m fuzz.kernels --merges 2000
 
 clean:
-	rm -rf .venv magmerge-demo
+	rm -rf .venv magmerge-demo site
 
 .venv/created:
 	$(PYTHON) -m venv .venv
@@ -65,4 +69,8 @@ clean:
 
 .venv/dev-installed: .venv/demo-installed
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[demo,test,dev]'
+	touch $@
+
+.venv/docs-installed: .venv/demo-installed
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
 	touch $@

@@ -96,6 +96,8 @@ def featcal(
     of task k, t_k = (1 - `share`) x_k + `share` e_k, e_k the inputs of expert k's own run,
     C_k = x_k'x_k and X_k = x_k't_k, both divided by |C_k|_F, A = W_0 + `rho` D_m and l the `ridge`.
     A bias follows by means. `sums` are [x, 1]'[x, 1, e]. Computed in float64, in task vectors.
+
+    When: unlabelled samples of each task, and experts that can be run beside the merge.
     """
     if sums is None:
         raise ParameterError(

@@ -103,6 +103,9 @@ def fsc(
     xi = mean_k xi_k. Layers are linear in their parameters, so the factor on features is a factor
     on the task vector. `gains` [K] or [K, rows] are the xi_k, measured with `norm`; those that are
     not finite or zero are left out, and xi = 1 where none is left.
+
+    When: a few unlabelled samples of each task. One sample a task finds most of it. Not where
+    the merge is worse than its base: measure first.
     """
     if gains is None:
         raise ParameterError(

@@ -114,6 +114,9 @@ def regmean(
 
     `regression` with the inputs of each expert's own run: what an expert's sums are does not depend
     on the merge, nor on other experts.
+
+    When: unlabelled samples of each task, or files of statistics in their place, and linear
+    layers.
     """
     return regression(deltas, merged, sums=sums, off_diagonal=off_diagonal)
 
@@ -142,5 +145,7 @@ def regmean_plusplus(
 
     `regression` with the inputs that the merged model, as far as it is solved, feeds a layer on
     samples of each task.
+
+    When: as `regmean`, where layers should be solved for what the merged model feeds them.
     """
     return regression(deltas, merged, sums=sums, off_diagonal=off_diagonal)

@@ -75,6 +75,9 @@ def regression_samples(
     `regression` knows without samples, at its ridge "spectrum": on top of `regression` these are
     its equations, with the evidence of the samples added. An expert without samples is left to the
     prior, and so is everything where nothing was seen. Computed in float64.
+
+    When: a few unlabelled samples of each task, after `tsv_m` and `regression`. It gained on
+    LoRA experts; on fully fine-tuned ones the difference was within the error.
     """
     if sums is None:
         raise ParameterError(

@@ -43,6 +43,9 @@ def svc(
     The floor is the authors', and absolute: where it takes part, the result depends on the merge's
     lambda. An expert that has nothing along u_r (2^-20 of its norm) counts as the floor. In
     float64, by the smaller Gram matrix of D.
+
+    When: after `task_arithmetic`, without samples. On LoRA adapters not after methods that make
+    directions orthogonal, such as `tsv_m`.
     """
     matrix = as_rows(merged)
     scale = power_of_two(matrix)

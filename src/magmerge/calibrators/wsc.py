@@ -59,6 +59,9 @@ def wsc(
     xi = 1 / sqrt(sum_k c_k^2 + |r|^2 / mean_k(|a_k|)^2), which puts d on the ellipsoid whose axes
     are the a_k; sphere: xi = mean_k |a_k| / |d|. Returns xi [rows], or a scalar with granularity
     "layer", which takes the layer as one row. Rows where d or all a_k are zero keep xi = 1.
+
+    When: no samples at all, after `average` or `task_arithmetic` of different tasks. It leaves
+    merges that have the right size already as they are.
     """
     rows, axes = as_rows(merged), torch.stack([as_rows(delta) for delta in deltas])
     if granularity == "layer":

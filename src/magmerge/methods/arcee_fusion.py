@@ -39,6 +39,8 @@ def arcee_fusion(
     given). A vector is one row. The quartiles are those of all |D| KL of the tensor, the entries
     at floor(q (n-1)) of n in rising order; mergekit takes them from a random sample where n is
     over a million, and computes in the weights' own format, where KL may be lost in rounding.
+
+    When: to take over from one expert only the changes that stand out.
     """
     delta = deltas[0]
     if delta.numel() == 0:

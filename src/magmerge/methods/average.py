@@ -41,6 +41,9 @@ def average(
 
     `weights` may be of any sign, but must not add up to zero (ParameterError). With `normalize`
     off it is the weighted sum.
+
+    When: models of one task that were tuned from one base (a model soup), or a first look. Of
+    experts of different tasks the mean is too short: calibrate it, or take `task_arithmetic`.
     """
     total = weighted_sum(deltas, weights)
     return total.div_(total_weight(deltas, weights)) if normalize else total

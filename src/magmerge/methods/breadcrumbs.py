@@ -72,6 +72,8 @@ def breadcrumbs(
     one), and the rest go; among equal magnitudes the first count as larger. The defaults are the
     paper's: what is between the 85th and the 99.3rd percentile of each layer. With density 1
     nothing goes. `normalize` divides by the sum of the weights.
+
+    When: experts with a few outliers that do harm in a merge, and much noise near zero.
     """
     sparse = banded(deltas, density, gamma, rescale, thresholds, ratios, start)
     return scaled_sum(sparse, weights, lambda_, normalize)
@@ -104,6 +106,8 @@ def breadcrumbs_ties(
 
     What stays is as in breadcrumbs, the rest as in TIES. mergekit adds up what agrees:
     `normalize` off.
+
+    When: as `breadcrumbs`, where experts also pull to both sides.
     """
     sparse = banded(deltas, density, gamma, rescale, thresholds, ratios, start)
     return elected_merge(sparse, weights, vote, normalize).mul_(lambda_)

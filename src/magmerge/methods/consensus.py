@@ -36,6 +36,8 @@ def consensus_ta(
 
     Task k needs an entry if |D_k| >= l |sum_j D_j - D_k|. An entry stays if at least `threshold`
     tasks need it, or all K if there are fewer; so one expert alone keeps all its entries.
+
+    When: many experts, of whose changes some serve one task alone.
     """
     total = summed(deltas)
     needed = torch.zeros_like(total, dtype=torch.int32)

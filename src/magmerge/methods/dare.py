@@ -75,6 +75,9 @@ def dare(
     """Drop each entry with probability p, divide the rest by 1 - p, then average.
 
     `seeds` holds one seed per expert; without them the draws are those of seed 0.
+
+    When: fully fine-tuned experts whose changes are many and small. The result depends on the
+    seed. The mean of what stays is too short for different tasks: calibrate it by `fsc`.
     """
     sparse = dropped(deltas, p, seeds, start)
     factors = drop_factors(deltas, p, rescale, seeds, ratios)
@@ -110,6 +113,8 @@ def dare_ties(
 
     TIES's own trim is left out: at the paper's p = 0.9 the tenth that stays is less than the fifth
     that it would keep.
+
+    When: as `dare`, where experts also pull to both sides. The result depends on the seed.
     """
     sparse = dropped(deltas, p, seeds, start)
     factors = drop_factors(deltas, p, rescale, seeds, ratios)

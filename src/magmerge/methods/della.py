@@ -77,6 +77,9 @@ def della(
     row. density +- epsilon must lie within (0, 1), else ParameterError; with density 1 nothing is
     dropped. The paper tunes both; these are mergekit's epsilon, and half of the entries.
     `seeds` holds one seed per expert; without them the draws are those of seed 0.
+
+    When: as `dare_ties`, where large changes should stay more often than small ones. The result
+    depends on the seed.
     """
     sparse = dropped_by_rank(deltas, density, epsilon, rescale, seeds, start)
     return elected_merge(sparse, weights, vote, normalize).mul_(lambda_)
@@ -106,6 +109,8 @@ def della_linear(
     """Drop entries by rank as DELLA, divide the rest by their chance to stay, add up.
 
     lambda sum_k w_k D_k of what stays; `normalize` divides by the sum of the weights.
+
+    When: as `della`, where experts agree on most signs. The result depends on the seed.
     """
     sparse = dropped_by_rank(deltas, density, epsilon, rescale, seeds, start)
     return scaled_sum(sparse, weights, lambda_, normalize)

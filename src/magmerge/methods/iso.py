@@ -62,6 +62,9 @@ def iso_c(
     Directions whose singular value counts as zero (2^-20 of the largest) have no share in U V^T,
     as they are not defined, but do count in the mean. Convolutions are [out, rest] matrices; a
     vector gets lambda times the mean of its task vectors.
+
+    When: fully fine-tuned experts of many tasks. Calibrate it by `fsc` or tune lambda: its size
+    is not that of the experts. Not for LoRA adapters, which have few directions.
     """
     if deltas.ndim < 3:
         return scaled_mean(deltas, lambda_)
@@ -96,6 +99,8 @@ def iso_cts(
     lambda s U V^T with s the sum of all these singular values over R. With more experts than spare
     directions t = 0, which is Iso-C. Triplets that count as zero (2^-20 of the sum's largest
     singular value, or of |D_k|) are left out, but count in the mean. Others as in `iso_c`.
+
+    When: as `iso_c`, where tasks differ much from each other.
     """
     if deltas.ndim < 3:
         return scaled_mean(deltas, lambda_)

@@ -45,6 +45,8 @@ def karcher(
     m lies in the span of the u_k, so that the iteration is one on K numbers in float64. Only the
     experts count; mergekit takes the base model as one of them. An expert opposite to m pulls
     nowhere.
+
+    When: models of one task that are far from each other, where the mean would be too short.
     """
     if len(weights) == 1:
         return weights[0].clone()

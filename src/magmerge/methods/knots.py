@@ -51,6 +51,9 @@ def knots(
     LoRA experts and tune lambda on labels; here it is for all, and lambda is 1 unless it is set.
     In float64. Convolutions are [out, rest] matrices; a vector gets lambda times the mean of its
     task vectors.
+
+    When: LoRA experts. It needs the left singular directions of all of them, which costs more
+    than TIES.
     """
     if deltas.ndim < 3:
         return scaled_mean(deltas, lambda_)

@@ -52,6 +52,8 @@ def multislerp(
     Unlike mergekit, the norms are not padded by eps, so that small task vectors keep their size,
     and more than two cancelling experts are no error. Weights that add up to zero are a
     ParameterError unless `normalize_weights` is off.
+
+    When: as `nuslerp`, of more than two experts.
     """
     if len(deltas) == 1:
         return deltas[0].clone()

@@ -31,5 +31,7 @@ def nearswap(
     The formula w W_1 + (1-w) W_0 with w = min(1, t / |W_1 - W_0|), of the base W_0 and the expert
     W_1, is W_0 + w D; and w D is D where |D| <= t, else t sign(D). mergekit divides by at least
     1e-6, so that with t below 1e-6 it moves entries with |D| < 1e-6 by t / 1e-6 of D only.
+
+    When: to give a model a slight touch of another one.
     """
     return deltas[0].clamp(-t, t)

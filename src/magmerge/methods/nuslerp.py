@@ -69,6 +69,9 @@ def nuslerp(
     one line, and where one of them is zero, so that an expert that leaves a layer alone counts by
     its weight; mergekit multiplies the other by sin(t pi/2) there. Weights that add up to zero are
     a ParameterError.
+
+    When: two experts of one base with a weight for each, where the mean of their changes would
+    be too short.
     """
     t = expert_weights(deltas, weights)[1] / total_weight(deltas, weights)
     if not flatten and deltas.ndim > 1:

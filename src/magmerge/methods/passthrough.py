@@ -32,5 +32,8 @@ def passthrough(
     *,
     scale: Scale = 1.0,
 ) -> Float[Tensor, "*shape"]:
-    """The expert's own weights, times `scale`; to the last bit where that is 1."""
+    """The expert's own weights, times `scale`; to the last bit where that is 1.
+
+    When: to stack blocks of models (slices), or to write a model as it is in another form.
+    """
     return weights[0] * one_for_each(scale, len(weights), "scale")[0]

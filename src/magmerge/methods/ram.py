@@ -30,6 +30,9 @@ def ram(deltas: Float[Tensor, "K *shape"], *, epsilon: Epsilon = 1e-5) -> Float[
 
     So an entry that one expert changes is that expert's own, and one that none changes is the
     base's. `epsilon` is absolute, in the units of the weights.
+
+    When: experts that change few entries each, such as those of reinforcement learning: what
+    one alone changed is not averaged away.
     """
     total, count = torch.zeros_like(deltas[0]), torch.zeros_like(deltas[0])
     for delta in deltas:
@@ -68,6 +71,8 @@ def ramplus_tl(
 
     shared_k and unique_k count the entries of this tensor that expert k changes (|D_k| > epsilon)
     together with others, and alone. Without any of the latter the ratio counts as `alpha`.
+
+    When: as `ram`, where what one expert alone changed should count for more still.
     """
     if boosts is None:
         boosts = surveyed(survey(r=r, alpha=alpha, epsilon=epsilon), deltas)["boosts"]

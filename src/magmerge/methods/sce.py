@@ -64,6 +64,8 @@ def sce(
     sum is zero the result is. With select_topk 1, mergekit's default too, everything stays.
     mergekit weighs most models alike (energy_floor 1e-6); its plus sign for sums of zero, and its
     loss of a sole expert, are left out.
+
+    When: experts of unequal strength: who changes more of a tensor counts for more in it.
     """
     own = survey(
         experts=len(deltas),

@@ -46,6 +46,8 @@ def slerp(
 
     The whole tensor is one vector. Where an angle is not defined (a tensor of zeros) or too small
     (cosine beyond 0.9995 in size), the interpolation is linear: (1-t) W_1 + t W_2.
+
+    When: two models of one task, and no base.
     """
     # At the ends the interpolation is one of the experts to the last bit.
     if t in (0.0, 1.0):

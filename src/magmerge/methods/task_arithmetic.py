@@ -38,5 +38,10 @@ def task_arithmetic(
     weights: Weights = None,
     normalize: Normalize = False,
 ) -> Float[Tensor, "*shape"]:
-    """Scaled sum of the task vectors: lambda sum_k w_k D_k."""
+    """Scaled sum of the task vectors: lambda sum_k w_k D_k.
+
+    When: a plain start for experts of different tasks, and to add or subtract what one model
+    learnt. The right lambda depends on the experts: tune it, or let a calibration find the
+    size.
+    """
     return scaled_sum(deltas, weights, lambda_, normalize)

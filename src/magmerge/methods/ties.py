@@ -59,6 +59,9 @@ def ties(
     The result is lambda times the weighted mean of the entries that stay and have that sign, or
     with `normalize` off their weighted sum. With scope "model" the density holds in the whole
     task vector, not in each tensor; a single tensor is then its own whole model.
+
+    When: experts that pull many entries to both sides. Its result has about the length of an
+    expert's change, so that a calibration adds little.
     """
     sparse = trimmed(deltas, density, scope, thresholds, start)
     return elected_merge(sparse, weights, vote, normalize).mul_(lambda_)

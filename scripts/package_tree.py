@@ -1,13 +1,11 @@
-"""Print the package's tree: its rooms from the ground up, each with its docstring's first line.
+"""Print the package's tree: rooms from the ground up, files with their docstrings' first lines.
 
-.venv/bin/python -m scripts.readme_tree          # as in README: rooms, and the one path's files
-.venv/bin/python -m scripts.readme_tree --whole  # as in docs/architecture.md: every file
+.venv/bin/python -m scripts.package_tree         # as in docs/architecture.md
 """
 
 from __future__ import annotations
 
 import ast
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,27 +15,24 @@ ROOMS = (
     "report", "pipeline", "evaluation", "studies", "cli",
 )  # fmt: skip
 """From the ground up."""
-OPENED = ("engine", "pipeline")
-"""The rooms whose files README lists: the way of the data."""
 WIDTH = 26
 
 
-def tree(*, whole: bool = False) -> str:
+def tree() -> str:
     """A line for each room, folder and file: its name, and what it is for."""
     lines = ["src/magmerge/", f"  {'__init__.py':<{WIDTH - 2}}{_purpose(SOURCE / '__init__.py')}"]
     for room in ROOMS:
-        lines += _folder(SOURCE / room, 1, files=whole or room in OPENED)
+        lines += _folder(SOURCE / room, 1)
     return "\n".join(lines)
 
 
-def _folder(folder: Path, depth: int, *, files: bool) -> Iterator[str]:
+def _folder(folder: Path, depth: int) -> Iterator[str]:
     yield _line(f"{folder.name}/", folder / "__init__.py", depth)
-    if files:
-        for file in sorted(folder.glob("*.py")):
-            if file.name != "__init__.py":
-                yield _line(file.name, file, depth + 1)
+    for file in sorted(folder.glob("*.py")):
+        if file.name != "__init__.py":
+            yield _line(file.name, file, depth + 1)
     for inner in sorted(path for path in folder.iterdir() if (path / "__init__.py").is_file()):
-        yield from _folder(inner, depth + 1, files=files)
+        yield from _folder(inner, depth + 1)
 
 
 def _line(name: str, file: Path, depth: int) -> str:
@@ -51,4 +46,4 @@ def _purpose(file: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(tree(whole="--whole" in sys.argv))
+    print(tree())
