@@ -110,6 +110,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def sync_tree(folder: Path) -> None:
+    """See all files below a folder to the disk, and their names in it and in the folders there."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with (Path(place) / name).open("r+b") as stream:
+                os.fsync(stream.fileno())
+        sync_folder(Path(place))
+
+
 def is_anothers(state: os.stat_result) -> bool:
     """Whether a file is another user's, as far as the system tells."""
     user = getattr(os, "geteuid", None)
