@@ -12,6 +12,7 @@ import json
 import random
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,19 @@ from tests.faults.kills import Kills
 from scripts.nightly_results import commit, kept
 
 
-def run(points: int, seed: int, names: list[str] | None = None) -> dict[str, Any]:
-    """Kill at so many random places, the same number for each case; what was found."""
-    draw = random.Random(seed)
+def run(
+    points: int, seed: int, names: list[str] | None = None, minutes: float | None = None
+) -> dict[str, Any]:
+    """Kill at so many random places, the same number for each case, or at those that there is time
+    for; what was found.
+    """
+    draw, start = random.Random(seed), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="magmerge-kills-") as folder:
         kills = Kills(Path(folder), names)
         faults, done, compared = [], Counter[str](), 0
         for number in range(points):
+            if minutes is not None and time.monotonic() - start > 60 * minutes:
+                break
             name = list(kills.cases)[number % len(kills.cases)]
             at = draw.randint(1, kills.changes[name])
             fault = kills.kill(name, at)
@@ -51,10 +58,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Kill every verb that writes, and go on.")
     parser.add_argument("--points", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, help="stop after so many")
     parser.add_argument("--case", action="append", help="only this one; repeat for more")
     parser.add_argument("--write", action="store_true", help="keep the results in the repository")
     own = parser.parse_args()
-    told = run(own.points, own.seed, own.case)
+    told = run(own.points, own.seed, own.case, own.minutes)
     text = json.dumps(told, indent=1)
     print(text)
     if own.write:

@@ -43,11 +43,13 @@ def test_every_kind_is_found_and_removed(tmp_path: Path) -> None:
     os.utime(torn, (0, os.stat(torn).st_mtime - 2 * YOUNG))
     fresh = tmp_path / ".magmerge-partial-fresh"
     fresh.write_text("half")
+    small = tmp_path / ".report.html.magmerge-partial"
+    small.write_text("half")
     kept = [tmp_path / name for name in (".hidden", "out.magmerge-partial", ".x.magmerge-other")]
     for path in kept:
         path.write_text("mine")
     told = magmerge.clean(tmp_path)
-    assert {left.path for left in told} == {first, second, shelf, torn, fresh}
+    assert {left.path for left in told} == {first, second, shelf, torn, fresh, small}
     by_path = {left.path: left for left in told}
     assert by_path[first].resumable
     assert by_path[first].size == 105

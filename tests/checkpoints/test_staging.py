@@ -126,13 +126,13 @@ SLOW_RUN = r"""
     elif moment == "verify":
         writer.FileSink._verify = pause
     elif moment == "rename":
-        rename, exchange = staging.os.rename, staging._exchange
+        rename, exchange = staging.os.rename, staging.exchange
         def slow(source, target):
             if Path(target) == out:
                 pause()
             rename(source, target)
         staging.os.rename = slow
-        staging._exchange = lambda *names: pause() or exchange(*names)
+        staging.exchange = lambda *names: pause() or exchange(*names)
     magmerge.merge(base=base, experts=[expert], method="average", out=out, overwrite=True)
 """
 
@@ -185,7 +185,7 @@ def test_an_output_moved_aside_by_a_killed_run_comes_back(
 def test_without_an_exchange_in_one_step_two_renames_do(
     folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "_exchange", lambda *_: False)
+    monkeypatch.setattr(staging, "exchange", lambda *_: False)
     merge(folders[:2], tmp_path / "out")
     merge(folders, tmp_path / "out", overwrite=True)
     assert (tmp_path / "out" / "model.safetensors").is_file()

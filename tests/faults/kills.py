@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.program import KILLED, LIBRARIES, LIVE, Program
-from tests.faults.verbs import Case, cases, live_cases
+from tests.faults.verbs import Case, cases, live_cases, other_cases
 
 TIMES = ("seconds",)
 
@@ -43,7 +43,9 @@ class Kills:
         (folder / "inputs").mkdir()
         known, libraries = cases(folder / "inputs"), LIBRARIES
         if names is None or set(names) - known.keys():
-            known, libraries = {**known, **live_cases(folder / "inputs")}, LIBRARIES + LIVE
+            known, libraries = known | other_cases(folder / "inputs"), LIBRARIES + LIVE
+        if names is None or set(names) - known.keys():
+            known |= live_cases(folder / "inputs")
         self.cases = {name: known[name] for name in names or known}
         self.program = Program(folder, libraries)
         self.whole: dict[str, dict[str, bytes]] = {}
@@ -72,12 +74,11 @@ class Kills:
         half = result & set(shown) and any(shown.get(path) != whole[path] for path in result)
         if half:
             return f"half a result: {sorted(shown)}"
-        return self._go_on(case, whole, place, resume=True, done=bool(result & set(shown)))
+        return self._go_on(case, whole, place, done=bool(result & set(shown)))
 
-    def _go_on(
-        self, case: Case, whole: dict[str, bytes], place: Path, *, resume: bool, done: bool
-    ) -> str:
-        more: dict[str, Any] = {"resume": resume, "overwrite": done}
+    def _go_on(self, case: Case, whole: dict[str, bytes], place: Path, *, done: bool) -> str:
+        every = {"resume": True, "overwrite": done}
+        more: dict[str, Any] = {name: every[name] for name in case.again}
         ending = self.program.call(case.verb, case.at(place, **more), below=place)
         if ending.code:
             return f"cannot be gone on with: {ending.message}"

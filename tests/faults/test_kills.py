@@ -15,6 +15,17 @@ pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler, or no
 SOME = ("merge", "merge, one file", "extract", "merge of adapters", "convert a model")
 
 
+OTHERS = ("suite", "export")
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kills]:
+    pytest.importorskip("gguf")
+    made = Kills(tmp_path_factory.mktemp("others"), list(OTHERS))
+    yield made
+    made.program.close()
+
+
 @pytest.fixture(scope="module")
 def kills(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kills]:
     made = Kills(tmp_path_factory.mktemp("kills"), list(SOME))
@@ -27,6 +38,13 @@ def test_after_a_kill_the_same_bytes_are_made(kills: Kills, name: str) -> None:
     count = kills.changes[name]
     for at in [count // 3, count] if QUICK else range(1, count + 1, 3):
         assert kills.kill(name, max(1, at)) == "", at
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_no_merge_stands_a_kill_too(others: Kills, name: str) -> None:
+    for at in range(1, others.changes[name] + 1):
+        assert others.kill(name, at) == "", at
 
 
 @pytest.mark.parametrize("name", ["extract", "merge of adapters"])
@@ -88,6 +106,18 @@ def test_all_is_on_the_disk_before_it_gets_its_name(
     kills: Kills, name: str, replaced: bool
 ) -> None:
     """File, its folder, the rename, the folder of that: so that a power loss leaves no half."""
+    check_synced(kills, name, replaced)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("replaced", [False, True])
+def test_so_is_what_is_no_merge(others: Kills, name: str, replaced: bool) -> None:
+    check_synced(others, name, replaced)
+
+
+def check_synced(kills: Kills, name: str, replaced: bool) -> None:
+    """That nothing gets its name before it is on the disk, nor is an old result gone before."""
     case, place, log = kills.cases[name], kills.place(), kills.folder / "log"
     if replaced:
         kills.program.call(case.verb, case.at(place), below=place)
@@ -107,6 +137,15 @@ def test_all_is_on_the_disk_before_it_gets_its_name(
         disk.see(what, first, second)
     log.unlink()
     assert disk.lacks(out) == []
+
+
+def test_nothing_is_staged_to_be_pushed(kills: Kills) -> None:
+    """The files go as they lie there, in one commit of the hub's: nothing is left of a kill."""
+    case, place = kills.cases["merge"], kills.place()
+    kills.program.call(case.verb, case.at(place), below=place)
+    call = {"model": str(place / case.out), "repo": "me/merge", "dry_run": True}
+    ending = kills.program.call("push", call, below=place)
+    assert (ending.code, ending.changes) == (0, 0), ending.message
 
 
 def test_the_library_counts_what_it_should(kills: Kills, tmp_path: Path) -> None:

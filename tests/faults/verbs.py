@@ -8,20 +8,27 @@ from typing import Any, NamedTuple
 
 import magmerge
 from tests.checkpoints.adapters.files import write_adapter
+from tests.evaluation.suites.clips import save_clip, save_task
 from tests.front_door.test_one_path import written
 from tests.golden.cases import DTYPES, MODULES, models
+from tests.pipeline.test_exporting import stand_in
 from tests.studies.tuning.recipes import recipe, tuning_suite
+from tests.token_models import model, tokenizer
 
 SMALL = {"threads": 1}
+ANEW = ("overwrite",)
+"""What is made anew after a kill: nothing of it is gone on with."""
 
 
 class Case(NamedTuple):
-    """A call whose output is called `out` in the folder of a run; how it is made once more."""
+    """A call whose output is called `out` in the folder of a run; with what it is made once more
+    after a kill.
+    """
 
     verb: str
     arguments: Mapping[str, Any]
     out: str = "out"
-    again: str = "resume"
+    again: tuple[str, ...] = ("resume", "overwrite")
 
     def at(self, folder: Path, **more: Any) -> dict[str, Any]:
         """The arguments, with the output in a folder."""
@@ -75,6 +82,13 @@ def live_cases(folder: Path) -> dict[str, Case]:
     )
     return {
         "merge, measured": Case("merge", {**tuned, "calibrate": "fsc", **measured}),
+        "statistics": Case(
+            "statistics",
+            {"base": tuned["base"], "experts": {"a": tuned["experts"]["a"]}, **SMALL}
+            | {**measured, "data": samples["a"]},
+            "a.statistics.safetensors",
+            ANEW,
+        ),
         "tune": Case(
             "tune",
             {
@@ -85,4 +99,18 @@ def live_cases(folder: Path) -> dict[str, Case]:
                 "machine": {"threads": 1},
             },
         ),
+    }
+
+
+def other_cases(folder: Path) -> dict[str, Case]:
+    """What writes other things than results of merges, by name."""
+    save_clip(folder / "clip")
+    save_task(folder / "images", "EuroSAT", ["River", "SeaLake", "AnnualCrop"])
+    own = {"base": str(folder / "clip"), "data": str(folder / "images"), "tasks": ["EuroSAT"]}
+    chat = folder / "chat"
+    model(chat, len(tokenizer(chat)), 0)
+    handed = {"model": str(chat), "converter": str(stand_in(folder / "llama.cpp"))}
+    return {
+        "suite": Case("suite", {"name": "vision8", **own}, again=ANEW),
+        "export": Case("export", {**handed, "outtype": "f16"}, "out.gguf", ANEW),
     }

@@ -13,7 +13,8 @@ from torch import Tensor
 
 import magmerge
 from magmerge.checkpoints import open_checkpoint
-from magmerge.core.errors import MagmergeWarning, NonFiniteError
+from magmerge.core.errors import MagmergeWarning, NonFiniteError, ParameterError
+from tests.conftest import CommandLine
 
 ONES = torch.ones(4, 4)
 NAME = "a.weight"
@@ -112,20 +113,86 @@ def test_entries_above_two_to_the_31_are_found(tmp_path: Path) -> None:
     assert part[2:].equal(ending)
 
 
-def test_a_large_factor_is_named(tmp_path: Path) -> None:
+@pytest.fixture
+def cancelling(tmp_path: Path) -> dict[str, Any]:
+    """A merge of experts whose changes cancel in half of the rows of one layer."""
     generator = torch.Generator().manual_seed(0)
-    change, noise = (torch.randn(8, 8, generator=generator) for _ in range(2))
-    states = [{NAME: torch.zeros(8, 8)}, {NAME: change}, {NAME: 1e-4 * noise - change}]
-    for name, state in zip(("base", "one", "two"), states, strict=True):
-        save_file(state, tmp_path / f"{name}.safetensors")
+    change, noise, other = (torch.randn(8, 8, generator=generator) for _ in range(3))
+    opposite = torch.where(torch.arange(8).unsqueeze(1) < 4, 1e-4 * noise - change, other)
+    states = [{NAME: torch.zeros(8, 8)}, {NAME: change}, {NAME: opposite}]
     paths = [tmp_path / f"{name}.safetensors" for name in ("base", "one", "two")]
-    call = {"base": paths[0], "experts": paths[1:], "method": "average", "calibrate": "wsc"}
-    with pytest.warns(
-        MagmergeWarning, match=r"a factor above 10 was found in 1 layers \(a\.weight"
+    for path, state in zip(paths, states, strict=True):
+        save_file(state, path)
+    return {"base": paths[0], "experts": paths[1:], "method": "average", "calibrate": "wsc"}
+
+
+def test_a_large_factor_is_bounded_and_named(cancelling: dict[str, Any], tmp_path: Path) -> None:
+    words = r"a factor above 10 was found in 1 layers \(a\.weight: \d+.*so 10 was taken"
+    with pytest.warns(MagmergeWarning, match=words):
+        result = magmerge.merge(**cancelling, out=tmp_path / "out")
+    plain = magmerge.merge(**{**cancelling, "calibrate": []})
+    free = magmerge.merge(**cancelling, bound="off")
+    asked = torch.tensor([r.norm() for r in free.state_dict()[NAME]]) / torch.tensor(
+        [r.norm() for r in plain.state_dict()[NAME]]
+    )
+    assert (asked > 10).tolist() == [True] * 4 + [False] * 4
+    written = open_checkpoint(tmp_path / "out").read(NAME)
+    assert torch.allclose(written, asked.clamp(max=10).unsqueeze(1) * value(plain), rtol=1e-5)
+    assert torch.equal(written[4:], value(free)[4:])
+    (record,) = result.records
+    assert (record.xi_max, record.rows_bounded) == (10, 4)
+    assert record.xi_asked == pytest.approx(float(asked.max()), rel=1e-5)
+    assert (free.records[0].rows_bounded, free.records[0].xi_asked) == (0, None)
+    told = json.loads((tmp_path / "out" / "magmerge.json").read_text())["layers"][0]
+    assert (told["rows_bounded"], told["xi_asked"]) == (4, record.xi_asked)
+    assert "were bounded to 10 in 4 rows" in (tmp_path / "out" / "report.html").read_text()
+    assert not any("factor above" in warning for warning in plain.warnings)
+    assert any("drop --no-bound" in warning for warning in free.warnings)
+
+
+def test_calibrators_in_turn_have_one_bound(cancelling: dict[str, Any]) -> None:
+    twice = magmerge.merge(**{**cancelling, "calibrate": ["wsc", "wsc"]})
+    assert twice.records[0].xi_max == 10
+    assert twice.records[0].rows_bounded == 4
+
+
+def test_kernels_and_functions_have_one_bound(
+    cancelling: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_kernels = magmerge.merge(**cancelling, bound=3)
+    monkeypatch.setattr("magmerge.engine.kernel_steps.is_here", lambda: False)
+    by_functions = magmerge.merge(**cancelling, bound=3)
+    assert torch.equal(value(by_kernels), value(by_functions))
+    assert by_kernels.records == by_functions.records
+
+
+def test_the_bound_of_the_command_line_is_that_of_the_recipe(
+    cancelling: dict[str, Any], tmp_path: Path, magmerge_cli: CommandLine
+) -> None:
+    base, experts = cancelling["base"], cancelling["experts"]
+    models = ["--base", str(base), *(f"--expert={path}" for path in experts)]
+    call = ["merge", *models, "--method", "average", "--calibrate", "wsc"]
+    for name, options, text in (
+        ("plain", [], None),
+        ("wide", ["--bound", "20"], "bound: 20"),
+        ("free", ["--no-bound"], "bound: 'off'"),
     ):
-        magmerge.merge(**call)
-    told = magmerge.merge(**{**call, "calibrate": []})
-    assert not any("factor above" in warning for warning in told.warnings)
+        assert magmerge_cli(*call, *options, str(tmp_path / name)).code == 0
+        recipe = (tmp_path / name / "magmerge.yaml").read_text()
+        assert ("\nbound:" in recipe) == (text is not None)
+        assert text is None or text in recipe
+        again = magmerge.run(tmp_path / name / "magmerge.yaml")
+        assert torch.equal(value(again), open_checkpoint(tmp_path / name).read(NAME))
+    both = magmerge_cli(*call, "--no-bound", "--bound", "5", str(tmp_path / "x"))
+    assert both.code
+    assert "drop one of them" in both.err
+    low = magmerge_cli(*call, "--bound", "0.5", str(tmp_path / "x"))
+    assert "bound is a number from 1 on, or off" in low.err
+
+
+def test_a_bound_speaks_of_a_calibration() -> None:
+    with pytest.raises(ParameterError, match="bound"):
+        merged(ONES, 2 * ONES, 3 * ONES, bound=5)
 
 
 def test_a_name_that_begins_with_a_dot_keeps_it(tmp_path: Path) -> None:

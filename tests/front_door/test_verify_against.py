@@ -6,9 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import magmerge
+from magmerge.core.errors import ParameterError
 from magmerge.pipeline.verify import Verification
 from tests.checkpoints.adapters.files import write_adapter
 from tests.conftest import CommandLine
@@ -75,16 +77,59 @@ def test_another_recipe_and_other_tensors_are_told(made: tuple[Path, Path]) -> N
     assert told["computed again"] == "the recipe does not give more"
 
 
-def test_what_cannot_be_checked_is_no_proof(
-    made: tuple[Path, Path], magmerge_cli: CommandLine
+def test_several_documents_are_proven(made: tuple[Path, Path]) -> None:
+    recipe, _ = made
+    text, documents = recipe.read_text(), recipe.with_name("documents.yaml")
+    second = text.replace("experts:\n", "experts:\n  first: first\n", 1)
+    documents.write_text(f"name: first\n{text}---\n{second}")
+    out = recipe.with_name("twice")
+    magmerge.run(documents, out)
+    for against in (documents, out / "magmerge.yaml", out):
+        found = magmerge.verify(out, against=against, every=True)
+        assert found.sound, faults(found)
+        assert seen(found, "computed again") == "10 tensors, bit for bit"
+        assert seen(found, "recipe").endswith("is the recipe that the record tells")
+    # The first document's own parameters are in no digest, but in every tensor.
+    documents.write_text(f"name: first\n{text}params: {{density: 0.9}}\n---\n{second}")
+    told = faults(magmerge.verify(out, against=documents, every=True))
+    assert "gives other values" in told["computed again"]
+    documents.write_text(f"name: first\n{text}---\n{text}")
+    with pytest.raises(ParameterError, match="no document reads the result"):
+        magmerge.verify(out, against=documents)
+
+
+def test_a_recipe_that_names_code_is_proven_where_the_code_may_be_called(
+    tmp_path: Path, magmerge_cli: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe, out = made
-    documents = recipe.with_name("documents.yaml")
-    documents.write_text(f"name: first\n{recipe.read_text()}---\nbase: first\n{recipe.read_text()}")
-    documents.write_text(documents.read_text().replace("base: first\nbase", "merged: first\nbase"))
-    told = magmerge_cli("verify", out, "--against", documents)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_model.py").write_text(
+        "from torch import nn\n\n"
+        "def build():\n    return nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3))\n"
+    )
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"0.weight": (4, 6), "0.bias": (4,), "1.weight": (3, 4), "1.bias": (3,)}
+    paths = []
+    for name in ("base", "one", "two"):
+        state = {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+        paths.append(tmp_path / f"{name}.safetensors")
+        save_file(state, paths[-1])
+    samples = tmp_path / "rows.safetensors"
+    save_file({"inputs": torch.randn(8, 6, generator=generator)}, samples)
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "out.safetensors"
+    recipe.write_text(
+        f"base: {paths[0]}\nexperts:\n  one: {paths[1]}\n  two: {paths[2]}\nmethod: average\n"
+        f"calibrate: fsc\nsamples:\n  data: {{one: {samples}, two: {samples}}}\n"
+        "  build: own_model:build\n"
+    )
+    magmerge.run(recipe, out, live=magmerge.Live(build=True))
+    told = magmerge_cli("verify", out, "--against", recipe)
     assert told.code == 1
-    assert "not proven: a recipe of several documents" in told.out.replace("\n", " ")
+    assert "called with --allow-code" in " ".join(told.out.split())
+    proven = magmerge_cli("verify", out, "--against", recipe, "--all", "--allow-code", "--json")
+    assert proven.code == 0, proven.out
+    assert "bit for bit" in proven.out
+    alone = magmerge_cli("verify", out, "--allow-code")
+    assert "name it: --against" in alone.err
 
 
 def test_an_expert_that_is_gone_is_a_fault_beside_all_other_checks(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
-from secrets import token_hex
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +14,7 @@ from magmerge.checkpoints.output.own_files import disk_errors
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint, read_header
 from magmerge.core.errors import CheckpointError, NonFiniteError
 from magmerge.core.lazy import Tensor, torch
+from magmerge.core.whole_file import unfinished
 
 FORM = "sums of [x, 1]'[x, 1] over what an expert's layers are fed, 2"
 """What such a file's header says it is."""
@@ -38,10 +37,9 @@ class SumsWriter:
         fullest = {name: _entry(shape, largest, largest) for name, shape in most.items()}
         # Room for the header of all layers is left before them.
         self._room = len(self._header(fullest))
-        # The name of other unfinished files, which `magmerge clean` knows.
-        self._temporary = path.with_name(f".magmerge-partial-{token_hex(4)}")
+        self._place = ExitStack()
         with disk_errors(path):
-            self._stream = self._temporary.open("xb")
+            self._stream = self._place.enter_context(unfinished(path)).open("wb")
             self._stream.seek(8 + self._room)
 
     def __enter__(self) -> SumsWriter:
@@ -56,22 +54,19 @@ class SumsWriter:
             self._stream.write(data)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        try:
-            with disk_errors(self._path), self._stream as stream:
-                if kind is not None:
-                    return
-                stream.seek(0)
-                stream.write(self._room.to_bytes(8, "little"))
-                stream.write(self._header(self._entries).ljust(self._room))
-                stream.flush()
-                os.fsync(stream.fileno())
-            with disk_errors(self._path):
-                os.replace(self._temporary, self._path)
-        finally:
-            with suppress(OSError):
-                self._temporary.unlink()
+        with disk_errors(self._path), self._place:
+            with self._stream as stream:
+                if kind is None:
+                    stream.seek(0)
+                    stream.write(self._room.to_bytes(8, "little"))
+                    stream.write(self._header(self._entries).ljust(self._room))
+            if kind is not None:
+                self._place.__exit__(kind, error, trace)
 
     def _header(self, entries: Mapping[str, Any]) -> bytes:
         content = {"__metadata__": self._metadata, **entries}

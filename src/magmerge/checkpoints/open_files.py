@@ -15,8 +15,8 @@ try:
 except ImportError:  # Windows has no such limit
     resource = None  # type: ignore[assignment]
 
-from magmerge.checkpoints.page_cache import read_in_order
 from magmerge.core.errors import CheckpointError
+from magmerge.core.file_system import BINARY, read_at, read_in_order
 
 KEPT_OPEN = 64
 """Files that stay open, at most."""
@@ -51,7 +51,7 @@ class Handles:
         """The file's descriptor."""
         with self.lock:
             if file not in self._open and Handles.count < _most_open():
-                self._open[file] = os.open(file, self._flags, 0o666)
+                self._open[file] = os.open(file, self._flags | BINARY, 0o666)
                 if self._flags == os.O_RDONLY:
                     read_in_order(self._open[file])
                 Handles.count += 1
@@ -59,7 +59,7 @@ class Handles:
         if handle is not None:
             yield handle
             return
-        handle = os.open(file, self._flags, 0o666)
+        handle = os.open(file, self._flags | BINARY, 0o666)
         try:
             yield handle
         finally:
@@ -100,7 +100,7 @@ def read_into(handle: int, view: memoryview, file: Path, offset: int, name: str)
     done = 0
     while done < len(view):
         with read_errors(file):
-            got = os.preadv(handle, [view[done:]], offset + done)
+            got = read_at(handle, view[done:], offset + done)
         if not got:
             problem = "the file has become shorter while it was read"
             remedy = "keep the inputs unchanged while magmerge runs"

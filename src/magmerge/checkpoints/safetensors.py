@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from magmerge.checkpoints.digests import stamp
 from magmerge.checkpoints.kinds import read_model_config
 from magmerge.checkpoints.open_files import Handles, read_errors, read_into
-from magmerge.checkpoints.page_cache import give_back
 from magmerge.checkpoints.tensor_digests import FileDigest, Offset, opened
 from magmerge.core import dtypes
 from magmerge.core.errors import CheckpointError, shortened
+from magmerge.core.file_system import give_back, read_at
 from magmerge.core.lazy import Tensor, torch
 from magmerge.core.models import Checkpoint
 from magmerge.core.types import Kind, TensorSpec
@@ -101,7 +101,7 @@ class SafetensorsCheckpoint:
                 size, offset = (stop - start) * width, place.start + start * width
                 part = out.data[done : done + size]
                 # What is rare, less than was asked for, is left to the slower way.
-                if os.preadv(handle, [part], offset) != size:
+                if read_at(handle, part, offset) != size:
                     read_into(handle, part, place.file, offset, name)
                 done += size
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -79,7 +80,9 @@ def _return_memory_at_once() -> None:
     anew for every piece, and keeps large ones, beyond the plan's stated peak. This is a setting of
     the whole process, so only verbs of the command line make it.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    # Only Linux has glibc; elsewhere there may be no library of no name.
+    linux = sys.platform.startswith("linux")
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if linux else None
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGE)
         mallopt(M_TRIM_THRESHOLD, KEPT)

@@ -20,7 +20,7 @@ from magmerge.cli.settings import (
     sources_by_expert,
     text_or_file,
 )
-from magmerge.core.errors import no_such_model
+from magmerge.core.errors import ParameterError, no_such_model
 from magmerge.core.lazy import load
 from magmerge.core.model_strings import parse
 from magmerge.core.strengths import split_name, split_strength
@@ -160,7 +160,8 @@ def merge_keywords(options: Options) -> dict[str, Any]:
     calibrators = options.get("calibrate", [])
     params, others = parse_settings(options["settings"], calibrators, options["method"])
     keywords = {
-        **without(options, "settings", *PREPARATION),
+        **without(options, "settings", "no_bound", *PREPARATION),
+        "bound": _bound(options),
         "params": params,
         "sensitive": options["sensitive"] or (),
         "rename": renames(options["rename"]),
@@ -175,6 +176,14 @@ def merge_keywords(options: Options) -> dict[str, Any]:
     if "calibrate" in options:
         keywords["calibrate"] = [{"method": name, "params": others[name]} for name in calibrators]
     return keywords
+
+
+def _bound(options: Options) -> Any:
+    """The greatest factor, or off; ParameterError where both are typed."""
+    bound, off = options["bound"], options["no_bound"]
+    if off and bound != TABLE["bound"].default:
+        raise ParameterError("--bound and --no-bound are both given", remedy="drop one of them")
+    return "off" if off else bound
 
 
 def experts_of(options: Options) -> Any:

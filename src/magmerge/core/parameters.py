@@ -1,21 +1,28 @@
-"""What methods and calibrators take: parameters that many share, and what the pipeline supplies."""
+"""What methods, calibrators and recipes take: kinds of values that many share, each from any common
+way to write it, and what the pipeline supplies.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Interval
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 from typing_extensions import Doc
 
+from magmerge.core.dtypes import parse_float_dtype, parse_size
 from magmerge.core.lazy import Tensor
 
 UNIT = 1 << 16
 """Entries to whose multiples layers are cut for a survey, which sums them up together.
 
 A smaller layer is one piece, of which a survey may keep every entry.
+"""
+
+BOUND = 10.0
+"""A factor above which the experts' task vectors may have cancelled, and rounding is what is left.
 """
 
 
@@ -39,7 +46,35 @@ def switch(value: object) -> object:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
+def _code(value: object) -> object:
+    return parse_float_dtype(value) if isinstance(value, str) else value
+
+
+def _bytes(value: object) -> object:
+    return parse_size(value) if isinstance(value, str | int) else value
+
+
+def named(value: Any) -> Any:
+    """A mapping from names: YAML reads a bare 1 as a number, and a name may be one."""
+    if not isinstance(value, dict):
+        return value
+    return {str(name) if type(name) is int else name: entry for name, entry in value.items()}
+
+
+def paths(value: Any) -> Any:
+    """A mapping from names to paths, however they were given."""
+    return {k: str(v) for k, v in named(value).items()} if isinstance(value, dict) else value
+
+
 Switch = Annotated[Literal["on", "off"], BeforeValidator(switch)]
+Bound = Annotated[
+    Annotated[float, Field(ge=1, allow_inf_nan=False)] | Literal["off"], BeforeValidator(switch)
+]
+"""A number from 1 on, or off."""
+Dtype = Annotated[str | None, BeforeValidator(_code)]
+"""safetensors' code of a format, from any common name of it."""
+Size = Annotated[int, BeforeValidator(_bytes)]
+"""Bytes, from a number or from 5GB, 5GiB and their kin."""
 Share = Annotated[float, Interval(gt=0, le=1)]
 Chance = Annotated[float, Interval(ge=0, lt=1)]
 Density = Annotated[

@@ -25,11 +25,12 @@ from pydantic import (
 )
 
 from magmerge.core import lazy
-from magmerge.core.dtypes import parse_float_dtype, parse_size
 from magmerge.core.errors import ParameterError
 from magmerge.core.models import named_by_path, strengths_as_weights
-from magmerge.core.parameters import switch
+from magmerge.core.parameters import BOUND, Bound, Dtype, Size, named, paths, switch
 from magmerge.core.plain_yaml import yaml_of
+
+Weights = Literal["ema", "model"]
 
 
 class _Data(BaseModel):
@@ -41,33 +42,6 @@ class Calibration(_Data):
 
     method: str
     params: dict[str, Any] = {}
-
-
-def _code(value: object) -> object:
-    return parse_float_dtype(value) if isinstance(value, str) else value
-
-
-def _bytes(value: object) -> object:
-    return parse_size(value) if isinstance(value, str | int) else value
-
-
-def _named(value: Any) -> Any:
-    """A mapping from names: YAML reads a bare 1 as a number, and a name may be one."""
-    if not isinstance(value, dict):
-        return value
-    return {str(name) if type(name) is int else name: entry for name, entry in value.items()}
-
-
-def _paths(value: Any) -> Any:
-    """A mapping from names to paths, however they were given."""
-    return {k: str(v) for k, v in _named(value).items()} if isinstance(value, dict) else value
-
-
-Dtype = Annotated[str | None, BeforeValidator(_code)]
-"""safetensors' code of a format, from any common name of it."""
-Weights = Literal["ema", "model"]
-Size = Annotated[int, BeforeValidator(_bytes)]
-"""Bytes, from a number or from 5GB, 5GiB and their kin."""
 
 
 class Samples(_Data):
@@ -150,7 +124,7 @@ class Slice(_Data):
     only one has; None: the only one, or the greatest. `base` is the expert that is the base here.
     """
 
-    layers: Annotated[dict[str, tuple[int, int] | None], BeforeValidator(_named)]
+    layers: Annotated[dict[str, tuple[int, int] | None], BeforeValidator(named)]
     stack: str | None = None
     base: str | None = None
 
@@ -158,7 +132,7 @@ class Slice(_Data):
 LISTS = ("sensitive", "skip", "ignore")
 LATER = (
     *("rename", "weights", "tokenizer", "tokens", "pad_to_multiple_of"),
-    *("slices", "chat_template", "moe", "statistics"),
+    *("slices", "chat_template", "moe", "statistics", "bound"),
 )
 """Fields that recipes once had not: where they are not set the digest is what it was."""
 
@@ -170,9 +144,10 @@ class Recipe(_Data):
     tensors that are not compared and that the result takes from its layout model as they are;
     `rename` maps names of experts, each alone or all of them, before they are compared;
     `skip` patterns of tensors that are merged but not calibrated; `sensitive` the layers that the
-    gate lets only shrink; `weights` what is read of models that hold their weights and the average
-    of these, for all or by name (None: what their program reads); `samples` is None where only
-    weights are looked at. `name` is what later documents of the same file call this one's result.
+    gate lets only shrink; `bound` what no factor exceeds, or off; `weights` what is read of models
+    that hold their weights and the average of these, for all or by name (None: what their program
+    reads); `samples` is None where only weights are looked at. `name` is what later documents of
+    the same file call this one's result.
     `tokenizer` is base, union or an expert's name: whose tokens the result has, None for those of
     all; `tokens` tells where rows of single tokens are from, and `pad_to_multiple_of` what the
     number of rows is a multiple of. `slices` are the result's blocks, where they are not those of
@@ -189,6 +164,7 @@ class Recipe(_Data):
     params: dict[str, Any] = {}
     calibrate: tuple[Calibration, ...] = ()
     gate: Literal["on", "off"] = "on"
+    bound: Bound = BOUND
     sensitive: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
@@ -202,7 +178,7 @@ class Recipe(_Data):
     chat_template: str | None = None
     moe: dict[str, Any] | None = None
     samples: Samples | None = None
-    statistics: Annotated[dict[str, str], BeforeValidator(_paths)] = Field(default_factory=dict)
+    statistics: Annotated[dict[str, str], BeforeValidator(paths)] = Field(default_factory=dict)
     output: ModelOutput | AdapterOutput = Field(default_factory=ModelOutput, discriminator="kind")
 
     _notes: tuple[str, ...] = PrivateAttr(())
@@ -235,7 +211,7 @@ class Recipe(_Data):
         experts, method, params = map(content.get, ("experts", "method", "params"))
         experts, params = strengths_as_weights(experts, method, params)
         calibrate = content.get("calibrate")
-        experts = _named(experts)
+        experts = named(experts)
         if isinstance(experts, list) and all(isinstance(path, str) for path in experts):
             experts = named_by_path(experts)
         if isinstance(calibrate, str | dict):
@@ -288,7 +264,7 @@ class Recipe(_Data):
 
     def _content(self, **how: Any) -> dict[str, Any]:
         content = self.model_dump(mode="json", **how)
-        return {k: value for k, value in content.items() if k not in LATER or value}
+        return {k: v for k, v in content.items() if k not in LATER or (v and v != BOUND)}
 
     @property
     def models(self) -> dict[str, str]:

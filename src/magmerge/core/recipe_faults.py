@@ -20,6 +20,7 @@ FIELD_SYNTAX = {
     "statistics": "a file for each expert: {maths: maths.statistics}",
     "rename": "old names with new ones: {'old.*': 'new.*'}, or such a map for each expert",
     "gate": "on or off",
+    "bound": "a number from 1 on, or off",
     "weights": "ema or model, or either by a model's name: {maths: ema}",
     **dict.fromkeys(LISTS, "a name or a pattern, or a list of such"),
     "tokens": 'texts of tokens with sources: {"<|im_start|>": {source: chat, force: true}}',

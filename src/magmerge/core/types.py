@@ -202,8 +202,9 @@ class LayerRecord:
     before the gate; the norms are those of the merged task vector before and after; `cosine` is
     the mean pairwise cosine of the experts' rows, None where fewer than two changed anything.
     `norm_experts` is the mean norm of the experts' task vectors, known where the layer was
-    calibrated; `factors` what each calibrator found, in turn. `notes`: where the arithmetic had to
-    leave its usual path.
+    calibrated; `factors` what each calibrator found, in turn. `rows_bounded` says how many rows
+    asked for more than the bound, and `xi_asked` for how much at most. `notes`: where the
+    arithmetic had to leave its usual path.
     """
 
     name: str
@@ -221,3 +222,5 @@ class LayerRecord:
     notes: tuple[str, ...] = ()
     norm_experts: float | None = None
     factors: tuple[Factor, ...] = ()
+    rows_bounded: int = 0
+    xi_asked: float | None = None

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
-from contextlib import suppress
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 
 from magmerge.core.errors import OutputError
+from magmerge.core.file_system import (
+    BINARY,
+    MOVES_OPEN,
+    NOFOLLOW,
+    is_anothers,
+    lock,
+    sync_folder,
+)
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
@@ -51,31 +61,53 @@ def refused(error: OSError, path: Path, left: str = "") -> OutputError:
 
 def replace_whole(path: Path, content: str | bytes) -> None:
     """The same, of text or bytes; OSError if it fails, and then nothing is left."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".magmerge-partial-")
+    with unfinished(path) as place, place.open("wb") as stream:
+        stream.write(content if isinstance(content, bytes) else content.encode())
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """An empty file under a hidden name beside `path`, which gets that name, and is seen to the
+    disk, when the block ends; after an error nothing is left of it.
+
+    What a killed run left of it is begun anew by the next, by its lock no run at work loses its
+    own, and `magmerge clean` knows both.
+    """
+    handle, place = _begun(path)
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content if isinstance(content, bytes) else content.encode())
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
+        try:
+            yield place
+            # What filled it may have put another file there.
+            with place.open("r+b") as stream:
+                os.fsync(stream.fileno())
+            if not MOVES_OPEN:
+                os.close(handle)
+            os.replace(place, path)
+        finally:
+            with suppress(OSError):
+                os.close(handle)
         sync_folder(path.parent)
     except BaseException:
         with suppress(OSError):
-            os.unlink(name)
+            os.unlink(place)
         raise
 
 
-def sync_folder(folder: Path) -> None:
-    """See the names in a folder to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
+def _begun(path: Path) -> tuple[int, Path]:
+    """The locked handle and the name of such a file: a name of its own where another run, or
+    somebody else's file, has the usual one.
+    """
+    place = path.with_name(f".{path.name}.magmerge-partial")
+    flags = os.O_RDWR | os.O_CREAT | NOFOLLOW | BINARY
+    with suppress(OSError):
+        handle = os.open(place, flags, 0o666)
+        with suppress(OSError):
+            state = os.fstat(handle)
+            plain = stat.S_ISREG(state.st_mode) and state.st_nlink == 1 and not is_anothers(state)
+            # It may have got its final name before it was locked.
+            if plain and lock(handle) and os.stat(place).st_ino == state.st_ino:
+                os.ftruncate(handle, 0)
+                return handle, place
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    other = path.with_name(f".magmerge-partial-{token_hex(4)}")
+    return os.open(other, flags | os.O_EXCL, 0o666), other

@@ -42,9 +42,11 @@ class KernelStep:
     pieces: StoredPieces
     fused: Fused
     calibration: Calibration | None
+    bound: float
 
     def run(self, piece: Piece) -> Stored | None:
-        """The piece merged; None where something in it is not finite, or becomes too large.
+        """The piece merged; None where something in it is not finite, or becomes too large, or a
+        factor is above the bound.
 
         The bytes are this thread's, until it runs another piece.
         """
@@ -64,7 +66,7 @@ class KernelStep:
             return Stored(data, Tally(before=tuple(squares), after=tuple(squares)))
         columns = math.prod(step.spec.shape[1:])
         rows = calibrated(self.fused, self.calibration, inputs, columns, code, data)
-        if rows is None:
+        if rows is None or bool((rows.factor > self.bound).any()):
             return None
         factor = rows.factor.astype(np.float64)
         tally = Tally(
@@ -97,7 +99,7 @@ def kernel_of(
     fused = method.kernel(experts=len(work.voters(step)), **keywords)
     if fused is None or not _fit_float32(fused.weights):
         return None
-    return KernelStep(step, pieces, fused, calibration)
+    return KernelStep(step, pieces, fused, calibration, work.stages.treatment.bound)
 
 
 def _fit_float32(weights: Sequence[float]) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from magmerge.calibrators.gate import gate
+from magmerge.calibrators.gate import bounded, gate
 from magmerge.core.errors import naming
 from magmerge.core.lazy import Float, Tensor, torch
 from magmerge.core.traits import Method
@@ -29,13 +30,15 @@ class Tally:
     """What was done to one piece, in parts that add up to the layer's record in any cut.
 
     `xi` holds the factor of each row, `free` and `gated` what each calibrator in turn found before
-    and after the gate, `experts` the squares of each expert's task vector, `before` and `after`
-    those of the merged one: row by row where the layer is calibrated, else grain by grain.
+    and after the gate and the bound, `over` what rows above the bound would have, `experts` the
+    squares of each expert's task vector, `before` and `after` those of the merged one: row by row
+    where the layer is calibrated, else grain by grain.
     """
 
     xi: tuple[float, ...] = ()
     free: tuple[tuple[float, ...], ...] = ()
     gated: tuple[tuple[float, ...], ...] = ()
+    over: tuple[float, ...] = ()
     experts: tuple[tuple[float, ...], ...] = ()
     cosines: tuple[float, ...] = ()
     before: tuple[float, ...] = ()
@@ -102,26 +105,27 @@ def calibrate_layer(
         return Calibrated(result, delta, Tally(before=before, after=before))
     gram = row_gram(_rows_of(delta, step), torch.stack([_rows_of(own, step) for own in deltas]))
     size = gram[0, 0]
-    xi = torch.ones((), dtype=delta.dtype, device=delta.device)
+    xi, asked = _unscaled(delta)
     free: list[tuple[float, ...]] = []
     gated: list[tuple[float, ...]] = []
     for calibrator, keywords in calibrators:
         solved = treatment.solved(calibrator, step, piece)
         if solved is not None:
-            delta, weight, xi, free, gated = solved, None, torch.ones_like(xi.mean()), [], []
-            size = _squares(delta, step)
+            delta, weight, free, gated = solved, None, [], []
+            xi, asked, size = *_unscaled(delta), _squares(delta, step)
             continue
         rows = _rows_first(deltas, step, 1), _rows_first(spread(xi, step, delta) * delta, step, 0)
         own = {"base": _rows_first(base, step, 0)} if "base" in calibrator.supplied else {}
         with naming(step.spec.name):
             output = calibrator.fn(*rows, **keywords, **own)
         if calibrator.returns == "delta":
-            delta, weight, xi = _rows_first(output, step, 0), None, torch.ones_like(xi.mean())
-            free, gated, size = [], [], _squares(delta, step)
+            delta, weight, free, gated = _rows_first(output, step, 0), None, [], []
+            xi, asked, size = *_unscaled(delta), _squares(delta, step)
         else:
-            bounded = treatment.gated and calibrator.gated
-            factor = gate(output, step.sensitive) if bounded else output
-            xi = xi * factor
+            held = treatment.gated and calibrator.gated
+            factor = gate(output, step.sensitive) if held else output
+            asked = torch.maximum(asked, xi * factor)
+            xi, factor = bounded(xi, factor, treatment.bound)
             free.append(_numbers(output))
             gated.append(_numbers(factor))
     xi = share_of(xi, treatment.shares.get(step.spec.name, 1.0))
@@ -130,6 +134,7 @@ def calibrate_layer(
         xi=_numbers(xi),
         free=tuple(free),
         gated=tuple(gated),
+        over=_numbers(asked[asked > treatment.bound]),
         experts=tuple(map(_numbers, gram.diagonal().T[1:])),
         cosines=_numbers(mean_cosines(gram[1:, 1:])),
         before=_numbers(gram[0, 0]),
@@ -137,6 +142,12 @@ def calibrate_layer(
     )
     result = apply_factor(base, delta, spread(xi, step, delta), weight)
     return Calibrated(result, scaled, tally)
+
+
+def _unscaled(delta: Tensor) -> tuple[Tensor, Tensor]:
+    """The factor of a layer that none has scaled yet, and the largest that was asked for: 1."""
+    one = torch.ones((), dtype=delta.dtype, device=delta.device)
+    return one, one
 
 
 def share_of(xi: Float[Tensor, "..."], share: float) -> Float[Tensor, "..."]:
@@ -163,6 +174,8 @@ def record_of(step: Step, treatment: Treatment, tallies: Sequence[Tally]) -> Lay
     """The layer's record from its pieces' tallies, in their order."""
     xi = [value for tally in tallies for value in tally.xi] or [1.0]
     factors = _factors(step, treatment, tallies)
+    over = [value for tally in tallies for value in tally.over]
+    told = [note for tally in tallies for note in tally.notes]
     experts = [_norm(column) for column in zip(*(tally.experts for tally in tallies), strict=True)]
     return LayerRecord(
         name=step.spec.name,
@@ -177,10 +190,20 @@ def record_of(step: Step, treatment: Treatment, tallies: Sequence[Tally]) -> Lay
         norm_after=_norm([tally.after for tally in tallies]),
         cosine=mean_of([value for tally in tallies for value in tally.cosines]),
         calibrated_by=tuple(calibrator.name for calibrator, _ in treatment.of(step)),
-        notes=tuple(dict.fromkeys(note for tally in tallies for note in tally.notes)),
+        notes=tuple(dict.fromkeys([*_bound_notes(over, treatment), *told])),
         norm_experts=mean_of(experts),
         factors=factors,
+        rows_bounded=len(over),
+        xi_asked=min(max(over), sys.float_info.max) if over else None,
     )
+
+
+def _bound_notes(over: Sequence[float], treatment: Treatment) -> tuple[str, ...]:
+    """What is told of rows whose factors were above the bound."""
+    if not over:
+        return ()
+    rows = f" in {len(over)} rows" if len(over) > 1 else ""
+    return (f"factors of up to {max(over):.3g} were bounded to {treatment.bound:g}{rows}",)
 
 
 def _factors(step: Step, treatment: Treatment, tallies: Sequence[Tally]) -> tuple[Factor, ...]:

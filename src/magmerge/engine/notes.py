@@ -11,15 +11,15 @@ from magmerge.checkpoints.donor import OPEN_CLIP_CONFIG, PIPELINE, companion_fil
 from magmerge.checkpoints.output.target import Target
 from magmerge.core import dtypes
 from magmerge.core.errors import MagmergeWarning, printable
+from magmerge.core.parameters import BOUND
 from magmerge.core.types import LayerRecord, Step
 from magmerge.engine.job import Job, Work
 
 CORRELATED = 0.1
 """Mean cosine of task vectors above which WSC's ellipsoid makes the factor too small."""
 
-LARGE = 10.0
-"""A factor above which the experts' task vectors may have cancelled, and rounding is what is left.
-"""
+NAMED = 10
+"""Layers that a warning names."""
 
 
 def config_notes(job: Job, target: Target) -> tuple[str, ...]:
@@ -70,19 +70,28 @@ def correlations(job: Job, records: Sequence[LayerRecord]) -> tuple[str, ...]:
                 f"({printable(worst.name)}: {worst.cosine:.2f}), so xi is too small there; "
                 f"consider target=sphere (--set {item.name}.target=sphere)"
             )
-    return (*notes, *_large_factors(records))
+    return (*notes, *_large_factors(job, records))
 
 
-def _large_factors(records: Sequence[LayerRecord]) -> tuple[str, ...]:
-    """Layers that a calibration has made many times as large."""
-    large = [record for record in records if record.calibrated_by and record.xi_max > LARGE]
+def _large_factors(job: Job, records: Sequence[LayerRecord]) -> tuple[str, ...]:
+    """Layers that a calibration would make many times as large, the largest first."""
+    bound, off = job.recipe.bound, job.recipe.bound == "off"
+    line = BOUND if bound == "off" else bound
+    asked = {r.name: r.xi_max if off else r.xi_asked or 0.0 for r in records if r.calibrated_by}
+    large = sorted((name for name in asked if asked[name] > line), key=lambda n: -asked[n])
     if not large:
         return ()
-    worst = max(large, key=lambda record: record.xi_max)
+    shown = ", ".join(f"{printable(name)}: {asked[name]:.3g}" for name in large[:NAMED])
+    more = f" and {len(large) - NAMED} more" if len(large) > NAMED else ""
+    if off:
+        deed, remedy = "it makes large what is left", "drop --no-bound (bound=off), or "
+    else:
+        deed = f"it would make large what is left, so {line:g} was taken"
+        remedy = "take it all the same with --no-bound (bound=off), or "
     return (
-        f"a factor above {LARGE:g} was found in {len(large)} layers ({printable(worst.name)}: "
-        f"{worst.xi_max:.3g}): where the experts' changes cancel, it makes large what is left; "
-        f"keep such a layer as merged with --skip {printable(worst.name)} (skip=)",
+        f"a factor above {line:g} was found in {len(large)} layers ({shown}{more}): where the "
+        f"experts' changes cancel, {deed}; {remedy}keep such a layer as merged with --skip "
+        f"{printable(large[0])} (skip=)",
     )
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from magmerge.checkpoints.page_cache import are_large, size_of
 from magmerge.checkpoints.tensor_digests import sampling
 from magmerge.core import dtypes
 from magmerge.core.errors import NonFiniteError
+from magmerge.core.file_system import are_large, size_of
 from magmerge.core.lazy import Tensor, torch
 from magmerge.core.models import Checkpoint, Expert, as_stored
 from magmerge.core.pieces import RUN, SHORT_RUN, runs

@@ -15,14 +15,12 @@ from magmerge.checkpoints.output.writer import entries_of, stored_bytes
 from magmerge.core import dtypes
 from magmerge.core.errors import Fault, MagmergeError, shortened
 from magmerge.core.lazy import Tensor, load, torch
-from magmerge.core.machine import Machine
 from magmerge.core.models import Checkpoint
 from magmerge.core.recipe import Recipe
 from magmerge.core.types import Step, TensorSpec
-from magmerge.engine.job import Findings, Work
+from magmerge.engine.job import Findings, Job, Live, Work
 from magmerge.engine.passes import bench_for, run_pass
 from magmerge.engine.plan import make_plan
-from magmerge.engine.resolve import open_job
 from magmerge.engine.run import run_job, with_findings
 from magmerge.engine.samples import inputs_of
 from magmerge.engine.verification import AGAIN
@@ -100,35 +98,43 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_complex() else tensor.double()
 
 
+def hindrance(recipes: Sequence[Recipe], live: Live | None = None) -> str | None:
+    """Why tensors cannot be computed again by these documents; None where they can.
+
+    Without `live` only merges of one document from weights alone are, which are soon done; with it
+    all are but those that name code, unless it lets that be called.
+    """
+    if not recipes:
+        return "no recipe"
+    last = recipes[-1]
+    if live is None and len(recipes) > 1:
+        return "a recipe of several documents"
+    if live is None and (last.samples is not None or last.output.kind != "model"):
+        return "a recipe with samples, or of an adapter"
+    code = any(own.samples is not None and own.samples.build for own in recipes)
+    if code and live is not None and not live.build:
+        return "a recipe that names code to build its model, which is called with --allow-code"
+    names = {own.name for own in recipes[:-1]}
+    paths = [path for own in recipes for path in own.models.values() if path not in names]
+    away = [path for path in dict.fromkeys(paths) if not _is_at_hand(path)]
+    return f"not at hand: {shortened(away)}" if away else None
+
+
 def computed_again(
     checkpoint: Checkpoint,
-    recipes: Sequence[Recipe],
-    machine: Machine,
+    job: Job,
     *,
     measure: Measure | None = None,
     count: int | None = SAMPLE,
 ) -> Check:
-    """Tensors of a model, computed once more by its recipe and compared bit for bit: `count` of
-    them, or all (None). With `measure` also those of a recipe with samples, and of an adapter.
+    """Tensors of a model, computed once more by its job and compared bit for bit: `count` of them,
+    or all (None). With `measure` also those of a recipe with samples, and of an adapter.
     """
-    if len(recipes) != 1:
-        reason = "no recipe" if not recipes else "a recipe of several documents"
-        return Check(NAME, seen=reason, done=False)
-    recipe = recipes[0]
-    whole = recipe.samples is not None or recipe.output.kind != "model"
-    if whole and measure is None:
-        return Check(NAME, seen="a recipe with samples, or of an adapter", done=False)
-    if recipe.samples is not None and recipe.samples.build is not None:
-        return Check(NAME, seen="a recipe that names code to build its model", done=False)
-    away = [path for path in recipe.models.values() if not _is_at_hand(path)]
-    if away:
-        return Check(NAME, seen=f"not at hand: {shortened(away)}", done=False)
     sink = ComparingSink(checkpoint)
     try:
-        lacking = _compared(recipe, machine, sink, measure, count)
+        lacking = _compared(job, sink, measure, count)
     except (MagmergeError, OSError) as error:
-        reason = getattr(error, "problem", None) or str(error)
-        return Check(NAME, seen=reason.splitlines()[0], done=False)
+        return Check(NAME, seen=first_line(error), done=False)
     odd, far = sink.odd(), sink.far()
     faults = [Fault(f"the recipe gives other values for {shortened(far)}", AGAIN)] if far else []
     if lacking:
@@ -138,6 +144,12 @@ def computed_again(
     return Check(NAME, tuple(faults), f"{len(sink.seen)}{of} tensors, bit for bit{rounded}")
 
 
+def first_line(error: Exception) -> str:
+    """What went wrong, in one line."""
+    text: str = getattr(error, "problem", None) or str(error)
+    return text.splitlines()[0]
+
+
 def _is_at_hand(path: str) -> bool:
     """Whether a model is here, so that nothing is fetched to check another."""
     at_hand: bool = lexists(path) or load("magmerge.checkpoints.named:is_at_hand")(path)
@@ -145,16 +157,11 @@ def _is_at_hand(path: str) -> bool:
 
 
 def _compared(
-    recipe: Recipe,
-    machine: Machine,
-    sink: ComparingSink,
-    measure: Measure | None,
-    count: int | None,
+    job: Job, sink: ComparingSink, measure: Measure | None, count: int | None
 ) -> list[str]:
-    """Let the sink see what the recipe gives; the model's tensors that the recipe has none of."""
+    """Let the sink see what the job gives; the model's tensors that it gives none of."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        job = open_job(recipe, {}, machine=machine)
         if job.writes_adapter and measure is not None:
             tensors = run_job(job, None, measure=measure).state_dict()
             for name, tensor in tensors.items():
@@ -164,7 +171,7 @@ def _compared(
                 sink.write(Step(spec, "other", "carry", ""), 0, stored_bytes(tensor))
             return sorted(set(sink.written.specs) - set(tensors))
         work = Work(job, make_plan(job))
-        if measure is not None and recipe.samples is not None:
+        if measure is not None and job.recipe.samples is not None:
             work = with_findings(work, measure(work, inputs_of(job)))
         names = _names(work, every=measure is not None)
         chosen = names if count is None else names[:: max(1, len(names) // count)][:count]

@@ -17,6 +17,7 @@ from magmerge.core.errors import (
 )
 from magmerge.core.lazy import load
 from magmerge.core.machine import CPU, Machine, hub_read
+from magmerge.core.parameters import BOUND
 from magmerge.core.recipe import AdapterOutput, ModelOutput, Recipe
 from magmerge.core.validation import (
     check_calibrations,
@@ -81,9 +82,9 @@ def check_recipe(recipe: Recipe) -> Recipe:
     """The recipe with every parameter written out; errors for what does not go together."""
     method, params = check_method(recipe.method, recipe.params)
     calibrations = check_calibrations(recipe.calibrate)
-    if not calibrations and (recipe.skip or recipe.gate == "off"):
+    if not calibrations and (recipe.skip or recipe.gate == "off" or recipe.bound != BOUND):
         raise ParameterError(
-            "skip and gate speak of a calibration, and none is asked for",
+            "skip, gate and bound speak of a calibration, and none is asked for",
             remedy="add --calibrate wsc, or drop them",
         )
     if not calibrations and recipe.sensitive:

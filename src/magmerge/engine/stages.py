@@ -43,11 +43,13 @@ class Treatment:
     `gains`, [K] or [K, rows] by tensor, are what was measured for calibrators that scale by it.
     Others solve for task vectors: from `sums`, [K, ...] by tensor, over a layer's inputs, to
     `deltas`. Each is None before it is known. `shares`: how much of the logarithm of its factors a
-    tensor keeps, 1, 1/2 or 0, where a check has told; all of it elsewhere.
+    tensor keeps, 1, 1/2 or 0, where a check has told; all of it elsewhere. `bound` is what no
+    factor exceeds, all calibrators' together.
     """
 
     calibrators: Sequence[tuple[Calibrator, Mapping[str, Any]]] = field(default=())
     gated: bool = True
+    bound: float = math.inf
     gains: Mapping[str, Tensor] | None = None
     sums: Mapping[str, Tensor] | None = None
     deltas: Mapping[str, Tensor] | None = None
@@ -181,6 +183,7 @@ def bind(recipe: Recipe) -> Stages:
     treatment = Treatment(
         tuple((item, keywords(item, params)) for item, params in calibrators),
         gated=recipe.gate == "on",
+        bound=math.inf if recipe.bound == "off" else recipe.bound,
     )
     output = recipe.output
     truncation = None

@@ -67,6 +67,7 @@ def _joined(tallies: list[Tally], notes: tuple[str, ...]) -> Tally:
         xi=flat(tally.xi for tally in tallies),
         free=rows(tally.free for tally in tallies),
         gated=rows(tally.gated for tally in tallies),
+        over=flat(tally.over for tally in tallies),
         experts=rows(tally.experts for tally in tallies),
         cosines=flat(tally.cosines for tally in tallies),
         before=flat(tally.before for tally in tallies),

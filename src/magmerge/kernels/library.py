@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -158,9 +157,9 @@ def _packaged(target: Target) -> Path | None:
 
 def _cached(target: Target) -> Path:
     """The library in the user's cache, built where it is missing: a whole file, at every moment."""
-    if sys.platform == "win32":
+    if not hasattr(os, "geteuid"):
         # Who may write to a folder is told otherwise there.
-        raise NoLibraryError("this installation has none, and on Windows none is compiled")
+        raise NoLibraryError("this installation has none, and on this system none is compiled")
     compiler, root = find_compiler(), user_cache()
     if root is None:
         raise NoLibraryError("there is no home folder to compile into")

@@ -105,7 +105,7 @@ class Measurement:
         self.experts = [expert.name for expert in work.models.experts]
         self.deltas: dict[str, Tensor] = {}
         self._sides: tuple[Side, ...] = ()
-        self.scaling = Scaling(self.merge)
+        self.scaling = Scaling(self.merge, work.stages.treatment.bound)
         self._set_in_order: set[str] = set()
         self._treatment = work.stages.treatment
         if aside is not None:

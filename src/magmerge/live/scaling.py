@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from magmerge.calibrators.gate import bounded
 from magmerge.core.types import Step
 from magmerge.engine.executors import local
 from magmerge.engine.layer import Calibrated, share_of, spread
@@ -17,19 +18,21 @@ class Scaling:
     """Scales the task vectors of a live merge's tensors by a share of their factors' logarithm.
 
     `factors` are what multiplies each when all is kept; what multiplies it in the merge's weights
-    by now is kept beside that.
+    by now is kept beside that. No factor is above `bound`.
     """
 
-    def __init__(self, merge: LiveMerge) -> None:
+    def __init__(self, merge: LiveMerge, bound: float) -> None:
         self.factors: dict[str, Tensor] = {}
-        self._merge, self._shares = merge, dict[str, float]()
+        self._merge, self._bound = merge, bound
+        self._shares: dict[str, float] = {}
         self._applied: dict[str, Tensor] = {}
 
     def note(self, step: Step, calibrated: Calibrated) -> None:
         """Keep the factors that a calibration of the merge's weights as they are comes to."""
         name, rows = step.spec.name, torch.tensor(calibrated.tally.xi)
         factor = rows[0] if len(rows) == 1 else spread(rows, step, calibrated.delta)
-        self.factors[name] = self._applied.get(name, torch.ones(())) * factor
+        before = self._applied.get(name, torch.ones(()))
+        self.factors[name], _ = bounded(before, factor, self._bound)
 
     def put(self, name: str, weight: Tensor) -> None:
         """A weight with all its factors, for the model and for whatever is measured of it."""

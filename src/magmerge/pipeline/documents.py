@@ -7,7 +7,7 @@ import json
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from magmerge import live, report
 from magmerge.checkpoints.loader import Model, adapts, open_checkpoint
@@ -20,13 +20,16 @@ from magmerge.core.errors import MagmergeError, MissingExtraError, ParameterErro
 from magmerge.core.lazy import load
 from magmerge.core.machine import Machine
 from magmerge.core.recipe import Recipe
-from magmerge.engine.job import Findings, Live, Work
+from magmerge.engine.job import Findings, Job, Live, Work
 from magmerge.engine.notes import warn
 from magmerge.engine.opening import EXPERT
 from magmerge.engine.outputs import named_path, target_for
 from magmerge.engine.resolve import open_job
 from magmerge.engine.result import Result
 from magmerge.engine.run import run_job
+
+if TYPE_CHECKING:
+    from magmerge.checkpoints.output.shelf import Shelf
 
 
 def run(
@@ -57,33 +60,49 @@ def run(
     ]
     if out is not None:
         check_apart_and_free(named_path(out), inputs, overwrite=overwrite)
-    resolved: list[Recipe] = []
-    origins: list[Mapping[str, Any]] = []
     shelf_for = load("magmerge.checkpoints.output.shelf:shelf_for")
     with shelf_for(out, len(recipes) - 1, resume=resume) as shelf:
-        for place, document in enumerate(recipes):
-            last = place == len(recipes) - 1
-            in_memory = documents_models(document, models or {}, last=last)
-            known = {name: shelf.place(number) for number, name in enumerate(names[:place])}
-            results = {
-                key: known[path] for key, path in named_models(document).items() if path in known
-            }
-            in_memory |= {
-                key: _result(folder, str(named_models(document)[key]))
-                for key, folder in results.items()
-            }
-            job = open_job(document, in_memory, machine=machine, live=live, documents=resolved)
-            passing = frozenset(filter(shelf.holds, job.models.stamps))
-            job = replace(job, passing=passing, origins=tuple(origins))
-            where = out if last else shelf.place(place)
-            target = None
-            if where is not None:
-                target = target_for(job, where, overwrite=overwrite or not last, resume=resume)
+        call = Call(models or {}, machine, live)
+        job = last_job(recipes, shelf, call, resume=resume)
+        target = None
+        if out is not None:
+            target = target_for(job, out, overwrite=overwrite, resume=resume)
+        return run_job(job, target, measure=measured, report=result_pages)
+
+
+class Call(NamedTuple):
+    """What a call adds to its recipes: models in memory, the machine, and what is no data."""
+
+    models: Mapping[str, Model]
+    machine: Machine
+    live: Live | None = None
+
+
+def last_job(recipes: Sequence[Recipe], shelf: Shelf, call: Call, *, resume: bool = False) -> Job:
+    """The job of the last document, once those before it are carried out and lie on the shelf."""
+    resolved: list[Recipe] = []
+    origins: list[Mapping[str, Any]] = []
+    names = [document.name for document in recipes]
+    for place, document in enumerate(recipes):
+        last = place == len(recipes) - 1
+        in_memory = documents_models(document, call.models, last=last)
+        known = {name: shelf.place(number) for number, name in enumerate(names[:place])}
+        in_memory |= {
+            key: _result(known[path], path)
+            for key, path in named_models(document).items()
+            if path in known
+        }
+        job = open_job(
+            document, in_memory, machine=call.machine, live=call.live, documents=resolved
+        )
+        passing = frozenset(filter(shelf.holds, job.models.stamps))
+        job = replace(job, passing=passing, origins=tuple(origins))
+        if not last:
+            target = target_for(job, shelf.place(place), overwrite=True, resume=resume)
             result = run_job(job, target, measure=measured, report=result_pages)
             resolved.append(result.recipe)
-            if not last:
-                origins += _origins(shelf.place(place), str(document.name), names)
-    return result
+            origins += _origins(shelf.place(place), str(document.name), names)
+    return job
 
 
 def _origins(folder: Path, document: str, names: Container[str | None]) -> list[dict[str, Any]]:

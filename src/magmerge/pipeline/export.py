@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +31,7 @@ from magmerge.core.errors import (
     no_such_model,
 )
 from magmerge.core.models import Checkpoint
-from magmerge.core.whole_file import check_free
+from magmerge.core.whole_file import check_free, unfinished
 from magmerge.engine.notes import warn
 from magmerge.engine.verification import header_checks
 
@@ -94,9 +91,7 @@ def export(
     check_takes(program, outtype)
     entries = sum(math.prod(spec.shape) for spec in checkpoint.specs.values())
     check_space(file.absolute(), int(entries * BYTES.get(outtype, 2.0)))
-    place = Path(tempfile.mkdtemp(dir=file.absolute().parent, prefix=".magmerge-partial-"))
-    try:
-        staged = place / "model.gguf"
+    with unfinished(file.absolute()) as staged:
         command = command_for(program, folder.resolve(), staged, outtype)
         run = convert(command)
         if run.code:
@@ -110,9 +105,6 @@ def export(
         _note_missing(header, checkpoint)
         check_free(file, overwrite=overwrite)
         size = staged.stat().st_size
-        os.replace(staged, file)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
     return Exported(file, size, len(header.tensors), template is not None, tuple(command))
 
 
@@ -151,7 +143,7 @@ def _checked(folder: Path, *, allow_code: bool) -> Checkpoint:
 
 def _sound(staged: Path, program: Path, template: str | None, kind: int | None) -> GgufHeader:
     """The header of what the converter wrote; OutputError where it is not what was asked for."""
-    if not staged.is_file():
+    if not staged.is_file() or not staged.stat().st_size:
         raise OutputError(
             "the converter ended without an error, and wrote nothing", source=program, remedy=NEWEST
         )

@@ -11,6 +11,7 @@ from magmerge.core.errors import ParameterError
 from magmerge.core.filters import patterns
 from magmerge.core.machine import CPU, DEFAULT_MEMORY, Machine, Manner, Progress
 from magmerge.core.models import strengths_as_weights
+from magmerge.core.parameters import BOUND
 from magmerge.core.recipe import LATER, Calibration, Recipe
 from magmerge.core.validation import check_calibrations, check_rank, read_sensitive
 from magmerge.engine.job import Job
@@ -47,6 +48,7 @@ def merge(
     params: Mapping[str, Any] | None = None,
     calibrate: Calibrations | list[Calibrations] = None,
     gate: Gate = "on",
+    bound: float | Literal["off"] = BOUND,
     sensitive: str | Path | Iterable[str] = (),
     skip: Iterable[str] = (),
     ignore: Iterable[str] = (),
@@ -88,8 +90,8 @@ def merge(
     A model is a folder, a file, a mapping from names to tensors, or a torch module; an expert may
     be a LoRA adapter. `experts` is a sequence, or a mapping from names to models. `method`
     and `params` are what `magmerge methods` lists; `calibrate` names a calibrator, or is
-    {"method": ..., "params": {...}}, or a list of these, applied in order. `gate`, `sensitive`,
-    `skip`, `ignore`, `rename`, `weights`, `dtype`, `seed`, `tokenizer`, `tokens`,
+    {"method": ..., "params": {...}}, or a list of these, applied in order. `gate`, `bound`,
+    `sensitive`, `skip`, `ignore`, `rename`, `weights`, `dtype`, `seed`, `tokenizer`, `tokens`,
     `pad_to_multiple_of` and `chat_template` are as in `Recipe`. With `out` the result is written to
     a folder (or a file ending in .safetensors), in shards of at most `shard_size` bytes (5GB,
     5GiB), with config and tokenizer of `donor` (default: the base's folder); without, it stays in
@@ -135,6 +137,7 @@ def calibrate(
     batchnorm: bool = False,
     offload: bool = False,
     gate: Gate = "on",
+    bound: float | Literal["off"] = BOUND,
     sensitive: str | Path | Iterable[str] = (),
     skip: Iterable[str] = (),
     ignore: Iterable[str] = (),

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 from magmerge.checkpoints.adapters.adapter_loader import open_adapter
 from magmerge.checkpoints.load_checks import Check
 from magmerge.checkpoints.loader import adapts, adapts_parts, open_checkpoint, place_of
 from magmerge.checkpoints.output.own_files import RECIPE
+from magmerge.checkpoints.output.shelf import Shelf
 from magmerge.core.errors import Fault, MagmergeError, no_such_model
 from magmerge.core.lazy import load as loaded
 from magmerge.core.machine import Machine
 from magmerge.core.models import Checkpoint
-from magmerge.core.recipe import Recipe
-from magmerge.engine.recomputation import NAME, SAMPLE, computed_again
+from magmerge.engine.job import Live
+from magmerge.engine.recomputation import (
+    NAME,
+    SAMPLE,
+    computed_again,
+    first_line,
+    hindrance,
+)
 from magmerge.engine.resolve import open_job
 from magmerge.engine.verification import (
     beside,
@@ -25,7 +34,7 @@ from magmerge.engine.verification import (
     record_of,
     tensor_checks,
 )
-from magmerge.pipeline.documents import measured, read_recipes
+from magmerge.pipeline.documents import Call, check_documents, last_job, measured, read_recipes
 
 AT_HAND = "have all that the recipe names at hand, each where the recipe says"
 
@@ -49,6 +58,7 @@ def verify(
     against: str | Path | None = None,
     every: bool = False,
     load: bool = False,
+    live: Live | None = None,
     machine: Machine | None = None,
 ) -> Verification:
     """Check a written model: a folder, a file, an adapter or a pipeline, magmerge's own or not.
@@ -58,9 +68,11 @@ def verify(
     magmerge.yaml beside it) are at hand, some tensors are computed again and compared bit for bit;
     all of them with `every`. `against` is a recipe that the model is to be the result of: then what
     cannot be checked of it is a fault too: its digest, the inputs', and the tensors, also of
-    adapters and of recipes with samples, which are measured again. With `load` its own library
-    builds it, loads it, and runs it once; code of a checkpoint's own never runs. Faults are in the
-    result, each with a remedy; raises CheckpointError only where nothing is at the path.
+    adapters, of recipes with samples, which are measured again, and of several documents. `live` is
+    what a call adds to such a recipe, such as that it may call the function that it names (build).
+    With `load` its own library builds it, loads it, and runs it once; code of a checkpoint's own
+    never runs. Faults are in the result, each with a remedy; raises CheckpointError only where
+    nothing is at the path.
     """
     machine = machine or Machine()
     model = str(loaded("magmerge.checkpoints.named:pinned")(model, machine)[0])
@@ -81,7 +93,8 @@ def verify(
         *record_checks(place, record),
     ]
     if against is not None:
-        checks = [*map(_proven, checks), *_against(checkpoint, record, against, machine, every)]
+        proof = _Proof(against, every, Call({}, machine, live))
+        checks = [*map(_proven, checks), *_against(checkpoint, record, proof)]
     else:
         checks.append(_again(checkpoint, place, machine, every))
     if load:
@@ -96,34 +109,60 @@ def _again(checkpoint: Checkpoint, place: Path, machine: Machine, every: bool) -
         recipes = read_recipes(own) if own.is_file() else []
     except MagmergeError as error:
         return Check("recipe", (Fault(f"{own}: {error.problem}", error.remedy or ""),))
-    return computed_again(checkpoint, recipes, machine, count=None if every else SAMPLE)
-
-
-def _against(
-    checkpoint: Checkpoint,
-    record: Mapping[str, Any],
-    recipe: str | Path,
-    machine: Machine,
-    every: bool,
-) -> Iterator[Check]:
-    """The recipe of the call is the one that the record tells, and gives the model's tensors."""
-    recipes = read_recipes(recipe)
-    digest = record.get("recipe_digest")
-    if digest is not None and len(recipes) == 1:
-        yield _as_recorded(recipes[0], digest, recipe, machine)
-    count = None if every else SAMPLE
-    yield _proven(computed_again(checkpoint, recipes, machine, measure=measured, count=count))
-
-
-def _as_recorded(own: Recipe, digest: str, recipe: str | Path, machine: Machine) -> Check:
-    """Whether the recipe, written out with its models, has the digest that the record tells."""
+    reason = hindrance(recipes)
+    if reason is not None:
+        return Check(NAME, seen=reason, done=False)
     try:
-        told = open_job(own, {}, machine=machine).recipe.digest
+        job = open_job(recipes[0], {}, machine=machine)
     except (MagmergeError, OSError) as error:
-        problem = f"{getattr(error, 'source', None) or recipe}: {getattr(error, 'problem', error)}"
-        return Check(
-            "recipe", (Fault(f"not proven: {problem}", getattr(error, "remedy", "") or AT_HAND),)
-        )
+        return Check(NAME, seen=first_line(error), done=False)
+    return computed_again(checkpoint, job, count=None if every else SAMPLE)
+
+
+class _Proof(NamedTuple):
+    """A recipe that a model is to be the result of, and how it is carried out once more."""
+
+    recipe: str | Path
+    every: bool
+    call: Call
+
+
+def _against(checkpoint: Checkpoint, record: Mapping[str, Any], proof: _Proof) -> Iterator[Check]:
+    """The recipe of the call is the one that the record tells, and gives the model's tensors.
+
+    Documents before the last are carried out first, as a whole, into a folder that is gone soon.
+    """
+    recipes, live = read_recipes(proof.recipe), proof.call.live or Live()
+    check_documents(recipes)
+    reason = hindrance(recipes, live)
+    if reason is not None:
+        yield from _not_proven(record, Fault(f"not proven: {reason}", AT_HAND))
+        return
+    with TemporaryDirectory(prefix="magmerge-verify-") as folder:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                job = last_job(recipes, Shelf(Path(folder)), proof.call)
+        except (MagmergeError, OSError) as error:
+            source = getattr(error, "source", None) or proof.recipe
+            text = f"not proven: {source}: {first_line(error)}"
+            yield from _not_proven(record, Fault(text, getattr(error, "remedy", "") or AT_HAND))
+            return
+        if record.get("recipe_digest") is not None:
+            yield _as_recorded(job.recipe.digest, record["recipe_digest"], proof.recipe)
+        count = None if proof.every else SAMPLE
+        yield _proven(computed_again(checkpoint, job, measure=measured, count=count))
+
+
+def _not_proven(record: Mapping[str, Any], fault: Fault) -> Iterator[Check]:
+    """That neither the recipe nor the tensors could be checked."""
+    if record.get("recipe_digest") is not None:
+        yield Check("recipe", (fault,))
+    yield Check(NAME, (fault,))
+
+
+def _as_recorded(told: str, digest: str, recipe: str | Path) -> Check:
+    """Whether the recipe, written out with its models, has the digest that the record tells."""
     text = f"the record tells the recipe {digest}, and {recipe} is {told}"
     remedy = "give the recipe as it was carried out: the magmerge.yaml beside the result"
     faults = () if digest == told else (Fault(text, remedy),)

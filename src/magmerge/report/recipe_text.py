@@ -23,6 +23,7 @@ LABELS = {
     "samples": "Samples",
     "sampling": "Samples",
     "gate": "Gate",
+    "bound": "Largest factor",
     "sensitive": "Sensitive layers",
     "base": "Base",
     "experts": "Experts",
@@ -90,7 +91,9 @@ def _values(key: str, recipe: Mapping[str, Any], account: MergeAccount) -> tuple
     value = recipe.get(key)
     if key == "gate" and account.calibrators:
         return (GATES[account.gated, bool(recipe.get("sensitive"))],)
-    if value is None or value in ([], {}, "") or (key == "gate"):
+    if value is None or value in ([], {}, "") or key == "gate":
+        return ()
+    if key == "bound" and not account.calibrators:
         return ()
     if key == "method":
         return (_call(value, recipe.get("params")),)

@@ -189,7 +189,7 @@ SLOW_RUN = r"""
     elif moment == "verify":
         writer.FileSink._verify = pause
     else:
-        rename, replace, exchange = staging.os.rename, staging.os.replace, staging._exchange
+        rename, replace, exchange = staging.os.rename, staging.os.replace, staging.exchange
         def slow(real):
             def renamed(source, target):
                 if Path(target) == out:
@@ -197,7 +197,7 @@ SLOW_RUN = r"""
                 real(source, target)
             return renamed
         staging.os.rename, staging.os.replace = slow(rename), slow(replace)
-        staging._exchange = lambda *names: pause() or exchange(*names)
+        staging.exchange = lambda *names: pause() or exchange(*names)
     magmerge.convert(source, out, naming=naming, overwrite=True)
 """
 

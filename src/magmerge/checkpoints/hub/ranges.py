@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any, BinaryIO
 from magmerge.checkpoints.hub.cache import Remote, folder_of, repository
 from magmerge.checkpoints.hub.remote_file import RemoteFile
 from magmerge.core.errors import CheckpointError
+from magmerge.core.file_system import lock_when_free
 from magmerge.core.model_strings import Part
 
 LENGTH = 16 << 20
@@ -30,7 +30,7 @@ def fetch_by_ranges(part: Part, name: str, file: Remote, add: Callable[[float], 
     if not blob.is_file():
         partial = blob.with_name(f"{blob.name}{PARTIAL}")
         with partial.open("a+b") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            lock_when_free(stream.fileno())
             # Another process may have been at it, and have finished.
             if not blob.is_file():
                 _go_on(RemoteFile(part, name, file.size), stream, add)

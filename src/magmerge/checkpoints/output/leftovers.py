@@ -20,7 +20,7 @@ from magmerge.core.errors import CheckpointError, OutputError
 LEFT = re.compile(r"\.(?P<name>.+)\.magmerge-(?P<kind>partial|old|documents)", re.DOTALL)
 TEMPORARY = re.compile(r"\.magmerge-partial-\w+")
 YOUNG = 3600.0
-"""Seconds for which a temporary file may still be somebody's: it has no lock."""
+"""Seconds for which a temporary file of no usual name may still be somebody's: it has no lock."""
 WORDS = {
     "partial": "an unfinished result",
     "old": "a result that was being replaced",
@@ -73,13 +73,16 @@ def _leftovers(folder: Path) -> Iterator[Leftover]:
         for name in [name for name in folders if LEFT.fullmatch(name)]:
             folders.remove(name)
             yield _of_folder(Path(place) / name)
-        for name in filter(TEMPORARY.fullmatch, files):
-            path = Path(place) / name
+        for name in files:
+            path, usual = Path(place) / name, LEFT.fullmatch(name)
+            if not (TEMPORARY.fullmatch(name) or (usual and usual["kind"] == "partial")):
+                continue
             with suppress(OSError):
                 told = path.lstat()
                 young = time.time() - told.st_mtime < YOUNG
+                work = is_locked(path) if usual else young
                 yield Leftover(
-                    path, "temporary", None, told.st_size, told.st_mtime, young, resumable=False
+                    path, "temporary", None, told.st_size, told.st_mtime, work, resumable=False
                 )
 
 

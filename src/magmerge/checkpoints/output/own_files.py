@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -15,6 +14,7 @@ from typing import Any
 from magmerge.checkpoints.adapters.names.vocabulary import COMPONENTS
 from magmerge.checkpoints.output.layout import INDEX
 from magmerge.core.errors import OutputError, shortened
+from magmerge.core.file_system import NOFOLLOW, lock
 from magmerge.core.whole_file import check_free, refused
 
 RECORD, RECIPE, REPORT = "magmerge.json", "magmerge.yaml", "report.html"
@@ -112,32 +112,29 @@ def lock_file(path: Path, target: Path, *, moves: bool = False) -> int:
     """The handle of a lock that is this run's alone; OutputError where another run has it. `moves`:
     another run may publish or remove it after it is opened.
     """
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | NOFOLLOW, 0o600)
+    mine = lock(handle)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        mine = not moves or os.fstat(lock).st_ino == os.stat(path).st_ino
+        mine = mine and (not moves or os.fstat(handle).st_ino == os.stat(path).st_ino)
     except OSError:
         mine = False
     if not mine:
-        os.close(lock)
+        os.close(handle)
         remedy = "wait until that run has ended, or choose another output"
         raise output_error(target, "another magmerge run is writing it now", remedy)
-    return lock
+    return handle
 
 
 def is_locked(path: Path) -> bool:
     """Whether another run has this lock; False where there is none."""
     try:
-        lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        handle = os.open(path, os.O_RDWR | NOFOLLOW)
     except OSError:
         return False
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
+        return not lock(handle)
     finally:
-        os.close(lock)
-    return False
+        os.close(handle)
 
 
 def tells(record: Path, file: str) -> bool:

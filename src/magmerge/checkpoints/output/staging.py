@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
-import sys
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -23,7 +21,8 @@ from magmerge.checkpoints.output.own_files import (
     output_error,
 )
 from magmerge.checkpoints.output.target import Target
-from magmerge.core.whole_file import sync_folder, write_whole
+from magmerge.core.file_system import MOVES_OPEN, exchange, is_anothers, sync_folder
+from magmerge.core.whole_file import write_whole
 
 KEY = ".job"
 PUBLISHING, OLD = ".publishing", "old"
@@ -34,7 +33,6 @@ NOTES = (KEY, LEDGER, FINDINGS, SPOOL)
 """Files that tell how far the work is."""
 UNFINISHED: set[Path] = set()
 """Folders of this process's results that are not whole yet."""
-AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 class Staging:
@@ -125,6 +123,8 @@ class Staging:
             self._abandon()
             return
         # The lock moves with the folder, so that no other run takes this one's place meanwhile.
+        if not MOVES_OPEN:
+            self._release()
         try:
             if self.target.exists():
                 self._replace()
@@ -191,7 +191,7 @@ class Staging:
     def _replace(self) -> None:
         """Exchange the folders in one step where the system can, else in two."""
         old = self.folder
-        if not _exchange(self.folder, self.target):
+        if not exchange(self.folder, self.target):
             os.rename(self.target, self._old)
             os.rename(self.folder, self.target)
             old = self._old
@@ -232,17 +232,6 @@ def check_mine(place: Path) -> None:
     """OutputError where a link, or another user's file, stands where magmerge would work."""
     if place.is_symlink():
         raise output_error(place, "a link stands where magmerge would work", "remove that link")
-    if place.exists() and place.stat().st_uid != os.geteuid():
+    if place.exists() and is_anothers(place.stat()):
         problem = "it is another user's, and stands where magmerge would work"
         raise output_error(place, problem, "have it removed, or choose another output")
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Exchange two names at once, so that there is a model at the target at any moment."""
-    if not sys.platform.startswith("linux"):
-        return False
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    if rename is None:
-        return False
-    names = os.fsencode(first), os.fsencode(second)
-    return bool(rename(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0)

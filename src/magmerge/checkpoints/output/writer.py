@@ -14,13 +14,12 @@ from magmerge.checkpoints.output.layout import index_of
 from magmerge.checkpoints.output.ledger import Ledger, WrittenPart
 from magmerge.checkpoints.output.own_files import disk_errors, output_error
 from magmerge.checkpoints.output.staging import Staging
-from magmerge.checkpoints.page_cache import are_large, give_back
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
 from magmerge.core import dtypes
 from magmerge.core.errors import shortened
+from magmerge.core.file_system import NOFOLLOW, are_large, give_back, sync_folder, write_at
 from magmerge.core.lazy import Tensor, torch
 from magmerge.core.types import Shard, Step
-from magmerge.core.whole_file import sync_folder
 
 if TYPE_CHECKING:
     from magmerge.core.models import Bytes
@@ -89,7 +88,7 @@ class FileSink:
         self._settled: set[str] = set()
         self._large, self._trail = are_large(shard.size for shard in shards), 0
         self._lock = threading.Lock()
-        self._handles = Handles(os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+        self._handles = Handles(os.O_RDWR | os.O_CREAT | NOFOLLOW)
         self.ledger = Ledger(staging.folder)
 
     def resumed(self, read: Callable[[Mapping[str, Any]], T]) -> dict[str, T]:
@@ -249,4 +248,4 @@ def _set_size(handle: int, _: int, size: int) -> None:
 def _write_at(handle: int, data: memoryview, offset: int) -> None:
     done = 0
     while done < len(data):
-        done += os.pwrite(handle, data[done:], offset + done)
+        done += write_at(handle, data[done:], offset + done)

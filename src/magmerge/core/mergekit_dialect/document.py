@@ -12,7 +12,8 @@ from magmerge.core.mergekit_dialect.nodes import Faults, Node, entries, fields, 
 Settings = Mapping[str, Node]
 """Parameters as they are written, by mergekit's names."""
 OWN = (
-    *("calibrate", "samples", "seed", "rename", "gate", "skip", "ignore", "sensitive", "output"),
+    *("calibrate", "samples", "seed", "rename", "gate", "bound", "skip", "ignore", "sensitive"),
+    "output",
 )
 """Keys of magmerge's own that may stand beside mergekit's."""
 INPUTS = ("models", "slices", "modules")

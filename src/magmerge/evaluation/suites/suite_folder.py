@@ -10,14 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from magmerge.checkpoints.output.own_files import foreign
+from magmerge.checkpoints.output.own_files import LOCK, foreign
 from magmerge.checkpoints.output.staging import Staging
 from magmerge.checkpoints.output.target import Target
 from magmerge.core.errors import OutputError, shortened
+from magmerge.core.file_system import sync_tree
 from magmerge.core.plain_yaml import yaml_of
+from magmerge.core.whole_file import replace_whole
 
 FILE, HEADS, DATA, LIST = "suite.yaml", "heads", "data", ".images"
 MARK = "# Written by magmerge, which may replace this folder."
@@ -59,6 +61,7 @@ def suite_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
         with Staging(target) as staging:
             yield staging.folder
             check_out(out, overwrite=overwrite)
+            sync_tree(staging.folder)
             staging.publish()
     except OSError as error:
         raise OutputError(
@@ -72,7 +75,7 @@ def write_heads(folder: Path, heads: Mapping[str, Mapping[str, Tensor]]) -> None
     """Each task's head as heads/TASK.safetensors."""
     (folder / HEADS).mkdir()
     for name, tensors in heads.items():
-        save_file(dict(tensors), folder / HEADS / f"{name}.safetensors")
+        replace_whole(folder / HEADS / f"{name}.safetensors", save(dict(tensors)))
 
 
 def write_list(folder: Path, name: str, split: str, rows: Sequence[tuple[Path, int]]) -> str:
@@ -96,4 +99,5 @@ def _own(folder: Path) -> frozenset[str]:
         written = (folder / FILE).read_text(encoding="utf-8")
     except (OSError, ValueError):
         return frozenset()
-    return frozenset({FILE, *_NAMED.findall(written)} if written.startswith(MARK) else ())
+    # A kill right after the folder's rename leaves the lock in it.
+    return frozenset({FILE, LOCK, *_NAMED.findall(written)} if written.startswith(MARK) else ())

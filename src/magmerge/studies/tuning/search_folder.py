@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -60,5 +59,4 @@ def own_folder(folder: Path | None, *, resume: bool, overwrite: bool) -> Iterato
             (folder / LOCK).unlink()
             # A search that did not begin leaves nothing.
             folder.rmdir()
-        fcntl.flock(lock, fcntl.LOCK_UN)
         os.close(lock)

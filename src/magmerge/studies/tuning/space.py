@@ -14,7 +14,7 @@ from magmerge.core.recipe import Recipe
 from magmerge.core.traits import Parameter
 from magmerge.core.validation import COMPOSED
 
-OF_CALIBRATION = ("skip", "gate", "sensitive")
+OF_CALIBRATION = ("skip", "gate", "bound", "sensitive")
 OF_SAMPLES = ("samples",)
 """Keys of a recipe that speak of a calibration, and of one that looks at inputs."""
 Values = Mapping[str, Any]

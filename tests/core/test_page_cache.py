@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import magmerge
-from magmerge.checkpoints import page_cache
+from magmerge.core import file_system
 
 SHAPE = (640, 512)
 
@@ -61,7 +61,7 @@ def test_only_what_is_large_is_given_back(
     if min(map(kept, models)) < 0.9:
         pytest.skip("this file system keeps no pages")
     with monkeypatch.context() as patch:
-        patch.setattr(page_cache, "memory_size", lambda: 2 << 20)
+        patch.setattr(file_system, "memory_size", lambda: 2 << 20)
         reads: list[float] = []
         real = magmerge.checkpoints.safetensors.SafetensorsCheckpoint.give_back
         checkpoint = magmerge.checkpoints.safetensors.SafetensorsCheckpoint
@@ -84,17 +84,17 @@ def test_a_file_that_is_given_back_is_not_kept(tmp_path: Path) -> None:
     file.write_bytes(bytes(8 << 20))
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
-        page_cache.read_in_order(stream.fileno())
+        file_system.read_in_order(stream.fileno())
         before = kept(file)
-        page_cache.give_back(stream.fileno(), 0, 0)
+        file_system.give_back(stream.fileno(), 0, 0)
     if before < 0.9:
         pytest.skip("this file system keeps no pages")
     assert kept(file) < 0.1
 
 
 def test_files_are_large_beside_the_machines_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page_cache, "memory_size", lambda: 100)
-    assert not page_cache.are_large([25, 25])
-    assert page_cache.are_large([25, 26])
-    monkeypatch.setattr(page_cache, "memory_size", lambda: None)
-    assert not page_cache.are_large([1 << 60])
+    monkeypatch.setattr(file_system, "memory_size", lambda: 100)
+    assert not file_system.are_large([25, 25])
+    assert file_system.are_large([25, 26])
+    monkeypatch.setattr(file_system, "memory_size", lambda: None)
+    assert not file_system.are_large([1 << 60])
