@@ -1,8 +1,9 @@
 """What a process costs before any number is merged: CPU seconds of whole processes, in turn.
 
 Builds a base and three experts of a few thousand parameters in a temporary folder, then runs the
-interpreter alone, an import of numpy and one of torch, `magmerge plan` and `magmerge merge`, and
-prints medians. Byte code is cached, as it is after an installation.
+interpreter alone, an import of numpy and one of torch, `magmerge --help`, a merge of a path that
+there is not, `magmerge plan` and `magmerge merge`, and prints medians. Byte code is cached, as it
+is after an installation.
 
     .venv/bin/python -m benchmarks.start_up --repeat 5
 """
@@ -26,6 +27,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 RESULTS = Path(__file__).parent / "results" / "start_up.jsonl"
+WRONG = "no-such-model"
 SHAPES = {
     "model.embed_tokens.weight": (64, 32),
     **{f"model.layers.{i}.self_attn.{n}_proj.weight": (32, 32) for i in range(2) for n in "qkvo"},
@@ -83,6 +85,8 @@ def _programs(folders: Sequence[Path], out: Path) -> dict[str, list[str]]:
         "import numpy": [sys.executable, "-c", "import numpy"],
         "import torch": [sys.executable, "-c", "import torch"],
         "magmerge --version": [*magmerge, "--version"],
+        "magmerge --help": [*magmerge, "--help"],
+        "a wrong path": [*magmerge, "merge", *models, "--expert", WRONG, str(out)],
         "magmerge plan": [*magmerge, "plan", *models, "--method", "average", f"{out}-planned"],
         "magmerge merge": [
             *magmerge,
@@ -99,7 +103,7 @@ def _programs(folders: Sequence[Path], out: Path) -> dict[str, list[str]]:
 def _cpu(words: Sequence[str], environment: Mapping[str, str]) -> float:
     """Seconds of all threads of the process, in user code and in the system's."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(words, check=True, capture_output=True, env=dict(environment))
+    subprocess.run(words, check=WRONG not in words, capture_output=True, env=dict(environment))
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

@@ -10,13 +10,13 @@ import pytest
 import typer
 
 from magmerge.cli import VERBS as NAMES
-from magmerge.cli import options, plot
+from magmerge.cli import options, plot, typer_program
 from magmerge.cli.options import Option
 from tests.conftest import CommandLine
 
 VERBS = {
     **{name: (name,) for name in NAMES if name != "plot"},
-    **{f"plot {info.name}": ("plot", str(info.name)) for info in plot.app.registered_commands},
+    **{f"plot {name}": ("plot", name) for name in plot.FIGURES},
 }
 
 
@@ -46,7 +46,7 @@ def test_a_command_is_called_with_its_options_by_name() -> None:
     seen: list[options.Options] = []
 
     words = Option("words", list[str], "Some.", [], "--word -w")
-    verb = options.typer_function([words, options.TABLE["threads"]], seen.append, "Say it.")
+    verb = typer_program.typer_function([words, options.TABLE["threads"]], seen.append, "Say it.")
     small = typer.Typer()
     small.command()(verb)
     small(["-w", "a", "--word", "b"], standalone_mode=False)

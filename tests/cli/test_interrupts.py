@@ -47,7 +47,7 @@ def stopped(module: str, *words: object, handling: str = "left") -> tuple[int, s
 
 
 @pytest.mark.parametrize(
-    "module", ["typer", "pydantic", "magmerge.cli.merge", "torch", "magmerge.engine.steps"]
+    "module", ["yaml", "pydantic", "magmerge.cli.merge", "torch", "magmerge.engine.steps"]
 )
 @pytest.mark.parametrize("handling", ["left", "changed"])
 def test_an_import_is_left_at_once(

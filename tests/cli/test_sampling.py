@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from magmerge.cli import program_with
+from magmerge.cli.typer_program import program_with
 from magmerge.core.errors import MagmergeError
 from tests.live.test_compound import family
 from tests.live.test_running import IDS, llama

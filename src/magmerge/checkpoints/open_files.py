@@ -49,13 +49,9 @@ class Handles:
     @contextmanager
     def opened(self, file: Path) -> Iterator[int]:
         """The file's descriptor."""
-        with self.lock:
-            if file not in self._open and Handles.count < _most_open():
-                self._open[file] = os.open(file, self._flags | BINARY, 0o666)
-                if self._flags == os.O_RDONLY:
-                    read_in_order(self._open[file])
-                Handles.count += 1
         handle = self._open.get(file)
+        if handle is None:
+            handle = self._kept_open(file)
         if handle is not None:
             yield handle
             return
@@ -64,6 +60,16 @@ class Handles:
             yield handle
         finally:
             os.close(handle)
+
+    def _kept_open(self, file: Path) -> int | None:
+        """The file's descriptor from now on; None where too many are open."""
+        with self.lock:
+            if file not in self._open and Handles.count < _most_open():
+                self._open[file] = os.open(file, self._flags | BINARY, 0o666)
+                if self._flags == os.O_RDONLY:
+                    read_in_order(self._open[file])
+                Handles.count += 1
+            return self._open.get(file)
 
     def close(self) -> None:
         """Close those that are open, when nobody uses them any more."""
@@ -89,18 +95,22 @@ def read_errors(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = READ_REMEDIES.get(error.errno or 0, "see whether it can be read, or fetch it anew")
-        raise CheckpointError(
-            f"cannot be read: {error.strerror}", source=path, remedy=remedy
-        ) from error
+        raise _read_error(error, path) from error
+
+
+def _read_error(error: OSError, path: Path | str) -> CheckpointError:
+    remedy = READ_REMEDIES.get(error.errno or 0, "see whether it can be read, or fetch it anew")
+    return CheckpointError(f"cannot be read: {error.strerror}", source=path, remedy=remedy)
 
 
 def read_into(handle: int, view: memoryview, file: Path, offset: int, name: str) -> None:
     """Fill `view` with a file's bytes from `offset` on; CheckpointError where the file is short."""
     done = 0
     while done < len(view):
-        with read_errors(file):
+        try:
             got = read_at(handle, view[done:], offset + done)
+        except OSError as error:
+            raise _read_error(error, file) from error
         if not got:
             problem = "the file has become shorter while it was read"
             remedy = "keep the inputs unchanged while magmerge runs"

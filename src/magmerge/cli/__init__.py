@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import NoReturn
-
-import typer
+from typing import Any, NoReturn
 
 from magmerge.cli import options
+from magmerge.cli.command_line import values_of
 from magmerge.cli.output import print_error, print_stopped, print_warning
-from magmerge.core.errors import MagmergeError, MagmergeWarning, ParameterError
-from magmerge.core.version import __version__
-from magmerge.kernels.library_report import library_lines
+from magmerge.core.errors import MagmergeError, MagmergeWarning, ParameterError, UsageError
+from magmerge.core.lazy import load
 
 VERBS = (
     *("merge", "calibrate", "plan", "convert", "extract", "inspect", "diff", "verify", "export"),
@@ -34,46 +31,6 @@ VERBS = (
     *("card", "demo", "clean", "plot"),
 )
 """In the order of the help."""
-
-
-def program_with(verbs: Sequence[str]) -> typer.Typer:
-    """The program with these verbs. Each costs the import of its file."""
-    app = typer.Typer(
-        name="magmerge",
-        help="Merge fine-tuned neural networks, then calibrate the magnitude of the change.",
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        rich_markup_mode="rich",
-        context_settings={"help_option_names": ["-h", "--help"]},
-        callback=_root,
-    )
-    for verb in verbs:
-        home = import_module(f"magmerge.cli.{verb}")
-        if hasattr(home, "app"):
-            app.add_typer(home.app, name=verb)
-        else:
-            app.command(verb)(options.command(verb, home.command))
-    return app
-
-
-def _version(context: typer.Context, version: bool) -> None:
-    if version:
-        typer.echo(f"magmerge {__version__}")
-        for line in library_lines() if context.params.get("verbose") else ():
-            typer.echo(line)
-        raise typer.Exit
-
-
-def _root(
-    version: bool = typer.Option(
-        False, "--version", callback=_version, help="Print the version and exit."
-    ),
-    verbose: bool = typer.Option(
-        False, "--verbose", "-v", is_eager=True, help="With --version: what merges run on, and why."
-    ),
-) -> None:
-    """Options of the program itself."""
 
 
 STRENGTHS = ("--strength", "--weight", "--scale", "--multiplier", "--lora-scale", "--lora-weight")
@@ -109,8 +66,7 @@ def main() -> None:
     try:
         words = sys.argv[1:]
         _check_strengths(words)
-        # The help, and what is said of a verb that there is not, speak of all.
-        program_with([verb for verb in VERBS if verb in words[:1]] or VERBS)()
+        _run(words)
     except BaseException as error:
         if _interrupted(error):
             print_stopped(as_json=as_json)
@@ -119,7 +75,21 @@ def main() -> None:
         if told is None:
             raise
         print_error(told, as_json=as_json)
-        sys.exit(1)
+        sys.exit(2 if isinstance(told, UsageError) else 1)
+
+
+def _run(words: list[str]) -> None:
+    """The verb that `words` name; the help, and what is said of wrong usage, are typer's."""
+    verbs = [verb for verb in VERBS if verb in words[:1]]
+    home: Any = import_module(f"magmerge.cli.{verbs[0]}") if verbs else None
+    if hasattr(home, "command"):
+        declared = options.options_of(verbs[0])
+        values = values_of(declared, words[1:])
+        if values is not None:
+            options.bound(declared, home.command)(values)
+            return
+    # The help, and what is said of a verb that there is not, speak of all.
+    load("magmerge.cli.typer_program:program_with")(verbs or VERBS)()
 
 
 def _error_of(error: BaseException) -> MagmergeError | None:

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import typer
-
 import magmerge
 from magmerge.cli import options as o
 from magmerge.cli.output import progress_reporter, show, show_json
 from magmerge.cli.settings import names
+from magmerge.core.errors import UsageError
 from magmerge.report.terminal_tables import plain
 
 HARNESS = ("limit", "num_fewshot", "batch_size")
@@ -20,7 +19,10 @@ HARNESS = ("limit", "num_fewshot", "batch_size")
 def command(options: o.Options) -> None:
     """Measure models on tasks: scores with 95 % intervals, and how near the experts they come."""
     if not any(options[name] for name in ("suite", "perplexity", "questions", "lm_eval")):
-        raise typer.BadParameter("give one of --suite, --perplexity, --questions and --lm-eval")
+        raise UsageError(
+            "nothing to measure is given",
+            remedy="give one of --suite, --perplexity, --questions and --lm-eval",
+        )
     keywords, models = _keywords(options), options["model"]
     with progress_reporter() as progress:
         scores = magmerge.evaluate(

@@ -105,8 +105,7 @@ def check_alone(options: o.Options) -> None:
         if name == "experts" or (name == "settings" and options["experts"]):
             continue
         if name not in WITH_RECIPE and value != default and name not in ("json", "verbose"):
-            flag = o.TABLE[name].flags.split() or [f"--{name.replace('_', '-')}"]
             raise ParameterError(
-                f"{flag[0]} is given beside a recipe, which has the say of that",
+                f"{o.TABLE[name].spellings[0]} is given beside a recipe, which has the say of that",
                 remedy="write it into the recipe, or drop it",
             )

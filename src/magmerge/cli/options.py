@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 import yaml
 
 from magmerge.cli.settings import (
@@ -46,21 +44,10 @@ class Option:
     panel: str | None = None
     argument: bool = False
 
-    def parameter(self) -> Parameter:
-        """The option as typer reads it from a function's signature."""
-        flags = self.flags.split() or [f"--{self.name.replace('_', '-')}"]
-        info: Any = (
-            typer.Argument(help=self.help)
-            if self.argument
-            else typer.Option(*flags, help=self.help, rich_help_panel=self.panel)
-        )
-        kind = {ModelText: str, list[ModelText]: list[str]}.get(self.kind, self.kind)
-        return Parameter(
-            self.name,
-            Parameter.KEYWORD_ONLY,
-            default=Parameter.empty if self.default is ... else self.default,
-            annotation=Annotated[kind | None if self.default is None else kind, info],
-        )
+    @property
+    def spellings(self) -> list[str]:
+        """What is typed for it."""
+        return self.flags.split() or [f"--{self.name.replace('_', '-')}"]
 
 
 class ModelText(str):
@@ -108,32 +95,30 @@ PREPARATION: tuple[str, ...] = ("samples", *_CONTENT["shared"]["preparation"])
 """Options of how samples are drawn and prepared."""
 
 
-def command(name: str, verb: Callable[[Options], None]) -> Callable[..., None]:
-    """A function of one mapping as the verb of this name, which typer can read."""
-    declared = _CONTENT["verbs"][name]
-    return typer_function(list(_options(declared["options"])), verb, declared["help"])
+def options_of(verb: str) -> list[Option]:
+    """A verb's options, in the order of its help."""
+    return list(_options(_CONTENT["verbs"][verb]["options"]))
 
 
-def typer_function(
-    options: Sequence[Option], verb: Callable[[Options], None], words: str
-) -> Callable[..., None]:
-    """A function of one mapping as a verb with these options, in the order of its help."""
+def words_of(verb: str) -> str:
+    """What the help says of a verb."""
+    return str(_CONTENT["verbs"][verb]["help"])
 
+
+def bound(options: Sequence[Option], verb: Callable[[Options], None]) -> Callable[[Options], None]:
+    """The verb of one mapping, after a look at whether there is what its models and recipe name."""
     models = [option.name for option in options if option.kind in (ModelText, list[ModelText])]
     models.sort(key=lambda name: name != "base")
     recipes = [option.name for option in options if option.name == "recipe"]
 
-    def function(**values: Any) -> None:
+    def call(values: Options) -> None:
         for name in models:
             check_models(name, values[name])
         for name in recipes:
             check_recipe(values[name])
         verb(values)
 
-    function.__doc__ = words
-    parameters = [option.parameter() for option in options]
-    function.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-    return function
+    return call
 
 
 def check_models(name: str, value: str | list[str] | None) -> None:

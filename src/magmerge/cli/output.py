@@ -12,7 +12,6 @@ from functools import cache
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
@@ -130,7 +129,7 @@ def progress_reporter(
         if note is None:
             raise
         screen.print(f"stopped{note()}", markup=False)
-        raise typer.Exit(130) from None
+        raise SystemExit(130) from None
 
 
 def _bars(screen: Console) -> Progress:

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import typer
-
 import magmerge
 from magmerge.cli import options as o
 from magmerge.cli.output import progress_reporter, show, show_json
@@ -16,12 +14,7 @@ from magmerge.cli.settings import numbers, parse_settings, sources_by_expert
 from magmerge.core.errors import ParameterError
 from magmerge.report.terminal_tables import plain, table
 
-app = typer.Typer(
-    help="Draw a figure of a suite: scores by samples, lambda or alpha; layers.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+HELP = "Draw a figure of a suite: scores by samples, lambda or alpha; layers."
 
 
 def _redraw(options: o.Options) -> None:
@@ -41,9 +34,14 @@ def _plot(kind: Any, options: o.Options) -> None:
     _show(figure, options)
 
 
-for figure in ("samples", "lambda", "alpha", "sensitivity", "coefficients"):
-    app.command(figure)(o.command(f"plot {figure}", partial(_plot, figure)))
-app.command("redraw")(o.command("plot redraw", _redraw))
+FIGURES = {
+    **{
+        kind: partial(_plot, kind)
+        for kind in ("samples", "lambda", "alpha", "sensitivity", "coefficients")
+    },
+    "redraw": _redraw,
+}
+"""What is typed after `magmerge plot`, each a verb of its own."""
 
 
 def _show(figure: Any, options: o.Options) -> None:

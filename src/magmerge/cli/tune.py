@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import typer
-
 import magmerge
 from magmerge.cli import options as o
 from magmerge.cli.output import log, progress_reporter, show, show_json
 from magmerge.cli.settings import sources_by_expert
+from magmerge.core.errors import UsageError
 from magmerge.report.terminal_tables import plain
 
 MEASURES = ("suite", "perplexity", "unlabelled")
@@ -19,7 +18,10 @@ OF_MACHINE = ("threads", "memory", "device")
 def command(options: o.Options) -> None:
     """Search the values that a recipe marks, and merge the best."""
     if not any(options[name] for name in MEASURES):
-        raise typer.BadParameter("give one of --suite, --perplexity and --unlabelled")
+        raise UsageError(
+            "nothing to measure by is given",
+            remedy="give one of --suite, --perplexity and --unlabelled",
+        )
     keywords = o.without(options, "recipe", "out", "unlabelled", "tasks", *OF_MACHINE)
     keywords["unlabelled"] = sources_by_expert(options["unlabelled"], "--unlabelled")
     keywords["tasks"] = options["tasks"] or None

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-import typer
-
 import magmerge
 from magmerge.cli import options as o
 from magmerge.cli.output import progress_reporter, show, show_json
@@ -32,4 +30,4 @@ def command(options: o.Options) -> None:
         told = f"{faults} fault{'' if faults == 1 else 's'}" if faults else "sound"
         show(checks_table(found.source, found.checks), plain(told, "bold"))
     if not found.sound:
-        raise typer.Exit(1)
+        raise SystemExit(1)

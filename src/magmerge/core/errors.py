@@ -129,6 +129,10 @@ class ParameterError(MagmergeError):
     """A parameter is out of range or of the wrong type."""
 
 
+class UsageError(ParameterError):
+    """A command line that leaves out what its verb cannot do without."""
+
+
 class RecipeError(StructureError, ParameterError):
     """Several things are wrong with a file of recipes: `errors` are they, each with its line."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from ctypes import c_float
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -104,8 +105,8 @@ def kernel_of(
 
 def _fit_float32(weights: Sequence[float]) -> bool:
     """Whether kernels, which have weights in float32, see their signs as the functions do."""
-    small = np.array(weights, np.float64).astype(np.float32)
-    return bool(np.isfinite(small).all() and np.array_equal(small != 0, np.array(weights) != 0))
+    pairs = [(weight, c_float(weight).value) for weight in weights]
+    return all(math.isfinite(small) and (small != 0) == (own != 0) for own, small in pairs)
 
 
 def noted(work: Work, pieces: StoredPieces, step: Step, survey: Survey, piece: Piece) -> bool:

@@ -208,9 +208,11 @@ def _bound_notes(over: Sequence[float], treatment: Treatment) -> tuple[str, ...]
 
 def _factors(step: Step, treatment: Treatment, tallies: Sequence[Tally]) -> tuple[Factor, ...]:
     """What each calibrator found, the last of them, if an earlier one was overruled."""
+    items = [calibrator for calibrator, _ in treatment.of(step)]
+    if not items:
+        return ()
     free = [_joined(column) for column in zip(*(tally.free for tally in tallies), strict=True)]
     gated = [_joined(column) for column in zip(*(tally.gated for tally in tallies), strict=True)]
-    items = [calibrator for calibrator, _ in treatment.of(step)]
     return tuple(
         Factor(
             item.name,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from magmerge.checkpoints.model_facts import plausible
 from magmerge.checkpoints.output.own_files import CARD, FACTORS, RECIPE, card_end
+from magmerge.core.lazy import load
 from magmerge.core.plain_yaml import PlainLoader, yaml_of
 from magmerge.core.registry import calibrators
 from magmerge.report.account import InputAccount, MergeAccount, modules_of, read_account
-from magmerge.report.accuracy import ScoreTable, score_tables
 from magmerge.report.card_metadata import (
     licence_of_merge,
     metadata_of,
@@ -25,6 +25,9 @@ from magmerge.report.factors_picture import factors_picture, factors_text
 from magmerge.report.markdown import fenced, inline, table
 from magmerge.report.recipe_text import setting_text
 from magmerge.report.sentences import count_text, digest_text, gate_text, list_text, name_of, short
+
+if TYPE_CHECKING:
+    from magmerge.report.accuracy import ScoreTable
 
 MAGIC = "2512.19320"
 FILES = 4
@@ -209,7 +212,8 @@ def _evaluation(scores: Sequence[Mapping[str, Any]], names: CardNames) -> Iterat
             "measures it, and `magmerge card OUT --scores scores.json --write` puts the scores "
             "here."
         )
-    for each in score_tables(scores):
+        return
+    for each in load("magmerge.report.accuracy:score_tables")(scores):
         yield inline(names.text(each.caption))
         yield _score_table(each, names)
 

@@ -184,3 +184,36 @@ def test_an_error_lets_nothing_wait_for_ever() -> None:
     tasks = [one(9, fail), *(one(9, partial(time.sleep, 0.01)) for _ in range(20))]
     with pytest.raises(ValueError, match="no"):
         local.run(tasks, Machine(3), room=10)
+
+
+def test_small_jobs_are_done_in_the_calling_thread() -> None:
+    def task(size: int) -> local.Task[list[threading.Thread]]:
+        job = local.Job(size, threading.current_thread)
+        first = yield [job]
+        second = yield [job, job]
+        return [*first, *second]
+
+    sizes = (1, local.SMALL, local.SMALL + 1, 0)
+    found = local.run((task(size) for size in sizes), Machine(2))
+    own = threading.current_thread()
+    assert [{thread is own for thread in threads} for threads in found] == [
+        {True}, {True}, {False}, {False},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_error_of_a_small_job_lets_those_before_it_end(threads: int) -> None:
+    ended: list[int] = []
+
+    def task(number: int) -> local.Task[None]:
+        def call() -> None:
+            if number == 2:
+                raise ValueError(f"job {number}")
+            time.sleep(0.01)
+            ended.append(number)
+
+        yield [local.Job(1 if number > 1 else 0, call)]
+
+    with pytest.raises(ValueError, match="job 2"):
+        local.run((task(number) for number in range(5)), Machine(threads))
+    assert sorted(ended) == [0, 1]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import magmerge
-from magmerge.cli import program_with
+from magmerge.cli.typer_program import program_with
 from magmerge.core.errors import (
     MagmergeError,
     MagmergeWarning,

@@ -89,6 +89,7 @@ class FileSink:
         self._large, self._trail = are_large(shard.size for shard in shards), 0
         self._lock = threading.Lock()
         self._handles = Handles(os.O_RDWR | os.O_CREAT | NOFOLLOW)
+        self._paths = [staging.folder / shard.file for shard in shards]
         self.ledger = Ledger(staging.folder)
 
     def resumed(self, read: Callable[[Mapping[str, Any]], T]) -> dict[str, T]:
@@ -142,10 +143,7 @@ class FileSink:
         self.write_parts(step, [(start, part)])
 
     def write_parts(self, step: Step, parts: Sequence[tuple[int, Bytes]]) -> None:
-        path, width = (
-            self._staging.folder / self._shards[step.shard].file,
-            dtypes.width(step.spec.dtype),
-        )
+        path, width = self._paths[step.shard], dtypes.width(step.spec.dtype)
         with self._explained(), self._handles.opened(path) as handle:
             for start, part in parts:
                 _write_at(handle, part.data, step.offset + start * width)

@@ -15,8 +15,12 @@ from magmerge.core.machine import Machine
 T = TypeVar("T")
 
 
+SMALL = 1 << 16
+"""Bytes of a job that is done at once, in the thread that carries the run out."""
+
+
 class Job(NamedTuple):
-    """A call, and how many bytes it needs while it runs."""
+    """A call, and how many bytes it needs while it runs; 0 where that is not known."""
 
     size: int
     call: Callable[[], Any]
@@ -134,6 +138,9 @@ class _Run:
     def _advance(self, index: int, task: Task[Any], results: list[Any] | None) -> None:
         try:
             jobs = next(task) if results is None else task.send(results)
+            # To hand a small job over takes longer than to do it.
+            while jobs and all(0 < job.size <= SMALL for job in jobs):
+                jobs = task.send([self.room.run(job) for job in jobs])
         except StopIteration as end:
             self._results[index] = end.value
             if self._done is not None:
