@@ -12,7 +12,7 @@ import numpy.typing as npt
 from magmerge.core.errors import UnknownNameError, shortened, suggestion
 from magmerge.data import splits
 from magmerge.data.ready_files import ReadyFile
-from magmerge.data.rows import DataError, Images, Rows, SampleDraw, Texts
+from magmerge.data.rows import DataError, Images, NoRowsError, Rows, SampleDraw, Texts
 from magmerge.data.sample_table import SampleRow, Table
 from magmerge.linalg.draws import derive_seed
 
@@ -33,11 +33,12 @@ def drawing_order(seed: int, name: str, count: int) -> npt.NDArray[np.int64]:
 def draw_ready(file: ReadyFile, how: SampleDraw) -> Rows:
     """The drawn rows of a file of ready inputs."""
     total = len(file)
-    if total < how.least:
+    if total < how.passed + how.least:
         raise _too_few(file.source, how.least, total)
     rows: Sequence[int] = range(total)
     if how.samples is not None:
-        rows = drawing_order(how.seed, how.name, total)[: how.samples].tolist()
+        drawn = drawing_order(how.seed, how.name, total)
+        rows = drawn[how.passed : how.passed + how.samples].tolist()
     labels = None if how.label_field is None else file.labels(rows, how.label_field)
     return Rows(how.name, file.source, file.read(rows, how.label_field), labels)
 
@@ -47,7 +48,7 @@ def draw(table: Table, how: SampleDraw) -> Rows:
     field, by_split = choose_field(table, how), splits.COLUMN in table.columns
     columns = [field, *(name for name in (how.label_field, how.pair_field) if name)]
     columns += [splits.COLUMN] if by_split else []
-    values, seconds, labels, empty = [], [], [], 0
+    values, seconds, labels, empty, passed = [], [], [], 0, 0
     for row in _candidates(table, how, columns):
         if by_split and not _of_split(row, how):
             continue
@@ -55,6 +56,9 @@ def draw(table: Table, how: SampleDraw) -> Rows:
         second = "" if how.pair_field is None else _value(table, row, how.pair_field, second=True)
         if isinstance(value, str) and not f"{value}{second}".strip():
             empty += 1
+            continue
+        if passed < how.passed:
+            passed += 1
             continue
         values.append(value)
         seconds.append(second)
@@ -102,7 +106,7 @@ def _candidates(table: Table, how: SampleDraw, columns: Sequence[str]) -> Iterat
         yield from table.read(range(len(table)), columns)
         return
     order = drawing_order(how.seed, how.name, len(table)).tolist()
-    start, step = 0, how.samples
+    start, step = 0, how.passed + how.samples
     while start < len(order):
         yield from table.read(order[start : start + step], columns)
         start += step
@@ -165,11 +169,11 @@ def _label(table: Table, row: SampleRow, field: str) -> Any:
 
 def _too_few(
     source: str, count: int, there: int, split: str | None = None, *, spared: bool = False
-) -> DataError:
+) -> NoRowsError:
     """`spared` says that rows of the test split were passed over."""
     of = f" of the split {split!r}" if split is not None else ""
     rows = f"{there} row{'' if there == 1 else 's'}{' outside the test split' if spared else ''}"
-    return DataError(
+    return NoRowsError(
         f"{count} row{'' if count == 1 else 's'}{of} wanted, and there "
         f"{'is' if there == 1 else 'are'} {rows}",
         source=source,

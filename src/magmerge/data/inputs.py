@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from magmerge.data.rows import (
     Calls,
     Images,
     Inputs,
+    NoRowsError,
     Preparation,
     Rows,
     SampleOptions,
@@ -71,6 +73,25 @@ def calibration_inputs(
         for note in rows.notes:
             warnings.warn(note, MagmergeWarning, stacklevel=2)
         inputs[name] = prepare(rows, folder, options.preparation, options.batch)
+    return inputs
+
+
+def further_inputs(
+    data: Mapping[str, Source], rows: int, *, folder: Path | None, options: SampleOptions
+) -> dict[str, list[Inputs]]:
+    """At most `rows` further samples of each source, those that a larger draw would have; sources
+    in memory, and those without further rows, are left out.
+    """
+    inputs = {}
+    for name, source in data.items():
+        if not isinstance(source, str | Path):
+            continue
+        how = replace(options.draw(name), samples=rows, passed=options.samples, fewer=True)
+        try:
+            drawn = read_samples(source, how)
+        except NoRowsError:
+            continue
+        inputs[name] = prepare(drawn, folder, options.preparation, options.batch)
     return inputs
 
 

@@ -25,6 +25,10 @@ class DataError(MagmergeError):
     """Samples are missing, broken, of an unknown kind, or of the test split."""
 
 
+class NoRowsError(DataError):
+    """There are fewer rows than were to be drawn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """One call of a model, `model(*args, **kwargs)`, on `rows` samples; tensors are on the CPU."""
@@ -116,6 +120,7 @@ class SampleDraw:
     `field` is the column of the texts or images, `label_field` that of labels; with `pair_field` a
     row is a pair of texts, the second from that column. `split` is the part of the source, that of
     test only where it is allowed. `fewer`: where there are fewer rows than `samples`, all are read.
+    `passed`: so many rows of the draw are passed over first.
     ParameterError for a number or a seed that is none.
     """
 
@@ -128,6 +133,7 @@ class SampleDraw:
     split: str | None = None
     allow_test: bool = False
     fewer: bool = False
+    passed: int = 0
 
     @property
     def least(self) -> int:
