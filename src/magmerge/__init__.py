@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from magmerge.engine.job import Live
     from magmerge.engine.result import Result
     from magmerge.evaluation import evaluate
+    from magmerge.evaluation.result_tables import compare_scores
     from magmerge.evaluation.sensitivity import Sensitivity, sensitivity
     from magmerge.evaluation.suites import named_suites, suite
     from magmerge.pipeline.convert import convert
@@ -52,6 +53,7 @@ _HOMES = {
     "clean": "checkpoints.output.leftovers",
     "card": "report.card_file",
     "catalog": "core.catalogue",
+    "compare_scores": "evaluation.result_tables",
     "convert": "pipeline.convert",
     "demo": "studies.demo",
     "diff": "engine.inspection",
@@ -99,6 +101,7 @@ __all__ = [
     "card",
     "catalog",
     "clean",
+    "compare_scores",
     "convert",
     "demo",
     "diff",

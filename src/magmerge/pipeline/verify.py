@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from magmerge.checkpoints.adapters.adapter_loader import open_adapter
 from magmerge.checkpoints.load_checks import Check
 from magmerge.checkpoints.loader import adapts, adapts_parts, open_checkpoint, place_of
 from magmerge.checkpoints.output.own_files import RECIPE
 from magmerge.core.errors import Fault, MagmergeError, no_such_model
+from magmerge.core.lazy import Tabular
 from magmerge.core.lazy import load as loaded
 from magmerge.core.machine import Machine
 from magmerge.core.models import Checkpoint
@@ -31,9 +32,10 @@ AT_HAND = "have all that the recipe names at hand, each where the recipe says"
 
 
 @dataclass(frozen=True, slots=True)
-class Verification:
+class Verification(Tabular):
     """What was checked of a model, in order."""
 
+    tabled: ClassVar[str] = "magmerge.pipeline.verification_table:verification_table"
     source: str
     checks: tuple[Check, ...]
 
