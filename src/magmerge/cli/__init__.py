@@ -25,6 +25,8 @@ VERBS = (
         "sensitivity",
         "statistics",
         "evaluate",
+        "compare",
+        "ablate",
         "suite",
         "tune",
         "reproduce",

@@ -209,8 +209,9 @@ def _both(cell: Cell) -> tuple[Cell, Cell]:
 
 def _value(cell: Cell) -> float | None:
     value = cell.mean if isinstance(cell, Spread) else cell
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if numeric and math.isfinite(value) else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if math.isfinite(value) else None
 
 
 def _kept(text: str, path: str | Path | None, *, overwrite: bool) -> str:
