@@ -16,7 +16,17 @@ from magmerge.core.machine import DEFAULT_MEMORY, Progress, shown_progress
 from magmerge.core.tables import Table
 from magmerge.core.whole_file import check_free, write_whole
 from magmerge.data.inputs import prepare
-from magmerge.data.rows import Calls, Inputs, Preparation, Rows, SampleDraw, Tensors
+from magmerge.data.rows import (
+    Calls,
+    Chats,
+    Images,
+    Inputs,
+    Preparation,
+    Rows,
+    SampleDraw,
+    Tensors,
+    Texts,
+)
 from magmerge.data.sources import read_samples
 from magmerge.data.tokens import open_tokenizer
 from magmerge.engine.opening import experts_by_name
@@ -165,9 +175,11 @@ def _rows(source: Any, count: int, field: str | None) -> Rows:
     """The first rows of a source, in its order."""
     rows = read_samples(source, SampleDraw("prompts", None, field=field, allow_test=True))
     content = rows.content
-    if isinstance(content, Tensors | Calls):
+    if isinstance(content, Tensors | Calls | Chats):
         raise ParameterError(
-            "prompts are texts or images", source=rows.source, remedy="give a file of such"
+            "prompts are texts or images",
+            source=rows.source,
+            remedy="give a file of such, or name the column of texts (--text-field prompt)",
         )
     pairs = getattr(content, "pairs", None)
     first = type(content)(content.values[:count], *([pairs[:count]] if pairs else []))
@@ -176,7 +188,7 @@ def _rows(source: Any, count: int, field: str | None) -> Rows:
 
 def _texts(rows: Rows) -> list[str]:
     """What a table calls each prompt."""
-    assert not isinstance(rows.content, Tensors | Calls)
+    assert isinstance(rows.content, Texts | Images)
     return [
         value if isinstance(value, str) else getattr(value, "name", None) or f"image {place}"
         for place, value in enumerate(rows.content.values, start=1)

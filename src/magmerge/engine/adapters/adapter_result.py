@@ -116,7 +116,7 @@ def result_of(
     records = [outcome.record for outcome in outcomes if outcome.record is not None]
     modules = [outcome.module for outcome in outcomes if outcome.module is not None]
     verdict = norm_verdict(records)
-    alike = (*correlations(job, records), *verdict.get("notes", ()))
+    alike = correlations(job, records)
     warn(alike)
     notes = (*notes, *alike)
     if job.models.union is not None:
