@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from magmerge.core.errors import CheckpointError, MagmergeError, MagmergeWarning, ParameterError
 from magmerge.core.lazy import Tabular
-from magmerge.core.machine import DEFAULT_MEMORY, Progress, shown_progress
+from magmerge.core.machine import shown_progress
 from magmerge.core.tables import Table
 from magmerge.data.inputs import calibration_inputs
 from magmerge.data.rows import Inputs
@@ -109,15 +109,13 @@ def ablate(
     params: Mapping[str, Any] | None = None,
     samples: Any = 8,
     seed: int = 0,
-    memory: str | int = DEFAULT_MEMORY,
-    threads: int | None = None,
-    progress: Progress | None = None,
+    **machine: Any,
 ) -> Ablation:
     """Merge without each expert in turn, and see how near the others come to their experts.
 
     `data` are unlabelled samples of each expert's task, as in `merge`; `base` is a folder with
     config.json. Distances are the divergence of outputs, without outputs one less the cosine of
-    changes in features. Raises MagmergeError's children.
+    changes in features. `machine` are fields of `Hardware`. Raises MagmergeError's children.
     """
     members, folder = experts_by_name(experts), Path(base)
     if len(members) < 2:
@@ -127,15 +125,18 @@ def ablate(
             "there is no config.json, so it cannot be told what model this is", source=folder,
             remedy="give the base as a folder that transformers can load",
         )  # fmt: skip
-    machine = Hardware(threads=threads, memory=memory, progress=progress or shown_progress())
+    progress = machine.pop("progress", None) or shown_progress()
+    hardware = Hardware(**machine, progress=progress)
     sources = by_expert(data, [*members])
     inputs = calibration_inputs(sources, folder=folder, options=options_of(samples, seed))
-    bench = _Bench(folder, inputs, machine, 2 * len(members) + 2)
+    bench = _Bench(folder, inputs, hardware, 2 * len(members) + 2)
     bench.look("base", base, members)
     for name, expert in members.items():
         bench.look(name, expert, [name])
-    how = {"base": base, "method": method, "params": params, "memory": memory, "threads": threads}
-    merged = partial(merge, **how, seed=seed, progress=_silent)
+    merged = partial(
+        merge, base=base, method=method, params=params, seed=seed, progress=_silent,
+        threads=hardware.threads, memory=hardware.memory,
+    )  # fmt: skip
     whole = bench.measures(merged(experts=members))
     judge = measure_of(torch.cat([*whole.values()]))
     left = []

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from magmerge.core.errors import CheckpointError, MagmergeError, ParameterError
 from magmerge.core.lazy import Tabular
-from magmerge.core.machine import DEFAULT_MEMORY, Progress, shown_progress
+from magmerge.core.machine import shown_progress
 from magmerge.core.tables import Table
 from magmerge.core.whole_file import check_free, write_whole
 from magmerge.data.inputs import prepare
@@ -21,7 +21,6 @@ from magmerge.data.rows import (
     Chats,
     Images,
     Inputs,
-    Preparation,
     Rows,
     SampleDraw,
     Tensors,
@@ -122,17 +121,15 @@ def compare(
     count: int = PROMPTS,
     tokens: int = TOKENS,
     text_field: str | None = None,
-    max_length: int | None = None,
-    memory: str | int = DEFAULT_MEMORY,
-    device: str | None = None,
-    progress: Progress | None = None,
+    **machine: Any,
 ) -> SideBySide:
     """Let base, experts and merged model answer the same prompts.
 
     `prompts` is a file of texts or images, a list of texts, or such by the name of the expert whose
     task they are; the first `count` of each are taken. A causal language model goes on greedily for
     at most `tokens` tokens; a classifier tells its label. `base` is a folder with config.json and
-    tokenizer. Models run one after the other. Raises MagmergeError's children.
+    tokenizer. Models run one after the other; `machine` are fields of `Hardware`. Raises
+    MagmergeError's children.
     """
     members = experts_by_name(experts)
     sources = prompts if isinstance(prompts, Mapping) else {None: prompts}
@@ -151,22 +148,17 @@ def compare(
     rows = {name: _rows(source, count, text_field) for name, source in sources.items()}
     names = [text for own in rows.values() for text in _texts(own)]
     owners = [name for name, own in rows.items() for _ in _texts(own)]
-    calls = [
-        call
-        for own in rows.values()
-        for call in prepare(own, folder, Preparation(max_length=max_length), batch=1)
-    ]
+    calls = [call for own in rows.values() for call in prepare(own, folder, batch=1)]
     models = {"base": base, **members, "merged": merged}
-    machine = Hardware(
-        memory=memory, device=device, dtype="float32", progress=progress or shown_progress()
-    )
+    progress = machine.pop("progress", None) or shown_progress()
+    hardware = Hardware(**machine, progress=progress)
     live, answers = LiveModel(ModelEntry(), folder), list[list[str]]()
     for number, model in enumerate(models.values()):
-        module = live.put(open_weights(model, folder), machine)
+        module = live.put(open_weights(model, folder), hardware)
         answer = _answerer(module, folder, tokens)
         with torch.inference_mode(), evaluating(module):
             answers.append([answer(module, call) for call in calls])
-        machine.tell("comparing", number + 1, len(models))
+        hardware.tell("comparing", number + 1, len(models))
     columns = tuple(zip(*answers, strict=True))
     return SideBySide(tuple(models), tuple(names), columns, tuple(owners))
 

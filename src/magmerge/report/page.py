@@ -103,7 +103,7 @@ def _verdict_tables(account: MergeAccount) -> list[tuple[str, verdict_text.Verdi
     if account.verdict is None:
         return []
     tables = (
-        ("Models on held-out rows of all experts, without labels", verdict_text.by_model),
+        (f"Models on held-out rows, without labels. {verdict_text.NOTE}", verdict_text.by_model),
         ("The same on each expert's own rows", verdict_text.by_expert),
     )
     drawn = ((caption, table(account.verdict)) for caption, table in tables)

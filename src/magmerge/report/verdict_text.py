@@ -9,14 +9,22 @@ from magmerge.report.account import VerdictAccount
 
 MEASURES = {
     "perplexity": "perplexity",
-    "kl": "KL from the experts",
-    "agreement": "agreement with the experts",
-    "cosine": "cosine of changes",
-    "norm ratio": "norm ratio of changes",
-    "feature error": "feature error",
+    "kl": "KL",
+    "agreement": "agreement",
+    "cosine": "cosine",
+    "norm ratio": "norm ratio",
+    "feature error": "error",
 }
-"""Measures in the order of a table, as people call them."""
+"""Measures in the order of a table, as its columns are called; NOTE says what they are."""
+NOTE = (
+    "KL (divergence) and agreement are of outputs, beside each expert on its own rows; cosine, "
+    "norm ratio and error (0: the expert, 1: the base) are of the changes in features."
+)
 ROLES = {"base": "base", "merge": "merge", "calibrated": "calibrated", "expert": "experts"}
+LOOK = (
+    "next: read its answers beside the experts' (magmerge compare), and measure with labels where "
+    "you have some (magmerge evaluate)"
+)
 LOWER = ("perplexity", "kl")
 
 
@@ -32,7 +40,7 @@ def headline(verdict: VerdictAccount) -> str:
     if verdict.judge == "norms":
         if verdict.best == "merge":
             return "Lengths went away from the experts'."
-        return "Lengths came to the experts'; whether tasks gain is not measured."
+        return "Lengths came nearer to the experts'; whether tasks gain is not measured."
     if not verdict.models:
         return "Whether it helped is not known."
     if verdict.best == "base":
@@ -41,7 +49,7 @@ def headline(verdict: VerdictAccount) -> str:
         return "The calibration did not help: the merge is better without it."
     told = tuple(verdict.calibrated_to.get(name) for name in ("merge", "base"))
     if told == ("better", "better"):
-        return "It helped: the calibrated model is the best of merge and base."
+        return "It helped: better than the merge, and than the base."
     if told[0] == "better":
         return "The calibration helped; merge and base are about as good."
     if told[1] == "better":
@@ -120,7 +128,10 @@ def _table(
 def lines_of(verdict: VerdictAccount) -> Iterator[str]:
     """What the page and the card say, sentence by sentence."""
     yield headline(verdict)
-    for text in (change_text(verdict), where_text(verdict), verdict.text, verdict.next):
+    if where := where_text(verdict):
+        # An expert's name stays as it is.
+        yield f"{where}."
+    for text in (change_text(verdict), verdict.text, verdict.next or LOOK):
         if text:
             yield _sentence(text)
 
