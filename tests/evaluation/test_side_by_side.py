@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,24 @@ def test_prompts_of_an_expert_are_compared_with_it_alone_and_written_as_a_page(
         compared(texts, prompts={"law": PROMPTS})
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         magmerge.compare(tmp_path, [], texts / "base", prompts=PROMPTS)
+
+
+def test_conversations_are_answered_by_the_chat_template(texts: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(texts / "base", folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = (
+        "[CLS]{% for m in messages %} {{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %} waaf{% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    row = {"prompt": "waaa waab", "completion": "wabb"}
+    (tmp_path / "chat.jsonl").write_text(json.dumps(row) + "\n")
+    models = ([texts / "expert-0"], texts / "expert-1")
+    found = magmerge.compare(folder, *models, prompts=tmp_path / "chat.jsonl", tokens=3)
+    plain = magmerge.compare(texts / "base", *models, prompts=["waaa waab waaf"], tokens=3)
+    assert found.prompts == ("waaa waab",)
+    assert found.answers == plain.answers
 
 
 def test_classifiers_tell_their_label(texts: Path, tmp_path: Path) -> None:

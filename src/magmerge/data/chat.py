@@ -57,9 +57,17 @@ def _are_messages(value: Any) -> bool:
     )
 
 
-def chat_texts(chats: Sequence[Chat], tokenizer: Any, source: str) -> list[str]:
-    """Each conversation as one text, by the tokenizer's own chat template; DataError where it has
-    none, or where the template refuses a conversation.
+def asked(chat: Chat) -> Chat:
+    """The conversation without the answers that it ends with: what a model is asked."""
+    turns = list(chat.messages)
+    while len(turns) > 1 and turns[-1]["role"] == ROLES[1]:
+        turns.pop()
+    return Chat(tuple(turns))
+
+
+def chat_texts(chats: Sequence[Chat], tokenizer: Any, source: str, **template: Any) -> list[str]:
+    """Each conversation as one text, by the tokenizer's own chat template, which takes further
+    keywords (add_generation_prompt); DataError where there is none, or where it refuses one.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise DataError(
@@ -71,7 +79,9 @@ def chat_texts(chats: Sequence[Chat], tokenizer: Any, source: str) -> list[str]:
     texts = []
     for place, chat in enumerate(chats, start=1):
         try:
-            text = tokenizer.apply_chat_template([*map(dict, chat.messages)], tokenize=False)
+            text = tokenizer.apply_chat_template(
+                [*map(dict, chat.messages)], tokenize=False, **template
+            )
         except Exception as error:
             # A template is a program of the tokenizer's author, which may raise anything.
             raise DataError(

@@ -15,6 +15,7 @@ from magmerge.core.lazy import Tabular
 from magmerge.core.machine import shown_progress
 from magmerge.core.tables import Table
 from magmerge.core.whole_file import check_free, write_whole
+from magmerge.data.chat import asked, chat_texts
 from magmerge.data.inputs import prepare
 from magmerge.data.rows import (
     Calls,
@@ -125,9 +126,9 @@ def compare(
 ) -> SideBySide:
     """Let base, experts and merged model answer the same prompts.
 
-    `prompts` is a file of texts or images, a list of texts, or such by the name of the expert whose
-    task they are; the first `count` of each are taken. A causal language model goes on greedily for
-    at most `tokens` tokens; a classifier tells its label. `base` is a folder with config.json and
+    `prompts` is a file of texts, conversations or images, a list of texts, or such by the name of
+    the expert whose task they are; the first `count` of each are taken. A causal language model
+    goes on greedily for at most `tokens` tokens; a classifier tells its label. `base` is a folder with config.json and
     tokenizer. Models run one after the other; `machine` are fields of `Hardware`. Raises
     MagmergeError's children.
     """
@@ -148,7 +149,7 @@ def compare(
     rows = {name: _rows(source, count, text_field) for name, source in sources.items()}
     names = [text for own in rows.values() for text in _texts(own)]
     owners = [name for name, own in rows.items() for _ in _texts(own)]
-    calls = [call for own in rows.values() for call in prepare(own, folder, batch=1)]
+    calls = [call for own in rows.values() for call in _calls(own, folder)]
     models = {"base": base, **members, "merged": merged}
     progress = machine.pop("progress", None) or shown_progress()
     hardware = Hardware(**machine, progress=progress)
@@ -167,7 +168,7 @@ def _rows(source: Any, count: int, field: str | None) -> Rows:
     """The first rows of a source, in its order."""
     rows = read_samples(source, SampleDraw("prompts", None, field=field, allow_test=True))
     content = rows.content
-    if isinstance(content, Tensors | Calls | Chats):
+    if isinstance(content, Tensors | Calls):
         raise ParameterError(
             "prompts are texts or images",
             source=rows.source,
@@ -178,8 +179,23 @@ def _rows(source: Any, count: int, field: str | None) -> Rows:
     return Rows(rows.name, rows.source, first)
 
 
+def _calls(rows: Rows, folder: Path) -> list[Inputs]:
+    """A call of the model for each prompt; of a conversation as far as the model is asked."""
+    if not isinstance(rows.content, Chats):
+        return prepare(rows, folder, batch=1)
+    tokenizer = open_tokenizer(folder, rows.source)
+    chats = [asked(chat) for chat in rows.content.values]
+    texts = chat_texts(chats, tokenizer, rows.source, add_generation_prompt=True)
+    return [
+        Inputs((), dict(tokenizer(text, return_tensors="pt", add_special_tokens=False)), 1)
+        for text in texts
+    ]
+
+
 def _texts(rows: Rows) -> list[str]:
     """What a table calls each prompt."""
+    if isinstance(rows.content, Chats):
+        return [str(asked(chat).messages[-1]["content"]) for chat in rows.content.values]
     assert isinstance(rows.content, Texts | Images)
     return [
         value if isinstance(value, str) else getattr(value, "name", None) or f"image {place}"
