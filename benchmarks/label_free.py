@@ -91,16 +91,20 @@ def merged_states(bench: Bench) -> Iterator[tuple[str, Any]]:
     """Every merge by its name, with the base first."""
     yield "base", bench.base
     for method, params in MERGES:
-        name = label(method, params)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", magmerge.MagmergeWarning)
-            state = magmerge.merge(
-                base=bench.base, experts=bench.experts, method=method, params=params, threads=1
-            ).state_dict()
+        name, state = label(method, params), merged_alone(bench, method, params)
         yield name, state
         if name in CALIBRATED:
             yield f"{name} + wsc", bench.calibrated(state, "wsc").state_dict()
             yield f"{name} + fsc", bench.sampled(state, "fsc", 8, 0).state_dict()
+
+
+def merged_alone(bench: Bench, method: str, params: dict[str, Any]) -> Any:
+    """The tensors of a merge without calibration."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", magmerge.MagmergeWarning)
+        return magmerge.merge(
+            base=bench.base, experts=bench.experts, method=method, params=params, threads=1
+        ).state_dict()
 
 
 def measured(bench: Bench, suite: Path, rows: int) -> dict[str, Scores]:

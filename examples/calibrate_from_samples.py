@@ -33,6 +33,7 @@ def main() -> None:
         sensitive=found.sensitive,
         out=work / "calibrated",
     )
+    print(result)  # with the verdict: did it help, on rows that were kept aside?
     for layer in result.records[:3]:
         asked = ", ".join(f"{factor:.2f}" for factor in layer.factors[0].experts)
         print(f"{layer.name}: xi {layer.xi:.2f}; the experts ask for {asked}")

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from magmerge.engine.job import Live
     from magmerge.engine.result import Result
     from magmerge.evaluation import evaluate
+    from magmerge.evaluation.ablation import ablate
+    from magmerge.evaluation.result_tables import compare_scores
     from magmerge.evaluation.sensitivity import Sensitivity, sensitivity
+    from magmerge.evaluation.side_by_side import compare
     from magmerge.evaluation.suites import named_suites, suite
     from magmerge.pipeline.convert import convert
     from magmerge.pipeline.documents import read_recipes, run
@@ -47,11 +50,14 @@ _HOMES = {
     "Recipe": "core.recipe",
     "run": "pipeline.documents",
     "Result": "engine.result",
+    "ablate": "evaluation.ablation",
     "calibrate": "pipeline.merge",
     "calibrator": "core.catalogue",
     "clean": "checkpoints.output.leftovers",
     "card": "report.card_file",
     "catalog": "core.catalogue",
+    "compare": "evaluation.side_by_side",
+    "compare_scores": "evaluation.result_tables",
     "convert": "pipeline.convert",
     "demo": "studies.demo",
     "diff": "engine.inspection",
@@ -94,11 +100,14 @@ __all__ = [
     "Sensitivity",
     "TuneResult",
     "__version__",
+    "ablate",
     "calibrate",
     "calibrator",
     "card",
     "catalog",
     "clean",
+    "compare",
+    "compare_scores",
     "convert",
     "demo",
     "diff",

@@ -22,6 +22,8 @@ VERBS = (
         "sensitivity",
         "statistics",
         "evaluate",
+        "compare",
+        "ablate",
         "suite",
         "tune",
         "reproduce",

@@ -26,6 +26,7 @@ from magmerge.report.terminal_tables import (
     records_table,
     uncovered_lines,
 )
+from magmerge.report.verdict_text import verdict_line
 
 if TYPE_CHECKING:
     from magmerge.core.recipe import Recipe
@@ -114,6 +115,7 @@ def _show(result: Result, seconds: float, *, verbose: bool) -> None:
         *(plain(f"  {line}") for line in lines.splitlines()),
         *(plain(f"  {line}") for line in (adapter_lines(cast("Any", result)) if adapter else ())),
         *(plain(f"  {line}") for line in check_lines(result.account.extra.get("check", {}))),
+        *(plain(f"  {line}", "bold") for line in verdict_line(result.account.extra.get("verdict"))),
         *(plain(f"  {line}") for line in uncovered_lines(result.uncovered)),
         plain(f"  wrote {result.path} ({spoken_size(result.plan.disk)}) in {seconds:.1f} s"),
     )
@@ -126,7 +128,11 @@ def _document(result: Result) -> dict[str, Any]:
         "path": None if result.path is None else str(result.path),
         "recipe": result.recipe.model_dump(mode="json"),
         "warnings": list(result.warnings),
-        **({"check": dict(check)} if (check := result.account.extra.get("check")) else {}),
+        **{
+            name: dict(told)
+            for name in ("check", "verdict")
+            if (told := result.account.extra.get(name))
+        },
         "uncovered": [tensor._asdict() for tensor in result.uncovered],
         "layers": [asdict(record) for record in result.records],
         **({"modules": [asdict(module) for module in modules]} if modules else {}),

@@ -16,6 +16,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from magmerge.core.errors import MagmergeError, MagmergeWarning
+from magmerge.core.interactive import stay_quiet
 from magmerge.report.terminal_tables import paragraph, plain
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def progress_reporter(
     Work that the same command goes on with has a `note` of what is there already, said when the
     user stops it; exit code 130.
     """
+    stay_quiet()
     screen = log()
     try:
         if not screen.is_terminal:

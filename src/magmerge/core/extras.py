@@ -11,7 +11,8 @@ EXTRAS = {"transformers": "models", "PIL.Image": "images", "PIL.ImageOps": "imag
 EXTRAS |= {"datasets": "data", "scipy.io": "suites", "huggingface_hub": "hub"}
 EXTRAS |= {"lm_eval": "lm-eval", "accelerate": "models", "matplotlib": "report"}
 EXTRAS |= dict.fromkeys(("jinja2", "markupsafe"), "report")
-EXTRAS |= {"optuna": "tune"}
+EXTRAS |= {"optuna": "tune", "pandas": "tables"}
+EXTRAS |= dict.fromkeys(("pyarrow", "pyarrow.parquet"), "data")
 EXTRAS |= dict.fromkeys(("gguf", "gguf.quants"), "gguf")
 OTHERS = {"diffusers": "diffusers", "peft": "peft", "timm": "timm", "open_clip": "open_clip_torch"}
 """Libraries of models that no extra of magmerge's brings, and what installs them."""

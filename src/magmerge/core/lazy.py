@@ -18,6 +18,7 @@ __all__ = [
     "Float",
     "Int",
     "Shaped",
+    "Tabular",
     "Tensor",
     "at_first_use_of_torch",
     "front",
@@ -44,6 +45,43 @@ def load(path: str) -> Any:
     """What "package.module:name" names."""
     module, _, name = path.partition(":")
     return getattr(import_module(module), name)
+
+
+class Tabular:
+    """A result that is a table too, which is made when it is first asked for.
+
+    `tabled` names the function from the result to its `core.tables.Table`; to_pandas(), to_csv()
+    and to_latex() are that table's.
+    """
+
+    __slots__ = ()
+    tabled: ClassVar[str]
+
+    @property
+    def table(self) -> Any:
+        """The table of this result."""
+        return load(self.tabled)(self)
+
+    def to_pandas(self) -> Any:
+        """The table as a DataFrame."""
+        return self.table.to_pandas()
+
+    def to_csv(self, *arguments: Any, **options: Any) -> str:
+        """The table as CSV; see `Table.to_csv`."""
+        text: str = self.table.to_csv(*arguments, **options)
+        return text
+
+    def to_latex(self, *arguments: Any, **options: Any) -> str:
+        """The table for a paper; see `Table.to_latex`."""
+        text: str = self.table.to_latex(*arguments, **options)
+        return text
+
+    def _repr_html_(self) -> str:
+        text: str = self.table._repr_html_()
+        return text
+
+    def __str__(self) -> str:
+        return str(self.table)
 
 
 def torch_is_loaded() -> bool:

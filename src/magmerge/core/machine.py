@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,6 +13,7 @@ from typing import Literal, get_args
 
 from magmerge.core.dtypes import parse_size
 from magmerge.core.errors import ParameterError
+from magmerge.core.lazy import load
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -38,6 +40,14 @@ def hub_read(manner: Manner) -> Iterator[None]:
         yield
     finally:
         _manner.reset(token)
+
+
+def shown_progress() -> Progress | None:
+    """Bars of progress where a person looks on, in a notebook or at a terminal; else None."""
+    if "IPython" not in sys.modules and not (sys.stderr and sys.stderr.isatty()):
+        return None
+    shown: Progress | None = load("magmerge.core.interactive:default_progress")()
+    return shown
 
 
 def user_cache() -> Path | None:

@@ -132,7 +132,7 @@ class Slice(_Data):
 LISTS = ("sensitive", "skip", "ignore")
 LATER = (
     *("rename", "weights", "tokenizer", "tokens", "pad_to_multiple_of"),
-    *("slices", "chat_template", "moe", "statistics", "bound"),
+    *("slices", "chat_template", "moe", "statistics", "bound", "keep_best"),
 )
 """Fields that recipes once had not: where they are not set the digest is what it was."""
 
@@ -154,6 +154,7 @@ class Recipe(_Data):
     the models, each merged with the others of its place; `chat_template` is the result's: auto, one
     by name, or a text. With `moe` (`core.moe.Moe`) the experts stand side by side in a mixture.
     `statistics`: in place of samples a file for each expert, as `magmerge statistics` writes them.
+    `keep_best`: a calibration that is worse than the merge on held-out samples is left out.
     """
 
     name: str | None = None
@@ -179,6 +180,7 @@ class Recipe(_Data):
     moe: dict[str, Any] | None = None
     samples: Samples | None = None
     statistics: Annotated[dict[str, str], BeforeValidator(paths)] = Field(default_factory=dict)
+    keep_best: bool = False
     output: ModelOutput | AdapterOutput = Field(default_factory=ModelOutput, discriminator="kind")
 
     _notes: tuple[str, ...] = PrivateAttr(())
@@ -228,8 +230,8 @@ class Recipe(_Data):
         if isinstance(output, dict) and "kind" not in output:
             alone = set(AdapterOutput.model_fields) - set(ModelOutput.model_fields)
             output = {"kind": "adapter" if alone & set(output) else "model", **output}
-        plain = {"experts": experts, "params": params, "calibrate": calibrate, "rename": rename}
-        plain |= {"samples": samples, "output": output}
+        plain = {"experts": experts, "params": params, "calibrate": calibrate, "rename": rename,
+                 "samples": samples, "output": output}  # fmt: skip
         told = {key: value for key, value in plain.items() if value is not None}
         return {**content, **lists, **told}
 
@@ -242,9 +244,8 @@ class Recipe(_Data):
             return handler(content)
         except ValidationError as error:
             source = (info.context or {}).get("source", "the recipe")
-            raise lazy.load("magmerge.core.recipe_faults:explained")(
-                error, source, cls.model_fields
-            ) from error
+            explained = lazy.load("magmerge.core.recipe_faults:explained")
+            raise explained(error, source, cls.model_fields) from error
 
     @field_validator("gate", mode="before")
     @classmethod
@@ -281,9 +282,8 @@ class Recipe(_Data):
         """Read one recipe; ParameterError for an unknown key or a wrong value."""
         recipes = cls.all_from_yaml(text, source)
         if len(recipes) > 1:
-            raise ParameterError(
-                f"it holds {len(recipes)} recipes", source=source, remedy="run the file as a whole"
-            )
+            problem = f"it holds {len(recipes)} recipes"
+            raise ParameterError(problem, source=source, remedy="run the file as a whole")
         return recipes[0]
 
     @classmethod

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
-if TYPE_CHECKING:
-    pass
+from magmerge.core.lazy import Tabular
 
 Kind = Literal[
     "matrix",  # [out, in]
@@ -149,7 +148,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Tabular):
     """All that will happen, known from headers alone. Sizes are in bytes.
 
     `shards` are the files of a model; those of an adapter are known when it is merged. `memory` is
@@ -159,6 +158,7 @@ class Plan:
     blocks the result is, where it is made of slices.
     """
 
+    tabled: ClassVar[str] = "magmerge.engine.result_table:plan_table"
     digest: str
     steps: tuple[Step, ...]
     shards: tuple[Shard, ...]

@@ -25,6 +25,10 @@ class DataError(MagmergeError):
     """Samples are missing, broken, of an unknown kind, or of the test split."""
 
 
+class NoRowsError(DataError):
+    """There are fewer rows than were to be drawn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """One call of a model, `model(*args, **kwargs)`, on `rows` samples; tensors are on the CPU."""
@@ -40,6 +44,23 @@ class Texts:
 
     values: tuple[str, ...]
     pairs: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """One conversation: its messages, each with `role` and `content`, as chat templates take it."""
+
+    messages: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chats:
+    """Conversations, for a tokenizer with a chat template to prepare."""
+
+    values: tuple[Chat, ...]
 
     def __len__(self) -> int:
         return len(self.values)
@@ -86,7 +107,7 @@ class Rows:
 
     name: str
     source: str
-    content: Texts | Images | Tensors | Calls
+    content: Texts | Chats | Images | Tensors | Calls
     labels: tuple[Any, ...] | None = None
     classes: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
@@ -113,9 +134,10 @@ class Preparation:
 class SampleDraw:
     """Which rows of a source are read: `samples` of them by (seed, name), None for all in order.
 
-    `field` is the column of the texts or images, `label_field` that of labels; with `pair_field` a
-    row is a pair of texts, the second from that column. `split` is the part of the source, that of
-    test only where it is allowed. `fewer`: where there are fewer rows than `samples`, all are read.
+    `field` is the column of the texts or images, or several with commas, joined; `label_field` that
+    of labels; with `pair_field` a row is a pair of texts, the second from that column. `split` is
+    the part of the source, that of test only where it is allowed. `fewer`: where there are fewer
+    rows than `samples`, all are read. `passed`: so many rows of the draw are passed over first.
     ParameterError for a number or a seed that is none.
     """
 
@@ -128,6 +150,7 @@ class SampleDraw:
     split: str | None = None
     allow_test: bool = False
     fewer: bool = False
+    passed: int = 0
 
     @property
     def least(self) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from magmerge.core.errors import suggestion
 from magmerge.data import idx, image_folder, library, splits
 from magmerge.data.draw import draw, draw_ready
+from magmerge.data.parquet import ParquetTable
 from magmerge.data.program_inputs import from_memory
 from magmerge.data.ready_files import ArrayFile, ReadyFile, TensorFile
 from magmerge.data.rows import DataError, Rows, SampleDraw, Source
@@ -18,6 +19,7 @@ TABLES: Mapping[str, Callable[[Path], Table]] = {
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), JsonLines),
     **dict.fromkeys((".csv", ".tsv"), Separated),
     **dict.fromkeys((".txt", ".text"), TextLines),
+    ".parquet": ParquetTable,
     ".images": ImageList,
     ".mat": idx.open_digits,
 }
@@ -32,8 +34,8 @@ READY: Mapping[str, Callable[[Path], ReadyFile]] = {
 def read_samples(source: Source, how: SampleDraw) -> Rows:
     """Draw rows from a source, without replacement; a larger draw extends a smaller one.
 
-    `source` is a file (.jsonl, .csv, .tsv, .txt, .npy, .safetensors, .images, an idx file of
-    images, SVHN's .mat), a folder of images, a folder saved by datasets, or a data set's name:
+    `source` is a file (.jsonl, .parquet, .csv, .tsv, .txt, .npy, .safetensors, .images, an idx file
+    of images, SVHN's .mat), a folder of images, a folder saved by datasets, or a data set's name:
     NAME, NAME:CONFIG or NAME:CONFIG:SPLIT. What is given in memory (a tensor, a mapping of keywords
     to tensors, a list of texts, an iterable of model inputs) is used as it is and whole.
     Rows whose column `split` says test are not drawn. Labels are read only where their column is

@@ -12,7 +12,7 @@ from magmerge.core.types import Uncovered
 from magmerge.engine.job import Findings
 
 KINDS = ("gains", "deltas", "statistics")
-TOLD = ("shares", "check")
+TOLD = ("shares", "check", "verdict")
 
 
 def packed(findings: Findings) -> bytes:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.kinds import kinds_of, read_model_config
@@ -13,7 +14,7 @@ from magmerge.checkpoints.loader import Model, open_stored
 from magmerge.core import dtypes
 from magmerge.core.errors import StructureError
 from magmerge.core.filters import matches, patterns
-from magmerge.core.lazy import torch
+from magmerge.core.lazy import Tabular, torch
 from magmerge.core.machine import Machine, Progress, hub_read
 from magmerge.core.models import Checkpoint
 from magmerge.core.types import Kind, TensorSpec
@@ -33,9 +34,10 @@ class TensorInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckpointInfo:
+class CheckpointInfo(Tabular):
     """What a checkpoint holds, from its headers. Sizes are in bytes."""
 
+    tabled: ClassVar[str] = "magmerge.engine.result_table:checkpoint_table"
     source: str
     files: tuple[str, ...]
     tensors: tuple[TensorInfo, ...]

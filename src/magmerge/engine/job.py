@@ -199,7 +199,8 @@ class Findings:
     `gains` [K] or [K, rows] by tensor, for calibrators that scale; `deltas` new task vectors by
     tensor, from calibrators that solve for them; `statistics` running means and variances that were
     taken anew. `uncovered`: layers that could not be measured. `shares`: how much of its factors'
-    logarithm each tensor keeps, by a check, and `check` what that found, for the record.
+    logarithm each tensor keeps, by a check, and `check` what that found, for the record; `verdict`
+    is what came of the whole calibration, of which nothing is kept where it is `left_out`.
     """
 
     gains: Mapping[str, Tensor] | None = None
@@ -208,6 +209,8 @@ class Findings:
     uncovered: tuple[Any, ...] = ()
     shares: Mapping[str, float] = field(default_factory=dict)
     check: Mapping[str, Any] = field(default_factory=dict)
+    verdict: Mapping[str, Any] = field(default_factory=dict)
+    left_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)

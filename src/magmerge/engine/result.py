@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from magmerge.checkpoints import open_checkpoint
 from magmerge.checkpoints.output.provenance import Account
 from magmerge.checkpoints.output.target import Target
 from magmerge.checkpoints.output.writer import FileSink, Sink, stored_bytes
 from magmerge.core import dtypes
-from magmerge.core.lazy import Tensor, load
+from magmerge.core.lazy import Tabular, Tensor, load
 from magmerge.core.recipe import ModelOutput, Recipe
 from magmerge.core.types import LayerRecord, Plan, Step, Uncovered
 from magmerge.engine.job import Job
@@ -22,13 +22,14 @@ from magmerge.engine.publish import Files, Report, origin, publish
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Result:
+class Result(Tabular):
     """A finished merge, calibration or conversion.
 
     `records` say what was done to each layer; `path` is where it was written, None if it is in
     memory only. `uncovered`: layers that a calibration could not measure, and left as merged.
     """
 
+    tabled: ClassVar[str] = "magmerge.engine.result_table:result_table"
     job: Job
     plan: Plan
     account: Account
@@ -98,6 +99,10 @@ class Result:
         tensors = self.state_dict()
         files = model_files(job, whole_steps(self.plan), target)
         return files, {step.key: tensors[step.spec.name] for step in files.steps}
+
+    def __str__(self) -> str:
+        verdict = self.account.extra.get("verdict", {}).get("text")
+        return f"{self!r}\n{verdict}" if verdict else repr(self)
 
     def __repr__(self) -> str:
         where = "in memory" if self.path is None else f"at {self.path}"

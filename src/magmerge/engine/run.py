@@ -25,6 +25,7 @@ from magmerge.engine.plan import make_plan
 from magmerge.engine.publish import Made, Report, check_unchanged, publish, publish_made
 from magmerge.engine.result import Result, model_files, write_all
 from magmerge.engine.samples import inputs_of
+from magmerge.engine.stages import Treatment
 from magmerge.engine.steps import Outcome
 
 if TYPE_CHECKING:
@@ -60,9 +61,14 @@ def run_job(
         outcomes = _outcomes(with_findings(work, findings), sink)
         told = [outcome.note for outcome in outcomes if outcome.note]
         records = [outcome.record for outcome in outcomes if outcome.record is not None]
-        more = (*told, *findings.check.get("notes", ()), *correlations(job, records))
+        verdict = findings.verdict
+        if job.recipe.calibrate and not verdict:
+            verdict = load("magmerge.engine.norm_verdict:norm_verdict")(records)
+        own = (*findings.check.get("notes", ()), *verdict.get("notes", ()))
+        more = (*told, *own, *correlations(job, records))
         warn(more)
-        return Account(records, (), (*notes, *more), findings.uncovered, _extra(job, findings))
+        extra = _extra(job, findings) | ({"verdict": dict(verdict)} if verdict else {})
+        return Account(records, (), (*notes, *more), findings.uncovered, extra)
 
     if target is None:
         kept = MemorySink()
@@ -120,10 +126,14 @@ def _findings(work: Work, sink: Sink, inputs: Mapping[str, Any], measure: Measur
 
 def with_findings(work: Work, findings: Findings) -> Work:
     """The work as it goes on when the passes before the last one have found this."""
+    if work.job.recipe.keep_best:
+        findings = load("magmerge.engine.keep_best:best_of")(findings)
     treatment = replace(
         work.stages.treatment, gains=findings.gains, deltas=findings.deltas or None,
         shares=findings.shares,
     )  # fmt: skip
+    if findings.left_out:
+        treatment = Treatment()
     stages = replace(work.stages, treatment=treatment)
     return replace(work, job=replace(work.job, stages=stages), findings=findings)
 

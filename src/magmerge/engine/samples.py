@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from magmerge.data.rows import Inputs, SampleOptions
 
 CHECK = "magmerge.engine.statistics:check_statistics"
+HELD = 8
+"""Further rows of each source that a verdict is drawn from, where no check keeps rows aside."""
 SETTINGS = ("order", "precision", "batchnorm")
 """Settings of the run that a recipe's samples hold beside what is drawn."""
 
@@ -121,6 +123,8 @@ def check_samples(recipe: Recipe, live: Live) -> Live:
     """
     hungry = [name for name in map(_hungry, recipe.calibrate) if name]
     samples = recipe.samples
+    if recipe.keep_best:
+        load("magmerge.engine.keep_best:check_keep_best")(recipe)
     if recipe.statistics:
         told = samples is not None
         load(CHECK)(recipe.statistics, recipe.experts, recipe.calibrate, samples=told)
@@ -176,9 +180,24 @@ def with_origin(live: Live, recipe: Recipe, layout: Any, models: Models) -> Live
 
 def inputs_of(job: Job) -> dict[str, list[Inputs]]:
     """The model's inputs, drawn and prepared with the tokenizer or processor of its folder."""
-    samples = job.recipe.samples
-    if samples is None:
+    if job.recipe.samples is None:
         return {}
+    return data.calibration_inputs(job.live.data, **_preparation(job, job.recipe.samples))
+
+
+def held_inputs(job: Job) -> dict[str, list[Inputs]]:
+    """Further rows of the same sources, which the calibration does not draw, at most HELD of each.
+
+    Of those only that have more rows; what lies in memory is drawn whole.
+    """
+    if job.recipe.samples is None:
+        return {}
+    how = _preparation(job, job.recipe.samples)
+    return data.further_inputs(job.live.data, HELD, **how)
+
+
+def _preparation(job: Job, samples: Samples) -> dict[str, Any]:
+    """Whose tokenizer prepares rows, and how they are drawn."""
     base = job.models.base
     folder = job.donor or (None if base is None else base.folder)
     prepared = {
@@ -186,7 +205,7 @@ def inputs_of(job: Job) -> dict[str, list[Inputs]]:
         for name, value in samples.prepared.items()
     }
     options = options_of({"samples": samples.samples, **prepared}, samples.seed)
-    return data.calibration_inputs(job.live.data, folder=folder, options=options)
+    return {"folder": folder, "options": options}
 
 
 def _check_need(hungry: Sequence[str], source: object) -> None:

@@ -19,12 +19,12 @@ from magmerge.core.errors import (
     UnknownNameError,
     suggestion,
 )
-from magmerge.core.machine import Progress
+from magmerge.core.machine import Progress, shown_progress
 from magmerge.core.recipe_faults import explained
 from magmerge.evaluation.entries import WHOLE, SuiteEntry
 from magmerge.evaluation.harness import LmEval, run_harness
 from magmerge.evaluation.live_model import Hardware, Measurable
-from magmerge.evaluation.scores import Scores, save_document
+from magmerge.evaluation.scores import Scores, ScoresList, save_document
 from magmerge.evaluation.task_suite import Suite, open_suite
 from magmerge.evaluation.unlabelled import ROWS
 from magmerge.evaluation.unlabelled import nearness as near_experts
@@ -96,7 +96,7 @@ Path_ = str | Path
 @overload
 def evaluate(model: Measurable, **settings: Any) -> Scores: ...
 @overload
-def evaluate(model: list[Any] | tuple[Measurable, ...], **settings: Any) -> list[Scores]: ...
+def evaluate(model: list[Any] | tuple[Measurable, ...], **settings: Any) -> ScoresList: ...
 def evaluate(
     model: Measurable | list[Any] | tuple[Measurable, ...],
     *,
@@ -115,7 +115,7 @@ def evaluate(
     overwrite: bool = False,
     progress: Progress | None = None,
     **machine: Any,
-) -> Scores | list[Scores]:
+) -> Scores | ScoresList:
     """Measure a model, or several in one pass: scores, 95 % intervals, and time.
 
     `model` is a folder, a file, a mapping from names to tensors, a torch module, which is run as it
@@ -142,6 +142,7 @@ def evaluate(
     _one_of(suite=suite, perplexity_or_questions=[*perplexity, *questions], lm_eval=lm_eval)
     if out is not None:
         check_document(Path(out), overwrite=overwrite)
+    progress = progress or shown_progress()
     setting = Hardware(**machine, progress=progress)
     if lm_eval:
         scores = run_harness(models, LmEval.of(lm_eval), setting, allow_code=allow_code)
@@ -164,7 +165,7 @@ def evaluate(
             near = partial(near_experts, opened, models, tasks=tasks, progress=progress, **machine)
             scores = _with_nearness(scores, near, nearness)
     _save(scores, out, many, overwrite=overwrite)
-    return scores if many else scores[0]
+    return ScoresList(scores) if many else scores[0]
 
 
 def _save(scores: Sequence[Scores], out: Path_ | None, many: bool, *, overwrite: bool) -> None:

@@ -6,9 +6,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from magmerge.checkpoints.output.own_files import check_document
+from magmerge.core.lazy import Tabular
 from magmerge.core.version import __version__
 from magmerge.core.whole_file import write_whole
 
@@ -74,11 +75,12 @@ class TaskNearness:
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class Scores(Tabular):
     """All scores of one model on one split of a suite; `seconds` is all that it took. `nearness`
     is what was measured without labels beside them.
     """
 
+    tabled: ClassVar[str] = "magmerge.evaluation.result_tables:scores_table"
     suite: str
     split: str
     model: str
@@ -122,6 +124,12 @@ class Scores:
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the document in one step; OutputError where the file exists or cannot be made."""
         return save_document(self.document(), path, overwrite=overwrite)
+
+
+class ScoresList(Tabular, list[Scores]):
+    """Scores of several models, one after the other."""
+
+    tabled = "magmerge.evaluation.result_tables:models_table"
 
 
 def save_document(content: Any, path: str | Path, *, overwrite: bool) -> Path:

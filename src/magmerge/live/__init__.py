@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from magmerge.core.lazy import front
 
 if TYPE_CHECKING:
-    from magmerge.live.measurement import estimate
+    from magmerge.live.estimation import estimate
     from magmerge.live.prompts import routers
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
 __getattr__ = front(
     __name__,
     {
-        "estimate": "measurement",
+        "estimate": "estimation",
         "routers": "prompts",
     },
 )

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from magmerge.core.errors import ParameterError
 from magmerge.core.machine import Machine
-from magmerge.data.halves import Halves
 from magmerge.data.rows import Inputs
 from magmerge.engine.job import Models, Work
 from magmerge.live.calls import Listener, run
@@ -19,13 +18,18 @@ from magmerge.live.label_free import Answer, answer_of, compare, unknown, with_s
 from magmerge.live.live_merge import LiveMerge, model_with
 from magmerge.live.lockstep import in_lockstep
 from magmerge.live.module_weights import at_rest
+from magmerge.live.verdict import Seen, predicts_tokens, token_losses
 
 Found = TypeVar("Found")
 
 
+class NoRoomError(ParameterError):
+    """What models put out for the rows kept aside does not fit into the memory."""
+
+
 class HeldRows:
     """Rows kept aside of each expert's samples, and what base and experts make of them, in `room`
-    bytes at most.
+    bytes at most. `seen` has of each what a verdict is drawn from.
     """
 
     def __init__(
@@ -39,6 +43,8 @@ class HeldRows:
         self._experts: dict[int, list[Answer | None]] = {}
         self._base: dict[int, list[Answer | None]] = {}
         self._sizes: list[int] = []
+        self._language = False
+        self.seen: dict[str, Seen] = {}
 
     @property
     def left(self) -> int:
@@ -48,54 +54,74 @@ class HeldRows:
     def look(self, merge: LiveMerge, models: Models, twins: Mapping[str, str]) -> None:
         """Run each expert on its own rows, and the base on all, in the module of the merge.
 
-        ParameterError where what they make of them takes more than the room.
+        NoRoomError where what they make of them takes more than the room.
         """
+        self._language = predicts_tokens(merge.model)
+        experts, base = list[Seen](), list[Seen]()
         with at_rest(merge.model):
             for expert in self._calls:
                 with model_with(merge, OneModel(models, expert, twins)):
-                    self._experts[expert] = self._kept(merge.model, expert, lambda own: own)
+                    own = self._each(merge.model, expert, partial(self._keep_expert, expert))
+                self._experts[expert] = [answer for answer, _ in own]
+                experts += [seen for _, seen in own]
             with model_with(merge, OneModel(models, None, twins)):
                 for expert in self._calls:
-                    self._base[expert] = self._kept(merge.model, expert, _features)
+                    own = self._each(merge.model, expert, partial(self._keep_base, expert))
+                    self._base[expert] = [answer for answer, _ in own]
+                    base += [seen for _, seen in own]
+        self.seen = {"expert": _joined(experts), "base": _joined(base)}
 
-    def measures(self, model: nn.Module) -> Tensor:
-        """The measures of the model as it is, [rows, measures], expert after expert.
+    def look_at(self, model: nn.Module, name: str) -> Seen:
+        """What is seen of the model as it is, expert after expert; kept under a name.
 
         NaN for a call of which a model makes neither logits nor features.
         """
-        return torch.cat(
+        self.seen[name] = _joined(
             [
-                rows
+                seen
                 for expert in self._calls
-                for rows in self._each(model, expert, partial(self._compared, expert))
+                for seen in self._each(model, expert, partial(self._compared, expert))
             ]
         )
+        return self.seen[name]
 
-    def _compared(self, expert: int, number: int, own: Answer | None) -> Tensor:
-        other, base = self._experts[expert][number], self._base[expert][number]
+    def _compared(self, expert: int, number: int, own: Answer | None) -> Seen:
+        return self._seen(expert, number, own, self._base[expert][number])
+
+    def _seen(self, expert: int, number: int, own: Answer | None, base: Answer | None) -> Seen:
+        """The measures of one call, and of a language model the losses of its tokens."""
+        call, other = self._calls[expert][number], self._experts[expert][number]
+        tokens = token_losses(own if self._language else None, call)
         if own is None or other is None or base is None:
-            return unknown(self._calls[expert][number].rows)
-        return compare(own, other, base)
+            return Seen(unknown(call.rows), tokens)
+        return Seen(compare(own, other, base), tokens)
 
-    def _kept(
-        self, model: nn.Module, expert: int, part: Callable[[Answer], Answer]
-    ) -> list[Answer | None]:
-        """Of each of the expert's calls that part of the model's answer which is compared with."""
+    def _keep_expert(
+        self, expert: int, number: int, own: Answer | None
+    ) -> tuple[Answer | None, Seen]:
+        call = self._calls[expert][number]
+        tokens = token_losses(own if self._language else None, call)
+        return self._kept(own), Seen(unknown(call.rows), tokens)
 
-        def keep(_: int, answer: Answer | None) -> Answer | None:
-            own = None if answer is None else part(answer)
-            # The others' threads add to the list; none of them changes what is in it.
-            self._sizes.append(0 if own is None else own.size)
-            if self.left < 0:
-                raise ParameterError(
-                    f"what base and experts put out for the samples that the check keeps aside "
-                    f"takes more than the {self._room / 1e9:.2f}GB of memory that are left",
-                    remedy="calibrate without the check (--set fsc.check=off), or from fewer "
-                    "--samples, or allow more --memory",
-                )
-            return own
+    def _keep_base(
+        self, expert: int, number: int, own: Answer | None
+    ) -> tuple[Answer | None, Seen]:
+        # All of the base's answer that anything else is compared with is its features.
+        kept = None if own is None else own._replace(logits=None)
+        return self._kept(kept), self._seen(expert, number, own, own)
 
-        return self._each(model, expert, keep)
+    def _kept(self, own: Answer | None) -> Answer | None:
+        """The answer, where there is room for it."""
+        # The others' threads add to the list; none of them changes what is in it.
+        self._sizes.append(0 if own is None else own.size)
+        if self.left < 0:
+            raise NoRoomError(
+                f"what base and experts put out for the samples that the check keeps aside "
+                f"takes more than the {self._room / 1e9:.2f}GB of memory that are left",
+                remedy="calibrate without the check (--set fsc.check=off), or from fewer "
+                "--samples, or allow more --memory",
+            )
+        return own
 
     def _each(
         self, model: nn.Module, expert: int, look: Callable[[int, Answer | None], Found]
@@ -116,9 +142,8 @@ class HeldRows:
         return [found[number] for number in range(len(calls))]
 
 
-def _features(answer: Answer) -> Answer:
-    """All of the base's answer that anything is compared with."""
-    return answer._replace(logits=None)
+def _joined(seen: Sequence[Seen]) -> Seen:
+    return Seen(*map(torch.cat, zip(*seen, strict=True)))
 
 
 class OneModel:
@@ -157,7 +182,7 @@ def by_place(
     return {experts.index(name): list(calls) for name, calls in inputs.items()}
 
 
-def held_rows(work: Work, halved: Halves) -> HeldRows:
-    """The rows that were kept aside."""
+def held_rows(work: Work, aside: Mapping[str, Sequence[Inputs]]) -> HeldRows:
+    """The rows that were kept aside, by the names of the experts."""
     names = [expert.name for expert in work.models.experts]
-    return HeldRows(by_place(names, halved.aside), names, work.job.machine, work.plan.room)
+    return HeldRows(by_place(names, aside), names, work.job.machine, work.plan.room)

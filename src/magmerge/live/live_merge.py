@@ -56,13 +56,14 @@ Look = Callable[[LiveMerge], None]
 
 
 def live_merge(work: Work, look: Look | None = None) -> LiveMerge:
-    """Merge into a live model in float32, with all that calibrators do from weights alone; with
-    `look`, which is called first, the merge alone.
+    """Merge into a live model in float32, with all that calibrators do from weights alone; the
+    merge alone where a check may take that back. `look` is called first.
 
     Without offloading, every weight is in memory once, as the model's own parameter; twice where
     the model runs in bfloat16.
     """
-    first, job = _from_weights(work) if look is None else _merge_alone(work), work.job
+    checked = work.stages.treatment.checked
+    first, job = _merge_alone(work) if checked else _from_weights(work), work.job
     model, precision, device = _model(job), _precision(job), job.machine.device
     shapes = {step.spec.name: step.tensor.shape for step in work.plan.steps}
     names = matched(model, shapes, "the merge")

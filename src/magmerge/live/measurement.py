@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,14 +15,13 @@ from magmerge.checkpoints.kinds import read_model_config
 from magmerge.core.errors import ParameterError
 from magmerge.core.parameters import UNIT, SolvedWeight
 from magmerge.core.types import Piece, Uncovered
-from magmerge.data.halves import Halves, halves
-from magmerge.data.rows import Inputs
+from magmerge.data.halves import Halves
 from magmerge.engine.executors import local
-from magmerge.engine.job import Findings, Work
+from magmerge.engine.job import Work
 from magmerge.engine.layer import Calibrated, Merged, Tally, calibrate_layer
 from magmerge.engine.stages import Treatment
 from magmerge.linalg.row_norms import as_rows
-from magmerge.live.checking import HeldRows, by_place, held_rows
+from magmerge.live.checking import HeldRows
 from magmerge.live.coverage import follow
 from magmerge.live.expert_runs import ExpertRuns
 from magmerge.live.forward import Calls as CallsBeside
@@ -31,65 +30,15 @@ from magmerge.live.forward import Visit as ForwardVisit
 from magmerge.live.gains import (
     Sums,
     Visit,
-    conclude,
     gains_of,
     measure_once,
 )
 from magmerge.live.layers import Layer
 from magmerge.live.live_merge import live_merge
-from magmerge.live.measured_gains import check_gains, gains_by_rows
-from magmerge.live.module_weights import at_rest
 from magmerge.live.running_statistics import Calls, reestimate
 from magmerge.live.scaling import Scaling
 from magmerge.live.share_search import checked
 from magmerge.live.visits import note_gains, note_inputs
-
-REUSED = 32 * 1024**2 - 8192
-"""Just below the largest size that glibc learns (DEFAULT_MMAP_THRESHOLD_MAX)."""
-
-
-def estimate(work: Work, inputs: Mapping[str, Sequence[Inputs]]) -> Findings:
-    """Merge into a live model, run it on each expert's inputs, and measure its layers.
-
-    The deltas of one layer at a time are in memory, those of several where several threads run.
-    """
-    _keep_blocks()
-    samples, halved = work.job.recipe.samples, None
-    assert samples is not None
-    if work.stages.treatment.checked:
-        halved = halves(inputs)
-        inputs = halved.estimate
-    aside = None if halved is None else held_rows(work, halved)
-    run = Measurement(work, aside)
-    calls = by_place(run.experts, inputs)
-    model, names = run.merge.model, run.merge.names
-    offload = nullcontext() if run.merge.offload is None else run.merge.offload.running()
-    with at_rest(model), run.experts_beside(), offload:
-        sums = run.measure(calls, samples.order)
-        result = conclude(run.layers, run.uncovered, sums, len(run.experts))
-        gains = gains_by_rows(run.steps, result.gains)
-        check_gains(result._replace(gains=gains), {k: run.experts[k] for k in calls})
-        check = None if halved is None or aside is None else run.check(gains, calls, halved, aside)
-        statistics: Mapping[str, Tensor] = {}
-        if samples.batchnorm:
-            if samples.order == "once" and check is None:
-                run.apply(gains)
-            statistics = {
-                name: tensor
-                for name, tensor in reestimate(model, calls, names).items()
-                if run.steps[name].action == "average" or run.steps[name].reason == "statistics"
-            }
-    shares, told = ({}, {}) if check is None else check
-    return Findings(gains, run.deltas, statistics, tuple(result.uncovered), shares, told)
-
-
-def _keep_blocks() -> None:
-    """Let the C library keep freed blocks up to REUSED bytes, where it is glibc.
-
-    It learns from the largest block that was freed. Without that each output of a layer is given
-    back to the system, and its pages are asked for anew, which takes longer than to fill them.
-    """
-    torch.empty(REUSED, dtype=torch.uint8)
 
 
 class Measurement:
@@ -108,7 +57,7 @@ class Measurement:
         self.scaling = Scaling(self.merge, work.stages.treatment.bound)
         self._set_in_order: set[str] = set()
         self._treatment = work.stages.treatment
-        if aside is not None:
+        if self._treatment.checked:
             self._by_weights()
         self._calibrator, self._params = next(
             (calibrator, params)
@@ -240,7 +189,10 @@ class Measurement:
             self.scaling.set(shares)
             if samples.batchnorm:
                 reestimate(self.merge.model, calls, names)
-            return aside.measures(self.merge.model)
+            seen = aside.look_at(self.merge.model, "calibrated")
+            if not any(shares.values()):
+                aside.seen["merge"] = seen
+            return seen.measures
 
         return checked(self.scaling.factors, measures, halved)
 

@@ -18,7 +18,7 @@ from magmerge.checkpoints.output.target import Target, check_apart_and_free
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
 from magmerge.core.errors import MagmergeError, MissingExtraError, ParameterError, suggestion
 from magmerge.core.lazy import load
-from magmerge.core.machine import Machine
+from magmerge.core.machine import Machine, shown_progress
 from magmerge.core.recipe import Recipe
 from magmerge.engine.job import Findings, Job, Live, Work
 from magmerge.engine.notes import warn
@@ -55,6 +55,7 @@ def run(
     if out is None and resume:
         raise ParameterError("resume speaks of an output", remedy="name one: out=")
     machine, names = machine or Machine(), [document.name for document in recipes]
+    machine = replace(machine, progress=machine.progress or shown_progress())
     inputs = [
         Path(path) for document in recipes for path in document.models.values() if path not in names
     ]

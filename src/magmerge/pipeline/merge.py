@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from magmerge.checkpoints.loader import Model
 from magmerge.core.errors import ParameterError
 from magmerge.core.filters import patterns
-from magmerge.core.machine import CPU, DEFAULT_MEMORY, Machine, Manner, Progress
+from magmerge.core.machine import CPU, DEFAULT_MEMORY, Machine, Manner, Progress, shown_progress
 from magmerge.core.models import strengths_as_weights
 from magmerge.core.parameters import BOUND
 from magmerge.core.recipe import LATER, Calibration, Recipe
@@ -68,6 +68,7 @@ def merge(
     order: Order = "once",
     precision: Precision = "float32",
     batchnorm: bool = False,
+    keep_best: bool = False,
     offload: bool = False,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -108,7 +109,9 @@ def merge(
     expert, in place of `data`. `model` is the module to run, or its class in transformers; `build`
     a function "package.module:function" that returns it. `order` "forward" calibrates each layer
     before the next is measured. `precision` is that of the run. `batchnorm` takes running
-    statistics anew. `offload` runs the model with one of its blocks in memory.
+    statistics anew. `keep_best` leaves a calibration out that is worse than the merge on held-out
+    rows, and writes nothing where the base is the best. `offload` runs the model with one of its
+    blocks in memory.
 
     Adapters alone, without a base, give an adapter (`AdapterResult`). Each module's merge is cut
     off at `rank`: a number, "auto" (enough for the share `energy` of the squared norm), "exact"
@@ -135,6 +138,7 @@ def calibrate(
     order: Order = "once",
     precision: Precision = "float32",
     batchnorm: bool = False,
+    keep_best: bool = False,
     offload: bool = False,
     gate: Gate = "on",
     bound: float | Literal["off"] = BOUND,
@@ -264,7 +268,7 @@ def job_of(arguments: Mapping[str, Any], manner: Manner = "whole") -> Job:
         arguments["memory"],
         arguments["device"],
         arguments["offload"],
-        arguments["progress"],
+        arguments["progress"] or shown_progress(),
         "ranges" if arguments["stream"] else manner, arguments["sha256"],
     )  # fmt: skip
     models = {role: model for role, model in roles.items() if model is not None}

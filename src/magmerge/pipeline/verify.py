@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from magmerge.checkpoints.adapters.adapter_loader import open_adapter
 from magmerge.checkpoints.load_checks import Check
@@ -15,6 +15,7 @@ from magmerge.checkpoints.loader import adapts, adapts_parts, open_checkpoint, p
 from magmerge.checkpoints.output.own_files import RECIPE
 from magmerge.checkpoints.output.shelf import Shelf
 from magmerge.core.errors import Fault, MagmergeError, no_such_model
+from magmerge.core.lazy import Tabular
 from magmerge.core.lazy import load as loaded
 from magmerge.core.machine import Machine
 from magmerge.core.models import Checkpoint
@@ -40,9 +41,10 @@ AT_HAND = "have all that the recipe names at hand, each where the recipe says"
 
 
 @dataclass(frozen=True, slots=True)
-class Verification:
+class Verification(Tabular):
     """What was checked of a model, in order."""
 
+    tabled: ClassVar[str] = "magmerge.pipeline.verification_table:verification_table"
     source: str
     checks: tuple[Check, ...]
 

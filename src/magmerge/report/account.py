@@ -144,6 +144,19 @@ class ModuleAccount(FilePart):
         return _finite(norm / self.mean) or None
 
 
+class VerdictAccount(FilePart):
+    """What magmerge.json tells under `verdict`; see `live.verdict` and `engine.norm_verdict`."""
+
+    judge: str = ""
+    best: str = ""
+    text: str = ""
+    next: str = ""
+    rows: dict[str, int] = {}
+    calibrated_to: dict[str, str] = {}
+    models: dict[str, dict[str, Number]] = {}
+    experts: dict[str, dict[str, dict[str, Number]]] = {}
+
+
 class MergeAccount(FilePart):
     """A whole magmerge.json."""
 
@@ -158,6 +171,7 @@ class MergeAccount(FilePart):
     modules: tuple[ModuleAccount, ...] = ()
     samples: dict[str, int] = {}
     check: dict[str, Any] = {}
+    verdict: VerdictAccount | None = None
 
     @property
     def read(self) -> tuple[InputAccount, ...]:

@@ -25,6 +25,7 @@ from magmerge.report.factors_picture import factors_picture, factors_text
 from magmerge.report.markdown import fenced, inline, table
 from magmerge.report.recipe_text import setting_text
 from magmerge.report.sentences import count_text, digest_text, gate_text, list_text, name_of, short
+from magmerge.report.verdict_text import by_model, lines_of
 
 if TYPE_CHECKING:
     from magmerge.report.accuracy import ScoreTable
@@ -66,6 +67,7 @@ def card_files(
         *_licence(account, names),
         *method_parts(account),
         *_models(account),
+        *_verdict(account, names),
         *([_picture(account)] if picture else []),
         *_notes(account, names),
         *_evaluation(scores, names),
@@ -190,6 +192,17 @@ def _picture(account: MergeAccount) -> str:
         f"## Calibration\n\n![{inline(text)}]({FACTORS})\n\n{inline(text)} "
         f"{inline(gate_text(account, modules))}"
     )
+
+
+def _verdict(account: MergeAccount, names: CardNames) -> Iterator[str]:
+    """Whether the calibration helped, and what each model came to."""
+    if account.verdict is None:
+        return
+    yield "## Did it help?"
+    yield " ".join(inline(names.text(line)) for line in lines_of(account.verdict))
+    rows = by_model(account.verdict)
+    if rows is not None:
+        yield table(rows.columns, rows.rows)
 
 
 def _notes(account: MergeAccount, names: CardNames) -> Iterator[str]:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from magmerge.checkpoints.output.own_files import not_own
-from magmerge.core.errors import CheckpointError, MagmergeError, OutputError
+from magmerge.core.errors import CheckpointError, MagmergeError, OutputError, ParameterError
 from magmerge.core.whole_file import check_free, write_whole
 from magmerge.report.account import FILE, foreign, read_json
 from magmerge.report.page import render
+from magmerge.report.several import render_several
 
 REPORT = "report.html"
 SUFFIXES = (".html", ".htm")
@@ -23,7 +24,7 @@ Scores = str | Path | Mapping[str, Any]
 
 
 def write_report(
-    checkpoint: str | Path,
+    checkpoint: str | Path | Sequence[str | Path],
     out: str | Path | None = None,
     scores: Sequence[Scores] = (),
     *,
@@ -34,19 +35,15 @@ def write_report(
 
     `checkpoint` is a folder, a .safetensors file or the magmerge.json itself. Without `out` the
     report goes beside it: FOLDER/report.html, or NAME.report.html for a file NAME.safetensors.
+    Several checkpoints are compared on one page, which `out` names.
     """
-    record = record_of(Path(checkpoint))
+    if not isinstance(checkpoint, str | Path) and len(checkpoint) != 1:
+        return _write_several([*map(Path, checkpoint)], out, scores, overwrite=overwrite)
+    one = checkpoint if isinstance(checkpoint, str | Path) else checkpoint[0]
+    record = record_of(Path(one))
     target = Path(out) if out is not None else report_of(record)
     _check(target, overwrite=overwrite)
-    document = read_json(record)
-    if not isinstance(document, dict):
-        raise foreign("it is no object", record)
-    if _is_extraction(document):
-        raise CheckpointError(
-            "an adapter that was extracted has no report",
-            source=record,
-            remedy="this file has its numbers: error, modules, lost",
-        )
+    document = _document(record)
     try:
         text = render(document, tables_of(scores), title)
     except MagmergeError as error:
@@ -56,6 +53,40 @@ def write_report(
         raise
     write_whole(target, text)
     return target
+
+
+def _write_several(
+    checkpoints: Sequence[Path],
+    out: str | Path | None,
+    scores: Sequence[Scores],
+    *,
+    overwrite: bool,
+) -> Path:
+    """Write the page that compares several results."""
+    if out is None or scores or not checkpoints:
+        raise ParameterError(
+            "several results are compared on a page of their own, without scores",
+            remedy="give results, name the page with --out FILE.html (out=), and leave --scores "
+            "out",
+        )
+    _check(Path(out), overwrite=overwrite)
+    documents = {str(path): _document(record_of(path)) for path in checkpoints}
+    write_whole(Path(out), render_several(documents))
+    return Path(out)
+
+
+def _document(record: Path) -> dict[str, Any]:
+    """The content of a record that has a report; CheckpointError for any other file."""
+    document = read_json(record)
+    if not isinstance(document, dict):
+        raise foreign("it is no object", record)
+    if _is_extraction(document):
+        raise CheckpointError(
+            "an adapter that was extracted has no report",
+            source=record,
+            remedy="this file has its numbers: error, modules, lost",
+        )
+    return document
 
 
 def record_of(checkpoint: Path) -> Path:

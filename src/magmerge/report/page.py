@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from magmerge.core.errors import CheckpointError, printable_lines
 from magmerge.core.extras import needed
-from magmerge.report import layer_plots, sentences
+from magmerge.report import layer_plots, sentences, verdict_text
 from magmerge.report.account import FILE, LayerModule, MergeAccount, modules_of, read_account
 from magmerge.report.accuracy import score_tables
 from magmerge.report.axis import common_stem
@@ -64,6 +64,8 @@ def _content(
     visible = tuple(module for module in modules if sentences.drawable(module.lead))
     names = account.calibrators
     return {
+        "verdict": [] if account.verdict is None else [*verdict_text.lines_of(account.verdict)],
+        "verdict_tables": _verdict_tables(account),
         "summary": sentences.summary(account, modules),
         "lines": recipe_lines(account),
         "coded": NAMES,
@@ -94,6 +96,18 @@ def _content(
         "words": sentences,
         "css": PAGE_STYLE,
     }
+
+
+def _verdict_tables(account: MergeAccount) -> list[tuple[str, verdict_text.VerdictTable]]:
+    """Models beside each other on held-out rows, and expert by expert, with their captions."""
+    if account.verdict is None:
+        return []
+    tables = (
+        (f"Models on held-out rows, without labels. {verdict_text.NOTE}", verdict_text.by_model),
+        ("The same on each expert's own rows", verdict_text.by_expert),
+    )
+    drawn = ((caption, table(account.verdict)) for caption, table in tables)
+    return [(caption, table) for caption, table in drawn if table is not None]
 
 
 def _label(account: MergeAccount, what: str) -> str:

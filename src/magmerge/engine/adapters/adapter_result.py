@@ -21,6 +21,7 @@ from magmerge.engine.adapters.content import content_of, files_of
 from magmerge.engine.adapters.extraction import ExtractedModule, LostTensor
 from magmerge.engine.adapters.finished import finished_outcomes
 from magmerge.engine.job import Job, Work
+from magmerge.engine.norm_verdict import norm_verdict
 from magmerge.engine.notes import correlations, warn
 from magmerge.engine.publish import Files, Report, check_unchanged
 from magmerge.engine.result import Result
@@ -114,6 +115,7 @@ def result_of(
     check_unchanged(job)
     records = [outcome.record for outcome in outcomes if outcome.record is not None]
     modules = [outcome.module for outcome in outcomes if outcome.module is not None]
+    verdict = norm_verdict(records)
     alike = correlations(job, records)
     warn(alike)
     notes = (*notes, *alike)
@@ -123,6 +125,7 @@ def result_of(
         plan = replace(work.plan, disk=size)
         dropped = {source: own for source, own in job.models.union.dropped_entries.items() if own}
         extra: dict[str, Any] = {"dropped_entries": dropped} if dropped else {}
+        extra |= {"verdict": verdict} if verdict else {}
         account = Account(records, modules, notes, extra=extra)
         return AdapterResult(job, plan, account, report=report, content=content)
     lost = tuple(module for module in modules if isinstance(module, LostTensor))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 
@@ -14,6 +14,7 @@ from magmerge.checkpoints.loader import Model
 from magmerge.checkpoints.output.own_files import check_document
 from magmerge.core.errors import ParameterError
 from magmerge.core.filters import patterns
+from magmerge.core.lazy import Tabular
 from magmerge.core.machine import CPU, Machine, Progress
 from magmerge.core.models import MEMORY
 from magmerge.core.recipe import Recipe
@@ -60,13 +61,14 @@ MATRICES = frozenset({"matrix", "transposed", "convolution", "experts"})
 
 
 @dataclass(frozen=True, slots=True)
-class Sensitivity:
+class Sensitivity(Tabular):
     """By how much the score gets worse for each layer, in the order of the model; 0 is no change.
 
     `sensitive`: the `alpha` layers that are worst, worst first; only layers that do harm.
     `unranked`: layers that derivatives could not be taken of, in fast mode.
     """
 
+    tabled: ClassVar[str] = "magmerge.evaluation.result_tables:sensitivity_table"
     score: CriterionName
     mode: Literal["exact", "fast"]
     factor: float

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.table import Table
 
+from magmerge.core.lazy import Tabular
 from magmerge.core.machine import Progress
 from magmerge.engine.result import Result
 from magmerge.evaluation.scores import Scores
@@ -57,9 +58,10 @@ class DemoRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Demo:
+class Demo(Tabular):
     """All rows, the tasks' names and numbers of test texts, and where checkpoint and report are."""
 
+    tabled: ClassVar[str] = "magmerge.studies.result_tables:demo_table"
     tasks: tuple[str, ...]
     sizes: tuple[int, ...]
     rows: tuple[DemoRow, ...]

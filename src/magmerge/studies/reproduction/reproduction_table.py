@@ -6,12 +6,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.table import Table
 from rich.text import Text
 
 from magmerge.core import registry
+from magmerge.core.lazy import Tabular
 from magmerge.core.validation import check_parameters
 from magmerge.report.terminal_tables import paragraph, plain, table
 from magmerge.studies.reproduction.pipelines import PUBLISHED_MEAN, Pipeline
@@ -47,13 +48,14 @@ class ModelRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Reproduction:
+class Reproduction(Tabular):
     """A finished run: where it is, its rows, and the sources of published figures.
 
     `columns` are the tasks of each expert that was merged; the first of an expert's is in the mean.
     `sensitive` layers were found, `alpha` were asked for.
     """
 
+    tabled: ClassVar[str] = "magmerge.studies.result_tables:reproduction_table"
     pipeline: Pipeline
     folder: Path
     columns: Mapping[str, tuple[str, ...]]

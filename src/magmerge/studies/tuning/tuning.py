@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from magmerge.checkpoints.output.target import check_apart_and_free
 from magmerge.core.errors import MagmergeError, ParameterError, suggestion
+from magmerge.core.lazy import Tabular
 from magmerge.core.machine import Machine
 from magmerge.core.recipe import Recipe
 from magmerge.core.whole_file import write_whole
@@ -51,7 +52,7 @@ class TuneOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class TuneResult:
+class TuneResult(Tabular):
     """What a search found. Scores are `words`, and `rising` tells whether more is better.
 
     `gain` is by how much the best is better than the default, on the same rows, with its standard
@@ -60,6 +61,7 @@ class TuneResult:
     with all trials and plots; `result` is the best as it was merged at the end, with `out`.
     """
 
+    tabled: ClassVar[str] = "magmerge.studies.result_tables:tuning_table"
     trials: tuple[Trial, ...]
     default: Trial
     best: Trial

@@ -1,0 +1,166 @@
+"""Models side by side, and merges without each of their experts."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from examples.tiny.encoders import write_language_model
+from safetensors.torch import save_file
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+from typer.testing import CliRunner
+
+import magmerge
+from magmerge.cli import program_with
+from magmerge.core.errors import CheckpointError, OutputError, ParameterError
+from magmerge.evaluation.ablation import Ablation, Left
+from magmerge.evaluation.side_by_side import SideBySide
+from tests.live.test_compound import family
+from tests.live.test_running import folders, llama
+
+PROMPTS = ["waaa waab", "waac waad waae"]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base with a tokenizer, two experts, and a merged model that is the second of them."""
+    folder = tmp_path_factory.mktemp("texts")
+    write_language_model(folder / "base", "llama", seed=0)
+    from transformers import LlamaForCausalLM
+
+    base = LlamaForCausalLM.from_pretrained(folder / "base")
+    for name, expert in family(base).items():
+        expert.save_pretrained(folder / name)
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
+    return folder
+
+
+def compared(folder: Path, **settings: Any) -> SideBySide:
+    return magmerge.compare(
+        folder / "base", [folder / "expert-0", folder / "expert-1"], folder / "expert-1",
+        **{"prompts": folder / "prompts.txt", "tokens": 5, **settings},
+    )  # fmt: skip
+
+
+def test_language_models_go_on_greedily_each_with_its_own_weights(texts: Path) -> None:
+    found = compared(texts)
+    assert found.models == ("base", "expert-0", "expert-1", "merged")
+    assert found.prompts == tuple(PROMPTS)
+    from transformers import LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(texts / "base")
+    model = LlamaForCausalLM.from_pretrained(texts / "expert-0").eval()
+    for prompt, answers in zip(PROMPTS, found.answers, strict=True):
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        for _ in range(5):
+            ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
+        wanted = tokenizer.decode(ids[0, -5:], skip_special_tokens=True)
+        assert answers[1] == wanted
+        assert answers[2] == answers[3]
+    assert all("expert-1" not in found.differs(n) for n in range(2))
+
+
+def test_prompts_of_an_expert_are_compared_with_it_alone_and_written_as_a_page(
+    texts: Path, tmp_path: Path
+) -> None:
+    found = compared(texts, prompts={"expert-1": PROMPTS, "expert-0": ["<b>waaa"]}, count=1)
+    assert found.owners == ("expert-1", "expert-0")
+    assert found.differs(0) == ()
+    page = found.save(tmp_path / "page.html").read_text()
+    assert "&lt;b&gt;waaa" in page
+    assert "<script" not in page
+    with pytest.raises(OutputError, match="exists already"):
+        found.save(tmp_path / "page.html")
+    with pytest.raises(ParameterError, match=r"(?s)no expert.*expert-0"):
+        compared(texts, prompts={"law": PROMPTS})
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        magmerge.compare(tmp_path, [], texts / "base", prompts=PROMPTS)
+
+
+def test_conversations_are_answered_by_the_chat_template(texts: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(texts / "base", folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = (
+        "[CLS]{% for m in messages %} {{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %} waaf{% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    row = {"prompt": "waaa waab", "completion": "wabb"}
+    (tmp_path / "chat.jsonl").write_text(json.dumps(row) + "\n")
+    models = ([texts / "expert-0"], texts / "expert-1")
+    found = magmerge.compare(folder, *models, prompts=tmp_path / "chat.jsonl", tokens=3)
+    plain = magmerge.compare(texts / "base", *models, prompts=["waaa waab waaf"], tokens=3)
+    assert found.prompts == ("waaa waab",)
+    assert found.answers == plain.answers
+
+
+def test_classifiers_tell_their_label(texts: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    labels = {0: "ham", 1: "spam"}
+    config = BertConfig(
+        vocab_size=410, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, id2label=labels, label2id={v: k for k, v in labels.items()},
+    )  # fmt: skip
+    base = BertForSequenceClassification(config).eval()
+    tokenizer = AutoTokenizer.from_pretrained(texts / "base")
+    for name, sign in (("base", 1), ("expert", -1)):
+        model = copy.deepcopy(base)
+        with torch.no_grad():
+            model.classifier.bias.copy_(torch.tensor([9.0, -9.0]) * sign)
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    found = magmerge.compare(
+        tmp_path / "base", {"e": tmp_path / "expert"}, tmp_path / "base", prompts=PROMPTS
+    )
+    assert found.answers[0] == ("ham", "spam", "ham")
+    assert found.differs(0) == ("e",)
+    assert found.text == "the merged model answers as the expert does: e 0 of 2"
+
+
+def test_the_command_line_shows_the_same(texts: Path, tmp_path: Path) -> None:
+    models = [str(texts / name) for name in ("base", "expert-0", "expert-1", "expert-1")]
+    words = ["compare", *models, "--prompts", str(texts / "prompts.txt"), "--tokens", "3"]
+    out = tmp_path / "page.html"
+    done = CliRunner().invoke(program_with(["compare"]), [*words, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "answers as the expert does" in done.output
+    assert out.is_file()
+    few = CliRunner().invoke(program_with(["compare"]), [*words[:3], *words[-4:]])
+    assert few.exit_code == 2
+
+
+def test_leaving_out_a_stranger_brings_the_others_nearer(tmp_path: Path) -> None:
+    base = llama()
+    near = family(base, 2, size=0.05)
+    torch.manual_seed(7)
+    far = family(base, 1, size=1.0)["expert-0"]
+    base_path, paths = folders(tmp_path, base, {**near, "stranger": far})
+    torch.manual_seed(3)
+    data = {}
+    for name in paths:
+        data[name] = tmp_path / f"{name}.safetensors"
+        save_file({"input_ids": torch.randint(0, 40, (8, 6))}, data[name])
+    settings: dict[str, Any] = {"method": "task_arithmetic", "params": {"lambda": 1.0}}
+    with pytest.warns(magmerge.MagmergeWarning):
+        found = magmerge.ablate(base=base_path, experts=paths, data=data, **settings)
+    left = {one.expert: one for one in found.left}
+    assert left["stranger"].state == "hurts the others"
+    assert "stranger hurts the others most" in found.text
+    assert found.table.rows[0][0] == "stranger"
+    # By hand: the loss of the others without it is that of a merge of the two.
+    assert left["stranger"].without < left["stranger"].others
+    json.dumps(found.document(), allow_nan=False)
+    with pytest.raises(ParameterError, match="one expert only"):
+        magmerge.ablate(base=base_path, experts=[paths["stranger"]], data=data["stranger"])
+
+
+def test_what_is_within_chance_is_not_said() -> None:
+    one = Left("a", 1.0, 0.9, 0.2, 1.0, 1.0)
+    assert one.state == ""
+    assert "no expert clearly" in Ablation("ties", "kl", {"a": 1}, (one,)).text
