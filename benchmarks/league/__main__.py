@@ -13,6 +13,7 @@ holds is not measured again, so a run that was stopped goes on.
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import time
 from collections.abc import Mapping
@@ -73,7 +74,9 @@ class Entrant:
         """The cell's weights, and what is worth telling of them."""
         plain = self.start(cell.merge)
         if cell.calibrate == "tuned":
-            factor = self.tuned(plain)
+            # Orthogonal task vectors of one length are as long as their mean times this.
+            guess = len(self.bench.experts) ** 0.5 if cell.merge == "average" else 1.0
+            factor = self.tuned(plain, guess)
             return scaled(self.bench.origin, plain, factor), {"factor": factor}
         if cell.calibrate in ("global", "shuffled"):
             factors = self.factors(cell)
@@ -91,8 +94,8 @@ class Entrant:
         kept = {"kept": [group["share"] for group in check["groups"]]} if check else {}
         return result.state_dict(), kept
 
-    def tuned(self, plain: State) -> float:
-        """The factor that is best on validation rows: uphill from 1 through FACTORS."""
+    def tuned(self, plain: State, guess: float) -> float:
+        """The factor that is best on validation rows: uphill through FACTORS from a guess."""
         known: dict[int, float] = {}
 
         def score(place: int) -> float:
@@ -103,7 +106,7 @@ class Entrant:
                 known[place] = mean(self.bench.validation.right(state))
             return known[place]
 
-        place = FACTORS.index(1.0)
+        place = min(range(len(FACTORS)), key=lambda i: abs(FACTORS[i] - guess))
         step = 1 if score(place + 1) >= score(place) else -1
         while score(place + step) >= score(place):
             place += step
@@ -132,11 +135,13 @@ def main() -> None:
     parser.add_argument("suites", nargs="+")
     parser.add_argument("--minutes", type=float, default=1e9, help="after which no cell is begun")
     parser.add_argument("--cells", type=int, default=None, help="only the first of the order")
+    parser.add_argument("--match", default="", help="only those whose key has this pattern")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     end = time.monotonic() + 60 * chosen.minutes
     entrants = [Entrant(name) for name in chosen.suites]
-    for cell in cells()[: chosen.cells]:
+    order = [cell for cell in cells() if re.search(chosen.match, cell.key)]
+    for cell in order[: chosen.cells]:
         for entrant in entrants:
             there = cell in entrant.book.lines or cell.rows > entrant.bench.rows
             if there or time.monotonic() > end:

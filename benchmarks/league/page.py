@@ -30,6 +30,11 @@ def books() -> list[Book]:
     return [book for book in found if book.lines]
 
 
+def with_limits(known: Sequence[Book]) -> list[Book]:
+    """Those whose tuned average and experts are measured: they have a plot and a gap to close."""
+    return [book for book in known if figures.closed(book, Cell("experts")) is not None]
+
+
 def lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
     parts = [header, ["---"] * len(header), *rows]
@@ -73,7 +78,10 @@ def suite_table(book: Book) -> str:
 
 
 def bars_table(known: Sequence[Book]) -> str:
-    """The recipes that close most of the gap at each number of rows, on all suites alike."""
+    """The recipes that close most of the gap at each number of rows, on all suites whose gap is
+    known.
+    """
+    known = with_limits(known)
     parts = []
     for budget in BUDGETS:
         best = figures.ranking(known, budget)[:LISTED]
@@ -126,7 +134,7 @@ def main() -> None:
     """Write page and plots."""
     known = books()
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), known), encoding="utf-8")
-    for book in known:
+    for book in with_limits(known):
         plot.draw(book, PICTURES / f"league-{book.suite}.png")
 
 

@@ -97,6 +97,6 @@ def test_a_merge_is_lowered_where_it_loses_more_than_the_interval() -> None:
 def test_the_page_shows_what_the_files_of_results_hold() -> None:
     text = page.PAGE.read_text(encoding="utf-8")
     assert page.filled(text, page.books()) == text
-    for book in page.books():
+    for book in page.with_limits(page.books()):
         assert f"league-{book.suite}.png" in text
         assert (page.PICTURES / f"league-{book.suite}.png").is_file()
