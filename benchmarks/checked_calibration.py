@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import magmerge
-from benchmarks.calibration import RESULTS, SUITES, Bench
+from benchmarks.bench import RESULTS, SUITES, Bench
 from benchmarks.label_free import short_suite
 from magmerge.evaluation import open_suite
 from magmerge.evaluation.live_model import Hardware, open_weights
@@ -46,7 +46,7 @@ def main() -> None:
     options = parser.parse_args()
     for name in options.suites:
         with tempfile.TemporaryDirectory() as folder:
-            bench = Bench.of(name, 1, None)
+            bench = Bench(name)
             suite = open_suite(short_suite(SUITES / name, Path(folder), options.rows))
             for method in options.merges:
                 measure(name, bench, suite, method, options)

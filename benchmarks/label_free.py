@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 import magmerge
-from benchmarks.calibration import RESULTS, SUITES, Bench
+from benchmarks.bench import RESULTS, SUITES, Bench
 from magmerge.evaluation import metrics, open_suite
 from magmerge.evaluation.nearness_table import mean_of
 from magmerge.evaluation.scores import Scores, TaskNearness
@@ -56,7 +56,7 @@ def main() -> None:
     options = parser.parse_args()
     for name in options.suites:
         with tempfile.TemporaryDirectory() as folder:
-            bench = Bench.of(name, options.threads, None)
+            bench = Bench(name)
             suite = short_suite(SUITES / name, Path(folder), options.rows)
             found = measured(bench, suite, options.nearness)
         line = {"suite": name, **vars(options), **told(found)}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import magmerge
-from benchmarks.calibration import Bench
+from benchmarks.bench import Bench
 
 RESULTS = Path(__file__).parent / "results" / "sensitivity_modes.jsonl"
 ALPHA = 10
@@ -45,7 +45,7 @@ def main() -> None:
 
 def compare(name: str, score: str, samples: int, repeat: int) -> dict[str, Any]:
     """Both modes in turn; seconds are the medians of the repetitions."""
-    bench = Bench.of(name, 1, None)
+    bench = Bench(name)
     first = next(iter(bench.data))
     seconds: dict[str, list[float]] = {"exact": [], "fast": []}
     found: dict[str, magmerge.Sensitivity] = {}

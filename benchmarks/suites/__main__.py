@@ -17,6 +17,7 @@ from .storing import write_whole
 
 SUITES = {
     "text": "minilm",
+    "text-weak": "weak",
     "lora-text": "lora",
     "vision-efficientnet": "efficientnet",
     "vision-resnet": "resnet",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,13 @@ class BrokenLawError(Exception):
 class Judge:
     """An opened suite's tasks of accuracy, and one live module that all models take in turn."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, split: str = "test") -> None:
         self.suite: Suite = open_suite(folder / "suite.yaml", allow_code=True)
         assert self.suite.base is not None
         self.base = self.suite.base
         entry, path = self.suite.entry, self.suite.path
         self.tasks: dict[str, Prepared] = {
-            name: prepare_task(name, entry, path, "test", self.base)
+            name: prepare_task(name, entry, path, split, self.base)
             for name, task in entry.tasks.items()
             if task.metric == "accuracy"
         }
@@ -65,19 +66,29 @@ class Judge:
             found[name] = runner.answers([module], task)[0][:, 0].long() == task.labels
         return found
 
-    def merged(self, method: str) -> dict[str, Tensor]:
+    def merged(self, method: str, params: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
         """The merge of all experts."""
-        return magmerge.merge(
-            base=self.base, experts=self.experts, method=method, threads=THREADS, memory="8GB"
-        ).state_dict()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", magmerge.MagmergeWarning)
+            found = magmerge.merge(
+                base=self.base, experts=self.experts, method=method, params=params,
+                threads=THREADS, memory="8GB",
+            )  # fmt: skip
+        return dict(found.state_dict())
+
+    def own(self) -> Right:
+        """What each expert answers right on its own task."""
+        found: Right = {}
+        for name, expert in self.experts.items():
+            found |= self.right(expert, [name])
+        return found
 
     def measure(self) -> Iterator[tuple[str, Right]]:
         """Base, merges and experts in turn."""
         yield "base", self.right(self.base)
         for method in METHODS:
             yield method, self.right(self.merged(method))
-        own = [self.right(expert, [name]) for name, expert in self.experts.items()]
-        yield "experts", {name: rows for one in own for name, rows in one.items()}
+        yield "experts", self.own()
 
 
 def hold_to_law(folder: Path) -> dict[str, Any]:

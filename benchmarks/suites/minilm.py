@@ -24,16 +24,20 @@ RECIPE = Recipe(learning_rate=5e-5, epochs=3)
 LAYOUT = Layout(SUITES / "text")
 
 
-def make() -> None:
-    """Make the suite."""
-    copy_encoder(LAYOUT)
+def make(layout: Layout = LAYOUT, recipe: Recipe = RECIPE) -> None:
+    """Make the suite, or one of the same tasks whose experts are trained otherwise."""
+    copy_encoder(layout)
     assignments = {
         name: Assignment(
-            task.title, task.package, len(task.classes), RECIPE, partial(make_splits, name, task)
+            task.title,
+            task.package,
+            len(task.classes),
+            recipe,
+            partial(make_splits, layout, name, task),
         )
         for name, task in text_tasks().items()
     }
-    make_experts(LAYOUT, KIND, assignments)
+    make_experts(layout, KIND, assignments)
 
 
 def copy_encoder(layout: Layout) -> None:
@@ -45,9 +49,9 @@ def copy_encoder(layout: Layout) -> None:
         partial_base.rename(layout.base)
 
 
-def make_splits(name: str, task: TextTask) -> dict[str, Labelled]:
+def make_splits(layout: Layout, name: str, task: TextTask) -> dict[str, Labelled]:
     """Draw a task's texts, store all but those of training, and return their token ids."""
-    tokenizer = AutoTokenizer.from_pretrained(LAYOUT.base)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
     found = {}
     for part, examples in split(task.read(), SIZES, seed=0).items():
         texts = [example.text for example in examples]
@@ -57,10 +61,10 @@ def make_splits(name: str, task: TextTask) -> dict[str, Labelled]:
         )
         found[part] = Labelled(tokens["input_ids"], torch.tensor(labels))
         if part == "calibration":
-            write_rows(LAYOUT.data(name, part, "jsonl"), [{"text": text} for text in texts])
+            write_rows(layout.data(name, part, "jsonl"), [{"text": text} for text in texts])
         elif part in STORED_SPLITS:
             rows = [{"text": a, "label": b} for a, b in zip(texts, labels, strict=True)]
-            write_rows(LAYOUT.data(name, part, "jsonl"), rows)
+            write_rows(layout.data(name, part, "jsonl"), rows)
     return found
 
 
@@ -81,7 +85,7 @@ def load(folder: Path) -> nn.Module:
 def save(model: nn.Module, folder: Path) -> None:
     """Write an expert as the base is written, with its tokenizer."""
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(LAYOUT.base).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(MODEL).save_pretrained(folder)
 
 
 KIND = Kind(
