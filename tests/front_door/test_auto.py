@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import magmerge
 from magmerge.core.errors import MagmergeError
@@ -156,6 +157,28 @@ def test_adapters_on_a_base_are_seen_to_be_of_low_rank() -> None:
     result = magmerge.merge(base=base, experts=experts, method="auto")
     assert result.job.choice["weights"]["directions"] < 0.25
     assert "of low rank" in result.job.choice["text"]
+
+
+def test_a_candidate_that_cannot_be_measured_is_left_out_and_that_is_said() -> None:
+    """Convolutions are not solved for from samples."""
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Conv2d(3, 16, 3), nn.GELU(), nn.Conv2d(16, 16, 3), nn.Flatten())
+    experts = family(base)
+    data = {name: [torch.randn(8, 3, 6, 6)] for name in NAMES}
+    result = magmerge.merge(base=base, experts=experts, method="auto", data=data, threads=1)
+    choice = result.job.choice
+    assert choice["measure"] == "1 - CKA"
+    assert [*choice["left out"]] == ["tsv_m + regression + regression_samples"]
+    assert "tsv_m + regression + regression_samples is left out" in choice["text"]
+
+
+def test_too_few_rows_leave_it_to_the_weights_and_that_is_said() -> None:
+    base = bert()
+    data = {name: [{"input_ids": torch.arange(12).reshape(2, 6)}] for name in NAMES}
+    result = magmerge.merge(base=base, experts=family(base), method="auto", data=data, threads=1)
+    assert result.job.choice["chosen"] == result.job.choice["by weights"]
+    assert "by weights alone" in result.job.choice["text"]
+    assert "too few" in result.job.choice["text"]
 
 
 def test_a_method_may_be_given_and_its_calibration_chosen() -> None:

@@ -69,6 +69,7 @@ UNDISTURBED = Candidate("wudi", {"filter": "tikhonov", "ridge": 0.1})
 SOLVED = Candidate("tsv_m", calibrate=("regression",))
 FROM_SAMPLES = ("regression", "regression_samples")
 SEEN = Candidate("tsv_m", calibrate=FROM_SAMPLES, sampled=True)
+SEEN_AFTER = Candidate(calibrate=FROM_SAMPLES, sampled=True)
 NOTHING = Candidate()
 RAISED = Candidate(calibrate=("svc",))
 MERGED = "model"
@@ -139,14 +140,13 @@ def _calibration_by_weights(recipe: Recipe, evidence: Evidence) -> tuple[Candida
 
 def candidates(recipe: Recipe, sampled: bool) -> tuple[Candidate, ...]:
     """All that may be chosen: by weights alone, or with samples; each once."""
-    if recipe.method == AUTO:
-        if not sampled:
-            return (WHOLE, MEAN, DIRECTED, UNDISTURBED)
-        own = (KEPT, MEAN, DIRECTED, SHARED, UNDISTURBED, WHOLE)
-        named = any(c.method != AUTO for c in recipe.calibrate)
-        return own if named else (*own, SOLVED, SEEN)
-    own = (NOTHING, RAISED)
-    return (*own, Candidate(calibrate=FROM_SAMPLES, sampled=True)) if sampled else own
+    if recipe.method != AUTO:
+        return (NOTHING, RAISED, SEEN_AFTER) if sampled else (NOTHING, RAISED)
+    if not sampled:
+        return WHOLE, MEAN, DIRECTED, UNDISTURBED
+    named = any(c.method != AUTO for c in recipe.calibrate)
+    own = (KEPT, MEAN, DIRECTED, SHARED, UNDISTURBED, WHOLE)
+    return own if named else (*own, SOLVED, SEEN)
 
 
 def fit(recipe: Recipe, sampled: bool, evidence: Evidence) -> tuple[Candidate, ...]:

@@ -60,12 +60,15 @@ def _sentence(
     others = ", ".join(
         f"{label} {spoken(loss)}" for label, loss in means.items() if label != winner.label
     )
-    kept = winner.label in BRAKES and winner != first
+    ending = ""
+    if winner.label in BRAKES and winner != first:
+        ending += "; nothing else came surely nearer than what is kept"
+    for label, why in compared.left_out.items():
+        ending += f"; {label} is left out: {why}"
     return (
         f"auto chose {winner.label}: on {sum(compared.rows.values())} rows kept aside its "
         f"{compared.measure} to the experts is {spoken(means[winner.label])} ({others}); weights "
-        f"alone would choose {first.label} ({reason})"
-        + ("; nothing else came surely nearer than what is kept" if kept else "")
+        f"alone would choose {first.label} ({reason}){ending}"
     )
 
 

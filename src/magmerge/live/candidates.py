@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from magmerge.core.errors import ParameterError
+from magmerge.core.errors import MagmergeError
 from magmerge.data.halves import Halves
 from magmerge.engine.job import Findings, Work
 from magmerge.engine.run import with_findings
@@ -52,7 +52,7 @@ def losses_of_candidates(work: Work, candidates: Mapping[str, Work], halved: Hal
         if candidate.job.recipe.samples is not None:
             try:
                 findings = estimate(candidate, halved.estimate)
-            except ParameterError as error:
+            except MagmergeError as error:
                 left_out[label] = str(error.problem)
                 continue
         with at_rest(merge.model), model_as(merge, with_findings(candidate, findings)):

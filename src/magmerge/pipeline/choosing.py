@@ -34,7 +34,7 @@ from magmerge.engine.plan import make_plan
 from magmerge.engine.resolve import open_job
 from magmerge.engine.samples import inputs_of
 
-LOOKING = Calibration(method="regression_samples")
+LOOKING = Calibration(method="fsc")
 """A calibration that runs the model on samples, as comparing candidates does."""
 
 
