@@ -109,9 +109,11 @@ def _show(result: Result, seconds: float, *, verbose: bool) -> None:
     steps += [calibration.method for calibration in recipe.calibrate]
     count = len(recipe.experts)
     head = f"{' + '.join(steps)} of " + (f"{recipe.merged} with " if recipe.merged else "")
+    text = result.job.choice.get("text")
     lines = records_summary(result.plan, result.records, merged=recipe.method is not None)
     show(
         plain(f"{head}{count} expert{'s' if count > 1 else ''}", "bold"),
+        *([plain(f"  {text}")] if text else ()),
         *(plain(f"  {line}") for line in lines.splitlines()),
         *(plain(f"  {line}") for line in (adapter_lines(cast("Any", result)) if adapter else ())),
         *(plain(f"  {line}") for line in check_lines(result.account.extra.get("check", {}))),
@@ -133,6 +135,7 @@ def _document(result: Result) -> dict[str, Any]:
             for name in ("check", "verdict")
             if (told := result.account.extra.get(name))
         },
+        **({"auto": dict(result.job.choice)} if result.job.choice else {}),
         "uncovered": [tensor._asdict() for tensor in result.uncovered],
         "layers": [asdict(record) for record in result.records],
         **({"modules": [asdict(module) for module in modules]} if modules else {}),

@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from magmerge.core import registry
+from magmerge.core.choice import check_no_params
 from magmerge.core.errors import (
     MagmergeError,
     ParameterError,
@@ -22,7 +23,7 @@ from magmerge.core.plain_yaml import PlainLoader
 from magmerge.core.recipe import Recipe
 from magmerge.core.recipe_faults import faults_of
 from magmerge.core.recipe_lines import Lines, line_of, lines_of
-from magmerge.core.validation import check_calibrations, check_parameters, check_rename
+from magmerge.core.validation import AUTO, check_calibrations, check_parameters, check_rename
 
 PLACES = ("base", "merged", "experts")
 """Keys under which models stand."""
@@ -120,8 +121,11 @@ def _names(recipe: Recipe) -> Iterator[Located]:
 
 
 def _method(name: str, params: Mapping[str, Any]) -> Iterator[Located]:
+    if name == AUTO:
+        yield from ((("params", key), error) for key, error in _of_auto(params))
+        return
     try:
-        method = registry.methods.get(name)
+        method = registry.methods.get(name, besides=(AUTO,))
     except MagmergeError as error:
         yield ("method",), error
         return
@@ -130,6 +134,14 @@ def _method(name: str, params: Mapping[str, Any]) -> Iterator[Located]:
             check_parameters(method, {key: value})
         except MagmergeError as error:
             yield ("params", key), error
+
+
+def _of_auto(params: Mapping[str, Any]) -> Iterator[tuple[str, MagmergeError]]:
+    for key in params:
+        try:
+            check_no_params({key: None})
+        except MagmergeError as error:
+            yield key, error
 
 
 def _missing(text: str) -> Iterator[MagmergeError]:

@@ -13,12 +13,20 @@ from magmerge.core import registry
 from magmerge.core.errors import ParameterError, UnknownNameError, suggestion
 from magmerge.core.filters import varies
 from magmerge.core.lazy import load
-from magmerge.core.recipe import EVERY, Calibration
+from magmerge.core.recipe import EVERY, Calibration, Recipe
 from magmerge.core.traits import Calibrator, Method
 from magmerge.core.types import Naming
 
 COMPOSED = {"dsc": ("wsc", "fsc")}
 """Calibrations that are several in turn: MAGIC's DSC is WSC, then FSC on its result."""
+AUTO = "auto"
+"""In place of a method's or a calibrator's name: one is chosen, see core.choice."""
+NO_PARAMS = "magmerge.core.choice:check_no_params"
+
+
+def is_auto(recipe: Recipe) -> bool:
+    """Whether the method or a calibration is still to be chosen."""
+    return recipe.method == AUTO or any(c.method == AUTO for c in recipe.calibrate)
 
 
 def check_method(
@@ -27,7 +35,10 @@ def check_method(
     """A method's own name, and all its parameters."""
     if method is None:
         return None, {}
-    item = registry.methods.get(method)
+    if method == AUTO:
+        load(NO_PARAMS)(params)
+        return AUTO, {}
+    item = registry.methods.get(method, besides=(AUTO,))
     checked = check_parameters(item, params)
     # Values that vary by layer are checked by the plan, which knows where they meet.
     if item.check is not None and not any(map(varies, checked.values())):
@@ -89,7 +100,10 @@ def check_calibrations(
             ) from error
     if calibrate.method in COMPOSED:
         return _composed(calibrate)
-    calibrator = registry.calibrators.get(calibrate.method, besides=COMPOSED)
+    if calibrate.method == AUTO:
+        load(NO_PARAMS)(calibrate.params)
+        return (calibrate,)
+    calibrator = registry.calibrators.get(calibrate.method, besides=(*COMPOSED, AUTO))
     params = check_parameters(calibrator, calibrate.params)
     return (Calibration(method=calibrator.name, params=params),)
 

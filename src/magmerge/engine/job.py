@@ -105,7 +105,8 @@ class Job:
     `donor` is the folder that a model's config and tokenizer are taken from. `documents` are the
     recipes whose results it reads, `passing` the files of these results, which are gone when the
     last of them is done, and `origins` what they were made of, as their records tell their inputs.
-    `digests` are those of files whose bytes are digested as they are read.
+    `digests` are those of files whose bytes are digested as they are read. `choice`: what was
+    chosen where the recipe said auto, and why.
     """
 
     recipe: Recipe
@@ -119,6 +120,7 @@ class Job:
     passing: frozenset[Path] = frozenset()
     digests: Mapping[Path, FileDigest] = field(default_factory=dict)
     origins: tuple[Mapping[str, Any], ...] = ()
+    choice: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def writes_adapter(self) -> bool:

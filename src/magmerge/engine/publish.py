@@ -114,6 +114,7 @@ def _filled(
             "files": sorted((*files.names, RECIPE)),
             "texts": {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()},
             "checksums": sink.checksums(),
+            **({"auto": dict(job.choice)} if job.choice else {}),
         }
         record = document(job.recipe, inputs, account, told)
         beside = {RECORD: record.encode(), RECIPE: recipes.encode()}

@@ -15,6 +15,7 @@ from magmerge.core.errors import ParameterError, UnknownNameError, shortened, su
 from magmerge.core.lazy import load
 from magmerge.core.models import MEMORY
 from magmerge.core.recipe import Calibration, Recipe, Samples
+from magmerge.core.validation import AUTO
 from magmerge.engine.job import Job, Live, Models
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ def samples_of(
     if isinstance(source, Iterator):
         # Every expert reads it, from the start.
         source = list(source)
-    hungry = [name for name in map(_hungry, calibrations) if name]
+    may = AUTO in (arguments["method"], *(c.method for c in calibrations)) and source is not None
+    calibrations = [c for c in calibrations if c.method != AUTO]
+    hungry = [name for name in map(_hungry, calibrations) if name] or [AUTO] * may
     files = arguments.get("statistics")
     if files:
         load(CHECK)(files, experts, calibrations, samples=source is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
@@ -14,7 +15,15 @@ from magmerge.core.machine import Machine
 from magmerge.data.rows import Inputs
 from magmerge.engine.job import Models, Work
 from magmerge.live.calls import Listener, run
-from magmerge.live.label_free import Answer, answer_of, compare, unknown, with_states
+from magmerge.live.label_free import (
+    Answer,
+    alignment,
+    answer_of,
+    compare,
+    pooled,
+    unknown,
+    with_states,
+)
 from magmerge.live.live_merge import LiveMerge, model_with
 from magmerge.live.lockstep import in_lockstep
 from magmerge.live.module_weights import at_rest
@@ -84,6 +93,25 @@ class HeldRows:
             ]
         )
         return self.seen[name]
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether an expert's outputs tell how likely it finds each class or token."""
+        answers = (answer for own in self._experts.values() for answer in own)
+        return any(answer is not None and answer.logits is not None for answer in answers)
+
+    def alignments(self, model: nn.Module) -> list[float]:
+        """How alike each expert and the model as it is see the expert's rows: NaN where an answer
+        has no features.
+        """
+        found = []
+        for expert in self._calls:
+            own = self._each(model, expert, lambda _, answer: answer and pooled(answer))
+            other = [answer and pooled(answer) for answer in self._experts[expert]]
+            parts = [[part for part in side if part is not None] for side in (own, other)]
+            whole = all(len(side) == len(own) > 0 for side in parts)
+            found.append(alignment(*map(torch.cat, parts)) if whole else math.nan)
+        return found
 
     def _compared(self, expert: int, number: int, own: Answer | None) -> Seen:
         return self._seen(expert, number, own, self._base[expert][number])

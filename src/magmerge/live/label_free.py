@@ -181,6 +181,33 @@ def _by_sample(part: Any, rows: int) -> Tensor | None:
     return part.unsqueeze(1) if part.ndim == 1 else part
 
 
+def pooled(answer: Answer) -> Float[Tensor, "rows width"] | None:
+    """An answer's features of each row, in float64: of tokens the mean of those that are no
+    padding. None where it has none.
+    """
+    features, kept = answer.features, answer.kept
+    if features is None or features.ndim != 3:
+        return None if features is None else features.double().flatten(1)
+    weights = torch.ones(features.shape[:2]) if kept is None else kept
+    weights = weights.to(torch.float64).unsqueeze(-1)
+    return (features.double() * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def alignment(own: Float[Tensor, "rows width"], expert: Float[Tensor, "rows width"]) -> float:
+    """Linear CKA (arXiv:1905.00414): how alike two models order the same rows, from 0 to 1; neither
+    length nor rotation of the features counts. NaN for fewer than three rows, which are alike in
+    any two models, and where one model tells no rows apart.
+    """
+    grams = []
+    for features in (own, expert):
+        centred = features - features.mean(dim=0)
+        grams.append(centred @ centred.T)
+    norms = torch.linalg.matrix_norm(grams[0]) * torch.linalg.matrix_norm(grams[1])
+    if len(own) < 3 or not bool(norms > 0):
+        return math.nan
+    return float((grams[0] * grams[1]).sum() / norms)
+
+
 def _flat(features: Tensor, kept: Tensor | None) -> Float[Tensor, "rows width"]:
     if kept is not None and features.ndim == 3:
         features = features * kept.unsqueeze(-1)

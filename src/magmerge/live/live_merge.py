@@ -148,6 +148,20 @@ def model_with(merge: LiveMerge, weights: Weights) -> Iterator[None]:
     yield
 
 
+@contextmanager
+def model_as(merge: LiveMerge, work: Work) -> Iterator[None]:
+    """Within it the live module has the weights of another merge of the same models, with its whole
+    treatment. Its own are lost, unless they are brought in anew for each block.
+    """
+    other = Work(work.job, _in_float32(work.plan), work.findings)
+    if merge.offload is not None:
+        with model_with(merge, TransientWeights(other)):
+            yield
+        return
+    _fill(bench_for(other, ModelSink(merge.model, merge.names)), merge.names.values())
+    yield
+
+
 def _fill(bench: Bench, names: Collection[str], *, only: bool = False) -> None:
     """Give the merge, or `only` these tensors of it, to the bench's sink.
 

@@ -20,6 +20,7 @@ from magmerge.core.errors import MagmergeError, MissingExtraError, ParameterErro
 from magmerge.core.lazy import load
 from magmerge.core.machine import Machine, shown_progress
 from magmerge.core.recipe import Recipe
+from magmerge.core.validation import is_auto
 from magmerge.engine.job import Findings, Job, Live, Work
 from magmerge.engine.notes import warn
 from magmerge.engine.opening import EXPERT
@@ -93,9 +94,7 @@ def last_job(recipes: Sequence[Recipe], shelf: Shelf, call: Call, *, resume: boo
             for key, path in named_models(document).items()
             if path in known
         }
-        job = open_job(
-            document, in_memory, machine=call.machine, live=call.live, documents=resolved
-        )
+        job = opened(document, in_memory, machine=call.machine, live=call.live, documents=resolved)
         passing = frozenset(filter(shelf.holds, job.models.stamps))
         job = replace(job, passing=passing, origins=tuple(origins))
         if not last:
@@ -104,6 +103,38 @@ def last_job(recipes: Sequence[Recipe], shelf: Shelf, call: Call, *, resume: boo
             resolved.append(result.recipe)
             origins += _origins(shelf.place(place), str(document.name), names)
     return job
+
+
+def opened(
+    recipe: Recipe,
+    models: Mapping[str, Model],
+    *,
+    machine: Machine | None = None,
+    live: Live | None = None,
+    documents: Sequence[Recipe] = (),
+) -> Job:
+    """The job as `open_job` gives it; of a recipe with auto, that of what was chosen."""
+    if is_auto(recipe):
+        how = {"machine": machine, "live": live, "documents": documents}
+        chosen: Job = load("magmerge.pipeline.choosing:chosen_job")(recipe, models, how)
+        return chosen
+    return open_job(recipe, models, machine=machine, live=live, documents=documents)
+
+
+def opened_to_plan(
+    recipe: Recipe,
+    models: Mapping[str, Model],
+    *,
+    machine: Machine | None = None,
+    live: Live | None = None,
+    documents: Sequence[Recipe] = (),
+) -> Job:
+    """The same from headers alone; of a recipe with auto, that of what would take the most."""
+    if is_auto(recipe):
+        how = {"machine": machine, "live": live, "documents": documents}
+        costliest: Job = load("magmerge.pipeline.choosing:costliest_job")(recipe, models, how)
+        return costliest
+    return open_job(recipe, models, machine=machine, live=live, documents=documents)
 
 
 def _origins(folder: Path, document: str, names: Container[str | None]) -> list[dict[str, Any]]:

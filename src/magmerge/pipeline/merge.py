@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -17,11 +17,10 @@ from magmerge.core.validation import check_calibrations, check_rank, read_sensit
 from magmerge.engine.job import Job
 from magmerge.engine.opening import EXPERT, experts_by_name
 from magmerge.engine.outputs import target_for
-from magmerge.engine.resolve import open_job
 from magmerge.engine.result import Result
 from magmerge.engine.run import run_job
 from magmerge.engine.samples import samples_of
-from magmerge.pipeline.documents import measured, result_pages, run
+from magmerge.pipeline.documents import measured, opened, result_pages, run
 
 if TYPE_CHECKING:
     from torch import nn
@@ -232,7 +231,11 @@ def _run(arguments: Mapping[str, Any]) -> Result:
     return run_job(job, target, measure=measured, report=result_pages)
 
 
-def job_of(arguments: Mapping[str, Any], manner: Manner = "whole") -> Job:
+def job_of(
+    arguments: Mapping[str, Any],
+    manner: Manner = "whole",
+    open_recipe: Callable[..., Job] = opened,
+) -> Job:
     """The job that a verb's arguments ask for, its models of the hub read in the `manner`: names
     and parameters are checked first.
     """
@@ -273,7 +276,7 @@ def job_of(arguments: Mapping[str, Any], manner: Manner = "whole") -> Job:
     )  # fmt: skip
     models = {role: model for role, model in roles.items() if model is not None}
     models |= {f"{EXPERT}{name}": model for name, model in experts.items()}
-    return open_job(recipe, models, machine=machine, live=live)
+    return open_recipe(recipe, models, machine=machine, live=live)
 
 
 def _output(arguments: Mapping[str, Any]) -> dict[str, Any]:

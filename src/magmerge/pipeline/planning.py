@@ -20,13 +20,13 @@ from magmerge.engine.notes import config_notes
 from magmerge.engine.origins import licence_notes
 from magmerge.engine.outputs import target_for
 from magmerge.engine.plan import make_plan
-from magmerge.engine.resolve import open_job
 from magmerge.engine.result import whole_steps
 from magmerge.engine.trial import trial
 from magmerge.pipeline.documents import (
     check_documents,
     documents_models,
     named_models,
+    opened_to_plan,
     recipes_of,
 )
 from magmerge.pipeline.merge import DEFAULTS, job_of
@@ -50,7 +50,7 @@ def plan_document(
     for name in arguments:
         if name not in DEFAULTS:
             raise TypeError(f"plan() got an unexpected keyword argument {name!r}")
-    job = job_of({**DEFAULTS, **arguments}, "ranges" if seconds else "headers")
+    job = job_of({**DEFAULTS, **arguments}, "ranges" if seconds else "headers", opened_to_plan)
     target = None if out is None else target_for(job, out, overwrite=overwrite)
     return planned(job, target, seconds=seconds)
 
@@ -107,7 +107,7 @@ def plan_recipe(
         last = place == len(recipes) - 1
         in_memory: dict[str, Any] = documents_models(document, models or {}, last=last)
         in_memory |= {key: results[path] for key, path in read.items()}
-        job = open_job(document, in_memory, machine=machine, live=live, documents=resolved)
+        job = opened_to_plan(document, in_memory, machine=machine, live=live, documents=resolved)
         target = target_for(job, out, overwrite=overwrite) if last and out is not None else None
         documents.append(planned(job, target, seconds=0.0 if read else seconds))
         resolved.append(job.recipe)
