@@ -13,9 +13,9 @@ from magmerge.data.halves import Halves
 from magmerge.engine.job import Findings, Work
 from magmerge.engine.run import with_findings
 from magmerge.live.checking import HeldRows, held_rows
+from magmerge.live.estimation import estimate
 from magmerge.live.label_free import MEASURES
 from magmerge.live.live_merge import live_merge, model_as
-from magmerge.live.measurement import estimate
 from magmerge.live.module_weights import at_rest
 
 KL, CKA = "KL", "1 - CKA"
@@ -43,7 +43,7 @@ def losses_of_candidates(work: Work, candidates: Mapping[str, Work], halved: Hal
     measure. One candidate's weights are in memory at a time; while such a calibrator measures, its
     own module beside it.
     """
-    aside, left_out = held_rows(work, halved), dict[str, str]()
+    aside, left_out = held_rows(work, halved.aside), dict[str, str]()
     twins = {step.spec.name: step.twin or step.spec.name for step in work.plan.steps}
     merge = live_merge(work, partial(aside.look, models=work.models, twins=twins))
     losses = {}
@@ -63,5 +63,5 @@ def losses_of_candidates(work: Work, candidates: Mapping[str, Work], halved: Hal
 def _losses(aside: HeldRows, model: nn.Module) -> list[float]:
     if not aside.has_logits:
         return [1 - value for value in aside.alignments(model)]
-    rows: list[float] = aside.measures(model)[:, MEASURES.index("kl")].tolist()
+    rows: list[float] = aside.look_at(model, "candidate").measures[:, MEASURES.index("kl")].tolist()
     return rows

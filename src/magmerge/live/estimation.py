@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor
 from magmerge.data.halves import Halves, halves
 from magmerge.data.rows import Inputs
 from magmerge.engine.job import Findings, Work
-from magmerge.engine.samples import held_inputs
 from magmerge.live.checking import HeldRows, NoRoomError, by_place, held_rows
 from magmerge.live.gains import conclude
 from magmerge.live.measured_gains import check_gains, gains_by_rows
@@ -24,11 +24,12 @@ from magmerge.live.verdict import no_verdict, verdict_of
 REUSED = 32 * 1024**2 - 8192
 """Just below the largest size that glibc learns (DEFAULT_MMAP_THRESHOLD_MAX)."""
 Calls = Mapping[str, Sequence[Inputs]]
+NOTHING: Calls = MappingProxyType({})
 
 
-def estimate(work: Work, inputs: Calls) -> Findings:
+def estimate(work: Work, inputs: Calls, further: Calls = NOTHING) -> Findings:
     """Merge into a live model, run it on each expert's inputs, measure its layers, and look on rows
-    kept aside what came of it.
+    kept aside what came of it: half of the inputs where a check needs them, else `further` rows.
 
     The deltas of one layer at a time are in memory, those of several where several threads run.
     """
@@ -38,7 +39,7 @@ def estimate(work: Work, inputs: Calls) -> Findings:
     if work.stages.treatment.checked:
         halved = halves(inputs)
         inputs = halved.estimate
-    held = held_inputs(work.job) if halved is None else halved.aside
+    held = further if halved is None else halved.aside
     aside = held_rows(work, held) if held else None
     try:
         run = Measurement(work, aside)

@@ -28,6 +28,7 @@ from magmerge.engine.outputs import named_path, target_for
 from magmerge.engine.resolve import open_job
 from magmerge.engine.result import Result
 from magmerge.engine.run import run_job
+from magmerge.engine.samples import held_inputs
 
 if TYPE_CHECKING:
     from magmerge.checkpoints.output.shelf import Shelf
@@ -256,7 +257,8 @@ def measured(work: Work, inputs: Mapping[str, Any]) -> Findings:
     """A pass into the live model, which is loaded where there are samples, or prompts."""
     if work.job.recipe.moe is not None:
         return live.routers(work)
-    return live.estimate(work, inputs)
+    further = {} if work.stages.treatment.checked else held_inputs(work.job)
+    return live.estimate(work, inputs, further)
 
 
 def result_pages(record: str, target: Target, texts: Mapping[str, bytes]) -> dict[str, bytes]:
