@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 from typer.testing import CliRunner
 
 import magmerge
-from magmerge.cli import program_with
+from magmerge.cli.typer_program import program_with
 from magmerge.core.errors import CheckpointError, OutputError, ParameterError
 from magmerge.evaluation.ablation import Ablation, Left
 from magmerge.evaluation.side_by_side import SideBySide

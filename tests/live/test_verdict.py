@@ -193,7 +193,7 @@ def test_by_weights_alone_lengths_are_told_with_a_conclusion(tmp_path: Path) -> 
 def test_the_verdict_is_one_line_of_the_terminal(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from magmerge.cli import program_with
+    from magmerge.cli.typer_program import program_with
 
     base, experts = folders(tmp_path, llama(), family(llama()))
     words = ["merge", str(tmp_path / "out"), "--base", str(base), "--calibrate", "fsc"]
