@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.quick import quick_ones
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RUN = """
 import ast, json, sys
@@ -28,7 +30,11 @@ print("shown", shown)
 """
 
 
-@pytest.mark.parametrize("notebook", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "notebook",
+    quick_ones(sorted(EXAMPLES.glob("*.ipynb")), lambda path: path.stem == "first_merge"),
+    ids=lambda path: path.stem,
+)
 def test_notebook_runs(notebook: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", RUN, notebook.name],

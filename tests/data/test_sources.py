@@ -294,7 +294,7 @@ def test_a_missing_file_is_never_looked_for_elsewhere(tmp_path: Path, lines: Pat
         with pytest.raises(MagmergeError):
             read_samples(name, SampleDraw(name="a"))
     with pytest.raises(DataError, match="no known kind of data"):
-        read_samples(lines.rename(tmp_path / "rows.parquet"), SampleDraw(name="a"))
+        read_samples(lines.rename(tmp_path / "rows.arrow"), SampleDraw(name="a"))
 
 
 def test_the_split_of_a_data_set_is_read(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from magmerge.live.verdict import Seen, verdict_of
 from tests.live.test_checking import checked, halfway
 from tests.live.test_compound import family
 from tests.live.test_exactness import merged_by
-from tests.live.test_running import bert, folders, llama, texts
+from tests.live.test_running import IDS, bert, folders, llama, texts
 
 
 def verdict(result: magmerge.Result) -> dict[str, Any]:
@@ -108,6 +108,13 @@ def test_perplexity_judges_where_the_experts_are_better_at_it() -> None:
     seen["expert"] = measured([0, 0], [4, 4])
     assert verdict_of(seen, rows)["judge"] == "kl"
     assert verdict_of(seen, rows)["best"] == "merge"
+
+
+def test_a_row_that_the_calibration_has_seen_is_told() -> None:
+    base = bert()
+    experts = family(base)
+    data = {name: [{"input_ids": IDS[:1]}] for name in experts}
+    assert "is in the calibration too" in verdict(checked(base, experts, data=data))["text"]
 
 
 def lines(path: Path, count: int) -> Path:

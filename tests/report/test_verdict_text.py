@@ -14,7 +14,9 @@ from magmerge.report import render
 from magmerge.report.account import VerdictAccount
 from magmerge.report.card import card_files
 from magmerge.report.several import render_several
+from magmerge.report.side_by_side_page import side_by_side_page
 from magmerge.report.verdict_text import headline, verdict_line, where_text
+from tests.report.browser import Browser, program
 from tests.report.documents import Page, document
 
 HOSTILE = "<script>x</script>\x1b"
@@ -112,3 +114,26 @@ def test_a_record_that_somebody_changed_is_told() -> None:
     for wrong in ({"models": {"merge": {"kl": "x"}}}, {"rows": 3}, {"text": ["a"]}):
         with pytest.raises(CheckpointError, match=r"(?s)not as magmerge writes it.*verdict"):
             render(recorded(**wrong))
+
+
+@pytest.mark.skipif(program() is None, reason="no Chromium is installed")
+@pytest.mark.parametrize("kind", ["report", "several", "side by side"])
+def test_each_page_fits_a_phone_in_the_dark_and_loads_nothing(tmp_path: Path, kind: str) -> None:
+    long = "a very long name of a model " * 4
+    other = recorded(models=models(40, 30, 25))
+    answers = {long: "an answer " * 30, "merged": "word" * 60}
+    row = {"prompt": "a prompt " * 40, "expert": long, "answers": answers, "differs": [long]}
+    text = {
+        "report": lambda: render(recorded()),
+        "several": lambda: render_several({long: other, f"other {long}": recorded()}),
+        "side by side": lambda: side_by_side_page(
+            {"models": [*answers], "prompts": [row], "text": "the merged model answers"}
+        ),
+    }[kind]()
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    with Browser(tmp_path / "profile") as browser:
+        for width in (390, 1280):
+            browser.open(tmp_path / "page.html", width, dark=True)
+            assert browser.requests() == [(tmp_path / "page.html").as_uri()]
+            assert browser.complaints() == []
+            assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")

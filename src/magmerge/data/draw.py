@@ -18,7 +18,6 @@ from magmerge.data.rows import (
     Chats,
     DataError,
     Images,
-    NoRowsError,
     Rows,
     SampleDraw,
     Texts,
@@ -205,11 +204,11 @@ def _label(table: Table, row: SampleRow, field: str) -> Any:
 
 def _too_few(
     source: str, count: int, there: int, split: str | None = None, *, spared: bool = False
-) -> NoRowsError:
+) -> DataError:
     """`spared` says that rows of the test split were passed over."""
     of = f" of the split {split!r}" if split is not None else ""
     rows = f"{there} row{'' if there == 1 else 's'}{' outside the test split' if spared else ''}"
-    return NoRowsError(
+    return DataError(
         f"{count} row{'' if count == 1 else 's'}{of} wanted, and there "
         f"{'is' if there == 1 else 'are'} {rows}",
         source=source,

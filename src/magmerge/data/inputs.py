@@ -14,9 +14,9 @@ from magmerge.data.pixels import open_processor
 from magmerge.data.rows import (
     Calls,
     Chats,
+    DataError,
     Images,
     Inputs,
-    NoRowsError,
     Preparation,
     Rows,
     SampleOptions,
@@ -85,7 +85,7 @@ def further_inputs(
     data: Mapping[str, Source], rows: int, *, folder: Path | None, options: SampleOptions
 ) -> dict[str, list[Inputs]]:
     """At most `rows` further samples of each source, those that a larger draw would have; sources
-    in memory, and those without further rows, are left out.
+    in memory, and those without further rows that can be read, are left out.
     """
     inputs = {}
     for name, source in data.items():
@@ -94,9 +94,10 @@ def further_inputs(
         how = replace(options.draw(name), samples=rows, passed=options.samples, fewer=True)
         try:
             drawn = read_samples(source, how)
-        except NoRowsError:
+            inputs[name] = prepare(drawn, folder, options.preparation, options.batch)
+        except DataError:
+            # Nobody asked for these rows: a fault in them must not stop a calibration.
             continue
-        inputs[name] = prepare(drawn, folder, options.preparation, options.batch)
     return inputs
 
 

@@ -25,10 +25,6 @@ class DataError(MagmergeError):
     """Samples are missing, broken, of an unknown kind, or of the test split."""
 
 
-class NoRowsError(DataError):
-    """There are fewer rows than were to be drawn."""
-
-
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """One call of a model, `model(*args, **kwargs)`, on `rows` samples; tensors are on the CPU."""

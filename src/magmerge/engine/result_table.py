@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from magmerge.engine.inspection import CheckpointInfo
     from magmerge.engine.result import Result
 
-RECORD = ("name", "xi", "xi_min", "xi_max", "xi_free", "norm_before", "norm_after")
-RECORD += ("norm_experts", "cosine", "calibrated_by")
+RECORD = (
+    *("name", "xi", "xi_min", "xi_max", "xi_free", "norm_before", "norm_after"),
+    *("norm_experts", "cosine", "calibrated_by"),
+)
 
 
 def result_table(result: Result) -> Table:

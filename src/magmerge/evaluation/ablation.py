@@ -103,7 +103,7 @@ def ablation_table(found: Ablation) -> Table:
 def ablate(
     *,
     base: str | Path,
-    experts: Sequence[Measurable] | Mapping[str, Measurable],
+    experts: Sequence[Any] | Mapping[str, Any],
     data: Any,
     method: str = "task_arithmetic",
     params: Mapping[str, Any] | None = None,
@@ -117,7 +117,8 @@ def ablate(
     config.json. Distances are the divergence of outputs, without outputs one less the cosine of
     changes in features. `machine` are fields of `Hardware`. Raises MagmergeError's children.
     """
-    members, folder = experts_by_name(experts), Path(base)
+    members: dict[str, Any] = dict(experts_by_name(experts))
+    folder = Path(base)
     if len(members) < 2:
         raise ParameterError("there is one expert only", remedy="give two or more with --expert")
     if not (folder / "config.json").is_file():
@@ -176,7 +177,11 @@ class _Bench:
         self, folder: Path, inputs: Mapping[str, Sequence[Inputs]], machine: Hardware, total: int
     ) -> None:
         self._folder, self._inputs, self._machine = folder, inputs, machine
-        self._live, self._total, self._done = LiveModel(ModelEntry(), folder), total, 0
+        self._live, self._total, self._done = (
+            LiveModel(ModelEntry.model_validate({}), folder),
+            total,
+            0,
+        )
         self._answers: dict[tuple[str, str], list[Answer]] = {}
 
     def look(self, role: str, model: Measurable, names: Sequence[str] | Mapping[str, Any]) -> None:

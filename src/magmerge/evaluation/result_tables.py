@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from magmerge.core.errors import ParameterError
-from magmerge.core.tables import Spread, Table
+from magmerge.core.tables import Cell, Spread, Table
+from magmerge.evaluation.scores import LOWER_IS_BETTER, Scores, ScoresList
 
 if TYPE_CHECKING:
-    from magmerge.evaluation.scores import Scores, ScoresList
     from magmerge.evaluation.sensitivity import Sensitivity
 
 ROWS = ("task", "metric", "score", "low", "high", "rows", "expert", "relative")
@@ -43,8 +43,7 @@ def compare_scores(
     A model may have several scores, of as many seeds: then a cell is their mean and standard
     deviation. ParameterError where the models were not measured on the same tasks and rows.
     """
-    # Scores of one model have tasks; those of several are in a sequence.
-    several = {k: [v] if hasattr(v, "tasks") else [*v] for k, v in models.items()}
+    several = {k: [v] if isinstance(v, Scores) else [*v] for k, v in models.items()}
     every = [row for rows in several.values() for row in rows]
     if not all(several.values()) or not every:
         raise ParameterError(
@@ -60,32 +59,23 @@ def compare_scores(
                 source="compare_scores",
                 remedy="measure all models on the same tasks of one split",
             )
-    from magmerge.evaluation.scores import LOWER_IS_BETTER
-
     names = [task.title for task in every[0].tasks]
     columns = [
         name if names.count(name) == 1 else f"{name}, {task.metric}"
         for name, task in zip(names, every[0].tasks, strict=True)
     ]
-    rows = tuple(
-        (
-            name,
-            *(Spread.of([one.tasks[n].score for one in own]) for n in _places(own)),
-            *([Spread.of([one.mean or 0.0 for one in own])] if every[0].mean is not None else []),
-        )
-        for name, own in several.items()
-    )
     mean = ["mean"] if every[0].mean is not None else []
+    rows: list[tuple[Cell, ...]] = []
+    for name, own in several.items():
+        cells = [Spread.of([one.tasks[n].score for one in own]) for n in range(len(columns))]
+        cells += [Spread.of([one.mean or 0.0 for one in own])] if mean else []
+        rows.append((name, *cells))
     rising = {
         column: task.metric not in LOWER_IS_BETTER
         for column, task in zip(columns, every[0].tasks, strict=True)
     }
     head = title or f"{every[0].suite} ({every[0].split})"
-    return Table(head, ("model", *columns, *mean), rows, {**rising, "mean": True})
-
-
-def _places(scores: Sequence[Scores]) -> range:
-    return range(len(scores[0].tasks))
+    return Table(head, ("model", *columns, *mean), tuple(rows), {**rising, "mean": True})
 
 
 def sensitivity_table(found: Sensitivity) -> Table:

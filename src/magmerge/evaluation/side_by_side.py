@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -115,7 +115,7 @@ def side_by_side_table(found: SideBySide) -> Table:
 
 def compare(
     base: str | Path,
-    experts: Sequence[Measurable] | Mapping[str, Measurable],
+    experts: Sequence[Any] | Mapping[str, Any],
     merged: Measurable,
     *,
     prompts: str | Path | Sequence[str] | Mapping[str, Any],
@@ -150,10 +150,10 @@ def compare(
     names = [text for own in rows.values() for text in _texts(own)]
     owners = [name for name, own in rows.items() for _ in _texts(own)]
     calls = [call for own in rows.values() for call in _calls(own, folder)]
-    models = {"base": base, **members, "merged": merged}
+    models: dict[str, Any] = {"base": base, **members, "merged": merged}
     progress = machine.pop("progress", None) or shown_progress()
     hardware = Hardware(**machine, progress=progress)
-    live, answers = LiveModel(ModelEntry(), folder), list[list[str]]()
+    live, answers = LiveModel(ModelEntry.model_validate({}), folder), list[list[str]]()
     for number, model in enumerate(models.values()):
         module = live.put(open_weights(model, folder), hardware)
         answer = _answerer(module, folder, tokens)
@@ -167,16 +167,14 @@ def compare(
 def _rows(source: Any, count: int, field: str | None) -> Rows:
     """The first rows of a source, in its order."""
     rows = read_samples(source, SampleDraw("prompts", None, field=field, allow_test=True))
-    content = rows.content
+    content: Any = rows.content
     if isinstance(content, Tensors | Calls):
         raise ParameterError(
             "prompts are texts or images",
             source=rows.source,
             remedy="give a file of such, or name the column of texts (--text-field prompt)",
         )
-    pairs = getattr(content, "pairs", None)
-    first = type(content)(content.values[:count], *([pairs[:count]] if pairs else []))
-    return Rows(rows.name, rows.source, first)
+    return Rows(rows.name, rows.source, replace(content, values=content.values[:count]))
 
 
 def _calls(rows: Rows, folder: Path) -> list[Inputs]:

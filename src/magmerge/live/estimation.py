@@ -59,7 +59,8 @@ def estimate(work: Work, inputs: Calls, further: Calls = NOTHING) -> Findings:
         check_gains(result._replace(gains=gains), {k: run.experts[k] for k in calls})
         shares, told, statistics = _concluded(run, calls, gains, halved, aside)
     rows = {name: sum(call.rows for call in own) for name, own in held.items()}
-    verdict = no_verdict(held) if aside is None else verdict_of(aside.seen, rows)
+    shared = () if halved is None else halved.shared
+    verdict = no_verdict(held) if aside is None else verdict_of(aside.seen, rows, shared)
     return Findings(gains, run.deltas, statistics, tuple(result.uncovered), shares, told, verdict)
 
 

@@ -5,7 +5,7 @@ calibrated with, and without labels.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -68,11 +68,14 @@ def token_losses(answer: Answer | None, call: Inputs) -> Float[Tensor, "rows two
     return losses
 
 
-def verdict_of(seen: Mapping[str, Seen], rows: Mapping[str, int]) -> dict[str, Any]:
+def verdict_of(
+    seen: Mapping[str, Seen], rows: Mapping[str, int], shared: Sequence[str] = ()
+) -> dict[str, Any]:
     """What the record tells of a calibration, with a sentence for people.
 
     `seen` holds base, merge, calibrated and expert (each expert on its own rows), `rows` how many
-    rows each expert has, in the order of the rows.
+    rows each expert has, in the order of the rows, and `shared` the experts whose only row the
+    calibration has seen too.
     """
     judge = _judge(seen)
     losses = {name: _losses(one, judge) for name, one in seen.items()}
@@ -91,6 +94,8 @@ def verdict_of(seen: Mapping[str, Seen], rows: Mapping[str, int]) -> dict[str, A
         first += count
     models = {name: _told(one) for name, one in seen.items()}
     text = _text(judge, models, result, rows)
+    if shared:
+        text += f" (the one row of {', '.join(shared)} is in the calibration too)"
     return {
         "judge": judge,
         "rows": dict(rows),

@@ -11,6 +11,11 @@ from magmerge.core.stacks import block_of
 from magmerge.report.account import LayerModule
 
 OUTSIDE = "outside of blocks"
+STAGES = {"IN": "down", "MID": "mid", "OUT": "up"}
+"""What the blocks of image models begin with, and the stage that they are of."""
+PART = 3
+"""Words of a tensor's name, from its end, that tell its part, its ending among them."""
+ENDS = ("weight", "bias")
 
 
 class BlockAccount(NamedTuple):
@@ -41,6 +46,35 @@ def by_block(modules: Sequence[LayerModule]) -> tuple[BlockAccount, ...]:
             name = f"{block.stack} {block.number}"
         groups.setdefault(name or OUTSIDE, []).append(module)
     if len(groups) < 2:
+        return ()
+    return tuple(_account(name, group) for name, group in groups.items())
+
+
+def by_stage(modules: Sequence[LayerModule]) -> tuple[BlockAccount, ...]:
+    """The way down, the middle and the way up of an image model; none of any other."""
+    groups: dict[str, list[LayerModule]] = {name: [] for name in STAGES.values()}
+    known = Blocks(module.name for module in modules)
+    for module in modules if known.present - {"BASE"} else ():
+        block = known.block_of(module.name) or ""
+        stage = next((STAGES[head] for head in STAGES if block.startswith(head)), OUTSIDE)
+        groups.setdefault(stage, []).append(module)
+    told = {name: group for name, group in groups.items() if group}
+    if len(told) < 2:
+        return ()
+    return tuple(_account(name, group) for name, group in told.items())
+
+
+def by_part(modules: Sequence[LayerModule]) -> tuple[BlockAccount, ...]:
+    """The parts that blocks have in common, such as self_attn.q_proj, each over all blocks; none
+    where no part is in several blocks.
+    """
+    groups: dict[str, list[LayerModule]] = {}
+    for module in modules:
+        block = block_of(module.name)
+        words = [word for word in (block.inner if block else "").split(".") if not word.isdigit()]
+        part = ".".join(word for word in words[-PART:] if word not in ENDS)
+        groups.setdefault(part or OUTSIDE, []).append(module)
+    if not 2 <= len(groups) < len(modules):
         return ()
     return tuple(_account(name, group) for name, group in groups.items())
 

@@ -13,7 +13,7 @@ from magmerge.report import layer_plots, sentences, verdict_text
 from magmerge.report.account import FILE, LayerModule, MergeAccount, modules_of, read_account
 from magmerge.report.accuracy import score_tables
 from magmerge.report.axis import common_stem
-from magmerge.report.by_block import by_block
+from magmerge.report.by_block import by_block, by_part, by_stage
 from magmerge.report.contrast import Encounter, contrast_text, encounters, furthest_first
 from magmerge.report.recipe_text import NAMES, recipe_lines, recipe_yaml
 from magmerge.report.sheet import Plot
@@ -74,7 +74,11 @@ def _content(
         if visible
         else None,
         "drawn": visible,
-        "by_block": by_block(modules),
+        "groupings": [
+            (kind, groups)
+            for kind, group in (("stage", by_stage), ("block", by_block), ("part", by_part))
+            if (groups := group(modules))
+        ],
         "blocks": common_stem([module.name for module in visible]),
         "undrawn": sentences.hidden_text(len(modules) - len(visible)),
         "extremes": sentences.extremes_text(visible),
