@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import yaml
+
 from magmerge import live, report
 from magmerge.checkpoints.loader import Model, adapts, open_checkpoint
 from magmerge.checkpoints.open_files import READ_REMEDIES
@@ -19,6 +21,7 @@ from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
 from magmerge.core.errors import MagmergeError, MissingExtraError, ParameterError, suggestion
 from magmerge.core.lazy import load
 from magmerge.core.machine import Machine
+from magmerge.core.plain_yaml import PlainLoader, yaml_of
 from magmerge.core.recipe import Recipe
 from magmerge.engine.job import Findings, Job, Live, Work
 from magmerge.engine.notes import warn
@@ -101,15 +104,20 @@ def last_job(recipes: Sequence[Recipe], shelf: Shelf, call: Call, *, resume: boo
             target = target_for(job, shelf.place(place), overwrite=True, resume=resume)
             result = run_job(job, target, measure=measured, report=result_pages)
             resolved.append(result.recipe)
-            origins += _origins(shelf.place(place), str(document.name), names)
+            origins += _origins(result, names)
     return job
 
 
-def _origins(folder: Path, document: str, names: Container[str | None]) -> list[dict[str, Any]]:
-    """What a document's result was made of, less results of other documents."""
-    record = json.loads((folder / RECORD).read_bytes())
-    own = [entry for entry in record["inputs"] if "document" not in entry]
-    return [{**entry, "document": document} for entry in own if entry["source"] not in names]
+def _origins(result: Result, names: Container[str | None]) -> list[dict[str, Any]]:
+    """What a document's result was made of, less results of other documents; each as it is called
+    from here.
+    """
+    assert result.path is not None
+    entries = json.loads((result.path / RECORD).read_bytes())["inputs"]
+    sources, document = [entry.source for entry in result.job.inputs], str(result.recipe.name)
+    told = zip(entries[: len(sources)], sources, strict=True)
+    own = [{**entry, "source": source, "document": document} for entry, source in told]
+    return [entry for entry in own if entry["source"] not in names]
 
 
 def recipes_of(
@@ -176,7 +184,8 @@ def recipe_text(path: str | Path) -> str:
     elif file.suffix == SUFFIX:
         file = file.with_name(f"{file.name.removesuffix(SUFFIX)}.{RECIPE}")
     try:
-        return file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
+        return _from_here(text, file) if file.name.endswith(RECIPE) else text
     except UnicodeDecodeError as error:
         raise ParameterError(
             "it is no UTF-8 text", source=file, remedy="save it as UTF-8"
@@ -190,6 +199,21 @@ def recipe_text(path: str | Path) -> str:
         raise ParameterError(
             f"cannot be read: {error.strerror}", source=file, remedy=remedy
         ) from error
+
+
+def _from_here(text: str, file: Path) -> str:
+    """The recipe beside a result, whose paths are called from its folder, with those from here."""
+    try:
+        contents = [*yaml.load_all(text, PlainLoader)]
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
+    if not all(isinstance(content, dict) for content in contents):
+        return text
+    rooted_at = load("magmerge.core.recipe_paths:rooted_at")
+    with_paths = load("magmerge.core.recipe_paths:with_paths")
+    change = rooted_at(file.parent, [str(content.get("name")) for content in contents])
+    rooted = [with_paths(content, change) for content in contents]
+    return text if rooted == contents else "---\n".join(map(yaml_of, rooted))
 
 
 def check_documents(recipes: Sequence[Recipe]) -> None:
