@@ -81,7 +81,7 @@ def place(
     size = None if single else job.model_output.shard_size
     file = target.weights if target is not None else "model.safetensors"
     if target is not None and metadata:
-        paths = load("magmerge.engine.recorded_paths:RecordedPaths")(job, target)
+        paths = load("magmerge.engine.input_record:RecordedPaths")(job, target)
         metadata = {part: paths.header(own, job.recipe) for part, own in metadata.items()}
     return lay_out(steps, size, file, metadata or {}, _weights_of(job))
 

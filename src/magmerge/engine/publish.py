@@ -108,7 +108,7 @@ def _filled(
         account = fill(sink)
         check_unchanged(job)
         inputs = load("magmerge.engine.input_record:recorded_inputs")(job, sink.settlers())
-        paths = load("magmerge.engine.recorded_paths:RecordedPaths")(job, target)
+        paths = load("magmerge.engine.input_record:RecordedPaths")(job, target)
         documents = [*map(paths.recipe, (*job.documents, job.recipe))]
         recipes = "---\n".join(each.to_yaml() for each in documents)
         texts = {**files.texts, target.named(RECIPE): recipes.encode()}

@@ -18,6 +18,7 @@ from magmerge.core.errors import Fault, MagmergeError, no_such_model
 from magmerge.core.lazy import load as loaded
 from magmerge.core.machine import Machine
 from magmerge.core.models import Checkpoint
+from magmerge.engine.input_record import recorded_recipe
 from magmerge.engine.job import Live
 from magmerge.engine.recomputation import (
     NAME,
@@ -26,7 +27,6 @@ from magmerge.engine.recomputation import (
     first_line,
     hindrance,
 )
-from magmerge.engine.recorded_paths import recorded_recipe
 from magmerge.engine.resolve import open_job
 from magmerge.engine.verification import (
     beside,
