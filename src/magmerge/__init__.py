@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     from magmerge.evaluation.side_by_side import compare
     from magmerge.evaluation.suites import named_suites, suite
     from magmerge.pipeline.convert import convert
-    from magmerge.pipeline.documents import read_recipes, run
+    from magmerge.pipeline.documents import run
     from magmerge.pipeline.export import export
     from magmerge.pipeline.merge import calibrate, extract, merge
     from magmerge.pipeline.planning import plan, plan_document, plan_recipe
     from magmerge.pipeline.push import push
+    from magmerge.pipeline.recipe_files import read_recipes
     from magmerge.pipeline.verify import verify
     from magmerge.report.card_file import card
     from magmerge.report.html_file import write_report
@@ -74,7 +75,7 @@ _HOMES = {
     "plan_recipe": "pipeline.planning",
     "plot": "studies.figures",
     "push": "pipeline.push",
-    "read_recipes": "pipeline.documents",
+    "read_recipes": "pipeline.recipe_files",
     "redraw": "studies.figures",
     "reproduce": "studies.reproduction",
     "register_calibrator": "core.registry",

@@ -10,7 +10,7 @@ from magmerge.core import registry
 from magmerge.core.errors import MagmergeError, ParameterError, StructureError, UnknownNameError
 from magmerge.core.recipe import Recipe
 from magmerge.core.validation import check_calibrations, check_parameters, keywords
-from magmerge.pipeline.documents import read_recipes
+from magmerge.pipeline.recipe_files import read_recipes
 
 TIES = registry.methods.get("ties")
 

@@ -151,7 +151,7 @@ def test_verify_tells_of_both_kinds_whether_an_input_was_changed(
         file = tmp_path / "out" / "magmerge.json"
         record = json.loads(file.read_text())
         for entry in record["inputs"]:
-            content = Path(entry["source"]).read_bytes()
+            content = (tmp_path / "out" / entry["source"]).read_bytes()
             entry["files"] = dict.fromkeys(entry["files"], hashlib.sha256(content).hexdigest())
         file.write_text(json.dumps(record))
     assert sound(tmp_path / "out")

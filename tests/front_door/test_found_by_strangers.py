@@ -99,7 +99,7 @@ def test_documents_tell_all_that_they_are_made_of(models: dict[str, Tensor]) -> 
     magmerge.run([first, second], "out")
     record = json.loads(Path("out/magmerge.json").read_text())
     told = [(entry["source"], entry.get("document")) for entry in record["inputs"]]
-    assert told == [("base", None), ("first", None), ("other", None), ("m", "first")]
+    assert told == [("../base", None), ("first", None), ("../other", None), ("../m", "first")]
     card = Path("out/README.md").read_text()
     assert "allows no commercial use" in card
     assert "may not go together" in card

@@ -200,7 +200,7 @@ def test_each_way_is_its_own_and_is_recorded(
     assert theirs.recipe.params["energy_floor"] == 1e-6
     assert ours.recipe.params["energy_floor"] == 0.0
     assert any("rule energy" in warning for warning in ours.warnings)
-    again = magmerge.run(tmp_path / "ours" / "magmerge.yaml", "again")
+    again = magmerge.run("ours/magmerge.yaml", "again")
     assert again.recipe.digest == ours.recipe.digest
     first, second = (load_file(tmp_path / n / "model.safetensors") for n in ("ours", "again"))
     assert all(torch.equal(first[name], second[name]) for name in states["a"])
@@ -312,7 +312,7 @@ def test_filters_that_take_no_tensor_are_left_out_and_said(
     merged = result.state_dict()["model.norm.weight"]
     base, one, other = (states[name]["model.norm.weight"] for name in ("base", "a", "b"))
     torch.testing.assert_close(merged, base + (one - base) + (other - base))
-    again = magmerge.run(tmp_path / "out" / "magmerge.yaml")
+    again = magmerge.run("out/magmerge.yaml")
     assert again.recipe.digest == result.recipe.digest
 
 

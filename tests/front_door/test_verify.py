@@ -103,8 +103,7 @@ def test_the_command_line(magmerge_cli: CommandLine, out: Path, tmp_path: Path) 
     assert "remedy: write it anew" in told.out
     assert magmerge_cli("verify", tmp_path / "nothing").code == 1
     # The remedy: the recipe beside it makes a sound one.
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text((out / "magmerge.yaml").read_text())
+    recipe = out / "magmerge.yaml"
     assert magmerge_cli("merge", recipe, out, "--yes").code == 0
     assert magmerge_cli("verify", out, "--against", recipe, "--all").code == 0
 

@@ -67,7 +67,7 @@ def _merge(recipe: list[Path], out: Path, options: o.Options) -> None:
 
 def recipe_of(path: Path, options: o.Options) -> Sequence[Recipe]:
     """The recipes of a file, or its one recipe with further experts."""
-    recipes: list[Recipe] = load("magmerge.pipeline.documents:recipes_of")(
+    recipes: list[Recipe] = load("magmerge.pipeline.recipe_files:recipes_of")(
         path, {}, options["rules"]
     )
     if not options["experts"]:

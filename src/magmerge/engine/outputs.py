@@ -15,6 +15,7 @@ from magmerge.checkpoints.output.layout import INDEX, SUFFIX, lay_out
 from magmerge.checkpoints.output.own_files import ADAPTER
 from magmerge.checkpoints.output.target import Target, check_outside
 from magmerge.core.errors import OutputError
+from magmerge.core.lazy import load
 from magmerge.core.types import Naming, Shard, Step
 from magmerge.engine.job import Job
 
@@ -79,6 +80,9 @@ def place(
     single = job.writes_adapter or (target is not None and target.single)
     size = None if single else job.model_output.shard_size
     file = target.weights if target is not None else "model.safetensors"
+    if target is not None and metadata:
+        paths = load("magmerge.engine.input_record:RecordedPaths")(job, target)
+        metadata = {part: paths.header(own, job.recipe) for part, own in metadata.items()}
     return lay_out(steps, size, file, metadata or {}, _weights_of(job))
 
 

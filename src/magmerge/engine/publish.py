@@ -108,7 +108,9 @@ def _filled(
         account = fill(sink)
         check_unchanged(job)
         inputs = load("magmerge.engine.input_record:recorded_inputs")(job, sink.settlers())
-        recipes = "---\n".join(each.to_yaml() for each in (*job.documents, job.recipe))
+        paths = load("magmerge.engine.input_record:RecordedPaths")(job, target)
+        documents = [*map(paths.recipe, (*job.documents, job.recipe))]
+        recipes = "---\n".join(each.to_yaml() for each in documents)
         texts = {**files.texts, target.named(RECIPE): recipes.encode()}
         told = {
             "files": sorted((*files.names, RECIPE)),
@@ -116,7 +118,8 @@ def _filled(
             "checksums": sink.checksums(),
             **({"auto": dict(job.choice)} if job.choice else {}),
         }
-        record = document(job.recipe, inputs, account, told)
+        entries = [*map(paths.entry, inputs)]
+        record = document(documents[-1], entries, paths.account(account), told)
         beside = {RECORD: record.encode(), RECIPE: recipes.encode()}
         extra = {target.named(name): text for name, text in beside.items()}
         sink.publish({**files.texts, **extra, **report(record, target, texts)})

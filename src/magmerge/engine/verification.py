@@ -23,6 +23,7 @@ from magmerge.core.lazy import load, torch
 from magmerge.core.machine import Machine
 from magmerge.core.models import Checkpoint
 from magmerge.core.pieces import cut
+from magmerge.core.recipe_paths import rooted_at, with_paths
 from magmerge.engine.executors import local
 
 AGAIN = "write it anew from its inputs: magmerge merge RECIPE.yaml OUT"
@@ -141,12 +142,24 @@ def beside(place: Path, name: str) -> Path:
 
 
 def record_of(place: Path) -> dict[str, Any]:
-    """The record beside a folder's or a file's tensors; empty where there is none to be read."""
+    """The record beside a folder's or a file's tensors, its paths as they are called from here;
+    empty where there is none to be read.
+    """
+    file = beside(place, RECORD)
     try:
-        content = json.loads(beside(place, RECORD).read_bytes())
+        content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-    return content if isinstance(content, dict) and "magmerge" in content else {}
+    if not isinstance(content, dict) or "magmerge" not in content:
+        return {}
+    change = rooted_at(file.parent)
+    if isinstance(content.get("recipe"), dict):
+        content["recipe"] = with_paths(content["recipe"], change)
+    entries = content.get("inputs")
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict) and isinstance(entry.get("source"), str):
+            entry["source"] = change(entry["source"])
+    return content
 
 
 def record_checks(place: Path, record: Mapping[str, Any]) -> list[Check]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
@@ -11,12 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from magmerge import live, report
 from magmerge.checkpoints.loader import Model, adapts, open_checkpoint
-from magmerge.checkpoints.open_files import READ_REMEDIES
-from magmerge.checkpoints.output.layout import SUFFIX
-from magmerge.checkpoints.output.own_files import RECIPE, RECORD, REPORT
+from magmerge.checkpoints.output.own_files import RECORD, REPORT
 from magmerge.checkpoints.output.target import Target, check_apart_and_free
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
-from magmerge.core.errors import MagmergeError, MissingExtraError, ParameterError, suggestion
+from magmerge.core.errors import MissingExtraError, ParameterError
 from magmerge.core.lazy import load
 from magmerge.core.machine import Machine, shown_progress
 from magmerge.core.recipe import Recipe
@@ -29,6 +26,7 @@ from magmerge.engine.resolve import open_job
 from magmerge.engine.result import Result
 from magmerge.engine.run import run_job
 from magmerge.engine.samples import held_inputs
+from magmerge.pipeline.recipe_files import check_documents, recipes_of
 
 if TYPE_CHECKING:
     from magmerge.checkpoints.output.shelf import Shelf
@@ -102,7 +100,7 @@ def last_job(recipes: Sequence[Recipe], shelf: Shelf, call: Call, *, resume: boo
             target = target_for(job, shelf.place(place), overwrite=True, resume=resume)
             result = run_job(job, target, measure=measured, report=result_pages)
             resolved.append(result.recipe)
-            origins += _origins(shelf.place(place), str(document.name), names)
+            origins += _origins(result, names)
     return job
 
 
@@ -138,38 +136,16 @@ def opened_to_plan(
     return open_job(recipe, models, machine=machine, live=live, documents=documents)
 
 
-def _origins(folder: Path, document: str, names: Container[str | None]) -> list[dict[str, Any]]:
-    """What a document's result was made of, less results of other documents."""
-    record = json.loads((folder / RECORD).read_bytes())
-    own = [entry for entry in record["inputs"] if "document" not in entry]
-    return [{**entry, "document": document} for entry in own if entry["source"] not in names]
-
-
-def recipes_of(
-    recipe: Recipe | Sequence[Recipe] | str | Path,
-    models: Mapping[str, Model],
-    rules: str = "better",
-) -> list[Recipe]:
-    """One recipe or several, as they are given or from their file, of which all faults are told at
-    once. `models` are those that the call has in place of paths; `rules` as in `read_recipes`.
+def _origins(result: Result, names: Container[str | None]) -> list[dict[str, Any]]:
+    """What a document's result was made of, less results of other documents; each as it is called
+    from here.
     """
-    if isinstance(recipe, str | Path):
-        held = {key.removeprefix(EXPERT) for key in models}
-        check = load("magmerge.core.recipe_check:check_text")
-        try:
-            recipes = read_recipes(recipe, rules)
-        except MagmergeError:
-            check(recipe_text(recipe), str(recipe), held)
-            raise
-        check_documents(recipes)
-        check(recipe_text(recipe), str(recipe), held)
-        return recipes
-    recipes = [recipe] if isinstance(recipe, Recipe) else list(recipe)
-    if not recipes or not all(isinstance(document, Recipe) for document in recipes):
-        raise ParameterError(
-            f"{recipe!r} is no recipe", remedy="give a Recipe, a list of such, or a file's path"
-        )
-    return recipes
+    assert result.path is not None
+    entries = json.loads((result.path / RECORD).read_bytes())["inputs"]
+    sources, document = [entry.source for entry in result.job.inputs], str(result.recipe.name)
+    told = zip(entries[: len(sources)], sources, strict=True)
+    own = [{**entry, "source": source, "document": document} for entry, source in told]
+    return [entry for entry in own if entry["source"] not in names]
 
 
 def documents_models(
@@ -178,79 +154,6 @@ def documents_models(
     """The models of a call that a document has a place for; all of them are the last one's."""
     keys = {"base", "merged", *recipe.experts, *(f"{EXPERT}{name}" for name in recipe.experts)}
     return {key: model for key, model in models.items() if last or key in keys}
-
-
-def read_recipes(path: str | Path, rules: str = "better") -> list[Recipe]:
-    """The documents of a recipe's file, or of the recipe beside a result or its record;
-    ParameterError, with key and remedy, where it is none.
-
-    One of mergekit's is translated, by `rules` "mergekit" with its own choices where they are not
-    the better ones; see docs/mergekit.md.
-    """
-    recipes = Recipe.all_from_yaml(recipe_text(path), str(path), rules)
-    if rules == "mergekit":
-        recipes = [*map(load("magmerge.pipeline.promotion:with_promoted_dtype"), recipes)]
-    return recipes
-
-
-def recipe_text(path: str | Path) -> str:
-    """What a recipe's file holds; ParameterError where it cannot be read."""
-    file = Path(path)
-    if file.is_dir():
-        file = file / RECIPE
-        if not file.exists():
-            raise ParameterError(
-                f"it is a folder without a recipe ({RECIPE})",
-                source=path,
-                remedy="name models with --base and --expert, or give a recipe's file",
-            )
-    elif file.name.endswith(RECORD):
-        file = file.with_name(file.name.removesuffix(RECORD) + RECIPE)
-    elif file.suffix == SUFFIX:
-        file = file.with_name(f"{file.name.removesuffix(SUFFIX)}.{RECIPE}")
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ParameterError(
-            "it is no UTF-8 text", source=file, remedy="save it as UTF-8"
-        ) from error
-    except OSError as error:
-        near = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
-        told = suggestion(file.name, near) if near and not file.exists() else ""
-        remedy = told if told.startswith("did you mean") else "check the path of the recipe"
-        if error.errno == errno.EIO:
-            remedy = READ_REMEDIES[errno.EIO]
-        raise ParameterError(
-            f"cannot be read: {error.strerror}", source=file, remedy=remedy
-        ) from error
-
-
-def check_documents(recipes: Sequence[Recipe]) -> None:
-    """ParameterError where a document's result cannot be named: by no name, or by one of two."""
-    names = [recipe.name for recipe in recipes]
-    for place, recipe in enumerate(recipes[:-1]):
-        if not recipe.name:
-            raise ParameterError(
-                f"document {place + 1} has no name that others could call its result by",
-                remedy="give it one: name: stage-1",
-            )
-        if names.index(recipe.name) != place:
-            raise ParameterError(
-                f"two documents are named {recipe.name!r}", remedy="give each a name of its own"
-            )
-        later = [path for document in recipes[place + 1 :] for path in document.models.values()]
-        if recipe.name not in later:
-            raise ParameterError(
-                f"no document reads the result of {recipe.name!r}",
-                remedy="name it as the base or an expert of a later one, or drop it",
-            )
-    for recipe in recipes:
-        donor = getattr(recipe.output, "donor", None)
-        if donor is not None and donor in names[:-1]:
-            raise ParameterError(
-                f"the donor {donor!r} is a document of this file",
-                remedy="name the folder of a model; a result takes its base's config by itself",
-            )
 
 
 def measured(work: Work, inputs: Mapping[str, Any]) -> Findings:

@@ -23,13 +23,12 @@ from magmerge.engine.plan import make_plan
 from magmerge.engine.result import whole_steps
 from magmerge.engine.trial import trial
 from magmerge.pipeline.documents import (
-    check_documents,
     documents_models,
     named_models,
     opened_to_plan,
-    recipes_of,
 )
 from magmerge.pipeline.merge import DEFAULTS, job_of
+from magmerge.pipeline.recipe_files import check_documents, recipes_of
 
 
 def plan(*, out: str | Path | None = None, overwrite: bool = False, **arguments: Any) -> Plan:

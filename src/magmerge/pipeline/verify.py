@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +19,7 @@ from magmerge.core.lazy import Tabular
 from magmerge.core.lazy import load as loaded
 from magmerge.core.machine import Machine
 from magmerge.core.models import Checkpoint
+from magmerge.engine.input_record import recorded_recipe
 from magmerge.engine.job import Live
 from magmerge.engine.recomputation import (
     NAME,
@@ -35,7 +36,8 @@ from magmerge.engine.verification import (
     record_of,
     tensor_checks,
 )
-from magmerge.pipeline.documents import Call, check_documents, last_job, measured, read_recipes
+from magmerge.pipeline.documents import Call, last_job, measured
+from magmerge.pipeline.recipe_files import check_documents, read_recipes
 
 AT_HAND = "have all that the recipe names at hand, each where the recipe says"
 
@@ -95,7 +97,7 @@ def verify(
         *record_checks(place, record),
     ]
     if against is not None:
-        proof = _Proof(against, every, Call({}, machine, live))
+        proof = _Proof(against, beside(place, RECIPE).parent, every, Call({}, machine, live))
         checks = [*map(_proven, checks), *_against(checkpoint, record, proof)]
     else:
         checks.append(_again(checkpoint, place, machine, every))
@@ -125,6 +127,7 @@ class _Proof(NamedTuple):
     """A recipe that a model is to be the result of, and how it is carried out once more."""
 
     recipe: str | Path
+    folder: Path
     every: bool
     call: Call
 
@@ -151,7 +154,8 @@ def _against(checkpoint: Checkpoint, record: Mapping[str, Any], proof: _Proof) -
             yield from _not_proven(record, Fault(text, getattr(error, "remedy", "") or AT_HAND))
             return
         if record.get("recipe_digest") is not None:
-            yield _as_recorded(job.recipe.digest, record["recipe_digest"], proof.recipe)
+            told = {job.recipe.digest, recorded_recipe(job, proof.folder).digest}
+            yield _as_recorded(told, record["recipe_digest"], proof.recipe)
         count = None if proof.every else SAMPLE
         yield _proven(computed_again(checkpoint, job, measure=measured, count=count))
 
@@ -163,12 +167,14 @@ def _not_proven(record: Mapping[str, Any], fault: Fault) -> Iterator[Check]:
     yield Check(NAME, (fault,))
 
 
-def _as_recorded(told: str, digest: str, recipe: str | Path) -> Check:
-    """Whether the recipe, written out with its models, has the digest that the record tells."""
-    text = f"the record tells the recipe {digest}, and {recipe} is {told}"
+def _as_recorded(told: Collection[str], digest: str, recipe: str | Path) -> Check:
+    """Whether the recipe, written out with its models as they are called from here (as records once
+    had them) or from the result, has the digest that the record tells.
+    """
+    text = f"the record tells the recipe {digest}, and {recipe} is {' or '.join(sorted(told))}"
     remedy = "give the recipe as it was carried out: the magmerge.yaml beside the result"
-    faults = () if digest == told else (Fault(text, remedy),)
-    return Check("recipe", faults, f"{told} is the recipe that the record tells")
+    faults = () if digest in told else (Fault(text, remedy),)
+    return Check("recipe", faults, f"{digest} is the recipe that the record tells")
 
 
 def _proven(check: Check) -> Check:

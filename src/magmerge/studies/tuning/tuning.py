@@ -21,7 +21,8 @@ from magmerge.engine.notes import warn
 from magmerge.engine.outputs import named_path
 from magmerge.engine.result import Result
 from magmerge.evaluation.entries import ModelEntry
-from magmerge.pipeline.documents import recipe_text, run
+from magmerge.pipeline.documents import run
+from magmerge.pipeline.recipe_files import recipe_text
 from magmerge.studies.tuning.measures import Measure, OpenMeasure, open_measure
 from magmerge.studies.tuning.merged_models import Bench, Measuring
 from magmerge.studies.tuning.proposals import check_sampler

@@ -1,0 +1,135 @@
+"""A recipe's file, or the recipe beside a result, as recipes whose faults are told at once."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from magmerge.checkpoints.loader import Model
+from magmerge.checkpoints.open_files import READ_REMEDIES
+from magmerge.checkpoints.output.layout import SUFFIX
+from magmerge.checkpoints.output.own_files import RECIPE, RECORD
+from magmerge.core.errors import MagmergeError, ParameterError, suggestion
+from magmerge.core.lazy import load
+from magmerge.core.plain_yaml import PlainLoader, yaml_of
+from magmerge.core.recipe import Recipe
+from magmerge.engine.opening import EXPERT
+
+
+def recipes_of(
+    recipe: Recipe | Sequence[Recipe] | str | Path,
+    models: Mapping[str, Model],
+    rules: str = "better",
+) -> list[Recipe]:
+    """One recipe or several, as they are given or from their file, of which all faults are told at
+    once. `models` are those that the call has in place of paths; `rules` as in `read_recipes`.
+    """
+    if isinstance(recipe, str | Path):
+        held = {key.removeprefix(EXPERT) for key in models}
+        check = load("magmerge.core.recipe_check:check_text")
+        try:
+            recipes = read_recipes(recipe, rules)
+        except MagmergeError:
+            check(recipe_text(recipe), str(recipe), held)
+            raise
+        check_documents(recipes)
+        check(recipe_text(recipe), str(recipe), held)
+        return recipes
+    recipes = [recipe] if isinstance(recipe, Recipe) else list(recipe)
+    if not recipes or not all(isinstance(document, Recipe) for document in recipes):
+        raise ParameterError(
+            f"{recipe!r} is no recipe", remedy="give a Recipe, a list of such, or a file's path"
+        )
+    return recipes
+
+
+def read_recipes(path: str | Path, rules: str = "better") -> list[Recipe]:
+    """The documents of a recipe's file, or of the recipe beside a result or its record;
+    ParameterError, with key and remedy, where it is none.
+
+    One of mergekit's is translated, by `rules` "mergekit" with its own choices where they are not
+    the better ones; see docs/mergekit.md.
+    """
+    recipes = Recipe.all_from_yaml(recipe_text(path), str(path), rules)
+    if rules == "mergekit":
+        recipes = [*map(load("magmerge.pipeline.promotion:with_promoted_dtype"), recipes)]
+    return recipes
+
+
+def recipe_text(path: str | Path) -> str:
+    """What a recipe's file holds; ParameterError where it cannot be read."""
+    file = Path(path)
+    if file.is_dir():
+        file = file / RECIPE
+        if not file.exists():
+            raise ParameterError(
+                f"it is a folder without a recipe ({RECIPE})",
+                source=path,
+                remedy="name models with --base and --expert, or give a recipe's file",
+            )
+    elif file.name.endswith(RECORD):
+        file = file.with_name(file.name.removesuffix(RECORD) + RECIPE)
+    elif file.suffix == SUFFIX:
+        file = file.with_name(f"{file.name.removesuffix(SUFFIX)}.{RECIPE}")
+    try:
+        text = file.read_text(encoding="utf-8")
+        return _from_here(text, file) if file.name.endswith(RECIPE) else text
+    except UnicodeDecodeError as error:
+        raise ParameterError(
+            "it is no UTF-8 text", source=file, remedy="save it as UTF-8"
+        ) from error
+    except OSError as error:
+        near = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
+        told = suggestion(file.name, near) if near and not file.exists() else ""
+        remedy = told if told.startswith("did you mean") else "check the path of the recipe"
+        if error.errno == errno.EIO:
+            remedy = READ_REMEDIES[errno.EIO]
+        raise ParameterError(
+            f"cannot be read: {error.strerror}", source=file, remedy=remedy
+        ) from error
+
+
+def _from_here(text: str, file: Path) -> str:
+    """The recipe beside a result, whose paths are called from its folder, with those from here."""
+    try:
+        contents = [*yaml.load_all(text, PlainLoader)]
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
+    if not all(isinstance(content, dict) for content in contents):
+        return text
+    rooted_at = load("magmerge.core.recipe_paths:rooted_at")
+    with_paths = load("magmerge.core.recipe_paths:with_paths")
+    change = rooted_at(file.parent, [str(content.get("name")) for content in contents])
+    rooted = [with_paths(content, change) for content in contents]
+    return text if rooted == contents else "---\n".join(map(yaml_of, rooted))
+
+
+def check_documents(recipes: Sequence[Recipe]) -> None:
+    """ParameterError where a document's result cannot be named: by no name, or by one of two."""
+    names = [recipe.name for recipe in recipes]
+    for place, recipe in enumerate(recipes[:-1]):
+        if not recipe.name:
+            raise ParameterError(
+                f"document {place + 1} has no name that others could call its result by",
+                remedy="give it one: name: stage-1",
+            )
+        if names.index(recipe.name) != place:
+            raise ParameterError(
+                f"two documents are named {recipe.name!r}", remedy="give each a name of its own"
+            )
+        later = [path for document in recipes[place + 1 :] for path in document.models.values()]
+        if recipe.name not in later:
+            raise ParameterError(
+                f"no document reads the result of {recipe.name!r}",
+                remedy="name it as the base or an expert of a later one, or drop it",
+            )
+    for recipe in recipes:
+        donor = getattr(recipe.output, "donor", None)
+        if donor is not None and donor in names[:-1]:
+            raise ParameterError(
+                f"the donor {donor!r} is a document of this file",
+                remedy="name the folder of a model; a result takes its base's config by itself",
+            )
