@@ -3,7 +3,9 @@
 In one run and in turn, for a Llama-like model of 81 million parameters with three experts, and for
 the demo's encoder with its six adapters, 8 samples an expert: a plain forward pass (the floor), the
 measuring (which has a forward pass in it), and the whole `calibrate`. CPU seconds of one thread,
-medians; and the bytes that magmerge reads of each source while it measures.
+medians; and the bytes that magmerge reads of each source while it measures. "Floor" is a forward
+pass in which each linear layer that is measured does its product two times more, and nothing else:
+the expert's change and the merge's.
 
     .venv/bin/python -m benchmarks.fsc_cost
 """
@@ -15,7 +17,7 @@ import json
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -29,6 +31,7 @@ import magmerge
 from magmerge.checkpoints.safetensors import SafetensorsCheckpoint
 from magmerge.live import measurement
 from magmerge.live.calls import run
+from magmerge.live.layers import Layer
 from magmerge.studies.demo.demo_tasks import base_folder, demo_experts, load_samples
 
 RESULTS = Path(__file__).parent / "results" / "fsc_cost.jsonl"
@@ -38,6 +41,7 @@ SIZES = {
     "num_attention_heads": 12, "num_key_value_heads": 12, "vocab_size": VOCABULARY,
     "tie_word_embeddings": False,
 }  # fmt: skip
+SHARES = ("added / forward", "floor / forward")
 Case = tuple[Path, dict[str, Path], dict[str, Any]]
 """Base, experts and each expert's samples."""
 
@@ -67,6 +71,8 @@ class Account:
             with torch.no_grad():
                 calls = [call for many in inputs.values() for call in many]
                 self.time("forward", lambda: [run(model, call, "an expert") for call in calls])
+                with products_twice_more(layers):
+                    self.time("floor", lambda: [run(model, call, "an expert") for call in calls])
             torch.set_num_threads(threads)
             measuring = True
             sums = self.time("measuring", lambda: measure(model, layers, inputs, *rest))
@@ -85,6 +91,24 @@ class Account:
         result = call()
         self.seconds[name].append(time.process_time() - start)
         return result
+
+
+@contextmanager
+def products_twice_more(layers: Sequence[Layer]) -> Iterator[None]:
+    """Within it each of these that is a linear layer multiplies what it is fed three times."""
+
+    def again(module: torch.nn.Linear, fed: tuple[torch.Tensor, ...]) -> None:
+        tokens = fed[0].reshape(-1, fed[0].shape[-1])
+        for _ in range(2):
+            tokens @ module.weight.T
+
+    linear = [layer.module for layer in layers if isinstance(layer.module, torch.nn.Linear)]
+    handles = [module.register_forward_pre_hook(again) for module in linear]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def main() -> None:
@@ -120,17 +144,17 @@ def cost(
                     "calibrate",
                     lambda: magmerge.calibrate(merged, data=data, out=out, **common),  # noqa: B023
                 )
-    forward, measuring, whole = (
-        median(account.seconds[name][1:]) for name in ("forward", "measuring", "calibrate")
-    )
+    names = ("forward", "floor", "measuring", "calibrate")
+    forward, floor, measuring, whole = (median(account.seconds[name][1:]) for name in names)
     size = base / "model.safetensors"
     return {
         "forward": round(forward, 3),
         "measuring": round(measuring, 3),
         # Less the passes that were run beside it.
-        "calibrate": round(whole - forward, 3),
+        "calibrate": round(whole - forward - floor, 3),
         "measuring / forward": round(measuring / forward, 2),
         "added / forward": round(measuring / forward - 1, 2),
+        "floor / forward": round(floor / forward - 1, 2),
         "file": size.stat().st_size,
         "read": {Path(source).name: count for source, count in account.read.items() if count},
         "torch": torch.__version__,
@@ -166,10 +190,12 @@ CASES: dict[str, Callable[[Path], Case]] = {"llama, 81 M": llama, "demo's MiniLM
 
 def as_table(rows: list[dict[str, Any]]) -> Table:
     """The figures of all cases; what was read as multiples of the base's file."""
-    table = Table("model", "forward s", "measuring s", "calibrate s", "ratio", "added", "read")
+    table = Table(
+        "model", "forward s", "measuring s", "calibrate s", "ratio", "added", "floor", "read"
+    )
     for row in rows:
         seconds = (f"{row[name]:.2f}" for name in ("forward", "measuring", "calibrate"))
-        ratios = (f"{row[name]:.2f}" for name in ("measuring / forward", "added / forward"))
+        ratios = (f"{row[name]:.2f}" for name in ("measuring / forward", *SHARES))
         read = ", ".join(f"{name} {size / row['file']:.2f}" for name, size in row["read"].items())
         table.add_row(row["model"], *seconds, *ratios, read)
     return table

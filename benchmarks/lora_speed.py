@@ -57,6 +57,8 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--cases", default=",".join(case.rival for case in CASES))
     given = parser.parse_args()
+    # Threads that wait for others at full speed would be counted as work, most on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     rows = []
     for rank in map(int, given.ranks.split(",")):
         cut = [str(given.blocks), str(given.every)]

@@ -1,7 +1,10 @@
 """Where a merge of two adapters by full matrices spends its CPU time, stage by stage.
 
 Takes the pair of `benchmarks.lora_speed` (built if it is missing), merges it in one thread, and
-prints each stage's own CPU seconds, without those of the stages within it.
+prints each stage's own CPU seconds, without those of the stages within it. Below them the floor:
+the products that any way to cut a vote's full matrix to a rank has, alone and by the same library
+(each input's B A, the Gram matrix of the smaller side, and one product with `rank` directions), and
+what a process takes that only imports torch.
 
     .venv/bin/python -m benchmarks.lora_stages --rank 128 --method ties
 """
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import resource
 import subprocess
 import sys
 import tempfile
@@ -20,8 +24,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import load_file
 
 import magmerge
 from benchmarks.speed.process import CACHE, HERE
@@ -72,6 +78,30 @@ class Account:
         return counted
 
 
+def products_alone(pair: Path, rank: int) -> float:
+    """CPU seconds of the products that cannot be avoided, in one thread."""
+    inputs = [load_file(pair / f"expert-{name}" / "adapter_model.safetensors") for name in "12"]
+    factors = [{name: factor.float() for name, factor in state.items()} for state in inputs]
+    torch.set_num_threads(1)
+    start = time.process_time()
+    for name in factors[0]:
+        if ".lora_B." in name:
+            pairs = [(state[name], state[name.replace("lora_B", "lora_A")]) for state in factors]
+            first, *others = (up @ down for up, down in pairs)
+            whole = first if len(first) <= first.shape[1] else first.T
+            assert others
+            (whole @ whole.T)[:, :rank].T @ whole
+    return time.process_time() - start
+
+
+def import_alone() -> float:
+    """CPU seconds of a process that only imports torch."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", "import torch"], check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def main() -> None:
     """Merge, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -99,6 +129,8 @@ def main() -> None:
     for name, seconds in account.seconds.most_common():
         table.add_row(name, f"{seconds:.2f}", f"{seconds / whole:.0%}")
     table.add_row("the whole call", f"{whole:.2f}", "")
+    table.add_row("floor: products", f"{products_alone(pair, chosen.rank):.2f}", "")
+    table.add_row("floor: import torch", f"{import_alone():.2f}", "")
     Console(width=100).print(table)
 
 

@@ -4,8 +4,9 @@
     python -m benchmarks.under_load tensors --count 50000
     python -m benchmarks.under_load again --merges 1000 --calibrations 100
 
-`large` writes sparse files, which take no room, and a result, which does. Each prints a JSON line,
-and appends it to benchmarks/results/under_load.jsonl.
+`large` writes sparse files, which take no room, and a result, which does; `tensors` runs the
+program, the others call the library. Each prints a JSON line, and appends it to
+benchmarks/results/under_load.jsonl.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import argparse
 import json
 import os
 import resource
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -78,6 +81,18 @@ def stored(folder: Path, shapes: dict[str, tuple[int, ...]], memory: str) -> dic
     }
 
 
+def by_program(folder: Path, shapes: dict[str, tuple[int, ...]], memory: str) -> dict[str, Any]:
+    """The average of such models by the command line: CPU time and memory of the whole process."""
+    base, *experts = (sparse(folder / name, shapes, seed) for seed, name in enumerate(MODELS))
+    words = ["--base", base, *(word for path in experts for word in ("--expert", path))]
+    words += ["--method", "average", "--memory", memory, "--threads", "2", folder / "out"]
+    program = [sys.executable, "-m", "magmerge", "merge", *map(str, words)]
+    subprocess.run(program, check=True, capture_output=True)
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = spent.ru_utime + spent.ru_stime
+    return {"cpu_s": round(cpu, 1), "peak_mb": round(spent.ru_maxrss / 1e3)}
+
+
 def again(merges: int, calibrations: int) -> dict[str, Any]:
     """Small merges in one process: what grows between the first tenth and the end."""
     import torch
@@ -123,7 +138,7 @@ def main() -> None:
             told |= stored(Path(folder), shapes, own.memory)
         else:
             shapes = {f"layers.{i}.weight": (4, 4) for i in range(own.count)}
-            told = {"tensors": own.count, **stored(Path(folder), shapes, own.memory)}
+            told = {"tensors": own.count, **by_program(Path(folder), shapes, own.memory)}
     line = {"what": own.what, **told, "wall_s": round(time.monotonic() - start, 1)}
     print(json.dumps(line))
     with RESULTS.open("a") as stream:

@@ -14,14 +14,17 @@ from hypothesis import strategies as st
 import magmerge
 from magmerge.core import registry
 from magmerge.core.types import Piece, Step, TensorSpec
+from magmerge.engine.kernel_steps import by_rank
 from magmerge.engine.layer import calibrate_layer, merge_layer
 from magmerge.engine.stages import Treatment
+from magmerge.engine.stored_pieces import Memory
 from magmerge.kernels.arguments import FORMATS, Inputs, is_here
 from magmerge.kernels.merging import Calibration, calibrated, merged
-from magmerge.kernels.parts import cast, differences, gram, observed
-from magmerge.linalg.draws import chunk_states
+from magmerge.kernels.parts import cast, differences, gram, keep_by_rank, observed
+from magmerge.linalg.draws import chances_by_rank, chunk_states
 from magmerge.linalg.row_norms import row_gram
 from magmerge.linalg.survey import surveyed
+from magmerge.methods import della
 from tests.quick import examples
 
 pytestmark = pytest.mark.skipif(not is_here(), reason="no kernels on this machine")
@@ -41,6 +44,12 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     ],
     "dare": [{}, {"p": 0.5, "rescale": "none"}, {"p": 0.0}, {"rescale": "l1", "p": 0.3}],
     "dare_ties": [{}, {"p": 0.3, "vote": "weighted"}, {"rescale": "l1", "normalize": False}],
+    "della": [
+        {},
+        {"density": 0.3, "epsilon": 0.29, "vote": "weighted", "lambda_": 0.6},
+        {"rescale": "none", "normalize": False},
+    ],
+    "della_linear": [{}, {"density": [1.0, 0.5, 0.9, 0.2, 0.4], "epsilon": 0.05}],
     "breadcrumbs": [{}, {"density": 0.5, "gamma": 0.1, "rescale": "inverse"}, {"density": 1.0}],
     "breadcrumbs_ties": [{"density": 0.4, "gamma": 0.2}, {"rescale": "l1", "gamma": 0.0}],
 }
@@ -82,6 +91,8 @@ def bound(
     method: Any, variant: Mapping[str, Any], weights: Sequence[float], experts: int
 ) -> dict[str, Any]:
     keywords = {parameter.keyword: parameter.default for parameter in method.parameters} | variant
+    if isinstance(keywords.get("density"), list):
+        keywords["density"] = keywords["density"][:experts]
     if "weights" in keywords:
         keywords["weights"] = None if weights == WEIGHTS[0] else list(weights[:experts])
     return keywords
@@ -160,7 +171,8 @@ def test_a_kernel_gives_the_function_s_bits(
         sensitive=calibration is not None and calibration[1] == "shrink",
     )
     calibrators: list[Any] = []
-    rows = calibration is not None and len(shape) > 1
+    # What is dropped by rank is not calibrated by kernels.
+    rows = calibration is not None and len(shape) > 1 and "della" not in name
     if rows:
         calibrators = [(registry.calibrators.get("wsc"), {"target": calibration[0]})]
     treatment = Treatment(calibrators, gated=rows and calibration[1] != "off")
@@ -174,6 +186,11 @@ def test_a_kernel_gives_the_function_s_bits(
     fused = method.kernel(
         experts=experts, **{k: v for k, v in {**keywords, **more}.items() if k != "start"}
     )
+    if fused.keep == "rank":
+        columns = int(np.prod(shape[1:])) if len(shape) > 1 else count
+        left = by_rank(fused, inputs, columns, Memory())
+        assert left is not None
+        fused, inputs = left
     out = np.zeros(count * weight.element_size(), np.uint8)
     if rows:
         done = calibrated(fused, Calibration(*calibration), inputs, shape[1], FORMATS[result], out)
@@ -193,6 +210,31 @@ def test_a_kernel_gives_the_function_s_bits(
         assert done.factor.astype(float).tolist() == list(own.xi)
     else:
         assert done == list(expected.tally.before)
+
+
+def rows_to_rank(columns: int) -> torch.Tensor:
+    """Rows that are hard to sort: noise, equals, zeros of both signs, what differs in the last bits
+    only, falling, subnormal and of all exponents.
+    """
+    generator = torch.Generator().manual_seed(columns)
+    noise = torch.randn(columns, generator=generator)
+    near = 1 + torch.randperm(columns, generator=generator) * 2.0**-23
+    wide = torch.ldexp(noise, torch.randint(-140, 120, (columns,), generator=generator).float())
+    signs = noise.sign()
+    rows = [noise, signs, 0 * signs, near, -near.sort(descending=True).values, noise * 1e-41, wide]
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 31, 511, 513, 2050, 8192, 30_000])
+@pytest.mark.parametrize("rescale", ["inverse", "none"])
+def test_entries_are_kept_by_their_rank(columns: int, rescale: str) -> None:
+    rows, start = rows_to_rank(columns), 65_000
+    expected = della._by_rank(rows, 7, (0.5, 0.3), rescale, start)
+    states = chunk_states([7], start, start + rows.numel())[0]
+    chances = chances_by_rank(columns, 0.5, 0.3).astype(np.float32)
+    found = rows.numpy().copy()
+    keep_by_rank(found, chances, states, start, inverse=rescale == "inverse")
+    assert np.array_equal(found.view(np.int32), expected.view(torch.int32).numpy())
 
 
 @pytest.mark.parametrize("code", list(TORCH))

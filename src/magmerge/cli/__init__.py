@@ -90,8 +90,9 @@ def _run(words: list[str]) -> None:
         if values is not None:
             options.bound(declared, home.command)(values)
             return
-    # The help, and what is said of a verb that there is not, speak of all.
-    load("magmerge.cli.typer_program:program_with")(verbs or VERBS)()
+    # The help, and what is said of a verb that there is not, speak of all; the version of none.
+    spoken = verbs or (VERBS[:1] if words[:1] == ["--version"] else VERBS)
+    load("magmerge.cli.typer_program:program_with")(spoken)()
 
 
 def _error_of(error: BaseException) -> MagmergeError | None:

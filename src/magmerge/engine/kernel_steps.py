@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from ctypes import c_float
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -18,11 +18,11 @@ from magmerge.engine.job import Work
 from magmerge.engine.layer import Tally
 from magmerge.engine.stages import Treatment
 from magmerge.engine.step_method import method_for
-from magmerge.engine.stored_pieces import StoredPieces
-from magmerge.kernels.arguments import FORMATS, Bytes, is_here
+from magmerge.engine.stored_pieces import Memory, StoredPieces
+from magmerge.kernels.arguments import DELTA, FORMATS, Bytes, Inputs, is_here
 from magmerge.kernels.merging import Calibration, calibrated, merged
-from magmerge.kernels.parts import differences, observed
-from magmerge.linalg.draws import chunk_states
+from magmerge.kernels.parts import differences, keep_by_rank, observed
+from magmerge.linalg.draws import chances_by_rank, chunk_states
 
 BY_ROWS = ("matrix", "convolution")
 """Kinds of layers whose output rows lie in memory one after the other."""
@@ -58,15 +58,22 @@ class KernelStep:
             stop = inputs.start + inputs.entries
             states = chunk_states(self.fused.seeds, inputs.start, stop)
             inputs = inputs._replace(states=states)
+        fused = self.fused
+        if fused.keep == "rank":
+            columns = math.prod(piece.shape[1:]) if len(piece.shape) > 1 else inputs.entries
+            dropped = by_rank(fused, inputs, columns, self.pieces.memory)
+            if dropped is None:
+                return None
+            fused, inputs = dropped
         code = FORMATS[step.spec.dtype]
         data = self.pieces.memory.block("result", inputs.entries * dtypes.width(step.spec.dtype))
         if self.calibration is None:
-            squares = merged(self.fused, inputs, piece.grain, code, data)
+            squares = merged(fused, inputs, piece.grain, code, data)
             if squares is None:
                 return None
             return Stored(data, Tally(before=tuple(squares), after=tuple(squares)))
         columns = math.prod(step.spec.shape[1:])
-        rows = calibrated(self.fused, self.calibration, inputs, columns, code, data)
+        rows = calibrated(fused, self.calibration, inputs, columns, code, data)
         if rows is None or bool((rows.factor > self.bound).any()):
             return None
         factor = rows.factor.astype(np.float64)
@@ -80,6 +87,28 @@ class KernelStep:
             after=tuple((rows.before * (factor * factor)).tolist()),
         )
         return Stored(data, tally)
+
+
+def by_rank(
+    fused: Fused, inputs: Inputs, columns: int, blocks: Memory
+) -> tuple[Fused, Inputs] | None:
+    """The merge that is left, and task vectors for it, when entries have been dropped by their
+    ranks in rows of so many `columns`; None where something is not finite.
+    """
+    experts = len(inputs.experts)
+    stop = inputs.start + inputs.entries
+    deltas = blocks.block("deltas", 4 * experts * inputs.entries).view(np.float32)
+    deltas = deltas.reshape(experts, inputs.entries)
+    if not differences(inputs, deltas):
+        return None
+    states = chunk_states(fused.seeds, inputs.start, stop)
+    for k, (stay, spread) in enumerate(zip(fused.stay, fused.spread, strict=True)):
+        if stay != 1:
+            chances = chances_by_rank(columns, stay, spread).astype(np.float32)
+            rows = deltas[k].reshape(-1, columns)
+            keep_by_rank(rows, chances, states[k], inputs.start, inverse=fused.inverse)
+    left = replace(fused, keep="all", stay=(), seeds=(), spread=(), inverse=False)
+    return left, inputs._replace(experts=list(deltas), formats=[DELTA] * experts)
 
 
 def kernel_of(
@@ -99,6 +128,9 @@ def kernel_of(
     keywords |= dict.fromkeys(method.supplied - {"start"}) | bound
     fused = method.kernel(experts=len(work.voters(step)), **keywords)
     if fused is None or not _fit_float32(fused.weights):
+        return None
+    if fused.keep == "rank" and calibration is not None:
+        # The calibration looks at what was dropped too.
         return None
     return KernelStep(step, pieces, fused, calibration, work.stages.treatment.bound)
 

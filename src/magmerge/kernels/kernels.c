@@ -632,4 +632,78 @@ EXPORT void KERNEL(gram)(const float *const *layers, int32_t count, int64_t rows
     }
 }
 
+/* ---- entries by their ranks in a row (methods/della.py, linalg/selection.py) ---- */
+
+enum { WIDEST = 11, KEY = 63 };
+
+/* Sorts by the highest digits of `width` bits, an even number of them; equal ones stay in order. */
+static void by_digits(uint64_t *keys, uint64_t *more, int64_t count, int width, int digits) {
+    uint32_t places[1 << WIDEST];
+    const uint32_t mask = (1u << width) - 1;
+    for (int shift = KEY - width * digits; shift < KEY; shift += width) {
+        uint32_t place = 0;
+        memset(places, 0, (size_t)(mask + 1) * sizeof(uint32_t));
+        for (int64_t i = 0; i < count; i++) places[(keys[i] >> shift) & mask]++;
+        for (uint32_t i = 0; i <= mask; i++) {
+            uint32_t some = places[i];
+            places[i] = place, place += some;
+        }
+        for (int64_t i = 0; i < count; i++)
+            more[places[(keys[i] >> shift) & mask]++] = keys[i];
+        uint64_t *sorted = more;
+        more = keys, keys = sorted;
+    }
+}
+
+/* Whether what is almost in order could be put in order by few steps; some of them are done. */
+static int inserted(uint64_t *keys, int64_t count) {
+    int64_t steps = 8 * count;
+    for (int64_t i = 1; i < count && steps >= 0; i++) {
+        uint64_t key = keys[i];
+        int64_t j = i;
+        for (; j && keys[j - 1] > key; j--) keys[j] = keys[j - 1];
+        keys[j] = key, steps -= i - j;
+    }
+    return steps >= 0;
+}
+
+/* Magnitude and column of each entry of a row as one number, in rising order. `more` is memory of
+the same size. Two digits leave little to be done, unless almost all magnitudes are the same. */
+static void in_order(const float *row, int64_t columns, uint64_t *keys, uint64_t *more) {
+    int width = columns < 512 ? 8 : columns < 2048 ? 9 : columns < 8192 ? 10 : WIDEST;
+    for (int64_t i = 0; i < columns; i++)
+        keys[i] = (uint64_t)magnitude(row[i]) << 32 | (uint64_t)i;
+    by_digits(keys, more, columns, width, 2);
+    if (!inserted(keys, columns)) by_digits(keys, more, columns, width, 4);
+}
+
+/* Sets entries of a task vector [rows, columns] to zero: each stays where its draw is below
+`chances` [columns] at its rank, and is divided by that where it is to be `inverse`. `scratch`:
+20 * columns + 192 bytes, aligned to 64. */
+EXPORT void KERNEL(keep_by_rank)(float *delta, int64_t rows, int64_t columns, const float *chances,
+                          int32_t inverse, const uint64_t *states, int64_t start, char *scratch) {
+    int64_t taken = 0;
+    uint64_t *keys = placed(scratch, &taken, columns * 8);
+    uint64_t *more = placed(scratch, &taken, columns * 8);
+    float *chance = placed(scratch, &taken, columns * 4);
+    int32_t draws[TILE];
+    Draws generator;
+    start_draws(&generator, states, start, draws);
+    for (int64_t row = 0; row < rows; row++, delta += columns) {
+        in_order(delta, columns, keys, more);
+        for (int64_t i = 0; i < columns; i++) chance[(uint32_t)keys[i]] = chances[i];
+        for (int64_t at = 0; at < columns; at += TILE) {
+            int64_t count = least_of(TILE, columns - at);
+            float *restrict part = delta + at;
+            const float *restrict own = chance + at;
+            draw(&generator, count, draws);
+            /* A draw has 24 bits. What goes keeps its sign. */
+            for (int64_t i = 0; i < count; i++)
+                part[i] *= (float)(draws[i] >> 7) * 0x1p-24f < own[i] ? 1.0f : 0.0f;
+            if (inverse)
+                for (int64_t i = 0; i < count; i++) part[i] /= own[i];
+        }
+    }
+}
+
 EXPORT int32_t KERNEL(version)(void) { return VERSION; }

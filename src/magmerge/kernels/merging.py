@@ -20,6 +20,7 @@ from magmerge.kernels.arguments import (
 )
 
 KEEP = ("all", "beyond", "band", "drop")
+"""What stays; "rank" is seen to before, by engine.kernel_steps."""
 COMBINE = ("sum", "plain", "weighted")
 SCALING = ("as_is", "multiply", "divide")
 TARGETS = (None, "ellipsoid", "sphere")

@@ -92,3 +92,30 @@ def gram(layers: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
         scratch(ALIGNED * count * (16 + count)).ctypes.data_as(ctypes.c_void_p),
     )
     return products
+
+
+def keep_by_rank(
+    delta: NDArray[np.float32],
+    chances: NDArray[np.float32],
+    states: NDArray[np.uint64],
+    start: int,
+    *,
+    inverse: bool,
+) -> None:
+    """Set entries of one task vector, [rows, columns], to zero: each stays with the chance of its
+    rank in its row, from the smallest, and with `inverse` is divided by it. `states`: those of the
+    generators of its chunks, [chunks, 4], the first that of the place `start`.
+    """
+    rows, columns = delta.shape
+    assert len(chances) == columns
+    assert delta.flags.c_contiguous
+    library().call("keep_by_rank")(
+        delta.ctypes.data_as(ctypes.c_void_p),
+        ctypes.c_int64(rows),
+        ctypes.c_int64(columns),
+        chances.ctypes.data_as(ctypes.c_void_p),
+        ctypes.c_int32(inverse),
+        states.ctypes.data_as(ctypes.c_void_p),
+        ctypes.c_int64(start),
+        scratch(20 * columns + 3 * ALIGNED).ctypes.data_as(ctypes.c_void_p),
+    )

@@ -69,3 +69,11 @@ def drop(
     if values.dtype == torch.float32:
         return values.contiguous().view(torch.int32).bitwise_and(bits).view(torch.float32)
     return values * bits.bool()
+
+
+def chances_by_rank(count: int, density: float, epsilon: float) -> NDArray[np.float64]:
+    """The chance to stay of each rank, from the smallest entry to the largest."""
+    if count == 1:
+        return np.full(1, density)
+    steps = np.arange(count, dtype=np.float64) / (count - 1)
+    return density - epsilon + 2 * epsilon * steps

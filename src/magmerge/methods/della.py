@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Interval
 from typing_extensions import Doc
 
 from magmerge.core.errors import ParameterError
+from magmerge.core.fused import Fused
 from magmerge.core.lazy import Float, Tensor, torch
 from magmerge.core.parameters import Density, Lambda, PerExpert, Seeds, Start, Weights
 from magmerge.core.registry import register_method
 from magmerge.core.types import Cut
-from magmerge.linalg.draws import uniforms
+from magmerge.linalg.draws import chances_by_rank, uniforms
 from magmerge.linalg.selection import by_rank
 from magmerge.linalg.survey import surveyed
-from magmerge.methods.combine import Normalize, Vote, elected_merge, one_for_each, scaled_sum
+from magmerge.methods.combine import (
+    Normalize,
+    Vote,
+    elected_merge,
+    expert_weights,
+    fused_election,
+    fused_sum,
+    one_for_each,
+    scaled_sum,
+    sum_scale,
+)
 from magmerge.methods.sparsify import Rescale, Sparse, l1_survey, seeds_of
 
 Spread = Annotated[float, Interval(ge=0, lt=0.5)]
@@ -47,6 +58,34 @@ def check_chances(*, density: Density, epsilon: Epsilon, **_: object) -> None:
             )
 
 
+def kernel(
+    *,
+    experts: int,
+    density: Density,
+    epsilon: Epsilon,
+    rescale: str,
+    lambda_: float,
+    weights: Weights,
+    normalize: bool,
+    seeds: Seeds,
+    vote: str | None = None,
+) -> Fused | None:
+    """What compiled kernels do in place of `della`, and without a vote of `della_linear`."""
+    if density == 1 or rescale == "l1":
+        return None
+    keep: dict[str, Any] = {
+        "keep": "rank",
+        "stay": one_for_each(density, experts, "density"),
+        "spread": one_for_each(epsilon, experts, "epsilon"),
+        "seeds": seeds_of(range(experts), seeds),
+        "inverse": rescale == "inverse",
+    }
+    terms = expert_weights(range(experts), weights)
+    if vote is not None:
+        return fused_election(terms, vote, normalize, lambda_, **keep)
+    return fused_sum(terms, sum_scale(terms, lambda_, normalize, weights), **keep)
+
+
 @register_method(
     "della",
     source="DELLA, arXiv:2406.11617, sec. 3",
@@ -55,6 +94,7 @@ def check_chances(*, density: Density, epsilon: Epsilon, **_: object) -> None:
     workspace=(1, 9),
     faithful=False,
     check=check_chances,
+    kernel=kernel,
 )
 def della(
     deltas: Float[Tensor, "K *shape"],
@@ -93,6 +133,7 @@ def della(
     workspace=(1, 9),
     faithful=False,
     check=check_chances,
+    kernel=kernel,
 )
 def della_linear(
     deltas: Float[Tensor, "K *shape"],
@@ -150,16 +191,9 @@ def _by_rank(
     # A vector is one row.
     count = len(delta) if delta.ndim > 1 else 1
     rows = delta.reshape(count, -1)
-    chances = by_rank(rows, chances_by_rank(rows.shape[1], *share))
+    ladder = torch.from_numpy(chances_by_rank(rows.shape[1], *share))
+    chances = by_rank(rows, ladder)
     draws = uniforms(seed, rows.shape, start).to(chances)
     # 1 where the draw is below the chance, else 0.
     stays = draws.neg_().add_(chances).sign_().clamp_(min=0).mul_(rows)
     return (stays.div_(chances) if rescale == "inverse" else stays).reshape(delta.shape)
-
-
-def chances_by_rank(count: int, density: float, epsilon: float) -> Float[Tensor, "count"]:
-    """The chance to stay of each rank, from the smallest entry to the largest."""
-    if count == 1:
-        return torch.full((1,), density, dtype=torch.float64)
-    steps = torch.arange(count, dtype=torch.float64) / (count - 1)
-    return density - epsilon + 2 * epsilon * steps
