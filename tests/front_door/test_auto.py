@@ -60,6 +60,7 @@ def test_the_recipe_beside_the_result_holds_the_choice_and_makes_the_same_bits(
         assert choice["measure"] == "KL"
         assert choice["rows"] == dict.fromkeys(NAMES, 4)
         assert {"base", "average"} <= {one["merge"] for one in choice["candidates"]}
+    assert magmerge.verify(tmp_path / "first").sound
     again = magmerge.run(tmp_path / "first", tmp_path / "again")
     assert not again.job.choice
     assert "auto" not in texts_of(tmp_path / "again")["record"]
@@ -191,6 +192,19 @@ def test_a_method_may_be_given_and_its_calibration_chosen() -> None:
     fixed = magmerge.merge(**settings, calibrate=[c.method for c in result.recipe.calibrate])
     own = fixed.state_dict()
     assert all(torch.equal(own[name], t) for name, t in result.state_dict().items())
+
+
+def test_a_result_is_not_verified_against_what_is_not_chosen_yet(tmp_path: Path) -> None:
+    models = on_disk(tmp_path, llama())
+    del models["data"]
+    magmerge.merge(**models, method="auto", out=tmp_path / "out", threads=1)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text((tmp_path / "out" / "magmerge.yaml").read_text())
+    content = yaml.safe_load(recipe.read_text())
+    recipe.write_text(yaml.safe_dump({**content, "method": "auto", "params": {}, "calibrate": []}))
+    found = magmerge.verify(tmp_path / "out", against=recipe)
+    assert not found.sound
+    assert "names what was chosen" in str(found.checks)
 
 
 def test_one_expert_is_taken_in_full() -> None:
