@@ -58,10 +58,10 @@ class Line(NamedTuple):
 
 def lines() -> Iterator[Line]:
     """All merges in the order in which they are measured."""
+    yield from (Line("auto", rows) for rows in BUDGETS)
     for merge, (_, _, calibrate) in FIXED.items():
         looks = any(name in SAMPLED for name in calibrate)
         yield from (Line(merge, rows) for rows in (BUDGETS[1:] if looks else BUDGETS[:1]))
-    yield from (Line("auto", rows) for rows in BUDGETS)
     yield from (Line("base"), Line("experts"))
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from magmerge.live.label_free import Answer, alignment, pooled
+from magmerge.live.label_free import ENOUGH, Answer, alignment, pooled
 
 
-def features(rows: int = 7, width: int = 5, seed: int = 0) -> torch.Tensor:
+def features(rows: int = 9, width: int = 5, seed: int = 0) -> torch.Tensor:
     draw = torch.Generator().manual_seed(seed)
     return torch.randn(rows, width, generator=draw, dtype=torch.float64)
 
@@ -30,10 +30,10 @@ def test_length_rotation_and_a_shift_do_not_count() -> None:
     assert alignment(one, features(seed=3)) < 0.99
 
 
-@pytest.mark.parametrize("rows", [1, 2])
-def test_two_rows_tell_nothing_and_neither_do_equal_ones(rows: int) -> None:
+@pytest.mark.parametrize("rows", [1, ENOUGH - 1])
+def test_few_rows_tell_nothing_and_neither_do_equal_ones(rows: int) -> None:
     assert math.isnan(alignment(features(rows), features(rows, seed=1)))
-    assert math.isnan(alignment(torch.ones(6, 3).double(), features(6, 3)))
+    assert math.isnan(alignment(torch.ones(9, 3).double(), features(9, 3)))
 
 
 def test_padding_has_no_part_in_the_features_of_a_row() -> None:

@@ -127,7 +127,8 @@ def by_weights(recipe: Recipe, evidence: Evidence) -> tuple[Candidate, str]:
         return MEAN, f"{told}: experts that learnt the same are averaged"
     if evidence.directions < LOW_RANK:
         return DIRECTED, f"{told}: of low rank, as adapters are"
-    return UNDISTURBED, f"{told}: of high rank, as fully fine-tuned experts are"
+    best = UNDISTURBED if _names_calibration(recipe) else SOLVED
+    return best, f"{told}: of high rank, as fully fine-tuned experts are"
 
 
 def _calibration_by_weights(recipe: Recipe, evidence: Evidence) -> tuple[Candidate, str]:
@@ -142,11 +143,15 @@ def candidates(recipe: Recipe, sampled: bool) -> tuple[Candidate, ...]:
     """All that may be chosen: by weights alone, or with samples; each once."""
     if recipe.method != AUTO:
         return (NOTHING, RAISED, SEEN_AFTER) if sampled else (NOTHING, RAISED)
+    named = _names_calibration(recipe)
     if not sampled:
-        return WHOLE, MEAN, DIRECTED, UNDISTURBED
-    named = any(c.method != AUTO for c in recipe.calibrate)
-    own = (KEPT, MEAN, DIRECTED, SHARED, UNDISTURBED, WHOLE)
-    return own if named else (*own, SOLVED, SEEN)
+        return WHOLE, MEAN, DIRECTED, UNDISTURBED if named else SOLVED
+    own = (KEPT, MEAN, DIRECTED, SHARED, WHOLE)
+    return (*own, UNDISTURBED) if named else (*own, SOLVED, SEEN)
+
+
+def _names_calibration(recipe: Recipe) -> bool:
+    return any(c.method != AUTO for c in recipe.calibrate)
 
 
 def fit(recipe: Recipe, sampled: bool, evidence: Evidence) -> tuple[Candidate, ...]:
@@ -182,15 +187,14 @@ def nearest(losses: Mapping[str, Sequence[float]]) -> str:
     the same rows; the first is what weights choose.
 
     A candidate that is not finite on one of them is the farthest. Another takes the first's place
-    only where it is nearer in the mean by more than the standard error of the difference. BRAKES
-    are what it must be nearer than by as much, or the nearest of them is kept.
+    only where it is nearer in the mean by more than the standard error of the difference. Where
+    one of BRAKES is nearer in the mean than what was found so, the nearest of them is kept.
     """
     order = sorted(losses, key=lambda label: mean(losses[label]))
     first = next(iter(losses))
     best = next((label for label in order if _nearer(losses[label], losses[first])), first)
-    brakes = [label for label in order if label in BRAKES]
-    others = (label for label in brakes if label != best)
-    return best if all(_nearer(losses[best], losses[other]) for other in others) else brakes[0]
+    brake = next((label for label in order if label in BRAKES), best)
+    return brake if mean(losses[brake]) < mean(losses[best]) else best
 
 
 def compared(losses: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:

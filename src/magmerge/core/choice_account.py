@@ -62,7 +62,7 @@ def _sentence(
     )
     ending = ""
     if winner.label in BRAKES and winner != first:
-        ending += "; nothing else came surely nearer than what is kept"
+        ending += "; nothing else came as near as what is kept"
     for label, why in compared.left_out.items():
         ending += f"; {label} is left out: {why}"
     return (

@@ -25,6 +25,7 @@ from magmerge.core.validation import (
     check_naming,
     check_rank,
     check_rename,
+    is_auto,
 )
 from magmerge.engine.job import Job, Live, Models
 from magmerge.engine.notes import weakened
@@ -80,6 +81,11 @@ def open_job(
 
 def check_recipe(recipe: Recipe) -> Recipe:
     """The recipe with every parameter written out; errors for what does not go together."""
+    if is_auto(recipe):
+        raise ParameterError(
+            "the recipe says auto, and nothing is chosen here",
+            remedy="merge it first: magmerge.yaml beside the result names what was chosen",
+        )
     method, params = check_method(recipe.method, recipe.params)
     calibrations = check_calibrations(recipe.calibrate)
     if not calibrations and (recipe.skip or recipe.gate == "off" or recipe.bound != BOUND):

@@ -181,6 +181,12 @@ def _by_sample(part: Any, rows: int) -> Tensor | None:
     return part.unsqueeze(1) if part.ndim == 1 else part
 
 
+ENOUGH = 8
+"""Rows below which CKA tells little, as few rows are much alike in any two models: on the suite
+text it finds the average and TSV-M, 1.5 points better, about as near on 3 and on 4 rows.
+"""
+
+
 def pooled(answer: Answer) -> Float[Tensor, "rows width"] | None:
     """An answer's features of each row, in float64: of tokens the mean of those that are no
     padding. None where it has none.
@@ -195,15 +201,15 @@ def pooled(answer: Answer) -> Float[Tensor, "rows width"] | None:
 
 def alignment(own: Float[Tensor, "rows width"], expert: Float[Tensor, "rows width"]) -> float:
     """Linear CKA (arXiv:1905.00414): how alike two models order the same rows, from 0 to 1; neither
-    length nor rotation of the features counts. NaN for fewer than three rows, which are alike in
-    any two models, and where one model tells no rows apart.
+    length nor rotation of the features counts. NaN for fewer than ENOUGH rows, and where one model
+    tells no rows apart.
     """
     grams = []
     for features in (own, expert):
         centred = features - features.mean(dim=0)
         grams.append(centred @ centred.T)
     norms = torch.linalg.matrix_norm(grams[0]) * torch.linalg.matrix_norm(grams[1])
-    if len(own) < 3 or not bool(norms > 0):
+    if len(own) < ENOUGH or not bool(norms > 0):
         return math.nan
     return float((grams[0] * grams[1]).sum() / norms)
 
