@@ -84,6 +84,7 @@ def test_a_model_without_logits_is_judged_by_the_cosine() -> None:
         (([4, 4.1, 4, 4], [1, 1.1, 1, 1], [2, 2.1, 2, 2]), "merge", "worse than the merge"),
         (([1, 1.1, 1, 1], [4, 4.1, 4, 4], [2, 2.1, 2, 2]), "base", "worse than the base"),
         (([4, 4.1, 4, 4], [2, 2, 2, 2], [1, 3, 1.5, 2.5]), "calibrated", "about as good"),
+        (([4, 4, 4, 4], [2, 2, 2, 2], [1.999] * 4), "calibrated", "about as good as the merge"),
         (([4, 4, 4, 4], [2, 2, 2, 2], [math.inf, 1, 1, 1]), "merge", "worse than the merge"),
     ],
 )

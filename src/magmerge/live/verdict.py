@@ -18,6 +18,8 @@ from magmerge.live.share_search import losses_of, measure_of
 
 ERRORS = 2.0
 """Standard errors of a mean difference beyond which it is told as one."""
+LEAST = 0.005
+"""Share of the other loss that a difference must have: a smaller one is of no use."""
 NAMES = {
     "perplexity": "perplexity",
     "kl": "divergence (KL) from the experts",
@@ -137,7 +139,8 @@ def _losses(seen: Seen, judge: str) -> Float[Tensor, "rows"]:
 
 
 def _compared(losses: Tensor, other: Tensor) -> str:
-    """Whether losses are lower than others by more than chance, or higher: better, worse, even.
+    """Whether losses are lower than others by more than chance and a trifle, or higher: better,
+    worse, even.
 
     Rows count on which the other's are finite. A model that breaks on one of them is the worse.
     """
@@ -150,7 +153,7 @@ def _compared(losses: Tensor, other: Tensor) -> str:
         return "even"
     spread = float(difference.std()) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
     mean = float(difference.mean())
-    if abs(mean) <= ERRORS * spread:
+    if abs(mean) <= max(ERRORS * spread, LEAST * abs(float(other.mean()))):
         return "even"
     return "better" if mean > 0 else "worse"
 
