@@ -26,7 +26,6 @@ from magmerge.engine.resolve import open_job
 from magmerge.engine.result import Result
 from magmerge.engine.run import run_job
 from magmerge.engine.samples import held_inputs
-from magmerge.pipeline.recipe_files import check_documents, recipes_of
 
 if TYPE_CHECKING:
     from magmerge.checkpoints.output.shelf import Shelf
@@ -50,8 +49,7 @@ def run(
     the last is written there, else it stays in memory; with `resume` what a killed run of the same
     recipe left is gone on with. Raises MagmergeError's children.
     """
-    recipes = recipes_of(recipe, models or {})
-    check_documents(recipes)
+    recipes = load("magmerge.pipeline.recipe_files:recipes_of")(recipe, models or {})
     if out is None and resume:
         raise ParameterError("resume speaks of an output", remedy="name one: out=")
     machine, names = machine or Machine(), [document.name for document in recipes]

@@ -28,7 +28,7 @@ from magmerge.pipeline.documents import (
     opened_to_plan,
 )
 from magmerge.pipeline.merge import DEFAULTS, job_of
-from magmerge.pipeline.recipe_files import check_documents, recipes_of
+from magmerge.pipeline.recipe_files import recipes_of
 
 
 def plan(*, out: str | Path | None = None, overwrite: bool = False, **arguments: Any) -> Plan:
@@ -90,7 +90,6 @@ def plan_recipe(
     `seconds` some tensors of each are merged, for about so long, to tell how long all of them take.
     """
     recipes = recipes_of(recipe, models or {})
-    check_documents(recipes)
     machine = replace(machine or Machine(), hub="ranges" if seconds else "headers")
     documents: list[PlannedDocument] = []
     results: dict[str, PlannedCheckpoint | None] = {}

@@ -43,6 +43,7 @@ def recipes_of(
         raise ParameterError(
             f"{recipe!r} is no recipe", remedy="give a Recipe, a list of such, or a file's path"
         )
+    check_documents(recipes)
     return recipes
 
 
