@@ -34,14 +34,19 @@ def draw(book: Book, path: Path) -> None:
         figure = Figure(figsize=(9, 5.4), layout="constrained")
         axes = figure.add_subplot()
         seen: list[str] = []
-        for colour, calibration in zip(PALETTE, STRONGEST, strict=True):
+        starts: list[str] = []
+        # Each line is thinner than the one below, so that equal ones show.
+        for number, (colour, calibration) in enumerate(zip(PALETTE, STRONGEST, strict=True)):
             for merge in STARTS:
                 points = curve(book, merge, calibration)
                 if not points:
                     continue
                 line, mark = STYLES[merge]
-                axes.plot(*zip(*points, strict=True), line, marker=mark, color=colour, lw=1.8, ms=6)
+                x, y = zip(*points, strict=True)
+                size = 10 - 1.2 * number
+                axes.plot(x, y, line, marker=mark, color=colour, lw=size / 2, ms=size)
                 seen.append(calibration)
+                starts.append(merge)
         for name, cell in LIMITS.items():
             score = figures.score(book, cell)
             if score is not None:
@@ -64,6 +69,7 @@ def draw(book: Book, path: Path) -> None:
         handles += [
             Line2D([], [], color=COLOURS["ink"], ls=line, marker=mark, label=f"after {merge}")
             for merge, (line, mark) in STYLES.items()
+            if merge in starts
         ]
         figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=10)
         figure.savefig(path, dpi=110)
