@@ -17,8 +17,8 @@ from tests.quick import quick_ones
 
 LARGE = {
     "layers.0.mlp.weight": (330, 1000),
-    "layers.1.mlp.weight": (70, 3000),
-    "layers.0.conv.weight": (50, 90, 7, 7),
+    "layers.1.mlp.weight": (150, 1501),
+    "layers.0.conv.weight": (230, 45, 3, 5),
     "embed_tokens.weight": (2100, 64),
     "layers.0.norm.weight": (140_000,),
 }
