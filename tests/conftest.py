@@ -73,6 +73,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "no vote on the rest",
         "no licence is told by",
         "a factor above 10 was found",
+        "is the better one",
     )
     for words in told:
         line = f"ignore:.*{words}:magmerge.core.errors.MagmergeWarning"

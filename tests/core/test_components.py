@@ -85,9 +85,7 @@ def files(tmp_path: Path) -> list[Path]:
 def command(monkeypatch: pytest.MonkeyPatch, verb: str, files: list[Path], *more: object) -> None:
     models = ["--base", files[0], "--expert", files[1], "--expert", files[2]]
     monkeypatch.setattr(sys, "argv", ["magmerge", *map(str, [verb, *models, *more])])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert not end.value.code
+    main()
 
 
 SETTINGS = ["--set", "lambda=0.3", "--set", "lambda@vae=0", "--set", "lambda@text_encoder=0.5"]

@@ -118,7 +118,7 @@ def no_verdict(held: Mapping[str, Any]) -> dict[str, Any]:
     """
     reason = "what models make of held-out rows does not fit into --memory"
     if not held:
-        reason = "all samples are in the calibration: give files with more rows than --samples"
+        reason = "no source has further rows that can be read: give files with more of them"
     return {"text": f"whether the calibration helped is not known: {reason}"}
 
 

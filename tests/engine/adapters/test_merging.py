@@ -158,7 +158,7 @@ def test_wsc_comes_after_the_cut_and_keeps_its_formula(
     params = {"target": target, "granularity": granularity}
     calibration = {"method": "wsc", "params": params}
     plain = merged(given, method, rank=2)
-    found = merged(given, method, rank=2, calibrate=calibration, gate="off")
+    found = merged(given, method, rank=2, calibrate=calibration, gate="off", bound="off")
     wsc = registry.calibrators.get("wsc").fn
     for name, one in found.items():
         cut = full(plain[name].factors)

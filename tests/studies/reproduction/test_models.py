@@ -8,7 +8,7 @@ import pytest
 
 from magmerge.core.errors import CheckpointError
 from magmerge.studies.reproduction import pipeline_models as models
-from magmerge.studies.reproduction.pipeline_models import find_here, find_models
+from magmerge.studies.reproduction.pipeline_models import check_inputs, find_here, find_models
 from magmerge.studies.reproduction.pipelines import find_pipeline
 
 CLIP = find_pipeline("clip-b32")
@@ -51,4 +51,4 @@ def test_all_that_is_missing_is_told_at_once(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
-        find_models(CLIP, ("dtd",), tmp_path / "none")
+        check_inputs(tmp_path / "none")
