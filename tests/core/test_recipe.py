@@ -228,3 +228,12 @@ def test_a_recipe_of_mergekits_and_a_choice_that_is_none_are_told_in_plain_words
         Recipe.all_from_yaml("experts: [a, b]", rules="mergekit")
     with pytest.raises(ParameterError, match="recipe: weights: input should be 'ema'"):
         Recipe.model_validate({"weights": "emma"})
+
+
+def test_a_number_that_is_another_field_s_default_stays() -> None:
+    recipe = Recipe(experts={"a": "a"}, base="b", method="average", pad_to_multiple_of=10)
+    assert Recipe.from_yaml(recipe.to_yaml()).pad_to_multiple_of == 10
+    assert recipe.digest != recipe.model_copy(update={"pad_to_multiple_of": None}).digest
+    bounded = recipe.model_copy(update={"bound": 5.0})
+    assert Recipe.from_yaml(bounded.to_yaml()).bound == 5.0
+    assert bounded.digest != recipe.digest

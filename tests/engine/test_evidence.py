@@ -48,7 +48,8 @@ def test_the_same_as_in_plain_numpy_whatever_the_threads(
     found = []
     for threads in (1, 3):
         job = open_job(recipe, models, machine=Machine(threads))
-        found.append(evidence_of(job, make_plan(job, None).steps))
+        plan = make_plan(job, None)
+        found.append(evidence_of(job, plan.steps, plan.room))
     assert found[0] == found[1]
     shares, cosines, distances = [], [], []
     for name in ("one.weight", "two.weight"):

@@ -208,6 +208,40 @@ def test_a_result_is_verified_by_choosing_again(tmp_path: Path) -> None:
     assert not magmerge.verify(tmp_path / "ties", against=recipe).sound
 
 
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("method", ["auto", "ties"])
+def test_a_bound_goes_with_a_choice(tmp_path: Path, method: str, sampled: bool) -> None:
+    models = on_disk(tmp_path, llama())
+    if not sampled:
+        del models["data"]
+    choose: dict[str, Any] = {"method": method, "calibrate": None if method == "auto" else "auto"}
+    for bound in (5.0, "off"):
+        result = magmerge.merge(**models, **choose, bound=bound)
+        assert "auto" not in str(result.recipe)
+        magmerge.plan(**models, **choose, bound=bound)
+    if sampled:
+        assert "auto" not in str(magmerge.merge(**models, **choose, keep_best=True).recipe)
+
+
+@pytest.mark.filterwarnings("ignore:.*(holds averaged weights|mean cosine is above)")
+def test_a_merge_that_is_kept_is_read_as_it_was_asked_for(tmp_path: Path) -> None:
+    base = {"a.weight": torch.randn(20, 30, generator=torch.Generator().manual_seed(0))}
+    average = {"model_ema.aweight": base["a.weight"] + 1.0}
+    files = [tmp_path / f"{name}.safetensors" for name in ("base", "x", "y", "merged")]
+    for file, step in zip(files, (0.0, 0.1, 0.2, 0.1), strict=True):
+        state = {"model." + name: tensor + step for name, tensor in base.items()}
+        if file.stem == "merged":
+            state |= {name: tensor + step for name, tensor in average.items()}
+        save_file(state, file)
+    common: dict[str, Any] = {"base": files[0], "experts": files[1:3], "weights": {"merged": "ema"}}
+    plain = magmerge.calibrate(files[3], method="wsc", gate="off", **common)
+    chosen = magmerge.calibrate(files[3], method="auto", **common)
+    assert chosen.recipe.weights == {"model": "ema"}
+    (tensor,) = chosen.state_dict().values()
+    assert torch.allclose(tensor, base["a.weight"] + 1.1)
+    assert plain.recipe.weights == {"merged": "ema"}
+
+
 def test_one_expert_is_taken_in_full() -> None:
     base = llama()
     experts = {"a": trained(base, 1)}

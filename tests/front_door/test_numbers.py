@@ -154,6 +154,10 @@ def test_calibrators_in_turn_have_one_bound(cancelling: dict[str, Any]) -> None:
     twice = magmerge.merge(**{**cancelling, "calibrate": ["wsc", "wsc"]})
     assert twice.records[0].xi_max == 10
     assert twice.records[0].rows_bounded == 4
+    # A calibrator of new task vectors follows what was bounded.
+    turned = magmerge.merge(**{**cancelling, "calibrate": ["wsc", "svc"]})
+    assert turned.records[0].rows_bounded == 4
+    assert turned.records[0].xi_asked > 10
 
 
 def test_kernels_and_functions_have_one_bound(
@@ -188,6 +192,8 @@ def test_the_bound_of_the_command_line_is_that_of_the_recipe(
     assert "drop one of them" in both.err
     low = magmerge_cli(*call, "--bound", "0.5", str(tmp_path / "x"))
     assert "bound is a number from 1 on, or off" in low.err
+    none = magmerge_cli(*call, "--bound", "0", str(tmp_path / "x"))
+    assert "bound is a number from 1 on, or off" in none.err
 
 
 def test_a_bound_speaks_of_a_calibration() -> None:

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 
 import magmerge
 from magmerge.core.errors import MagmergeError, ParameterError
+from magmerge.engine.job import Findings
+from magmerge.engine.keep_best import best_of
 from magmerge.engine.norm_verdict import norm_verdict
 from magmerge.live.label_free import MEASURES
 from magmerge.live.verdict import Seen, verdict_of
@@ -149,6 +151,13 @@ def test_without_a_check_further_rows_are_looked_at_and_no_bit_changes(
     same = merged_by(base, experts, data=drawn, **settings)
     for name, tensor in same.state_dict().items():
         assert torch.equal(tensor, found.state_dict()[name])
+
+
+def test_what_is_left_out_takes_its_statistics_along() -> None:
+    found = Findings(statistics={"bn.running_mean": torch.ones(2)}, verdict={"best": "merge"})
+    kept = best_of(found)
+    assert kept.left_out
+    assert not kept.statistics
 
 
 def test_keep_best_leaves_a_worse_calibration_out(

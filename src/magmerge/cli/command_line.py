@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,9 @@ from magmerge.cli.options import ModelText, Option
 
 NUMBERS = {int: re.compile(r"[+-]?[0-9]+"), float: re.compile(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?")}
 
+EXPANDED = frozenset("*?~$%")
+"""What typer expands on Windows, where the shell does not."""
+
 
 def values_of(options: Sequence[Option], words: Sequence[str]) -> dict[str, Any] | None:
     """The value of each option as `words` say, or its default.
@@ -18,6 +22,8 @@ def values_of(options: Sequence[Option], words: Sequence[str]) -> dict[str, Any]
     None where they are not plainly so: a word that no option has, a value that is missing or of
     another kind, a call for help. Typer reads the same words then, and says what is wrong.
     """
+    if os.name == "nt" and any(EXPANDED & set(word) for word in words):
+        return None
     flags = {flag: option for option in options if not option.argument for flag in option.spellings}
     texts: dict[str, list[str]] = {}
     arguments: list[str] = []

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from magmerge.core.errors import MagmergeError, ParameterError, UnknownNameError
+from magmerge.core.parameters import BOUND
 from magmerge.core.recipe import Calibration, Recipe
 from magmerge.core.validation import AUTO
 
@@ -170,15 +171,20 @@ def chosen(recipe: Recipe, candidate: Candidate) -> Recipe:
     """
     kept = tuple(c for c in recipe.calibrate if c.method != AUTO)
     if recipe.merged is not None and not candidate.calibrate:
-        return Recipe(name=recipe.name, experts={MERGED: recipe.merged}, output=recipe.output)
+        weights = recipe.weights
+        if isinstance(weights, dict):
+            weights = {MERGED: weights["merged"]} if "merged" in weights else None
+        experts = {MERGED: recipe.merged}
+        return Recipe(name=recipe.name, experts=experts, weights=weights, output=recipe.output)
     changes: dict[str, Any] = {}
     if recipe.method == AUTO:
         changes |= {"method": candidate.method, "params": dict(candidate.params)}
     if not kept:
         kept = tuple(Calibration(method=name) for name in candidate.calibrate)
-        changes["samples"] = recipe.samples if candidate.sampled else None
+        # Candidates are compared with the merge alone: the best is what is chosen.
+        changes |= {"samples": recipe.samples if candidate.sampled else None, "keep_best": False}
     if not kept:
-        changes |= {"skip": (), "sensitive": (), "gate": "on"}
+        changes |= {"skip": (), "sensitive": (), "gate": "on", "bound": BOUND}
     return recipe.model_copy(update={**changes, "calibrate": kept})
 
 

@@ -265,7 +265,11 @@ class Recipe(_Data):
 
     def _content(self, **how: Any) -> dict[str, Any]:
         content = self.model_dump(mode="json", **how)
-        return {k: v for k, v in content.items() if k not in LATER or (v and v != BOUND)}
+        return {
+            k: v
+            for k, v in content.items()
+            if k not in LATER or (v and (k != "bound" or v != BOUND))
+        }
 
     @property
     def models(self) -> dict[str, str]:

@@ -21,8 +21,10 @@ from magmerge.engine.job import Job, Models
 WEIGHTS: frozenset[Kind] = frozenset({"matrix", "transposed", "convolution", "experts"})
 ROWS, RUNS = 256, 8
 """How many rows of a matrix are looked at, at most, and in how many runs over all of it."""
-ENTRIES = 1 << 24
+ENTRIES = 1 << 22
 """Of all experts together, at most, where that leaves FEWEST rows."""
+BYTES = 20
+"""For each entry of base and experts: in float64, and one model's part as it is read."""
 FEWEST = 64
 NARROW = 16
 """Rows or columns below which a matrix has too few directions to tell anything."""
@@ -38,19 +40,19 @@ class LayerEvidence(NamedTuple):
     distance: float
 
 
-def evidence_of(job: Job, steps: Iterable[Step]) -> Evidence:
+def evidence_of(job: Job, steps: Iterable[Step], room: int) -> Evidence:
     """What all matrices tell that are merged and that all experts changed.
 
     Of each at most ROWS rows are read, at places that its shape tells, so that the result does not
-    depend on the machine. Without any such matrix all is 0.
+    depend on the machine; in `room` bytes, of all threads. Without any such matrix all is 0.
     """
     models = job.models
-    calls = [
-        partial(_of_step, models, step)
+    tasks = [
+        _task(models, step)
         for step in steps
         if step.action == "merge" and step.kind in WEIGHTS and step.voters is None
     ]
-    found = [one for one in local.run(local.single(calls), job.machine) if one is not None]
+    found = [one for one in local.run(tasks, job.machine, room=room) if one is not None]
     if not found:
         return Evidence(len(models.experts), 0.0, 0.0, 0.0, 0)
     cosines = [one.cosine for one in found if one.cosine is not None]
@@ -63,20 +65,36 @@ def evidence_of(job: Job, steps: Iterable[Step]) -> Evidence:
     )
 
 
-def _of_step(models: Models, step: Step) -> LayerEvidence | None:
-    """None for a matrix that is too narrow, not finite, or that some expert did not change."""
+def _task(models: Models, step: Step) -> local.Task[LayerEvidence | None]:
+    """A matrix's evidence as one job; None for one that is too narrow, not finite, or that some
+    expert did not change.
+    """
     shape, base = step.spec.shape, models.base
     columns = shape[-1] if step.kind == "experts" else math.prod(shape[1:])
     rows = math.prod(shape) // columns if columns else 0
     if min(rows, columns) < NARROW or base is None or step.spec.name not in base.specs:
         return None
-    parts, name = [], step.spec.name
-    for first, last in row_runs(rows, columns * len(models.experts)):
+    runs = row_runs(rows, columns * len(models.experts))
+    entries = sum(last - first for first, last in runs) * columns * (1 + len(models.experts))
+    (found,) = yield [local.Job(BYTES * entries, partial(_of_step, models, step, columns, runs))]
+    return found  # type: ignore[no-any-return]
+
+
+def _of_step(
+    models: Models, step: Step, columns: int, runs: list[tuple[int, int]]
+) -> LayerEvidence | None:
+    assert models.base is not None
+    count, name, done = sum(last - first for first, last in runs), step.spec.name, 0
+    every = torch.empty(1 + len(models.experts), count, columns, dtype=torch.float64)
+    for first, last in runs:
+        own = every[:, done : done + last - first]
         start, stop = first * columns, last * columns
-        origin = base.read_part(name, start, stop).to(torch.float32)
-        deltas = [expert.delta(name, origin, start) for expert in models.experts]
-        parts.append(torch.stack([origin, *deltas]).reshape(1 + len(deltas), -1, columns))
-    return of_rows(torch.cat(parts, dim=1).double())
+        origin = models.base.read_part(name, start, stop).to(torch.float32)
+        own[0] = origin.reshape(-1, columns)
+        for row, expert in zip(own[1:], models.experts, strict=True):
+            row.copy_(expert.delta(name, origin, start).reshape(-1, columns))
+        done += last - first
+    return of_rows(every)
 
 
 def row_runs(rows: int, width: int) -> list[tuple[int, int]]:
@@ -100,8 +118,8 @@ def of_rows(rows: Float[Tensor, "K+1 m n"]) -> LayerEvidence | None:
         squares = torch.linalg.eigvalsh(unit @ unit.T).flip(0).clamp(min=0).cumsum(0)
         least = int((squares < HELD * squares[-1]).sum()) + 1
         shares.append(least / len(squares))
-    count, flat = len(rows) - 1, rows[1:].flatten(1) / norms[1:, None]
-    cosines = flat @ flat.T
+    count, flat = len(rows) - 1, rows[1:].flatten(1)
+    cosines = flat @ flat.T / (norms[1:, None] * norms[1:])
     cosine = None
     if count > 1:
         cosine = float((cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1)))

@@ -29,7 +29,8 @@ def best_of(findings: Findings) -> Findings:
     if best == "calibrated":
         return findings
     if best == "merge":
-        return replace(findings, left_out=True, uncovered=())
+        # Statistics were taken of the calibrated model.
+        return replace(findings, left_out=True, statistics={}, uncovered=())
     if best == "base":
         raise MagmergeError(
             f"nothing was written: {verdict['text']}",

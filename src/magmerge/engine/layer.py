@@ -106,35 +106,34 @@ def calibrate_layer(
     gram = row_gram(_rows_of(delta, step), torch.stack([_rows_of(own, step) for own in deltas]))
     size = gram[0, 0]
     xi, asked = _unscaled(delta)
-    free: list[tuple[float, ...]] = []
-    gated: list[tuple[float, ...]] = []
+    free, gated, over = list[tuple[float, ...]](), list[tuple[float, ...]](), list[float]()
     for calibrator, keywords in calibrators:
         solved = treatment.solved(calibrator, step, piece)
+        if solved is None:
+            task_vector = _rows_first(spread(xi, step, delta) * delta, step, 0)
+            own = {"base": _rows_first(base, step, 0)} if "base" in calibrator.supplied else {}
+            with naming(step.spec.name):
+                output = calibrator.fn(_rows_first(deltas, step, 1), task_vector, **keywords, **own)
+            if calibrator.returns == "delta":
+                solved = _rows_first(output, step, 0)
         if solved is not None:
             delta, weight, free, gated = solved, None, [], []
+            over += _above(asked, treatment)
             xi, asked, size = *_unscaled(delta), _squares(delta, step)
             continue
-        rows = _rows_first(deltas, step, 1), _rows_first(spread(xi, step, delta) * delta, step, 0)
-        own = {"base": _rows_first(base, step, 0)} if "base" in calibrator.supplied else {}
-        with naming(step.spec.name):
-            output = calibrator.fn(*rows, **keywords, **own)
-        if calibrator.returns == "delta":
-            delta, weight, free, gated = _rows_first(output, step, 0), None, [], []
-            xi, asked, size = *_unscaled(delta), _squares(delta, step)
-        else:
-            held = treatment.gated and calibrator.gated
-            factor = gate(output, step.sensitive) if held else output
-            asked = torch.maximum(asked, xi * factor)
-            xi, factor = bounded(xi, factor, treatment.bound)
-            free.append(_numbers(output))
-            gated.append(_numbers(factor))
+        held = treatment.gated and calibrator.gated
+        factor = gate(output, step.sensitive) if held else output
+        asked = torch.maximum(asked, xi * factor)
+        xi, factor = bounded(xi, factor, treatment.bound)
+        free.append(_numbers(output))
+        gated.append(_numbers(factor))
     xi = share_of(xi, treatment.shares.get(step.spec.name, 1.0))
     scaled = spread(xi, step, delta) * delta
     tally = Tally(
         xi=_numbers(xi),
         free=tuple(free),
         gated=tuple(gated),
-        over=_numbers(asked[asked > treatment.bound]),
+        over=(*over, *_above(asked, treatment)),
         experts=tuple(map(_numbers, gram.diagonal().T[1:])),
         cosines=_numbers(mean_cosines(gram[1:, 1:])),
         before=_numbers(gram[0, 0]),
@@ -142,6 +141,11 @@ def calibrate_layer(
     )
     result = apply_factor(base, delta, spread(xi, step, delta), weight)
     return Calibrated(result, scaled, tally)
+
+
+def _above(asked: Tensor, treatment: Treatment) -> tuple[float, ...]:
+    """The factors that were asked for and are above the bound."""
+    return _numbers(asked[asked > treatment.bound])
 
 
 def _unscaled(delta: Tensor) -> tuple[Tensor, Tensor]:

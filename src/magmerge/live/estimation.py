@@ -41,12 +41,15 @@ def estimate(work: Work, inputs: Calls, further: Calls = NOTHING) -> Findings:
         inputs = halved.estimate
     held = further if halved is None else halved.aside
     aside = held_rows(work, held) if held else None
+    run = None
     try:
         run = Measurement(work, aside)
     except NoRoomError:
         # A check needs these rows; a verdict alone is no reason to stop.
         if halved is not None:
             raise
+    if run is None:
+        # Not before the exception is gone, which holds the first model.
         aside, run = None, Measurement(work)
     calls = by_place(run.experts, inputs)
     offload = nullcontext() if run.merge.offload is None else run.merge.offload.running()

@@ -52,7 +52,7 @@ def costliest_job(recipe: Recipe, models: Mapping[str, Model], how: Mapping[str,
     note of what there is to choose and what choosing costs.
     """
     choosing = _Choosing(_checked(recipe), models, how)
-    works, _ = choosing.works(candidates(recipe, choosing.sampled))
+    works, left_out = choosing.works(candidates(recipe, choosing.sampled))
     label = max(works, key=lambda label: works[label].plan.memory)
     cost = "256 rows of each matrix are read for that, at most"
     if choosing.sampled:
@@ -67,6 +67,7 @@ def costliest_job(recipe: Recipe, models: Mapping[str, Model], how: Mapping[str,
         f"auto chooses when it merges, among {', '.join(works)}: {cost}; what is told here is of "
         f"{label}, which takes the most memory"
     )
+    note += "".join(f"; it cannot choose {one}: {why}" for one, why in left_out.items())
     return replace(job, models=replace(job.models, notes=(note, *job.models.notes)))
 
 
@@ -94,7 +95,7 @@ class _Choosing:
         """The job of the recipe with this choice."""
         recipe, models = chosen(self._recipe, candidate), self._models
         if recipe.samples is not None and not (candidate.sampled or self._looks):
-            recipe = recipe.model_copy(update={"samples": None})
+            recipe = recipe.model_copy(update={"samples": None, "keep_best": False})
         if recipe.merged is None and self._recipe.merged is not None:
             models = {MERGED: models["merged"]} if "merged" in models else {}
         return open_job(recipe, models, **self._how)
@@ -103,7 +104,7 @@ class _Choosing:
         """A job of the same models that runs them on the samples."""
         recipe = self._recipe
         method = recipe.method if recipe.method != AUTO else "average"
-        update = {"method": method, "calibrate": (LOOKING,)}
+        update = {"method": method, "calibrate": (LOOKING,), "keep_best": False}
         return open_job(recipe.model_copy(update=update), self._models, **self._how)
 
     def works(self, every: Sequence[Candidate]) -> tuple[dict[str, Work], dict[str, str]]:
@@ -113,7 +114,7 @@ class _Choosing:
         works, left_out = dict[str, Work](), dict[str, str]()
         for one in every:
             try:
-                works[one.label] = _work(self.job(one))
+                works[one.label] = _work(_compared(self.job(one)))
             except (StructureError, ParameterError) as error:
                 if one is every[0]:
                     raise
@@ -139,9 +140,9 @@ class _Choosing:
     def _evidence(self) -> Evidence:
         recipe = self._recipe
         job = self.job(candidates(recipe, sampled=False)[-1 if recipe.merged is not None else 0])
-        found: Evidence = load("magmerge.engine.evidence:evidence_of")(
-            job, make_plan(job, None).steps
-        )
+        plan = make_plan(job, None)
+        evidence_of = load("magmerge.engine.evidence:evidence_of")
+        found: Evidence = evidence_of(job, plan.steps, plan.room)
         return found
 
     def _on_rows(
@@ -159,6 +160,11 @@ class _Choosing:
         rows = {name: sum(call.rows for call in calls) for name, calls in halved.aside.items()}
         comparison = Comparison(found.measure, losses, rows, left_out | found.left_out)
         return winner, told_of_rows(evidence, winner, first, reason, comparison)
+
+
+def _compared(job: Job) -> Job:
+    """The job as it is compared with others: with its calibration, whatever comes of it."""
+    return replace(job, recipe=job.recipe.model_copy(update={"keep_best": False}))
 
 
 def _work(job: Job) -> Work:

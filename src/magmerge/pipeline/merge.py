@@ -261,7 +261,7 @@ def job_of(
             "skip": patterns(arguments["skip"]),
             "ignore": patterns(arguments["ignore"]),
             "seed": arguments["seed"],
-            **{name: arguments[name] for name in LATER if arguments.get(name)},
+            **{k: arguments[k] for k in LATER if k in arguments and (arguments[k] or k == "bound")},
             "samples": samples,
             "output": _output(arguments),
         }
