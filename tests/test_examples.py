@@ -10,7 +10,7 @@ import pytest
 
 from tests.quick import quick_ones
 
-QUICK = ("first_merge", "own_method")
+QUICK = ("own_method",)
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 
