@@ -21,7 +21,7 @@ from magmerge.core.errors import CheckpointError, OutputError, ParameterError
 from magmerge.evaluation.ablation import Ablation, Left
 from magmerge.evaluation.side_by_side import SideBySide
 from tests.live.test_compound import family
-from tests.live.test_running import folders, llama
+from tests.live.test_running import bert, folders, llama
 
 PROMPTS = ["waaa waab", "waac waad waae"]
 
@@ -164,3 +164,42 @@ def test_what_is_within_chance_is_not_said() -> None:
     one = Left("a", 1.0, 0.9, 0.2, 1.0, 1.0)
     assert one.state == ""
     assert "no expert clearly" in Ablation("ties", "kl", {"a": 1}, (one,)).text
+
+
+@pytest.mark.parametrize("role", ["base", "merged"])
+def test_an_expert_may_be_called_as_a_role_is(texts: Path, tmp_path: Path, role: str) -> None:
+    shutil.copytree(texts / "expert-0", tmp_path / role)
+    for prompts in (PROMPTS, {role: PROMPTS}):
+        plain = prompts if isinstance(prompts, list) else {"expert-0": PROMPTS}
+        merged = (texts / "expert-1", texts / "base")
+        found = magmerge.compare(
+            texts / "base", [tmp_path / role, merged[0]], merged[1], prompts=prompts, tokens=5
+        )
+        wanted = magmerge.compare(
+            texts / "base", [texts / "expert-0", merged[0]], merged[1], prompts=plain, tokens=5
+        )
+        assert found.models == ("base", f"experts.{role}", "expert-1", "merged")
+        assert found.answers == wanted.answers
+        assert [len(row["answers"]) for row in found.document()["prompts"]] == [4, 4]
+        renamed = wanted.text.replace("expert-0", f"experts.{role}")
+        assert found.text == renamed
+    both = {role: texts / "expert-0", f"experts.{role}": texts / "expert-1"}
+    found = magmerge.compare(texts / "base", both, texts / "base", prompts=PROMPTS, tokens=1)
+    assert len({*found.models}) == 4
+
+
+@pytest.mark.parametrize("role", ["base", "merged"])
+def test_an_expert_called_as_a_role_is_left_out_like_another(tmp_path: Path, role: str) -> None:
+    base = bert()
+    base_path, paths = folders(tmp_path, base, family(base, 2))
+    torch.manual_seed(3)
+    save_file({"input_ids": torch.randint(1, 40, (8, 6))}, tmp_path / "d.safetensors")
+    one, two = paths.values()
+    losses = []
+    for names in (("a", "b"), (role, "b")):
+        data = dict.fromkeys(names, tmp_path / "d.safetensors")
+        experts = dict(zip(names, (one, two), strict=True))
+        found = magmerge.ablate(base=base_path, experts=experts, data=data)
+        assert found.measure == "cosine"
+        losses.append([number for left in found.left for number in left[1:]])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)

@@ -131,7 +131,7 @@ def ablate(
     sources = by_expert(data, [*members])
     inputs = calibration_inputs(sources, folder=folder, options=options_of(samples, seed))
     bench = _Bench(folder, inputs, hardware, 2 * len(members) + 2)
-    bench.look("base", base, members)
+    bench.look(None, base, members)
     for name, expert in members.items():
         bench.look(name, expert, [name])
     merged = partial(
@@ -182,13 +182,17 @@ class _Bench:
             total,
             0,
         )
-        self._answers: dict[tuple[str, str], list[Answer]] = {}
+        self._answers: dict[tuple[str | None, str], list[Answer]] = {}
 
-    def look(self, role: str, model: Measurable, names: Sequence[str] | Mapping[str, Any]) -> None:
-        """Keep what a model makes of these experts' samples."""
+    def look(
+        self, expert: str | None, model: Measurable, names: Sequence[str] | Mapping[str, Any]
+    ) -> None:
+        """Keep what an expert, or under None the base, makes of these experts' samples."""
         module = self._put(model)
         for name in names:
-            self._answers[role, name] = [self._answer(module, call) for call in self._inputs[name]]
+            self._answers[expert, name] = [
+                self._answer(module, call) for call in self._inputs[name]
+            ]
 
     def measures(self, model: Measurable) -> dict[str, Tensor]:
         """The label-free measures of a model on each expert's samples, [rows, measures]."""
@@ -198,7 +202,7 @@ class _Bench:
                 [
                     compare(self._answer(module, call), expert, base)
                     for call, expert, base in zip(
-                        calls, self._answers[name, name], self._answers["base", name], strict=True
+                        calls, self._answers[name, name], self._answers[None, name], strict=True
                     )
                 ]
             )

@@ -29,7 +29,7 @@ from magmerge.data.rows import (
 )
 from magmerge.data.sources import read_samples
 from magmerge.data.tokens import open_tokenizer
-from magmerge.engine.opening import experts_by_name
+from magmerge.engine.opening import EXPERT, ROLES, experts_by_name
 from magmerge.evaluation.entries import ModelEntry
 from magmerge.evaluation.live_model import (
     Hardware,
@@ -53,7 +53,7 @@ Answerer = Callable[[nn.Module, Inputs], str]
 class SideBySide(Tabular):
     """What each model makes of each prompt. `answers` are in the order of `models`: the base, the
     experts by name, and the merged model, which is the last. `owners` name the expert whose prompt
-    each is, None: anybody's.
+    each is, None: anybody's. An expert that is called base or merged is experts.base here.
     """
 
     tabled: ClassVar[str] = "magmerge.evaluation.side_by_side:side_by_side_table"
@@ -147,21 +147,42 @@ def compare(
             remedy="give the base as a folder that transformers can load",
         )  # fmt: skip
     rows = {name: _rows(source, count, text_field) for name, source in sources.items()}
+    labels = _labels([*members])
     names = [text for own in rows.values() for text in _texts(own)]
-    owners = [name for name, own in rows.items() for _ in _texts(own)]
+    owners = [name and labels[name] for name, own in rows.items() for _ in _texts(own)]
     calls = [call for own in rows.values() for call in _calls(own, folder)]
-    models: dict[str, Any] = {"base": base, **members, "merged": merged}
+    experts_told = [(labels[name], model) for name, model in members.items()]
+    models = [("base", base), *experts_told, ("merged", merged)]
     progress = machine.pop("progress", None) or shown_progress()
     hardware = Hardware(**machine, progress=progress)
+    answers = _answers([model for _, model in models], calls, folder, tokens, hardware)
+    told = tuple(label for label, _ in models)
+    return SideBySide(told, tuple(names), tuple(zip(*answers, strict=True)), tuple(owners))
+
+
+def _labels(names: Sequence[str]) -> dict[str, str]:
+    """What each expert is called beside the base and the merged model: no two models alike."""
+    labels = {}
+    for name in names:
+        label = name
+        while label in ROLES or (label != name and label in names):
+            label = f"{EXPERT}{label}"
+        labels[name] = label
+    return labels
+
+
+def _answers(
+    models: Sequence[Any], calls: Sequence[Inputs], folder: Path, tokens: int, hardware: Hardware
+) -> list[list[str]]:
+    """What each model, one after the other, answers to each call."""
     live, answers = LiveModel(ModelEntry.model_validate({}), folder), list[list[str]]()
-    for number, model in enumerate(models.values()):
+    for number, model in enumerate(models):
         module = live.put(open_weights(model, folder), hardware)
         answer = _answerer(module, folder, tokens)
         with torch.inference_mode(), evaluating(module):
             answers.append([answer(module, call) for call in calls])
         hardware.tell("comparing", number + 1, len(models))
-    columns = tuple(zip(*answers, strict=True))
-    return SideBySide(tuple(models), tuple(names), columns, tuple(owners))
+    return answers
 
 
 def _rows(source: Any, count: int, field: str | None) -> Rows:
