@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,13 @@ import pytest
 import torch
 from examples.tiny.encoders import write_language_model
 from safetensors.torch import save_file
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+)  # fmt: skip
 from typer.testing import CliRunner
 
 import magmerge
@@ -20,6 +27,7 @@ from magmerge.cli.typer_program import program_with
 from magmerge.core.errors import CheckpointError, OutputError, ParameterError
 from magmerge.evaluation.ablation import Ablation, Left
 from magmerge.evaluation.side_by_side import SideBySide
+from tests.conftest import call
 from tests.live.test_compound import family
 from tests.live.test_running import bert, folders, llama
 
@@ -131,8 +139,76 @@ def test_the_command_line_shows_the_same(texts: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "answers as the expert does" in done.output
     assert out.is_file()
-    few = CliRunner().invoke(program_with(["compare"]), [*words[:3], *words[-4:]])
-    assert few.exit_code == 2
+
+
+def test_too_few_models_or_tokens_are_told(texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = ("--prompts", texts / "prompts.txt")
+    base, expert = texts / "base", texts / "expert-0"
+    few = call(capsys, "compare", base, expert, *prompts)
+    assert few.code == 2
+    assert "give BASE, one expert or more, and MERGED" in few.err
+    typed = call(capsys, "compare", base, "--prompts=" + str(prompts[1]), expert, "--count=1")
+    assert typed.code == 2
+    for tokens in (0, -1):
+        none = call(capsys, "compare", base, expert, base, *prompts, f"--tokens={tokens}")
+        assert none.code == 1
+        assert f"{tokens} tokens" in none.err
+
+
+@pytest.mark.parametrize("family_name", ["llama", "gpt2"])
+def test_answers_end_where_the_positions_do(
+    texts: Path, tmp_path: Path, family_name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(texts / "base", tmp_path / "base")
+    if family_name == "gpt2":
+        torch.manual_seed(0)
+        words = len(AutoTokenizer.from_pretrained(texts / "base"))
+        config = GPT2Config(vocab_size=words, n_positions=16, n_embd=16, n_layer=1, n_head=2)
+        GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
+    else:
+        config = json.loads((tmp_path / "base" / "config.json").read_text())
+        config["max_position_embeddings"] = 16
+        (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    base = tmp_path / "base"
+    with pytest.warns(magmerge.MagmergeWarning, match=r"positions for 16 tokens.*of 2 prompts 2"):
+        found = magmerge.compare(base, [base], base, prompts=PROMPTS, tokens=5000)
+    assert all(len(answer.split()) <= 16 for row in found.answers for answer in row)
+    full = [" ".join(["waaa"] * 40)]
+    with pytest.warns(magmerge.MagmergeWarning, match="of 1 prompt 1"):
+        magmerge.compare(base, [base], base, prompts=full, tokens=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", magmerge.MagmergeWarning)
+        magmerge.compare(base, [base], base, prompts=full, tokens=1)
+    (tmp_path / "p.txt").write_text("waaa\n")
+    words = ("compare", base, base, base, "--prompts", tmp_path / "p.txt", "--tokens", 5000)
+    assert call(capsys, *words).code == 0
+
+
+def test_a_conversation_beyond_the_positions_is_told(texts: Path, tmp_path: Path) -> None:
+    shutil.copytree(texts / "base", tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    tokenizer.chat_template = "{% for m in messages %} {{ m.content }}{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "base")
+    row = {"prompt": "waaa " * 300, "completion": "wabb"}
+    (tmp_path / "chat.jsonl").write_text(json.dumps(row) + "\n")
+    base = tmp_path / "base"
+    with pytest.raises(ParameterError, match=r"prompt 1 has 300 tokens.*positions for 160"):
+        magmerge.compare(base, [base], base, prompts=tmp_path / "chat.jsonl")
+
+
+def test_a_page_that_is_there_is_told_before_any_model_runs(
+    texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "page.html"
+    out.write_text("mine")
+    models = (texts / "base", texts / "expert-0", texts / "base")
+    words = ("compare", *models, "--prompts", texts / "prompts.txt", "--tokens", 1, "--out")
+    for place in (out, tmp_path, tmp_path / "none" / "page.html"):
+        found = call(capsys, *words, place)
+        assert found.code == 1
+        assert "comparing" not in found.err
+    assert out.read_text() == "mine"
+    assert call(capsys, *words, out, "--yes").code == 0
 
 
 def test_leaving_out_a_stranger_brings_the_others_nearer(tmp_path: Path) -> None:
