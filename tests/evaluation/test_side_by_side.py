@@ -236,6 +236,23 @@ def test_leaving_out_a_stranger_brings_the_others_nearer(tmp_path: Path) -> None
         magmerge.ablate(base=base_path, experts=[paths["stranger"]], data=data["stranger"])
 
 
+def test_nothing_is_said_of_what_is_not_known(tmp_path: Path) -> None:
+    nan, inf = float("nan"), float("inf")
+    unknown = [Left("a", *pair, 0.1, 1.0, 1.0) for pair in ((nan, nan), (nan, 1.0), (inf, 1.0))]
+    assert [one.state for one in unknown] == ["", "", ""]
+    found = Ablation("ties", "kl", {"a": 1}, (*unknown, Left("b", 1.0, 0.5, 0.01, 1.0, 1.0)))
+    assert "b hurts the others most" in found.text
+    assert found.table.rows[0][0] == "b"
+    json.dumps(found.document(), allow_nan=False)
+    base_path, paths = folders(tmp_path, llama(), family(llama(), 2))
+    save_file({"input_ids": torch.randint(0, 40, (1, 6))}, tmp_path / "d.safetensors")
+    data = dict.fromkeys(paths, tmp_path / "d.safetensors")
+    single = magmerge.ablate(base=base_path, experts=paths, data=data, samples=1)
+    assert [one.state for one in single.left] == ["", ""]
+    assert "not known" in single.text
+    json.dumps(single.document(), allow_nan=False)
+
+
 def test_what_is_within_chance_is_not_said() -> None:
     one = Left("a", 1.0, 0.9, 0.2, 1.0, 1.0)
     assert one.state == ""

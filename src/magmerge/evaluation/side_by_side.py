@@ -129,9 +129,9 @@ def compare(
 
     `prompts` is a file of texts, conversations or images, a list of texts, or such by the name of
     the expert whose task they are; the first `count` of each are taken. A causal language model
-    goes on greedily for at most `tokens` tokens, and no further than its positions; a classifier tells its label. `base` is a folder
-    with config.json and tokenizer. Models run one after the other; `machine` are fields of
-    `Hardware`. Raises MagmergeError's children.
+    goes on greedily for at most `tokens` tokens, and no further than its positions; a classifier
+    tells its label. `base` is a folder with config.json and tokenizer. Models run one after the
+    other; `machine` are fields of `Hardware`. Raises MagmergeError's children.
     """
     members = experts_by_name(experts)
     sources = prompts if isinstance(prompts, Mapping) else {None: prompts}
