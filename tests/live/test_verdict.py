@@ -20,6 +20,8 @@ from magmerge.engine.keep_best import best_of
 from magmerge.engine.norm_verdict import norm_verdict
 from magmerge.live.label_free import MEASURES
 from magmerge.live.verdict import Seen, verdict_of
+from magmerge.report.account import VerdictAccount
+from magmerge.report.verdict_text import headline
 from tests.live.test_checking import checked, halfway
 from tests.live.test_compound import family
 from tests.live.test_exactness import merged_by
@@ -204,6 +206,19 @@ def test_by_weights_alone_lengths_are_told_with_a_conclusion(tmp_path: Path) -> 
         for r in records
     ]
     assert norm_verdict(away)["best"] == "merge"
+    assert found["calibrated_to"] == {"merge": "better"}
+    for factor in (0.999, 1.0, 1.001):
+        same = [
+            type(r)(
+                **{
+                    **{n: getattr(r, n) for n in r.__slots__},
+                    "norm_after": factor * r.norm_before,
+                }
+            )
+            for r in records
+        ]
+        told = headline(VerdictAccount.model_validate(norm_verdict(same)))
+        assert told.startswith("Lengths are about as they were")
     assert norm_verdict([]) == {}
 
 

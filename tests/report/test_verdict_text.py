@@ -74,6 +74,9 @@ def test_the_card_has_it_too() -> None:
         ({"models": {}}, "not known"),
         ({"judge": "norms", "best": "merge"}, "went away"),
         ({"judge": "norms"}, "came nearer"),
+        ({"judge": "norms", "merge": "even"}, "about as they were"),
+        ({"judge": "norms", "calibrated_to": {}, "nearer": 0, "farther": 2}, "about as they were"),
+        ({"judge": "norms", "calibrated_to": {}, "nearer": 2, "farther": 0}, "came nearer"),
     ],
 )
 def test_the_headline_says_whether_it_helped(more: dict[str, Any], words: str) -> None:

@@ -55,6 +55,13 @@ def token_limit(limit: int | None, tokenizer: Any, folder: Path | None) -> int:
             )
         return limit
     limits = [int(tokenizer.model_max_length), LONGEST]
-    config = {} if folder is None else read_config(folder)
-    limits += [config[key] for key in POSITIONS if isinstance(config.get(key), int)]
+    places = positions(folder)
+    limits += [] if places is None else [places]
     return max(1, min(limits))
+
+
+def positions(folder: Path | None) -> int | None:
+    """Tokens that the model in this folder has positions for; None where its config names none."""
+    config = {} if folder is None else read_config(folder)
+    told = [config[key] for key in POSITIONS if isinstance(config.get(key), int)]
+    return min(told, default=None)

@@ -9,7 +9,7 @@ from typing import Any
 from magmerge.core.types import LayerRecord
 
 AWAY_BY = 0.01
-"""Mean growth of the logarithm's distance from 0 that is told as going away."""
+"""Mean change of the logarithm's distance from 0 that is told as going away, or coming nearer."""
 UNKNOWN = "whether the tasks gain by it only samples tell (--calibrate fsc --data NAME=FILE)"
 AWAY = (
     "the calibration takes lengths away from the experts': the merge without it may be the better "
@@ -29,7 +29,8 @@ def norm_verdict(records: Sequence[LayerRecord]) -> dict[str, Any]:
     before, after = ([math.log(pair[end]) for pair in pairs] for end in (0, 1))
     nearer = sum(abs(b) < abs(a) * (1 - 1e-6) for a, b in zip(before, after, strict=True))
     farther = sum(abs(b) > abs(a) * (1 + 1e-6) for a, b in zip(before, after, strict=True))
-    away = math.fsum(map(abs, after)) > math.fsum(map(abs, before)) + AWAY_BY * len(pairs)
+    growth = (math.fsum(map(abs, after)) - math.fsum(map(abs, before))) / len(pairs)
+    away = growth > AWAY_BY
     first, last = (math.exp(math.fsum(logs) / len(logs)) for logs in (before, after))
     count = f"{len(pairs)} layer{'' if len(pairs) == 1 else 's'}"
     text = (
@@ -45,6 +46,7 @@ def norm_verdict(records: Sequence[LayerRecord]) -> dict[str, Any]:
         "nearer": nearer,
         "farther": farther,
         "best": "merge" if away else "calibrated",
+        "calibrated_to": {"merge": "worse" if away else "better" if growth < -AWAY_BY else "even"},
         "text": text,
         "next": AWAY if away else UNKNOWN,
     }

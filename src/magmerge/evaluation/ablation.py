@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -36,10 +37,13 @@ from magmerge.pipeline.merge import merge
 
 WORDS = {"kl": "divergence (KL) from", "cosine": "1 - cosine of changes to"}
 
+HURTS = "hurts the others"
+
 
 class Left(NamedTuple):
     """What came of leaving one expert out: the mean loss on the other experts' samples with all
-    experts and without this one, the standard error of the difference, and on its own samples.
+    experts and without this one, the standard error of the difference (NaN where fewer than two
+    rows tell it), and on its own samples.
     """
 
     expert: str
@@ -52,10 +56,19 @@ class Left(NamedTuple):
     @property
     def state(self) -> str:
         """Whether it hurts the others, helps them, or neither by more than chance."""
-        difference = self.others - self.without
-        if abs(difference) <= ERRORS * self.error:
+        if not self.known or abs(self.difference) <= ERRORS * self.error:
             return ""
-        return "hurts the others" if difference > 0 else "helps the others"
+        return HURTS if self.difference > 0 else "helps the others"
+
+    @property
+    def difference(self) -> float:
+        """By how much the others are farther from their experts with it than without."""
+        return self.others - self.without
+
+    @property
+    def known(self) -> bool:
+        """Whether the samples tell a difference, and its error."""
+        return math.isfinite(self.difference) and math.isfinite(self.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +84,13 @@ class Ablation(Tabular):
     @property
     def text(self) -> str:
         """Which expert hurts the others most."""
-        worst = max(self.left, key=lambda one: one.others - one.without)
-        if worst.state != "hurts the others":
+        if not any(one.known for one in self.left):
+            return "whether an expert hurts the others is not known: too few rows tell it"
+        hurting = [one for one in self.left if one.state == HURTS]
+        if not hurting:
             return "no expert clearly hurts the others on these samples"
-        every = all(one.state == worst.state for one in self.left)
+        worst = max(hurting, key=lambda one: one.difference)
+        every = len(hurting) == len(self.left)
         return (
             f"{'each expert takes from the others; ' if every else ''}{worst.expert} hurts the "
             f"others most: without it their {WORDS[self.measure]} their "
@@ -83,13 +99,22 @@ class Ablation(Tabular):
 
     def document(self) -> dict[str, Any]:
         """The same for a program to read."""
-        left = [{**one._asdict(), "state": one.state} for one in self.left]
+        left = [
+            {
+                key: None if isinstance(value, float) and not math.isfinite(value) else value
+                for key, value in {**one._asdict(), "state": one.state}.items()
+            }
+            for one in self.left
+        ]
         return {**asdict(self), "left": left, "text": self.text}
 
 
 def ablation_table(found: Ablation) -> Table:
-    """A row for each expert that was left out, the most harmful first."""
-    ranked = sorted(found.left, key=lambda one: one.without - one.others)
+    """A row for each expert that was left out, the most harmful first, the unknown last."""
+    ranked = sorted(
+        found.left,
+        key=lambda one: -one.difference if math.isfinite(one.difference) else math.inf,
+    )
     rows = tuple(
         (one.expert, one.others, one.without, one.error, one.own, one.own_without, one.state)
         for one in ranked
@@ -131,7 +156,7 @@ def ablate(
     sources = by_expert(data, [*members])
     inputs = calibration_inputs(sources, folder=folder, options=options_of(samples, seed))
     bench = _Bench(folder, inputs, hardware, 2 * len(members) + 2)
-    bench.look("base", base, members)
+    bench.look(None, base, members)
     for name, expert in members.items():
         bench.look(name, expert, [name])
     merged = partial(
@@ -164,7 +189,7 @@ def _left(name: str, whole: Mapping[str, Tensor], rest: Mapping[str, Tensor], ju
     )
     known = before.isfinite() & after.isfinite()
     difference = (before - after)[known].double()
-    error = float(difference.std()) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
+    error = float(difference.std()) / len(difference) ** 0.5 if len(difference) > 1 else math.nan
     own, own_without = (float(losses_of(rows[name], judge).nanmean()) for rows in (whole, rest))
     with_it, without = (float(losses[known].mean()) for losses in (before, after))
     return Left(name, with_it, without, error, own, own_without)
@@ -182,13 +207,17 @@ class _Bench:
             total,
             0,
         )
-        self._answers: dict[tuple[str, str], list[Answer]] = {}
+        self._answers: dict[tuple[str | None, str], list[Answer]] = {}
 
-    def look(self, role: str, model: Measurable, names: Sequence[str] | Mapping[str, Any]) -> None:
-        """Keep what a model makes of these experts' samples."""
+    def look(
+        self, expert: str | None, model: Measurable, names: Sequence[str] | Mapping[str, Any]
+    ) -> None:
+        """Keep what an expert, or under None the base, makes of these experts' samples."""
         module = self._put(model)
         for name in names:
-            self._answers[role, name] = [self._answer(module, call) for call in self._inputs[name]]
+            self._answers[expert, name] = [
+                self._answer(module, call) for call in self._inputs[name]
+            ]
 
     def measures(self, model: Measurable) -> dict[str, Tensor]:
         """The label-free measures of a model on each expert's samples, [rows, measures]."""
@@ -198,7 +227,7 @@ class _Bench:
                 [
                     compare(self._answer(module, call), expert, base)
                     for call, expert, base in zip(
-                        calls, self._answers[name, name], self._answers["base", name], strict=True
+                        calls, self._answers[name, name], self._answers[None, name], strict=True
                     )
                 ]
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from magmerge.core.errors import CheckpointError, MagmergeError, ParameterError
+from magmerge.core.errors import CheckpointError, MagmergeError, MagmergeWarning, ParameterError
 from magmerge.core.lazy import Tabular
 from magmerge.core.machine import shown_progress
 from magmerge.core.tables import Table
@@ -28,8 +29,8 @@ from magmerge.data.rows import (
     Texts,
 )
 from magmerge.data.sources import read_samples
-from magmerge.data.tokens import open_tokenizer
-from magmerge.engine.opening import experts_by_name
+from magmerge.data.tokens import open_tokenizer, positions
+from magmerge.engine.opening import EXPERT, ROLES, experts_by_name
 from magmerge.evaluation.entries import ModelEntry
 from magmerge.evaluation.live_model import (
     Hardware,
@@ -53,7 +54,7 @@ Answerer = Callable[[nn.Module, Inputs], str]
 class SideBySide(Tabular):
     """What each model makes of each prompt. `answers` are in the order of `models`: the base, the
     experts by name, and the merged model, which is the last. `owners` name the expert whose prompt
-    each is, None: anybody's.
+    each is, None: anybody's. An expert that is called base or merged is experts.base here.
     """
 
     tabled: ClassVar[str] = "magmerge.evaluation.side_by_side:side_by_side_table"
@@ -128,9 +129,9 @@ def compare(
 
     `prompts` is a file of texts, conversations or images, a list of texts, or such by the name of
     the expert whose task they are; the first `count` of each are taken. A causal language model
-    goes on greedily for at most `tokens` tokens; a classifier tells its label. `base` is a folder
-    with config.json and tokenizer. Models run one after the other; `machine` are fields of
-    `Hardware`. Raises MagmergeError's children.
+    goes on greedily for at most `tokens` tokens, and no further than its positions; a classifier
+    tells its label. `base` is a folder with config.json and tokenizer. Models run one after the
+    other; `machine` are fields of `Hardware`. Raises MagmergeError's children.
     """
     members = experts_by_name(experts)
     sources = prompts if isinstance(prompts, Mapping) else {None: prompts}
@@ -140,6 +141,10 @@ def compare(
         raise ParameterError(
             problem or f"{count} prompts", remedy=f"known: {', '.join(members)}; one prompt or more"
         )
+    if not isinstance(tokens, int) or tokens < 1:
+        raise ParameterError(
+            f"{tokens} tokens to go on for", remedy="give --tokens (tokens=) one token or more"
+        )
     folder = Path(base)
     if not (folder / "config.json").is_file():
         raise CheckpointError(
@@ -147,21 +152,75 @@ def compare(
             remedy="give the base as a folder that transformers can load",
         )  # fmt: skip
     rows = {name: _rows(source, count, text_field) for name, source in sources.items()}
+    labels = _labels([*members])
     names = [text for own in rows.values() for text in _texts(own)]
-    owners = [name for name, own in rows.items() for _ in _texts(own)]
+    owners = [name and labels[name] for name, own in rows.items() for _ in _texts(own)]
     calls = [call for own in rows.values() for call in _calls(own, folder)]
-    models: dict[str, Any] = {"base": base, **members, "merged": merged}
+    experts_told = [(labels[name], model) for name, model in members.items()]
+    models = [("base", base), *experts_told, ("merged", merged)]
     progress = machine.pop("progress", None) or shown_progress()
     hardware = Hardware(**machine, progress=progress)
+    answers = _answers([model for _, model in models], calls, folder, tokens, hardware)
+    told = tuple(label for label, _ in models)
+    return SideBySide(told, tuple(names), tuple(zip(*answers, strict=True)), tuple(owners))
+
+
+def _labels(names: Sequence[str]) -> dict[str, str]:
+    """What each expert is called beside the base and the merged model: no two models alike."""
+    labels = {}
+    for name in names:
+        label = name
+        while label in ROLES or (label != name and label in names):
+            label = f"{EXPERT}{label}"
+        labels[name] = label
+    return labels
+
+
+def _answers(
+    models: Sequence[Any], calls: Sequence[Inputs], folder: Path, tokens: int, hardware: Hardware
+) -> list[list[str]]:
+    """What each model, one after the other, answers to each call."""
     live, answers = LiveModel(ModelEntry.model_validate({}), folder), list[list[str]]()
-    for number, model in enumerate(models.values()):
+    for number, model in enumerate(models):
         module = live.put(open_weights(model, folder), hardware)
         answer = _answerer(module, folder, tokens)
+        if number == 0 and predicts_tokens(module):
+            _check_lengths(calls, folder, tokens)
         with torch.inference_mode(), evaluating(module):
             answers.append([answer(module, call) for call in calls])
         hardware.tell("comparing", number + 1, len(models))
-    columns = tuple(zip(*answers, strict=True))
-    return SideBySide(tuple(models), tuple(names), columns, tuple(owners))
+    return answers
+
+
+def _check_lengths(calls: Sequence[Inputs], folder: Path, tokens: int) -> None:
+    """ParameterError where a prompt has more tokens than the model has positions; a warning where
+    answers end before `tokens`, because the positions do.
+    """
+    places, lengths = positions(folder), [call.kwargs["input_ids"].shape[1] for call in calls]
+    if places is None or not lengths:
+        return
+    longest = max(lengths)
+    if longest > places:
+        raise ParameterError(
+            f"prompt {lengths.index(longest) + 1} has {longest} tokens, and the model has "
+            f"positions for {places}",
+            source=folder,
+            remedy="leave that prompt out, or shorten it",
+        )
+    short = sum(_room(length, places) < tokens for length in lengths)
+    if short:
+        warnings.warn(
+            f"the model has positions for {places} tokens, so of {len(lengths)} "
+            f"prompt{'' if len(lengths) == 1 else 's'} {short} cannot go on for {tokens}: the "
+            "answers end where the positions do",
+            MagmergeWarning,
+            stacklevel=4,
+        )
+
+
+def _room(length: int, places: int) -> int:
+    """Tokens that can follow so many; the last of them needs no position."""
+    return places + 1 - length
 
 
 def _rows(source: Any, count: int, field: str | None) -> Rows:
@@ -208,16 +267,18 @@ def _answerer(module: nn.Module, folder: Path, tokens: int) -> Answerer:
     tokenizer = open_tokenizer(folder, "the prompts")
     ends = tokenizer.eos_token_id
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends
+    places = positions(folder)
 
     def continued(model: Any, call: Inputs) -> str:
         kwargs = {k: v for k, v in call.kwargs.items() if k in ("input_ids", "attention_mask")}
         place = next(model.parameters()).device
+        length = kwargs["input_ids"].shape[1]
+        most = tokens if places is None else min(tokens, _room(length, places))
         made = model.generate(
             **{name: tensor.to(place) for name, tensor in kwargs.items()},
-            max_new_tokens=tokens, do_sample=False, num_beams=1, pad_token_id=padding,
+            max_new_tokens=most, do_sample=False, num_beams=1, pad_token_id=padding,
         )  # fmt: skip
-        new = made[0, kwargs["input_ids"].shape[1] :]
-        text: str = tokenizer.decode(new, skip_special_tokens=True)
+        text: str = tokenizer.decode(made[0, length:], skip_special_tokens=True)
         return text.strip()
 
     return continued

@@ -153,6 +153,8 @@ class VerdictAccount(FilePart):
     next: str = ""
     rows: dict[str, int] = {}
     calibrated_to: dict[str, str] = {}
+    nearer: int = 0
+    farther: int = 0
     models: dict[str, dict[str, Number]] = {}
     experts: dict[str, dict[str, dict[str, Number]]] = {}
 

@@ -38,9 +38,7 @@ class VerdictTable(NamedTuple):
 def headline(verdict: VerdictAccount) -> str:
     """Better or not, in a few words."""
     if verdict.judge == "norms":
-        if verdict.best == "merge":
-            return "Lengths went away from the experts'."
-        return "Lengths came nearer to the experts'; whether tasks gain is not measured."
+        return _lengths(verdict)
     if not verdict.models:
         return "Whether it helped is not known."
     if verdict.best == "base":
@@ -55,6 +53,16 @@ def headline(verdict: VerdictAccount) -> str:
     if told[1] == "better":
         return "The merge helped; the calibration made no clear difference."
     return "No clear difference."
+
+
+def _lengths(verdict: VerdictAccount) -> str:
+    """Whether lengths came nearer to the experts'. Records once told by counts of layers alone."""
+    if verdict.best == "merge":
+        return "Lengths went away from the experts'."
+    counted = "better" if verdict.nearer > verdict.farther else "even"
+    if verdict.calibrated_to.get("merge", counted) == "better":
+        return "Lengths came nearer to the experts'; whether tasks gain is not measured."
+    return "Lengths are about as they were; whether tasks gain is not measured."
 
 
 def change_text(verdict: VerdictAccount) -> str:
