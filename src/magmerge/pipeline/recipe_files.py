@@ -34,13 +34,13 @@ def recipes_of(
     """
     if isinstance(recipe, str | Path):
         held = {key.removeprefix(EXPERT) for key in models}
-        check_called(recipe, held)
         check = load("magmerge.core.recipe_check:check_text")
         try:
             recipes = read_recipes(recipe, rules)
         except MagmergeError:
             check(recipe_text(recipe), str(recipe), held)
             raise
+        check_called(recipe, held)
         check_documents(recipes)
         check(recipe_text(recipe), str(recipe), held)
         return recipes

@@ -230,8 +230,9 @@ def _text(recipe: str | Path) -> tuple[str, str]:
     """A recipe's text, and what messages call it: a text has several lines."""
     if isinstance(recipe, str) and "\n" in recipe:
         return recipe, "the recipe"
+    text = recipe_text(recipe)
     check_called(recipe)
-    return recipe_text(recipe), str(recipe)
+    return text, str(recipe)
 
 
 def _folder(recipe: str | Path, out: str | Path | None) -> Path | None:
