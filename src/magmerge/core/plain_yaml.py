@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -74,3 +75,17 @@ def _refuse(_: PlainLoader, node: yaml.Node) -> None:
 
 
 PlainLoader.add_constructor(MARK, _refuse)
+
+
+def documents_of(text: str) -> list[dict[str, Any]]:
+    """The documents of a text; none where they are not all mappings, or it is no YAML."""
+    try:
+        contents = [*yaml.load_all(text, PlainLoader)]
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return []
+    return contents if all(isinstance(content, dict) for content in contents) else []
+
+
+def names_of(documents: Sequence[Mapping[str, Any]]) -> set[str]:
+    """What documents are called by, where they read each other."""
+    return {str(each["name"]) for each in documents if each.get("name") is not None}

@@ -7,6 +7,9 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from magmerge.core.errors import MagmergeError
+from magmerge.core.lazy import load
+
 Change = Callable[[str], str]
 """From a text that may be a path to what it is called elsewhere."""
 ROLES, MAPS = ("base", "merged"), ("experts", "statistics")
@@ -35,44 +38,96 @@ def _changed(value: Any, change: Change) -> Any:
 
 
 def seen_from(folder: Path, others: Collection[str | None] = ()) -> Change:
-    """What is here, as it is called from a folder; all else, and `others`, as they are."""
+    """What is here, as it is called from a folder; all else, and `others`, as they are.
 
-    def one(text: str) -> str:
-        if not os.path.lexists(text):
-            return text
-        try:
-            return Path(os.path.relpath(text, folder)).as_posix()
-        except ValueError:  # on another drive
-            return text
-
-    return _each_part(one, others)
-
-
-def rooted_at(folder: Path, others: Collection[str | None] = ()) -> Change:
-    """What lies where it is called from a folder, as it is called from here; all else as it is.
-
-    What lies there under no such name may be called from where the program ran, as recipes beside
-    results once were.
+    A path so told begins with a dot, so that it is never taken for a name of the hub. Links on the
+    way are followed, as `..` behind a link is another folder than in front of it.
     """
 
     def one(text: str) -> str:
-        place = os.path.normpath(os.path.join(folder, text))
-        if os.path.isabs(text) or "\0" in text or not os.path.lexists(place):
-            return text
-        return place
-
-    return _each_part(one, others)
-
-
-def _each_part(one: Change, others: Collection[str | None]) -> Change:
-    """The change of a path, and of both of a model and an adapter: MODEL+ADAPTER."""
+        return told_from(folder, text) if os.path.lexists(text) else text
 
     def change(text: str) -> str:
-        if text in others or not text:
-            return text
-        whole = one(text)
-        if whole != text or "+" not in text or os.path.lexists(text):
-            return whole
-        return "+".join(one(part) if part else part for part in text.split("+"))
+        if text in others or "+" not in text or os.path.lexists(text):
+            return text if text in others or not text else one(text)
+        parts = _parts(text, os.path.lexists)
+        return "+".join(map(one, parts)) if parts else text
 
     return change
+
+
+def told_from(folder: Path, path: str) -> str:
+    """A path as it is called from a folder; as it is where that is on another drive."""
+    try:
+        told = Path(os.path.relpath(_led_to(path), os.path.realpath(folder))).as_posix()
+    except ValueError:
+        return path
+    return told if _dotted(told) else f"./{told}"
+
+
+def rooted_at(
+    folder: Path, others: Collection[str | None] = (), lost: list[str] | None = None
+) -> Change:
+    """What is called from a folder, as it is called from here; names, and `others`, as they are.
+
+    A path is never looked for elsewhere: one that leads to nothing is told to `lost`, and stays a
+    path of that folder. So does a name of what happens to lie where the program runs.
+    """
+    lost = [] if lost is None else lost
+
+    def there(text: str) -> bool:
+        return os.path.lexists(_placed(folder, text))
+
+    def one(text: str) -> str:
+        if not text or os.path.isabs(text):
+            return text
+        found = there(text)
+        if not found and not _dotted(text) and not os.path.lexists(text):
+            return text
+        if not found:
+            lost.append(text)
+        return _placed(folder, text)
+
+    def change(text: str) -> str:
+        if text in others or "\0" in text or "+" not in text or there(text):
+            return text if text in others or "\0" in text else one(text)
+        parts = _parts(text, there)
+        if parts:
+            return "+".join(map(one, parts))
+        before = len(lost)
+        told = "+".join(map(one, text.split("+")))
+        if len(lost) > before:
+            lost[before:] = [text]
+        return told
+
+    return change
+
+
+def _parts(text: str, exists: Callable[[str], bool]) -> list[str]:
+    """The model and the adapter of MODEL+ADAPTER; nothing where it cannot be read so."""
+    try:
+        return [*map(str, load("magmerge.core.model_strings:parse")(text, exists).parts)]
+    except MagmergeError:
+        return []
+
+
+def _dotted(text: str) -> bool:
+    """Whether a text is a relative path, whatever there is."""
+    return text.partition("/")[0] in (".", "..")
+
+
+def _placed(folder: Path, text: str) -> str:
+    """Where a path of a folder leads; with no more links followed than is needed for that."""
+    place = _led_to(os.path.join(os.path.realpath(folder), text))
+    plain = os.path.normpath(os.path.join(folder, text))
+    return plain if _led_to(plain) == place else place
+
+
+def _led_to(path: str) -> str:
+    """Where a path leads, with its own last name: a file's name tells its kind, a link's target
+    may not.
+    """
+    head, name = os.path.split(path.rstrip("/"))
+    if name in ("", ".", ".."):
+        return os.path.realpath(path)
+    return os.path.join(os.path.realpath(head), name)

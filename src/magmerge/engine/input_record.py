@@ -16,7 +16,7 @@ from magmerge.checkpoints.output.provenance import Account, content_digest
 from magmerge.checkpoints.output.target import Target
 from magmerge.core.lazy import load
 from magmerge.core.recipe import Recipe
-from magmerge.core.recipe_paths import seen_from, with_paths
+from magmerge.core.recipe_paths import seen_from, told_from, with_paths
 from magmerge.engine.executors import local
 from magmerge.engine.job import Input, Job
 
@@ -114,13 +114,7 @@ class RecordedPaths:
         path = target.path.absolute()
         self.job, self.folder = job, path.parent if target.single else path
         self.change = seen_from(self.folder, {document.name for document in job.documents})
-        self._absolute = {place: self._relative(place) for place in _places(job, path)}
-
-    def _relative(self, place: str) -> str:
-        try:
-            return Path(os.path.relpath(place, self.folder)).as_posix()
-        except ValueError:  # on another drive
-            return place
+        self._absolute = {place: told_from(self.folder, place) for place in _places(job, path)}
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """A recipe as it stands beside the result."""

@@ -16,7 +16,7 @@ from magmerge.checkpoints.donor import companion_files
 from magmerge.checkpoints.input_digests import is_as_recorded
 from magmerge.checkpoints.kinds import kinds_of, read_model_config
 from magmerge.checkpoints.load_checks import RESTORE, Check, Written, checks_of
-from magmerge.checkpoints.output.own_files import RECORD
+from magmerge.checkpoints.output.own_files import RECIPE, RECORD
 from magmerge.core import dtypes
 from magmerge.core.errors import Fault, shortened
 from magmerge.core.lazy import load, torch
@@ -142,8 +142,8 @@ def beside(place: Path, name: str) -> Path:
 
 
 def record_of(place: Path) -> dict[str, Any]:
-    """The record beside a folder's or a file's tensors, its paths as they are called from here;
-    empty where there is none to be read.
+    """The record beside a folder's or a file's tensors, its paths as they are called from here,
+    and without results of earlier documents, which are no paths; empty where there is none to read.
     """
     file = beside(place, RECORD)
     try:
@@ -152,14 +152,32 @@ def record_of(place: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict) or "magmerge" not in content:
         return {}
-    change = rooted_at(file.parent)
+    names = _documents(place, content)
+    change = rooted_at(file.parent, names)
     if isinstance(content.get("recipe"), dict):
         content["recipe"] = with_paths(content["recipe"], change)
     entries = content.get("inputs")
-    for entry in entries if isinstance(entries, list) else ():
-        if isinstance(entry, dict) and isinstance(entry.get("source"), str):
-            entry["source"] = change(entry["source"])
+    if isinstance(entries, list):
+        told = [each for each in entries if isinstance(each, dict)]
+        told = [each for each in told if isinstance(each.get("source"), str)]
+        own = [each for each in told if each["source"] not in names]
+        content["inputs"] = [{**each, "source": change(each["source"])} for each in own]
     return content
+
+
+def _documents(place: Path, record: Mapping[str, Any]) -> set[str]:
+    """The names of the documents that a result was made by, as its record and recipe tell them."""
+    entries = record.get("inputs")
+    told = entries if isinstance(entries, list) else []
+    names = {
+        str(each["document"]) for each in told if isinstance(each, dict) and "document" in each
+    }
+    try:
+        text = beside(place, RECIPE).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return names
+    documents = load("magmerge.core.plain_yaml:documents_of")(text)
+    return names | set(load("magmerge.core.plain_yaml:names_of")(documents))
 
 
 def record_checks(place: Path, record: Mapping[str, Any]) -> list[Check]:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from magmerge.checkpoints.loader import Model
 from magmerge.checkpoints.open_files import READ_REMEDIES
 from magmerge.checkpoints.output.layout import SUFFIX
 from magmerge.checkpoints.output.own_files import RECIPE, RECORD
-from magmerge.core.errors import MagmergeError, ParameterError, suggestion
+from magmerge.core.errors import (
+    CheckpointError,
+    MagmergeError,
+    ParameterError,
+    shortened,
+    suggestion,
+)
 from magmerge.core.lazy import load
-from magmerge.core.plain_yaml import PlainLoader, yaml_of
+from magmerge.core.plain_yaml import documents_of, names_of, yaml_of
 from magmerge.core.recipe import Recipe
 from magmerge.engine.opening import EXPERT
 
@@ -35,6 +40,7 @@ def recipes_of(
         except MagmergeError:
             check(recipe_text(recipe), str(recipe), held)
             raise
+        check_called(recipe, held)
         check_documents(recipes)
         check(recipe_text(recipe), str(recipe), held)
         return recipes
@@ -62,22 +68,10 @@ def read_recipes(path: str | Path, rules: str = "better") -> list[Recipe]:
 
 def recipe_text(path: str | Path) -> str:
     """What a recipe's file holds; ParameterError where it cannot be read."""
-    file = Path(path)
-    if file.is_dir():
-        file = file / RECIPE
-        if not file.exists():
-            raise ParameterError(
-                f"it is a folder without a recipe ({RECIPE})",
-                source=path,
-                remedy="name models with --base and --expert, or give a recipe's file",
-            )
-    elif file.name.endswith(RECORD):
-        file = file.with_name(file.name.removesuffix(RECORD) + RECIPE)
-    elif file.suffix == SUFFIX:
-        file = file.with_name(f"{file.name.removesuffix(SUFFIX)}.{RECIPE}")
+    file = _file_of(path)
     try:
         text = file.read_text(encoding="utf-8")
-        return _from_here(text, file) if file.name.endswith(RECIPE) else text
+        return _from_here(text, file) if _is_beside(file) else text
     except UnicodeDecodeError as error:
         raise ParameterError(
             "it is no UTF-8 text", source=file, remedy="save it as UTF-8"
@@ -93,19 +87,71 @@ def recipe_text(path: str | Path) -> str:
         ) from error
 
 
+def check_called(path: str | Path, held: Container[str] = ()) -> None:
+    """CheckpointError where models that the recipe beside a result calls are not where it says;
+    `held` are those that a call has in place of their paths.
+    """
+    file, lost = _file_of(path), list[str]()
+    if not _is_beside(file):
+        return
+    contents = documents_of(file.read_text(encoding="utf-8", errors="replace"))
+    change = _change(file, contents, lost)
+    for content in contents:
+        experts = content.get("experts")
+        named = experts if isinstance(experts, dict) else {}
+        models = {"base": content.get("base"), "merged": content.get("merged"), **named}
+        for name, model in models.items():
+            if isinstance(model, str) and name not in held:
+                change(model)
+    if lost:
+        told = shortened([*dict.fromkeys(lost)])
+        raise CheckpointError(
+            f"no such file or folder, as called from its folder: {told}",
+            source=file,
+            remedy="move the result and its inputs to where they lay to each other, or write into "
+            f"{file.name} where the inputs are now",
+        )
+
+
+def _file_of(path: str | Path) -> Path:
+    """The recipe's file that a file, a result or its record stands for."""
+    file = Path(path)
+    if file.is_dir():
+        file = file / RECIPE
+        if not file.exists():
+            raise ParameterError(
+                f"it is a folder without a recipe ({RECIPE})",
+                source=path,
+                remedy="name models with --base and --expert, or give a recipe's file",
+            )
+    elif file.name.endswith(RECORD):
+        file = file.with_name(file.name.removesuffix(RECORD) + RECIPE)
+    elif file.suffix == SUFFIX:
+        file = file.with_name(f"{file.name.removesuffix(SUFFIX)}.{RECIPE}")
+    return file
+
+
+def _is_beside(file: Path) -> bool:
+    """Whether a recipe lies beside a result, whose record tells that; any other is somebody's."""
+    own = file.name == RECIPE or file.name.endswith(f".{RECIPE}")
+    return own and file.with_name(file.name.removesuffix(RECIPE) + RECORD).is_file()
+
+
 def _from_here(text: str, file: Path) -> str:
     """The recipe beside a result, whose paths are called from its folder, with those from here."""
-    try:
-        contents = [*yaml.load_all(text, PlainLoader)]
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return text
-    if not all(isinstance(content, dict) for content in contents):
-        return text
-    rooted_at = load("magmerge.core.recipe_paths:rooted_at")
-    with_paths = load("magmerge.core.recipe_paths:with_paths")
-    change = rooted_at(file.parent, [str(content.get("name")) for content in contents])
+    contents = documents_of(text)
+    with_paths, change = load("magmerge.core.recipe_paths:with_paths"), _change(file, contents)
     rooted = [with_paths(content, change) for content in contents]
     return text if rooted == contents else "---\n".join(map(yaml_of, rooted))
+
+
+def _change(
+    file: Path, contents: Sequence[Mapping[str, Any]], lost: list[str] | None = None
+) -> Callable[[str], str]:
+    change: Callable[[str], str] = load("magmerge.core.recipe_paths:rooted_at")(
+        file.parent, names_of(contents), lost
+    )
+    return change
 
 
 def check_documents(recipes: Sequence[Recipe]) -> None:

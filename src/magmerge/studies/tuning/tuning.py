@@ -22,7 +22,7 @@ from magmerge.engine.outputs import named_path
 from magmerge.engine.result import Result
 from magmerge.evaluation.entries import ModelEntry
 from magmerge.pipeline.documents import run
-from magmerge.pipeline.recipe_files import recipe_text
+from magmerge.pipeline.recipe_files import check_called, recipe_text
 from magmerge.studies.tuning.measures import Measure, OpenMeasure, open_measure
 from magmerge.studies.tuning.merged_models import Bench, Measuring
 from magmerge.studies.tuning.proposals import check_sampler
@@ -230,7 +230,9 @@ def _text(recipe: str | Path) -> tuple[str, str]:
     """A recipe's text, and what messages call it: a text has several lines."""
     if isinstance(recipe, str) and "\n" in recipe:
         return recipe, "the recipe"
-    return recipe_text(recipe), str(recipe)
+    text = recipe_text(recipe)
+    check_called(recipe)
+    return text, str(recipe)
 
 
 def _folder(recipe: str | Path, out: str | Path | None) -> Path | None:
