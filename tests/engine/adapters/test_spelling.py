@@ -126,5 +126,5 @@ def test_trigger_words_are_the_first_input_s_and_others_are_told(tmp_path: Path)
     assert metadata["modelspec.thumbnail"] == "data:"
     assert "sshs_model_hash" not in metadata
     record = json.loads((tmp_path / "out.magmerge.json").read_text())
-    dropped = {files[1].name: ["modelspec.title", "note", "ss_tag_frequency"]}
+    dropped = {f"./{files[1].name}": ["modelspec.title", "note", "ss_tag_frequency"]}
     assert record["dropped_entries"] == dropped
