@@ -29,7 +29,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 def _timeless(file: Path) -> bytes:
     if file.name != "trials.jsonl":
         return file.read_bytes()
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    try:
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+    except json.JSONDecodeError:
+        # A kill has torn the last line; the next run puts it right.
+        return file.read_bytes()
     return json.dumps(
         [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
     ).encode()

@@ -207,6 +207,11 @@ def test_a_shelf_that_is_the_users_own_is_left_alone(
     assert outcome.code == 1, outcome.message
     assert (shelf / "diary").read_text() == "mine"
     assert not (tmp_path / "out").exists()
+    # A kill may leave it empty: before its mark is made, and after that is removed.
+    (shelf / "diary").unlink()
+    outcome = magmerge_cli("merge", file, tmp_path / "out")
+    assert outcome.code == 0, outcome.message
+    assert not shelf.exists()
 
 
 def test_a_recipe_of_the_users_own_is_not_replaced(

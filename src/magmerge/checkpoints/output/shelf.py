@@ -62,7 +62,9 @@ def shelf_for(out: str | Path | None, count: int, *, resume: bool) -> Iterator[S
 
 def _taken(folder: Path, target: Path) -> int:
     """The shelf's lock; the shelf is made where there is none."""
-    if folder.is_symlink() or (folder.exists() and not (folder / MARK).is_file()):
+    # An empty folder is what a kill leaves just before it is marked, or just before it is gone.
+    marked = (folder / MARK).is_file() or (folder.is_dir() and not any(folder.iterdir()))
+    if folder.is_symlink() or (folder.exists() and not marked):
         problem = "it stands where magmerge would put the results of earlier documents"
         raise output_error(folder, problem, "move it away, or choose another output")
     with disk_errors(target):
